@@ -1,0 +1,142 @@
+#include "cpu/kernels/channels.h"
+
+#include <algorithm>
+#include <cstddef>
+
+#include "core/mask_table.h"
+#include "core/scalar_types.h"
+
+namespace prunekernels {
+namespace {
+
+constexpr int64_t kLanes = 16;
+
+template <typename T>
+double plane_sum(const T* plane, int64_t pixels) {
+  double lanes[kLanes] = {};
+  int64_t p = 0;
+  for (; p + kLanes <= pixels; p += kLanes)
+    for (int64_t i = 0; i < kLanes; ++i) lanes[i] += static_cast<double>(plane[p + i]);
+  double sum = 0;
+  for (; p < pixels; ++p) sum += static_cast<double>(plane[p]);
+  for (double lane : lanes) sum += lane;
+  return sum;
+}
+
+template <size_t bytes>
+struct BitsOfSize;
+template <>
+struct BitsOfSize<2> {
+  using type = uint16_t;
+};
+template <>
+struct BitsOfSize<4> {
+  using type = uint32_t;
+};
+template <>
+struct BitsOfSize<8> {
+  using type = uint64_t;
+};
+template <typename T>
+using BitsOf = typename BitsOfSize<sizeof(T)>::type;
+
+// All ones in a NaN and in an infinity.
+template <typename T>
+constexpr BitsOf<T> kExponent = 0;
+template <>
+constexpr uint32_t kExponent<float> = 0x7f800000;
+template <>
+constexpr uint64_t kExponent<double> = 0x7ff0000000000000;
+template <>
+constexpr uint16_t kExponent<BFloat16> = 0x7f80;
+template <>
+constexpr uint16_t kExponent<Half> = 0x7c00;
+
+// Nonzero where the value lacks the property; -0 counts as not zero, so that it gets replaced.
+template <typename T>
+BitsOf<T> offends(Property property, BitsOf<T> value) {
+  return property == Property::zero ? value : (value & kExponent<T>) == kExponent<T>;
+}
+
+template <typename T>
+T narrow(double value) {
+  return Arithmetic<T>::narrow(static_cast<typename Arithmetic<T>::type>(value));
+}
+
+}  // namespace
+
+template <typename T>
+void channel_sums(const ChannelView<const T>& x, const int32_t* slot, T* sums, int64_t begin, int64_t end) {
+  const auto dead = [&](int64_t c) { return slot && slot[c] == kDead; };
+  if (x.pixel == 1) {
+    for (int64_t c = begin; c < end; ++c) {
+      double sum = 0;
+      if (!dead(c))
+        for (int64_t n = 0; n < x.batches; ++n) sum += plane_sum(x.data + n * x.batch + c * x.channel, x.pixels);
+      sums[c] = narrow<T>(sum);
+    }
+    return;
+  }
+  for (int64_t first = begin; first < end; first += kLanes) {
+    const int64_t count = std::min(kLanes, end - first);
+    double lanes[kLanes] = {};
+    for (int64_t n = 0; n < x.batches; ++n)
+      for (int64_t p = 0; p < x.pixels; ++p) {
+        const T* at = x.data + n * x.batch + p * x.pixel + first * x.channel;
+        for (int64_t i = 0; i < count; ++i) lanes[i] += static_cast<double>(at[i * x.channel]);
+      }
+    for (int64_t i = 0; i < count; ++i) sums[first + i] = dead(first + i) ? T{} : narrow<T>(lanes[i]);
+  }
+}
+
+template <typename T>
+bool dead_planes_are(Property property, const ChannelView<const T>& x, const int32_t* slot, int64_t begin,
+                     int64_t end) {
+  for (int64_t c = begin; c < end; ++c) {
+    if (slot[c] >= 0) continue;
+    for (int64_t n = 0; n < x.batches; ++n) {
+      const BitsOf<T>* at = reinterpret_cast<const BitsOf<T>*>(x.data + n * x.batch + c * x.channel);
+      BitsOf<T> offence = 0;  // no exit inside: the loop vectorises
+      for (int64_t p = 0; p < x.pixels; ++p) offence |= offends<T>(property, at[p]);
+      if (offence) return false;
+    }
+  }
+  return true;
+}
+
+template <typename T>
+bool dead_pixels_are(Property property, const T* x, int64_t channels, const int32_t* slot, int64_t begin, int64_t end) {
+  constexpr int64_t kBlock = 256;  // channels at a time, so that the offences stay in registers and L1
+  const BitsOf<T>* bits = reinterpret_cast<const BitsOf<T>*>(x);
+  for (int64_t first = 0; first < channels; first += kBlock) {
+    const int64_t count = std::min(kBlock, channels - first);
+    if (std::none_of(slot + first, slot + first + count, [](int32_t s) { return s < 0; })) continue;
+    BitsOf<T> offence[kBlock] = {};
+    for (int64_t p = begin; p < end; ++p) {
+      const BitsOf<T>* at = bits + p * channels + first;
+      for (int64_t i = 0; i < count; ++i) offence[i] |= offends<T>(property, at[i]);
+    }
+    for (int64_t i = 0; i < count; ++i)
+      if (slot[first + i] < 0 && offence[i]) return false;
+  }
+  return true;
+}
+
+template <typename T>
+void fill_channel(const ChannelView<T>& x, int64_t c, T value) {
+  for (int64_t n = 0; n < x.batches; ++n)
+    for (int64_t p = 0; p < x.pixels; ++p) x.data[n * x.batch + c * x.channel + p * x.pixel] = value;
+}
+
+#define PK_INSTANTIATE(T)                                                                                 \
+  template void channel_sums(const ChannelView<const T>&, const int32_t*, T*, int64_t, int64_t);          \
+  template bool dead_planes_are(Property, const ChannelView<const T>&, const int32_t*, int64_t, int64_t); \
+  template bool dead_pixels_are(Property, const T*, int64_t, const int32_t*, int64_t, int64_t);           \
+  template void fill_channel(const ChannelView<T>&, int64_t, T);
+PK_INSTANTIATE(float)
+PK_INSTANTIATE(double)
+PK_INSTANTIATE(BFloat16)
+PK_INSTANTIATE(Half)
+#undef PK_INSTANTIATE
+
+}  // namespace prunekernels

@@ -1,0 +1,37 @@
+// Weights between full width [K, C / G, R, S] and the compact convolution [live_groups * out_per_group, in_per_group,
+// R, S].
+#pragma once
+
+#include <cstdint>
+
+#include "core/mask_table.h"
+
+namespace prunekernels {
+
+struct WeightLayout {  // strides in elements; taps of an OHWI tensor are Cg apart, of an OIHW tensor 1
+  int64_t row, channel, tap;
+};
+
+// compact[i, j, t] = full[out_index[i], in_index[j], t] where that kernel is live, else 0. Rows begin..end of the
+// compact tensor.
+template <typename T>
+void pack_weight(const T* full, const WeightLayout& full_layout, T* compact, const WeightLayout& compact_layout,
+                 int64_t taps, const MaskTable& mask, int64_t begin, int64_t end);
+
+// full[k, c, t] = compact[out_slot[k], in_slot[c], t] * scale[k] where that kernel is live, else 0. Rows begin..end of
+// the full tensor. Null scale: 1. A scale of 0 gives exact zeros, whatever the gradient holds.
+template <typename T>
+void unpack_grad_weight(const T* compact, const WeightLayout& compact_layout, T* full, const WeightLayout& full_layout,
+                        int64_t taps, const MaskTable& mask, const float* scale, int64_t begin, int64_t end);
+
+// to[k, c, t] = from[k, c, t] * scale[k] where that kernel is live, else 0. In place if to == from. Null mask: all
+// live.
+template <typename T>
+void mask_weight(const T* from, T* to, const WeightLayout& layout, int64_t channels, int64_t taps,
+                 const MaskTable* mask, const float* scale, int64_t begin, int64_t end);
+
+// Whether every dead kernel already holds zeros, so that mask_weight would change nothing.
+template <typename T>
+bool dead_weights_are_zero(const T* full, const WeightLayout& layout, int64_t taps, const MaskTable& mask);
+
+}  // namespace prunekernels
