@@ -1,0 +1,40 @@
+// What every masked convolution operator checks and derives first, whatever the device.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/ArrayRef.h>
+
+#include <optional>
+#include <string_view>
+
+#include "core/conv_shape.h"
+#include "core/mask_table.h"
+#include "core/plan.h"
+
+namespace prunekernels {
+
+struct ConvParams {  // as the operators receive them
+  c10::IntArrayRef stride, padding, dilation;
+  int64_t groups;
+};
+
+// Sizes of the problem, checked; x_size is [N, C, H, W], weight [K, C / groups, R, S].
+ConvShape make_shape(const char* op, c10::IntArrayRef x_size, const at::Tensor& weight, const ConvParams& params);
+
+void check_dtype(const char* op, const char* argument, const at::Tensor& tensor, const at::Tensor& like);
+void check_grad_out(const char* op, const at::Tensor& grad_out, const ConvShape& shape);
+void check_scale(const char* op, const std::optional<at::Tensor>& scale, int64_t K);
+
+// The host view of a mask table for these sizes; empty where nothing is dead, so that callers have one plain case.
+std::optional<MaskTable> read_mask(const char* op, const char* argument, const std::optional<at::Tensor>& mask,
+                                   int64_t K, int64_t C, int64_t G);
+
+// The same where only the number of filters is known.
+std::optional<MaskTable> read_filter_mask(const char* op, const char* argument, const std::optional<at::Tensor>& mask,
+                                          int64_t K);
+
+// Resolves "auto", "dense" or "compact".
+bool use_compact(const char* op, std::string_view plan, const ConvShape& shape, const MaskTable& mask,
+                 Direction direction);
+
+}  // namespace prunekernels

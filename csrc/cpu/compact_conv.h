@@ -1,0 +1,33 @@
+// The pieces of the compact plan on CPU: live lists as channel maps, packed weights, and the batch chunks that keep
+// copies in cache.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "conv_args.h"
+#include "cpu/channel_map.h"
+
+namespace prunekernels {
+
+struct CompactConv {
+  CompactConv(const ConvShape& shape, const MaskTable& mask, at::MemoryFormat format);
+
+  at::Tensor pack_weight(const at::Tensor& weight) const;  // [K, Cg, R, S] -> [out_count, in_per_group, R, S]
+  at::Tensor pack_bias(const at::Tensor& bias) const;      // [K] -> [out_count]
+  // [out_count, in_per_group, R, S] -> the layout of like [K, Cg, R, S], rows scaled, exact zeros for dead kernels.
+  at::Tensor unpack_grad_weight(const at::Tensor& compact, const at::Tensor& like, const float* scale) const;
+
+  int64_t chunk(int64_t element_bytes) const;  // images per batch chunk
+  at::Tensor buffer(const at::Tensor& like, int64_t images, int64_t channels, int64_t height, int64_t width) const;
+
+  const ConvShape& shape;
+  const MaskTable& mask;
+  at::MemoryFormat format;
+  ChannelMap out, in;
+};
+
+// images first..first+count of x, gathered into buffer (or as they are, where every channel is live).
+at::Tensor gather_images(const ChannelMap& map, const at::Tensor& x, int64_t first, int64_t count,
+                         const at::Tensor& buffer);
+
+}  // namespace prunekernels

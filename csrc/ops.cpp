@@ -1,0 +1,41 @@
+// Every operator of the library, one line of maths above each. mask, grad_mask: tables made by conv_mask; none:
+// everything is live. E = filter & kernel & input mask of the table, f = its filter mask, i = its input mask; where(),
+// never a product with a mask.
+#include <torch/library.h>
+
+TORCH_LIBRARY(prunekernels, m) {
+  // Sorted live lists, counts and one bit per kernel of E, in an int32 array of a size given by (K, C, G).
+  m.def(
+      "conv_mask(Tensor? filter_mask, Tensor? kernel_mask, Tensor? input_mask, int out_channels, int in_channels, int "
+      "groups)"
+      " -> Tensor");
+
+  // y = conv2d(where(i, x, 0), where(E, weight, 0), where(f, bias, 0)); grad_mask and grad_scale only reach the
+  // weight's gradient.
+  m.def(
+      "masked_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? mask, Tensor? grad_mask, Tensor? grad_scale, "
+      "SymInt[2] stride,"
+      " SymInt[2] padding, SymInt[2] dilation, SymInt groups, str plan) -> Tensor");
+
+  // grad_x = where(i, conv_transpose2d(where(f, grad_out, 0), where(E, weight, 0)), 0)
+  m.def(
+      "masked_conv2d_grad_input(Tensor grad_out, Tensor weight, Tensor? mask, SymInt[4] x_size, bool channels_last, "
+      "SymInt[2] stride,"
+      " SymInt[2] padding, SymInt[2] dilation, SymInt groups, str plan) -> Tensor");
+
+  // grad_w[k] = grad_scale[k] * where(E[k], correlate(x, grad_out[k]), 0); weight gives its size and layout only. The
+  // hard gradient takes the layer's mask, the dense (soft) one a mask made of the input mask alone.
+  m.def(
+      "masked_conv2d_grad_weight(Tensor grad_out, Tensor x, Tensor weight, Tensor? mask, Tensor? grad_scale, SymInt[2] "
+      "stride,"
+      " SymInt[2] padding, SymInt[2] dilation, SymInt groups, str plan) -> Tensor");
+
+  // grad_b[k] = where(f[k], sum over n, p, q of grad_out[n, k, p, q], 0)
+  m.def("masked_conv2d_grad_bias(Tensor grad_out, Tensor? mask) -> Tensor");
+
+  // compact[n, j] = x[n, index[j]]
+  m.def("gather_channels(Tensor x, Tensor index) -> Tensor");
+
+  // full[n, index[j]] = x[n, j], 0 elsewhere
+  m.def("scatter_channels(Tensor x, Tensor index, SymInt channels) -> Tensor");
+}
