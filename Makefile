@@ -1,0 +1,42 @@
+# make demo and make test each do everything on a fresh machine with Python >= 3.10 and a C++ compiler.
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+VENV   := .venv
+BIN    := $(VENV)/bin
+CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inc' 'csrc/*.cu' 'csrc/*.cuh')
+
+.PHONY: demo test lint format build bench clean
+
+demo: $(VENV)/.ready build
+	mkdir -p out
+	$(BIN)/python benchmarks/conv.py --suite tiny --kept 1.0 0.7 0.5 0.3 --plot out/demo.png --json out/demo.json
+
+test: $(VENV)/.ready build
+	$(BIN)/python -m pytest python_tests
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(VENV)/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+bench: $(VENV)/.ready build
+	$(BIN)/python benchmarks/conv.py --suite resnet50 vgg16_cifar resnet56_cifar --kept 0.7 0.5 0.3
+
+# Compiles what changed since the last time.
+build: $(VENV)/.ready
+	$(BIN)/python setup.py -q build_ext --inplace
+
+$(VENV)/.ready: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q "$(TORCH)" numpy ninja pybind11 "setuptools>=64" wheel
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[cli,test,dev]"
+	touch $@
+
+clean:
+	rm -rf build out $(VENV) *.egg-info prunekernels/_C*.so

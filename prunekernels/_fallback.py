@@ -1,0 +1,145 @@
+"""The operators in pure torch, for want of the extension or of its kernels for a device. Same numbers, no speed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+from . import _table
+
+_MASKS = "Tensor? filter_mask, Tensor? kernel_mask, Tensor? input_mask"
+_CONV = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, str plan"
+SCHEMAS = (
+    f"conv_mask({_MASKS}, int out_channels, int in_channels, int groups) -> Tensor",
+    "masked_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? mask, Tensor? grad_mask, Tensor? grad_scale,"
+    f" {_CONV}) -> Tensor",
+    "masked_conv2d_grad_input(Tensor grad_out, Tensor weight, Tensor? mask, SymInt[4] x_size, bool channels_last,"
+    f" {_CONV}) -> Tensor",
+    "masked_conv2d_grad_weight(Tensor grad_out, Tensor x, Tensor weight, Tensor? mask, Tensor? grad_scale,"
+    f" {_CONV}) -> Tensor",
+    "masked_conv2d_grad_bias(Tensor grad_out, Tensor? mask) -> Tensor",
+    "gather_channels(Tensor x, Tensor index) -> Tensor",
+    "scatter_channels(Tensor x, Tensor index, SymInt channels) -> Tensor",
+)
+
+
+def _where(live: Tensor, x: Tensor, *shape: int) -> Tensor:
+    return torch.where(live.view(*shape), x, x.new_zeros(()))
+
+
+def _mask_weight(weight: Tensor, mask: Tensor | None, C: int) -> Tensor:
+    if mask is None:
+        return weight
+    K, Cg = weight.shape[:2]
+    return _where(_table.live_kernels(mask, K, C, Cg), weight, K, Cg, 1, 1)
+
+
+def conv_mask(filter_mask, kernel_mask, input_mask, out_channels, in_channels, groups):
+    K, C = out_channels, in_channels
+    if groups < 1 or C % groups or K % groups:
+        raise ValueError(f"conv_mask: groups: expected a divisor of {K} filters and {C} input channels, got {groups}")
+    expected = {
+        "filter_mask": (filter_mask, (K,)),
+        "kernel_mask": (kernel_mask, (K, C // groups)),
+        "input_mask": (input_mask, (C,)),
+    }
+    for name, (mask, shape) in expected.items():
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != shape or mask.device.type != "cpu"):
+            got = f"{mask.dtype} {list(mask.shape)} on {mask.device}"
+            raise ValueError(f"conv_mask: {name}: expected bool {list(shape)} on the CPU, got {got}")
+    return _table.build(filter_mask, kernel_mask, input_mask, K, C, groups)
+
+
+def masked_conv2d(x, weight, bias, mask, grad_mask, grad_scale, stride, padding, dilation, groups, plan):
+    layout, K, C = suggest_memory_format(x), weight.shape[0], x.shape[1]
+    if mask is not None:
+        x = _where(_table.read_channels(mask, K, C), x, 1, C, 1, 1)
+        bias = None if bias is None else _where(_table.live_filters(mask, K), bias, K)
+    weight = _mask_weight(weight, mask, C).contiguous(memory_format=layout)
+    y = torch.convolution(x, weight, bias, stride, padding, dilation, False, (0, 0), groups)
+    if mask is not None:
+        y = _where(_table.live_filters(mask, K), y, 1, K, 1, 1)
+    return y.contiguous(memory_format=layout)
+
+
+def masked_conv2d_grad_input(grad_out, weight, mask, x_size, channels_last, stride, padding, dilation, groups, plan):
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    K, C = weight.shape[0], x_size[1]
+    if mask is not None:
+        grad_out = _where(_table.computed_filters(mask, K), grad_out, 1, K, 1, 1)
+    grad_out = grad_out.contiguous(memory_format=layout)
+    weight = _mask_weight(weight, mask, C).contiguous(memory_format=layout)
+    x = torch.empty(x_size, dtype=grad_out.dtype, device=grad_out.device, memory_format=layout)
+    args = (None, stride, padding, dilation, False, (0, 0), groups, (True, False, False))
+    grad_x = torch.ops.aten.convolution_backward(grad_out, x, weight, *args)[0]
+    if mask is not None:
+        grad_x = _where(_table.read_channels(mask, K, C), grad_x, 1, C, 1, 1)
+    return grad_x.contiguous(memory_format=layout)
+
+
+def masked_conv2d_grad_weight(grad_out, x, weight, mask, grad_scale, stride, padding, dilation, groups, plan):
+    args = (None, stride, padding, dilation, False, (0, 0), groups, (False, True, False))
+    grad = torch.ops.aten.convolution_backward(grad_out.contiguous(), x.contiguous(), weight.contiguous(), *args)[1]
+    grad = _mask_weight(grad, mask, x.shape[1])
+    if grad_scale is not None:
+        scale = grad_scale.view(-1, 1, 1, 1)
+        grad = torch.where(scale == 0, grad.new_zeros(()), grad * scale).to(weight.dtype)
+    return grad.contiguous(memory_format=suggest_memory_format(weight))
+
+
+def masked_conv2d_grad_bias(grad_out, mask):
+    sums = grad_out.sum((0, 2, 3), dtype=torch.float64).to(grad_out.dtype)
+    return sums if mask is None else _where(_table.live_filters(mask, sums.shape[0]), sums, -1)
+
+
+def _check_index(op: str, index: Tensor, channels: int) -> Tensor:
+    if index.dtype != torch.int32 or index.dim() != 1:
+        raise ValueError(f"{op}: index: expected int32 [live], got {index.dtype} {list(index.shape)}")
+    if index.device.type == "cpu" and index.numel():  # elsewhere the check would wait for the device
+        if bool((index.diff() <= 0).any()) or int(index[0]) < 0 or int(index[-1]) >= channels:
+            raise ValueError(
+                f"{op}: index: expected strictly increasing channels below {channels}, got {index.tolist()}"
+            )
+    return index.long()
+
+
+def gather_channels(x, index):
+    index = _check_index("gather_channels", index, x.shape[1])
+    return x.index_select(1, index).contiguous(memory_format=suggest_memory_format(x))
+
+
+def scatter_channels(x, index, channels):
+    index = _check_index("scatter_channels", index, channels)
+    if x.shape[1] != index.numel():
+        raise ValueError(f"scatter_channels: x: expected {index.numel()} channels, one per index, got {list(x.shape)}")
+    layout = suggest_memory_format(x)
+    size = (x.shape[0], channels, *x.shape[2:])
+    full = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout).zero_()
+    return full.index_copy_(1, index, x)
+
+
+def define() -> torch.library.Library:
+    """Defines the schemas and implements them for every device."""
+    library = torch.library.Library("prunekernels", "DEF")
+    for schema in SCHEMAS:
+        library.define(schema)
+    implement(library, "CompositeExplicitAutograd", (conv_mask,))
+    implement(library, "CompositeExplicitAutograd")
+    return library
+
+
+def implement(
+    library: torch.library.Library,
+    key: str,
+    operators=(
+        masked_conv2d,
+        masked_conv2d_grad_input,
+        masked_conv2d_grad_weight,
+        masked_conv2d_grad_bias,
+        gather_channels,
+        scatter_channels,
+    ),
+) -> None:
+    for operator in operators:
+        library.impl(operator.__name__, operator, key)

@@ -1,0 +1,181 @@
+"""Fake kernels, gradients and autocast of the operators.
+
+A masked convolution is bilinear, so the gradients of each of its three operators are the other two.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+from . import _ext, _table
+
+ops = _ext.ops
+_register_fake = torch.library.register_fake
+_register_autograd = torch.library.register_autograd
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return suggest_memory_format(x) == torch.channels_last
+
+
+def _empty(like: Tensor, size, channels_last: bool) -> Tensor:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=layout)
+
+
+# ---- shapes ---------------------------------------------------------------------------------------------------------
+
+
+@_register_fake("prunekernels::conv_mask")
+def _(filter_mask, kernel_mask, input_mask, out_channels, in_channels, groups):
+    device = next((m.device for m in (filter_mask, kernel_mask, input_mask) if m is not None), None)
+    return torch.empty(_table.words(out_channels, in_channels, groups), dtype=torch.int32, device=device or "cpu")
+
+
+@_register_fake("prunekernels::masked_conv2d")
+def _(x, weight, bias, mask, grad_mask, grad_scale, stride, padding, dilation, groups, plan):
+    size = [x.shape[0], weight.shape[0]]
+    for i in range(2):
+        size.append((x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1)
+    return _empty(x, size, _is_channels_last(x))
+
+
+@_register_fake("prunekernels::masked_conv2d_grad_input")
+def _(grad_out, weight, mask, x_size, channels_last, stride, padding, dilation, groups, plan):
+    return _empty(grad_out, x_size, channels_last)
+
+
+@_register_fake("prunekernels::masked_conv2d_grad_weight")
+def _(grad_out, x, weight, mask, grad_scale, stride, padding, dilation, groups, plan):
+    return _empty(weight, weight.shape, _is_channels_last(weight))
+
+
+@_register_fake("prunekernels::masked_conv2d_grad_bias")
+def _(grad_out, mask):
+    return grad_out.new_empty(grad_out.shape[1])
+
+
+@_register_fake("prunekernels::gather_channels")
+def _(x, index):
+    return _empty(x, (x.shape[0], index.shape[0], x.shape[2], x.shape[3]), _is_channels_last(x))
+
+
+@_register_fake("prunekernels::scatter_channels")
+def _(x, index, channels):
+    return _empty(x, (x.shape[0], channels, x.shape[2], x.shape[3]), _is_channels_last(x))
+
+
+# ---- gradients ------------------------------------------------------------------------------------------------------
+
+
+def _setup_conv(ctx, inputs, output):
+    x, weight, bias, mask, grad_mask, grad_scale, *ctx.conv = inputs
+    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, mask, grad_mask, grad_scale)
+    ctx.x_size, ctx.channels_last = x.shape, _is_channels_last(x)
+
+
+def _conv_backward(ctx, grad_out):
+    x, weight, mask, grad_mask, grad_scale = ctx.saved_tensors
+    grad_x = grad_weight = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_x = ops.masked_conv2d_grad_input(grad_out, weight, mask, ctx.x_size, ctx.channels_last, *ctx.conv)
+    if ctx.needs_input_grad[1]:
+        grad_weight = ops.masked_conv2d_grad_weight(grad_out, x, weight, grad_mask, grad_scale, *ctx.conv)
+    if ctx.needs_input_grad[2]:
+        grad_bias = ops.masked_conv2d_grad_bias(grad_out, mask)
+    return grad_x, grad_weight, grad_bias, *[None] * 8
+
+
+def _setup_grad_input(ctx, inputs, output):
+    grad_out, weight, mask, _, _, *ctx.conv = inputs
+    ctx.save_for_backward(grad_out, weight, mask)
+
+
+def _grad_input_backward(ctx, grad):
+    grad_out, weight, mask = ctx.saved_tensors
+    to_grad_out = to_weight = None
+    if ctx.needs_input_grad[0]:
+        to_grad_out = ops.masked_conv2d(grad, weight, None, mask, mask, None, *ctx.conv)
+    if ctx.needs_input_grad[1]:
+        to_weight = ops.masked_conv2d_grad_weight(grad_out, grad, weight, mask, None, *ctx.conv)
+    return to_grad_out, to_weight, *[None] * 8
+
+
+def _setup_grad_weight(ctx, inputs, output):
+    grad_out, x, _, mask, grad_scale, *ctx.conv = inputs
+    ctx.save_for_backward(grad_out, x, mask, grad_scale)
+
+
+def _grad_weight_backward(ctx, grad):
+    grad_out, x, mask, grad_scale = ctx.saved_tensors
+    if grad_scale is not None:
+        scale = grad_scale.to(grad.dtype).view(-1, 1, 1, 1)
+        grad = torch.where(scale == 0, 0, grad * scale)
+    to_grad_out = to_x = None
+    if ctx.needs_input_grad[0]:
+        to_grad_out = ops.masked_conv2d(x, grad, None, mask, mask, None, *ctx.conv)
+    if ctx.needs_input_grad[1]:
+        to_x = ops.masked_conv2d_grad_input(grad_out, grad, mask, x.shape, _is_channels_last(x), *ctx.conv)
+    return to_grad_out, to_x, *[None] * 8
+
+
+def _setup_grad_bias(ctx, inputs, output):
+    grad_out, mask = inputs
+    ctx.size = grad_out.shape
+    ctx.save_for_backward(mask)
+
+
+def _grad_bias_backward(ctx, grad):
+    (mask,) = ctx.saved_tensors
+    if mask is not None:
+        grad = torch.where(_table.live_filters(mask, grad.shape[0]), grad, 0)
+    return grad.view(1, -1, 1, 1).expand(ctx.size), None
+
+
+def _setup_channels(ctx, inputs, output):
+    ctx.channels = inputs[0].shape[1]
+    ctx.save_for_backward(inputs[1])
+
+
+def _gather_backward(ctx, grad):
+    return ops.scatter_channels(grad, ctx.saved_tensors[0], ctx.channels), None
+
+
+def _scatter_backward(ctx, grad):
+    return ops.gather_channels(grad, ctx.saved_tensors[0]), None, None
+
+
+_register_autograd("prunekernels::masked_conv2d", _conv_backward, setup_context=_setup_conv)
+_register_autograd("prunekernels::masked_conv2d_grad_input", _grad_input_backward, setup_context=_setup_grad_input)
+_register_autograd("prunekernels::masked_conv2d_grad_weight", _grad_weight_backward, setup_context=_setup_grad_weight)
+_register_autograd("prunekernels::masked_conv2d_grad_bias", _grad_bias_backward, setup_context=_setup_grad_bias)
+_register_autograd("prunekernels::gather_channels", _gather_backward, setup_context=_setup_channels)
+_register_autograd("prunekernels::scatter_channels", _scatter_backward, setup_context=_setup_channels)
+
+
+# ---- autocast -------------------------------------------------------------------------------------------------------
+
+
+def _autocast(device: str) -> None:
+    """masked_conv2d under autocast computes in the autocast dtype, as conv2d does."""
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+        torch._C.DispatchKey.AutocastCUDA
+    )
+
+    def cast(x, weight, bias, *rest):
+        dtype = torch.get_autocast_dtype(device)
+
+        def narrow(t: Tensor | None) -> Tensor | None:
+            eligible = t is not None and t.is_floating_point() and t.dtype != torch.float64
+            return t.to(dtype) if t is not None and eligible else t
+
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return ops.masked_conv2d(narrow(x), narrow(weight), narrow(bias), *rest)
+
+    _ext._library.impl("masked_conv2d", cast, f"Autocast{device.upper()}")
+
+
+_autocast("cpu")
+_autocast("cuda")

@@ -1,0 +1,186 @@
+"""The public functions: arguments as torch.nn.functional has them, checked, then the operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import autograd, plan
+from .masks import ConvMask, check_mask, make_table
+
+ops = autograd.ops
+WEIGHT_GRADS = ("masked", "dense")
+
+
+def masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    filter_mask: Tensor | None = None,
+    kernel_mask: Tensor | None = None,
+    input_mask: Tensor | None = None,
+    mask: ConvMask | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    weight_grad: str = "masked",
+    grad_scale: Tensor | None = None,
+) -> Tensor:
+    """conv2d of the live filters, channels and kernels; the dead ones cost nothing and give exact zeros.
+
+    Equivalent to: F.conv2d(where(input_mask, x, 0), where(filter_mask & kernel_mask & input_mask, weight, 0),
+    where(filter_mask, bias, 0), stride, padding, dilation, groups)
+
+    x [N, C, H, W] or [C, H, W]; weight [K, C / groups, R, S]; bias [K]. filter_mask [K], kernel_mask [K, C / groups],
+    input_mask [C]: bool, True = live; or one mask=ConvMask(...), which saves preparing them at every call.
+    weight_grad="dense" gives masked weights their gradient as if live (channels dead by input_mask still give 0);
+    grad_scale, float32 [K], multiplies the rows of weight's gradient, and 0 gives exact zeros. The bias of a dead
+    filter always has gradient 0.
+
+        >>> keep = torch.tensor([True, False, True, True])
+        >>> y = pk.masked_conv2d(torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), filter_mask=keep, padding=1)
+        >>> bool((y[:, 1] == 0).all())
+        True
+    """
+    op = "masked_conv2d"
+    check_conv(op, x, weight, bias, groups)
+    if weight_grad not in WEIGHT_GRADS:
+        raise ValueError(f"{op}: weight_grad: expected one of {', '.join(WEIGHT_GRADS)}, got {weight_grad!r}")
+    K, C = weight.shape[0], weight.shape[1] * groups
+    if grad_scale is not None:
+        check_grad_scale(op, grad_scale, K, weight.device)
+    table = grad_table = None
+    raw = (
+        ("filter_mask", filter_mask, (K,)),
+        ("kernel_mask", kernel_mask, (K, C // groups)),
+        ("input_mask", input_mask, (C,)),
+    )
+    if mask is not None:
+        given = [name for name, m, _ in raw if m is not None]
+        if given or not isinstance(mask, ConvMask):
+            got = type(mask).__name__ if not given else f"mask and {', '.join(given)}"
+            raise ValueError(f"{op}: mask: expected a ConvMask and no other mask beside it, got {got}")
+        table = mask.table(K, C, groups)
+        grad_table = table if weight_grad == "masked" else mask.table(K, C, groups, dense_grad=True)
+        if mask.nothing_dead and grad_scale is None:
+            return F.conv2d(x, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
+        if table.device != x.device:
+            raise ValueError(f"{op}: mask: expected a ConvMask on {x.device}, got one on {table.device}")
+    else:
+        for name, m, shape in raw:
+            if m is not None:
+                check_mask(op, name, m, shape, x.device)
+        if any(m is not None for _, m, _ in raw):
+            table = make_table(filter_mask, kernel_mask, input_mask, K, C, groups)
+            grad_table = table
+            if weight_grad == "dense":
+                grad_table = None if input_mask is None else make_table(None, None, input_mask, K, C, groups)
+    return conv2d_with_tables(x, weight, bias, table, grad_table, grad_scale, stride, padding, dilation, groups)
+
+
+def conv2d_with_tables(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    table: Tensor | None,
+    grad_table: Tensor | None,
+    grad_scale: Tensor | None,
+    stride: int | Sequence[int],
+    padding: int | str | Sequence[int],
+    dilation: int | Sequence[int],
+    groups: int,
+) -> Tensor:
+    """masked_conv2d once the masks are tables: what the layer calls at every step."""
+    op = "masked_conv2d"
+    stride, dilation = pair(op, "stride", stride), pair(op, "dilation", dilation)
+    if isinstance(padding, str):
+        x, padding = pad_string(op, x, padding, weight.shape[2:], stride, dilation)
+    batched = x if x.dim() == 4 else x.unsqueeze(0)
+    y = ops.masked_conv2d(
+        batched,
+        weight,
+        bias,
+        table,
+        grad_table,
+        grad_scale,
+        stride,
+        pair(op, "padding", padding),
+        dilation,
+        groups,
+        plan.current(),
+    )
+    return y if x.dim() == 4 else y.squeeze(0)
+
+
+def gather_channels(x: Tensor, index: Tensor) -> Tensor:
+    """x[:, index], in x's memory format: x [N, C, H, W], index int32 [live], strictly increasing."""
+    _check_index_device("gather_channels", x, index)
+    return ops.gather_channels(x, index)
+
+
+def scatter_channels(x: Tensor, index: Tensor, channels: int) -> Tensor:
+    """The adjoint of gather_channels: x [N, live, H, W] at index in [N, channels, H, W], zeros elsewhere."""
+    _check_index_device("scatter_channels", x, index)
+    return ops.scatter_channels(x, index, channels)
+
+
+def _check_index_device(op: str, x: Tensor, index: Tensor) -> None:
+    if index.device != x.device:
+        raise ValueError(f"{op}: index: expected a tensor on {x.device}, as x is, got one on {index.device}")
+
+
+def check_conv(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
+    if x.dim() not in (3, 4):
+        raise ValueError(f"{op}: x: expected [N, C, H, W] or [C, H, W], got {list(x.shape)}")
+    if weight.dim() != 4:
+        raise ValueError(f"{op}: weight: expected [K, C / groups, R, S], got {list(weight.shape)}")
+    if groups < 1 or weight.shape[0] % groups:
+        raise ValueError(f"{op}: groups: expected a divisor of {weight.shape[0]} filters, got {groups}")
+    if x.shape[-3] != weight.shape[1] * groups:
+        raise ValueError(
+            f"{op}: weight: expected {x.shape[-3]} channels (as x has) over {groups} groups, got {list(weight.shape)}"
+        )
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None and parameter.device != x.device:
+            raise ValueError(f"{op}: {name}: expected a tensor on {x.device}, as x is, got one on {parameter.device}")
+
+
+def check_grad_scale(op: str, scale: Tensor, K: int, device: torch.device) -> None:
+    if not isinstance(scale, Tensor) or scale.dtype != torch.float32 or scale.shape != (K,) or scale.device != device:
+        got = (
+            f"{scale.dtype} {list(scale.shape)} on {scale.device}"
+            if isinstance(scale, Tensor)
+            else type(scale).__name__
+        )
+        raise ValueError(f"{op}: grad_scale: expected float32 [{K}] on {device}, got {got}")
+    if scale.requires_grad:
+        raise ValueError(f"{op}: grad_scale: expected a tensor without gradient, got one that requires grad")
+
+
+def pair(op: str, name: str, value: int | Sequence[int]) -> list[int]:
+    values = list(value) if isinstance(value, Sequence) else [value, value]
+    if len(values) != 2 or any(isinstance(v, float) for v in values):
+        raise ValueError(f"{op}: {name}: expected one or two integers, got {value!r}")
+    return values
+
+
+def pad_string(
+    op: str, x: Tensor, padding: str, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[Tensor, list[int]]:
+    """Resolves "valid" and "same" as conv2d does: an even kernel's odd row and column go to the bottom and right."""
+    if padding == "valid":
+        return x, [0, 0]
+    if padding != "same":
+        raise ValueError(f"{op}: padding: expected integers, 'same' or 'valid', got {padding!r}")
+    if list(stride) != [1, 1]:
+        raise ValueError(f"{op}: padding: expected 'same' only with stride 1, got stride {list(stride)}")
+    total = [dilation[i] * (kernel[i] - 1) for i in range(2)]
+    extra = [t % 2 for t in total]
+    if any(extra):
+        x = F.pad(x, (0, extra[1], 0, extra[0]))
+    return x, [t // 2 for t in total]

@@ -1,0 +1,164 @@
+"""ConvMask: the three masks of a convolution, prepared once as live lists that a training step only reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import _ext, _table
+
+
+def check_mask(op: str, name: str, mask: Tensor, shape: Sequence[int], device: torch.device | None = None) -> Tensor:
+    """The mask if it is bool, of this shape and on this device; a ValueError naming operator and argument otherwise."""
+    if not isinstance(mask, Tensor):
+        raise ValueError(f"{op}: {name}: expected a bool tensor {list(shape)}, got {type(mask).__name__}")
+    if mask.dtype != torch.bool or mask.shape != torch.Size(shape):
+        grad = " that requires grad" if mask.requires_grad else ""
+        raise ValueError(
+            f"{op}: {name}: expected a bool tensor {list(shape)}, got {mask.dtype} {list(mask.shape)}{grad}"
+        )
+    if device is not None and mask.device != device:
+        raise ValueError(f"{op}: {name}: expected a tensor on {device}, got one on {mask.device}")
+    return mask
+
+
+def make_table(
+    filter_mask: Tensor | None, kernel_mask: Tensor | None, input_mask: Tensor | None, K: int, C: int, G: int
+) -> Tensor:
+    """The int32 table the operators read, on the device of the masks (built on the host)."""
+    device = next((m.device for m in (filter_mask, kernel_mask, input_mask) if m is not None), torch.device("cpu"))
+    if device.type == "meta":
+        return torch.empty(_table.words(K, C, G), dtype=torch.int32, device=device)
+    masks = (None if m is None else m.cpu() for m in (filter_mask, kernel_mask, input_mask))
+    return _ext.ops.conv_mask(*masks, K, C, G).to(device)
+
+
+def live_counts(table: Tensor) -> tuple[int, int, int]:
+    """Live filters, inputs and kernels of a table, as Python integers: waits for the device, so only when masks change."""
+    filters, inputs, kernels = table[_table.LIVE_FILTERS : _table.LIVE_PAIRS + 1].tolist()
+    return filters, inputs, kernels
+
+
+class ConvMask:
+    """Masks of one convolution: filter_mask [K], kernel_mask [K, C / groups], input_mask [C]; True or None = live.
+
+    Sizes follow from the masks where they can (a filter mask alone says nothing of C): give out_channels and
+    in_channels, or let the first convolution supply them. The masks are copied; a ConvMask does not change.
+
+        mask = pk.ConvMask(filter_mask=keep)
+        y = pk.masked_conv2d(x, weight, mask=mask, padding=1)
+    """
+
+    def __init__(
+        self,
+        filter_mask: Tensor | None = None,
+        kernel_mask: Tensor | None = None,
+        input_mask: Tensor | None = None,
+        *,
+        out_channels: int | None = None,
+        in_channels: int | None = None,
+        groups: int = 1,
+    ) -> None:
+        if groups < 1:
+            raise ValueError(f"ConvMask: groups: expected at least 1, got {groups}")
+        ranks = (("filter_mask", filter_mask, 1), ("kernel_mask", kernel_mask, 2), ("input_mask", input_mask, 1))
+        for name, mask, dims in ranks:
+            if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != dims):
+                got = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+                raise ValueError(f"ConvMask: {name}: expected a bool tensor of {dims} dimension(s), got {got}")
+        if out_channels is None:
+            out_channels = next((len(m) for m in (filter_mask, kernel_mask) if m is not None), None)
+        if in_channels is None:
+            in_channels = len(input_mask) if input_mask is not None else None
+        if in_channels is None and kernel_mask is not None:
+            in_channels = kernel_mask.shape[1] * groups
+        self.out_channels, self.in_channels, self.groups = out_channels, in_channels, groups
+        self.filter_mask = self._own("filter_mask", filter_mask, (out_channels,))
+        per_group = None if in_channels is None else in_channels // groups
+        self.kernel_mask = self._own("kernel_mask", kernel_mask, (out_channels, per_group))
+        self.input_mask = self._own("input_mask", input_mask, (in_channels,))
+        self._tables: dict[bool, Tensor] = {}
+        self._live: tuple[int, int, int] | None = None
+        if out_channels is not None and in_channels is not None:
+            self.table(out_channels, in_channels, groups)
+
+    @staticmethod
+    def _own(name: str, mask: Tensor | None, shape: tuple[int | None, ...]) -> Tensor | None:
+        if mask is None:
+            return None
+        expected = [mask.shape[i] if size is None else size for i, size in enumerate(shape)]
+        return check_mask("ConvMask", name, mask, expected).detach().clone()
+
+    def table(self, out_channels: int, in_channels: int, groups: int, *, dense_grad: bool = False) -> Tensor:
+        """The prepared table; dense_grad: the one that weight_grad="dense" follows (the input mask alone)."""
+        if not self._tables:
+            for name, known, given in (
+                ("out_channels", self.out_channels, out_channels),
+                ("in_channels", self.in_channels, in_channels),
+                ("groups", self.groups, groups),
+            ):
+                if known is not None and known != given:
+                    raise ValueError(f"ConvMask: {name}: expected {known}, as its masks have, got a weight of {given}")
+            K, C, G = self.out_channels, self.in_channels, self.groups = out_channels, in_channels, groups
+            self._tables[False] = make_table(self.filter_mask, self.kernel_mask, self.input_mask, K, C, G)
+            self._tables[True] = make_table(None, None, self.input_mask, K, C, G).to(self._tables[False].device)
+            if not torch.compiler.is_compiling():  # reading the counts would break the graph, and they only save time
+                self._live = live_counts(self._tables[False])
+        elif (self.out_channels, self.in_channels, self.groups) != (out_channels, in_channels, groups):
+            own = f"{self.out_channels} filters, {self.in_channels} channels, {self.groups} groups"
+            got = f"{out_channels}, {in_channels}, {groups}"
+            raise ValueError(f"ConvMask: mask: expected a convolution of {own}, got {got}")
+        return self._tables[dense_grad]
+
+    def _count(self, which: int) -> int:
+        if self._live is None:
+            raise ValueError("ConvMask: out_channels, in_channels: expected both, got masks that do not tell them")
+        return self._live[which]
+
+    @property
+    def live_filters(self) -> int:
+        """Filters the filter mask leaves."""
+        return self._count(0)
+
+    @property
+    def live_inputs(self) -> int:
+        """Channels the input mask leaves."""
+        return self._count(1)
+
+    @property
+    def live_kernels(self) -> int:
+        """Kernels (filter, channel) that all three masks leave."""
+        return self._count(2)
+
+    @property
+    def nothing_dead(self) -> bool:
+        """Whether every kernel is known to be live."""
+        return self._live is not None and self._live[2] == self._kernels
+
+    @property
+    def density(self) -> float:
+        """Share of kernels that are live."""
+        return self.live_kernels / max(1, self._kernels)
+
+    @property
+    def _kernels(self) -> int:
+        return (self.out_channels or 0) * (self.in_channels or 0) // self.groups
+
+    def to(self, device: torch.device | str) -> ConvMask:
+        """The same masks on another device."""
+        moved = object.__new__(ConvMask)
+        moved.out_channels, moved.in_channels, moved.groups = self.out_channels, self.in_channels, self.groups
+        for name in ("filter_mask", "kernel_mask", "input_mask"):
+            mask = getattr(self, name)
+            setattr(moved, name, None if mask is None else mask.to(device))
+        moved._live = self._live
+        moved._tables = {key: table.to(device) for key, table in self._tables.items()}
+        return moved
+
+    def __repr__(self) -> str:
+        if not self._tables:
+            return "ConvMask(sizes not known yet)"
+        filters, inputs = f"{self.live_filters}/{self.out_channels}", f"{self.live_inputs}/{self.in_channels}"
+        return f"ConvMask(filters={filters}, inputs={inputs}, density={self.density:.3f})"

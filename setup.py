@@ -1,0 +1,55 @@
+"""Builds prunekernels._C. Everything else about the package stands in pyproject.toml.
+
+PRUNEKERNELS_CUDA=0|1   force the CUDA kernels off or on (default: on when nvcc and a CUDA build of torch are there)
+PRUNEKERNELS_DEBUG=1    -O0 -g
+TORCH_CUDA_ARCH_LIST, MAX_JOBS   as torch.utils.cpp_extension knows them
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from setuptools import setup
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+ROOT = Path(__file__).parent
+
+
+def wants_cuda() -> bool:
+    asked = os.environ.get("PRUNEKERNELS_CUDA", "").strip()
+    if asked not in ("", "0", "1"):
+        sys.exit(f"PRUNEKERNELS_CUDA: expected 0 or 1, got {asked!r}")
+    missing = [
+        what for what, there in (("nvcc", CUDA_HOME), ("a CUDA build of torch", torch.version.cuda)) if not there
+    ]
+    if asked == "1" and missing:
+        sys.exit(f"PRUNEKERNELS_CUDA=1, but {' and '.join(missing)} cannot be found")
+    return not missing and asked != "0"
+
+
+def sources(pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
+
+
+def extension():
+    debug = os.environ.get("PRUNEKERNELS_DEBUG", "0") == "1"
+    flags = ["-O0", "-g"] if debug else ["-O3", "-fvisibility=hidden"]
+    if sys.platform == "win32":
+        flags = ["/Od", "/Zi"] if debug else ["/O2"]
+    files = sources("*.cpp") + sources("core/*.cpp") + sources("cpu/**/*.cpp")
+    common = {
+        "name": "prunekernels._C",
+        "include_dirs": [str(ROOT / "csrc")],
+        "define_macros": [("PRUNEKERNELS_TORCH_VERSION", f'"{torch.__version__}"')],
+    }
+    cuda = sources("cuda/*.cpp") + sources("cuda/kernels/*.cu")
+    if not (cuda and wants_cuda()):
+        return CppExtension(sources=files, extra_compile_args={"cxx": flags}, **common)
+    common["define_macros"].append(("PRUNEKERNELS_WITH_CUDA", f'"{torch.version.cuda}"'))
+    return CUDAExtension(
+        sources=files + cuda, extra_compile_args={"cxx": flags, "nvcc": ["-O3", "-lineinfo"]}, **common
+    )
+
+
+setup(ext_modules=[extension()], cmdclass={"build_ext": BuildExtension})
