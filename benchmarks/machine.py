@@ -1,0 +1,57 @@
+"""What a result has to say about where it comes from."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import prunekernels as pk
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """Short hash, with -dirty where tracked files differ; None outside a checkout."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        found = subprocess.run(git, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None
+
+
+def header(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, object]:
+    head: dict[str, object] = {
+        "command": shlex.join(["python", "benchmarks/conv.py", *argv]),
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "commit": commit(),
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "load when done": round(os.getloadavg()[0], 1),  # above the threads: somebody else was at work
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "torch compiler": next((s.strip(" -") for s in torch.__config__.show().splitlines() if "GCC" in s), None),
+        "torch isa": torch.backends.cpu.get_cpu_capability(),
+        "build": pk.build_info(),
+    }
+    if args.device == "cuda":
+        cudnn = torch.backends.cudnn.version()
+        head |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "cudnn": cudnn}
+    return head | {"dtype": args.dtype, "device": args.device, "plan": args.plan, "layout of ours": args.layout}

@@ -1,0 +1,80 @@
+"""Interleaved timing: every rival once per round, rounds in shuffled order, medians and quartiles of the rounds."""
+
+from __future__ import annotations
+
+import gc
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+WARMUPS = 2
+MIN_ROUNDS = 5
+MAX_ROUNDS = 60
+FLUSH_BYTES = 256 << 20  # more than any L2
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds."""
+
+    median: float
+    low: float  # first quartile
+    high: float  # third quartile
+    rounds: int
+
+
+class Clock:
+    """Milliseconds of one call; on CUDA between events, after the L2 cache has been overwritten."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = torch.device(device).type == "cuda"
+        self.flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device) if self.cuda else None
+
+    def __call__(self, run: Callable[[], object]) -> float:
+        if self.flush is None:
+            before = time.perf_counter()
+            run()
+            return (time.perf_counter() - before) * 1e3
+        self.flush.zero_()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+
+def summarise(samples: list[float]) -> Timing:
+    low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return Timing(median, low, high, len(samples))
+
+
+def interleaved(runs: Mapping[str, Callable[[], object]], device: str, seconds: float) -> dict[str, Timing]:
+    """Time all `runs` side by side for about `seconds`, at least MIN_ROUNDS and at most MAX_ROUNDS rounds."""
+    clock = Clock(device)
+    start = time.perf_counter()
+    for _ in range(WARMUPS):
+        round_start = time.perf_counter()
+        for run in runs.values():
+            clock(run)
+        round_seconds = time.perf_counter() - round_start
+    left = seconds - (time.perf_counter() - start)
+    rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(left / max(round_seconds, 1e-6))))
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    # A fixed order would always give a rival the same neighbour's leavings in the cache.
+    order, shuffle = list(runs), random.Random(0).shuffle
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            shuffle(order)
+            for name in order:
+                samples[name].append(clock(runs[name]))
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: summarise(values) for name, values in samples.items()}
