@@ -10,6 +10,7 @@ from . import _table
 
 _MASKS = "Tensor? filter_mask, Tensor? kernel_mask, Tensor? input_mask"
 _CONV = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, str plan"
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SCHEMAS = (
     f"conv_mask({_MASKS}, int out_channels, int in_channels, int groups) -> Tensor",
     "masked_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? mask, Tensor? grad_mask, Tensor? grad_scale,"
@@ -51,8 +52,71 @@ def conv_mask(filter_mask, kernel_mask, input_mask, out_channels, in_channels, g
     return _table.build(filter_mask, kernel_mask, input_mask, K, C, groups)
 
 
+def _expect(holds: bool, op: str, argument: str, expected: object, got: object) -> None:
+    if not holds:
+        raise ValueError(f"{op}: {argument}: expected {expected}, got {got}")
+
+
+def _check_tensor(op: str, argument: str, tensor: Tensor, like: Tensor) -> None:
+    _expect(tensor.dtype in _DTYPES, op, argument, "float32, float64, bfloat16 or float16", tensor.dtype)
+    _expect(tensor.dtype == like.dtype, op, argument, like.dtype, tensor.dtype)
+    _expect(tensor.device == like.device, op, argument, like.device, tensor.device)
+
+
+def _check_mask(op: str, argument: str, mask: Tensor | None, sizes: tuple[int, ...]) -> None:
+    """sizes: (K, C, groups), or (K,) where no more is known."""
+    if mask is None:
+        return
+    got = f"{mask.dtype} {list(mask.shape)}"
+    holds = mask.dtype == torch.int32 and mask.dim() == 1 and len(mask) >= _table.HEADER_WORDS
+    _expect(holds, op, argument, "a table made by conv_mask (int32)", got)
+    if mask.device.type == "cpu":  # elsewhere reading it would wait for the device
+        magic, *known = mask[:4].tolist()
+        holds = magic == _table.MAGIC and len(mask) == _table.words(*known)
+        _expect(holds, op, argument, "a table made by conv_mask", f"other numbers, {got}")
+        _expect(tuple(known[: len(sizes)]) == sizes, op, argument, f"a table for {sizes}", tuple(known))
+
+
+def _check_conv(op: str, x_size, weight: Tensor, mask, stride, padding, dilation, groups) -> list[int]:
+    """Checks as csrc/conv_args.cpp does; returns the output's [N, K, P, Q]."""
+    _expect(len(x_size) == 4, op, "x", "a 4-D tensor [N, C, H, W]", list(x_size))
+    _expect(weight.dim() == 4, op, "weight", "a 4-D tensor [K, C / groups, R, S]", list(weight.shape))
+    for name, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
+        holds = len(value) == 2 and min(value) >= least
+        _expect(holds, op, name, f"two integers, each at least {least}", list(value))
+    (N, C), (K, Cg) = x_size[:2], weight.shape[:2]
+    divides = groups >= 1 and C % groups == 0 and K % groups == 0
+    _expect(divides, op, "groups", f"a divisor of {C} input channels and {K} filters", groups)
+    _expect(Cg * groups == C, op, "weight", f"{C // groups} channels", list(weight.shape))
+    size = [
+        (x_size[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1
+        for i in range(2)
+    ]
+    _expect(
+        min(size) > 0, op, "weight", "a kernel no larger than the padded input", f"{list(weight.shape)} for {x_size}"
+    )
+    _check_mask(op, "mask", mask, (K, C, groups))
+    return [N, K, *size]
+
+
+def _check_scale(op: str, scale: Tensor | None, K: int) -> None:
+    if scale is not None:
+        holds = scale.dtype == torch.float32 and scale.shape == (K,)
+        _expect(holds, op, "grad_scale", f"float32 [{K}]", f"{scale.dtype} {list(scale.shape)}")
+
+
 def masked_conv2d(x, weight, bias, mask, grad_mask, grad_scale, stride, padding, dilation, groups, plan):
+    op = "masked_conv2d"
+    _check_tensor(op, "x", x, x)
+    _check_tensor(op, "weight", weight, x)
+    _check_conv(op, x.shape, weight, mask, stride, padding, dilation, groups)
     layout, K, C = suggest_memory_format(x), weight.shape[0], x.shape[1]
+    if bias is not None:
+        _check_tensor(op, "bias", bias, x)
+        _expect(bias.shape == (K,), op, "bias", f"[{K}]", list(bias.shape))
+    _check_mask(op, "grad_mask", grad_mask, (K, C, groups))
+    _check_scale(op, grad_scale, K)
+    _expect(plan in ("auto", "dense", "compact"), op, "plan", "auto, dense or compact", plan)
     if mask is not None:
         x = _where(_table.read_channels(mask, K, C), x, 1, C, 1, 1)
         bias = None if bias is None else _where(_table.live_filters(mask, K), bias, K)
@@ -64,6 +128,10 @@ def masked_conv2d(x, weight, bias, mask, grad_mask, grad_scale, stride, padding,
 
 
 def masked_conv2d_grad_input(grad_out, weight, mask, x_size, channels_last, stride, padding, dilation, groups, plan):
+    op = "masked_conv2d_grad_input"
+    _check_tensor(op, "weight", weight, grad_out)
+    size = _check_conv(op, x_size, weight, mask, stride, padding, dilation, groups)
+    _expect(list(grad_out.shape) == size, op, "grad_out", size, list(grad_out.shape))
     layout = torch.channels_last if channels_last else torch.contiguous_format
     K, C = weight.shape[0], x_size[1]
     if mask is not None:
@@ -79,6 +147,12 @@ def masked_conv2d_grad_input(grad_out, weight, mask, x_size, channels_last, stri
 
 
 def masked_conv2d_grad_weight(grad_out, x, weight, mask, grad_scale, stride, padding, dilation, groups, plan):
+    op = "masked_conv2d_grad_weight"
+    _check_tensor(op, "grad_out", grad_out, x)
+    _check_tensor(op, "weight", weight, x)
+    size = _check_conv(op, x.shape, weight, mask, stride, padding, dilation, groups)
+    _expect(list(grad_out.shape) == size, op, "grad_out", size, list(grad_out.shape))
+    _check_scale(op, grad_scale, weight.shape[0])
     args = (None, stride, padding, dilation, False, (0, 0), groups, (False, True, False))
     grad = torch.ops.aten.convolution_backward(grad_out.contiguous(), x.contiguous(), weight.contiguous(), *args)[1]
     grad = _mask_weight(grad, mask, x.shape[1])
@@ -89,6 +163,7 @@ def masked_conv2d_grad_weight(grad_out, x, weight, mask, grad_scale, stride, pad
 
 
 def masked_conv2d_grad_bias(grad_out, mask):
+    _check_mask("masked_conv2d_grad_bias", "mask", mask, (grad_out.shape[1],))
     sums = grad_out.sum((0, 2, 3), dtype=torch.float64).to(grad_out.dtype)
     return sums if mask is None else _where(_table.live_filters(mask, sums.shape[0]), sums, -1)
 

@@ -139,8 +139,9 @@ def check_conv(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, groups: 
         raise ValueError(f"{op}: x: expected [N, C, H, W] or [C, H, W], got {list(x.shape)}")
     if weight.dim() != 4:
         raise ValueError(f"{op}: weight: expected [K, C / groups, R, S], got {list(weight.shape)}")
-    if groups < 1 or weight.shape[0] % groups:
-        raise ValueError(f"{op}: groups: expected a divisor of {weight.shape[0]} filters, got {groups}")
+    K, C = weight.shape[0], x.shape[-3]
+    if not isinstance(groups, int) or groups < 1 or K % groups or C % groups:
+        raise ValueError(f"{op}: groups: expected a divisor of {K} filters and {C} channels, got {groups!r}")
     if x.shape[-3] != weight.shape[1] * groups:
         raise ValueError(
             f"{op}: weight: expected {x.shape[-3]} channels (as x has) over {groups} groups, got {list(weight.shape)}"

@@ -60,7 +60,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
 
     def _derive(self) -> None:
         sizes = (self.out_channels, self.in_channels, self.groups)
-        table = make_table(self.filter_mask, self.kernel_mask, self.input_mask, *sizes)
+        table = make_table(self.filter_mask & self.hard_mask, self.kernel_mask, self.input_mask, *sizes)
         self._mask_table.copy_(table)
         self._grad_table.copy_(make_table(self.hard_mask, None, self.input_mask, *sizes))
         if table.is_meta:
@@ -158,7 +158,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         K, C, Cg = self.out_channels, self.in_channels, self.in_channels // self.groups
         weight.masked_fill_(~_table.live_kernels(self._mask_table, K, C, Cg).view(K, Cg, 1, 1), 0)
         if bias is not None:
-            bias.masked_fill_(~self.filter_mask, 0)
+            bias.masked_fill_(~_table.live_filters(self._mask_table, K), 0)
 
     def extra_repr(self) -> str:
         if self._all_live:

@@ -15,14 +15,13 @@ class ChannelMap {
 
   bool identity() const { return live_ == channels_ && !padded_; }
   int64_t live() const { return live_; }
+  ChannelList list() const;  // valid as long as the map
 
   // Both tensors dense in the same memory format; full [n, channels, H, W], compact [n, live, H, W].
   void gather(const at::Tensor& full, const at::Tensor& compact) const;
   void scatter(const at::Tensor& compact, const at::Tensor& full) const;
 
  private:
-  ChannelList list() const;
-
   const int32_t* index_;
   int64_t live_, channels_;
   bool padded_;

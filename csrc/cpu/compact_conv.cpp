@@ -5,8 +5,8 @@
 
 #include <algorithm>
 
-#include "cpu/dtype.h"
 #include "cpu/kernels/weights.h"
+#include "cpu/tensor_access.h"
 
 namespace prunekernels {
 namespace {
@@ -14,12 +14,6 @@ namespace {
 // Compact input and output of one chunk. Measured best of 1 to 16 MB with 2 MB of L2 per core; the vendor's per-call
 // cost rules out less.
 constexpr int64_t kChunkBytes = 4 << 20;
-
-WeightLayout layout_of(const at::Tensor& weight) {
-  const bool last = weight.is_contiguous(at::MemoryFormat::ChannelsLast);
-  const int64_t taps = weight.size(2) * weight.size(3), channels = weight.size(1);
-  return last ? WeightLayout{taps * channels, 1, channels} : WeightLayout{taps * channels, taps, 1};
-}
 
 int64_t row_grain(const at::Tensor& weight) {
   return std::max<int64_t>(1, (16 << 10) / std::max<int64_t>(1, weight[0].numel()));
@@ -32,7 +26,13 @@ CompactConv::CompactConv(const ConvShape& shape, const MaskTable& mask, at::Memo
       mask(mask),
       format(format),
       out(mask.out_index(), mask.out_count(), shape.K, mask[kRagged]),
-      in(mask.in_index(), mask.in_count(), shape.C, mask[kRagged]) {}
+      in(mask.in_index(), mask.in_count(), shape.C, mask[kRagged]),
+      columns(in.list()) {}
+
+WeightMove CompactConv::weight_move(const at::Tensor& full, const at::Tensor& compact) const {
+  const bool one_list = shape.G == 1 && mask[kPairsFull] && !mask[kRagged];
+  return {mask, one_list ? &columns : nullptr, layout_of(full), layout_of(compact), shape.taps()};
+}
 
 at::Tensor CompactConv::pack_weight(const at::Tensor& weight) const {
   const at::Tensor full = weight.contiguous(format);
@@ -41,8 +41,7 @@ at::Tensor CompactConv::pack_weight(const at::Tensor& weight) const {
   with_element(weight.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     at::parallel_for(0, mask.out_count(), row_grain(compact), [&](int64_t begin, int64_t end) {
-      prunekernels::pack_weight(const_elements<T>(full), layout_of(full), elements<T>(compact), layout_of(compact),
-                                shape.taps(), mask, begin, end);
+      prunekernels::pack_weight(const_elements<T>(full), elements<T>(compact), weight_move(full, compact), begin, end);
     });
   });
   return compact;
@@ -69,8 +68,8 @@ at::Tensor CompactConv::unpack_grad_weight(const at::Tensor& grad, const at::Ten
   with_element(like.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     at::parallel_for(0, shape.K, row_grain(full), [&](int64_t begin, int64_t end) {
-      prunekernels::unpack_grad_weight(const_elements<T>(compact), layout_of(compact), elements<T>(full),
-                                       layout_of(full), shape.taps(), mask, scale, begin, end);
+      prunekernels::unpack_grad_weight(const_elements<T>(compact), elements<T>(full), weight_move(full, compact), scale,
+                                       begin, end);
     });
   });
   return full;

@@ -6,11 +6,13 @@
 
 #include "conv_args.h"
 #include "cpu/channel_map.h"
+#include "cpu/kernels/weights.h"
 
 namespace prunekernels {
 
 struct CompactConv {
   CompactConv(const ConvShape& shape, const MaskTable& mask, at::MemoryFormat format);
+  CompactConv(const CompactConv&) = delete;  // columns points into in
 
   at::Tensor pack_weight(const at::Tensor& weight) const;  // [K, Cg, R, S] -> [out_count, in_per_group, R, S]
   at::Tensor pack_bias(const at::Tensor& bias) const;      // [K] -> [out_count]
@@ -24,6 +26,10 @@ struct CompactConv {
   const MaskTable& mask;
   at::MemoryFormat format;
   ChannelMap out, in;
+  ChannelList columns;  // in, as the weight kernels take it
+
+ private:
+  WeightMove weight_move(const at::Tensor& full, const at::Tensor& compact) const;
 };
 
 // images first..first+count of x, gathered into buffer (or as they are, where every channel is live).

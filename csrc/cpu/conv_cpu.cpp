@@ -2,7 +2,6 @@
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -11,6 +10,7 @@
 #include "conv_args.h"
 #include "cpu/compact_conv.h"
 #include "cpu/dense_conv.h"
+#include "cpu/fresh.h"
 
 namespace prunekernels {
 namespace {
@@ -34,6 +34,10 @@ at::Tensor vendor_grad_weight(const at::Tensor& grad, const at::Tensor& x, const
                                               {0, 0}, groups, {false, true, false}));
 }
 
+at::Tensor zeros(at::IntArrayRef sizes, const at::TensorOptions& options, at::MemoryFormat format) {
+  return at::empty(sizes, options.memory_format(format)).zero_();  // at::zeros forgets the format
+}
+
 template <typename Step>
 void each_chunk(int64_t images, int64_t chunk, Step step) {
   for (int64_t first = 0; first < images; first += chunk) step(first, std::min(chunk, images - first));
@@ -47,7 +51,7 @@ at::Tensor compact_forward(const at::Tensor& x, const at::Tensor& weight, const 
   const OptionalTensor b = bias ? OptionalTensor(cc.pack_bias(*bias)) : std::nullopt;
   const at::Tensor buffer = cc.in.identity() ? x : cc.buffer(x, chunk, cc.in.live(), s.H, s.W);
   if (cc.out.identity()) return vendor_conv(gather_images(cc.in, x, 0, s.N, buffer), w, b, p, groups);
-  const at::Tensor y = cc.buffer(x, s.N, s.K, s.P, s.Q);
+  const at::Tensor y = fresh({s.N, s.K, s.P, s.Q}, x.options(), cc.format);
   each_chunk(s.N, chunk, [&](int64_t first, int64_t count) {
     const at::Tensor part = vendor_conv(gather_images(cc.in, x, first, count, buffer), w, b, p, groups);
     cc.out.scatter(part.contiguous(cc.format), y.narrow(0, first, count));
@@ -63,7 +67,7 @@ at::Tensor compact_grad_input(const at::Tensor& grad_out, const at::Tensor& weig
   const at::Tensor buffer = cc.out.identity() ? grad_out : cc.buffer(grad_out, chunk, cc.out.live(), s.P, s.Q);
   const at::Tensor x = cc.buffer(grad_out, chunk, cc.in.live(), s.H, s.W);  // sizes only; never read, so never paged in
   if (cc.in.identity()) return vendor_grad_input(gather_images(cc.out, grad_out, 0, s.N, buffer), x, w, p, groups);
-  const at::Tensor grad_x = cc.buffer(grad_out, s.N, s.C, s.H, s.W);
+  const at::Tensor grad_x = fresh({s.N, s.C, s.H, s.W}, grad_out.options(), cc.format);
   each_chunk(s.N, chunk, [&](int64_t first, int64_t count) {
     const at::Tensor grad = gather_images(cc.out, grad_out, first, count, buffer);
     const at::Tensor part = vendor_grad_input(grad, x.narrow(0, 0, count), w, p, groups);
@@ -97,6 +101,30 @@ at::Tensor compact_grad_weight(const at::Tensor& grad_out, const at::Tensor& x, 
   return cc.unpack_grad_weight(sum.to(x.scalar_type()), weight, scale);
 }
 
+// weight: masked, in x's memory format, as is every result.
+at::Tensor dense_forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
+                         const MaskTable& mask, const ConvParams& p) {
+  const at::MemoryFormat format = x.suggest_memory_format();
+  at::Tensor y = vendor_conv(x, weight, bias, p, p.groups).contiguous(format);
+  if (!witnesses_hold(y, mask.out_slot(), p.groups)) {
+    y = vendor_conv(without_dead_channels(x, mask.in_slot()), weight, bias, p, p.groups).contiguous(format);
+    zero_dead_channels_(y, mask.out_slot());
+  }
+  return y;
+}
+
+at::Tensor dense_grad_input(const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight,
+                            const MaskTable& mask, const ConvParams& p) {
+  const at::MemoryFormat format = x.suggest_memory_format();
+  at::Tensor grad_x = vendor_grad_input(grad_out, x, weight, p, p.groups).contiguous(format);
+  if (!witnesses_hold(grad_x, mask.in_slot(), p.groups)) {
+    grad_x =
+        vendor_grad_input(without_dead_channels(grad_out, mask.out_slot()), x, weight, p, p.groups).contiguous(format);
+    zero_dead_channels_(grad_x, mask.in_slot());
+  }
+  return grad_x;
+}
+
 at::Tensor masked_conv2d(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
                          const OptionalTensor& mask_table, const OptionalTensor& grad_mask,
                          const OptionalTensor& grad_scale, at::IntArrayRef stride, at::IntArrayRef padding,
@@ -123,14 +151,12 @@ at::Tensor masked_conv2d(const at::Tensor& x, const at::Tensor& weight, const Op
   const OptionalTensor full_bias = bias ? OptionalTensor(bias->contiguous()) : std::nullopt;
   at::Tensor y;
   if ((*mask)[kLivePairs] == 0) {
-    y = at::zeros({s.N, s.K, s.P, s.Q}, x.options().memory_format(format));
+    y = zeros({s.N, s.K, s.P, s.Q}, x.options(), format);
   } else if (compact) {
     y = compact_forward(full_x, weight, full_bias, CompactConv(s, *mask, format), p);
   } else {
     const OptionalTensor b = bias ? OptionalTensor(masked_bias(*full_bias, *mask)) : std::nullopt;
-    y = vendor_conv(finite_channels(full_x, mask->in_slot()), masked_weight(weight, *mask, format), b, p, groups)
-            .contiguous(format);
-    zero_dead_channels_(y, mask->out_slot());
+    y = dense_forward(full_x, masked_weight(weight, *mask, format), b, *mask, p);
   }
   if ((*mask)[kConstants]) write_constant_channels_(y, mask->out_slot(), full_bias ? &*full_bias : nullptr);
   return y;
@@ -150,17 +176,12 @@ at::Tensor masked_conv2d_grad_input(const at::Tensor& grad_out, const at::Tensor
 
   const at::MemoryFormat format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
   const bool compact = mask ? use_compact(op, plan, s, *mask, Direction::grad_input) : false;
-  if (s.N == 0 || (mask && (*mask)[kLivePairs] == 0))
-    return at::zeros(x_size, grad_out.options().memory_format(format));
+  if (s.N == 0 || (mask && (*mask)[kLivePairs] == 0)) return zeros(x_size, grad_out.options(), format);
   const at::Tensor grad = grad_out.contiguous(format);
   if (compact) return compact_grad_input(grad, weight, CompactConv(s, *mask, format), p);
   const at::Tensor x = at::empty(x_size, grad.options().memory_format(format));  // sizes only
   if (!mask) return vendor_grad_input(grad, x, weight.contiguous(format), p, groups).contiguous(format);
-  const at::Tensor finite = finite_channels(grad, mask->out_slot());
-  const at::Tensor grad_x =
-      vendor_grad_input(finite, x, masked_weight(weight, *mask, format), p, groups).contiguous(format);
-  zero_dead_channels_(grad_x, mask->in_slot());
-  return grad_x;
+  return dense_grad_input(grad, x, masked_weight(weight, *mask, format), *mask, p);
 }
 
 at::Tensor masked_conv2d_grad_weight(const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight,
@@ -182,8 +203,7 @@ at::Tensor masked_conv2d_grad_weight(const at::Tensor& grad_out, const at::Tenso
   const at::MemoryFormat format = x.suggest_memory_format();
   const bool compact = mask ? use_compact(op, plan, s, *mask, Direction::grad_weight) : false;
   const at::MemoryFormat weight_format = weight.suggest_memory_format();
-  if (s.N == 0 || (mask && (*mask)[kLivePairs] == 0))
-    return at::zeros(weight.sizes(), weight.options().memory_format(weight_format));
+  if (s.N == 0 || (mask && (*mask)[kLivePairs] == 0)) return zeros(weight.sizes(), weight.options(), weight_format);
   const at::Tensor full_x = x.contiguous(format), grad = grad_out.contiguous(format);
   if (compact) return compact_grad_weight(grad, full_x, weight, CompactConv(s, *mask, format), p, scale);
   const at::Tensor grad_weight =

@@ -7,17 +7,12 @@
 #include <algorithm>
 #include <atomic>
 
-#include "cpu/dtype.h"
 #include "cpu/kernels/channels.h"
 #include "cpu/kernels/weights.h"
+#include "cpu/tensor_access.h"
 
 namespace prunekernels {
 namespace {
-
-WeightLayout layout_of(const at::Tensor& w) {
-  return w.is_contiguous() ? WeightLayout{w.stride(0), w.size(2) * w.size(3), 1}
-                           : WeightLayout{w.stride(0), 1, w.size(1)};
-}
 
 constexpr int64_t kGrainBytes = 32 << 10;  // less than this per thread is not worth waking it
 
@@ -40,9 +35,14 @@ at::Tensor masked_weight(const at::Tensor& weight, const MaskTable& mask, at::Me
   const int64_t taps = full.size(2) * full.size(3);
   return with_element(full.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    if (dead_weights_are_zero(const_elements<T>(full), layout_of(full), taps, mask)) return full;
+    const int64_t rows = full.size(0);
+    std::atomic<bool> clean{true};
+    at::parallel_for(0, rows, grain(full, rows), [&](int64_t begin, int64_t end) {
+      if (!dead_weights_are_zero(const_elements<T>(full), layout_of(full), taps, mask, begin, end)) clean = false;
+    });
+    if (clean) return full;
     const at::Tensor masked = at::empty_like(full);
-    at::parallel_for(0, full.size(0), grain(full, full.size(0)), [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, rows, grain(full, rows), [&](int64_t begin, int64_t end) {
       mask_weight(const_elements<T>(full), elements<T>(masked), layout_of(full), full.size(1), taps, &mask, nullptr,
                   begin, end);
     });
@@ -72,16 +72,12 @@ void mask_grad_weight_(const at::Tensor& grad, const MaskTable* mask, const floa
 
 namespace {
 
-bool dead_channels_are(Property property, const at::Tensor& x, const int32_t* slot) {
+bool channel_is(Property property, const at::Tensor& x, int64_t c) {
   return with_element(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     std::atomic<bool> holds{true};
-    const bool planes = x.is_contiguous();
-    const int64_t items = planes ? x.size(1) : x.size(0) * x.size(2) * x.size(3);
-    at::parallel_for(0, items, grain(x, items), [&](int64_t begin, int64_t end) {
-      const bool here = planes ? dead_planes_are(property, view<const T>(x), slot, begin, end)
-                               : dead_pixels_are(property, const_elements<T>(x), x.size(1), slot, begin, end);
-      if (!here) holds = false;
+    at::parallel_for(0, x.size(0), grain(x, x.size(0)), [&](int64_t begin, int64_t end) {
+      if (!prunekernels::channel_is(property, view<const T>(x), c, begin, end)) holds = false;
     });
     return holds.load();
   });
@@ -100,17 +96,24 @@ void fill(const at::Tensor& x, const int32_t* slot, int32_t kind, const at::Tens
 
 }  // namespace
 
-at::Tensor finite_channels(const at::Tensor& x, const int32_t* slot) {
-  if (dead_channels_are(Property::finite, x, slot)) return x;
+bool witnesses_hold(const at::Tensor& result, const int32_t* slot, int64_t groups) {
+  const int64_t per_group = result.size(1) / groups;
+  for (int64_t first = 0; first < result.size(1); first += per_group) {
+    const int32_t* dead = std::find(slot + first, slot + first + per_group, kDead);
+    const bool found = dead != slot + first + per_group;
+    if (!channel_is(found ? Property::zero : Property::finite, result, found ? dead - slot : first)) return false;
+  }
+  return true;
+}
+
+at::Tensor without_dead_channels(const at::Tensor& x, const int32_t* slot) {
   const at::Tensor masked = x.clone();
-  fill(masked, slot, kDead, nullptr);
+  zero_dead_channels_(masked, slot);
   fill(masked, slot, kConstant, nullptr);
   return masked;
 }
 
-void zero_dead_channels_(const at::Tensor& x, const int32_t* slot) {
-  if (!dead_channels_are(Property::zero, x, slot)) fill(x, slot, kDead, nullptr);
-}
+void zero_dead_channels_(const at::Tensor& x, const int32_t* slot) { fill(x, slot, kDead, nullptr); }
 
 void write_constant_channels_(const at::Tensor& x, const int32_t* slot, const at::Tensor* bias) {
   fill(x, slot, kConstant, bias);

@@ -15,11 +15,17 @@ at::Tensor masked_bias(const at::Tensor& bias, const MaskTable& mask);
 // In place: where(live, grad * scale, 0).
 void mask_grad_weight_(const at::Tensor& grad, const MaskTable* mask, const float* scale);
 
-// x with the channels of negative slot zeroed: x itself if they are finite, since zero weights meet them.
-at::Tensor finite_channels(const at::Tensor& x, const int32_t* slot);
-// In place: exact zeros in dead channels. Zero weights have made them so, unless a live input was not finite: checked,
-// then written.
+// After a full-width convolution whose dead weights are zeros: did every dead channel of the operand stay without
+// effect, and are the dead channels of the result exactly 0? Zero weights make it so unless the operand holds a NaN or
+// an infinity, and that would show in every channel of the result, so one channel a group answers: a dead one must be
+// 0, or else any one finite. slot: of the result.
+bool witnesses_hold(const at::Tensor& result, const int32_t* slot, int64_t groups);
+
+// Where they do not hold: a copy of the operand with zeros in the channels of negative slot, to convolve again ...
+at::Tensor without_dead_channels(const at::Tensor& x, const int32_t* slot);
+// ... and, in place, zeros in the dead channels of the result.
 void zero_dead_channels_(const at::Tensor& x, const int32_t* slot);
+
 // In place: the output of a live filter without live kernels is its bias, or 0 without one.
 void write_constant_channels_(const at::Tensor& x, const int32_t* slot, const at::Tensor* bias);
 

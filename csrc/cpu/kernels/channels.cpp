@@ -52,7 +52,7 @@ constexpr uint16_t kExponent<BFloat16> = 0x7f80;
 template <>
 constexpr uint16_t kExponent<Half> = 0x7c00;
 
-// Nonzero where the value lacks the property; -0 counts as not zero, so that it gets replaced.
+// Nonzero where the value lacks the property.
 template <typename T>
 BitsOf<T> offends(Property property, BitsOf<T> value) {
   return property == Property::zero ? value : (value & kExponent<T>) == kExponent<T>;
@@ -90,34 +90,12 @@ void channel_sums(const ChannelView<const T>& x, const int32_t* slot, T* sums, i
 }
 
 template <typename T>
-bool dead_planes_are(Property property, const ChannelView<const T>& x, const int32_t* slot, int64_t begin,
-                     int64_t end) {
-  for (int64_t c = begin; c < end; ++c) {
-    if (slot[c] >= 0) continue;
-    for (int64_t n = 0; n < x.batches; ++n) {
-      const BitsOf<T>* at = reinterpret_cast<const BitsOf<T>*>(x.data + n * x.batch + c * x.channel);
-      BitsOf<T> offence = 0;  // no exit inside: the loop vectorises
-      for (int64_t p = 0; p < x.pixels; ++p) offence |= offends<T>(property, at[p]);
-      if (offence) return false;
-    }
-  }
-  return true;
-}
-
-template <typename T>
-bool dead_pixels_are(Property property, const T* x, int64_t channels, const int32_t* slot, int64_t begin, int64_t end) {
-  constexpr int64_t kBlock = 256;  // channels at a time, so that the offences stay in registers and L1
-  const BitsOf<T>* bits = reinterpret_cast<const BitsOf<T>*>(x);
-  for (int64_t first = 0; first < channels; first += kBlock) {
-    const int64_t count = std::min(kBlock, channels - first);
-    if (std::none_of(slot + first, slot + first + count, [](int32_t s) { return s < 0; })) continue;
-    BitsOf<T> offence[kBlock] = {};
-    for (int64_t p = begin; p < end; ++p) {
-      const BitsOf<T>* at = bits + p * channels + first;
-      for (int64_t i = 0; i < count; ++i) offence[i] |= offends<T>(property, at[i]);
-    }
-    for (int64_t i = 0; i < count; ++i)
-      if (slot[first + i] < 0 && offence[i]) return false;
+bool channel_is(Property property, const ChannelView<const T>& x, int64_t c, int64_t begin, int64_t end) {
+  for (int64_t n = begin; n < end; ++n) {
+    const BitsOf<T>* at = reinterpret_cast<const BitsOf<T>*>(x.data + n * x.batch + c * x.channel);
+    BitsOf<T> offence = 0;  // no exit inside: the loop vectorises
+    for (int64_t p = 0; p < x.pixels; ++p) offence |= offends<T>(property, at[p * x.pixel]);
+    if (offence) return false;
   }
   return true;
 }
@@ -128,10 +106,9 @@ void fill_channel(const ChannelView<T>& x, int64_t c, T value) {
     for (int64_t p = 0; p < x.pixels; ++p) x.data[n * x.batch + c * x.channel + p * x.pixel] = value;
 }
 
-#define PK_INSTANTIATE(T)                                                                                 \
-  template void channel_sums(const ChannelView<const T>&, const int32_t*, T*, int64_t, int64_t);          \
-  template bool dead_planes_are(Property, const ChannelView<const T>&, const int32_t*, int64_t, int64_t); \
-  template bool dead_pixels_are(Property, const T*, int64_t, const int32_t*, int64_t, int64_t);           \
+#define PK_INSTANTIATE(T)                                                                        \
+  template void channel_sums(const ChannelView<const T>&, const int32_t*, T*, int64_t, int64_t); \
+  template bool channel_is(Property, const ChannelView<const T>&, int64_t, int64_t, int64_t);    \
   template void fill_channel(const ChannelView<T>&, int64_t, T);
 PK_INSTANTIATE(float)
 PK_INSTANTIATE(double)

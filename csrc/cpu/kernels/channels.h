@@ -18,15 +18,11 @@ struct ChannelView {  // element (n, c, p) lies at data[n * batch + c * channel 
 template <typename T>
 void channel_sums(const ChannelView<const T>& x, const int32_t* slot, T* sums, int64_t begin, int64_t end);
 
-// What the dense plan asks of dead channels: before it that they are finite, after it that they are zero.
 enum class Property { finite, zero };
 
-// Whether every channel with a negative slot has the property; planes: channels begin..end of the tensor, pixels:
-// pixels begin..end of [n * p], all channels of each at a time, since a cache line holds many.
+// Whether all of channel c in images begin..end has the property; -0 does not count as zero.
 template <typename T>
-bool dead_planes_are(Property property, const ChannelView<const T>& x, const int32_t* slot, int64_t begin, int64_t end);
-template <typename T>
-bool dead_pixels_are(Property property, const T* x, int64_t channels, const int32_t* slot, int64_t begin, int64_t end);
+bool channel_is(Property property, const ChannelView<const T>& x, int64_t c, int64_t begin, int64_t end);
 
 // Sets channel c to a value.
 template <typename T>

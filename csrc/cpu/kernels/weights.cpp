@@ -1,6 +1,6 @@
 #include "cpu/kernels/weights.h"
 
-#include <vector>
+#include <algorithm>
 
 #include "core/scalar_types.h"
 
@@ -15,87 +15,122 @@ T scaled(T value, const float* scale, int64_t filter) {
   return s == 0 ? T{} : Arithmetic<T>::narrow(static_cast<A>(value) * static_cast<A>(s));
 }
 
-// Visits (channel, tap) in the order in which the layout is contiguous.
+// One kernel: taps elements, zeros where from is null.
+template <typename T>
+void copy_taps(const T* from, int64_t from_stride, T* to, int64_t to_stride, int64_t taps) {
+  if (taps == 9 && from && from_stride == 1 && to_stride == 1) {  // the usual 3x3, unrolled
+    for (int64_t t = 0; t < 9; ++t) to[t] = from[t];
+    return;
+  }
+  for (int64_t t = 0; t < taps; ++t) to[t * to_stride] = from ? from[t * from_stride] : T{};
+}
+
+// Visits the offsets in row k of every weight whose kernel is dead, until visit returns false. Live stretches pass 32
+// channels a step.
 template <typename Visit>
-void each_weight(int64_t channels, int64_t taps, bool channels_last, Visit visit) {
-  if (channels_last) {
-    for (int64_t t = 0; t < taps; ++t)
-      for (int64_t c = 0; c < channels; ++c) visit(c, t);
-  } else {
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t t = 0; t < taps; ++t) visit(c, t);
+void each_dead_weight(const MaskTable& mask, const WeightLayout& layout, int64_t taps, int64_t k, Visit visit) {
+  const int64_t channels = mask.channels_per_group();
+  for (int64_t first = 0; first < channels; first += 32) {
+    const uint32_t valid = channels - first < 32 ? (1u << (channels - first)) - 1 : ~0u;
+    for (uint32_t dead = ~mask.pairs(k)[first >> 5] & valid; dead; dead &= dead - 1) {
+      const int64_t c = first + __builtin_ctz(dead);
+      for (int64_t t = 0; t < taps; ++t)
+        if (!visit(c * layout.channel + t * layout.tap)) return;
+    }
   }
 }
 
 }  // namespace
 
 template <typename T>
-void pack_weight(const T* full, const WeightLayout& full_layout, T* compact, const WeightLayout& compact_layout,
-                 int64_t taps, const MaskTable& mask, int64_t begin, int64_t end) {
+void pack_weight(const T* full, T* compact, const WeightMove& move, int64_t begin, int64_t end) {
+  const MaskTable& mask = move.mask;
   const int64_t out_per_group = mask[kOutPerGroup], in_per_group = mask[kInPerGroup], Cg = mask.channels_per_group();
+  const bool by_vector = move.columns && move.full.channel == 1 && move.compact.channel == 1;
+  const PixelCopy copy = by_vector ? pick_gather_pixels(sizeof(T), *move.columns) : nullptr;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t k = mask.out_index()[i];
     const int32_t* columns = mask.in_index() + i / out_per_group * in_per_group;
-    T* to = compact + i * compact_layout.row;
+    T* to = compact + i * move.compact.row;
+    if (k < 0) {
+      std::fill(to, to + in_per_group * move.taps, T{});
+      continue;
+    }
+    const T* row = full + k * move.full.row;
+    if (copy) {
+      copy(reinterpret_cast<const char*>(row), reinterpret_cast<char*>(to), 0, move.taps, *move.columns);
+      continue;
+    }
     for (int64_t j = 0; j < in_per_group; ++j) {
       const int64_t c = columns[j] < 0 ? 0 : columns[j] % Cg;
-      const bool live = k >= 0 && columns[j] >= 0 && (mask[kPairsFull] || mask.pair(k, c));
-      const T* from = full + (live ? k : 0) * full_layout.row + c * full_layout.channel;
-      for (int64_t t = 0; t < taps; ++t)
-        to[j * compact_layout.channel + t * compact_layout.tap] = live ? from[t * full_layout.tap] : T{};
+      const bool live = columns[j] >= 0 && (mask[kPairsFull] || mask.pair(k, c));
+      copy_taps(live ? row + c * move.full.channel : nullptr, move.full.tap, to + j * move.compact.channel,
+                move.compact.tap, move.taps);
     }
   }
 }
 
 template <typename T>
-void unpack_grad_weight(const T* compact, const WeightLayout& compact_layout, T* full, const WeightLayout& full_layout,
-                        int64_t taps, const MaskTable& mask, const float* scale, int64_t begin, int64_t end) {
+void unpack_grad_weight(const T* compact, T* full, const WeightMove& move, const float* scale, int64_t begin,
+                        int64_t end) {
+  const MaskTable& mask = move.mask;
   const int64_t Cg = mask.channels_per_group(), Kg = mask[kFilters] / mask[kGroups], in_per_group = mask[kInPerGroup];
+  const bool by_vector = move.columns && move.full.channel == 1 && move.compact.channel == 1;
+  const PixelCopy copy = by_vector ? pick_scatter_pixels(sizeof(T), *move.columns) : nullptr;
   for (int64_t k = begin; k < end; ++k) {
-    const int64_t i = mask.out_slot()[k], first_channel = k / Kg * Cg;
-    T* to = full + k * full_layout.row;
-    each_weight(Cg, taps, full_layout.channel == 1, [&](int64_t c, int64_t t) {
-      const int64_t j = mask.in_slot()[first_channel + c];
-      const bool live = i >= 0 && j >= 0 && mask.pair(k, c);
-      to[c * full_layout.channel + t * full_layout.tap] =
-          live ? scaled(compact[i * compact_layout.row + j % in_per_group * compact_layout.channel +
-                                t * compact_layout.tap],
-                        scale, k)
-               : T{};
-    });
+    const int64_t i = mask.out_slot()[k];
+    T* to = full + k * move.full.row;
+    if (i < 0) {
+      std::fill(to, to + Cg * move.taps, T{});
+      continue;
+    }
+    const T* row = compact + i * move.compact.row;
+    if (copy) {
+      copy(reinterpret_cast<const char*>(row), reinterpret_cast<char*>(to), 0, move.taps, *move.columns);
+    } else {
+      const int32_t* slots = mask.in_slot() + k / Kg * Cg;
+      for (int64_t c = 0; c < Cg; ++c) {
+        const bool live = slots[c] >= 0 && (mask[kPairsFull] || mask.pair(k, c));
+        copy_taps(live ? row + slots[c] % in_per_group * move.compact.channel : nullptr, move.compact.tap,
+                  to + c * move.full.channel, move.full.tap, move.taps);
+      }
+    }
+    if (scale)  // the row is in cache still
+      for (int64_t e = 0; e < Cg * move.taps; ++e) to[e] = scaled(to[e], scale, k);
   }
 }
 
 template <typename T>
 void mask_weight(const T* from, T* to, const WeightLayout& layout, int64_t channels, int64_t taps,
                  const MaskTable* mask, const float* scale, int64_t begin, int64_t end) {
-  for (int64_t k = begin; k < end; ++k)
-    each_weight(channels, taps, layout.channel == 1, [&](int64_t c, int64_t t) {
-      const int64_t at = k * layout.row + c * layout.channel + t * layout.tap;
-      to[at] = !mask || mask->pair(k, c) ? scaled(from[at], scale, k) : T{};
-    });
+  for (int64_t k = begin; k < end; ++k) {
+    T* row = to + k * layout.row;
+    if (to != from) std::copy(from + k * layout.row, from + (k + 1) * layout.row, row);
+    if (mask)
+      each_dead_weight(*mask, layout, taps, k, [&](int64_t at) {
+        row[at] = T{};
+        return true;
+      });
+    if (scale)
+      for (int64_t e = 0; e < channels * taps; ++e) row[e] = scaled(row[e], scale, k);
+  }
 }
 
 template <typename T>
-bool dead_weights_are_zero(const T* full, const WeightLayout& layout, int64_t taps, const MaskTable& mask) {
-  const int64_t Cg = mask.channels_per_group();
-  for (int64_t k = 0; k < mask[kFilters]; ++k)
-    for (int64_t c = 0; c < Cg; ++c) {
-      if (mask.pair(k, c)) continue;
-      for (int64_t t = 0; t < taps; ++t)
-        if (full[k * layout.row + c * layout.channel + t * layout.tap] != 0) return false;
-    }
-  return true;
+bool dead_weights_are_zero(const T* full, const WeightLayout& layout, int64_t taps, const MaskTable& mask,
+                           int64_t begin, int64_t end) {
+  bool zero = true;
+  for (int64_t k = begin; zero && k < end; ++k)
+    each_dead_weight(mask, layout, taps, k, [&](int64_t at) { return zero = full[k * layout.row + at] == 0; });
+  return zero;
 }
 
-#define PK_INSTANTIATE(T)                                                                                             \
-  template void pack_weight(const T*, const WeightLayout&, T*, const WeightLayout&, int64_t, const MaskTable&,        \
-                            int64_t, int64_t);                                                                        \
-  template void unpack_grad_weight(const T*, const WeightLayout&, T*, const WeightLayout&, int64_t, const MaskTable&, \
-                                   const float*, int64_t, int64_t);                                                   \
-  template void mask_weight(const T*, T*, const WeightLayout&, int64_t, int64_t, const MaskTable*, const float*,      \
-                            int64_t, int64_t);                                                                        \
-  template bool dead_weights_are_zero(const T*, const WeightLayout&, int64_t, const MaskTable&);
+#define PK_INSTANTIATE(T)                                                                                        \
+  template void pack_weight(const T*, T*, const WeightMove&, int64_t, int64_t);                                  \
+  template void unpack_grad_weight(const T*, T*, const WeightMove&, const float*, int64_t, int64_t);             \
+  template void mask_weight(const T*, T*, const WeightLayout&, int64_t, int64_t, const MaskTable*, const float*, \
+                            int64_t, int64_t);                                                                   \
+  template bool dead_weights_are_zero(const T*, const WeightLayout&, int64_t, const MaskTable&, int64_t, int64_t);
 PK_INSTANTIATE(float)
 PK_INSTANTIATE(double)
 PK_INSTANTIATE(BFloat16)

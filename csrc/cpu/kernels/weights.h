@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/mask_table.h"
+#include "cpu/kernels/gather_scatter.h"
 
 namespace prunekernels {
 
@@ -12,17 +13,25 @@ struct WeightLayout {  // strides in elements; taps of an OHWI tensor are Cg apa
   int64_t row, channel, tap;
 };
 
+// One launch of pack or unpack. columns: the live channels, where one list serves every row (one group, no single dead
+// kernel, no padding), else null; with it rows of channel stride 1 are moved by the vector copies of gather_scatter.h.
+struct WeightMove {
+  const MaskTable& mask;
+  const ChannelList* columns;
+  WeightLayout full, compact;
+  int64_t taps;
+};
+
 // compact[i, j, t] = full[out_index[i], in_index[j], t] where that kernel is live, else 0. Rows begin..end of the
 // compact tensor.
 template <typename T>
-void pack_weight(const T* full, const WeightLayout& full_layout, T* compact, const WeightLayout& compact_layout,
-                 int64_t taps, const MaskTable& mask, int64_t begin, int64_t end);
+void pack_weight(const T* full, T* compact, const WeightMove& move, int64_t begin, int64_t end);
 
 // full[k, c, t] = compact[out_slot[k], in_slot[c], t] * scale[k] where that kernel is live, else 0. Rows begin..end of
 // the full tensor. Null scale: 1. A scale of 0 gives exact zeros, whatever the gradient holds.
 template <typename T>
-void unpack_grad_weight(const T* compact, const WeightLayout& compact_layout, T* full, const WeightLayout& full_layout,
-                        int64_t taps, const MaskTable& mask, const float* scale, int64_t begin, int64_t end);
+void unpack_grad_weight(const T* compact, T* full, const WeightMove& move, const float* scale, int64_t begin,
+                        int64_t end);
 
 // to[k, c, t] = from[k, c, t] * scale[k] where that kernel is live, else 0. In place if to == from. Null mask: all
 // live.
@@ -30,8 +39,9 @@ template <typename T>
 void mask_weight(const T* from, T* to, const WeightLayout& layout, int64_t channels, int64_t taps,
                  const MaskTable* mask, const float* scale, int64_t begin, int64_t end);
 
-// Whether every dead kernel already holds zeros, so that mask_weight would change nothing.
+// Whether every dead kernel of rows begin..end already holds zeros, so that mask_weight would change nothing.
 template <typename T>
-bool dead_weights_are_zero(const T* full, const WeightLayout& layout, int64_t taps, const MaskTable& mask);
+bool dead_weights_are_zero(const T* full, const WeightLayout& layout, int64_t taps, const MaskTable& mask,
+                           int64_t begin, int64_t end);
 
 }  // namespace prunekernels

@@ -1,9 +1,10 @@
-// From a tensor's dtype to the element type of the torch-free kernels.
+// From tensors to what the torch-free kernels take: element types, pointers, weight layouts.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include "core/scalar_types.h"
+#include "cpu/kernels/weights.h"
 
 namespace prunekernels {
 
@@ -30,6 +31,13 @@ const T* const_elements(const at::Tensor& t) {
 template <typename T>
 T* elements(const at::Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
+}
+
+// Of a weight dense in either format; a 1x1 kernel is dense in both, and its channels are adjacent.
+inline WeightLayout layout_of(const at::Tensor& weight) {
+  const int64_t taps = weight.size(2) * weight.size(3), channels = weight.size(1);
+  return weight.is_contiguous(at::MemoryFormat::ChannelsLast) ? WeightLayout{taps * channels, 1, channels}
+                                                              : WeightLayout{taps * channels, taps, 1};
 }
 
 }  // namespace prunekernels
