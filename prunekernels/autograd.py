@@ -13,7 +13,6 @@ from . import _ext, _table
 
 ops = _ext.ops
 _register_fake = torch.library.register_fake
-_register_autograd = torch.library.register_autograd
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -147,12 +146,17 @@ def _scatter_backward(ctx, grad):
     return ops.gather_channels(grad, ctx.saved_tensors[0]), None, None
 
 
-_register_autograd("prunekernels::masked_conv2d", _conv_backward, setup_context=_setup_conv)
-_register_autograd("prunekernels::masked_conv2d_grad_input", _grad_input_backward, setup_context=_setup_grad_input)
-_register_autograd("prunekernels::masked_conv2d_grad_weight", _grad_weight_backward, setup_context=_setup_grad_weight)
-_register_autograd("prunekernels::masked_conv2d_grad_bias", _grad_bias_backward, setup_context=_setup_grad_bias)
-_register_autograd("prunekernels::gather_channels", _gather_backward, setup_context=_setup_channels)
-_register_autograd("prunekernels::scatter_channels", _scatter_backward, setup_context=_setup_channels)
+_GRADIENTS = {
+    "masked_conv2d": (_conv_backward, _setup_conv),
+    "masked_conv2d_grad_input": (_grad_input_backward, _setup_grad_input),
+    "masked_conv2d_grad_weight": (_grad_weight_backward, _setup_grad_weight),
+    "masked_conv2d_grad_bias": (_grad_bias_backward, _setup_grad_bias),
+    "gather_channels": (_gather_backward, _setup_channels),
+    "scatter_channels": (_scatter_backward, _setup_channels),
+}
+if not _ext.has_extension():  # csrc/autograd.cpp registers them otherwise, at a fifth of the cost per call
+    for _name, (_backward, _setup) in _GRADIENTS.items():
+        torch.library.register_autograd(f"prunekernels::{_name}", _backward, setup_context=_setup)
 
 
 # ---- autocast -------------------------------------------------------------------------------------------------------

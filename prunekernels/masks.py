@@ -36,7 +36,7 @@ def make_table(
 
 
 def live_counts(table: Tensor) -> tuple[int, int, int]:
-    """Live filters, inputs and kernels of a table, as Python integers: waits for the device, so only on mask changes."""
+    """Live filters, inputs and kernels of a table, as integers: waits for the device, so only on mask changes."""
     filters, inputs, kernels = table[_table.LIVE_FILTERS : _table.LIVE_PAIRS + 1].tolist()
     return filters, inputs, kernels
 

@@ -9,6 +9,7 @@ import itertools
 
 import torch
 import torch.nn.functional as F
+from torch.nn import grad as conv_grad
 
 __all__ = ["gradients", "masked_conv2d", "masked_conv2d_loops"]
 
@@ -82,10 +83,10 @@ class _MaskedConv2d(torch.autograd.Function):
     def backward(ctx, grad_out):  # [N, K, P, Q]
         x, weight, filters, live, learns, scale = ctx.saved_tensors
         grad_live = _where(filters[None, :, None, None], grad_out)
-        grad_x = torch.nn.grad.conv2d_input(x.shape, _where(live[:, :, None, None], weight), grad_live, **ctx.sizes)
+        grad_x = conv_grad.conv2d_input(x.shape, _where(live[:, :, None, None], weight), grad_live, **ctx.sizes)
         # Rows that do not learn are cut before the product too: their grad_out may be NaN.
         grad_rows = _where(learns.any(1)[None, :, None, None], grad_out)
-        grad_w = torch.nn.grad.conv2d_weight(x, weight.shape, grad_rows, **ctx.sizes)
+        grad_w = conv_grad.conv2d_weight(x, weight.shape, grad_rows, **ctx.sizes)
         grad_w = _where(learns[:, :, None, None], grad_w * scale[:, None, None, None])
         return grad_x, grad_w, None, None, None, None, None, None, None
 
@@ -131,7 +132,8 @@ def masked_conv2d_loops(
     for n, k, p, q in itertools.product(range(batch), range(filters), range(out_h), range(out_w)):
         if filter_live[k] and bias is not None:
             y_[n, k, p, q] += bias[k].item()
-            grad_b[k] += 0 if g_ is None else g_[n, k, p, q]
+            if grad_b is not None and g_ is not None:
+                grad_b[k] += g_[n, k, p, q]
         for j, r, s in itertools.product(range(group_channels), range(taps_h), range(taps_w)):
             c = k // (filters // groups) * group_channels + j
             h, w = p * stride[0] - top + r * dilation[0], q * stride[1] - left + s * dilation[1]

@@ -1,0 +1,248 @@
+// Gradients of the operators, in C++ because a layer's step calls them three times: 20 us where Python's registration
+// costs 100. A masked convolution is bilinear, so the gradients of each of its three operators are the other two.
+// prunekernels/autograd.py says the same in Python, for a torch without this extension.
+#include <ATen/ops/where.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "core/mask_table.h"
+
+namespace prunekernels {
+namespace {
+
+using at::Tensor;
+using c10::SymInt;
+using c10::SymIntArrayRef;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::Variable;
+using torch::autograd::variable_list;
+using OptionalTensor = std::optional<Tensor>;
+
+template <typename Signature>
+auto find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+// stride, padding, dilation, groups, plan: what every operator ends with, kept from forward to backward.
+struct Geometry {
+  std::vector<SymInt> stride, padding, dilation;
+  SymInt groups;
+  std::string plan;
+
+  void save(AutogradContext* ctx) const {
+    ctx->saved_data["stride"] = stride;
+    ctx->saved_data["padding"] = padding;
+    ctx->saved_data["dilation"] = dilation;
+    ctx->saved_data["groups"] = groups;
+    ctx->saved_data["plan"] = plan;
+  }
+  static Geometry load(AutogradContext* ctx) {
+    const auto list = [&](const char* name) { return ctx->saved_data[name].toSymIntVector(); };
+    return {list("stride"), list("padding"), list("dilation"), ctx->saved_data["groups"].toSymInt(),
+            ctx->saved_data["plan"].toStringRef()};
+  }
+};
+
+Tensor conv(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& mask,
+            const OptionalTensor& grad_mask, const OptionalTensor& grad_scale, const Geometry& g) {
+  static const auto op =
+      find<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                  const OptionalTensor&, SymIntArrayRef, SymIntArrayRef, SymIntArrayRef, SymInt, std::string_view)>(
+          "prunekernels::masked_conv2d");
+  return op.call(x, weight, bias, mask, grad_mask, grad_scale, g.stride, g.padding, g.dilation, g.groups, g.plan);
+}
+
+Tensor grad_input(const Tensor& grad_out, const Tensor& weight, const OptionalTensor& mask, SymIntArrayRef x_size,
+                  bool channels_last, const Geometry& g) {
+  static const auto op =
+      find<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, SymIntArrayRef, bool, SymIntArrayRef,
+                  SymIntArrayRef, SymIntArrayRef, SymInt, std::string_view)>("prunekernels::masked_conv2d_grad_input");
+  return op.call(grad_out, weight, mask, x_size, channels_last, g.stride, g.padding, g.dilation, g.groups, g.plan);
+}
+
+Tensor grad_weight(const Tensor& grad_out, const Tensor& x, const Tensor& weight, const OptionalTensor& mask,
+                   const OptionalTensor& grad_scale, const Geometry& g) {
+  static const auto op =
+      find<Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
+                  SymIntArrayRef, SymIntArrayRef, SymIntArrayRef, SymInt, std::string_view)>(
+          "prunekernels::masked_conv2d_grad_weight");
+  return op.call(grad_out, x, weight, mask, grad_scale, g.stride, g.padding, g.dilation, g.groups, g.plan);
+}
+
+Tensor grad_bias(const Tensor& grad_out, const OptionalTensor& mask) {
+  static const auto op = find<Tensor(const Tensor&, const OptionalTensor&)>("prunekernels::masked_conv2d_grad_bias");
+  return op.call(grad_out, mask);
+}
+
+Tensor gather(const Tensor& x, const Tensor& index) {
+  static const auto op = find<Tensor(const Tensor&, const Tensor&)>("prunekernels::gather_channels");
+  return op.call(x, index);
+}
+
+Tensor scatter(const Tensor& x, const Tensor& index, const SymInt& channels) {
+  static const auto op = find<Tensor(const Tensor&, const Tensor&, SymInt)>("prunekernels::scatter_channels");
+  return op.call(x, index, channels);
+}
+
+bool is_channels_last(const Tensor& x) { return x.suggest_memory_format() == at::MemoryFormat::ChannelsLast; }
+
+OptionalTensor optional(const Variable& saved) { return saved.defined() ? OptionalTensor(saved) : std::nullopt; }
+Tensor saved(const OptionalTensor& t) { return t.value_or(Tensor()); }
+
+variable_list with_nones(variable_list grads, size_t inputs) {
+  grads.resize(inputs);
+  return grads;
+}
+
+struct Conv : Function<Conv> {
+  static constexpr bool is_traceable = true;
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                        const OptionalTensor& mask, const OptionalTensor& grad_mask, const OptionalTensor& grad_scale,
+                        const Geometry& g) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    const bool trains = weight.requires_grad();
+    ctx->save_for_backward({trains ? x : Tensor(), weight, saved(mask), saved(grad_mask), saved(grad_scale)});
+    ctx->saved_data["x_size"] = x.sym_sizes().vec();
+    ctx->saved_data["channels_last"] = is_channels_last(x);
+    g.save(ctx);
+    return conv(x, weight, bias, mask, grad_mask, grad_scale, g);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto s = ctx->get_saved_variables();
+    const auto g = Geometry::load(ctx);
+    variable_list out(3);
+    if (ctx->needs_input_grad(0))
+      out[0] = grad_input(grads[0], s[1], optional(s[2]), ctx->saved_data["x_size"].toSymIntVector(),
+                          ctx->saved_data["channels_last"].toBool(), g);
+    if (ctx->needs_input_grad(1)) out[1] = grad_weight(grads[0], s[0], s[1], optional(s[3]), optional(s[4]), g);
+    if (ctx->needs_input_grad(2)) out[2] = grad_bias(grads[0], optional(s[2]));
+    return with_nones(out, 7);
+  }
+};
+
+struct GradInput : Function<GradInput> {
+  static constexpr bool is_traceable = true;
+  static Tensor forward(AutogradContext* ctx, const Tensor& grad_out, const Tensor& weight, const OptionalTensor& mask,
+                        SymIntArrayRef x_size, bool channels_last, const Geometry& g) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({grad_out, weight, saved(mask)});
+    g.save(ctx);
+    return grad_input(grad_out, weight, mask, x_size, channels_last, g);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto s = ctx->get_saved_variables();
+    const auto g = Geometry::load(ctx);
+    const auto mask = optional(s[2]);
+    variable_list out(2);
+    if (ctx->needs_input_grad(0)) out[0] = conv(grads[0], s[1], std::nullopt, mask, mask, std::nullopt, g);
+    if (ctx->needs_input_grad(1)) out[1] = grad_weight(s[0], grads[0], s[1], mask, std::nullopt, g);
+    return with_nones(out, 6);
+  }
+};
+
+struct GradWeight : Function<GradWeight> {
+  static constexpr bool is_traceable = true;
+  static Tensor forward(AutogradContext* ctx, const Tensor& grad_out, const Tensor& x, const Tensor& weight,
+                        const OptionalTensor& mask, const OptionalTensor& grad_scale, const Geometry& g) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({grad_out, x, saved(mask), saved(grad_scale)});
+    g.save(ctx);
+    return grad_weight(grad_out, x, weight, mask, grad_scale, g);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto s = ctx->get_saved_variables();
+    const auto g = Geometry::load(ctx);
+    const auto mask = optional(s[2]);
+    Tensor grad = grads[0];
+    if (s[3].defined()) {
+      const Tensor scale = s[3].to(grad.scalar_type()).view({-1, 1, 1, 1});
+      grad = at::where(scale.eq(0), at::Scalar(0), grad.mul(scale));
+    }
+    variable_list out(2);
+    if (ctx->needs_input_grad(0)) out[0] = conv(s[1], grad, std::nullopt, mask, mask, std::nullopt, g);
+    if (ctx->needs_input_grad(1)) out[1] = grad_input(s[0], grad, mask, s[1].sym_sizes(), is_channels_last(s[1]), g);
+    return with_nones(out, 6);
+  }
+};
+
+struct GradBias : Function<GradBias> {
+  static constexpr bool is_traceable = true;
+  static Tensor forward(AutogradContext* ctx, const Tensor& grad_out, const OptionalTensor& mask) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({saved(mask)});
+    ctx->saved_data["size"] = grad_out.sym_sizes().vec();
+    return grad_bias(grad_out, mask);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const Tensor mask = ctx->get_saved_variables()[0];
+    const auto size = ctx->saved_data["size"].toSymIntVector();
+    Tensor grad = grads[0];
+    if (mask.defined()) {
+      const Tensor slots = mask.slice_symint(0, kHeaderWords + size[1], kHeaderWords + 2 * size[1]);
+      grad = at::where(slots.eq(kDead), at::Scalar(0), grad);
+    }
+    return {grad.view_symint({1, -1, 1, 1}).expand_symint(size), Variable()};
+  }
+};
+
+struct Gather : Function<Gather> {
+  static constexpr bool is_traceable = true;
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& index) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({index});
+    ctx->saved_data["channels"] = x.sym_size(1);
+    return gather(x, index);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    return {scatter(grads[0], ctx->get_saved_variables()[0], ctx->saved_data["channels"].toSymInt()), Variable()};
+  }
+};
+
+struct Scatter : Function<Scatter> {
+  static constexpr bool is_traceable = true;
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& index, const SymInt& channels) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({index});
+    return scatter(x, index, channels);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    return {gather(grads[0], ctx->get_saved_variables()[0]), Variable(), Variable()};
+  }
+};
+
+Geometry geometry(SymIntArrayRef stride, SymIntArrayRef padding, SymIntArrayRef dilation, SymInt groups,
+                  std::string_view plan) {
+  return {stride.vec(), padding.vec(), dilation.vec(), std::move(groups), std::string(plan)};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(prunekernels, Autograd, m) {
+  m.impl("masked_conv2d", [](const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                             const OptionalTensor& mask, const OptionalTensor& grad_mask,
+                             const OptionalTensor& grad_scale, SymIntArrayRef stride, SymIntArrayRef padding,
+                             SymIntArrayRef dilation, SymInt groups, std::string_view plan) {
+    return Conv::apply(x, weight, bias, mask, grad_mask, grad_scale, geometry(stride, padding, dilation, groups, plan));
+  });
+  m.impl("masked_conv2d_grad_input",
+         [](const Tensor& grad_out, const Tensor& weight, const OptionalTensor& mask, SymIntArrayRef x_size,
+            bool channels_last, SymIntArrayRef stride, SymIntArrayRef padding, SymIntArrayRef dilation, SymInt groups,
+            std::string_view plan) {
+           return GradInput::apply(grad_out, weight, mask, x_size, channels_last,
+                                   geometry(stride, padding, dilation, groups, plan));
+         });
+  m.impl("masked_conv2d_grad_weight", [](const Tensor& grad_out, const Tensor& x, const Tensor& weight,
+                                         const OptionalTensor& mask, const OptionalTensor& grad_scale,
+                                         SymIntArrayRef stride, SymIntArrayRef padding, SymIntArrayRef dilation,
+                                         SymInt groups, std::string_view plan) {
+    return GradWeight::apply(grad_out, x, weight, mask, grad_scale, geometry(stride, padding, dilation, groups, plan));
+  });
+  m.impl("masked_conv2d_grad_bias",
+         [](const Tensor& grad_out, const OptionalTensor& mask) { return GradBias::apply(grad_out, mask); });
+  m.impl("gather_channels", [](const Tensor& x, const Tensor& index) { return Gather::apply(x, index); });
+  m.impl("scatter_channels",
+         [](const Tensor& x, const Tensor& index, SymInt channels) { return Scatter::apply(x, index, channels); });
+}
+
+}  // namespace prunekernels
