@@ -1,0 +1,82 @@
+"""Random problems, masks, layouts, plans and dtypes. More: pytest --fuzz 500 python_tests/ops/test_fuzz.py"""
+
+import random
+
+import torch
+from conv_cases import LARGEST, LAYOUTS, PLANS, ConvCase, assert_near, assert_same, lay_out, out_size, run
+
+from prunekernels import reference
+
+CHANNELS = [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 23, 31, 32, 33, 47, 48, 63, 64, 65]
+
+
+def draw_case(rng):
+    groups = rng.choice([1, 1, 1, 2, 3, 4, 8])
+    per_group = [rng.choice(CHANNELS[: 19 if groups == 1 else 8]) for _ in range(2)]
+    if rng.random() < 0.15:
+        groups, per_group = rng.choice(CHANNELS), [1, rng.choice([1, 2])]
+    r, s = rng.choice([(1, 1), (1, 1), (3, 3), (3, 3), (2, 2), (1, 3), (5, 3), (4, 1)])
+    stride = rng.choice([1, 1, 1, 2, (1, 2), (2, 1), 3])
+    padding = rng.choice([0, 1, 1, 2, (0, 1), (3, 1), "same" if stride == 1 else 0, "valid"])
+    dilation = rng.choice([1, 1, 1, 2, (1, 2)])
+    smallest = [d * (t - 1) + 1 for d, t in zip(pair(dilation), (r, s), strict=True)]
+    h, w = (least + rng.choice([0, 1, 2, 3, 5, 8, 12]) for least in smallest)
+    n = rng.choice([0, 1, 1, 2, 2, 3, 5, 8, 19])
+    return ConvCase(n, groups * per_group[0], groups * per_group[1], h, w, r, s, stride, padding, dilation, groups)
+
+
+def pair(value):
+    return (value, value) if isinstance(value, int) else value
+
+
+def draw_masks(rng, gen, case):
+    sizes = {"filter_mask": (case.k,), "kernel_mask": (case.k, case.c // case.groups), "input_mask": (case.c,)}
+    chosen = {name: size for name, size in sizes.items() if rng.random() < 0.6}
+    density = lambda: rng.choice([0, 0.1, 0.5, 0.5, 0.9, 1])  # noqa: E731
+    return {name: torch.rand(size, generator=gen) < density() for name, size in chosen.items()}
+
+
+def beyond_vendor(case):
+    """Where torch 2.13's own conv2d crashes (pad >= kernel) or gives garbage (bfloat16, one strided output column)."""
+    taps = (case.r, case.s)
+    wide = not isinstance(case.padding, str) and any(p >= t for p, t in zip(pair(case.padding), taps, strict=True))
+    return wide or (max(pair(case.stride)) > 1 and 1 in out_size(case)[2:])
+
+
+def draw_problem(seed):
+    rng, gen = random.Random(seed), torch.Generator().manual_seed(seed)
+    case = draw_case(rng)
+    dtype = rng.choice([torch.float32] * 3 + [torch.float64, torch.bfloat16, torch.float16])
+    dtype = torch.float64 if beyond_vendor(case) else dtype
+    plan, integers = rng.choice(PLANS), rng.random() < 0.7
+    layouts = rng.choices(LAYOUTS[:3], k=3)
+
+    def draw(*size):
+        top = LARGEST[dtype]
+        numbers = torch.randint(-top, top + 1, size, generator=gen) if integers else torch.randn(size, generator=gen)
+        return numbers.to(dtype)
+
+    masks = draw_masks(rng, gen, case)
+    args = masks | {"weight_grad": rng.choice(["masked", "dense"])}
+    if rng.random() < 0.3:
+        args["grad_scale"] = torch.randint(0, 3, (case.k,), generator=gen).float()
+    x, weight = draw(case.n, case.c, case.h, case.w), draw(case.k, case.c // case.groups, case.r, case.s)
+    grad_out = draw(*out_size(case))
+    x, weight, grad_out = map(lay_out, (x, weight, grad_out), layouts)
+    bias = draw(case.k) if rng.random() < 0.7 else None
+    told = f"{case} {dtype} plan={plan} layouts={layouts} masks={list(masks)} weight_grad={args['weight_grad']}"
+    return case, (x, weight, bias, grad_out), plan, args, integers, told
+
+
+def test_fuzz(fuzz_seed):
+    case, problem, plan, args, integers, told = draw_problem(fuzz_seed)
+    try:
+        got = run(problem, case, plan, **args)
+        want = reference.gradients(*problem, **case.conv_args, **args)
+        if integers:
+            assert_same(got, [None if t is None else t.to(got[0].dtype).double() for t in want])
+        else:
+            assert_near(got, want)
+    except Exception as error:
+        repro = f"pytest python_tests/ops/test_fuzz.py --fuzz-seed {fuzz_seed}"
+        raise AssertionError(f"repro: {repro}  # {told}\n{type(error).__name__}: {error}") from error

@@ -1,0 +1,122 @@
+"""Every row of the kernel table: each instruction set this CPU has gives the bits of the scalar kernels."""
+
+import contextlib
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import torch
+from conv_cases import ConvCase, assert_same, assert_zero, expected, inputs, masks, run
+
+import prunekernels as pk
+
+if not pk.has_extension():
+    pytest.skip("the compiled extension is not there, so there is no kernel table", allow_module_level=True)
+
+from prunekernels import _C
+
+ROWS = _C.kernels()
+BEST = pk.build_info()["isa"]
+ORDER = ["scalar", "avx2", "avx512", "avx512vbmi2"]
+ISAS = ORDER[: ORDER.index(BEST) + 1]
+DTYPES = {"b16": [torch.bfloat16, torch.float16], "b32": [torch.float32], "b64": [torch.float64]}
+
+
+@contextlib.contextmanager
+def capped(isa):
+    _C.cap_isa(isa)
+    try:
+        yield
+    finally:
+        _C.cap_isa("")
+
+
+def test_table_has_names_and_a_scalar_row_for_everything():
+    assert len({row["name"] for row in ROWS}) == len(ROWS) >= 6
+    assert all({"name", "operation", "device", "element", "isa"} <= set(row) for row in ROWS)
+    pairs = {(row["operation"], row["element"]) for row in ROWS}
+    assert pairs == {(row["operation"], row["element"]) for row in ROWS if row["isa"] == "scalar"}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_cap(isa):
+    with capped(isa):
+        assert pk.build_info()["isa"] == isa
+    assert pk.build_info()["isa"] == BEST
+
+
+def test_unknown_cap():
+    with pytest.raises(ValueError, match="expected scalar.*got sse9"):
+        _C.cap_isa("sse9")
+    assert pk.build_info()["isa"] == BEST
+
+
+RUNNABLE = [(row, dtype) for row in ROWS if row["isa"] in ISAS for dtype in DTYPES[row["element"]]]
+
+
+@pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("channels", [1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 129])
+@pytest.mark.parametrize(("row", "dtype"), RUNNABLE, ids=lambda v: v["name"] if isinstance(v, dict) else str(v))
+def test_row(row, dtype, channels, density):
+    gen = torch.Generator().manual_seed(channels)
+    index = (torch.rand(channels, generator=gen) < density).nonzero().flatten().int()
+    operation = {"gather_pixels": gather, "scatter_pixels": scatter}[row["operation"]]
+    with capped(row["isa"]):
+        operation(channels, index, dtype, gen)
+
+
+def gather(channels, index, dtype, gen):
+    x = draw(2, channels, dtype, gen)
+    assert torch.equal(pk.gather_channels(x, index), x[:, index.long()])
+
+
+def scatter(channels, index, dtype, gen):
+    x = draw(2, len(index), dtype, gen)
+    y = pk.scatter_channels(x, index, channels)
+    assert torch.equal(y[:, index.long()], x)
+    dead = torch.ones(channels, dtype=torch.bool).index_fill(0, index.long(), False)
+    assert_zero(y[:, dead])
+
+
+def draw(n, c, dtype, gen):
+    """No number is 0, so that a hole shows."""
+    numbers = torch.randint(1, 100, (n, c, 3, 5), generator=gen).to(dtype)
+    return numbers.contiguous(memory_format=torch.channels_last)
+
+
+CASES = [
+    ConvCase(n=3, c=33, k=31, h=5, w=7),
+    ConvCase(n=3, c=16, k=65, h=5, w=7, r=1, s=1, padding=0),
+    ConvCase(n=3, c=32, k=16, h=5, w=7, groups=4),
+]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("pattern", ["filter", "all"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_convolution(case, pattern, layout, dtype, isa):
+    with capped(isa):
+        got = run(inputs(case, dtype, layout), case, "compact", **masks(case, pattern))
+    assert_same(got, [t.to(dtype).double() for t in expected(case, pattern, dtype)])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_environment_variable(isa):
+    code = "import prunekernels as pk; print(pk.build_info()['isa'])"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(isa), capture_output=True, text=True)
+    assert done.stdout.strip() == isa, done.stderr
+
+
+def test_unknown_environment_variable():
+    code = "import torch, prunekernels as pk; pk.gather_channels(torch.zeros(1, 1, 1, 1), torch.tensor([0]).int())"
+    done = subprocess.run([sys.executable, "-c", code], env=environment("sse9"), capture_output=True, text=True)
+    assert done.returncode != 0 and "PRUNEKERNELS_ISA: expected scalar" in done.stderr and "got sse9" in done.stderr
+
+
+def environment(isa):
+    root = str(pathlib.Path(pk.__file__).resolve().parents[1])
+    return os.environ | {"PRUNEKERNELS_ISA": isa, "PYTHONPATH": root}

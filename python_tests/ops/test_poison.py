@@ -1,0 +1,114 @@
+"""NaN, infinities, subnormals and negative zeros in places that masked_conv2d must not read."""
+
+import pytest
+import torch
+from conv_cases import GROUPED, KINDS, PLAIN, PLANS, ConvCase, assert_same, assert_zero, inputs, masks, only, run
+
+from prunekernels import reference
+
+WIDE = ConvCase(n=3, c=12, k=6, h=5, w=19, groups=2)
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("weight_grad", ["masked", "dense"])
+@pytest.mark.parametrize("poison", [NAN, INF, -INF], ids=str)
+@pytest.mark.parametrize("case", KINDS, ids=str)
+def test_poison_in_dead_numbers(case, poison, weight_grad, layout, plan):
+    x, weight, bias, grad_out = inputs(case, layout=layout)
+    filters, kernels, channels = ~only(case.k, 0, 3), masks(PLAIN, "kernel")["kernel_mask"], ~only(case.c, 1)
+    dead = {"filter_mask": filters, "kernel_mask": kernels[:, : case.c // case.groups], "input_mask": channels}
+    want = reference.gradients(x, weight, bias, grad_out, **dead, **case.conv_args, weight_grad=weight_grad)
+
+    x, weight, bias = x.clone(), weight.clone(), bias.clone()
+    x[:, ~channels] = poison
+    weight[~reference.live_masks(weight, **dead, groups=case.groups)[2]] = poison
+    bias[~filters] = poison
+    assert_same(run((x, weight, bias, grad_out), case, plan, **dead, weight_grad=weight_grad), want)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("weight_grad", ["masked", "dense", "scaled"])
+@pytest.mark.parametrize("case", KINDS, ids=str)
+def test_poison_in_grad_out_of_dead_filters(case, weight_grad, layout, plan):
+    x, weight, bias, grad_out = inputs(case, layout=layout)
+    filters = ~only(case.k, 0, 3)
+    args = {"filter_mask": filters, "weight_grad": "masked" if weight_grad == "masked" else "dense"}
+    if weight_grad == "scaled":
+        args["grad_scale"] = filters.float() * 2  # the dead filters do not learn
+    want = reference.gradients(x, weight, bias, grad_out, **args, **case.conv_args)
+    grad_out = grad_out.clone()
+    grad_out[:, ~filters] = NAN
+    y, grad_x, grad_w, grad_b = run((x, weight, bias, grad_out), case, plan, **args)
+    if weight_grad == "dense":  # dead filters do learn from their grad_out here, whatever it is
+        assert grad_w[~filters].isnan().any()
+        want = (*want[:2], torch.where(filters[:, None, None, None], want[2], 0), want[3])
+        grad_w = torch.where(filters[:, None, None, None], grad_w, 0)
+    assert_same((y, grad_x, grad_w, grad_b), want)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("at", [(0, 0, 0), (2, 4, 18), (1, 2, 9)], ids=str)
+@pytest.mark.parametrize("dead", ["inputs", "filters", "both"])
+@pytest.mark.parametrize("group", [0, 1])
+@pytest.mark.parametrize("poison", [NAN, INF], ids=str)
+def test_one_poisoned_number(poison, group, dead, at, layout, plan):
+    """It sits in one group only, and in a corner; the other group need not have any dead filter or channel."""
+    x, weight, bias, grad_out = inputs(WIDE, layout=layout)
+    made = {"filter_mask": ~only(6, 3 * group + 1), "input_mask": ~only(12, 6 * group + 4)}
+    made = {name: mask for name, mask in made.items() if dead == "both" or name.startswith(dead[:-1])}
+    want = reference.gradients(x, weight, bias, grad_out, **made, **WIDE.conv_args)
+    n, h, w = at
+    if "input_mask" in made:
+        x[n, 6 * group + 4, h, w] = poison
+    if "filter_mask" in made:
+        grad_out[n, 3 * group + 1, h, w] = poison
+    assert_same(run((x, weight, bias, grad_out), WIDE, plan, **made), want)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_poison_in_other_dtypes(dtype, plan):
+    x, weight, bias, grad_out = inputs(GROUPED, dtype)
+    made = {"filter_mask": ~only(6, 0, 4), "input_mask": ~only(4, 1)}
+    want = reference.gradients(x, weight, bias, grad_out, **made, **GROUPED.conv_args)
+    x[1, 1, 2, 3], grad_out[2, 4, 5, 6], weight[0], bias[4] = NAN, INF, INF, NAN
+    assert_same(run((x, weight, bias, grad_out), GROUPED, plan, **made), want)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("place", ["x", "weight", "bias"])
+def test_poison_in_live_numbers_is_not_hidden(place, plan):
+    x, weight, bias, grad_out = inputs(PLAIN)
+    dead = {"filter_mask": ~only(6, 0), "input_mask": ~only(4, 1)}
+    {"x": x[:, 0], "weight": weight[1, 0], "bias": bias[1:2]}[place].fill_(NAN)
+    assert run((x, weight, bias, grad_out), PLAIN, plan, **dead)[0][:, 1].isnan().all()
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_subnormal_dead_numbers_leave_nothing(plan):
+    x, weight, bias, grad_out = inputs(PLAIN, integers=False)
+    x[:, 1], weight[2], bias[2], grad_out[:, 2] = 1e-41, 1e-41, 1e-41, 1e-41
+    dead = {"filter_mask": ~only(6, 2), "input_mask": ~only(4, 1)}
+    y, grad_x, grad_w, grad_b = run((x, weight, bias, grad_out), PLAIN, plan, **dead)
+    for zero in (y[:, 2], grad_x[:, 1], grad_w[2], grad_w[:, 1], grad_b[2]):
+        assert_zero(zero)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("case", KINDS, ids=str)
+def test_negative_zeros_in_dead_weights_leave_no_sign(case, layout, dtype, plan):
+    x, weight, bias, grad_out = inputs(case, dtype, layout)
+    filters, channels = ~only(case.k, 1, 3, 4), ~only(case.c, 0, 2)
+    live = reference.live_masks(weight, filters, None, channels, case.groups)[2]
+    weight[~live] = -0.0
+    bias[~filters] = -0.0
+    problem = (x.abs() + 1, weight, bias, grad_out.abs() + 1)
+    y, grad_x, grad_w, grad_b = run(problem, case, plan, filter_mask=filters, input_mask=channels)
+    for zero in (y[:, ~filters], grad_x[:, ~channels], grad_w[~live], grad_b[~filters]):
+        assert_zero(zero)

@@ -1,0 +1,264 @@
+"""The operators as torch sees them: schemas, fake kernels, autograd, torch.compile."""
+
+import pytest
+import torch
+from conv_cases import ConvCase, inputs
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import prunekernels as pk
+from prunekernels import reference
+
+OPS = torch.ops.prunekernels
+SIZES = ([1, 2], [1, 0], [1, 1], 2)
+CASE = ConvCase(n=2, c=4, k=6, stride=(1, 2), padding=(1, 0), groups=2)
+MASKS = {
+    "filter_mask": torch.tensor([1, 0, 1, 1, 1, 0], dtype=torch.bool),
+    "kernel_mask": torch.tensor([[1, 1], [1, 1], [0, 1], [1, 0], [0, 0], [1, 1]], dtype=torch.bool),
+    "input_mask": torch.tensor([0, 1, 1, 1], dtype=torch.bool),
+}
+DEAD_TABLE = torch.ops.prunekernels.conv_mask(torch.zeros(6, dtype=torch.bool), None, None, 6, 4, 2)
+TABLE = OPS.conv_mask(MASKS["filter_mask"], MASKS["kernel_mask"], MASKS["input_mask"], 6, 4, 2)
+INPUT_TABLE = OPS.conv_mask(None, None, MASKS["input_mask"], 6, 4, 2)
+SCALE = torch.tensor([0, 0.5, 1, 2, 1, 1])
+INDEX = torch.tensor([0, 2, 3], dtype=torch.int32)
+
+
+def tensors(layout="nchw", dtype=torch.float32, grad=True, case=CASE):
+    return [t.detach().requires_grad_(grad) for t in inputs(case, dtype, layout, integers=False)]
+
+
+def conv_samples():
+    x, w, b, _ = tensors()
+    yield x, w, b, TABLE, TABLE, None, *SIZES, "compact"
+    yield x, w, None, None, None, SCALE, *SIZES, "auto"
+    x, w, b, _ = tensors("channels_last", torch.float64)
+    yield x, w, b, TABLE, INPUT_TABLE, SCALE, *SIZES, "dense"
+    x, w, b, _ = tensors("sliced", grad=False)
+    yield x, w, b, TABLE, None, None, *SIZES, "auto"
+    x, w, b, _ = tensors(grad=False)
+    yield x[:0], w.requires_grad_(), b, TABLE, TABLE, None, *SIZES, "compact"
+    x, w, b, _ = tensors("channels_last")
+    yield x, w, b, DEAD_TABLE, DEAD_TABLE, None, *SIZES, "compact"
+
+
+def grad_input_samples():
+    for layout, table, plan in (
+        ("nchw", TABLE, "compact"),
+        ("channels_last", TABLE, "dense"),
+        ("sliced", None, "auto"),
+        ("channels_last", DEAD_TABLE, "auto"),
+    ):
+        _, w, _, g = tensors(layout)
+        yield g, w, table, [2, 4, 6, 7], layout == "channels_last", *SIZES, plan
+
+
+def grad_weight_samples():
+    for layout, table, scale, plan in (
+        ("nchw", TABLE, None, "compact"),
+        ("channels_last", INPUT_TABLE, SCALE, "dense"),
+        ("sliced", None, SCALE, "auto"),
+        ("channels_last", DEAD_TABLE, None, "dense"),
+    ):
+        x, w, _, g = tensors(layout)
+        yield g, x, w.detach(), table, scale, *SIZES, plan
+
+
+def leading(layout, channels):
+    return tensors(layout)[0][:, :channels].detach().requires_grad_()
+
+
+SAMPLES = {
+    "conv_mask": lambda: [
+        (None, None, None, 6, 4, 2),
+        (MASKS["filter_mask"], None, MASKS["input_mask"], 6, 4, 2),
+        (MASKS["filter_mask"], MASKS["kernel_mask"], MASKS["input_mask"], 6, 4, 2),
+        (None, torch.ones(3, 65, dtype=torch.bool), None, 3, 65, 1),
+    ],
+    "masked_conv2d": conv_samples,
+    "masked_conv2d_grad_input": grad_input_samples,
+    "masked_conv2d_grad_weight": grad_weight_samples,
+    "masked_conv2d_grad_bias": lambda: [
+        (tensors(layout)[3], table) for layout, table in (("nchw", TABLE), ("channels_last", None), ("expanded", TABLE))
+    ],
+    "gather_channels": lambda: [(tensors(layout)[0], INDEX[:n]) for layout, n in LAYOUTS_AND_COUNTS],
+    "scatter_channels": lambda: [(leading(layout, n), INDEX[:n], 9) for layout, n in LAYOUTS_AND_COUNTS],
+}
+LAYOUTS_AND_COUNTS = [("nchw", 3), ("channels_last", 2), ("sliced", 1), ("nchw", 0)]
+COUNTS = {name: len(list(make())) for name, make in SAMPLES.items()}
+
+
+def test_every_registered_operator_is_sampled():
+    registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("prunekernels::")}
+    assert registered == {f"prunekernels::{name}" for name in SAMPLES}
+
+
+@pytest.mark.parametrize(("name", "at"), [(name, at) for name, count in COUNTS.items() for at in range(count)])
+def test_opcheck(name, at):
+    torch.library.opcheck(getattr(OPS, name).default, list(SAMPLES[name]())[at])
+
+
+CALLS = {
+    "raw masks": lambda x, w, b: pk.masked_conv2d(x, w, b, **MASKS, **CASE.conv_args),
+    "prepared mask": lambda x, w, b: pk.masked_conv2d(x, w, b, mask=PREPARED, **CASE.conv_args),
+    "dense gradient": lambda x, w, b: pk.masked_conv2d(x, w, b, mask=PREPARED, weight_grad="dense", **CASE.conv_args),
+    "scaled gradient": lambda x, w, b: pk.masked_conv2d(x, w, b, **MASKS, grad_scale=SCALE, **CASE.conv_args),
+    "same padding": lambda x, w, b: pk.masked_conv2d(x, w, b, mask=PREPARED, padding="same", groups=2),
+    "3-D": lambda x, w, b: pk.masked_conv2d(x[0], w, b, mask=PREPARED, groups=2),
+    "no mask": lambda x, w, b: pk.masked_conv2d(x, w, b, groups=2),
+    "in a larger graph": lambda x, w, b: pk.masked_conv2d(x.relu(), w, b, mask=PREPARED, groups=2).sigmoid() * 2,
+}
+PREPARED = pk.ConvMask(**MASKS, groups=2)
+
+
+def outcome(call, leaves, grad=True):
+    y = call(*leaves)
+    return (y, *torch.autograd.grad(y.sin().sum(), leaves)) if grad else (y,)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_compile(name):
+    leaves = tensors()[:3]
+    torch._dynamo.reset()
+    compiled = torch.compile(CALLS[name], backend="aot_eager", fullgraph=True)
+    assert all(map(torch.equal, outcome(compiled, leaves), outcome(CALLS[name], leaves)))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_compile_without_autograd(mode):
+    torch._dynamo.reset()
+    leaves = tensors(grad=False)[:3]
+    with mode():
+        got = torch.compile(CALLS["prepared mask"], backend="aot_eager", fullgraph=True)(*leaves)
+        assert torch.equal(got, CALLS["prepared mask"](*leaves))
+
+
+def test_compile_channels_last_and_autocast():
+    torch._dynamo.reset()
+    leaves = tensors("channels_last")[:3]
+
+    def call(*leaves):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return CALLS["prepared mask"](*leaves)
+
+    got, want = outcome(torch.compile(call, backend="aot_eager", fullgraph=True), leaves), outcome(call, leaves)
+    assert got[0].dtype == torch.bfloat16 and got[0].stride() == want[0].stride()
+    assert all(map(torch.equal, got, want))
+
+
+def test_compile_dynamic_batch():
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(CALLS["prepared mask"], backend=counter, fullgraph=True, dynamic=True)
+    for n in (8, 5, 11):  # the first is no other size of the problem, or dynamo takes the two for one
+        leaves = [t.detach().requires_grad_() for t in tensors(case=ConvCase(n=n, c=4, k=6, groups=2))[:3]]
+        assert all(map(torch.equal, outcome(compiled, leaves), outcome(CALLS["prepared mask"], leaves)))
+    assert counter.frame_count == 1
+
+
+def masked_layer():
+    torch.manual_seed(0)
+    layer = pk.MaskedConv2d(4, 6, 3, padding=1, groups=2)
+    layer.set_masks(filter=MASKS["filter_mask"], kernel=MASKS["kernel_mask"], input=MASKS["input_mask"])
+    return layer
+
+
+def layer_outcome(call, layer, x):
+    y = call(x)
+    return (y, *torch.autograd.grad(y.sin().sum(), (x, *layer.parameters())))
+
+
+@pytest.mark.parametrize("weight_grad", ["masked", "dense"])
+@pytest.mark.parametrize("masked", [False, True], ids=["all live", "masked"])
+def test_compile_layer(masked, weight_grad):
+    torch._dynamo.reset()
+    layer = masked_layer() if masked else pk.MaskedConv2d(4, 6, 3)
+    layer.weight_grad = weight_grad
+    x = tensors()[0]
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    for got, want in zip(layer_outcome(compiled, layer, x), layer_outcome(layer, layer, x), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_compiled_layer_follows_its_masks_without_recompiling():
+    torch._dynamo.reset()
+    layer, x, counter = masked_layer(), tensors()[0], CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, backend=counter, fullgraph=True)
+    seen = []
+    for shift in range(4):
+        layer.set_masks(filter=torch.arange(6).roll(shift) % 3 != 0)
+        got, want = layer_outcome(compiled, layer, x), layer_outcome(layer, layer, x)
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(got, want, strict=True))
+        seen.append(got[0].detach())
+    assert not torch.equal(seen[0], seen[1])
+    assert counter.frame_count == 1
+
+
+def test_compiled_layer_follows_its_masks_to_all_live_and_back():
+    torch._dynamo.reset()
+    layer, x = masked_layer(), tensors()[0]
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    for filters in (MASKS["filter_mask"], "all", ~MASKS["filter_mask"]):
+        layer.set_masks(filter=filters, kernel="all", input="all")
+        torch.testing.assert_close(compiled(x), layer(x))
+
+
+def test_compile_with_inductor():
+    torch._dynamo.reset()
+    layer = masked_layer()
+    net = nn.Sequential(layer, nn.ReLU(), pk.MaskedConv2d(6, 4, 1))
+    net[2].set_masks(input=MASKS["filter_mask"])
+    x = tensors()[0]
+    compiled = torch.compile(net, fullgraph=True)
+    for got, want in zip(layer_outcome(compiled, net, x), layer_outcome(net, net, x), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_compile_norm(training):
+    torch._dynamo.reset()
+    norm, x = pk.MaskedBatchNorm2d(4).train(training), tensors()[0]
+    norm.set_mask(MASKS["input_mask"])
+    compiled = torch.compile(norm, backend="aot_eager", fullgraph=True)
+    for got, want in zip(layer_outcome(compiled, norm, x), layer_outcome(norm, norm, x), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_export():
+    layer, x = masked_layer().eval(), tensors(grad=False)[0]
+    exported = torch.export.export(layer, (x,)).module()
+    assert torch.equal(exported(x), layer(x))
+
+
+def squares(conv, x, w, b):
+    return conv(x, w, b, **MASKS, **CASE.conv_args).square().sum()
+
+
+def test_second_gradient():
+    def penalty(conv, leaves):
+        first = torch.autograd.grad(squares(conv, *leaves), leaves, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+
+    leaves = tensors(dtype=torch.float64)[:3]
+    torch.testing.assert_close(penalty(pk.masked_conv2d, leaves), penalty(reference.masked_conv2d, leaves))
+
+
+TABLES = {
+    "none": (None, None, None, 6, 4, 2),
+    "filters": (MASKS["filter_mask"], None, None, 6, 8, 2),
+    "all": (MASKS["filter_mask"], MASKS["kernel_mask"], MASKS["input_mask"], 6, 4, 2),
+    "everything dead": (torch.zeros(6, dtype=torch.bool), None, None, 6, 4, 2),
+    "31": (None, torch.rand(5, 31, generator=torch.Generator().manual_seed(0)) < 0.5, None, 5, 31, 1),
+    "32": (None, torch.rand(5, 32, generator=torch.Generator().manual_seed(1)) < 0.5, torch.arange(32) > 3, 5, 32, 1),
+    "33": (torch.arange(6) > 4, torch.rand(6, 33, generator=torch.Generator().manual_seed(2)) < 0.5, None, 6, 99, 3),
+    "64": (None, torch.rand(4, 64, generator=torch.Generator().manual_seed(3)) < 0.02, None, 4, 64, 1),
+    "depthwise": (torch.arange(6) % 4 > 0, torch.arange(6)[:, None] > 1, torch.arange(6) != 5, 6, 6, 6),
+    "no filters": (None, None, None, 0, 4, 1),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_conv_mask_equals_its_torch_twin(name):
+    from prunekernels import _fallback
+
+    assert torch.equal(OPS.conv_mask(*TABLES[name]), _fallback.conv_mask(*TABLES[name]))

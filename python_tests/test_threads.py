@@ -1,0 +1,38 @@
+"""Thread counts: one thread works, more threads give the same result."""
+
+import pytest
+import torch
+from conv_cases import TOLERANCE
+
+import prunekernels as pk
+
+
+def step(layout):
+    gen = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(size, generator=gen) for size in ((9, 24, 15, 13), (40, 24, 3, 3)))
+    x, w = x.contiguous(memory_format=layout).requires_grad_(), w.requires_grad_()
+    masks = {"filter_mask": torch.rand(40, generator=gen) < 0.5, "input_mask": torch.rand(24, generator=gen) < 0.5}
+    with pk.plan.force("compact"):
+        y = pk.masked_conv2d(x, w, padding=1, **masks)
+        y.backward(torch.randn(y.shape, generator=gen))
+    return y.detach(), x.grad, w.grad
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_any_number_of_threads(threads, layout):
+    torch.set_num_threads(2)
+    want = step(layout)
+    torch.set_num_threads(threads)
+    got = step(layout)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, **TOLERANCE[torch.float32])
+
+
+def test_called_from_a_python_thread():
+    from concurrent.futures import ThreadPoolExecutor
+
+    want = step(torch.contiguous_format)
+    with ThreadPoolExecutor(3) as pool:
+        for got in pool.map(step, [torch.contiguous_format] * 6):
+            assert all(torch.allclose(a, b, **TOLERANCE[torch.float32]) for a, b in zip(got, want, strict=True))
