@@ -34,7 +34,7 @@ def sources(pattern: str) -> list[str]:
 
 def extension():
     debug = os.environ.get("PRUNEKERNELS_DEBUG", "0") == "1"
-    flags = ["-O0", "-g"] if debug else ["-O3", "-fvisibility=hidden"]
+    flags = ["-O0", "-g"] if debug else ["-O3", "-g0", "-fvisibility=hidden"]
     if sys.platform == "win32":
         flags = ["/Od", "/Zi"] if debug else ["/O2"]
     files = sources("*.cpp") + sources("core/*.cpp") + sources("cpu/**/*.cpp")

@@ -105,6 +105,7 @@ struct Conv : Function<Conv> {
     ctx->save_for_backward({trains ? x : Tensor(), weight, saved(mask), saved(grad_mask), saved(grad_scale)});
     ctx->saved_data["x_size"] = x.sym_sizes().vec();
     ctx->saved_data["channels_last"] = is_channels_last(x);
+    ctx->saved_data["has_bias"] = bias.has_value();
     g.save(ctx);
     return conv(x, weight, bias, mask, grad_mask, grad_scale, g);
   }
@@ -116,7 +117,8 @@ struct Conv : Function<Conv> {
       out[0] = grad_input(grads[0], s[1], optional(s[2]), ctx->saved_data["x_size"].toSymIntVector(),
                           ctx->saved_data["channels_last"].toBool(), g);
     if (ctx->needs_input_grad(1)) out[1] = grad_weight(grads[0], s[0], s[1], optional(s[3]), optional(s[4]), g);
-    if (ctx->needs_input_grad(2)) out[2] = grad_bias(grads[0], optional(s[2]));
+    // Absent optional tensors are not counted by needs_input_grad: without a bias, 2 would be a mask or nothing.
+    if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)) out[2] = grad_bias(grads[0], optional(s[2]));
     return with_nones(out, 7);
   }
 };
@@ -190,9 +192,10 @@ struct Gather : Function<Gather> {
   static constexpr bool is_traceable = true;
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& index) {
     at::AutoDispatchBelowADInplaceOrView below;
+    Tensor y = gather(x, index);  // first: it checks that x has channels
     ctx->save_for_backward({index});
     ctx->saved_data["channels"] = x.sym_size(1);
-    return gather(x, index);
+    return y;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     return {scatter(grads[0], ctx->get_saved_variables()[0], ctx->saved_data["channels"].toSymInt()), Variable()};

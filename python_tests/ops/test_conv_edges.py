@@ -83,28 +83,36 @@ def test_all_live_equals_conv2d_bit_for_bit(case, plan):
 
 
 @pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
+@pytest.mark.parametrize("pattern", ["none", "filter", "all"])
 @pytest.mark.parametrize("case", KINDS, ids=str)
-def test_without_bias(case, plan):
+def test_without_bias(case, pattern, scaled, plan):
     x, weight, _, grad_out = inputs(case)
-    made = masks(case, "all")
-    want = reference.gradients(x, weight, None, grad_out, **made, **case.conv_args)
-    assert_same(run((x, weight, None, grad_out), case, plan, **made), want)
+    args = masks(case, pattern) | ({"grad_scale": torch.tensor([0, 0.5, 1, 2, 1, 1])} if scaled else {})
+    want = reference.gradients(x, weight, None, grad_out, **args, **case.conv_args)
+    assert_same(run((x, weight, None, grad_out), case, plan, **args), want)
 
 
 @pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("pattern", ["none", "all"])
+@pytest.mark.parametrize("has_bias", [False, True], ids=["no bias", "bias"])
 @pytest.mark.parametrize("wanted", ["x", "weight", "bias", "x weight", "weight bias", "x bias"])
-def test_only_some_gradients_are_wanted(wanted, plan):
+def test_only_some_gradients_are_wanted(wanted, has_bias, pattern, plan):
     x, weight, bias, grad_out = inputs(PLAIN)
-    made = masks(PLAIN, "all")
+    bias, made, wanted = bias if has_bias else None, masks(PLAIN, pattern), wanted.split()
     results = reference.gradients(x, weight, bias, grad_out, **made, padding=1)
     want = dict(zip(("y", "x", "weight", "bias"), results, strict=True))
     leaves = {"x": x, "weight": weight, "bias": bias}
-    wanted = wanted.split()
+    for name in wanted:
+        if leaves[name] is not None:
+            leaves[name].requires_grad_()
     with pk.plan.force(plan):
-        y = pk.masked_conv2d(*[t.requires_grad_(name in wanted) for name, t in leaves.items()], padding=1, **made)
-        y.backward(grad_out)
-    assert {name for name, t in leaves.items() if t.grad is not None} == set(wanted)
-    assert all(torch.equal(leaves[name].grad.double(), want[name]) for name in wanted)
+        y = pk.masked_conv2d(*leaves.values(), padding=1, **made)
+        if y.requires_grad:
+            y.backward(grad_out)
+    got = {name: t.grad for name, t in leaves.items() if t is not None and t.grad is not None}
+    assert set(got) == {name for name in wanted if leaves[name] is not None}
+    assert all(torch.equal(grad.double(), want[name]) for name, grad in got.items())
 
 
 @pytest.mark.parametrize("plan", PLANS)

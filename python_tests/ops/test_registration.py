@@ -241,24 +241,3 @@ def test_second_gradient():
 
     leaves = tensors(dtype=torch.float64)[:3]
     torch.testing.assert_close(penalty(pk.masked_conv2d, leaves), penalty(reference.masked_conv2d, leaves))
-
-
-TABLES = {
-    "none": (None, None, None, 6, 4, 2),
-    "filters": (MASKS["filter_mask"], None, None, 6, 8, 2),
-    "all": (MASKS["filter_mask"], MASKS["kernel_mask"], MASKS["input_mask"], 6, 4, 2),
-    "everything dead": (torch.zeros(6, dtype=torch.bool), None, None, 6, 4, 2),
-    "31": (None, torch.rand(5, 31, generator=torch.Generator().manual_seed(0)) < 0.5, None, 5, 31, 1),
-    "32": (None, torch.rand(5, 32, generator=torch.Generator().manual_seed(1)) < 0.5, torch.arange(32) > 3, 5, 32, 1),
-    "33": (torch.arange(6) > 4, torch.rand(6, 33, generator=torch.Generator().manual_seed(2)) < 0.5, None, 6, 99, 3),
-    "64": (None, torch.rand(4, 64, generator=torch.Generator().manual_seed(3)) < 0.02, None, 4, 64, 1),
-    "depthwise": (torch.arange(6) % 4 > 0, torch.arange(6)[:, None] > 1, torch.arange(6) != 5, 6, 6, 6),
-    "no filters": (None, None, None, 0, 4, 1),
-}
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_conv_mask_equals_its_torch_twin(name):
-    from prunekernels import _fallback
-
-    assert torch.equal(OPS.conv_mask(*TABLES[name]), _fallback.conv_mask(*TABLES[name]))
