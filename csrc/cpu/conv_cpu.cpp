@@ -101,13 +101,18 @@ at::Tensor compact_grad_weight(const at::Tensor& grad_out, const at::Tensor& x, 
   return cc.unpack_grad_weight(sum.to(x.scalar_type()), weight, scale);
 }
 
+Side filters(const MaskTable& mask) { return {mask.out_slot(), mask[kFilters]}; }
+Side channels(const MaskTable& mask) { return {mask.in_slot(), mask[kChannels]}; }
+
 // weight: masked, in x's memory format, as is every result.
 at::Tensor dense_forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
                          const MaskTable& mask, const ConvParams& p) {
   const at::MemoryFormat format = x.suggest_memory_format();
   at::Tensor y = vendor_conv(x, weight, bias, p, p.groups).contiguous(format);
-  if (!witnesses_hold(y, mask.out_slot(), p.groups)) {
+  if (!witnesses_hold(y, filters(mask), channels(mask), p.groups)) {
     y = vendor_conv(without_dead_channels(x, mask.in_slot()), weight, bias, p, p.groups).contiguous(format);
+    zero_dead_channels_(y, mask.out_slot());
+  } else if (p.groups > 1) {
     zero_dead_channels_(y, mask.out_slot());
   }
   return y;
@@ -117,9 +122,11 @@ at::Tensor dense_grad_input(const at::Tensor& grad_out, const at::Tensor& x, con
                             const MaskTable& mask, const ConvParams& p) {
   const at::MemoryFormat format = x.suggest_memory_format();
   at::Tensor grad_x = vendor_grad_input(grad_out, x, weight, p, p.groups).contiguous(format);
-  if (!witnesses_hold(grad_x, mask.in_slot(), p.groups)) {
+  if (!witnesses_hold(grad_x, channels(mask), filters(mask), p.groups)) {
     grad_x =
         vendor_grad_input(without_dead_channels(grad_out, mask.out_slot()), x, weight, p, p.groups).contiguous(format);
+    zero_dead_channels_(grad_x, mask.in_slot());
+  } else if (p.groups > 1) {
     zero_dead_channels_(grad_x, mask.in_slot());
   }
   return grad_x;

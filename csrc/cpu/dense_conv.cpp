@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
+#include <vector>
 
 #include "cpu/kernels/channels.h"
 #include "cpu/kernels/weights.h"
@@ -72,14 +74,36 @@ void mask_grad_weight_(const at::Tensor& grad, const MaskTable* mask, const floa
 
 namespace {
 
-bool channel_is(Property property, const at::Tensor& x, int64_t c) {
-  return with_element(x.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    std::atomic<bool> holds{true};
-    at::parallel_for(0, x.size(0), grain(x, x.size(0)), [&](int64_t begin, int64_t end) {
-      if (!prunekernels::channel_is(property, view<const T>(x), c, begin, end)) holds = false;
-    });
-    return holds.load();
+struct Witness {
+  Property property;
+  int64_t channel;
+};
+
+std::vector<Witness> find_witnesses(const Side& result, const Side& operand, int64_t groups) {
+  std::vector<Witness> witnesses;
+  for (int64_t g = 0; g < groups; ++g) {
+    const int32_t* first = result.slot + g * result.channels / groups;
+    const int32_t* last = first + result.channels / groups;
+    const int32_t* other = operand.slot + g * operand.channels / groups;
+    const int32_t* zero = std::find(first, last, kDead);
+    const int32_t* live = std::find_if(first, last, [](int32_t slot) { return slot != kDead; });
+    const bool may_leak = std::any_of(other, other + operand.channels / groups, [](int32_t slot) { return slot < 0; });
+    if (groups == 1 && zero != last)
+      witnesses.push_back({Property::zero, zero - result.slot});
+    else if (may_leak && live != last)
+      witnesses.push_back({Property::finite, live - result.slot});
+  }
+  return witnesses;
+}
+
+// NHWC: all channels of a pixel share cache lines, so zeroing some of them is one pass over all of them.
+template <typename T>
+void zero_dead_pixels(const at::Tensor& x, const int32_t* slot) {
+  std::vector<T> keep(x.size(1));
+  for (int64_t c = 0; c < x.size(1); ++c) std::memset(&keep[c], slot[c] == kDead ? 0 : 0xff, sizeof(T));
+  const int64_t pixels = x.size(0) * x.size(2) * x.size(3);
+  at::parallel_for(0, pixels, grain(x, pixels), [&](int64_t begin, int64_t end) {
+    keep_channels(elements<T>(x), x.size(1), keep.data(), begin, end);
   });
 }
 
@@ -96,14 +120,20 @@ void fill(const at::Tensor& x, const int32_t* slot, int32_t kind, const at::Tens
 
 }  // namespace
 
-bool witnesses_hold(const at::Tensor& result, const int32_t* slot, int64_t groups) {
-  const int64_t per_group = result.size(1) / groups;
-  for (int64_t first = 0; first < result.size(1); first += per_group) {
-    const int32_t* dead = std::find(slot + first, slot + first + per_group, kDead);
-    const bool found = dead != slot + first + per_group;
-    if (!channel_is(found ? Property::zero : Property::finite, result, found ? dead - slot : first)) return false;
-  }
-  return true;
+bool witnesses_hold(const at::Tensor& x, const Side& result, const Side& operand, int64_t groups) {
+  const auto witnesses = find_witnesses(result, operand, groups);
+  const int64_t images = x.size(0), checks = static_cast<int64_t>(witnesses.size()) * images;
+  return with_element(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    std::atomic<bool> hold{true};
+    at::parallel_for(0, checks, grain(x, images * x.size(1)), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; hold && i < end; ++i) {
+        const Witness& w = witnesses[i / images];
+        if (!channel_is(w.property, view<const T>(x), w.channel, i % images, i % images + 1)) hold = false;
+      }
+    });
+    return hold.load();
+  });
 }
 
 at::Tensor without_dead_channels(const at::Tensor& x, const int32_t* slot) {
@@ -113,7 +143,10 @@ at::Tensor without_dead_channels(const at::Tensor& x, const int32_t* slot) {
   return masked;
 }
 
-void zero_dead_channels_(const at::Tensor& x, const int32_t* slot) { fill(x, slot, kDead, nullptr); }
+void zero_dead_channels_(const at::Tensor& x, const int32_t* slot) {
+  if (x.is_contiguous()) return fill(x, slot, kDead, nullptr);
+  with_element(x.scalar_type(), [&](auto zero) { zero_dead_pixels<decltype(zero)>(x, slot); });
+}
 
 void write_constant_channels_(const at::Tensor& x, const int32_t* slot, const at::Tensor* bias) {
   fill(x, slot, kConstant, bias);

@@ -15,11 +15,16 @@ at::Tensor masked_bias(const at::Tensor& bias, const MaskTable& mask);
 // In place: where(live, grad * scale, 0).
 void mask_grad_weight_(const at::Tensor& grad, const MaskTable* mask, const float* scale);
 
+struct Side {  // channels of the operand or of the result, and which of them are live
+  const int32_t* slot;
+  int64_t channels;
+};
+
 // After a full-width convolution whose dead weights are zeros: did every dead channel of the operand stay without
 // effect, and are the dead channels of the result exactly 0? Zero weights make it so unless the operand holds a NaN or
 // an infinity, and that would show in every channel of the result, so one channel a group answers: a dead one must be
-// 0, or else any one finite. slot: of the result.
-bool witnesses_hold(const at::Tensor& result, const int32_t* slot, int64_t groups);
+// 0, or else any one finite.
+bool witnesses_hold(const at::Tensor& x, const Side& result, const Side& operand, int64_t groups);
 
 // Where they do not hold: a copy of the operand with zeros in the channels of negative slot, to convolve again ...
 at::Tensor without_dead_channels(const at::Tensor& x, const int32_t* slot);

@@ -101,14 +101,28 @@ bool channel_is(Property property, const ChannelView<const T>& x, int64_t c, int
 }
 
 template <typename T>
+void keep_channels(T* x, int64_t channels, const T* keep, int64_t begin, int64_t end) {
+  BitsOf<T>* bits = reinterpret_cast<BitsOf<T>*>(x);
+  const BitsOf<T>* mask = reinterpret_cast<const BitsOf<T>*>(keep);
+  for (int64_t p = begin; p < end; ++p)
+    for (int64_t c = 0; c < channels; ++c) bits[p * channels + c] &= mask[c];
+}
+
+template <typename T>
 void fill_channel(const ChannelView<T>& x, int64_t c, T value) {
-  for (int64_t n = 0; n < x.batches; ++n)
-    for (int64_t p = 0; p < x.pixels; ++p) x.data[n * x.batch + c * x.channel + p * x.pixel] = value;
+  for (int64_t n = 0; n < x.batches; ++n) {
+    T* at = x.data + n * x.batch + c * x.channel;
+    if (x.pixel == 1)
+      std::fill(at, at + x.pixels, value);
+    else
+      for (int64_t p = 0; p < x.pixels; ++p) at[p * x.pixel] = value;
+  }
 }
 
 #define PK_INSTANTIATE(T)                                                                        \
   template void channel_sums(const ChannelView<const T>&, const int32_t*, T*, int64_t, int64_t); \
   template bool channel_is(Property, const ChannelView<const T>&, int64_t, int64_t, int64_t);    \
+  template void keep_channels(T*, int64_t, const T*, int64_t, int64_t);                          \
   template void fill_channel(const ChannelView<T>&, int64_t, T);
 PK_INSTANTIATE(float)
 PK_INSTANTIATE(double)

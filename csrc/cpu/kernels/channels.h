@@ -24,6 +24,10 @@ enum class Property { finite, zero };
 template <typename T>
 bool channel_is(Property property, const ChannelView<const T>& x, int64_t c, int64_t begin, int64_t end);
 
+// x[p, c] &= keep[c] for NHWC pixels begin..end: all bits set keeps a channel, none makes it +0.
+template <typename T>
+void keep_channels(T* x, int64_t channels, const T* keep, int64_t begin, int64_t end);
+
 // Sets channel c to a value.
 template <typename T>
 void fill_channel(const ChannelView<T>& x, int64_t c, T value);
