@@ -1,4 +1,4 @@
-"""Random problems, masks, layouts, plans and dtypes. More: pytest --fuzz 500 python_tests/ops/test_fuzz.py"""
+"""Random problems, masks, layouts, plans and dtypes, poison in dead places. More: pytest --fuzz 500 <this file>"""
 
 import random
 
@@ -7,6 +7,7 @@ from conv_cases import LARGEST, LAYOUTS, PLANS, ConvCase, assert_near, assert_sa
 
 from prunekernels import reference
 
+MASKS = ("filter_mask", "kernel_mask", "input_mask")
 CHANNELS = [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 23, 31, 32, 33, 47, 48, 63, 64, 65]
 
 
@@ -30,7 +31,7 @@ def pair(value):
 
 
 def draw_masks(rng, gen, case):
-    sizes = {"filter_mask": (case.k,), "kernel_mask": (case.k, case.c // case.groups), "input_mask": (case.c,)}
+    sizes = dict(zip(MASKS, ((case.k,), (case.k, case.c // case.groups), (case.c,)), strict=True))
     chosen = {name: size for name, size in sizes.items() if rng.random() < 0.6}
     density = lambda: rng.choice([0, 0.1, 0.5, 0.5, 0.9, 1])  # noqa: E731
     return {name: torch.rand(size, generator=gen) < density() for name, size in chosen.items()}
@@ -41,6 +42,25 @@ def beyond_vendor(case):
     taps = (case.r, case.s)
     wide = not isinstance(case.padding, str) and any(p >= t for p, t in zip(pair(case.padding), taps, strict=True))
     return wide or (max(pair(case.stride)) > 1 and 1 in out_size(case)[2:])
+
+
+def poisoned(rng, problem, layouts, case, args):
+    """The problem with a NaN or an infinity in some numbers that must not be read."""
+    x, weight, bias, grad_out = (None if t is None else t.clone() for t in problem)
+    x, weight, grad_out = map(lay_out, (x, weight, grad_out), layouts)
+    filters, channels, live = reference.live_masks(weight, *(args.get(name) for name in MASKS), case.groups)
+    where = {"x": ~channels, "bias": ~filters, "grad_out": ~filters & (args["weight_grad"] == "masked")}
+    poison = rng.choice([float("nan"), float("inf"), -float("inf")])
+    for name, t in (("x", x), ("grad_out", grad_out)):
+        dead = where[name].nonzero().flatten().tolist()
+        if dead and t.numel() and rng.random() < 0.7:
+            n, _, h, w = (rng.randrange(size) for size in t.shape)
+            t[n, rng.choice(dead), h, w] = poison
+    if rng.random() < 0.5:
+        weight[~live] = poison
+    if bias is not None and rng.random() < 0.5:
+        bias[where["bias"]] = poison
+    return x, weight, bias, grad_out
 
 
 def draw_problem(seed):
@@ -65,13 +85,15 @@ def draw_problem(seed):
     x, weight, grad_out = map(lay_out, (x, weight, grad_out), layouts)
     bias = draw(case.k) if rng.random() < 0.7 else None
     told = f"{case} {dtype} plan={plan} layouts={layouts} masks={list(masks)} weight_grad={args['weight_grad']}"
-    return case, (x, weight, bias, grad_out), plan, args, integers, told
+    problem = x, weight, bias, grad_out
+    given = poisoned(rng, problem, layouts, case, args) if rng.random() < 0.5 else problem
+    return case, problem, given, plan, args, integers, told
 
 
 def test_fuzz(fuzz_seed):
-    case, problem, plan, args, integers, told = draw_problem(fuzz_seed)
+    case, problem, given, plan, args, integers, told = draw_problem(fuzz_seed)
     try:
-        got = run(problem, case, plan, **args)
+        got = run(given, case, plan, **args)
         want = reference.gradients(*problem, **case.conv_args, **args)
         if integers:
             assert_same(got, [None if t is None else t.to(got[0].dtype).double() for t in want])
