@@ -1,0 +1,53 @@
+"""README tells the truth: its code runs, its length holds, its numbers stand in a committed results file."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import prunekernels as pk
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_block_runs(number):
+    exec(compile(BLOCKS[number], f"README.md block {number}", "exec"), {"torch": torch, "pk": pk})
+
+
+def test_first_block_prunes_what_it_says():
+    names: dict = {}
+    exec(BLOCKS[0], names)
+    model, keep = names["model"], names["keep"]
+    assert int(keep.sum()) == 32
+    assert model[0].weight.grad[~keep].abs().max() == 0 < model[0].weight.grad[keep].abs().max()
+    assert model[2].weight.grad[:, ~keep].abs().max() == 0
+
+
+def test_length():
+    assert len(README.splitlines()) <= 150
+
+
+def test_names_exist():
+    listed = re.findall(r"^\| `(\w+)\(", README, flags=re.M)
+    assert listed
+    missing = [name for name in listed if not hasattr(pk, name)]
+    assert not missing
+
+
+def test_measured_table_is_the_results_file():
+    """Every row of the measured table is in the file the table names, to the printed digits."""
+    source = re.search(r"`(benchmarks/results/[^`]+\.json)`", README)
+    assert source is not None
+    rows = json.loads((ROOT / source[1]).read_text())["rows"]
+    measured = {(r["name"], r["kept"]): r for r in rows}
+    lines = re.findall(r"^\| ([\w.:]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", README, flags=re.M)
+    assert len(lines) >= 4
+    for name, kept, *ratios in lines:
+        row = measured[name, float(kept)]
+        assert ratios == [f"{row[key]:.2f}" for key in ("vs_dense", "vs_compaction", "of_limit")]
+    assert any(float(vs_dense) < 1 or float(of_limit) < 0.6 for _, _, vs_dense, _, of_limit in lines), "a losing row"
