@@ -222,6 +222,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.md.write_text(markdown(rows, head))
     if args.plot:
         write_plot(args.plot, rows)
+    for name in ("json", "csv", "md", "plot"):
+        if path := getattr(args, name):
+            print(f"{name}: {path}")
     return 0
 
 

@@ -231,7 +231,9 @@ def test_command_line_end_to_end(tmp_path, capsys):
     assert len(body["summary"]) == 8 and len(body["break_even"]) == 4
     with files["csv"].open() as file:
         assert len(list(csv.DictReader(file))) == 8
-    assert "| test:small |" in files["md"].read_text() and "vs_dense" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| test:small |" in files["md"].read_text() and "vs_dense" in printed
+    assert printed.splitlines()[-1] == (f"plot: {files['png']}" if plotted else f"md: {files['md']}")
     assert not plotted or files["png"].read_bytes().startswith(b"\x89PNG")
 
 
