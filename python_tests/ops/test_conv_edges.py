@@ -208,3 +208,11 @@ def test_inputs_are_left_alone(plan):
     before = [t.clone() for t in (*problem, *made.values())]
     run(problem, PLAIN, plan, **made)
     assert all(map(torch.equal, before, (*problem, *made.values())))
+
+
+def test_gradients_without_any_optional_argument():
+    """Neither bias nor masks nor scale: the backward pass has no optional tensor to count."""
+    x, weight = torch.randn(2, 3, 5, 5, requires_grad=True), torch.randn(4, 3, 3, 3, requires_grad=True)
+    grads = torch.autograd.grad(pk.masked_conv2d(x, weight).sum(), (x, weight))
+    expected = torch.autograd.grad(torch.nn.functional.conv2d(x, weight).sum(), (x, weight))
+    torch.testing.assert_close(grads, expected)
