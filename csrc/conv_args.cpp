@@ -90,10 +90,11 @@ std::optional<MaskTable> read_filter_mask(const char* op, const char* argument, 
   return table;
 }
 
-bool use_compact(const char* op, std::string_view plan, const ConvShape& shape, const MaskTable& mask,
-                 Direction direction) {
-  PK_CHECK(plan == "auto" || plan == "dense" || plan == "compact", op, "plan", "auto, dense or compact", plan);
-  return plan == "compact" || (plan == "auto" && compact_pays(shape, mask, direction));
+PlanRequest read_plan(const char* op, std::string_view plan) {
+  for (Plan p : kPlans)
+    if (plan == name_of(p)) return {p, true};
+  PK_CHECK(plan == "auto" || plan == "model", op, "plan", "auto, model, dense, compact, direct or sparse", plan);
+  return {std::nullopt, plan == "auto"};
 }
 
 }  // namespace prunekernels

@@ -33,8 +33,11 @@ std::optional<MaskTable> read_mask(const char* op, const char* argument, const s
 std::optional<MaskTable> read_filter_mask(const char* op, const char* argument, const std::optional<at::Tensor>& mask,
                                           int64_t K);
 
-// Resolves "auto", "dense" or "compact".
-bool use_compact(const char* op, std::string_view plan, const ConvShape& shape, const MaskTable& mask,
-                 Direction direction);
+// "auto" measures, "model" only reckons, a plan's name forces it; where a forced plan does not serve, as "auto".
+struct PlanRequest {
+  std::optional<Plan> forced;
+  bool may_measure;
+};
+PlanRequest read_plan(const char* op, std::string_view plan);
 
 }  // namespace prunekernels

@@ -10,6 +10,7 @@ from . import _table
 
 _MASKS = "Tensor? filter_mask, Tensor? kernel_mask, Tensor? input_mask"
 _CONV = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, str plan"
+PLANS = ("auto", "model", "dense", "compact", "direct", "sparse")  # all one plan here
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SCHEMAS = (
     f"conv_mask({_MASKS}, int out_channels, int in_channels, int groups) -> Tensor",
@@ -105,6 +106,10 @@ def _check_scale(op: str, scale: Tensor | None, K: int) -> None:
         _expect(holds, op, "grad_scale", f"float32 [{K}]", f"{scale.dtype} {list(scale.shape)}")
 
 
+def _check_plan(op: str, plan: str) -> None:
+    _expect(plan in PLANS, op, "plan", f"{', '.join(PLANS[:-1])} or {PLANS[-1]}", plan)
+
+
 def masked_conv2d(x, weight, bias, mask, grad_mask, grad_scale, stride, padding, dilation, groups, plan):
     op = "masked_conv2d"
     _check_tensor(op, "x", x, x)
@@ -116,7 +121,7 @@ def masked_conv2d(x, weight, bias, mask, grad_mask, grad_scale, stride, padding,
         _expect(bias.shape == (K,), op, "bias", f"[{K}]", list(bias.shape))
     _check_mask(op, "grad_mask", grad_mask, (K, C, groups))
     _check_scale(op, grad_scale, K)
-    _expect(plan in ("auto", "dense", "compact"), op, "plan", "auto, dense or compact", plan)
+    _check_plan(op, plan)
     if mask is not None:
         x = _where(_table.read_channels(mask, K, C), x, 1, C, 1, 1)
         bias = None if bias is None else _where(_table.live_filters(mask, K), bias, K)
@@ -131,6 +136,7 @@ def masked_conv2d_grad_input(grad_out, weight, mask, x_size, channels_last, stri
     op = "masked_conv2d_grad_input"
     _check_tensor(op, "weight", weight, grad_out)
     size = _check_conv(op, x_size, weight, mask, stride, padding, dilation, groups)
+    _check_plan(op, plan)
     _expect(list(grad_out.shape) == size, op, "grad_out", size, list(grad_out.shape))
     layout = torch.channels_last if channels_last else torch.contiguous_format
     K, C = weight.shape[0], x_size[1]
@@ -151,6 +157,7 @@ def masked_conv2d_grad_weight(grad_out, x, weight, mask, grad_scale, stride, pad
     _check_tensor(op, "grad_out", grad_out, x)
     _check_tensor(op, "weight", weight, x)
     size = _check_conv(op, x.shape, weight, mask, stride, padding, dilation, groups)
+    _check_plan(op, plan)
     _expect(list(grad_out.shape) == size, op, "grad_out", size, list(grad_out.shape))
     _check_scale(op, grad_scale, weight.shape[0])
     args = (None, stride, padding, dilation, False, (0, 0), groups, (False, True, False))

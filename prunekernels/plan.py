@@ -1,6 +1,13 @@
 """Plans: which algorithm serves a layer.
 
-"dense": where-mask, then the vendor's convolution; "compact": gather, convolve the live sizes, scatter.
+"dense": where-mask, then the vendor's convolution; "compact": gather, convolve the live sizes, scatter; "direct" and
+"sparse": kernels of our own, over live filters and channels and over single live kernels.
+
+"auto" measures, the first time it meets a problem (direction, sizes, layout, dtype, threads, live counts to a
+sixteenth), the plans that a cost model does not rule out, and keeps the fastest for the life of the process; dense
+where nothing beats it by 3 percent. "model" only asks the cost model, and so does "auto" under
+torch.use_deterministic_algorithms(True) or with measuring off. A plan's name forces it; what it does not serve goes as
+under "auto".
 """
 
 from __future__ import annotations
@@ -8,15 +15,27 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import _ext, _table
+import torch
+
+from . import _ext
+from ._fallback import PLANS as PLANS
 
 if TYPE_CHECKING:
     from .masks import ConvMask
 
-PLANS = ("auto", "dense", "compact")
 DIRECTIONS = ("forward", "grad_input", "grad_weight")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+class LayerPlan(NamedTuple):
+    """The plan of each direction of a layer."""
+
+    forward: str
+    grad_input: str
+    grad_weight: str
 
 
 def _check(plan: str, where: str) -> str:
@@ -25,23 +44,43 @@ def _check(plan: str, where: str) -> str:
     return plan
 
 
-_current = _check(os.environ.get("PRUNEKERNELS_PLAN") or "auto", "PRUNEKERNELS_PLAN")
+def _check_switch(value: str, where: str) -> bool:
+    if value not in ("", "0", "1"):
+        raise ValueError(f"{where}: expected 0 or 1, got {value!r}")
+    return value != "0"
+
+
+_asked = _check(os.environ.get("PRUNEKERNELS_PLAN") or "auto", "PRUNEKERNELS_PLAN")
+_measuring = _check_switch(os.environ.get("PRUNEKERNELS_MEASURE", ""), "PRUNEKERNELS_MEASURE")
 
 
 def current() -> str:
-    """The plan in force: "auto" unless PRUNEKERNELS_PLAN or force() says otherwise."""
-    return _current
+    """The plan in force: "auto" unless PRUNEKERNELS_PLAN or force() says otherwise; not measuring makes it "model"."""
+    return "model" if _asked == "auto" and not _measuring else _asked
 
 
 @contextmanager
 def force(plan: str) -> Iterator[None]:
     """Every layer follows this plan inside the with block; a backward pass follows the plan of its forward pass."""
-    global _current
-    before, _current = _current, _check(plan, "plan.force")
+    global _asked
+    before, _asked = _asked, _check(plan, "plan.force")
     try:
         yield
     finally:
-        _current = before
+        _asked = before
+
+
+@contextmanager
+def measure(enabled: bool) -> Iterator[None]:
+    """Inside the with block "auto" measures or asks the cost model; PRUNEKERNELS_MEASURE=0 switches it off for good."""
+    global _measuring
+    if not isinstance(enabled, bool):
+        raise ValueError(f"plan.measure: enabled: expected True or False, got {enabled!r}")
+    before, _measuring = _measuring, enabled
+    try:
+        yield
+    finally:
+        _measuring = before
 
 
 def choose(
@@ -54,20 +93,54 @@ def choose(
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> str:
-    """The plan a layer of this shape gets, e.g. choose("forward", x.shape, weight.shape, mask) -> "compact"."""
-    if direction not in DIRECTIONS:
-        raise ValueError(f"plan.choose: direction: expected one of {', '.join(DIRECTIONS)}, got {direction!r}")
-    if _current != "auto":
-        return _current
-    if _ext._C is None or mask is None:
+    """The plan a layer of this shape gets: the measured one if there is one, or else the model's. Measures nothing.
+
+    >>> pk.plan.choose("forward", x.shape, weight.shape, mask, padding=(1, 1))
+    'compact'
+    """
+    for name, value, known in (
+        ("direction", direction, DIRECTIONS),
+        ("dtype", dtype, DTYPES),
+        ("memory_format", memory_format, LAYOUTS),
+    ):
+        if value not in known:
+            raise ValueError(f"plan.choose: {name}: expected one of {', '.join(map(str, known))}, got {value!r}")
+    if mask is None:
         return "dense"
-    N, C, H, W = x_shape
+    table = mask.table(weight_shape[0], x_shape[1], groups)
+    geometry = [*stride, *padding, *dilation]
+    return choose_for_table(direction, x_shape, weight_shape, table, geometry, groups, dtype, memory_format)
+
+
+def choose_for_table(
+    direction: str,
+    x_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    table: torch.Tensor,
+    geometry: Sequence[int],
+    groups: int,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+) -> str:
+    """choose() for a mask table; geometry: stride, padding, dilation, two integers each."""
+    if _ext._C is None or table.device.type != "cpu":
+        return "dense"
     K, _, R, S = weight_shape
-    table = mask.table(K, C, groups)
-    P, Q = (
-        (size + 2 * padding[i] - dilation[i] * (tap - 1) - 1) // stride[i] + 1
-        for i, (size, tap) in enumerate(((H, R), (W, S)))
-    )
-    header = table[: _table.HEADER_WORDS].tolist()
-    return _ext._C.choose_plan(direction, [N, C, H, W, K, R, S, P, Q, groups], header)
+    sizes = [*x_shape, K, R, S, groups, *geometry]
+    name, channels_last = str(dtype).removeprefix("torch."), memory_format == torch.channels_last
+    return _ext._C.choose_plan(current(), direction, sizes, table.numpy(), name, channels_last)
+
+
+def table() -> list[dict[str, Any]]:
+    """What was measured, a row for each kind of problem: its sizes, "live" (filters, input channels, and kernels among
+    those, in sixteenths), "threads", the "plan" kept, and "ms" of each plan tried. [] without the extension."""
+    return _ext._C.plan_table() if _ext._C else []
+
+
+def clear() -> None:
+    """Forgets what was measured."""
+    if _ext._C:
+        _ext._C.clear_plans()

@@ -1,4 +1,4 @@
-// The masked convolution and its gradients on CPU: the dense and compact plans over the vendor's convolution.
+// The masked convolution and its gradients on CPU: checks, the plans of each, and which of them runs.
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
@@ -11,6 +11,7 @@
 #include "cpu/compact_conv.h"
 #include "cpu/dense_conv.h"
 #include "cpu/fresh.h"
+#include "cpu/plans.h"
 
 namespace prunekernels {
 namespace {
@@ -104,13 +105,14 @@ at::Tensor compact_grad_weight(const at::Tensor& grad_out, const at::Tensor& x, 
 Side filters(const MaskTable& mask) { return {mask.out_slot(), mask[kFilters]}; }
 Side channels(const MaskTable& mask) { return {mask.in_slot(), mask[kChannels]}; }
 
-// weight: masked, in x's memory format, as is every result.
 at::Tensor dense_forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
                          const MaskTable& mask, const ConvParams& p) {
   const at::MemoryFormat format = x.suggest_memory_format();
-  at::Tensor y = vendor_conv(x, weight, bias, p, p.groups).contiguous(format);
+  const at::Tensor w = masked_weight(weight, mask, format);
+  const OptionalTensor b = bias ? OptionalTensor(masked_bias(*bias, mask)) : std::nullopt;
+  at::Tensor y = vendor_conv(x, w, b, p, p.groups).contiguous(format);
   if (!witnesses_hold(y, filters(mask), channels(mask), p.groups)) {
-    y = vendor_conv(without_dead_channels(x, mask.in_slot()), weight, bias, p, p.groups).contiguous(format);
+    y = vendor_conv(without_dead_channels(x, mask.in_slot()), w, b, p, p.groups).contiguous(format);
     zero_dead_channels_(y, mask.out_slot());
   } else if (p.groups > 1) {
     zero_dead_channels_(y, mask.out_slot());
@@ -121,15 +123,24 @@ at::Tensor dense_forward(const at::Tensor& x, const at::Tensor& weight, const Op
 at::Tensor dense_grad_input(const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight,
                             const MaskTable& mask, const ConvParams& p) {
   const at::MemoryFormat format = x.suggest_memory_format();
-  at::Tensor grad_x = vendor_grad_input(grad_out, x, weight, p, p.groups).contiguous(format);
+  const at::Tensor w = masked_weight(weight, mask, format);
+  at::Tensor grad_x = vendor_grad_input(grad_out, x, w, p, p.groups).contiguous(format);
   if (!witnesses_hold(grad_x, channels(mask), filters(mask), p.groups)) {
-    grad_x =
-        vendor_grad_input(without_dead_channels(grad_out, mask.out_slot()), x, weight, p, p.groups).contiguous(format);
+    grad_x = vendor_grad_input(without_dead_channels(grad_out, mask.out_slot()), x, w, p, p.groups).contiguous(format);
     zero_dead_channels_(grad_x, mask.in_slot());
   } else if (p.groups > 1) {
     zero_dead_channels_(grad_x, mask.in_slot());
   }
   return grad_x;
+}
+
+at::Tensor dense_grad_weight(const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight,
+                             const MaskTable* mask, const ConvParams& p, const float* scale) {
+  const at::Tensor full = weight.contiguous(x.suggest_memory_format());
+  const at::Tensor grad_weight =
+      vendor_grad_weight(grad_out, x, full, p, p.groups).contiguous(weight.suggest_memory_format());
+  mask_grad_weight_(grad_weight, mask, scale);
+  return grad_weight;
 }
 
 at::Tensor masked_conv2d(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
@@ -148,23 +159,25 @@ at::Tensor masked_conv2d(const at::Tensor& x, const at::Tensor& weight, const Op
   const auto mask = read_mask(op, "mask", mask_table, s.K, s.C, s.G);
   read_mask(op, "grad_mask", grad_mask, s.K, s.C, s.G);
   check_scale(op, grad_scale, s.K);
+  const PlanRequest asked = read_plan(op, plan);
 
   const at::MemoryFormat format = x.suggest_memory_format();
-  const at::Tensor full_x = x.contiguous(format);
-  const bool compact = mask ? use_compact(op, plan, s, *mask, Direction::forward) : false;
   if (s.N == 0) return at::empty({0, s.K, s.P, s.Q}, x.options().memory_format(format));
+  const at::Tensor full_x = x.contiguous(format);
   if (!mask) return vendor_conv(full_x, weight.contiguous(format), bias, p, groups).contiguous(format);
 
   const OptionalTensor full_bias = bias ? OptionalTensor(bias->contiguous()) : std::nullopt;
-  at::Tensor y;
-  if ((*mask)[kLivePairs] == 0) {
-    y = zeros({s.N, s.K, s.P, s.Q}, x.options(), format);
-  } else if (compact) {
-    y = compact_forward(full_x, weight, full_bias, CompactConv(s, *mask, format), p);
-  } else {
-    const OptionalTensor b = bias ? OptionalTensor(masked_bias(*full_bias, *mask)) : std::nullopt;
-    y = dense_forward(full_x, masked_weight(weight, *mask, format), b, *mask, p);
-  }
+  const auto run = [&](Plan plan) {
+    switch (plan) {
+      case Plan::compact:
+        return compact_forward(full_x, weight, full_bias, CompactConv(s, *mask, format), p);
+      default:
+        return dense_forward(full_x, weight, full_bias, *mask, p);
+    }
+  };
+  const PlanCase what{s, *mask, Direction::forward, x.scalar_type(), format};
+  const bool empty = (*mask)[kLivePairs] == 0;
+  const at::Tensor y = empty ? zeros({s.N, s.K, s.P, s.Q}, x.options(), format) : with_plan(asked, what, run);
   if ((*mask)[kConstants]) write_constant_channels_(y, mask->out_slot(), full_bias ? &*full_bias : nullptr);
   return y;
 }
@@ -180,15 +193,23 @@ at::Tensor masked_conv2d_grad_input(const at::Tensor& grad_out, const at::Tensor
   const ConvShape s = make_shape(op, x_size, weight, p);
   check_grad_out(op, grad_out, s);
   const auto mask = read_mask(op, "mask", mask_table, s.K, s.C, s.G);
+  const PlanRequest asked = read_plan(op, plan);
 
   const at::MemoryFormat format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-  const bool compact = mask ? use_compact(op, plan, s, *mask, Direction::grad_input) : false;
   if (s.N == 0 || (mask && (*mask)[kLivePairs] == 0)) return zeros(x_size, grad_out.options(), format);
   const at::Tensor grad = grad_out.contiguous(format);
-  if (compact) return compact_grad_input(grad, weight, CompactConv(s, *mask, format), p);
   const at::Tensor x = at::empty(x_size, grad.options().memory_format(format));  // sizes only
   if (!mask) return vendor_grad_input(grad, x, weight.contiguous(format), p, groups).contiguous(format);
-  return dense_grad_input(grad, x, masked_weight(weight, *mask, format), *mask, p);
+
+  const auto run = [&](Plan plan) {
+    switch (plan) {
+      case Plan::compact:
+        return compact_grad_input(grad, weight, CompactConv(s, *mask, format), p);
+      default:
+        return dense_grad_input(grad, x, weight, *mask, p);
+    }
+  };
+  return with_plan(asked, {s, *mask, Direction::grad_input, grad.scalar_type(), format}, run);
 }
 
 at::Tensor masked_conv2d_grad_weight(const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight,
@@ -204,19 +225,25 @@ at::Tensor masked_conv2d_grad_weight(const at::Tensor& grad_out, const at::Tenso
   check_grad_out(op, grad_out, s);
   const auto mask = read_mask(op, "mask", mask_table, s.K, s.C, s.G);
   check_scale(op, grad_scale, s.K);
+  const PlanRequest asked = read_plan(op, plan);
 
   const at::Tensor scale_tensor = grad_scale ? grad_scale->contiguous() : at::Tensor();
   const float* scale = grad_scale ? scale_tensor.const_data_ptr<float>() : nullptr;
   const at::MemoryFormat format = x.suggest_memory_format();
-  const bool compact = mask ? use_compact(op, plan, s, *mask, Direction::grad_weight) : false;
-  const at::MemoryFormat weight_format = weight.suggest_memory_format();
-  if (s.N == 0 || (mask && (*mask)[kLivePairs] == 0)) return zeros(weight.sizes(), weight.options(), weight_format);
+  if (s.N == 0 || (mask && (*mask)[kLivePairs] == 0))
+    return zeros(weight.sizes(), weight.options(), weight.suggest_memory_format());
   const at::Tensor full_x = x.contiguous(format), grad = grad_out.contiguous(format);
-  if (compact) return compact_grad_weight(grad, full_x, weight, CompactConv(s, *mask, format), p, scale);
-  const at::Tensor grad_weight =
-      vendor_grad_weight(grad, full_x, weight.contiguous(format), p, groups).contiguous(weight_format);
-  mask_grad_weight_(grad_weight, mask ? &*mask : nullptr, scale);
-  return grad_weight;
+  if (!mask) return dense_grad_weight(grad, full_x, weight, nullptr, p, scale);
+
+  const auto run = [&](Plan plan) {
+    switch (plan) {
+      case Plan::compact:
+        return compact_grad_weight(grad, full_x, weight, CompactConv(s, *mask, format), p, scale);
+      default:
+        return dense_grad_weight(grad, full_x, weight, &*mask, p, scale);
+    }
+  };
+  return with_plan(asked, {s, *mask, Direction::grad_weight, x.scalar_type(), format}, run);
 }
 
 at::Tensor masked_conv2d_grad_bias(const at::Tensor& grad_out, const OptionalTensor& mask_table) {
