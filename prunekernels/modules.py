@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
 
 from . import _table
 from ._buffers import MaskBuffers
-from .functional import WEIGHT_GRADS, check_conv, check_grad_scale, conv2d_with_tables
+from .functional import WEIGHT_GRADS, check_conv, check_grad_scale, conv2d_with_tables, pad_string
 from .masks import live_counts, make_table
+from .plan import LayerPlan, choose_for_table
 
 MaskArgument = Tensor | str | None
 
@@ -30,6 +33,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
     _mask_names = ("filter_mask", "kernel_mask", "input_mask", "hard_mask")
     _own_state = (
         *_mask_names, "_mask_table", "_grad_table", "_grad_scale", "_weight_grad", "_seen", "_live", "_all_live",
+        "_last_input",
     )  # fmt: skip
     filter_mask: Tensor
     kernel_mask: Tensor
@@ -40,6 +44,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
     _grad_table: Tensor
     _grad_scale: Tensor | None
     _live: tuple[int, int, int]  # filters, inputs, kernels
+    _last_input: tuple[torch.Size, tuple[int, ...], torch.dtype] | None = None  # size, stride, the result's dtype
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -123,20 +128,54 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         self._refresh_if_edited()
         return self._live[2] / max(1, self.kernel_mask.numel())
 
+    @property
+    def plan(self) -> LayerPlan | None:
+        """The plans that the last input's size, layout and dtype get under the present masks; None before any input."""
+        if self._last_input is None:
+            return None
+        self._refresh_if_edited()
+        size, stride, dtype = self._last_input
+        x, padding = self._pad(torch.empty_strided(size, stride, dtype=dtype, device="meta"))
+        if isinstance(padding, str):
+            x, padding = pad_string("MaskedConv2d", x, padding, self.kernel_size, self.stride, self.dilation)
+        x = x if x.dim() == 4 else x.unsqueeze(0)
+        geometry = (*self.stride, *padding, *self.dilation)
+        grad_table = self._mask_table if self._weight_grad == "masked" else self._grad_table
+        about = (geometry, self.groups, dtype, suggest_memory_format(x))
+
+        def choose(direction: str, table: Tensor) -> str:
+            return choose_for_table(direction, x.shape, self.weight.shape, table, *about)
+
+        return LayerPlan(
+            choose("forward", self._mask_table),
+            choose("grad_input", self._mask_table),
+            choose("grad_weight", grad_table),
+        )
+
     def forward(self, input: Tensor) -> Tensor:
         self._refresh_if_edited()
         if self._all_live and self._grad_scale is None:
-            return super().forward(input)
+            y = super().forward(input)
+        else:
+            y = self._masked_forward(input)
+        if type(input) is Tensor and not torch.compiler.is_compiling():
+            self.__dict__["_last_input"] = (input.size(), input.stride(), y.dtype)  # past Module's slow __setattr__
+        return y
+
+    def _masked_forward(self, input: Tensor) -> Tensor:
         check_conv("MaskedConv2d", input, self.weight, self.bias, self.groups)
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = (0, 0)
+        input, padding = self._pad(input)
         grad_table = self._mask_table if self._weight_grad == "masked" else self._grad_table
         tables = (self._mask_table, grad_table, self._grad_scale)
         return conv2d_with_tables(
             input, self.weight, self.bias, *tables, self.stride, padding, self.dilation, self.groups
         )
+
+    def _pad(self, x: Tensor) -> tuple[Tensor, str | Sequence[int]]:
+        """x padded as the layer's mode asks, and the padding left to the convolution."""
+        if self.padding_mode == "zeros":
+            return x, self.padding
+        return F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d) -> MaskedConv2d:
