@@ -1,14 +1,16 @@
-"""Plans: forcing, the environment variable, and what is chosen when nothing is forced."""
+"""Plans: forcing, measuring and its cache, the environment variables, and what is chosen when nothing is forced."""
 
 import os
 import pathlib
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 import prunekernels as pk
+from prunekernels import reference
 
 LARGE = {"x_shape": (16, 256, 28, 28), "weight_shape": (256, 256, 3, 3), "padding": (1, 1)}
 DIRECTIONS = ["forward", "grad_input", "grad_weight"]
@@ -47,6 +49,249 @@ def test_unknown_direction():
         pk.plan.choose("backward", mask=mask(3), **LARGE)
 
 
+@pytest.mark.parametrize(
+    ("argument", "value"), [("dtype", torch.int32), ("memory_format", torch.preserve_format), ("dtype", "float32")]
+)
+def test_choose_checks_its_arguments(argument, value):
+    with pytest.raises(ValueError, match=f"plan.choose: {argument}: expected .*, got {value!r}"):
+        pk.plan.choose("forward", mask=mask(3), **LARGE, **{argument: value})
+
+
+# ---- measuring: SMALL at 60 % live filters is a case in which the model keeps both dense and compact ----------------
+
+SMALL = {"x_shape": (2, 32, 12, 12), "weight_shape": (32, 32, 3, 3), "padding": (1, 1)}
+
+
+@pytest.fixture
+def empty_table():
+    pk.plan.clear()
+    yield
+    pk.plan.clear()
+
+
+def small_mask(filters=20, inputs=32):
+    return pk.ConvMask(torch.arange(32) < filters, input_mask=torch.arange(32) < inputs)
+
+
+def convolve(filters=20, inputs=32, layout=torch.contiguous_format, dtype=torch.float32, backward=False):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(SMALL["x_shape"], generator=generator).to(dtype, memory_format=layout).requires_grad_(backward)
+    weight = torch.randn(SMALL["weight_shape"], generator=generator).to(dtype).requires_grad_(backward)
+    y = pk.masked_conv2d(x, weight, mask=small_mask(filters, inputs), padding=1)
+    if backward:
+        y.sum().backward()
+    return y
+
+
+@needs_extension
+@pytest.mark.usefixtures("empty_table")
+def test_each_direction_is_measured_once():
+    convolve(backward=True)
+    rows = pk.plan.table()
+    assert sorted(row["direction"] for row in rows) == sorted(DIRECTIONS)
+    convolve(backward=True)
+    assert pk.plan.table() == rows
+    for row in rows:
+        assert row["x_shape"] == SMALL["x_shape"] and row["weight_shape"] == SMALL["weight_shape"]
+        assert row["stride"] == (1, 1) and row["padding"] == (1, 1) and row["dilation"] == (1, 1) and row["groups"] == 1
+        assert row["dtype"] == "float32" and not row["channels_last"] and row["live"] == (10, 16, 16)
+        assert row["plan"] in row["ms"] and {"dense", "compact"} <= set(row["ms"]) and min(row["ms"].values()) > 0
+        assert pk.plan.choose(row["direction"], mask=small_mask(), **SMALL) == row["plan"]
+    pk.plan.clear()
+    assert pk.plan.table() == []
+
+
+@needs_extension
+@pytest.mark.usefixtures("empty_table")
+def test_the_faster_plan_is_kept_and_dense_wins_ties():
+    convolve(backward=True)
+    for row in pk.plan.table():
+        times = row["ms"] | {"dense": row["ms"]["dense"] * 0.97}
+        assert row["plan"] == min(times, key=times.get)
+
+
+@needs_extension
+@pytest.mark.usefixtures("empty_table")
+def test_a_measured_plan_repeats_its_bits():
+    first = convolve()
+    assert all(torch.equal(first, convolve()) for _ in range(3))
+
+
+@pytest.mark.usefixtures("empty_table")
+def test_the_measuring_call_computes_the_same_numbers():
+    x, weight, bias = (torch.randint(-4, 5, size).float() for size in (SMALL["x_shape"], (32, 32, 3, 3), (32,)))
+    keep = torch.arange(32) < 20
+    y = pk.masked_conv2d(x, weight, bias, filter_mask=keep, padding=1)
+    want = reference.masked_conv2d(x, weight, bias, filter_mask=keep, padding=1)
+    assert torch.equal(y.double(), want.double())
+
+
+OTHER_KEYS = {
+    "fewer filters": lambda: convolve(17),
+    "fewer inputs": lambda: convolve(inputs=27),
+    "layout": lambda: convolve(layout=torch.channels_last),
+    "dtype": lambda: convolve(dtype=torch.float64),
+    "direction": lambda: convolve(backward=True),
+}
+
+
+@needs_extension
+@pytest.mark.usefixtures("empty_table")
+@pytest.mark.parametrize("name", OTHER_KEYS)
+def test_another_problem_is_measured_anew(name):
+    convolve()
+    OTHER_KEYS[name]()
+    assert len(pk.plan.table()) > 1
+
+
+@needs_extension
+@pytest.mark.usefixtures("empty_table")
+def test_live_counts_of_one_sixteenth_share_a_plan():
+    convolve(20)
+    convolve(19)
+    assert len(pk.plan.table()) == 1
+
+
+@needs_extension
+@pytest.mark.usefixtures("empty_table")
+def test_each_number_of_threads_has_its_plan():
+    torch.set_num_threads(1)
+    convolve()
+    torch.set_num_threads(2)
+    convolve()
+    assert sorted(row["threads"] for row in pk.plan.table()) == [1, 2]
+
+
+@needs_extension
+@pytest.mark.usefixtures("empty_table")
+def test_threads_that_meet_a_problem_together_agree():
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: convolve(), range(16)))
+    assert all(torch.equal(results[0], y) for y in results)
+    threads = [row["threads"] for row in pk.plan.table()]
+    assert len(threads) == len(set(threads))
+
+
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    convolve(backward=True)
+
+
+def unmeasured():
+    with pk.plan.measure(False):
+        convolve(backward=True)
+
+
+def forced(plan):
+    with pk.plan.force(plan):
+        convolve(backward=True)
+
+
+NOT_MEASURED = {
+    "deterministic": deterministic,
+    "measure(False)": unmeasured,
+    "model": lambda: forced("model"),
+    "dense": lambda: forced("dense"),
+    "compact": lambda: forced("compact"),
+    "almost full": lambda: convolve(29, backward=True),
+    "nothing dead": lambda: convolve(32, backward=True),
+    "nothing live": lambda: convolve(0, backward=True),
+    "one plan left by the model": lambda: convolve(1, 1),
+}
+
+
+@pytest.mark.usefixtures("empty_table")
+@pytest.mark.parametrize("name", NOT_MEASURED)
+def test_not_measured(name):
+    NOT_MEASURED[name]()
+    assert pk.plan.table() == []
+
+
+@needs_extension
+@pytest.mark.usefixtures("empty_table")
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_model_ignores_what_was_measured(direction):
+    before = pk.plan.choose(direction, mask=small_mask(), **SMALL)
+    convolve(backward=True)
+    with pk.plan.force("model"):
+        assert pk.plan.choose(direction, mask=small_mask(), **SMALL) == before
+    with pk.plan.measure(False):
+        assert pk.plan.choose(direction, mask=small_mask(), **SMALL) == before
+    torch.use_deterministic_algorithms(True)
+    assert pk.plan.choose(direction, mask=small_mask(), **SMALL) == before
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("filters", [29, 30, 31, 32])
+def test_almost_full_is_dense(filters, direction):
+    assert pk.plan.choose(direction, mask=small_mask(filters), **SMALL) == "dense"
+
+
+@pytest.mark.parametrize("plan", ["direct", "sparse"])
+def test_a_forced_plan_that_does_not_serve_goes_as_auto(plan):
+    shape = {"x_shape": (2, 3, 8, 8), "weight_shape": (5, 3, 3, 3)}
+    few = pk.ConvMask(torch.arange(5) < 2, in_channels=3)
+    auto = pk.plan.choose("forward", mask=few, dtype=torch.float16, **shape)
+    x, weight = torch.ones(2, 3, 8, 8, dtype=torch.float16), torch.ones(5, 3, 3, 3, dtype=torch.float16)
+    with pk.plan.force(plan):
+        assert pk.plan.choose("forward", mask=few, dtype=torch.float16, **shape) == auto
+        y = pk.masked_conv2d(x, weight, mask=few)
+    assert bool((y[:, :2] == 27).all()) and bool((y[:, 2:] == 0).all())
+
+
+@pytest.mark.parametrize("enabled", [None, 0, "yes"])
+def test_measure_checks_its_argument(enabled):
+    with pytest.raises(ValueError, match="plan.measure: enabled: expected True or False, got"):
+        with pk.plan.measure(enabled):
+            pass
+
+
+# ---- layer.plan -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("empty_table")
+def test_plan_of_a_layer():
+    layer = pk.MaskedConv2d(32, 32, 3, padding=1)
+    assert layer.plan is None
+    layer(torch.randn(2, 32, 12, 12))
+    assert layer.plan == ("dense", "dense", "dense")
+    layer.set_masks(filter=torch.arange(32) < 20)
+    layer(torch.randn(2, 32, 12, 12, requires_grad=True)).sum().backward()
+    kept = {row["direction"]: row["plan"] for row in pk.plan.table()}
+    assert layer.plan._asdict() == {direction: kept.get(direction, "dense") for direction in DIRECTIONS}
+
+
+@needs_extension
+def test_plan_of_a_layer_whose_soft_filters_train():
+    layer = pk.MaskedConv2d(32, 32, 3, padding=1)
+    layer.set_masks(filter=torch.arange(32) < 2)
+    layer(torch.randn(2, 32, 12, 12))
+    assert layer.plan == ("compact", "compact", "compact")
+    layer.weight_grad = "dense"
+    assert layer.plan == ("compact", "compact", "dense")
+
+
+@pytest.mark.parametrize("args", [{"padding": "same"}, {"padding": 1, "padding_mode": "circular"}], ids=str)
+@pytest.mark.parametrize("size", [(2, 32, 12, 12), (32, 12, 12)], ids=len)
+@pytest.mark.usefixtures("empty_table")
+def test_plan_of_a_layer_that_pads(args, size):
+    layer = pk.MaskedConv2d(32, 32, (2, 3), **args)
+    layer.set_masks(filter=torch.arange(32) < 20)
+    layer(torch.randn(size, requires_grad=True)).sum().backward()
+    kept = {row["direction"]: row["plan"] for row in pk.plan.table()}
+    assert layer.plan._asdict() == {direction: kept.get(direction, "dense") for direction in DIRECTIONS}
+
+
+def test_plan_of_a_layer_under_autocast_is_that_of_the_narrow_type():
+    layer = pk.MaskedConv2d(32, 32, 3)
+    layer.set_masks(filter=torch.arange(32) < 20)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(torch.randn(2, 32, 12, 12))
+    assert layer._last_input[2] == torch.bfloat16 and layer.plan is not None
+
+
+# ---- environment ----------------------------------------------------------------------------------------------------
+
 CODE = """
 import torch, prunekernels as pk
 live = torch.arange(64) < 63
@@ -54,13 +299,16 @@ print(pk.plan.choose("forward", (2, 64, 8, 8), (64, 64, 1, 1), pk.ConvMask(live,
 """
 
 
-def run(plan):
-    env = os.environ | {"PRUNEKERNELS_PLAN": plan, "PYTHONPATH": str(pathlib.Path(pk.__file__).resolve().parents[1])}
-    return subprocess.run([sys.executable, "-c", CODE], env=env, capture_output=True, text=True)
+def run(plan="", measure="", code=CODE):
+    env = os.environ | {"PYTHONPATH": str(pathlib.Path(pk.__file__).resolve().parents[1])}
+    env |= {"PRUNEKERNELS_PLAN": plan, "PRUNEKERNELS_MEASURE": measure}
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
 
 
 @needs_extension
-@pytest.mark.parametrize(("variable", "plan"), [("compact", "compact"), ("dense", "dense"), ("auto", "dense")])
+@pytest.mark.parametrize(
+    ("variable", "plan"), [("compact", "compact"), ("dense", "dense"), ("auto", "dense"), ("model", "dense")]
+)
 def test_environment_variable(variable, plan):
     done = run(variable)
     assert done.stdout.strip() == plan, done.stderr
@@ -69,3 +317,21 @@ def test_environment_variable(variable, plan):
 def test_unknown_environment_variable():
     done = run("fast")
     assert done.returncode != 0 and "PRUNEKERNELS_PLAN" in done.stderr and "got 'fast'" in done.stderr
+
+
+@needs_extension
+@pytest.mark.parametrize(("measure", "rows"), [("0", "0"), ("1", "1"), ("", "1")])
+def test_environment_variable_for_measuring(measure, rows):
+    code = """
+import torch, prunekernels as pk
+x, w = torch.ones(2, 32, 12, 12), torch.ones(32, 32, 3, 3)
+pk.masked_conv2d(x, w, filter_mask=torch.arange(32) < 20, padding=1)
+print(len(pk.plan.table()))
+"""
+    done = run(measure=measure, code=code)
+    assert done.stdout.strip() == rows, done.stderr
+
+
+def test_unknown_environment_variable_for_measuring():
+    done = run(measure="no")
+    assert done.returncode != 0 and "PRUNEKERNELS_MEASURE: expected 0 or 1, got 'no'" in done.stderr
