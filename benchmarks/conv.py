@@ -95,7 +95,7 @@ def parser() -> Parser:
     )
     how.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     how.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    how.add_argument("--plan", choices=("auto", "dense", "compact"), default="auto", help="of ours, default auto")
+    how.add_argument("--plan", choices=pk.plan.PLANS, default="auto", help="of ours, default auto")
     how.add_argument(
         "--seconds", type=duration, default=1.0, help="to spend on a row, default 1; 5 to 60 rounds are run"
     )
@@ -163,7 +163,7 @@ def measure(case: Case, direction: str, args: argparse.Namespace, kept: float) -
         rival.check()
     timings = interleaved({f"{r.family}/{r.layout}": r.run for r in rivals}, args.device, args.seconds)
     times = {r.family: timings[fastest(timings, r.family)].median for r in rivals}
-    p, masks = case.problem, case.masks
+    p, masks, layout = case.problem, case.masks, fastest(timings, "ours").split("/")[1]
     return Row(
         problem=p.shape,
         name=p.name,
@@ -175,8 +175,8 @@ def measure(case: Case, direction: str, args: argparse.Namespace, kept: float) -
         live_c=int(masks.live_inputs(p.groups).sum()),
         live_kernels=int(masks.pairs.sum()),
         direction=direction,
-        layout=fastest(timings, "ours").split("/")[1],
-        plan=next(r.plan() for r in rivals if isinstance(r, Ours)),
+        layout=layout,
+        plan=next(r.plan() for r in rivals if isinstance(r, Ours) and r.layout == layout),
         ms=times["ours"],
         dense_ms=times["dense"],
         masked_dense_ms=times["masked_dense"],

@@ -203,9 +203,10 @@ class Ours(Rival):
         return pk.masked_conv2d(self.x, self.w, mask=self.mask, **self.problem.conv_args)
 
     def plan(self) -> str:
-        """What `auto` would choose, per direction."""
+        """What runs, per direction."""
         p = self.problem
         args = {name: value if name == "groups" else (value, value) for name, value in p.conv_args.items()}
+        args |= {"dtype": self.x.dtype, "memory_format": FORMATS[self.layout]}
         names = {"y": "forward", "grad_x": "grad_input", "grad_w": "grad_weight"}
         return "/".join(pk.plan.choose(names[n], p.x_shape, p.weight_shape, self.mask, **args) for n in self.outputs)
 
