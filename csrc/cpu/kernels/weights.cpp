@@ -1,6 +1,7 @@
 #include "cpu/kernels/weights.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "core/scalar_types.h"
 
@@ -25,19 +26,35 @@ void copy_taps(const T* from, int64_t from_stride, T* to, int64_t to_stride, int
   for (int64_t t = 0; t < taps; ++t) to[t * to_stride] = from ? from[t * from_stride] : T{};
 }
 
-// Visits the offsets in row k of every weight whose kernel is dead, until visit returns false. Live stretches pass 32
-// channels a step.
-template <typename Visit>
-void each_dead_weight(const MaskTable& mask, const WeightLayout& layout, int64_t taps, int64_t k, Visit visit) {
+// The dead channels of row k, in order; live stretches pass 32 a step.
+void list_dead_channels(const MaskTable& mask, int64_t k, std::vector<int64_t>& dead_channels) {
   const int64_t channels = mask.channels_per_group();
+  dead_channels.clear();
   for (int64_t first = 0; first < channels; first += 32) {
     const uint32_t valid = channels - first < 32 ? (1u << (channels - first)) - 1 : ~0u;
-    for (uint32_t dead = ~mask.pairs(k)[first >> 5] & valid; dead; dead &= dead - 1) {
-      const int64_t c = first + __builtin_ctz(dead);
-      for (int64_t t = 0; t < taps; ++t)
-        if (!visit(c * layout.channel + t * layout.tap)) return;
-    }
+    for (uint32_t dead = ~mask.pairs(k)[first >> 5] & valid; dead; dead &= dead - 1)
+      dead_channels.push_back(first + __builtin_ctz(dead));
   }
+}
+
+// No exit before the end: loads overlap, and runs vectorise.
+template <typename T>
+bool all_zero(const T* run, int64_t count) {
+  bool zero = true;
+  for (int64_t i = 0; i < count; ++i) zero &= run[i] == 0;
+  return zero;
+}
+
+template <typename T>
+bool channels_are_zero(const T* row, const WeightLayout& layout, int64_t taps, const std::vector<int64_t>& channels) {
+  bool zero = true;
+  if (layout.tap == 1) {
+    for (int64_t c : channels) zero &= all_zero(row + c * layout.channel, taps);
+  } else {
+    for (int64_t t = 0; t < taps; ++t)
+      for (int64_t c : channels) zero &= row[t * layout.tap + c * layout.channel] == 0;
+  }
+  return zero;
 }
 
 }  // namespace
@@ -103,14 +120,15 @@ void unpack_grad_weight(const T* compact, T* full, const WeightMove& move, const
 template <typename T>
 void mask_weight(const T* from, T* to, const WeightLayout& layout, int64_t channels, int64_t taps,
                  const MaskTable* mask, const float* scale, int64_t begin, int64_t end) {
+  std::vector<int64_t> dead;
   for (int64_t k = begin; k < end; ++k) {
     T* row = to + k * layout.row;
     if (to != from) std::copy(from + k * layout.row, from + (k + 1) * layout.row, row);
-    if (mask)
-      each_dead_weight(*mask, layout, taps, k, [&](int64_t at) {
-        row[at] = T{};
-        return true;
-      });
+    if (mask) {
+      list_dead_channels(*mask, k, dead);
+      for (int64_t t = 0; t < taps; ++t)
+        for (int64_t c : dead) row[t * layout.tap + c * layout.channel] = T{};
+    }
     if (scale)
       for (int64_t e = 0; e < channels * taps; ++e) row[e] = scaled(row[e], scale, k);
   }
@@ -119,10 +137,15 @@ void mask_weight(const T* from, T* to, const WeightLayout& layout, int64_t chann
 template <typename T>
 bool dead_weights_are_zero(const T* full, const WeightLayout& layout, int64_t taps, const MaskTable& mask,
                            int64_t begin, int64_t end) {
-  bool zero = true;
-  for (int64_t k = begin; zero && k < end; ++k)
-    each_dead_weight(mask, layout, taps, k, [&](int64_t at) { return zero = full[k * layout.row + at] == 0; });
-  return zero;
+  const int64_t channels = mask.channels_per_group();
+  std::vector<int64_t> dead;
+  for (int64_t k = begin; k < end; ++k) {
+    const T* row = full + k * layout.row;
+    list_dead_channels(mask, k, dead);
+    const bool whole_row = static_cast<int64_t>(dead.size()) == channels;
+    if (!(whole_row ? all_zero(row, channels * taps) : channels_are_zero(row, layout, taps, dead))) return false;
+  }
+  return true;
 }
 
 #define PK_INSTANTIATE(T)                                                                                        \
