@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/sum.h>
 
 #include <algorithm>
 #include <atomic>
@@ -152,7 +153,22 @@ void write_constant_channels_(const at::Tensor& x, const int32_t* slot, const at
   fill(x, slot, kConstant, bias);
 }
 
+namespace {
+
+// NHWC reads every channel anyway, and torch's sum reads them fastest.
+at::Tensor sums_of_all(const at::Tensor& x, const int32_t* slot) {
+  const at::Tensor sums = at::sum(x, {0, 2, 3});
+  for (int64_t c = 0; slot && c < x.size(1); ++c)
+    if (slot[c] == kDead)
+      std::memset(static_cast<char*>(sums.mutable_data_ptr()) + c * x.element_size(), 0, x.element_size());
+  return sums;
+}
+
+}  // namespace
+
 at::Tensor channel_sums(const at::Tensor& x, const int32_t* slot) {
+  const bool wide = x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble;
+  if (wide && !x.is_contiguous()) return sums_of_all(x, slot);
   const at::Tensor sums = at::empty({x.size(1)}, x.options());
   with_element(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
