@@ -164,7 +164,7 @@ def check_grad_scale(op: str, scale: Tensor, K: int, device: torch.device) -> No
 
 
 def pair(op: str, name: str, value: int | Sequence[int]) -> list[int]:
-    values = list(value) if isinstance(value, Sequence) else [value, value]
+    values = list(value) if isinstance(value, (tuple, list, Sequence)) else [value, value]
     if len(values) != 2 or any(isinstance(v, float) for v in values):
         raise ValueError(f"{op}: {name}: expected one or two integers, got {value!r}")
     return values
