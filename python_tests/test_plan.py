@@ -335,3 +335,16 @@ print(len(pk.plan.table()))
 def test_unknown_environment_variable_for_measuring():
     done = run(measure="no")
     assert done.returncode != 0 and "PRUNEKERNELS_MEASURE: expected 0 or 1, got 'no'" in done.stderr
+
+
+@needs_extension
+def test_the_vendors_set_up_is_not_held_against_dense():
+    code = """
+import time, torch, prunekernels as pk
+x, w = torch.ones(1, 32, 4, 4), torch.ones(32, 32, 3, 3)
+start = time.perf_counter()
+pk.masked_conv2d(x, w, filter_mask=torch.arange(32) < 20, padding=1)
+print(pk.plan.table()[0]["ms"]["dense"] * 1e-3 < (time.perf_counter() - start) / 4)
+"""
+    done = run(code=code)
+    assert done.stdout.strip() == "True", done.stderr
