@@ -49,12 +49,15 @@ class Clock:
 
 
 def summarise(samples: list[float]) -> Timing:
-    low, median, high = statistics.quantiles(samples, n=4, method="inclusive")
+    several = samples if len(samples) > 1 else samples * 2  # older Pythons want two
+    low, median, high = statistics.quantiles(several, n=4, method="inclusive")
     return Timing(median, low, high, len(samples))
 
 
-def interleaved(runs: Mapping[str, Callable[[], object]], device: str, seconds: float) -> dict[str, Timing]:
-    """Time all `runs` side by side for about `seconds`, at least MIN_ROUNDS and at most MAX_ROUNDS rounds."""
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], device: str, seconds: float, rounds: int | None = None
+) -> dict[str, Timing]:
+    """Time all `runs` side by side: `rounds` times, or for about `seconds`, MIN_ROUNDS to MAX_ROUNDS times."""
     clock = Clock(device)
     start = time.perf_counter()
     for _ in range(WARMUPS):
@@ -62,8 +65,9 @@ def interleaved(runs: Mapping[str, Callable[[], object]], device: str, seconds: 
         for run in runs.values():
             clock(run)
         round_seconds = time.perf_counter() - round_start
-    left = seconds - (time.perf_counter() - start)
-    rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(left / max(round_seconds, 1e-6))))
+    if rounds is None:
+        left = seconds - (time.perf_counter() - start)
+        rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(left / max(round_seconds, 1e-6))))
     samples: dict[str, list[float]] = {name: [] for name in runs}
     # A fixed order would always give a rival the same neighbour's leavings in the cache.
     order, shuffle = list(runs), random.Random(0).shuffle
