@@ -1,4 +1,4 @@
-"""Rows of results: text table, Markdown, JSON, CSV, and the summary that says where we lose."""
+"""Rows of results: text table, Markdown, JSON, CSV, the summary that says where we lose, and the goals."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from problems import Problem
+
 LOSS = 0.98  # below this share of a rival's speed a problem counts as lost
+
+RATIOS = ("vs_dense", "vs_compaction", "vs_sparseprop", "of_limit", "of_dense_peak")
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,12 @@ class Row:
     plan: str
     ms: float
     dense_ms: float
-    masked_dense_ms: float
-    compaction_ms: float
+    masked_dense_ms: float | None
+    compaction_ms: float | None
     sparseprop_ms: float | None
     limit_ms: float | None
+    ours_peak_mb: float | None = None
+    dense_peak_mb: float | None = None
     quartiles: dict[str, list[float]] = field(default_factory=dict)  # "ours/nchw": [first, median, third]
 
     @property
@@ -41,8 +47,12 @@ class Row:
         return self.dense_ms / self.ms
 
     @property
-    def vs_compaction(self) -> float:
-        return self.compaction_ms / self.ms
+    def label(self) -> str:
+        return self.name or self.problem
+
+    @property
+    def vs_compaction(self) -> float | None:
+        return None if self.compaction_ms is None else self.compaction_ms / self.ms
 
     @property
     def vs_sparseprop(self) -> float | None:
@@ -52,8 +62,12 @@ class Row:
     def of_limit(self) -> float | None:
         return None if self.limit_ms is None else self.limit_ms / self.ms
 
+    @property
+    def of_dense_peak(self) -> float | None:
+        return None if self.ours_peak_mb is None or not self.dense_peak_mb else self.ours_peak_mb / self.dense_peak_mb
+
     def flat(self) -> dict[str, object]:
-        ratios = {name: getattr(self, name) for name in ("vs_dense", "vs_compaction", "vs_sparseprop", "of_limit")}
+        ratios = {name: getattr(self, name) for name in RATIOS}
         return {k: v for k, v in asdict(self).items() if k != "quartiles"} | ratios
 
 
@@ -113,10 +127,10 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
                 vs_compaction=geomean(here, lambda r: r.vs_compaction),
                 vs_sparseprop=geomean(here, lambda r: r.vs_sparseprop),
                 of_limit=geomean(here, lambda r: r.of_limit),
-                worst=worst.name or worst.problem,
+                worst=worst.label,
                 worst_ratio=worst.of_limit or worst.vs_dense,
                 lost_to_dense=sum(r.vs_dense < LOSS for r in here),
-                lost_to_compaction=sum(r.vs_compaction < LOSS for r in here),
+                lost_to_compaction=sum(r.vs_compaction is not None and r.vs_compaction < LOSS for r in here),
             )
         )
     return summaries
@@ -129,6 +143,110 @@ def break_evens(summaries: Sequence[Summary]) -> dict[str, float | None]:
         if s.vs_dense is not None:
             curves.setdefault(f"{s.mask} {s.side} {s.direction}", {})[s.kept] = s.vs_dense
     return {name: break_even(curve) for name, curve in curves.items() if len(curve) > 1}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What rows are to reach, all of them in the mean or each of them by itself."""
+
+    text: str
+    target: float
+    ratio: Callable[[Row], float | None]
+    wanted: Callable[[Row], bool]
+    each: bool = False
+    at_most: bool = False
+
+    def margin(self, value: float) -> float:
+        """1 is just reached, below 1 is missed."""
+        return self.target / value if self.at_most else value / self.target
+
+
+@dataclass(frozen=True)
+class Found:
+    """A goal and what the rows say about it."""
+
+    goal: str
+    target: str
+    reached: float  # geometric mean, or the worst row
+    margin: float  # above 1 there is room, below 1 that share of the goal is reached
+    rows: int
+    failing: int  # rows that by themselves stay short of the target
+    verdict: str
+    failing_most: str  # up to NAMED of them, the worst first
+
+
+NAMED = 3
+SIDES = {"out": " out", "in": " in"}
+
+
+def _filters(r: Row) -> bool:
+    return r.mask == "filter" and r.direction == "fwd+bwd"
+
+
+def _measured_for_limit(r: Row) -> bool:
+    return _filters(r) and r.side == "both" and r.kept in (0.7, 0.5, 0.3)
+
+
+def _kernels_3x3(r: Row, kept: float) -> bool:
+    return (r.mask, r.direction, r.kept) == ("kernel", "fwd+bwd", kept) and Problem.parse(r.problem).taps == 3
+
+
+GOALS = (
+    Goal("filters in and out: share of limit, mean", 0.85, lambda r: r.of_limit, _measured_for_limit),
+    Goal("filters in and out: share of limit, each", 0.6, lambda r: r.of_limit, _measured_for_limit, each=True),
+    Goal("filters: over dense, each", LOSS, lambda r: r.vs_dense, _filters, each=True),
+    Goal("kernels 3x3: over dense, mean", 1, lambda r: r.vs_dense, lambda r: _kernels_3x3(r, 0.5)),
+    Goal("kernels 3x3: over dense, mean", 3, lambda r: r.vs_dense, lambda r: _kernels_3x3(r, 0.15)),
+    Goal("kernels 3x3: over SparseProp, mean", 5, lambda r: r.vs_sparseprop, lambda r: _kernels_3x3(r, 0.15)),
+    Goal(
+        "overhead: time over dense's, each",
+        1.02,
+        lambda r: r.ms / r.dense_ms,
+        lambda r: r.direction == "fwd+bwd" and r.kept >= 0.9,
+        each=True,
+        at_most=True,
+    ),
+    Goal(
+        "peak memory over dense's, each",
+        1.1,
+        lambda r: r.of_dense_peak,
+        lambda r: r.direction == "fwd+bwd",
+        each=True,
+        at_most=True,
+    ),
+)
+
+
+def _find(goal: Goal, rows: Sequence[Row]) -> Found | None:
+    values = [(value, r) for r in rows if goal.wanted(r) and (value := goal.ratio(r)) is not None]
+    if not values:
+        return None
+    values.sort(key=lambda pair: goal.margin(pair[0]))
+    reached = values[0][0] if goal.each else geomean([r for _, r in values], goal.ratio)
+    assert reached is not None
+    failing = [(value, r) for value, r in values if goal.margin(value) < 1]
+    named = [f"{r.label}{SIDES.get(r.side, '')} kept {r.kept:g}: {value:.2f}" for value, r in failing[:NAMED]]
+    kept = " ".join(f"{k:g}" for k in sorted({r.kept for _, r in values}, reverse=True))
+    return Found(
+        goal=f"{goal.text}; kept {kept}",
+        target=f"{'<=' if goal.at_most else '>='} {goal.target:g}",
+        reached=reached,
+        margin=goal.margin(reached),
+        rows=len(values),
+        failing=len(failing),
+        verdict="holds" if goal.margin(reached) >= 1 else "missed",
+        failing_most=", ".join(named) or "-",
+    )
+
+
+def goals(rows: Sequence[Row]) -> list[Found]:
+    """Every goal that some of the rows can speak to."""
+    return [found for goal in GOALS if (found := _find(goal, rows)) is not None]
+
+
+def goals_table(rows: Sequence[Row], markdown: bool = False) -> str:
+    found = goals(rows)
+    return _table([asdict(f) for f in found], markdown) if found else ""
 
 
 def _cell(value: object) -> str:
@@ -149,14 +267,16 @@ def _table(records: Sequence[dict[str, object]], markdown: bool) -> str:
 
 ROW_COLUMNS = (
     *("name", "times", "mask", "side", "kept", "live_k", "live_c", "direction", "layout", "plan", "ms", "dense_ms"),
-    *("masked_dense_ms", "compaction_ms", "sparseprop_ms", "limit_ms", "vs_dense", "vs_compaction", "of_limit"),
+    *("masked_dense_ms", "compaction_ms", "sparseprop_ms", "limit_ms", "ours_peak_mb", "dense_peak_mb"),
+    *RATIOS,
 )
 
 
 def tables(rows: Sequence[Row], markdown: bool = False) -> tuple[str, str]:
     """The rows, and the summary with its break-even densities."""
     flat = [row.flat() for row in rows]
-    shown = [{c: (f["name"] or f["problem"]) if c == "name" else f[c] for c in ROW_COLUMNS} for f in flat]
+    columns = [c for c in ROW_COLUMNS if any(f[c] is not None for f in flat)]  # no column of dashes
+    shown = [{c: (f["name"] or f["problem"]) if c == "name" else f[c] for c in columns} for f in flat]
     summaries = summarise(rows)
     summary = _table([asdict(s) for s in summaries], markdown)
     bullet = "\n- " if markdown else ""
@@ -169,7 +289,9 @@ def tables(rows: Sequence[Row], markdown: bool = False) -> tuple[str, str]:
 def markdown(rows: Sequence[Row], header: dict[str, object]) -> str:
     table, summary = tables(rows, markdown=True)
     head = "\n".join(f"- {key}: {f'`{value}`' if key == 'command' else value}" for key, value in header.items())
-    return f"# Convolution benchmark\n\n{head}\n\n## Summary\n\n{summary}\n\n## Rows\n\n{table}\n"
+    sections = {"Summary": summary, "Goals": goals_table(rows, markdown=True), "Rows": table}
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
+    return f"# Convolution benchmark\n\n{head}\n\n{body}\n"
 
 
 def write_json(path: Path, rows: Sequence[Row], header: dict[str, object]) -> None:
@@ -178,9 +300,20 @@ def write_json(path: Path, rows: Sequence[Row], header: dict[str, object]) -> No
         "header": header,
         "summary": [asdict(s) for s in summaries],
         "break_even": break_evens(summaries),
+        "goals": [asdict(found) for found in goals(rows)],
         "rows": [row.flat() | {"quartiles": row.quartiles} for row in rows],
     }
     path.write_text(json.dumps(body, indent=1) + "\n")
+
+
+def read_json(path: Path) -> list[Row]:
+    """The rows of a results file; ValueError if it is none."""
+    names = {f.name for f in fields(Row)}
+    try:
+        body = json.loads(path.read_text())
+        return [Row(**{name: value for name, value in row.items() if name in names}) for row in body["rows"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: no results file: {error}") from None
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
@@ -189,44 +322,3 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
         writer = csv.DictWriter(file, flat[0])
         writer.writeheader()
         writer.writerows(flat)
-
-
-def write_plot(path: Path, rows: Sequence[Row]) -> None:
-    """Speed-up over dense against kept share, a panel per direction: geometric means, and a dot per problem of ours."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    directions = list(dict.fromkeys(r.direction for r in rows))
-    figure, axes = plt.subplots(1, len(directions), figsize=(1 + 4.5 * len(directions), 4), squeeze=False, sharey=True)
-    lines = {"ours": "ms", "Python compaction": "compaction_ms", "SparseProp": "sparseprop_ms", "limit": "limit_ms"}
-    for axis, direction in zip(axes[0], directions, strict=True):
-        here = [r for r in rows if r.direction == direction]
-        axis.scatter([r.kept for r in here], [r.vs_dense for r in here], s=9, color="C0", alpha=0.35, linewidths=0)
-        for color, (label, column) in enumerate(lines.items()):
-            means = {k: _over_dense([r for r in here if r.kept == k], column) for k in sorted({r.kept for r in here})}
-            points = {k: v for k, v in means.items() if v is not None}
-            if points:
-                style = "--" if label == "limit" else "-"
-                axis.plot(list(points), list(points.values()), style, color=f"C{color}", marker="o", ms=4, label=label)
-        if all(r.limit_ms is None for r in here):
-            kept = sorted({r.kept for r in here})
-            axis.plot(kept, [1 / k for k in kept], ":", color="0.3", label="1 / kept")
-        axis.axhline(1, color="0.5", linewidth=1)
-        axis.set(title=direction, xlabel="kept share", xlim=(1.03, 0), yscale="log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
-        axis.yaxis.set_minor_locator(NullLocator())
-        axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("speed-up over dense")
-    figure.suptitle("geometric means; dots: ours, by problem", fontsize="medium")
-    axes[0][0].legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-def _over_dense(rows: Sequence[Row], column: str) -> float | None:
-    return geomean(rows, lambda r: None if getattr(r, column) is None else r.dense_ms / getattr(r, column))

@@ -23,6 +23,10 @@ DIRECTIONS = {"fwd": ("y",), "grad_input": ("grad_x",), "grad_weight": ("grad_w"
 TOLERANCE = {torch.float32: 3e-4, torch.bfloat16: 2e-2}
 
 
+class Wrong(Exception):
+    """A result that is not the reference's."""
+
+
 class Rival:
     """Where-mask, then a dense convolution; the parent of all others."""
 
@@ -73,13 +77,13 @@ class Rival:
             got, want = self.full_width(name, result.detach()), self.expected(name)
             what = f"{self.problem.format()}: {self.family} ({self.layout}), {self.direction}: {name}"
             if got.shape != want.shape:
-                raise SystemExit(f"{what} has the shape {tuple(got.shape)}, expected {tuple(want.shape)}")
+                raise Wrong(f"{what} has the shape {tuple(got.shape)}, expected {tuple(want.shape)}")
             error = ((got.to(want.dtype) - want).abs().max() / want.abs().max().clamp_min(1e-30)).item()
             if not error <= TOLERANCE[got.dtype]:  # written so that NaN is wrong too
-                raise SystemExit(f"{what} is wrong, largest error {error:.1e} of the largest value")
+                raise Wrong(f"{what} is wrong, largest error {error:.1e} of the largest value")
             live = self.case.live[name]
             if want is self.case.reference[name] and torch.where(live, 0, got).any():
-                raise SystemExit(f"{what} is not exactly zero where it is dead")
+                raise Wrong(f"{what} is not exactly zero where it is dead")
 
 
 class Dense(Rival):
@@ -203,9 +207,11 @@ class Ours(Rival):
         return pk.masked_conv2d(self.x, self.w, mask=self.mask, **self.problem.conv_args)
 
     def plan(self) -> str:
-        """What runs, per direction."""
+        """What the plan in force chooses in this layout, per direction. Ask after a run: it may be measured."""
         p = self.problem
-        args = {name: value if name == "groups" else (value, value) for name, value in p.conv_args.items()}
+        args: dict[str, Any] = {
+            name: value if name == "groups" else (value, value) for name, value in p.conv_args.items()
+        }
         args |= {"dtype": self.x.dtype, "memory_format": FORMATS[self.layout]}
         names = {"y": "forward", "grad_x": "grad_input", "grad_w": "grad_weight"}
         return "/".join(pk.plan.choose(names[n], p.x_shape, p.weight_shape, self.mask, **args) for n in self.outputs)

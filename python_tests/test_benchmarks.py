@@ -19,8 +19,9 @@ import prunekernels as pk
 import report
 import timing
 from case import Case
+from memory import peak_mb
 from problems import SHAPES, Problem, live_count, load_suite, make_masks, suites
-from rivals import RIVALS, Compaction, Limit, Ours
+from rivals import RIVALS, Compaction, Dense, Limit, Ours
 
 LINES = [line for path in SHAPES.glob("*.txt") for line in path.read_text().splitlines() if line and line[0] != "#"]
 SMALL = 'n1c8h6k8r3s1p1g1 "test:small*2"'
@@ -134,8 +135,8 @@ def make_case(line, pattern="filter", side="both", kept=0.5):
 @pytest.mark.parametrize("line", VARIED)
 def test_everybody_agrees_with_the_reference(line, pattern_side, direction):
     case = make_case(line, *pattern_side.split())
-    for rival in conv.contenders(case, direction, "both"):
-        rival.check()
+    for rival, layout in conv.contenders(case, direction, "both"):
+        rival(case, direction, layout).check()
 
 
 def test_limit_and_compaction_do_the_live_work_only():
@@ -167,11 +168,59 @@ def test_a_wrong_result_is_never_timed(monkeypatch, spoil, direction):
         conv.main(["--problem", SMALL, "--direction", direction])
 
 
-def test_a_wrong_rival_is_never_timed(monkeypatch):
-    monkeypatch.setattr(Compaction, "forward", lambda self: self.w.new_zeros(self.problem.out_shape))
+def spoil_compaction(monkeypatch, error):
+    def forward(self):
+        if error is not None:
+            raise error
+        return self.w.new_zeros(self.problem.out_shape)
+
+    monkeypatch.setattr(Compaction, "forward", forward)
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("out of something")])
+def test_a_rival_that_fails_sits_out_and_the_run_goes_on(monkeypatch, capsys, error):
+    spoil_compaction(monkeypatch, error)
+    monkeypatch.setattr(conv, "write_json", lambda path, rows, head: written.extend(rows))
+    written: list = []
+    argv = ["--problem", SMALL, "--kept", "0.5", "1", "--direction", "fwd", "--rounds", "1"]
+    assert conv.main([*argv, "--json", "unused.json"]) == 0
+    assert [(r.compaction_ms, r.vs_compaction) for r in written] == [(None, None)] * 2
+    assert all(r.limit_ms and r.masked_dense_ms and "compaction/nchw" not in r.quartiles for r in written)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: n1c8h6k8")]
+    assert len(warnings) == 4 and all("compaction" in line and "left out" in line for line in warnings)
+    assert all(str(error or "is wrong") in line for line in warnings)
+
+
+def test_without_dense_there_is_no_row(monkeypatch, capsys):
+    monkeypatch.setattr(Dense, "forward", lambda self: self.w.new_zeros(self.problem.out_shape))
     monkeypatch.setattr(conv, "interleaved", lambda *_: pytest.fail("timed"))
-    with pytest.raises(SystemExit, match="compaction"):
-        conv.main(["--problem", SMALL, "--direction", "fwd"])
+    assert conv.main(["--problem", SMALL, "--direction", "fwd"]) == 1
+    assert "no rows" in capsys.readouterr().err
+
+
+def test_the_plan_is_asked_last_and_for_the_fastest_layout(monkeypatch):
+    asked = []
+
+    def choose(*_, dtype, memory_format, **__):
+        asked.append((dtype, memory_format))
+        return "dense"
+
+    monkeypatch.setattr(pk.plan, "choose", choose)
+
+    def timed(runs, *_):
+        assert not asked
+        return {key: timing.Timing(1.0 if key.endswith("channels_last") else 2.0, 1, 1, 1) for key in runs}
+
+    monkeypatch.setattr(conv, "interleaved", timed)
+    assert conv.main(["--problem", SMALL]) == 0
+    assert asked == [(torch.float32, torch.channels_last)] * 3
+
+
+def test_every_plan_of_the_package_can_be_asked_for(capsys):
+    with pytest.raises(SystemExit):
+        conv.main(["--help"])
+    text = capsys.readouterr().out
+    assert "--plan {" + ",".join(pk.plan.PLANS) + "}" in text
 
 
 def test_interleaved_runs_everybody_equally_often():
@@ -183,6 +232,11 @@ def test_interleaved_runs_everybody_equally_often():
     timings = timing.interleaved({name: lambda name=name: run(name) for name in calls}, "cpu", 0)
     assert calls == dict.fromkeys(calls, timing.WARMUPS + timing.MIN_ROUNDS)
     assert all(t.low <= t.median <= t.high and t.rounds == timing.MIN_ROUNDS for t in timings.values())
+
+
+@pytest.mark.parametrize("rounds", [1, 3, 70])
+def test_rounds_can_be_forced(rounds):
+    assert timing.interleaved({"a": lambda: None}, "cpu", 0, rounds)["a"].rounds == rounds
 
 
 def make_row(**changes):
@@ -212,6 +266,111 @@ def test_summary_weights_by_multiplicity_and_counts_losses():
 )
 def test_break_even(speedups, expected):
     assert report.break_even(speedups) == (None if expected is None else pytest.approx(expected))
+
+
+def found(rows):
+    return {f.goal.partition(";")[0] + " " + f.target: f for f in report.goals(rows)}
+
+
+def test_goals_of_filters():
+    full = dict(direction="fwd+bwd", dense_ms=4.0)
+    rows = [
+        make_row(**full, name="good", kept=0.7, ms=1.0, limit_ms=0.9),
+        make_row(**full, name="poor", kept=0.3, ms=1.0, limit_ms=0.4, times=3),
+        make_row(**full, name="lost", kept=0.95, ms=5.0, side="out", limit_ms=0.1),
+        make_row(name="forward", kept=0.5, ms=9.0, limit_ms=0.1),
+    ]
+    goals = found(rows)
+    assert len(goals) == 4
+    mean = goals["filters in and out: share of limit, mean >= 0.85"]
+    assert mean.reached == pytest.approx((0.9 * 0.4**3) ** 0.25) and mean.margin == pytest.approx(mean.reached / 0.85)
+    assert (mean.goal[-12:], mean.rows, mean.failing, mean.verdict) == ("kept 0.7 0.3", 2, 1, "missed")
+    each = goals["filters in and out: share of limit, each >= 0.6"]
+    assert (each.reached, each.failing_most, each.verdict) == (0.4, "poor kept 0.3: 0.40", "missed")
+    dense = goals["filters: over dense, each >= 0.98"]
+    assert (dense.reached, dense.rows, dense.failing_most) == (0.8, 3, "lost out kept 0.95: 0.80")
+    overhead = goals["overhead: time over dense's, each <= 1.02"]
+    assert (overhead.reached, overhead.margin, overhead.rows) == (1.25, pytest.approx(1.02 / 1.25), 1)
+    assert all(f.verdict == "holds" and f.failing_most == "-" for f in report.goals(rows[:1]))
+
+
+def test_goals_of_kernels_look_at_3x3_only():
+    full = dict(mask="kernel", side="-", direction="fwd+bwd", limit_ms=None, problem="n1c8h6k8r3s1p1g1")
+    rows = [
+        make_row(**full, kept=0.5, ms=2.5),
+        make_row(**full, name="b", kept=0.5, ms=1.0),
+        make_row(**full, kept=0.15, ms=0.5, sparseprop_ms=2.0),
+        make_row(**full | {"problem": "n1c8h6k8r1s1p0g1"}, kept=0.15, ms=9.0),
+    ]
+    goals = found(rows)
+    assert len(goals) == 3
+    even = goals["kernels 3x3: over dense, mean >= 1"]
+    assert even.reached == pytest.approx((0.8 * 2) ** 0.5) and (even.verdict, even.failing) == ("holds", 1)
+    assert goals["kernels 3x3: over dense, mean >= 3"].margin == pytest.approx(4 / 3)
+    assert goals["kernels 3x3: over SparseProp, mean >= 5"].margin == pytest.approx(0.8)
+
+
+def test_goal_of_memory_and_no_goal_without_rows():
+    rows = [make_row(direction="fwd+bwd", kept=0.6, ours_peak_mb=m, dense_peak_mb=10.0) for m in (10.9, 12.0, 5.0)]
+    memory = found(rows)["peak memory over dense's, each <= 1.1"]
+    assert (memory.reached, memory.rows, memory.failing) == (1.2, 3, 1)
+    assert report.goals([make_row()]) == [] and report.goals_table([make_row()]) == ""
+
+
+def test_at_most_three_failing_problems_are_named_the_worst_first():
+    rows = [make_row(direction="fwd+bwd", name=f"p{i}", kept=0.8, ms=3.0 + i) for i in range(5)]
+    goal = found(rows)["filters: over dense, each >= 0.98"]
+    assert goal.failing == 5 and goal.failing_most == "p4 kept 0.8: 0.29, p3 kept 0.8: 0.33, p2 kept 0.8: 0.40"
+
+
+def test_peak_of_memory_is_the_highest_sum_of_allocations():
+    def run():
+        first = torch.ones(1_000_000)
+        second = first + 1
+        del first
+        return second, torch.ones(250_000)
+
+    assert peak_mb(run) == peak_mb(run) == pytest.approx(8, rel=1e-3)
+
+
+def test_memory_is_counted_where_asked_for(tmp_path):
+    file = tmp_path / "r.json"
+    argv = ["--suite", "tiny", "--limit-problems", "1", "--rounds", "1", "--memory", "--json", str(file)]
+    assert conv.main(argv) == 0
+    body = json.loads(file.read_text())
+    (row,) = body["rows"]
+    assert row["ours_peak_mb"] > 0.4 and row["dense_peak_mb"] > 0.4  # y and grad_x have 0.2 MB each
+    assert row["of_dense_peak"] == row["ours_peak_mb"] / row["dense_peak_mb"]
+    assert [g["reached"] for g in body["goals"] if g["goal"].startswith("peak memory")] == [row["of_dense_peak"]]
+
+
+def test_many_sides_and_the_plot_of_many_files(tmp_path, capsys):
+    filters, kernels, image = (str(tmp_path / name) for name in ("f.json", "k.json", "p.png"))
+    argv = ["--suite", "tiny", "--limit-problems", "1", "--rounds", "1", "--kept", "0.5", "0.15"]
+    assert conv.main([*argv, "--side", "out", "in", "out", "--json", filters]) == 0
+    assert conv.main([*argv, "--side", "out", "in", "--mask", "kernel", "--json", kernels]) == 0
+    sides = [(r.side, r.kept, r.live_k) for r in report.read_json(Path(filters))]
+    assert sides == [("out", 0.5, 16), ("out", 0.15, 5), ("in", 0.5, 32), ("in", 0.15, 32)]
+    assert [(r.side, r.kept) for r in report.read_json(Path(kernels))] == [("-", 0.5), ("-", 0.15)]
+    if find_spec("matplotlib") is None:
+        return
+    capsys.readouterr()
+    assert conv.main(["--plot-from", filters, kernels, "--plot", image]) == 0
+    png, printed = Path(image).read_bytes(), capsys.readouterr().out
+    assert png.startswith(b"\x89PNG") and int.from_bytes(png[16:20], "big") == 1200  # the width
+    assert "filters: over dense" in printed and "kernels 3x3" in printed and printed.endswith(f"plot: {image}\n")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": [{"problem": "p"}]}'])
+def test_what_is_no_results_file_is_refused(tmp_path, text):
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(ValueError, match="r.json: no results file"):
+        report.read_json(tmp_path / "r.json")
+
+
+@pytest.mark.parametrize("path", sorted((Path(conv.__file__).parent / "results").glob("*.json")), ids=lambda p: p.name)
+def test_committed_results_can_be_read_again(path):
+    assert report.goals(report.read_json(path))
 
 
 def test_command_line_end_to_end(tmp_path, capsys):
@@ -248,6 +407,12 @@ def test_command_line_end_to_end(tmp_path, capsys):
         (["--suite", "tiny", "--kept", "nan"], "--kept"),
         (["--suite", "tiny", "--threads", "0"], "--threads"),
         (["--suite", "tiny", "--seconds", "-1"], "--seconds"),
+        (["--suite", "tiny", "--rounds", "0"], "--rounds"),
+        (["--suite", "tiny", "--side", "both", "up"], "--side"),
+        (["--suite", "tiny", "--plan", "none"], "--plan"),
+        (["--plot-from", "r.json"], "--plot-from"),
+        (["--plot-from", "r.json", "--plot", "r.png", "--suite", "tiny"], "--plot-from"),
+        (["--plot-from", "/no/such/r.json", "--plot", "r.png"], "/no/such/r.json: no results file"),
         (["--suite", "tiny", "--direction", "sideways"], "--direction"),
         (["--suite", "tiny", "--json", "/no/such/folder/r.json"], "cannot write /no/such/folder/r.json"),
     ],
