@@ -38,17 +38,20 @@ def extension():
     if sys.platform == "win32":
         flags = ["/Od", "/Zi"] if debug else ["/O2"]
     files = sources("*.cpp") + sources("core/*.cpp") + sources("cpu/**/*.cpp")
+    # at::parallel_for is a plain loop without it. The runtime is the one torch has loaded by then.
+    openmp = ["-fopenmp"] if sys.platform == "linux" else []
     common = {
         "name": "prunekernels._C",
         "include_dirs": [str(ROOT / "csrc")],
+        "extra_link_args": openmp,
         "define_macros": [("PRUNEKERNELS_TORCH_VERSION", f'"{torch.__version__}"')],
     }
     cuda = sources("cuda/*.cpp") + sources("cuda/kernels/*.cu")
     if not (cuda and wants_cuda()):
-        return CppExtension(sources=files, extra_compile_args={"cxx": flags}, **common)
+        return CppExtension(sources=files, extra_compile_args={"cxx": flags + openmp}, **common)
     common["define_macros"].append(("PRUNEKERNELS_WITH_CUDA", f'"{torch.version.cuda}"'))
     return CUDAExtension(
-        sources=files + cuda, extra_compile_args={"cxx": flags, "nvcc": ["-O3", "-lineinfo"]}, **common
+        sources=files + cuda, extra_compile_args={"cxx": flags + openmp, "nvcc": ["-O3", "-lineinfo"]}, **common
     )
 
 

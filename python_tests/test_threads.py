@@ -1,5 +1,8 @@
 """Thread counts: one thread works, more threads give the same result."""
 
+import sys
+import time
+
 import pytest
 import torch
 from conv_cases import TOLERANCE
@@ -36,3 +39,16 @@ def test_called_from_a_python_thread():
     with ThreadPoolExecutor(3) as pool:
         for got in pool.map(step, [torch.contiguous_format] * 6):
             assert all(torch.allclose(a, b, **TOLERANCE[torch.float32]) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.skipif(not pk.has_extension() or sys.platform != "linux", reason="the compiled loops on Linux")
+def test_loops_share_torch_threads():
+    torch.set_num_threads(2)
+    x, index = torch.randn(8, 64, 64, 64), torch.arange(0, 64, 2, dtype=torch.int32)
+    everyone, this_thread = time.process_time(), time.thread_time()
+    for _ in range(50):
+        pk.gather_channels(x, index)
+    here = time.thread_time() - this_thread
+    assert time.process_time() - everyone > 1.3 * here, "one thread did all the work"
+    libraries = {line.split()[-1] for line in open("/proc/self/maps") if "/" in line}
+    assert len([name for name in libraries if "libgomp" in name or "libiomp" in name]) == 1

@@ -1,0 +1,86 @@
+#include "cpu/direct_conv.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+
+#include "cpu/denormals.h"
+#include "cpu/fresh.h"
+#include "cpu/kernels/plane_conv.h"
+#include "cpu/kernels/plane_grad_weight.h"
+#include "cpu/tensor_access.h"
+#include "cpu/workspace.h"
+
+namespace prunekernels {
+namespace {
+
+constexpr int64_t kGrainFloats = 16 << 10;     // less than this per thread is not worth waking it
+constexpr int64_t kPartialFloats = 32 << 20;  // of all partial gradients together
+
+Lanes choose_lanes(const ConvShape&, bool) {
+  static const char* e = std::getenv("PK_LANES");
+  return e && e[0] == 'i' ? Lanes::images : Lanes::pixels;
+}
+
+at::Tensor run(const PlaneConv& conv, const at::Tensor& operand, const at::Tensor& weight, const at::Tensor* bias,
+               at::IntArrayRef size) {
+  const at::Tensor dense_weight = weight.contiguous(weight.suggest_memory_format());
+  const int64_t block_floats = std::max<int64_t>(1, dense_weight.numel() / std::max<int64_t>(1, conv.blocks()));
+  const Workspace packed(conv.weight_floats());
+  at::parallel_for(0, conv.blocks(), std::max<int64_t>(1, kGrainFloats / block_floats), [&](int64_t begin, int64_t end) {
+    conv.pack_weights(const_elements<float>(dense_weight), layout_of(dense_weight), packed.data(), begin, end);
+  });
+  const at::Tensor result = fresh(size, operand.options(), at::MemoryFormat::Contiguous);
+  const float* start = bias ? const_elements<float>(*bias) : nullptr;
+  at::parallel_for(0, conv.tasks(), 1, [&](int64_t begin, int64_t end) {
+    const FlushDenormals flush;
+    const Workspace scratch(conv.scratch_floats());
+    for (int64_t task = begin; task < end; ++task)
+      conv.run(const_elements<float>(operand), packed.data(), elements<float>(result), start, task, scratch.data());
+  });
+  return result;
+}
+
+}  // namespace
+
+at::Tensor direct_forward(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                          const ConvShape& s, const MaskTable& mask, bool sparse) {
+  const PlaneConv conv(PlaneConv::kForward, s, mask, !sparse, choose_lanes(s, sparse), at::get_num_threads());
+  return run(conv, x, weight, bias ? &*bias : nullptr, {s.N, s.K, s.P, s.Q});
+}
+
+at::Tensor direct_grad_input(const at::Tensor& grad_out, const at::Tensor& weight, const ConvShape& s,
+                             const MaskTable& mask, bool sparse) {
+  const PlaneConv conv(PlaneConv::kGradInput, s, mask, !sparse, choose_lanes(s, sparse), at::get_num_threads());
+  return run(conv, grad_out, weight, nullptr, {s.N, s.C, s.H, s.W});
+}
+
+at::Tensor direct_grad_weight(const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight,
+                              const ConvShape& s, const MaskTable& mask, const float* scale, bool sparse) {
+  const int64_t threads = at::get_num_threads();
+  const PlaneGradWeight work(s, mask, !sparse, choose_lanes(s, sparse), threads);
+  // Threads share out the blocks, each with a gradient of its own to add to, or else the filters.
+  const int64_t floats = work.partial_floats(), fit = kPartialFloats / std::max<int64_t>(1, floats);
+  const int64_t shares = std::clamp<int64_t>(fit, 1, std::min(threads, work.blocks()));
+  const int64_t parts = (threads + shares - 1) / shares;
+  const Workspace partial(shares * floats);
+  at::parallel_for(0, shares * parts, 1, [&](int64_t begin, int64_t end) {
+    const FlushDenormals flush;
+    const Workspace scratch(work.scratch_floats());
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t share = task / parts;
+      work.run(const_elements<float>(x), const_elements<float>(grad_out), work.blocks() * share / shares,
+               work.blocks() * (share + 1) / shares, task % parts, parts, partial.data() + share * floats,
+               scratch.data());
+    }
+  });
+  const at::Tensor grad = at::empty(weight.sizes(), weight.options().memory_format(weight.suggest_memory_format()));
+  const int64_t row_floats = std::max<int64_t>(1, s.channels_per_group() * s.taps());
+  at::parallel_for(0, s.K, std::max<int64_t>(1, kGrainFloats / row_floats), [&](int64_t begin, int64_t end) {
+    work.write(partial.data(), shares, scale, layout_of(grad), elements<float>(grad), begin, end);
+  });
+  return grad;
+}
+
+}  // namespace prunekernels

@@ -1,0 +1,20 @@
+// The direct and sparse plans on CPU: our own tile kernels over the planes of an NCHW tensor of floats, in which dead
+// channels are neither copied nor computed. Direct: filters share lists of live channels. Sparse: a list per filter.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "conv_args.h"
+
+namespace prunekernels {
+
+at::Tensor direct_forward(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                          const ConvShape& shape, const MaskTable& mask, bool sparse);
+at::Tensor direct_grad_input(const at::Tensor& grad_out, const at::Tensor& weight, const ConvShape& shape,
+                             const MaskTable& mask, bool sparse);
+at::Tensor direct_grad_weight(const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight,
+                              const ConvShape& shape, const MaskTable& mask, const float* scale, bool sparse);
+
+}  // namespace prunekernels

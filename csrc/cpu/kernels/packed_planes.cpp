@@ -1,0 +1,124 @@
+#include "cpu/kernels/packed_planes.h"
+
+#include <algorithm>
+#include <iterator>
+
+namespace prunekernels {
+
+std::vector<int32_t> without_padding(const int32_t* index, int64_t begin, int64_t end) {
+  std::vector<int32_t> list;
+  std::copy_if(index + begin, index + end, std::back_inserter(list), [](int32_t i) { return i >= 0; });
+  return list;
+}
+
+PackedPlanes::PackedPlanes(PlaneLayout layout, std::vector<int32_t> live, Lanes lanes, const TileKernels& kernels)
+    : layout_(std::move(layout)),
+      live_(std::move(live)),
+      lanes_(lanes),
+      kernels_(kernels),
+      cell_(lanes == Lanes::images ? kernels.lanes : 1) {
+  line_floats_ = (layout_.width + kernels.lanes) * layout_.columns.step;
+}
+
+void PackedPlanes::set_block(int64_t rows) {
+  const Axis &down = layout_.rows, &across = layout_.columns;
+  // Last vectors read on, for outputs that nobody keeps.
+  const int64_t slack = lanes_ == Lanes::images ? 0 : kMaxVectors * kernels_.lanes;
+  phase_cells_ = divide_up(layout_.phase_floats(rows, slack), kernels_.lanes) * kernels_.lanes;
+  channel_floats_ = in_place() ? down.operand * across.operand : layout_.phases * phase_cells_ * cell_;
+  if (lanes_ == Lanes::pixels) return;
+  const int64_t unread = layout_.phases * phase_cells_;  // a cell for pixels no tap reads
+  channel_floats_ += cell_;
+  cells_.clear();
+  for (int64_t y = 0; y < (rows + layout_.extra_rows) * down.step; ++y)
+    for (int64_t x = 0; x < across.operand; ++x) {
+      const int64_t right = x - layout_.low_column;
+      int64_t cell = unread;
+      if (right >= 0 && right < layout_.width * across.step) {
+        const int phase = layout_.phase[y % down.step * across.step + right % across.step];
+        if (phase >= 0) cell = phase * phase_cells_ + y / down.step * layout_.pitch + right / across.step;
+      }
+      cells_.push_back(static_cast<int32_t>(cell));
+    }
+}
+
+int64_t PackedPlanes::place(int32_t channel) const {
+  return std::lower_bound(live_.begin(), live_.end(), channel) - live_.begin();
+}
+
+// One row into its phases of a packed plane, `at` floats into each. A null row is a row of padding.
+void PackedPlanes::pack_row(const float* row, const int* phase, float* plane, int64_t at, float* lines) const {
+  const Axis& columns = layout_.columns;
+  const int64_t steps = columns.step, length = layout_.width * steps;
+  float* line = steps == 1 ? plane + phase[0] * phase_cells_ + at : lines;
+  const int64_t begin = std::clamp<int64_t>(-layout_.low_column, 0, length);
+  const int64_t end = row ? std::clamp<int64_t>(columns.operand - layout_.low_column, begin, length) : begin;
+  kernels_.zero(line, begin);
+  if (end > begin) kernels_.copy(row + layout_.low_column + begin, line + begin, end - begin);
+  kernels_.zero(line + end, length - end);
+  if (steps == 1) return;
+  const auto to = [&](int64_t f) {
+    return phase[f] < 0 ? lines + line_floats_ : plane + phase[f] * phase_cells_ + at;
+  };
+  if (steps == 2) return kernels_.split(line, to(0), to(1), length);
+  for (int64_t f = 0; f < steps; ++f)
+    for (int64_t m = 0; phase[f] >= 0 && m < layout_.width; ++m) to(f)[m] = line[m * steps + f];
+}
+
+void PackedPlanes::pack_pixels(const float* plane, int64_t first_row, int64_t rows, float* to, float* lines) const {
+  const Axis &down = layout_.rows, &across = layout_.columns;
+  const int64_t packed_rows = rows + layout_.extra_rows;
+  const int64_t used = (packed_rows - 1) * layout_.pitch + layout_.width;
+  for (int64_t f = 0; f < down.step; ++f) {
+    const int* phase = &layout_.phase[f * across.step];
+    if (std::all_of(phase, phase + across.step, [](int p) { return p < 0; })) continue;
+    for (int64_t u = 0; u < packed_rows; ++u) {
+      const int64_t y = operand_row(first_row, u, f);
+      pack_row(y >= 0 && y < down.operand ? plane + y * across.operand : nullptr, phase, to, u * layout_.pitch, lines);
+    }
+  }
+  for (int p = 0; p < layout_.phases; ++p) kernels_.zero(to + p * phase_cells_ + used, phase_cells_ - used);
+}
+
+void PackedPlanes::pack_images(const float* plane, int64_t image_floats, int images, int64_t first_row, int64_t rows,
+                               float* to) const {
+  const Axis &down = layout_.rows, &across = layout_.columns;
+  const int64_t packed_rows = rows + layout_.extra_rows, width = layout_.width;
+  for (int64_t f = 0; f < down.step; ++f)
+    for (int64_t g = 0; g < across.step; ++g) {
+      const int phase = layout_.phase[f * across.step + g];
+      if (phase < 0) continue;
+      const int64_t begin = std::clamp<int64_t>(divide_up(-layout_.low_column - g, across.step), 0, width);
+      const int64_t end =
+          std::clamp<int64_t>(divide_up(across.operand - layout_.low_column - g, across.step), begin, width);
+      for (int64_t u = 0; u < packed_rows; ++u) {
+        float* row = to + (phase * phase_cells_ + u * layout_.pitch) * cell_;
+        const int64_t y = operand_row(first_row, u, f);
+        if (y < 0 || y >= down.operand) {
+          kernels_.zero(row, width * cell_);
+        } else {
+          kernels_.zero(row, begin * cell_);
+          kernels_.zero(row + end * cell_, (width - end) * cell_);
+        }
+      }
+    }
+  const int64_t top = operand_row(first_row, 0, 0), bottom = top + packed_rows * down.step;
+  const int64_t begin = std::clamp<int64_t>(top, 0, down.operand), end = std::clamp(bottom, begin, down.operand);
+  if (begin < end)
+    kernels_.to_lanes(plane + begin * across.operand, image_floats, images, (end - begin) * across.operand,
+                      &cells_[(begin - top) * across.operand], to);
+}
+
+void PackedPlanes::pack(const float* image, int64_t image_floats, int images, int64_t first_row, int64_t rows,
+                        float* packed, float* lines) const {
+  const int64_t pixels = layout_.rows.operand * layout_.columns.operand;
+  for (int64_t place = 0; place < count(); ++place) {
+    const float* plane = image + live_[place] * pixels;
+    if (lanes_ == Lanes::images)
+      pack_images(plane, image_floats, images, first_row, rows, packed + place * channel_floats_);
+    else
+      pack_pixels(plane, first_row, rows, packed + place * channel_floats_, lines);
+  }
+}
+
+}  // namespace prunekernels

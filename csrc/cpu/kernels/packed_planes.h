@@ -1,0 +1,68 @@
+// The live planes of an operand as a PlaneLayout wants them, in one of two forms:
+//   pixels  a vector holds neighbouring pixels of an image; planes that lie right already are not copied
+//   images  a vector holds the same pixel of as many images, so that neither the width of a plane nor the tap's column
+//           costs anything; the price is a transposition
+// A cell is what moves one pixel on: a float, or a vector.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "core/correlation.h"
+#include "cpu/kernels/tiles.h"
+
+namespace prunekernels {
+
+enum class Lanes { pixels, images };
+
+std::vector<int32_t> without_padding(const int32_t* index, int64_t begin, int64_t end);
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+class PackedPlanes {
+ public:
+  PackedPlanes(PlaneLayout layout, std::vector<int32_t> live, Lanes lanes, const TileKernels& kernels);
+
+  // How many output rows a block has: their operands lie together.
+  void set_block(int64_t rows);
+
+  const PlaneLayout& layout() const { return layout_; }
+  const std::vector<int32_t>& live() const { return live_; }
+  int64_t place(int32_t channel) const;
+  int64_t cell() const { return cell_; }
+
+  bool in_place() const { return layout_.in_place && lanes_ == Lanes::pixels; }
+  int64_t floats() const { return in_place() ? 0 : count() * channel_floats_; }  // of a packed block
+  int64_t line_floats() const { return 2 * line_floats_; }                       // of pack's workspace
+  // Where the operand of output 0 of the block lies, from start(): of this place, moved by these taps.
+  int64_t offset(int64_t place, const Tap& row, const Tap& column) const {
+    return (in_place() ? live_[place] : place) * channel_floats_ + layout_.offset(row, column, phase_cells_) * cell_;
+  }
+  const float* start(const float* image, int64_t first_row, const float* packed) const {
+    return in_place() ? image + first_row * layout_.pitch : packed;
+  }
+  // images of [channels, rows, columns] -> packed, for output rows first_row..first_row + rows. Lanes::pixels: one image.
+  void pack(const float* image, int64_t image_floats, int images, int64_t first_row, int64_t rows, float* packed,
+            float* lines) const;
+
+ private:
+  int64_t count() const { return static_cast<int64_t>(live_.size()); }
+  int64_t operand_row(int64_t first_row, int64_t u, int64_t phase) const {
+    return layout_.low_row + (first_row + u) * layout_.rows.step + phase;
+  }
+  void pack_row(const float* row, const int* phase, float* plane, int64_t at, float* lines) const;
+  void pack_pixels(const float* plane, int64_t first_row, int64_t rows, float* to, float* lines) const;
+  void pack_images(const float* plane, int64_t image_floats, int images, int64_t first_row, int64_t rows,
+                   float* to) const;
+
+  const PlaneLayout layout_;
+  const std::vector<int32_t> live_;
+  const Lanes lanes_;
+  const TileKernels& kernels_;
+  const int64_t cell_;
+  int64_t phase_cells_ = 0, channel_floats_ = 0, line_floats_ = 0;
+  std::vector<int32_t> cells_;  // Lanes::images: [rows of a block][columns of the operand] -> cell
+};
+
+}  // namespace prunekernels

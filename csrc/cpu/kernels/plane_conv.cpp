@@ -1,0 +1,329 @@
+#include "cpu/kernels/plane_conv.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace prunekernels {
+namespace {
+
+constexpr int64_t kPackedFloats = 256 << 10;  // of a block of rows: a good part of L2
+constexpr int64_t kPositions = 8 << 10;       // of a block of rows: the sums of 8 filters stay in L2 beside it
+
+PlaneLayout plane_layout(PlaneConv::Side side, const ConvShape& s) {
+  if (side == PlaneConv::kForward) return {forward_axis(s, 0), forward_axis(s, 1)};
+  return {grad_input_axis(s, 0), grad_input_axis(s, 1)};
+}
+
+std::vector<int32_t> operands(PlaneConv::Side side, const MaskTable& mask) {
+  return side == PlaneConv::kForward ? without_padding(mask.in_index(), 0, mask.in_count())
+                                     : without_padding(mask.out_index(), 0, mask.out_count());
+}
+
+// Clock cycles of a tile's step: two multiply-adds or two loads each, but four before a sum can be added to again.
+double step_cycles(int filters, int64_t vectors) {
+  return std::max({4.0, filters * vectors / 2.0, (filters + vectors) / 2.0}) + 0.5;
+}
+
+double run_cycles(const TileKernels& kernels, int filters, int64_t vectors) {
+  const int64_t tiles = divide_up(vectors, kernels.conv_vectors[filters]), whole = vectors % tiles;
+  return whole * step_cycles(filters, vectors / tiles + 1) + (tiles - whole) * step_cycles(filters, vectors / tiles);
+}
+
+}  // namespace
+
+PlaneConv::PlaneConv(Side side, const ConvShape& shape, const MaskTable& mask, bool shared, Lanes lanes,
+                     int64_t threads)
+    : side_(side),
+      shape_(shape),
+      mask_(mask),
+      lanes_(lanes),
+      kernels_(tile_kernels()),
+      planes_(plane_layout(side, shape), operands(side, mask), lanes, kernels_),
+      layout_(planes_.layout()),
+      groups_(lanes == Lanes::images ? divide_up(shape.N, kernels_.lanes) : shape.N) {
+  const int32_t* slot = forward() ? mask.out_slot() : mask.in_slot();
+  const int64_t filters = forward() ? shape.K : shape.C;
+  for (int32_t f = 0; f < filters; ++f)
+    if (slot[f] < 0) dead_.push_back(f);
+  cut_rows(threads);
+  for (const AxisClass& rows : layout_.rows.classes)
+    for (const AxisClass& columns : layout_.columns.classes) {
+      Class c{&rows, &columns, {}, {}};
+      for (const Tap& r : rows.taps)
+        for (const Tap& s : columns.taps) c.taps.push_back({r, s});
+      for (int i = 1; i <= kMaxFilters; ++i) c.by_row[i] = pays_by_row(columns, i);
+      classes_.push_back(c);
+    }
+  for (int64_t g = 0; g < mask[kLiveGroups]; ++g) add_group(g, shared);
+  int64_t taps = 0;
+  for (const Class& c : classes_) taps += static_cast<int64_t>(c.taps.size());
+  for (Block& b : blocks_) {
+    b.weight = weight_floats_;
+    weight_floats_ += b.filters * b.list.channels * taps;
+  }
+}
+
+bool PlaneConv::pays_by_row(const AxisClass& columns, int filters) const {
+  if (lanes_ == Lanes::pixels || !kernels_.conv_vectors[filters]) return false;
+  return block_rows_ * run_cycles(kernels_, filters, columns.count) <=
+         run_cycles(kernels_, filters, layout_.positions(block_rows_, columns.count));
+}
+
+// Blocks of rows small enough for L2, and tasks enough for the threads.
+void PlaneConv::cut_rows(int64_t threads) {
+  const int64_t rows = layout_.rows.longest(), live = static_cast<int64_t>(planes_.live().size());
+  const int64_t pitch = layout_.pitch * planes_.cell(), row_floats = std::max<int64_t>(1, live * layout_.phases * pitch);
+  const int64_t halo = row_floats * layout_.extra_rows;
+  int64_t fit = std::min(std::max(kPackedFloats - halo, halo) / row_floats, kPositions / pitch);
+  const int64_t wanted = divide_up(threads, groups_);  // blocks a group
+  if (rows % wanted == 0 || rows >= 8 * wanted) fit = std::min(fit, divide_up(rows, wanted));
+  row_blocks_ = divide_up(rows, std::clamp<int64_t>(fit, 1, rows));
+  block_rows_ = divide_up(rows, row_blocks_);
+  row_blocks_ = divide_up(rows, block_rows_);
+  parts_ = divide_up(threads, groups_ * row_blocks_);
+
+  planes_.set_block(block_rows_);
+  const auto &row_classes = layout_.rows.classes, &column_classes = layout_.columns.classes;
+  const int64_t classes = static_cast<int64_t>(row_classes.size() * column_classes.size());
+  const int64_t slack = lanes_ == Lanes::images ? 0 : kMaxVectors * kernels_.lanes;
+  stores_in_place_ = lanes_ == Lanes::pixels && classes == 1 && layout_.pitch == layout_.columns.result;
+  const int64_t class_cells = layout_.positions(block_rows_, layout_.columns.longest()) + slack;
+  class_floats_ = class_cells * planes_.cell();
+  sums_floats_ = stores_in_place_ ? 0 : kMaxFilters * classes * class_floats_;
+  if (lanes_ == Lanes::pixels) return;
+  const int64_t every = row_classes[0].every;
+  for (int64_t y = 0; y < block_rows_ * every; ++y)
+    for (int64_t x = 0; x < layout_.columns.result; ++x) {
+      const int64_t down = every, across = column_classes[0].every;
+      const int64_t place = y % down * static_cast<int64_t>(column_classes.size()) + x % across;
+      cells_.push_back(
+          static_cast<int32_t>(place * kMaxFilters * class_cells + y / down * layout_.pitch + x / across));
+    }
+}
+
+PlaneConv::List PlaneConv::add_list(const std::vector<int32_t>& places) {
+  const List list{static_cast<int64_t>(channels_.size()), static_cast<int64_t>(places.size()),
+                  static_cast<int64_t>(offsets_.size())};
+  for (const Class& c : classes_)
+    for (const int32_t place : places)
+      for (const auto& [row, column] : c.taps)
+        offsets_.push_back(static_cast<int32_t>(planes_.offset(place, row, column)));
+  channels_.insert(channels_.end(), places.begin(), places.end());
+  return list;
+}
+
+void PlaneConv::add_group(int64_t group, bool shared) {
+  const auto outs = without_padding(mask_.out_index(), group * mask_[kOutPerGroup], (group + 1) * mask_[kOutPerGroup]);
+  const auto ins = without_padding(mask_.in_index(), group * mask_[kInPerGroup], (group + 1) * mask_[kInPerGroup]);
+  const std::vector<int32_t>&filters = forward() ? outs : ins, &operands = forward() ? ins : outs;
+  const int32_t place = static_cast<int32_t>(planes_.place(operands.front()));
+  std::vector<int32_t> places;
+  const auto add_block = [&](int64_t begin, int64_t end, const List& list) {
+    Block b{static_cast<int>(end - begin), {}, list, 0};
+    std::copy(&filters[begin], &filters[end], b.filter);
+    blocks_.push_back(b);
+  };
+  const int64_t count = static_cast<int64_t>(filters.size());
+  if (shared) {
+    for (size_t j = 0; j < operands.size(); ++j) places.push_back(place + static_cast<int32_t>(j));
+    const List list = add_list(places);
+    const int64_t blocks = divide_up(count, kernels_.most_filters);
+    for (int64_t b = 0; b < blocks; ++b) add_block(count * b / blocks, count * (b + 1) / blocks, list);
+    return;
+  }
+  for (int64_t f = 0; f < count; ++f) {
+    places.clear();
+    for (size_t j = 0; j < operands.size(); ++j) {
+      const int32_t k = forward() ? filters[f] : operands[j], c = forward() ? operands[j] : filters[f];
+      if (mask_.pair(k, c % shape_.channels_per_group())) places.push_back(place + static_cast<int32_t>(j));
+    }
+    add_block(f, f + 1, add_list(places));
+  }
+}
+
+void PlaneConv::pack_weights(const float* weight, const WeightLayout& layout, float* packed, int64_t begin,
+                             int64_t end) const {
+  const int64_t Cg = shape_.channels_per_group();
+  for (int64_t b = begin; b < end; ++b) {
+    const Block& block = blocks_[b];
+    const int32_t* places = &channels_[block.list.channel];
+    float* to = packed + block.weight;
+    for (const Class& c : classes_) {
+      const int64_t taps = static_cast<int64_t>(c.taps.size());
+      std::vector<int64_t> at;
+      for (const auto& [row, column] : c.taps) at.push_back((row.index * shape_.S + column.index) * layout.tap);
+      for (int i = 0; i < block.filters; ++i) {
+        float* step = to + i;
+        for (int64_t j = 0; j < block.list.channels; ++j) {
+          const int32_t operand = planes_.live()[places[j]], filter = block.filter[i];
+          const int64_t k = forward() ? filter : operand, in = (forward() ? operand : filter) % Cg;
+          const float* kernel = weight + k * layout.row + in * layout.channel;
+          const bool live = mask_[kPairsFull] || mask_.pair(k, in);
+          for (int64_t t = 0; t < taps; ++t, step += block.filters) *step = live ? kernel[at[t]] : 0.f;
+        }
+      }
+      to += block.filters * block.list.channels * taps;
+    }
+  }
+}
+
+void prefetch_next(const ConvTile& tile, int64_t floats, int64_t lanes) {
+  for (int64_t t = 0; t < tile.steps; ++t)
+    for (int64_t p = 0; p < floats; p += lanes) __builtin_prefetch(tile.x + tile.offsets[t] + floats + p);
+}
+
+// vectors of positions from tile.x on, cut into tiles of about equal size; y: where those of each filter begin.
+void PlaneConv::tiles(const Block& block, const ConvTile& tile, int64_t vectors, float* const* y,
+                      bool prefetch) const {
+  const int64_t tiles = divide_up(vectors, kernels_.conv_vectors[block.filters]);
+  float* to[kMaxFilters];
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t first = vectors * t / tiles, count = vectors * (t + 1) / tiles - first;
+    for (int i = 0; i < block.filters; ++i) to[i] = y[i] + first * kernels_.lanes;
+    ConvTile here = tile;
+    here.x += first * kernels_.lanes;
+    here.y = to;
+    if (prefetch && t + 1 < tiles) prefetch_next(here, count * kernels_.lanes, kernels_.lanes);
+    const bool part = t + 1 == tiles && tile.last < kernels_.lanes;
+    (part ? kernels_.conv_part : kernels_.conv)[block.filters][count](here);
+  }
+}
+
+// The same for one filter over rows of cells: tiles of several rows, which read fewer cells than as many rows apart.
+void PlaneConv::tile_grid(ConvTile tile, int64_t rows, int64_t columns, float* y) const {
+  const int64_t across = divide_up(columns, kernels_.most_row_vectors), width = divide_up(columns, across);
+  const int64_t down = divide_up(rows, std::min<int64_t>(kMaxRows, kernels_.rows_vectors / width));
+  const float* x = tile.x;
+  tile.x_row = tile.y_row = layout_.pitch * kernels_.lanes;
+  tile.y = &y;
+  float* origin = y;
+  for (int64_t i = 0; i < down; ++i)
+    for (int64_t j = 0; j < across; ++j) {
+      const int64_t row = rows * i / down, column = columns * j / across;
+      const int64_t at = (row * layout_.pitch + column) * kernels_.lanes;
+      tile.x = x + at, y = origin + at;
+      kernels_.conv_rows[rows * (i + 1) / down - row][columns * (j + 1) / across - column](tile);
+    }
+}
+
+void PlaneConv::compute(const Block& block, const Pass& pass) const {
+  const int32_t* offsets = &offsets_[block.list.offset];
+  const float* weights = pass.weights + block.weight;
+  const int lanes = kernels_.lanes;
+  float start[kMaxFilters], *y[kMaxFilters];
+  for (int i = 0; i < block.filters; ++i) start[i] = pass.start ? pass.start[block.filter[i]] : 0.f;
+  float* sums = pass.sums;
+  for (const Class& c : classes_) {
+    const int64_t rows = std::min(pass.rows, c.rows->count - pass.first_row), columns = c.columns->count;
+    const int64_t steps = block.list.channels * static_cast<int64_t>(c.taps.size());
+    const int64_t positions = steps ? layout_.positions(rows, columns) : 0;
+    ConvTile tile{pass.x, 0, 0, offsets, weights, steps, pass.start ? start : nullptr, nullptr, lanes};
+    for (int i = 0; i < block.filters; ++i)
+      y[i] = stores_in_place_ ? pass.result + block.filter[i] * result_pixels() + pass.first_row * layout_.pitch
+                              : sums + i * class_floats_;
+    if (positions < 1) {
+    } else if (lanes_ == Lanes::pixels) {
+      const int64_t vectors = divide_up(positions, lanes);
+      if (planes_.in_place() || stores_in_place_) tile.last = static_cast<int>(positions - (vectors - 1) * lanes);
+      tiles(block, tile, vectors, y, planes_.in_place() && &block == pass.first);
+    } else if (block.filters == 1) {
+      tile_grid(tile, rows, columns, y[0]);
+    } else if (!c.by_row[block.filters]) {
+      tiles(block, tile, positions, y, false);
+    } else {
+      for (int64_t p = 0; p < rows; ++p) {
+        tiles(block, tile, columns, y, false);
+        tile.x += layout_.pitch * lanes;
+        for (int i = 0; i < block.filters; ++i) y[i] += layout_.pitch * lanes;
+      }
+    }
+    offsets += steps;
+    weights += steps * block.filters;
+    sums += kMaxFilters * class_floats_;
+  }
+  if (lanes_ == Lanes::images)
+    unpack_images(block, pass);
+  else if (!stores_in_place_)
+    unpack_pixels(block, pass);
+}
+
+// The sums of all classes, garbage between rows left out, into rows of the result.
+void PlaneConv::unpack_pixels(const Block& block, const Pass& pass) const {
+  const size_t columns = layout_.columns.classes.size();
+  const int64_t length = layout_.columns.result;
+  for (int i = 0; i < block.filters; ++i) {
+    float* plane = pass.result + block.filter[i] * result_pixels();
+    for (size_t first = 0; first < classes_.size(); first += columns) {
+      const AxisClass& rows = *classes_[first].rows;
+      for (int64_t p = 0; p < std::min(pass.rows, rows.count - pass.first_row); ++p) {
+        float* row = plane + (rows.first + rows.every * (pass.first_row + p)) * length;
+        const auto from = [&](size_t f) {
+          return classes_[first + f].taps.empty()
+                     ? pass.zeros
+                     : pass.sums + (static_cast<int64_t>(first + f) * kMaxFilters + i) * class_floats_ +
+                           p * layout_.pitch;
+        };
+        if (columns == 1)
+          kernels_.copy(from(0), row, length);
+        else if (columns == 2)
+          kernels_.merge(from(0), from(1), row, length);
+        else
+          for (int64_t q = 0; q < length; ++q) row[q] = from(q % columns)[q / columns];
+      }
+    }
+  }
+}
+
+std::pair<int64_t, int64_t> PlaneConv::result_rows(const Pass& pass) const {
+  const int64_t every = layout_.rows.classes[0].every;
+  return {pass.first_row * every, std::min((pass.first_row + pass.rows) * every, layout_.rows.result)};
+}
+
+void PlaneConv::unpack_images(const Block& block, const Pass& pass) const {
+  const auto [begin, end] = result_rows(pass);
+  const int64_t width = layout_.columns.result;
+  for (int i = 0; i < block.filters; ++i)
+    kernels_.from_lanes(pass.sums + i * class_floats_, cells_.data(), (end - begin) * width,
+                        pass.result + block.filter[i] * result_pixels() + begin * width, pass.result_image,
+                        pass.images);
+}
+
+void PlaneConv::write_zeros(int32_t filter, const Pass& pass) const {
+  const auto [begin, end] = result_rows(pass);
+  const int64_t width = layout_.columns.result;
+  float* rows = pass.result + filter * result_pixels() + begin * width;
+  for (int n = 0; n < pass.images; ++n)
+    std::memset(rows + n * pass.result_image, 0, (end - begin) * width * sizeof(float));
+}
+
+void PlaneConv::run(const float* operand, const float* weights, float* result, const float* start, int64_t task,
+                    float* scratch) const {
+  const int64_t part = task % parts_, row_block = task / parts_ % row_blocks_, group = task / parts_ / row_blocks_;
+  const int64_t operand_image =
+      (forward() ? shape_.C : shape_.K) * layout_.rows.operand * layout_.columns.operand;
+  const int64_t image = lanes_ == Lanes::images ? group * kernels_.lanes : group;
+  const float* x = operand + image * operand_image;
+  float *sums = scratch + planes_.floats(), *lines = sums + sums_floats_, *zeros = lines + planes_.line_floats();
+  Pass pass;
+  pass.images = lanes_ == Lanes::images ? static_cast<int>(std::min<int64_t>(kernels_.lanes, shape_.N - image)) : 1;
+  pass.first_row = row_block * block_rows_;
+  pass.rows = std::min(block_rows_, layout_.rows.longest() - pass.first_row);
+  pass.x = planes_.start(x, pass.first_row, scratch);
+  pass.weights = weights;
+  pass.start = start;
+  pass.result_image = (forward() ? shape_.K : shape_.C) * result_pixels();
+  pass.result = result + image * pass.result_image;
+  pass.sums = sums;
+  pass.zeros = zeros;
+  std::fill(zeros, zeros + layout_.columns.result, 0.f);
+  for (size_t i = 0; i < classes_.size() && lanes_ == Lanes::images; ++i)
+    if (classes_[i].taps.empty()) kernels_.zero(sums + i * kMaxFilters * class_floats_, kMaxFilters * class_floats_);
+  if (!planes_.in_place()) planes_.pack(x, operand_image, pass.images, pass.first_row, pass.rows, scratch, lines);
+  const auto share = [&](int64_t count, int64_t p) { return count * p / parts_; };
+  pass.first = blocks_.data() + share(blocks(), part);
+  for (int64_t b = share(blocks(), part); b < share(blocks(), part + 1); ++b) compute(blocks_[b], pass);
+  const int64_t dead = static_cast<int64_t>(dead_.size());
+  for (int64_t d = share(dead, part); d < share(dead, part + 1); ++d) write_zeros(dead_[d], pass);
+}
+
+}  // namespace prunekernels

@@ -1,0 +1,94 @@
+// Convolution over planes by lists of steps: the direct plan (up to 8 filters share a list) and the sparse one (a list
+// per filter). NCHW, float. Its tasks share nothing but what they read.
+//
+// In the input gradient everything swaps sides: a "filter" here is an input channel, an "operand" a channel of the
+// output's gradient.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/mask_table.h"
+#include "cpu/kernels/packed_planes.h"
+#include "cpu/kernels/tiles.h"
+#include "cpu/kernels/weights.h"
+
+namespace prunekernels {
+
+class PlaneConv {
+ public:
+  enum Side { kForward, kGradInput };
+
+  // shared: filters share lists, and dead kernels among them are zeros; otherwise each has a list of its own.
+  PlaneConv(Side side, const ConvShape& shape, const MaskTable& mask, bool shared, Lanes lanes, int64_t threads);
+
+  int64_t blocks() const { return static_cast<int64_t>(blocks_.size()); }
+  int64_t weight_floats() const { return weight_floats_; }
+  // [K, C / G, R, S] -> packed [weight_floats()], of blocks begin..end
+  void pack_weights(const float* weight, const WeightLayout& layout, float* packed, int64_t begin, int64_t end) const;
+
+  int64_t tasks() const { return groups_ * row_blocks_ * parts_; }
+  int64_t scratch_floats() const { return planes_.floats() + sums_floats_ + planes_.line_floats() + layout_.columns.result; }
+  // Writes the task's share of result [N, filters, ...], zeros of dead filters included. start: [filters] or null.
+  void run(const float* operand, const float* weights, float* result, const float* start, int64_t task,
+           float* scratch) const;
+
+ private:
+  struct List {  // of live operands: where it starts in channels_ and offsets_
+    int64_t channel, channels, offset;
+  };
+  struct Block {  // filters that share a list
+    int filters;
+    int32_t filter[kMaxFilters];
+    List list;
+    int64_t weight;  // start in the packed weights: [class][channel][tap][filter]
+  };
+  struct Class {  // outputs of a class of rows and a class of columns
+    const AxisClass *rows, *columns;
+    std::vector<std::pair<Tap, Tap>> taps;
+    bool by_row[kMaxFilters + 1];  // tiles of so many filters end with a row, and compute nothing between rows
+  };
+  struct Pass {  // what one task works on
+    int images;
+    int64_t first_row, rows;
+    const float *x, *weights, *start;
+    float *result, *sums;
+    int64_t result_image;  // floats of one image of it
+    const float* zeros;  // a row
+    const Block* first;  // the block that finds x in no cache
+  };
+
+  void cut_rows(int64_t threads);
+  bool pays_by_row(const AxisClass& columns, int filters) const;
+  void add_group(int64_t group, bool shared);
+  List add_list(const std::vector<int32_t>& places);
+  void compute(const Block& block, const Pass& pass) const;
+  void tiles(const Block& block, const ConvTile& tile, int64_t vectors, float* const* y, bool prefetch) const;
+  void tile_grid(ConvTile tile, int64_t rows, int64_t columns, float* y) const;
+  void unpack_pixels(const Block& block, const Pass& pass) const;
+  void unpack_images(const Block& block, const Pass& pass) const;
+  std::pair<int64_t, int64_t> result_rows(const Pass& pass) const;
+  void write_zeros(int32_t filter, const Pass& pass) const;
+  bool forward() const { return side_ == kForward; }
+  int64_t result_pixels() const { return layout_.rows.result * layout_.columns.result; }
+
+  const Side side_;
+  const ConvShape shape_;
+  const MaskTable mask_;
+  const Lanes lanes_;
+  const TileKernels& kernels_;
+  PackedPlanes planes_;
+  const PlaneLayout& layout_;
+  std::vector<Class> classes_;
+  std::vector<int32_t> dead_;      // filters that nobody computes
+  std::vector<int32_t> channels_;  // the lists, as places in planes_
+  std::vector<int32_t> offsets_;   // the lists, as steps: [class][channel][tap]
+  std::vector<Block> blocks_;
+  int64_t groups_;  // of images that are computed together
+  int64_t block_rows_, row_blocks_, parts_;
+  int64_t class_floats_, sums_floats_, weight_floats_ = 0;
+  bool stores_in_place_;
+  std::vector<int32_t> cells_;  // Lanes::images: [result rows of a block][columns] -> cell of the sums
+};
+
+}  // namespace prunekernels

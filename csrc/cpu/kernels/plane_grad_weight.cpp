@@ -1,0 +1,231 @@
+#include "cpu/kernels/plane_grad_weight.h"
+
+#include <algorithm>
+
+namespace prunekernels {
+namespace {
+
+constexpr int64_t kPlaneFloats = 2048;       // of a block: the planes of one tile stay in L1
+constexpr int64_t kLanesPlaneFloats = 4096;  // the same, where the rows of a plane are read one after the other
+constexpr int64_t kBlockFloats = 256 << 10;  // of a block: its planes stay in L2
+
+}  // namespace
+
+PlaneGradWeight::PlaneGradWeight(const ConvShape& shape, const MaskTable& mask, bool shared, Lanes lanes,
+                                 int64_t threads)
+    : shape_(shape),
+      mask_(mask),
+      lanes_(lanes),
+      kernels_(tile_kernels()),
+      x_({forward_axis(shape, 0), forward_axis(shape, 1)}, without_padding(mask.in_index(), 0, mask.in_count()), lanes,
+         kernels_),
+      live_filters_(without_padding(mask.out_index(), 0, mask.out_count())),
+      grad_in_place_(lanes == Lanes::pixels && x_.layout().pitch == shape.Q) {
+  const bool three = shape.S == 3 && shape.dilation[1] == 1 && shape.stride[1] == 1, images = lanes == Lanes::images;
+  taps_per_operand_ = three ? 3 : 1;
+  filters_per_tile_ = !three ? kernels_.dot_filters : images ? kernels_.dot3_lanes_filters : kernels_.dot3_filters;
+
+  const int64_t pitch = x_.layout().pitch * x_.cell(), planes = images ? divide_up(shape.N, kernels_.lanes) : shape.N;
+  const int64_t channels = static_cast<int64_t>(x_.live().size() + live_filters_.size());
+  const int64_t most = std::min(images ? kLanesPlaneFloats : kPlaneFloats, kBlockFloats / std::max<int64_t>(1, channels));
+  const int64_t wanted = divide_up(threads, planes);
+  int64_t rows = std::clamp<int64_t>(most / pitch, 1, shape.P);
+  if (shape.P % wanted == 0 || shape.P >= 8 * wanted) rows = std::min(rows, divide_up(shape.P, wanted));
+  row_blocks_ = divide_up(shape.P, rows);
+  block_rows_ = divide_up(shape.P, row_blocks_);
+  row_blocks_ = divide_up(shape.P, block_rows_);
+  const int64_t fit = std::clamp<int64_t>(most / (block_rows_ * pitch), 1, divide_up(planes, threads));
+  group_planes_ = row_blocks_ > 1 ? 1 : fit;
+  groups_ = divide_up(planes, group_planes_);
+  const int64_t positions = x_.layout().positions(block_rows_, shape.Q);
+  grad_floats_ = grad_in_place_ ? shape.out_pixels()
+                 : images       ? block_rows_ * shape.Q * kernels_.lanes
+                                : divide_up(positions, kernels_.lanes) * kernels_.lanes;
+  for (int32_t i = 0; images && i < block_rows_ * shape.Q; ++i) cells_.push_back(i);
+  x_.set_block(block_rows_);
+  tile_of_.assign(shape.K, -1);
+  for (int64_t g = 0; g < mask[kLiveGroups]; ++g) add_group(g, shared);
+}
+
+int64_t PlaneGradWeight::scratch_floats() const {
+  const int64_t grads = grad_in_place_ ? 0 : static_cast<int64_t>(live_filters_.size()) * grad_floats_;
+  return group_planes_ * (x_.floats() + grads) + x_.line_floats();
+}
+
+void PlaneGradWeight::add_operands(const std::vector<int32_t>& channels) {
+  const bool rows = taps_per_operand_ == 3;
+  const auto &down = x_.layout().rows.classes[0].taps, &across = x_.layout().columns.classes[0].taps;
+  Operands all{};
+  std::vector<Operands> single;
+  for (const int32_t c : channels)
+    for (const Tap& r : down)
+      for (const Tap& s : across) {
+        if (rows && s.index > 0) continue;
+        all = {1, {}, {}, {}};
+        all.channel[0] = static_cast<int32_t>(c % shape_.channels_per_group());
+        all.tap[0] = static_cast<int32_t>(r.index * shape_.S + s.index);
+        all.offset[0] = x_.offset(x_.place(c), r, s);
+        single.push_back(all);
+      }
+  const int64_t count = static_cast<int64_t>(single.size());
+  const int64_t tiles = divide_up(count, rows ? 3 : kernels_.dot_xs);
+  for (int64_t t = 0; t < tiles; ++t) {
+    Operands o{};
+    for (int64_t j = count * t / tiles; j < count * (t + 1) / tiles; ++j, ++o.count) {
+      o.channel[o.count] = single[j].channel[0];
+      o.tap[o.count] = single[j].tap[0];
+      o.offset[o.count] = single[j].offset[0];
+    }
+    operands_.push_back(o);
+  }
+}
+
+void PlaneGradWeight::add_filters(const int32_t* filters, int count, int64_t operands) {
+  Filters f{count, {}, {}, operands, static_cast<int64_t>(operands_.size()), partial_floats_};
+  for (int i = 0; i < count; ++i) {
+    f.filter[i] = filters[i];
+    f.place[i] = place(filters[i]);
+    tile_of_[filters[i]] = static_cast<int32_t>(filters_.size());
+  }
+  for (int64_t o = f.operands; o < f.end; ++o) partial_floats_ += operands_[o].count * count * taps_per_operand_;
+  filters_.push_back(f);
+}
+
+void PlaneGradWeight::add_group(int64_t group, bool shared) {
+  const auto filters =
+      without_padding(mask_.out_index(), group * mask_[kOutPerGroup], (group + 1) * mask_[kOutPerGroup]);
+  auto channels = without_padding(mask_.in_index(), group * mask_[kInPerGroup], (group + 1) * mask_[kInPerGroup]);
+  const int64_t first = static_cast<int64_t>(operands_.size()), count = static_cast<int64_t>(filters.size());
+  if (shared) {
+    add_operands(channels);
+    const int64_t tiles = divide_up(count, filters_per_tile_);
+    for (int64_t t = 0; t < tiles; ++t)
+      add_filters(&filters[count * t / tiles], static_cast<int>(count * (t + 1) / tiles - count * t / tiles), first);
+    return;
+  }
+  std::vector<int32_t> live;
+  for (const int32_t k : filters) {
+    live.clear();
+    for (const int32_t c : channels)
+      if (mask_.pair(k, c % shape_.channels_per_group())) live.push_back(c);
+    const int64_t own = static_cast<int64_t>(operands_.size());
+    add_operands(live);
+    add_filters(&k, 1, own);
+  }
+}
+
+int64_t PlaneGradWeight::place(int32_t filter) const {
+  return std::lower_bound(live_filters_.begin(), live_filters_.end(), filter) - live_filters_.begin();
+}
+
+// Lanes::pixels: rows as the packed operand has them, zeros between and behind, so that what meets them adds nothing.
+void PlaneGradWeight::pack_grad(const float* image, int images, int64_t first_row, int64_t rows, int64_t place,
+                                int64_t end, float* packed) const {
+  const int64_t pitch = x_.layout().pitch, Q = shape_.Q;
+  for (; place < end; ++place) {
+    const float* from = image + live_filters_[place] * shape_.out_pixels() + first_row * Q;
+    float *to = packed + place * grad_floats_, *end_to = to + grad_floats_;
+    if (lanes_ == Lanes::images) {
+      kernels_.to_lanes(from, shape_.K * shape_.out_pixels(), images, rows * Q, cells_.data(), to);
+      continue;
+    }
+    for (int64_t p = 0; p < rows; ++p, from += Q, to += pitch) {
+      kernels_.copy(from, to, Q);
+      kernels_.zero(to + Q, (p + 1 < rows ? to + pitch : end_to) - (to + Q));
+    }
+  }
+}
+
+void PlaneGradWeight::compute(const Filters& f, const Block& block, float* partial) const {
+  const int64_t x_image = shape_.C * shape_.in_pixels(), grad_image = shape_.K * shape_.out_pixels();
+  const int lanes = kernels_.lanes;
+  const float *grads[kMaxDotFilters], *xs[kMaxDotXs];
+  for (int i = 0; i < f.count; ++i)
+    grads[i] = block.grad + (grad_in_place_ ? f.filter[i] : f.place[i]) * grad_floats_;
+  DotTile tile{};
+  tile.g = grads, tile.x = xs;
+  tile.planes = block.planes;
+  tile.g_plane = grad_in_place_ ? grad_image : static_cast<int64_t>(live_filters_.size()) * grad_floats_;
+  tile.x_plane = x_.in_place() ? x_image : x_.floats();
+  tile.last = lanes;
+  if (lanes_ == Lanes::images) {
+    tile.rows = block.rows, tile.vectors = shape_.Q;
+    tile.g_row = shape_.Q * lanes, tile.x_row = x_.layout().pitch * lanes;
+  } else {
+    tile.rows = 1, tile.vectors = divide_up(block.positions, lanes);
+    if (x_.in_place() || grad_in_place_) tile.last = static_cast<int>(block.positions - (tile.vectors - 1) * lanes);
+  }
+  const auto& kernels = taps_per_operand_ == 1       ? kernels_.dot[f.count]
+                        : lanes_ == Lanes::images ? kernels_.dot3_lanes[f.count]
+                                                  : kernels_.dot3[f.count];
+  tile.out = partial + f.dot;
+  for (int64_t o = f.operands; o < f.end; ++o) {
+    const Operands& operands = operands_[o];
+    for (int j = 0; j < operands.count; ++j) xs[j] = block.x + operands.offset[j];
+    kernels[operands.count](tile);
+    tile.out += f.count * operands.count * taps_per_operand_;
+  }
+}
+
+void PlaneGradWeight::run(const float* x, const float* grad, int64_t first, int64_t end, int64_t part, int64_t parts,
+                          float* partial, float* scratch) const {
+  const int64_t tiles = static_cast<int64_t>(filters_.size());
+  const int64_t begin_tile = tiles * part / parts, end_tile = tiles * (part + 1) / parts;
+  if (begin_tile == end_tile) return;
+  const Filters& last_tile = filters_[end_tile - 1];
+  const int64_t begin_place = filters_[begin_tile].place[0], end_place = last_tile.place[last_tile.count - 1] + 1;
+  std::fill(partial + filters_[begin_tile].dot, partial + (end_tile < tiles ? filters_[end_tile].dot : partial_floats_),
+            0.f);
+  const int64_t x_image = shape_.C * shape_.in_pixels(), grad_image = shape_.K * shape_.out_pixels();
+  const int64_t packed_grad = static_cast<int64_t>(live_filters_.size()) * grad_floats_;
+  float* grad_packed = scratch + group_planes_ * x_.floats();
+  float* lines = grad_packed + (grad_in_place_ ? 0 : group_planes_ * packed_grad);
+  const int64_t plane_images = lanes_ == Lanes::images ? kernels_.lanes : 1;
+  for (int64_t b = first; b < end; ++b) {
+    const int64_t row = b % row_blocks_ * block_rows_, begin = b / row_blocks_ * group_planes_ * plane_images;
+    const int64_t images = std::min(group_planes_ * plane_images, shape_.N - begin);
+    Block block;
+    block.rows = std::min(block_rows_, shape_.P - row);
+    block.planes = divide_up(images, plane_images);
+    block.positions = x_.layout().positions(block.rows, shape_.Q);
+    block.x = x_.start(x + begin * x_image, row, scratch);
+    block.grad = grad_in_place_ ? grad + begin * grad_image + row * shape_.Q : grad_packed;
+    for (int64_t i = 0; i < block.planes; ++i) {
+      const int64_t n = begin + i * plane_images;
+      const int present = static_cast<int>(std::min(plane_images, shape_.N - n));
+      if (!x_.in_place())
+        x_.pack(x + n * x_image, x_image, present, row, block.rows, scratch + i * x_.floats(), lines);
+      if (!grad_in_place_)
+        pack_grad(grad + n * grad_image, present, row, block.rows, begin_place, end_place, grad_packed + i * packed_grad);
+    }
+    for (int64_t t = begin_tile; t < end_tile; ++t) compute(filters_[t], block, partial);
+  }
+}
+
+void PlaneGradWeight::write(const float* partial, int64_t count, const float* scale, const WeightLayout& layout,
+                            float* grad_weight, int64_t begin, int64_t end) const {
+  const int64_t row = shape_.channels_per_group() * shape_.taps();
+  for (int64_t k = begin; k < end; ++k) {
+    float* to = grad_weight + k * layout.row;
+    std::fill(to, to + row, 0.f);
+    if (tile_of_[k] < 0 || (scale && scale[k] == 0)) continue;
+    const Filters& f = filters_[tile_of_[k]];
+    const int64_t i = std::find(f.filter, f.filter + f.count, k) - f.filter;
+    const float* tile = partial + f.dot;
+    for (int64_t o = f.operands; o < f.end; ++o) {
+      const Operands& operands = operands_[o];
+      for (int64_t j = 0; j < operands.count; ++j) {
+        if (!mask_[kPairsFull] && !mask_.pair(k, operands.channel[j])) continue;
+        for (int64_t s = 0; s < taps_per_operand_; ++s) {
+          const float* dot = tile + (i * operands.count + j) * taps_per_operand_ + s;
+          float sum = 0;
+          for (int64_t p = 0; p < count; ++p) sum += dot[p * partial_floats_];
+          to[operands.channel[j] * layout.channel + (operands.tap[j] + s) * layout.tap] = scale ? sum * scale[k] : sum;
+        }
+      }
+      tile += f.count * operands.count * taps_per_operand_;
+    }
+  }
+}
+
+}  // namespace prunekernels

@@ -1,0 +1,77 @@
+// Gradient of the weight over planes: for every live kernel and tap, the dot product of the output's gradient with the
+// operand moved by the tap. NCHW, float. Each share of the images adds into a partial gradient of its own.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/mask_table.h"
+#include "cpu/kernels/packed_planes.h"
+#include "cpu/kernels/tiles.h"
+#include "cpu/kernels/weights.h"
+
+namespace prunekernels {
+
+class PlaneGradWeight {
+ public:
+  // shared: all live filters of a group meet all its live channels; otherwise each filter those of its live kernels.
+  PlaneGradWeight(const ConvShape& shape, const MaskTable& mask, bool shared, Lanes lanes, int64_t threads);
+
+  int64_t partial_floats() const { return partial_floats_; }
+  int64_t scratch_floats() const;
+  // Blocks of rows, or of whole images: partial gradients of disjoint blocks add up.
+  int64_t blocks() const { return groups_ * row_blocks_; }
+  // partial = the products of blocks first..end, for the part-th share of the filters.
+  void run(const float* x, const float* grad, int64_t first, int64_t end, int64_t part, int64_t parts, float* partial,
+           float* scratch) const;
+  // Filters begin..end of grad_weight, every element, from the sum of `count` partial gradients that lie in a row.
+  void write(const float* partial, int64_t count, const float* scale, const WeightLayout& layout, float* grad_weight,
+             int64_t begin, int64_t end) const;
+
+ private:
+  struct Operands {  // of one tile: channels, each moved by a tap, or by a kernel row's three taps
+    int count;
+    int32_t channel[kMaxDotXs];  // within its group
+    int32_t tap[kMaxDotXs];      // the first of them
+    int64_t offset[kMaxDotXs];
+  };
+  struct Filters {  // of one tile, and the operands they meet
+    int count;
+    int32_t filter[kMaxDotFilters];
+    int64_t place[kMaxDotFilters];
+    int64_t operands, end;  // in operands_
+    int64_t dot;            // start in a partial gradient: [tile][filter][operand][tap]
+  };
+  struct Block {  // of images and rows, packed
+    const float *x, *grad;
+    int64_t rows, planes;
+    int64_t positions;  // Lanes::pixels: of the rows
+  };
+
+  void add_group(int64_t group, bool shared);
+  void add_operands(const std::vector<int32_t>& channels);
+  void add_filters(const int32_t* filters, int count, int64_t operands);
+  int64_t place(int32_t filter) const;
+  void pack_grad(const float* image, int images, int64_t first_row, int64_t rows, int64_t place, int64_t end,
+                 float* packed) const;
+  void compute(const Filters& filters, const Block& block, float* partial) const;
+
+  const ConvShape shape_;
+  const MaskTable mask_;
+  const Lanes lanes_;
+  const TileKernels& kernels_;
+  PackedPlanes x_;
+  const std::vector<int32_t> live_filters_;
+  const bool grad_in_place_;
+  int taps_per_operand_, filters_per_tile_;
+  std::vector<Operands> operands_;
+  std::vector<Filters> filters_;
+  std::vector<int32_t> tile_of_;  // filter -> which of filters_, -1: dead
+  int64_t block_rows_, row_blocks_;
+  int64_t group_planes_, groups_;    // images, or vectors of images, of a block; blocks of a row block
+  int64_t grad_floats_;              // of a packed plane
+  int64_t partial_floats_ = 0;
+  std::vector<int32_t> cells_;  // Lanes::images: 0, 1, 2, ...
+};
+
+}  // namespace prunekernels

@@ -1,0 +1,27 @@
+#include "cpu/kernels/tiles.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma")
+#endif
+
+#define PK_AVX512
+#include "cpu/kernels/tiles_impl.h"
+
+namespace prunekernels {
+TileKernels tile_kernels_avx512() { return Tiles<Avx512Float>::table(Isa::avx512); }
+}  // namespace prunekernels
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+#endif

@@ -1,0 +1,62 @@
+// Memory an operator works in: kept by the thread between calls, since new pages cost more than what is done in them.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+#include <vector>
+
+namespace prunekernels {
+
+class Workspace {
+ public:
+  explicit Workspace(int64_t floats) {
+    const size_t wanted = static_cast<size_t>(floats) * sizeof(float);
+    std::vector<Block>& kept = pool().blocks;
+    auto best = kept.end();
+    for (auto it = kept.begin(); it != kept.end(); ++it)
+      if (it->bytes >= wanted && (best == kept.end() || it->bytes < best->bytes)) best = it;
+    if (best != kept.end()) {
+      block_ = *best;
+      kept.erase(best);
+    } else {
+      if (!kept.empty()) {  // one that is too small makes room
+        std::free(kept.back().data);
+        kept.pop_back();
+      }
+      block_.bytes = (wanted + kAlignment) / kAlignment * kAlignment;
+      block_.data = std::aligned_alloc(kAlignment, block_.bytes);
+      if (!block_.data) throw std::bad_alloc();
+    }
+  }
+  ~Workspace() {
+    if (block_.bytes <= kKeep && pool().blocks.size() < kBlocks)
+      pool().blocks.push_back(block_);
+    else
+      std::free(block_.data);
+  }
+  Workspace(const Workspace&) = delete;
+
+  float* data() const { return static_cast<float*>(block_.data); }
+
+ private:
+  static constexpr size_t kAlignment = 64, kKeep = 16 << 20, kBlocks = 3;
+  struct Block {
+    void* data;
+    size_t bytes;
+  };
+  struct Pool {
+    std::vector<Block> blocks;
+    ~Pool() {
+      for (const Block& b : blocks) std::free(b.data);
+    }
+  };
+  static Pool& pool() {
+    static thread_local Pool pool;
+    return pool;
+  }
+
+  Block block_{};
+};
+
+}  // namespace prunekernels
