@@ -20,7 +20,8 @@ TOLERANCE = {
 # Integers of this size keep every sum exactly representable in the dtype.
 LARGEST = {torch.float64: 4, torch.float32: 4, torch.bfloat16: 1, torch.float16: 1}
 
-PLANS = ("dense", "compact", "auto")
+FORCED = ("dense", "compact", "direct", "sparse")
+PLANS = (*FORCED, "auto")
 LAYOUTS = ("nchw", "channels_last", "sliced", "expanded")
 
 

@@ -14,6 +14,7 @@ from prunekernels import reference
 
 LARGE = {"x_shape": (16, 256, 28, 28), "weight_shape": (256, 256, 3, 3), "padding": (1, 1)}
 DIRECTIONS = ["forward", "grad_input", "grad_weight"]
+SKIPPING = {"compact", "direct", "sparse"}
 needs_extension = pytest.mark.skipif(not pk.has_extension(), reason="without the extension there is one plan only")
 
 
@@ -23,9 +24,9 @@ def mask(live):
 
 @needs_extension
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize(("live", "plan"), [(256, "dense"), (255, "dense"), (64, "compact"), (1, "compact")])
-def test_choice(live, plan, direction):
-    assert pk.plan.choose(direction, mask=mask(live), **LARGE) == plan
+@pytest.mark.parametrize(("live", "plans"), [(256, {"dense"}), (255, {"dense"}), (64, SKIPPING), (1, SKIPPING)])
+def test_choice(live, plans, direction):
+    assert pk.plan.choose(direction, mask=mask(live), **LARGE) in plans
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -196,7 +197,6 @@ NOT_MEASURED = {
     "almost full": lambda: convolve(29, backward=True),
     "nothing dead": lambda: convolve(32, backward=True),
     "nothing live": lambda: convolve(0, backward=True),
-    "one plan left by the model": lambda: convolve(1, 1),
 }
 
 
@@ -266,9 +266,9 @@ def test_plan_of_a_layer_whose_soft_filters_train():
     layer = pk.MaskedConv2d(32, 32, 3, padding=1)
     layer.set_masks(filter=torch.arange(32) < 2)
     layer(torch.randn(2, 32, 12, 12))
-    assert layer.plan == ("compact", "compact", "compact")
+    assert set(layer.plan) <= SKIPPING
     layer.weight_grad = "dense"
-    assert layer.plan == ("compact", "compact", "dense")
+    assert set(layer.plan[:2]) <= SKIPPING and layer.plan.grad_weight == "dense"
 
 
 @pytest.mark.parametrize("args", [{"padding": "same"}, {"padding": 1, "padding_mode": "circular"}], ids=str)

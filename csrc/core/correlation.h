@@ -69,9 +69,9 @@ inline Axis grad_input_axis(const ConvShape& s, int axis) {
   return a;
 }
 
-// How the operand's planes are laid out for the tile kernels: rows of `pitch` floats with the padding as zeros, a strided
-// axis taken apart into `step` phases, so that whatever the stride one vector of outputs reads one vector of floats.
-// The zeros right of a row and left of the next are the same ones.
+// How the operand's planes are laid out for the tile kernels: rows of `pitch` floats with the padding as zeros, a
+// strided axis taken apart into `step` phases, so that whatever the stride one vector of outputs reads one vector of
+// floats. The zeros right of a row and left of the next are the same ones.
 struct PlaneLayout {
   Axis rows, columns;
   int64_t low_row, low_column, extra_rows, width, pitch;

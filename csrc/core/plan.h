@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <limits>
 
 #include "core/conv_shape.h"
 #include "core/mask_table.h"
@@ -26,6 +25,8 @@ inline const char* name_of(Direction direction) { return kDirectionNames[static_
 
 // Multiply-adds the vendor's convolution does while one element is copied between memory and cache.
 constexpr double kMultiplyAddsPerElement = 24;
+// A multiply-add of our own kernels, in the vendor's: where filters share what they read, and where they do not.
+constexpr double kDirectCost = 1.15, kSparseCost = 2;
 // A plan has to promise this much of dense before the model believes it.
 constexpr double kMargin = 0.95;
 // From this share of live kernels on, nothing is to be gained.
@@ -60,10 +61,13 @@ inline double cost(Plan plan, const ConvShape& s, const MaskTable& mask, Directi
       return vendor_cost(s, mask[kLiveGroups], mask[kOutPerGroup], mask[kInPerGroup]) +
              elements_copied(s, mask, direction) * kMultiplyAddsPerElement;
     case Plan::direct:
+      return kDirectCost * s.N * s.out_pixels() * s.taps() * mask.out_count() * mask[kInPerGroup] +
+             elements_copied(s, mask, direction) * kMultiplyAddsPerElement / 2;
     case Plan::sparse:
-      break;  // no kernels yet
+      return kSparseCost * s.N * s.out_pixels() * s.taps() * mask[kLivePairs] +
+             elements_copied(s, mask, direction) * kMultiplyAddsPerElement / 2;
   }
-  return std::numeric_limits<double>::infinity();
+  return 0;
 }
 
 inline bool almost_full(const MaskTable& mask) {

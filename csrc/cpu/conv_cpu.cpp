@@ -10,6 +10,7 @@
 #include "conv_args.h"
 #include "cpu/compact_conv.h"
 #include "cpu/dense_conv.h"
+#include "cpu/direct_conv.h"
 #include "cpu/fresh.h"
 #include "cpu/plans.h"
 
@@ -171,6 +172,9 @@ at::Tensor masked_conv2d(const at::Tensor& x, const at::Tensor& weight, const Op
     switch (plan) {
       case Plan::compact:
         return compact_forward(full_x, weight, full_bias, CompactConv(s, *mask, format), p);
+      case Plan::direct:
+      case Plan::sparse:
+        return direct_forward(full_x, weight, full_bias, s, *mask, plan == Plan::sparse);
       default:
         return dense_forward(full_x, weight, full_bias, *mask, p);
     }
@@ -205,6 +209,9 @@ at::Tensor masked_conv2d_grad_input(const at::Tensor& grad_out, const at::Tensor
     switch (plan) {
       case Plan::compact:
         return compact_grad_input(grad, weight, CompactConv(s, *mask, format), p);
+      case Plan::direct:
+      case Plan::sparse:
+        return direct_grad_input(grad, weight, s, *mask, plan == Plan::sparse);
       default:
         return dense_grad_input(grad, x, weight, *mask, p);
     }
@@ -239,6 +246,9 @@ at::Tensor masked_conv2d_grad_weight(const at::Tensor& grad_out, const at::Tenso
     switch (plan) {
       case Plan::compact:
         return compact_grad_weight(grad, full_x, weight, CompactConv(s, *mask, format), p, scale);
+      case Plan::direct:
+      case Plan::sparse:
+        return direct_grad_weight(grad, full_x, weight, s, *mask, scale, plan == Plan::sparse);
       default:
         return dense_grad_weight(grad, full_x, weight, &*mask, p, scale);
     }

@@ -15,12 +15,19 @@
 namespace prunekernels {
 namespace {
 
-constexpr int64_t kGrainFloats = 16 << 10;     // less than this per thread is not worth waking it
+constexpr int64_t kGrainFloats = 16 << 10;    // less than this per thread is not worth waking it
 constexpr int64_t kPartialFloats = 32 << 20;  // of all partial gradients together
 
-Lanes choose_lanes(const ConvShape&, bool) {
+// A vector of images wants that many of them, and pays for its transposition where several taps read what it moved. In
+// the gradient of the weight, where every tap adds into every row, it always does.
+Lanes choose_lanes(const ConvShape& s, Direction direction, bool sparse) {
   static const char* e = std::getenv("PK_LANES");
-  return e && e[0] == 'i' ? Lanes::images : Lanes::pixels;
+  if (e) return e[0] == 'i' ? Lanes::images : Lanes::pixels;
+  const int64_t lanes = tile_kernels().lanes, groups = (s.N + lanes - 1) / lanes;
+  const bool filled = lanes > 1 && s.N * 4 >= groups * lanes * 3;
+  if (!filled || s.taps() == 1) return Lanes::pixels;
+  const bool shares = groups >= at::get_num_threads() || s.Q < 14;
+  return direction == Direction::grad_weight || sparse || shares ? Lanes::images : Lanes::pixels;
 }
 
 at::Tensor run(const PlaneConv& conv, const at::Tensor& operand, const at::Tensor& weight, const at::Tensor* bias,
@@ -28,9 +35,10 @@ at::Tensor run(const PlaneConv& conv, const at::Tensor& operand, const at::Tenso
   const at::Tensor dense_weight = weight.contiguous(weight.suggest_memory_format());
   const int64_t block_floats = std::max<int64_t>(1, dense_weight.numel() / std::max<int64_t>(1, conv.blocks()));
   const Workspace packed(conv.weight_floats());
-  at::parallel_for(0, conv.blocks(), std::max<int64_t>(1, kGrainFloats / block_floats), [&](int64_t begin, int64_t end) {
-    conv.pack_weights(const_elements<float>(dense_weight), layout_of(dense_weight), packed.data(), begin, end);
-  });
+  at::parallel_for(
+      0, conv.blocks(), std::max<int64_t>(1, kGrainFloats / block_floats), [&](int64_t begin, int64_t end) {
+        conv.pack_weights(const_elements<float>(dense_weight), layout_of(dense_weight), packed.data(), begin, end);
+      });
   const at::Tensor result = fresh(size, operand.options(), at::MemoryFormat::Contiguous);
   const float* start = bias ? const_elements<float>(*bias) : nullptr;
   at::parallel_for(0, conv.tasks(), 1, [&](int64_t begin, int64_t end) {
@@ -46,20 +54,22 @@ at::Tensor run(const PlaneConv& conv, const at::Tensor& operand, const at::Tenso
 
 at::Tensor direct_forward(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                           const ConvShape& s, const MaskTable& mask, bool sparse) {
-  const PlaneConv conv(PlaneConv::kForward, s, mask, !sparse, choose_lanes(s, sparse), at::get_num_threads());
+  const PlaneConv conv(PlaneConv::kForward, s, mask, !sparse, choose_lanes(s, Direction::forward, sparse),
+                       at::get_num_threads());
   return run(conv, x, weight, bias ? &*bias : nullptr, {s.N, s.K, s.P, s.Q});
 }
 
 at::Tensor direct_grad_input(const at::Tensor& grad_out, const at::Tensor& weight, const ConvShape& s,
                              const MaskTable& mask, bool sparse) {
-  const PlaneConv conv(PlaneConv::kGradInput, s, mask, !sparse, choose_lanes(s, sparse), at::get_num_threads());
+  const PlaneConv conv(PlaneConv::kGradInput, s, mask, !sparse, choose_lanes(s, Direction::grad_input, sparse),
+                       at::get_num_threads());
   return run(conv, grad_out, weight, nullptr, {s.N, s.C, s.H, s.W});
 }
 
 at::Tensor direct_grad_weight(const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight,
                               const ConvShape& s, const MaskTable& mask, const float* scale, bool sparse) {
   const int64_t threads = at::get_num_threads();
-  const PlaneGradWeight work(s, mask, !sparse, choose_lanes(s, sparse), threads);
+  const PlaneGradWeight work(s, mask, !sparse, choose_lanes(s, Direction::grad_weight, sparse), threads);
   // Threads share out the blocks, each with a gradient of its own to add to, or else the filters.
   const int64_t floats = work.partial_floats(), fit = kPartialFloats / std::max<int64_t>(1, floats);
   const int64_t shares = std::clamp<int64_t>(fit, 1, std::min(threads, work.blocks()));

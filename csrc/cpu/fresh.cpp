@@ -11,7 +11,7 @@ namespace prunekernels {
 namespace {
 
 constexpr int64_t kHugeFrom =
-    32 << 20;  // smaller blocks are mostly recycled by the allocator, their pages already there
+    4 << 20;  // smaller blocks are mostly recycled by the allocator, their pages already there
 
 }  // namespace
 

@@ -12,21 +12,21 @@
 namespace prunekernels {
 namespace {
 
-constexpr double kFarBehind = 3;  // times the model's best: not worth measuring
-constexpr double kHopeless = 2;   // times the best first run: not worth a second ...
-constexpr double kShortMs = 5;    // ... unless it is short, where a first run is mostly set-up
-constexpr double kTie = 0.97;     // dense wins unless another plan takes less than this share of its time
+constexpr double kFarBehind = 3;       // times the model's best: not worth measuring
+constexpr double kDenseFarBehind = 8;  // the promise is made against dense, and models err
+constexpr double kHopeless = 2;        // times the best first run: not worth a second ...
+constexpr double kShortMs = 5;         // ... unless it is short, where a first run is mostly set-up
+constexpr double kTie = 0.97;          // dense wins unless another plan takes less than this share of its time
 constexpr int kLeastRounds = 2, kMostRounds = 16;
 
-// ---- engines to come: what they serve ----
+// The plane kernels: floats, NCHW, offsets that fit 32 bits. A tensor dense in both formats is NCHW to them.
+bool planes_serve(const ConvShape& s, at::ScalarType dtype, at::MemoryFormat format) {
+  constexpr int64_t kMost = 1 << 30;
+  return dtype == at::kFloat && format == at::MemoryFormat::Contiguous && s.C * s.in_pixels() < kMost &&
+         s.K * s.out_pixels() < kMost;
+}
 
-bool direct_serves(const ConvShape&, const MaskTable&, Direction, at::ScalarType, at::MemoryFormat) { return false; }
-
-bool sparse_serves(const ConvShape&, const MaskTable&, Direction, at::ScalarType, at::MemoryFormat) { return false; }
-
-// ----
-
-bool serves(Plan plan, const PlanCase& c) { return plan_serves(plan, c.shape, c.mask, c.direction, c.dtype, c.format); }
+bool serves(Plan plan, const PlanCase& c) { return plan_serves(plan, c.shape, c.dtype, c.format); }
 
 double cost(Plan plan, const PlanCase& c) { return cost(plan, c.shape, c.mask, c.direction); }
 
@@ -54,7 +54,8 @@ std::vector<Trial> candidates(const PlanCase& c) {
     if (serves(plan, c)) least = std::min(least, cost(plan, c));
   std::vector<Trial> trials;
   for (Plan plan : kPlans)
-    if (serves(plan, c) && cost(plan, c) <= kFarBehind * least) trials.push_back({plan, {}, 0});
+    if (serves(plan, c) && cost(plan, c) <= (plan == Plan::dense ? kDenseFarBehind : kFarBehind) * least)
+      trials.push_back({plan, {}, 0});
   return trials;
 }
 
@@ -104,11 +105,9 @@ at::Tensor measure(const PlanKey& key, std::vector<Trial> trials, c10::function_
 
 }  // namespace
 
-bool plan_serves(Plan plan, const ConvShape& shape, const MaskTable& mask, Direction direction, at::ScalarType dtype,
-                 at::MemoryFormat format) {
-  if (plan == Plan::direct) return direct_serves(shape, mask, direction, dtype, format);
-  if (plan == Plan::sparse) return sparse_serves(shape, mask, direction, dtype, format);
-  return true;
+bool plan_serves(Plan plan, const ConvShape& shape, at::ScalarType dtype, at::MemoryFormat format) {
+  if (plan == Plan::dense || plan == Plan::compact) return true;
+  return planes_serve(shape, dtype, format);
 }
 
 PlanKey plan_key(const PlanCase& c) {

@@ -18,8 +18,7 @@ struct PlanCase {
 };
 
 // Whether the plan can compute the case at all; dense and compact always can.
-bool plan_serves(Plan plan, const ConvShape& shape, const MaskTable& mask, Direction direction, at::ScalarType dtype,
-                 at::MemoryFormat format);
+bool plan_serves(Plan plan, const ConvShape& shape, at::ScalarType dtype, at::MemoryFormat format);
 
 PlanKey plan_key(const PlanCase& c);
 

@@ -6,6 +6,7 @@ from conv_cases import (
     BIG_CASES,
     CASES,
     FEW_CASES,
+    FORCED,
     LAYOUTS,
     PLANS,
     ConvCase,
@@ -33,7 +34,7 @@ def every_pattern(cases):
     return [(case, pattern) for case in cases for pattern in patterns(case)]
 
 
-@pytest.mark.parametrize(("plan", "layout"), [("dense", "nchw"), ("compact", "nchw"), ("compact", "channels_last")])
+@pytest.mark.parametrize(("plan", "layout"), [(plan, "nchw") for plan in FORCED] + [("compact", "channels_last")])
 @pytest.mark.parametrize(("case", "pattern"), every_pattern(CASES), ids=str)
 def test_exact(case, pattern, layout, plan):
     got = run(inputs(case, layout=layout), case, plan, **masks(case, pattern))
@@ -55,7 +56,7 @@ def test_exact_when_the_plan_is_chosen(case, pattern, layout):
     assert_same(got, expected(case, pattern))
 
 
-@pytest.mark.parametrize("plan", ["dense", "compact"])
+@pytest.mark.parametrize("plan", FORCED)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("case", "pattern"), [(c, p) for c in FEW_CASES[::2] for p in ("all", "filter")], ids=str)
@@ -67,7 +68,7 @@ def test_exact_in_other_dtypes(case, pattern, dtype, layout, plan):
     assert_same(got, [t.to(dtype).double() for t in want])
 
 
-@pytest.mark.parametrize("plan", ["dense", "compact"])
+@pytest.mark.parametrize("plan", FORCED)
 @pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
 @pytest.mark.parametrize("weight_grad", ["masked", "dense"])
 @pytest.mark.parametrize(("case", "pattern"), [(c, p) for c in FEW_CASES for p in ("all", "filter")], ids=str)
@@ -77,7 +78,7 @@ def test_exact_weight_gradients(case, pattern, weight_grad, scaled, plan):
     assert_same(run(problem, case, plan, **args), reference.gradients(*problem, **case.conv_args, **args))
 
 
-@pytest.mark.parametrize("plan", ["dense", "compact"])
+@pytest.mark.parametrize("plan", FORCED)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", FEW_CASES[::4] + BIG_CASES[1:2], ids=str)
@@ -107,7 +108,7 @@ def test_bitwise_repeatable(case, layout, plan):
     assert all(map(torch.equal, a, b))
 
 
-@pytest.mark.parametrize("plan", ["dense", "compact"])
+@pytest.mark.parametrize("plan", FORCED)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("case", FEW_CASES[::3] + BIG_CASES[:3], ids=str)
 def test_one_thread_as_good_as_two(case, layout, plan):
@@ -118,7 +119,7 @@ def test_one_thread_as_good_as_two(case, layout, plan):
     assert_same(run(problem, case, plan, **masks(case, "all")), expected(case, "all"))
 
 
-@pytest.mark.parametrize("plan", ["dense", "compact"])
+@pytest.mark.parametrize("plan", FORCED)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize(("case", "pattern"), [(c, p) for c in FEW_CASES[::2] for p in patterns(c)[1:]], ids=str)
 def test_dead_is_exactly_plus_zero(case, pattern, layout, plan):
@@ -168,7 +169,7 @@ TINY = [
 TINIEST = ConvCase(n=1, c=2, k=3, h=2, w=3, r=1, s=2, padding=(0, 1))
 
 
-@pytest.mark.parametrize("plan", ["dense", "compact"])
+@pytest.mark.parametrize("plan", FORCED)
 @pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
 @pytest.mark.parametrize("weight_grad", ["masked", "dense"])
 @pytest.mark.parametrize("pattern", ["none", "filter", "all"])
@@ -185,7 +186,7 @@ def test_gradcheck(case, pattern, weight_grad, scaled, plan):
         assert torch.autograd.gradgradcheck(lambda *t: pk.masked_conv2d(*t, **args), leaves, fast_mode=True)
 
 
-@pytest.mark.parametrize("plan", ["dense", "compact"])
+@pytest.mark.parametrize("plan", FORCED)
 @pytest.mark.parametrize("weight_grad", ["masked", "dense"])
 def test_gradcheck_number_by_number(weight_grad, plan):
     x, weight, bias, _ = inputs(TINIEST, torch.float64, integers=False)

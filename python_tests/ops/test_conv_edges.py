@@ -5,7 +5,20 @@ import contextlib
 import pytest
 import torch
 import torch.nn.functional as F
-from conv_cases import GROUPED, KINDS, PLAIN, PLANS, ConvCase, assert_same, assert_zero, inputs, masks, only, run
+from conv_cases import (
+    FORCED,
+    GROUPED,
+    KINDS,
+    PLAIN,
+    PLANS,
+    ConvCase,
+    assert_same,
+    assert_zero,
+    inputs,
+    masks,
+    only,
+    run,
+)
 
 import prunekernels as pk
 from prunekernels import reference
@@ -136,7 +149,7 @@ def test_3d_input(padding, plan):
     assert_same(got, reference.gradients(x[0], weight, bias, grad_out[0], padding=1, **made))
 
 
-@pytest.mark.parametrize("plan", ["dense", "compact"])
+@pytest.mark.parametrize("plan", FORCED)
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(dtype, x_dtype, plan):
@@ -176,7 +189,7 @@ def test_an_edited_weight_between_forward_and_backward_is_an_error():
         y.backward(grad_out)
 
 
-@pytest.mark.parametrize("plan", ["dense", "compact"])
+@pytest.mark.parametrize("plan", FORCED)
 def test_sum_of_many_numbers_keeps_its_precision_in_bf16(plan):
     """Chunks of the batch must not be added up in bf16."""
     case = ConvCase(n=45, c=32, k=32, h=56, w=56, r=1, s=1, padding=0)

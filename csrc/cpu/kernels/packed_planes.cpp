@@ -57,9 +57,7 @@ void PackedPlanes::pack_row(const float* row, const int* phase, float* plane, in
   if (end > begin) kernels_.copy(row + layout_.low_column + begin, line + begin, end - begin);
   kernels_.zero(line + end, length - end);
   if (steps == 1) return;
-  const auto to = [&](int64_t f) {
-    return phase[f] < 0 ? lines + line_floats_ : plane + phase[f] * phase_cells_ + at;
-  };
+  const auto to = [&](int64_t f) { return phase[f] < 0 ? lines + line_floats_ : plane + phase[f] * phase_cells_ + at; };
   if (steps == 2) return kernels_.split(line, to(0), to(1), length);
   for (int64_t f = 0; f < steps; ++f)
     for (int64_t m = 0; phase[f] >= 0 && m < layout_.width; ++m) to(f)[m] = line[m * steps + f];

@@ -42,7 +42,8 @@ class PackedPlanes {
   const float* start(const float* image, int64_t first_row, const float* packed) const {
     return in_place() ? image + first_row * layout_.pitch : packed;
   }
-  // images of [channels, rows, columns] -> packed, for output rows first_row..first_row + rows. Lanes::pixels: one image.
+  // images of [channels, rows, columns] -> packed, for output rows first_row..first_row + rows. Lanes::pixels: one
+  // image.
   void pack(const float* image, int64_t image_floats, int images, int64_t first_row, int64_t rows, float* packed,
             float* lines) const;
 

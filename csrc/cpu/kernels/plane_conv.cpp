@@ -72,7 +72,8 @@ bool PlaneConv::pays_by_row(const AxisClass& columns, int filters) const {
 // Blocks of rows small enough for L2, and tasks enough for the threads.
 void PlaneConv::cut_rows(int64_t threads) {
   const int64_t rows = layout_.rows.longest(), live = static_cast<int64_t>(planes_.live().size());
-  const int64_t pitch = layout_.pitch * planes_.cell(), row_floats = std::max<int64_t>(1, live * layout_.phases * pitch);
+  const int64_t pitch = layout_.pitch * planes_.cell(),
+                row_floats = std::max<int64_t>(1, live * layout_.phases * pitch);
   const int64_t halo = row_floats * layout_.extra_rows;
   int64_t fit = std::min(std::max(kPackedFloats - halo, halo) / row_floats, kPositions / pitch);
   const int64_t wanted = divide_up(threads, groups_);  // blocks a group
@@ -96,8 +97,7 @@ void PlaneConv::cut_rows(int64_t threads) {
     for (int64_t x = 0; x < layout_.columns.result; ++x) {
       const int64_t down = every, across = column_classes[0].every;
       const int64_t place = y % down * static_cast<int64_t>(column_classes.size()) + x % across;
-      cells_.push_back(
-          static_cast<int32_t>(place * kMaxFilters * class_cells + y / down * layout_.pitch + x / across));
+      cells_.push_back(static_cast<int32_t>(place * kMaxFilters * class_cells + y / down * layout_.pitch + x / across));
     }
 }
 
@@ -173,8 +173,7 @@ void prefetch_next(const ConvTile& tile, int64_t floats, int64_t lanes) {
 }
 
 // vectors of positions from tile.x on, cut into tiles of about equal size; y: where those of each filter begin.
-void PlaneConv::tiles(const Block& block, const ConvTile& tile, int64_t vectors, float* const* y,
-                      bool prefetch) const {
+void PlaneConv::tiles(const Block& block, const ConvTile& tile, int64_t vectors, float* const* y, bool prefetch) const {
   const int64_t tiles = divide_up(vectors, kernels_.conv_vectors[block.filters]);
   float* to[kMaxFilters];
   for (int64_t t = 0; t < tiles; ++t) {
@@ -299,8 +298,7 @@ void PlaneConv::write_zeros(int32_t filter, const Pass& pass) const {
 void PlaneConv::run(const float* operand, const float* weights, float* result, const float* start, int64_t task,
                     float* scratch) const {
   const int64_t part = task % parts_, row_block = task / parts_ % row_blocks_, group = task / parts_ / row_blocks_;
-  const int64_t operand_image =
-      (forward() ? shape_.C : shape_.K) * layout_.rows.operand * layout_.columns.operand;
+  const int64_t operand_image = (forward() ? shape_.C : shape_.K) * layout_.rows.operand * layout_.columns.operand;
   const int64_t image = lanes_ == Lanes::images ? group * kernels_.lanes : group;
   const float* x = operand + image * operand_image;
   float *sums = scratch + planes_.floats(), *lines = sums + sums_floats_, *zeros = lines + planes_.line_floats();

@@ -28,7 +28,9 @@ class PlaneConv {
   void pack_weights(const float* weight, const WeightLayout& layout, float* packed, int64_t begin, int64_t end) const;
 
   int64_t tasks() const { return groups_ * row_blocks_ * parts_; }
-  int64_t scratch_floats() const { return planes_.floats() + sums_floats_ + planes_.line_floats() + layout_.columns.result; }
+  int64_t scratch_floats() const {
+    return planes_.floats() + sums_floats_ + planes_.line_floats() + layout_.columns.result;
+  }
   // Writes the task's share of result [N, filters, ...], zeros of dead filters included. start: [filters] or null.
   void run(const float* operand, const float* weights, float* result, const float* start, int64_t task,
            float* scratch) const;
@@ -54,8 +56,8 @@ class PlaneConv {
     const float *x, *weights, *start;
     float *result, *sums;
     int64_t result_image;  // floats of one image of it
-    const float* zeros;  // a row
-    const Block* first;  // the block that finds x in no cache
+    const float* zeros;    // a row
+    const Block* first;    // the block that finds x in no cache
   };
 
   void cut_rows(int64_t threads);

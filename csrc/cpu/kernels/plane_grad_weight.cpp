@@ -27,7 +27,8 @@ PlaneGradWeight::PlaneGradWeight(const ConvShape& shape, const MaskTable& mask, 
 
   const int64_t pitch = x_.layout().pitch * x_.cell(), planes = images ? divide_up(shape.N, kernels_.lanes) : shape.N;
   const int64_t channels = static_cast<int64_t>(x_.live().size() + live_filters_.size());
-  const int64_t most = std::min(images ? kLanesPlaneFloats : kPlaneFloats, kBlockFloats / std::max<int64_t>(1, channels));
+  const int64_t most =
+      std::min(images ? kLanesPlaneFloats : kPlaneFloats, kBlockFloats / std::max<int64_t>(1, channels));
   const int64_t wanted = divide_up(threads, planes);
   int64_t rows = std::clamp<int64_t>(most / pitch, 1, shape.P);
   if (shape.P % wanted == 0 || shape.P >= 8 * wanted) rows = std::min(rows, divide_up(shape.P, wanted));
@@ -140,8 +141,7 @@ void PlaneGradWeight::compute(const Filters& f, const Block& block, float* parti
   const int64_t x_image = shape_.C * shape_.in_pixels(), grad_image = shape_.K * shape_.out_pixels();
   const int lanes = kernels_.lanes;
   const float *grads[kMaxDotFilters], *xs[kMaxDotXs];
-  for (int i = 0; i < f.count; ++i)
-    grads[i] = block.grad + (grad_in_place_ ? f.filter[i] : f.place[i]) * grad_floats_;
+  for (int i = 0; i < f.count; ++i) grads[i] = block.grad + (grad_in_place_ ? f.filter[i] : f.place[i]) * grad_floats_;
   DotTile tile{};
   tile.g = grads, tile.x = xs;
   tile.planes = block.planes;
@@ -155,7 +155,7 @@ void PlaneGradWeight::compute(const Filters& f, const Block& block, float* parti
     tile.rows = 1, tile.vectors = divide_up(block.positions, lanes);
     if (x_.in_place() || grad_in_place_) tile.last = static_cast<int>(block.positions - (tile.vectors - 1) * lanes);
   }
-  const auto& kernels = taps_per_operand_ == 1       ? kernels_.dot[f.count]
+  const auto& kernels = taps_per_operand_ == 1    ? kernels_.dot[f.count]
                         : lanes_ == Lanes::images ? kernels_.dot3_lanes[f.count]
                                                   : kernels_.dot3[f.count];
   tile.out = partial + f.dot;
@@ -193,10 +193,10 @@ void PlaneGradWeight::run(const float* x, const float* grad, int64_t first, int6
     for (int64_t i = 0; i < block.planes; ++i) {
       const int64_t n = begin + i * plane_images;
       const int present = static_cast<int>(std::min(plane_images, shape_.N - n));
-      if (!x_.in_place())
-        x_.pack(x + n * x_image, x_image, present, row, block.rows, scratch + i * x_.floats(), lines);
+      if (!x_.in_place()) x_.pack(x + n * x_image, x_image, present, row, block.rows, scratch + i * x_.floats(), lines);
       if (!grad_in_place_)
-        pack_grad(grad + n * grad_image, present, row, block.rows, begin_place, end_place, grad_packed + i * packed_grad);
+        pack_grad(grad + n * grad_image, present, row, block.rows, begin_place, end_place,
+                  grad_packed + i * packed_grad);
     }
     for (int64_t t = begin_tile; t < end_tile; ++t) compute(filters_[t], block, partial);
   }

@@ -68,8 +68,8 @@ class PlaneGradWeight {
   std::vector<Filters> filters_;
   std::vector<int32_t> tile_of_;  // filter -> which of filters_, -1: dead
   int64_t block_rows_, row_blocks_;
-  int64_t group_planes_, groups_;    // images, or vectors of images, of a block; blocks of a row block
-  int64_t grad_floats_;              // of a packed plane
+  int64_t group_planes_, groups_;  // images, or vectors of images, of a block; blocks of a row block
+  int64_t grad_floats_;            // of a packed plane
   int64_t partial_floats_ = 0;
   std::vector<int32_t> cells_;  // Lanes::images: 0, 1, 2, ...
 };

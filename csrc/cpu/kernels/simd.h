@@ -107,15 +107,13 @@ struct Avx512Float {
   PK_INLINE float sum(Vector v) { return _mm512_reduce_add_ps(v); }
   // Lane i: the sum of v[i]. Each level halves the vectors and doubles how many sums a vector holds.
   PK_INLINE Vector sums(Vector (&v)[16]) {
-    PK_UNROLL for (int i = 0; i < 8; ++i)
-      v[i] = _mm512_add_ps(_mm512_shuffle_f32x4(v[i], v[i + 8], 0b01000100),
-                           _mm512_shuffle_f32x4(v[i], v[i + 8], 0b11101110));
-    PK_UNROLL for (int i = 0; i < 4; ++i)
-      v[i] = _mm512_add_ps(_mm512_shuffle_f32x4(v[i], v[i + 4], 0b10001000),
-                           _mm512_shuffle_f32x4(v[i], v[i + 4], 0b11011101));
+    PK_UNROLL for (int i = 0; i < 8; ++i) v[i] = _mm512_add_ps(_mm512_shuffle_f32x4(v[i], v[i + 8], 0b01000100),
+                                                               _mm512_shuffle_f32x4(v[i], v[i + 8], 0b11101110));
+    PK_UNROLL for (int i = 0; i < 4; ++i) v[i] = _mm512_add_ps(_mm512_shuffle_f32x4(v[i], v[i + 4], 0b10001000),
+                                                               _mm512_shuffle_f32x4(v[i], v[i + 4], 0b11011101));
     // Quarters: of vectors i, i + 8, i + 4, i + 12.
-    PK_UNROLL for (int i = 0; i < 2; ++i)
-      v[i] = _mm512_add_ps(_mm512_shuffle_ps(v[i], v[i + 2], 0b01000100), _mm512_shuffle_ps(v[i], v[i + 2], 0b11101110));
+    PK_UNROLL for (int i = 0; i < 2; ++i) v[i] =
+        _mm512_add_ps(_mm512_shuffle_ps(v[i], v[i + 2], 0b01000100), _mm512_shuffle_ps(v[i], v[i + 2], 0b11101110));
     v[0] = _mm512_add_ps(_mm512_shuffle_ps(v[0], v[1], 0b10001000), _mm512_shuffle_ps(v[0], v[1], 0b11011101));
     // Lane 4 q + l: vector {0, 8, 4, 12}[q] + {0, 2, 1, 3}[l].
     return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15), v[0]);

@@ -11,7 +11,7 @@ namespace prunekernels {
 
 constexpr int kMaxFilters = 8;   // that share a list of steps
 constexpr int kMaxVectors = 16;  // of positions, in one tile
-constexpr int kMaxRows = 4;       // of positions, in one tile of conv_rows
+constexpr int kMaxRows = 4;      // of positions, in one tile of conv_rows
 constexpr int kMaxDotFilters = 4;
 constexpr int kMaxDotXs = 6;
 

@@ -66,26 +66,23 @@ struct Tiles {
   static void conv_rows(const ConvTile& a) {
     Vector sums[R][V];
     const Vector start = a.start ? S::set(a.start[0]) : S::zero();
-    PK_UNROLL for (int r = 0; r < R; ++r)
-      PK_UNROLL for (int v = 0; v < V; ++v) sums[r][v] = start;
+    PK_UNROLL for (int r = 0; r < R; ++r) PK_UNROLL for (int v = 0; v < V; ++v) sums[r][v] = start;
     const float *x = a.x, *w = a.weights;
     for (int64_t t = 0; t < a.steps; ++t) {
       const float* at = x + a.offsets[t];
       const Vector weight = S::set(w[t]);
-      PK_UNROLL for (int r = 0; r < R; ++r)
-        PK_UNROLL for (int v = 0; v < V; ++v)
-          sums[r][v] = S::fma(weight, S::load(at + r * a.x_row + v * L), sums[r][v]);
+      PK_UNROLL for (int r = 0; r < R; ++r) PK_UNROLL for (int v = 0; v < V; ++v) sums[r][v] =
+          S::fma(weight, S::load(at + r * a.x_row + v * L), sums[r][v]);
     }
-    PK_UNROLL for (int r = 0; r < R; ++r)
-      PK_UNROLL for (int v = 0; v < V; ++v) S::store(a.y[0] + r * a.y_row + v * L, sums[r][v]);
+    PK_UNROLL for (int r = 0; r < R; ++r) PK_UNROLL for (int v = 0; v < V; ++v)
+        S::store(a.y[0] + r * a.y_row + v * L, sums[r][v]);
   }
 
   // Every x stands for kShifts, kShift floats apart.
   template <int F, int J, int kShifts, int kShift>
   static void dot(const DotTile& a) {
     Vector sums[F][J][kShifts];
-    PK_UNROLL for (int f = 0; f < F; ++f)
-      PK_UNROLL for (int j = 0; j < J; ++j)
+    PK_UNROLL for (int f = 0; f < F; ++f) PK_UNROLL for (int j = 0; j < J; ++j)
         PK_UNROLL for (int s = 0; s < kShifts; ++s) sums[f][j][s] = S::zero();
     const int64_t whole = (a.vectors - (a.last < L)) * L;
     for (int64_t n = 0; n < a.planes; ++n) {
@@ -104,12 +101,10 @@ struct Tiles {
             }
           }
         }
-        if (a.last < L)
-          PK_UNROLL for (int f = 0; f < F; ++f) {
+        if (a.last < L) PK_UNROLL for (int f = 0; f < F; ++f) {
             const Vector gs = S::load_first(g[f] + whole, a.last);
-            PK_UNROLL for (int j = 0; j < J; ++j)
-              PK_UNROLL for (int s = 0; s < kShifts; ++s)
-                sums[f][j][s] = S::fma(gs, S::load_first(x[j] + whole + s * kShift, a.last), sums[f][j][s]);
+            PK_UNROLL for (int j = 0; j < J; ++j) PK_UNROLL for (int s = 0; s < kShifts; ++s) sums[f][j][s] =
+                S::fma(gs, S::load_first(x[j] + whole + s * kShift, a.last), sums[f][j][s]);
           }
         PK_UNROLL for (int f = 0; f < F; ++f) g[f] += a.g_row;
         PK_UNROLL for (int j = 0; j < J; ++j) x[j] += a.x_row;
@@ -140,7 +135,8 @@ struct Tiles {
   static void copy(const float* from, float* to, int64_t count) {
     int64_t i = 0;
     for (; i + L <= count; i += L) S::store(to + i, S::load(from + i));
-    if (i < count) S::store_first(to + i, S::load_first(from + i, static_cast<int>(count - i)), static_cast<int>(count - i));
+    if (i < count)
+      S::store_first(to + i, S::load_first(from + i, static_cast<int>(count - i)), static_cast<int>(count - i));
   }
 
   static void zero(float* to, int64_t count) {
@@ -153,19 +149,18 @@ struct Tiles {
     for (int64_t p = 0; p < pixels; p += L) {
       const int count = pixels - p < L ? static_cast<int>(pixels - p) : L;
       Vector v[L];
-      if (images == L && count == L)
-        PK_UNROLL for (int n = 0; n < L; ++n) {
+      if (images == L && count == L) PK_UNROLL for (int n = 0; n < L; ++n) {
           v[n] = S::load(from + n * image + p);
         }
       else
-        PK_UNROLL for (int n = 0; n < L; ++n)
-          v[n] = n < images ? S::load_first(from + n * image + p, count) : S::zero();
+        PK_UNROLL for (int n = 0; n < L; ++n) v[n] =
+            n < images ? S::load_first(from + n * image + p, count) : S::zero();
       S::transpose(v);
       if (count == L)
         PK_UNROLL for (int i = 0; i < L; ++i) S::store(to + static_cast<int64_t>(cells[p + i]) * L, v[i]);
       else
-        PK_UNROLL for (int i = 0; i < L; ++i)
-          if (i < count) S::store(to + static_cast<int64_t>(cells[p + i]) * L, v[i]);
+        PK_UNROLL for (int i = 0; i < L; ++i) if (i < count)
+            S::store(to + static_cast<int64_t>(cells[p + i]) * L, v[i]);
     }
   }
 
@@ -177,14 +172,13 @@ struct Tiles {
       if (count == L)
         PK_UNROLL for (int i = 0; i < L; ++i) v[i] = S::load(from + static_cast<int64_t>(cells[p + i]) * L);
       else
-        PK_UNROLL for (int i = 0; i < L; ++i)
-          v[i] = i < count ? S::load(from + static_cast<int64_t>(cells[p + i]) * L) : S::zero();
+        PK_UNROLL for (int i = 0; i < L; ++i) v[i] =
+            i < count ? S::load(from + static_cast<int64_t>(cells[p + i]) * L) : S::zero();
       S::transpose(v);
       if (images == L && count == L)
         PK_UNROLL for (int n = 0; n < L; ++n) S::store(to + n * image + p, v[n]);
       else
-        PK_UNROLL for (int n = 0; n < L; ++n)
-          if (n < images) S::store_first(to + n * image + p, v[n], count);
+        PK_UNROLL for (int n = 0; n < L; ++n) if (n < images) S::store_first(to + n * image + p, v[n], count);
     }
   }
 
