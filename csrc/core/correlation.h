@@ -98,6 +98,9 @@ struct PlaneLayout {
                width == columns.operand && rows.longest() == rows.operand;
   }
 
+  // Nothing lies between the rows of outputs, nor would between images.
+  bool gapless() const { return extra_rows == 0 && pitch == columns.longest(); }
+
   template <typename Visit>
   void each_tap(Visit visit) const {
     for (const AxisClass& r : rows.classes)

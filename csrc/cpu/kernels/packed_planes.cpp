@@ -20,11 +20,12 @@ PackedPlanes::PackedPlanes(PlaneLayout layout, std::vector<int32_t> live, Lanes 
   line_floats_ = (layout_.width + kernels.lanes) * layout_.columns.step;
 }
 
-void PackedPlanes::set_block(int64_t rows) {
+void PackedPlanes::set_block(int64_t rows, int64_t images) {
   const Axis &down = layout_.rows, &across = layout_.columns;
   // Last vectors read on, for outputs that nobody keeps.
   const int64_t slack = lanes_ == Lanes::images ? 0 : kMaxVectors * kernels_.lanes;
-  phase_cells_ = divide_up(layout_.phase_floats(rows, slack), kernels_.lanes) * kernels_.lanes;
+  block_images_ = images;
+  phase_cells_ = divide_up(layout_.phase_floats(images * rows, slack), kernels_.lanes) * kernels_.lanes;
   channel_floats_ = in_place() ? down.operand * across.operand : layout_.phases * phase_cells_ * cell_;
   if (lanes_ == Lanes::pixels) return;
   const int64_t unread = layout_.phases * phase_cells_;  // a cell for pixels no tap reads
@@ -63,17 +64,26 @@ void PackedPlanes::pack_row(const float* row, const int* phase, float* plane, in
     for (int64_t m = 0; phase[f] >= 0 && m < layout_.width; ++m) to(f)[m] = line[m * steps + f];
 }
 
-void PackedPlanes::pack_pixels(const float* plane, int64_t first_row, int64_t rows, float* to, float* lines) const {
+void PackedPlanes::pack_pixels(const float* plane, int64_t image_floats, int images, int64_t first_row, int64_t rows,
+                               float* to, float* lines) const {
   const Axis &down = layout_.rows, &across = layout_.columns;
   const int64_t packed_rows = rows + layout_.extra_rows;
-  const int64_t used = (packed_rows - 1) * layout_.pitch + layout_.width;
+  const int64_t used = (images * packed_rows - 1) * layout_.pitch + layout_.width;
+  if (layout_.in_place) {
+    for (int64_t n = 0; n < images; ++n)
+      kernels_.copy(plane + n * image_floats + first_row * layout_.pitch, to + n * rows * layout_.pitch,
+                    rows * layout_.pitch);
+    return kernels_.zero(to + used, phase_cells_ - used);
+  }
   for (int64_t f = 0; f < down.step; ++f) {
     const int* phase = &layout_.phase[f * across.step];
     if (std::all_of(phase, phase + across.step, [](int p) { return p < 0; })) continue;
-    for (int64_t u = 0; u < packed_rows; ++u) {
-      const int64_t y = operand_row(first_row, u, f);
-      pack_row(y >= 0 && y < down.operand ? plane + y * across.operand : nullptr, phase, to, u * layout_.pitch, lines);
-    }
+    for (int64_t n = 0; n < images; ++n)
+      for (int64_t u = 0; u < packed_rows; ++u) {
+        const int64_t y = operand_row(first_row, u, f);
+        const float* row = y >= 0 && y < down.operand ? plane + n * image_floats + y * across.operand : nullptr;
+        pack_row(row, phase, to, (n * packed_rows + u) * layout_.pitch, lines);
+      }
   }
   for (int p = 0; p < layout_.phases; ++p) kernels_.zero(to + p * phase_cells_ + used, phase_cells_ - used);
 }
@@ -115,7 +125,7 @@ void PackedPlanes::pack(const float* image, int64_t image_floats, int images, in
     if (lanes_ == Lanes::images)
       pack_images(plane, image_floats, images, first_row, rows, packed + place * channel_floats_);
     else
-      pack_pixels(plane, first_row, rows, packed + place * channel_floats_, lines);
+      pack_pixels(plane, image_floats, images, first_row, rows, packed + place * channel_floats_, lines);
   }
 }
 

@@ -24,15 +24,16 @@ class PackedPlanes {
  public:
   PackedPlanes(PlaneLayout layout, std::vector<int32_t> live, Lanes lanes, const TileKernels& kernels);
 
-  // How many output rows a block has: their operands lie together.
-  void set_block(int64_t rows);
+  // What a block has: so many output rows of one image, or in a gapless layout all rows of several, one after the
+  // other.
+  void set_block(int64_t rows, int64_t images = 1);
 
   const PlaneLayout& layout() const { return layout_; }
   const std::vector<int32_t>& live() const { return live_; }
   int64_t place(int32_t channel) const;
   int64_t cell() const { return cell_; }
 
-  bool in_place() const { return layout_.in_place && lanes_ == Lanes::pixels; }
+  bool in_place() const { return layout_.in_place && lanes_ == Lanes::pixels && block_images_ == 1; }
   int64_t floats() const { return in_place() ? 0 : count() * channel_floats_; }  // of a packed block
   int64_t line_floats() const { return 2 * line_floats_; }                       // of pack's workspace
   // Where the operand of output 0 of the block lies, from start(): of this place, moved by these taps.
@@ -53,7 +54,8 @@ class PackedPlanes {
     return layout_.low_row + (first_row + u) * layout_.rows.step + phase;
   }
   void pack_row(const float* row, const int* phase, float* plane, int64_t at, float* lines) const;
-  void pack_pixels(const float* plane, int64_t first_row, int64_t rows, float* to, float* lines) const;
+  void pack_pixels(const float* plane, int64_t image_floats, int images, int64_t first_row, int64_t rows, float* to,
+                   float* lines) const;
   void pack_images(const float* plane, int64_t image_floats, int images, int64_t first_row, int64_t rows,
                    float* to) const;
 
@@ -62,6 +64,7 @@ class PackedPlanes {
   const Lanes lanes_;
   const TileKernels& kernels_;
   const int64_t cell_;
+  int64_t block_images_ = 1;
   int64_t phase_cells_ = 0, channel_floats_ = 0, line_floats_ = 0;
   std::vector<int32_t> cells_;  // Lanes::images: [rows of a block][columns of the operand] -> cell
 };

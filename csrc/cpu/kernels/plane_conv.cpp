@@ -40,7 +40,8 @@ PlaneConv::PlaneConv(Side side, const ConvShape& shape, const MaskTable& mask, b
       kernels_(tile_kernels()),
       planes_(plane_layout(side, shape), operands(side, mask), lanes, kernels_),
       layout_(planes_.layout()),
-      groups_(lanes == Lanes::images ? divide_up(shape.N, kernels_.lanes) : shape.N) {
+      group_images_(lanes == Lanes::images ? kernels_.lanes : images_that_fit(threads)),
+      groups_(divide_up(shape.N, group_images_)) {
   const int32_t* slot = forward() ? mask.out_slot() : mask.in_slot();
   const int64_t filters = forward() ? shape.K : shape.C;
   for (int32_t f = 0; f < filters; ++f)
@@ -69,6 +70,15 @@ bool PlaneConv::pays_by_row(const AxisClass& columns, int filters) const {
          run_cycles(kernels_, filters, layout_.positions(block_rows_, columns.count));
 }
 
+// Lanes::pixels: where planes have no gaps, but are no whole vectors, several images make one long plane.
+int64_t PlaneConv::images_that_fit(int64_t threads) const {
+  const int64_t pixels = layout_.rows.longest() * layout_.columns.longest();
+  if (!layout_.gapless() || pixels % kernels_.lanes == 0 || shape_.N <= threads) return 1;
+  const int64_t floats = pixels * std::max<int64_t>(1, static_cast<int64_t>(planes_.live().size()) * layout_.phases);
+  const int64_t fit = std::max<int64_t>(1, std::min(kPackedFloats / floats, kPositions / pixels));
+  return divide_up(shape_.N, divide_up(divide_up(shape_.N, fit), threads) * threads);
+}
+
 // Blocks of rows small enough for L2, and tasks enough for the threads.
 void PlaneConv::cut_rows(int64_t threads) {
   const int64_t rows = layout_.rows.longest(), live = static_cast<int64_t>(planes_.live().size());
@@ -81,14 +91,17 @@ void PlaneConv::cut_rows(int64_t threads) {
   row_blocks_ = divide_up(rows, std::clamp<int64_t>(fit, 1, rows));
   block_rows_ = divide_up(rows, row_blocks_);
   row_blocks_ = divide_up(rows, block_rows_);
+  const bool joined = lanes_ == Lanes::pixels && group_images_ > 1;
+  if (joined) row_blocks_ = 1, block_rows_ = rows;
   parts_ = divide_up(threads, groups_ * row_blocks_);
 
-  planes_.set_block(block_rows_);
+  planes_.set_block(block_rows_, joined ? group_images_ : 1);
   const auto &row_classes = layout_.rows.classes, &column_classes = layout_.columns.classes;
   const int64_t classes = static_cast<int64_t>(row_classes.size() * column_classes.size());
   const int64_t slack = lanes_ == Lanes::images ? 0 : kMaxVectors * kernels_.lanes;
-  stores_in_place_ = lanes_ == Lanes::pixels && classes == 1 && layout_.pitch == layout_.columns.result;
-  const int64_t class_cells = layout_.positions(block_rows_, layout_.columns.longest()) + slack;
+  stores_in_place_ = lanes_ == Lanes::pixels && !joined && classes == 1 && layout_.pitch == layout_.columns.result;
+  const int64_t class_cells =
+      layout_.positions(block_rows_ * (joined ? group_images_ : 1), layout_.columns.longest()) + slack;
   class_floats_ = class_cells * planes_.cell();
   sums_floats_ = stores_in_place_ ? 0 : kMaxFilters * classes * class_floats_;
   if (lanes_ == Lanes::pixels) return;
@@ -144,26 +157,30 @@ void PlaneConv::add_group(int64_t group, bool shared) {
 void PlaneConv::pack_weights(const float* weight, const WeightLayout& layout, float* packed, int64_t begin,
                              int64_t end) const {
   const int64_t Cg = shape_.channels_per_group();
+  const auto filter_at = [&](int64_t k) { return k * layout.row; };
+  const auto channel_at = [&](int64_t c) { return c % Cg * layout.channel; };
   for (int64_t b = begin; b < end; ++b) {
     const Block& block = blocks_[b];
     const int32_t* places = &channels_[block.list.channel];
     float* to = packed + block.weight;
-    for (const Class& c : classes_) {
-      const int64_t taps = static_cast<int64_t>(c.taps.size());
-      std::vector<int64_t> at;
-      for (const auto& [row, column] : c.taps) at.push_back((row.index * shape_.S + column.index) * layout.tap);
-      for (int i = 0; i < block.filters; ++i) {
-        float* step = to + i;
-        for (int64_t j = 0; j < block.list.channels; ++j) {
-          const int32_t operand = planes_.live()[places[j]], filter = block.filter[i];
-          const int64_t k = forward() ? filter : operand, in = (forward() ? operand : filter) % Cg;
-          const float* kernel = weight + k * layout.row + in * layout.channel;
-          const bool live = mask_[kPairsFull] || mask_.pair(k, in);
-          for (int64_t t = 0; t < taps; ++t, step += block.filters) *step = live ? kernel[at[t]] : 0.f;
+    int64_t at[kMaxFilters];
+    for (int i = 0; i < block.filters; ++i)
+      at[i] = forward() ? filter_at(block.filter[i]) : channel_at(block.filter[i]);
+    for (const Class& c : classes_)
+      for (int64_t j = 0; j < block.list.channels; ++j) {
+        const int32_t operand = planes_.live()[places[j]];
+        const float* kernels = weight + (forward() ? channel_at(operand) : filter_at(operand));
+        const auto live = [&](int i) {
+          return forward() ? mask_.pair(block.filter[i], operand % Cg) : mask_.pair(operand, block.filter[i] % Cg);
+        };
+        for (const auto& [row, column] : c.taps) {
+          const float* tap = kernels + (row.index * shape_.S + column.index) * layout.tap;
+          if (mask_[kPairsFull])
+            for (int i = 0; i < block.filters; ++i) *to++ = tap[at[i]];
+          else
+            for (int i = 0; i < block.filters; ++i) *to++ = live(i) ? tap[at[i]] : 0.f;
         }
       }
-      to += block.filters * block.list.channels * taps;
-    }
   }
 }
 
@@ -215,7 +232,8 @@ void PlaneConv::compute(const Block& block, const Pass& pass) const {
   for (const Class& c : classes_) {
     const int64_t rows = std::min(pass.rows, c.rows->count - pass.first_row), columns = c.columns->count;
     const int64_t steps = block.list.channels * static_cast<int64_t>(c.taps.size());
-    const int64_t positions = steps ? layout_.positions(rows, columns) : 0;
+    int64_t positions = steps ? layout_.positions(rows, columns) : 0;
+    if (positions > 0 && lanes_ == Lanes::pixels) positions += (pass.images - 1) * pass.rows * layout_.pitch;
     ConvTile tile{pass.x, 0, 0, offsets, weights, steps, pass.start ? start : nullptr, nullptr, lanes};
     for (int i = 0; i < block.filters; ++i)
       y[i] = stores_in_place_ ? pass.result + block.filter[i] * result_pixels() + pass.first_row * layout_.pitch
@@ -249,28 +267,31 @@ void PlaneConv::compute(const Block& block, const Pass& pass) const {
 // The sums of all classes, garbage between rows left out, into rows of the result.
 void PlaneConv::unpack_pixels(const Block& block, const Pass& pass) const {
   const size_t columns = layout_.columns.classes.size();
-  const int64_t length = layout_.columns.result;
-  for (int i = 0; i < block.filters; ++i) {
-    float* plane = pass.result + block.filter[i] * result_pixels();
-    for (size_t first = 0; first < classes_.size(); first += columns) {
-      const AxisClass& rows = *classes_[first].rows;
-      for (int64_t p = 0; p < std::min(pass.rows, rows.count - pass.first_row); ++p) {
-        float* row = plane + (rows.first + rows.every * (pass.first_row + p)) * length;
-        const auto from = [&](size_t f) {
-          return classes_[first + f].taps.empty()
-                     ? pass.zeros
-                     : pass.sums + (static_cast<int64_t>(first + f) * kMaxFilters + i) * class_floats_ +
-                           p * layout_.pitch;
+  const int64_t length = layout_.columns.result, pitch = layout_.pitch;
+  for (int i = 0; i < block.filters; ++i)
+    for (size_t first = 0; first < classes_.size(); first += columns)
+      for (int64_t n = 0; n < pass.images; ++n) {
+        const AxisClass& rows = *classes_[first].rows;
+        const int64_t count = std::min(pass.rows, rows.count - pass.first_row);
+        const auto from = [&](size_t f, int64_t p) {
+          const float* sums = pass.sums + (static_cast<int64_t>(first + f) * kMaxFilters + i) * class_floats_;
+          return classes_[first + f].taps.empty() ? pass.zeros : sums + (n * pass.rows + p) * pitch;
         };
-        if (columns == 1)
-          kernels_.copy(from(0), row, length);
-        else if (columns == 2)
-          kernels_.merge(from(0), from(1), row, length);
-        else
-          for (int64_t q = 0; q < length; ++q) row[q] = from(q % columns)[q / columns];
+        float* plane = pass.result + n * pass.result_image + block.filter[i] * result_pixels();
+        if (classes_.size() == 1 && pitch == length) {
+          kernels_.copy(from(0, 0), plane + pass.first_row * length, count * length);
+          continue;
+        }
+        for (int64_t p = 0; p < count; ++p) {
+          float* row = plane + (rows.first + rows.every * (pass.first_row + p)) * length;
+          if (columns == 1)
+            kernels_.copy(from(0, p), row, length);
+          else if (columns == 2)
+            kernels_.merge(from(0, p), from(1, p), row, length);
+          else
+            for (int64_t q = 0; q < length; ++q) row[q] = from(q % columns, p)[q / columns];
+        }
       }
-    }
-  }
 }
 
 std::pair<int64_t, int64_t> PlaneConv::result_rows(const Pass& pass) const {
@@ -299,11 +320,11 @@ void PlaneConv::run(const float* operand, const float* weights, float* result, c
                     float* scratch) const {
   const int64_t part = task % parts_, row_block = task / parts_ % row_blocks_, group = task / parts_ / row_blocks_;
   const int64_t operand_image = (forward() ? shape_.C : shape_.K) * layout_.rows.operand * layout_.columns.operand;
-  const int64_t image = lanes_ == Lanes::images ? group * kernels_.lanes : group;
+  const int64_t image = group * group_images_;
   const float* x = operand + image * operand_image;
   float *sums = scratch + planes_.floats(), *lines = sums + sums_floats_, *zeros = lines + planes_.line_floats();
   Pass pass;
-  pass.images = lanes_ == Lanes::images ? static_cast<int>(std::min<int64_t>(kernels_.lanes, shape_.N - image)) : 1;
+  pass.images = static_cast<int>(std::min(group_images_, shape_.N - image));
   pass.first_row = row_block * block_rows_;
   pass.rows = std::min(block_rows_, layout_.rows.longest() - pass.first_row);
   pass.x = planes_.start(x, pass.first_row, scratch);

@@ -61,6 +61,7 @@ class PlaneConv {
   };
 
   void cut_rows(int64_t threads);
+  int64_t images_that_fit(int64_t threads) const;
   bool pays_by_row(const AxisClass& columns, int filters) const;
   void add_group(int64_t group, bool shared);
   List add_list(const std::vector<int32_t>& places);
@@ -86,7 +87,7 @@ class PlaneConv {
   std::vector<int32_t> channels_;  // the lists, as places in planes_
   std::vector<int32_t> offsets_;   // the lists, as steps: [class][channel][tap]
   std::vector<Block> blocks_;
-  int64_t groups_;  // of images that are computed together
+  int64_t group_images_, groups_;  // images that are computed together
   int64_t block_rows_, row_blocks_, parts_;
   int64_t class_floats_, sums_floats_, weight_floats_ = 0;
   bool stores_in_place_;

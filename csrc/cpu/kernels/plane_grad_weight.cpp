@@ -18,17 +18,16 @@ PlaneGradWeight::PlaneGradWeight(const ConvShape& shape, const MaskTable& mask, 
       lanes_(lanes),
       kernels_(tile_kernels()),
       x_({forward_axis(shape, 0), forward_axis(shape, 1)}, without_padding(mask.in_index(), 0, mask.in_count()), lanes,
-         kernels_),
-      live_filters_(without_padding(mask.out_index(), 0, mask.out_count())),
-      grad_in_place_(lanes == Lanes::pixels && x_.layout().pitch == shape.Q) {
+         kernels_) {
   const bool three = shape.S == 3 && shape.dilation[1] == 1 && shape.stride[1] == 1, images = lanes == Lanes::images;
   taps_per_operand_ = three ? 3 : 1;
   filters_per_tile_ = !three ? kernels_.dot_filters : images ? kernels_.dot3_lanes_filters : kernels_.dot3_filters;
 
-  const int64_t pitch = x_.layout().pitch * x_.cell(), planes = images ? divide_up(shape.N, kernels_.lanes) : shape.N;
-  const int64_t channels = static_cast<int64_t>(x_.live().size() + live_filters_.size());
-  const int64_t most =
-      std::min(images ? kLanesPlaneFloats : kPlaneFloats, kBlockFloats / std::max<int64_t>(1, channels));
+  const PlaneLayout& layout = x_.layout();
+  const int64_t lanes_count = kernels_.lanes, pitch = layout.pitch * x_.cell();
+  const int64_t planes = images ? divide_up(shape.N, lanes_count) : shape.N;
+  const int64_t channels = std::max<int64_t>(1, static_cast<int64_t>(x_.live().size()) * layout.phases);
+  const int64_t most = std::min(images ? kLanesPlaneFloats : kPlaneFloats, kBlockFloats / channels);
   const int64_t wanted = divide_up(threads, planes);
   int64_t rows = std::clamp<int64_t>(most / pitch, 1, shape.P);
   if (shape.P % wanted == 0 || shape.P >= 8 * wanted) rows = std::min(rows, divide_up(shape.P, wanted));
@@ -38,19 +37,21 @@ PlaneGradWeight::PlaneGradWeight(const ConvShape& shape, const MaskTable& mask, 
   const int64_t fit = std::clamp<int64_t>(most / (block_rows_ * pitch), 1, divide_up(planes, threads));
   group_planes_ = row_blocks_ > 1 ? 1 : fit;
   groups_ = divide_up(planes, group_planes_);
-  const int64_t positions = x_.layout().positions(block_rows_, shape.Q);
+  joined_ = !images && layout.gapless() && group_planes_ > 1 && shape.out_pixels() % lanes_count != 0;
+  grad_in_place_ = !images && layout.pitch == shape.Q && !joined_;
+  const int64_t positions = layout.positions(block_rows_, shape.Q) * (joined_ ? group_planes_ : 1);
   grad_floats_ = grad_in_place_ ? shape.out_pixels()
-                 : images       ? block_rows_ * shape.Q * kernels_.lanes
-                                : divide_up(positions, kernels_.lanes) * kernels_.lanes;
+                 : images       ? block_rows_ * shape.Q * lanes_count
+                                : divide_up(positions, lanes_count) * lanes_count;
   for (int32_t i = 0; images && i < block_rows_ * shape.Q; ++i) cells_.push_back(i);
-  x_.set_block(block_rows_);
+  x_.set_block(block_rows_, joined_ ? group_planes_ : 1);
   tile_of_.assign(shape.K, -1);
   for (int64_t g = 0; g < mask[kLiveGroups]; ++g) add_group(g, shared);
 }
 
 int64_t PlaneGradWeight::scratch_floats() const {
-  const int64_t grads = grad_in_place_ ? 0 : static_cast<int64_t>(live_filters_.size()) * grad_floats_;
-  return group_planes_ * (x_.floats() + grads) + x_.line_floats();
+  const int64_t copies = joined_ ? 1 : group_planes_, grads = grad_in_place_ ? 0 : kMaxDotFilters * grad_floats_;
+  return copies * (x_.floats() + grads) + x_.line_floats();
 }
 
 void PlaneGradWeight::add_operands(const std::vector<int32_t>& channels) {
@@ -82,10 +83,9 @@ void PlaneGradWeight::add_operands(const std::vector<int32_t>& channels) {
 }
 
 void PlaneGradWeight::add_filters(const int32_t* filters, int count, int64_t operands) {
-  Filters f{count, {}, {}, operands, static_cast<int64_t>(operands_.size()), partial_floats_};
+  Filters f{count, {}, operands, static_cast<int64_t>(operands_.size()), partial_floats_};
   for (int i = 0; i < count; ++i) {
     f.filter[i] = filters[i];
-    f.place[i] = place(filters[i]);
     tile_of_[filters[i]] = static_cast<int32_t>(filters_.size());
   }
   for (int64_t o = f.operands; o < f.end; ++o) partial_floats_ += operands_[o].count * count * taps_per_operand_;
@@ -115,37 +115,47 @@ void PlaneGradWeight::add_group(int64_t group, bool shared) {
   }
 }
 
-int64_t PlaneGradWeight::place(int32_t filter) const {
-  return std::lower_bound(live_filters_.begin(), live_filters_.end(), filter) - live_filters_.begin();
-}
-
-// Lanes::pixels: rows as the packed operand has them, zeros between and behind, so that what meets them adds nothing.
-void PlaneGradWeight::pack_grad(const float* image, int images, int64_t first_row, int64_t rows, int64_t place,
-                                int64_t end, float* packed) const {
-  const int64_t pitch = x_.layout().pitch, Q = shape_.Q;
-  for (; place < end; ++place) {
-    const float* from = image + live_filters_[place] * shape_.out_pixels() + first_row * Q;
-    float *to = packed + place * grad_floats_, *end_to = to + grad_floats_;
-    if (lanes_ == Lanes::images) {
-      kernels_.to_lanes(from, shape_.K * shape_.out_pixels(), images, rows * Q, cells_.data(), to);
-      continue;
-    }
-    for (int64_t p = 0; p < rows; ++p, from += Q, to += pitch) {
-      kernels_.copy(from, to, Q);
-      kernels_.zero(to + Q, (p + 1 < rows ? to + pitch : end_to) - (to + Q));
+// image [P, Q]. Lanes::pixels: rows as the packed operand has them, zeros between, so that what meets them adds
+// nothing.
+void PlaneGradWeight::pack_grad(const float* plane, int images, int64_t first_row, int64_t rows, float* packed) const {
+  const int64_t pitch = x_.layout().pitch, Q = shape_.Q, image = shape_.K * shape_.out_pixels();
+  const float* from = plane + first_row * Q;
+  if (lanes_ == Lanes::images) return kernels_.to_lanes(from, image, images, rows * Q, cells_.data(), packed);
+  float *to = packed, *end = packed + grad_floats_;
+  for (int n = 0; n < images; ++n) {
+    if (pitch == Q) {
+      kernels_.copy(from + n * image, to, rows * Q);
+      to += rows * Q;
+    } else {
+      for (int64_t p = 0; p < rows; ++p, to += pitch) {
+        kernels_.copy(from + n * image + p * Q, to, Q);
+        kernels_.zero(to + Q, std::min(pitch, end - to) - Q);
+      }
     }
   }
+  if (to < end) kernels_.zero(to, end - to);
 }
 
 void PlaneGradWeight::compute(const Filters& f, const Block& block, float* partial) const {
   const int64_t x_image = shape_.C * shape_.in_pixels(), grad_image = shape_.K * shape_.out_pixels();
   const int lanes = kernels_.lanes;
+  const int64_t tile_floats = kMaxDotFilters * grad_floats_, plane_images = lanes_ == Lanes::images ? lanes : 1;
   const float *grads[kMaxDotFilters], *xs[kMaxDotXs];
-  for (int i = 0; i < f.count; ++i) grads[i] = block.grad + (grad_in_place_ ? f.filter[i] : f.place[i]) * grad_floats_;
+  for (int i = 0; i < f.count; ++i) {
+    const float* grad = block.grad + f.filter[i] * shape_.out_pixels();
+    float* packed = block.packed_grad + i * grad_floats_;
+    grads[i] = grad_in_place_ ? grad + block.first_row * shape_.Q : packed;
+    if (grad_in_place_) continue;
+    if (joined_) pack_grad(grad, static_cast<int>(block.images), block.first_row, block.rows, packed);
+    for (int64_t n = 0; !joined_ && n < block.planes; ++n)
+      pack_grad(grad + n * plane_images * grad_image,
+                static_cast<int>(std::min(plane_images, block.images - n * plane_images)), block.first_row, block.rows,
+                packed + n * tile_floats);
+  }
   DotTile tile{};
   tile.g = grads, tile.x = xs;
-  tile.planes = block.planes;
-  tile.g_plane = grad_in_place_ ? grad_image : static_cast<int64_t>(live_filters_.size()) * grad_floats_;
+  tile.planes = joined_ ? 1 : block.planes;
+  tile.g_plane = grad_in_place_ ? grad_image : tile_floats;
   tile.x_plane = x_.in_place() ? x_image : x_.floats();
   tile.last = lanes;
   if (lanes_ == Lanes::images) {
@@ -172,32 +182,29 @@ void PlaneGradWeight::run(const float* x, const float* grad, int64_t first, int6
   const int64_t tiles = static_cast<int64_t>(filters_.size());
   const int64_t begin_tile = tiles * part / parts, end_tile = tiles * (part + 1) / parts;
   if (begin_tile == end_tile) return;
-  const Filters& last_tile = filters_[end_tile - 1];
-  const int64_t begin_place = filters_[begin_tile].place[0], end_place = last_tile.place[last_tile.count - 1] + 1;
   std::fill(partial + filters_[begin_tile].dot, partial + (end_tile < tiles ? filters_[end_tile].dot : partial_floats_),
             0.f);
   const int64_t x_image = shape_.C * shape_.in_pixels(), grad_image = shape_.K * shape_.out_pixels();
-  const int64_t packed_grad = static_cast<int64_t>(live_filters_.size()) * grad_floats_;
-  float* grad_packed = scratch + group_planes_ * x_.floats();
-  float* lines = grad_packed + (grad_in_place_ ? 0 : group_planes_ * packed_grad);
-  const int64_t plane_images = lanes_ == Lanes::images ? kernels_.lanes : 1;
+  const int64_t copies = joined_ ? 1 : group_planes_, plane_images = lanes_ == Lanes::images ? kernels_.lanes : 1;
+  float *packed_grad = scratch + copies * x_.floats(),
+        *lines = packed_grad + (grad_in_place_ ? 0 : copies * kMaxDotFilters * grad_floats_);
   for (int64_t b = first; b < end; ++b) {
-    const int64_t row = b % row_blocks_ * block_rows_, begin = b / row_blocks_ * group_planes_ * plane_images;
-    const int64_t images = std::min(group_planes_ * plane_images, shape_.N - begin);
+    const int64_t image = b / row_blocks_ * group_planes_ * plane_images;
     Block block;
-    block.rows = std::min(block_rows_, shape_.P - row);
-    block.planes = divide_up(images, plane_images);
-    block.positions = x_.layout().positions(block.rows, shape_.Q);
-    block.x = x_.start(x + begin * x_image, row, scratch);
-    block.grad = grad_in_place_ ? grad + begin * grad_image + row * shape_.Q : grad_packed;
-    for (int64_t i = 0; i < block.planes; ++i) {
-      const int64_t n = begin + i * plane_images;
-      const int present = static_cast<int>(std::min(plane_images, shape_.N - n));
-      if (!x_.in_place()) x_.pack(x + n * x_image, x_image, present, row, block.rows, scratch + i * x_.floats(), lines);
-      if (!grad_in_place_)
-        pack_grad(grad + n * grad_image, present, row, block.rows, begin_place, end_place,
-                  grad_packed + i * packed_grad);
-    }
+    block.images = std::min(group_planes_ * plane_images, shape_.N - image);
+    block.planes = divide_up(block.images, plane_images);
+    block.first_row = b % row_blocks_ * block_rows_;
+    block.rows = std::min(block_rows_, shape_.P - block.first_row);
+    block.positions = x_.layout().positions(block.rows, shape_.Q) * (joined_ ? block.images : 1);
+    block.x = x_.start(x + image * x_image, block.first_row, scratch);
+    block.grad = grad + image * grad_image;
+    block.packed_grad = packed_grad;
+    const auto pack = [&](int64_t n, int64_t images, float* packed) {
+      x_.pack(x + (image + n) * x_image, x_image, static_cast<int>(images), block.first_row, block.rows, packed, lines);
+    };
+    if (joined_) pack(0, block.images, scratch);
+    for (int64_t i = 0; !joined_ && !x_.in_place() && i < block.planes; ++i)
+      pack(i * plane_images, std::min(plane_images, block.images - i * plane_images), scratch + i * x_.floats());
     for (int64_t t = begin_tile; t < end_tile; ++t) compute(filters_[t], block, partial);
   }
 }

@@ -38,22 +38,21 @@ class PlaneGradWeight {
   struct Filters {  // of one tile, and the operands they meet
     int count;
     int32_t filter[kMaxDotFilters];
-    int64_t place[kMaxDotFilters];
     int64_t operands, end;  // in operands_
     int64_t dot;            // start in a partial gradient: [tile][filter][operand][tap]
   };
   struct Block {  // of images and rows, packed
     const float *x, *grad;
-    int64_t rows, planes;
-    int64_t positions;  // Lanes::pixels: of the rows
+    int64_t images, first_row, rows;
+    int64_t planes;     // images, or vectors of images
+    int64_t positions;  // Lanes::pixels: of the rows, of all images if they are joined
+    float* packed_grad;
   };
 
   void add_group(int64_t group, bool shared);
   void add_operands(const std::vector<int32_t>& channels);
   void add_filters(const int32_t* filters, int count, int64_t operands);
-  int64_t place(int32_t filter) const;
-  void pack_grad(const float* image, int images, int64_t first_row, int64_t rows, int64_t place, int64_t end,
-                 float* packed) const;
+  void pack_grad(const float* image, int images, int64_t first_row, int64_t rows, float* packed) const;
   void compute(const Filters& filters, const Block& block, float* partial) const;
 
   const ConvShape shape_;
@@ -61,8 +60,7 @@ class PlaneGradWeight {
   const Lanes lanes_;
   const TileKernels& kernels_;
   PackedPlanes x_;
-  const std::vector<int32_t> live_filters_;
-  const bool grad_in_place_;
+  bool grad_in_place_, joined_;  // joined: several images without gaps make one long plane
   int taps_per_operand_, filters_per_tile_;
   std::vector<Operands> operands_;
   std::vector<Filters> filters_;
