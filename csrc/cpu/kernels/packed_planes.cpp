@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <numeric>
 
 namespace prunekernels {
 
@@ -9,6 +10,16 @@ std::vector<int32_t> without_padding(const int32_t* index, int64_t begin, int64_
   std::vector<int32_t> list;
   std::copy_if(index + begin, index + end, std::back_inserter(list), [](int32_t i) { return i >= 0; });
   return list;
+}
+
+int64_t balanced_rows(int64_t rows, int64_t fit, int64_t groups, int64_t threads) {
+  fit = std::clamp<int64_t>(fit, 1, rows);
+  const int64_t blocks = divide_up(rows, fit), rounds = threads / std::gcd(groups, threads);
+  const int64_t fewer = blocks / rounds * rounds, more = fewer + rounds;
+  if (blocks == fewer || groups * blocks >= 8 * threads) return divide_up(rows, blocks);
+  if (fewer > 0 && divide_up(rows, fewer) * 4 <= fit * 5) return divide_up(rows, fewer);
+  const bool even = rows % more == 0 || rows >= 4 * more;
+  return divide_up(rows, even ? more : blocks);
 }
 
 PackedPlanes::PackedPlanes(PlaneLayout layout, std::vector<int32_t> live, Lanes lanes, const TileKernels& kernels)

@@ -20,6 +20,10 @@ std::vector<int32_t> without_padding(const int32_t* index, int64_t begin, int64_
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Rows a block, about `fit` at most, such that the blocks of all groups are shared out evenly among the threads; where
+// that would leave a row or two to each, as many as fit.
+int64_t balanced_rows(int64_t rows, int64_t fit, int64_t groups, int64_t threads);
+
 class PackedPlanes {
  public:
   PackedPlanes(PlaneLayout layout, std::vector<int32_t> live, Lanes lanes, const TileKernels& kernels);

@@ -85,11 +85,8 @@ void PlaneConv::cut_rows(int64_t threads) {
   const int64_t pitch = layout_.pitch * planes_.cell(),
                 row_floats = std::max<int64_t>(1, live * layout_.phases * pitch);
   const int64_t halo = row_floats * layout_.extra_rows;
-  int64_t fit = std::min(std::max(kPackedFloats - halo, halo) / row_floats, kPositions / pitch);
-  const int64_t wanted = divide_up(threads, groups_);  // blocks a group
-  if (rows % wanted == 0 || rows >= 8 * wanted) fit = std::min(fit, divide_up(rows, wanted));
-  row_blocks_ = divide_up(rows, std::clamp<int64_t>(fit, 1, rows));
-  block_rows_ = divide_up(rows, row_blocks_);
+  const int64_t fit = std::min(std::max(kPackedFloats - halo, halo) / row_floats, kPositions / pitch);
+  block_rows_ = balanced_rows(rows, fit, groups_, threads);
   row_blocks_ = divide_up(rows, block_rows_);
   const bool joined = lanes_ == Lanes::pixels && group_images_ > 1;
   if (joined) row_blocks_ = 1, block_rows_ = rows;

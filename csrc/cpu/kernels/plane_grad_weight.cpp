@@ -28,11 +28,7 @@ PlaneGradWeight::PlaneGradWeight(const ConvShape& shape, const MaskTable& mask, 
   const int64_t planes = images ? divide_up(shape.N, lanes_count) : shape.N;
   const int64_t channels = std::max<int64_t>(1, static_cast<int64_t>(x_.live().size()) * layout.phases);
   const int64_t most = std::min(images ? kLanesPlaneFloats : kPlaneFloats, kBlockFloats / channels);
-  const int64_t wanted = divide_up(threads, planes);
-  int64_t rows = std::clamp<int64_t>(most / pitch, 1, shape.P);
-  if (shape.P % wanted == 0 || shape.P >= 8 * wanted) rows = std::min(rows, divide_up(shape.P, wanted));
-  row_blocks_ = divide_up(shape.P, rows);
-  block_rows_ = divide_up(shape.P, row_blocks_);
+  block_rows_ = balanced_rows(shape.P, most / pitch, planes, threads);
   row_blocks_ = divide_up(shape.P, block_rows_);
   const int64_t fit = std::clamp<int64_t>(most / (block_rows_ * pitch), 1, divide_up(planes, threads));
   group_planes_ = row_blocks_ > 1 ? 1 : fit;
