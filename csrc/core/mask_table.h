@@ -65,6 +65,12 @@ class MaskTable {
   bool pair(int64_t filter, int64_t channel_in_group) const {
     return pairs(filter)[channel_in_group >> 5] >> (channel_in_group & 31) & 1;
   }
+  // visit(c) for the live kernels of a filter, c = channel in its group
+  template <typename Visit>
+  void each_live_channel(int64_t filter, Visit visit) const {
+    for (int64_t word = 0; word < pair_words(channels_per_group()); ++word)
+      for (uint32_t live = pairs(filter)[word]; live; live &= live - 1) visit(word * 32 + __builtin_ctz(live));
+  }
 
  private:
   const int32_t* words_;

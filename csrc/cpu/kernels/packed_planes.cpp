@@ -22,13 +22,16 @@ int64_t balanced_rows(int64_t rows, int64_t fit, int64_t groups, int64_t threads
   return divide_up(rows, even ? more : blocks);
 }
 
-PackedPlanes::PackedPlanes(PlaneLayout layout, std::vector<int32_t> live, Lanes lanes, const TileKernels& kernels)
+PackedPlanes::PackedPlanes(PlaneLayout layout, std::vector<int32_t> live, int64_t channels, Lanes lanes,
+                           const TileKernels& kernels)
     : layout_(std::move(layout)),
       live_(std::move(live)),
+      place_(channels, -1),
       lanes_(lanes),
       kernels_(kernels),
       cell_(lanes == Lanes::images ? kernels.lanes : 1) {
   line_floats_ = (layout_.width + kernels.lanes) * layout_.columns.step;
+  for (size_t i = 0; i < live_.size(); ++i) place_[live_[i]] = static_cast<int32_t>(i);
 }
 
 void PackedPlanes::set_block(int64_t rows, int64_t images) {
@@ -52,10 +55,6 @@ void PackedPlanes::set_block(int64_t rows, int64_t images) {
       }
       cells_.push_back(static_cast<int32_t>(cell));
     }
-}
-
-int64_t PackedPlanes::place(int32_t channel) const {
-  return std::lower_bound(live_.begin(), live_.end(), channel) - live_.begin();
 }
 
 // One row into its phases of a packed plane, `at` floats into each. A null row is a row of padding.

@@ -26,7 +26,8 @@ int64_t balanced_rows(int64_t rows, int64_t fit, int64_t groups, int64_t threads
 
 class PackedPlanes {
  public:
-  PackedPlanes(PlaneLayout layout, std::vector<int32_t> live, Lanes lanes, const TileKernels& kernels);
+  PackedPlanes(PlaneLayout layout, std::vector<int32_t> live, int64_t channels, Lanes lanes,
+               const TileKernels& kernels);
 
   // What a block has: so many output rows of one image, or in a gapless layout all rows of several, one after the
   // other.
@@ -34,15 +35,16 @@ class PackedPlanes {
 
   const PlaneLayout& layout() const { return layout_; }
   const std::vector<int32_t>& live() const { return live_; }
-  int64_t place(int32_t channel) const;
+  int32_t place(int32_t channel) const { return place_[channel]; }
   int64_t cell() const { return cell_; }
 
   bool in_place() const { return layout_.in_place && lanes_ == Lanes::pixels && block_images_ == 1; }
   int64_t floats() const { return in_place() ? 0 : count() * channel_floats_; }  // of a packed block
   int64_t line_floats() const { return 2 * line_floats_; }                       // of pack's workspace
-  // Where the operand of output 0 of the block lies, from start(): of this place, moved by these taps.
-  int64_t offset(int64_t place, const Tap& row, const Tap& column) const {
-    return (in_place() ? live_[place] : place) * channel_floats_ + layout_.offset(row, column, phase_cells_) * cell_;
+  // Where output 0 of the block finds its operand, from start(): the plane of this place, and then a tap.
+  int64_t channel_offset(int64_t place) const { return (in_place() ? live_[place] : place) * channel_floats_; }
+  int64_t tap_offset(const Tap& row, const Tap& column) const {
+    return layout_.offset(row, column, phase_cells_) * cell_;
   }
   const float* start(const float* image, int64_t first_row, const float* packed) const {
     return in_place() ? image + first_row * layout_.pitch : packed;
@@ -65,6 +67,7 @@ class PackedPlanes {
 
   const PlaneLayout layout_;
   const std::vector<int32_t> live_;
+  std::vector<int32_t> place_;  // channel -> place, -1
   const Lanes lanes_;
   const TileKernels& kernels_;
   const int64_t cell_;

@@ -34,11 +34,12 @@ double run_cycles(const TileKernels& kernels, int filters, int64_t vectors) {
 PlaneConv::PlaneConv(Side side, const ConvShape& shape, const MaskTable& mask, bool shared, Lanes lanes,
                      int64_t threads)
     : side_(side),
+      shared_(shared),
       shape_(shape),
       mask_(mask),
       lanes_(lanes),
       kernels_(tile_kernels()),
-      planes_(plane_layout(side, shape), operands(side, mask), lanes, kernels_),
+      planes_(plane_layout(side, shape), operands(side, mask), side == kForward ? shape.C : shape.K, lanes, kernels_),
       layout_(planes_.layout()),
       group_images_(lanes == Lanes::images ? kernels_.lanes : images_that_fit(threads)),
       groups_(divide_up(shape.N, group_images_)) {
@@ -49,18 +50,27 @@ PlaneConv::PlaneConv(Side side, const ConvShape& shape, const MaskTable& mask, b
   cut_rows(threads);
   for (const AxisClass& rows : layout_.rows.classes)
     for (const AxisClass& columns : layout_.columns.classes) {
-      Class c{&rows, &columns, {}, {}};
+      Class c{};
+      c.rows = &rows, c.columns = &columns;
       for (const Tap& r : rows.taps)
-        for (const Tap& s : columns.taps) c.taps.push_back({r, s});
+        for (const Tap& s : columns.taps) {
+          c.tap.push_back(r.index * shape.S + s.index);
+          c.offset.push_back(static_cast<int32_t>(planes_.tap_offset(r, s)));
+        }
       for (int i = 1; i <= kMaxFilters; ++i) c.by_row[i] = pays_by_row(columns, i);
+      c.grid_rows = std::min(block_rows_, rows.count);
+      if (!c.tap.empty() && lanes_ == Lanes::images) c.grid = best_grid(c, c.grid_rows);
       classes_.push_back(c);
     }
-  for (int64_t g = 0; g < mask[kLiveGroups]; ++g) add_group(g, shared);
+  if (shared)
+    for (int64_t g = 0; g < mask[kLiveGroups]; ++g) add_shared(g);
+  else
+    add_own();
   int64_t taps = 0;
-  for (const Class& c : classes_) taps += static_cast<int64_t>(c.taps.size());
+  for (const Class& c : classes_) taps += static_cast<int64_t>(c.tap.size());
   for (Block& b : blocks_) {
     b.weight = weight_floats_;
-    weight_floats_ += b.filters * b.list.channels * taps;
+    weight_floats_ += b.filters * b.list.count * taps;
   }
 }
 
@@ -111,44 +121,39 @@ void PlaneConv::cut_rows(int64_t threads) {
     }
 }
 
-PlaneConv::List PlaneConv::add_list(const std::vector<int32_t>& places) {
-  const List list{static_cast<int64_t>(channels_.size()), static_cast<int64_t>(places.size()),
-                  static_cast<int64_t>(offsets_.size())};
-  for (const Class& c : classes_)
-    for (const int32_t place : places)
-      for (const auto& [row, column] : c.taps)
-        offsets_.push_back(static_cast<int32_t>(planes_.offset(place, row, column)));
-  channels_.insert(channels_.end(), places.begin(), places.end());
+PlaneConv::List PlaneConv::add_list(const std::vector<int32_t>& operands) {
+  const List list{static_cast<int64_t>(places_.size()), static_cast<int64_t>(operands.size())};
+  for (const int32_t operand : operands) {
+    places_.push_back(planes_.place(operand));
+    channels_.push_back(static_cast<int32_t>(planes_.channel_offset(places_.back())));
+  }
   return list;
 }
 
-void PlaneConv::add_group(int64_t group, bool shared) {
+void PlaneConv::add_shared(int64_t group) {
   const auto outs = without_padding(mask_.out_index(), group * mask_[kOutPerGroup], (group + 1) * mask_[kOutPerGroup]);
   const auto ins = without_padding(mask_.in_index(), group * mask_[kInPerGroup], (group + 1) * mask_[kInPerGroup]);
-  const std::vector<int32_t>&filters = forward() ? outs : ins, &operands = forward() ? ins : outs;
-  const int32_t place = static_cast<int32_t>(planes_.place(operands.front()));
-  std::vector<int32_t> places;
-  const auto add_block = [&](int64_t begin, int64_t end, const List& list) {
-    Block b{static_cast<int>(end - begin), {}, list, 0};
-    std::copy(&filters[begin], &filters[end], b.filter);
-    blocks_.push_back(b);
-  };
-  const int64_t count = static_cast<int64_t>(filters.size());
-  if (shared) {
-    for (size_t j = 0; j < operands.size(); ++j) places.push_back(place + static_cast<int32_t>(j));
-    const List list = add_list(places);
-    const int64_t blocks = divide_up(count, kernels_.most_filters);
-    for (int64_t b = 0; b < blocks; ++b) add_block(count * b / blocks, count * (b + 1) / blocks, list);
-    return;
+  const std::vector<int32_t>& filters = forward() ? outs : ins;
+  const List list = add_list(forward() ? ins : outs);
+  const int64_t count = static_cast<int64_t>(filters.size()), blocks = divide_up(count, kernels_.most_filters);
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t begin = count * b / blocks, end = count * (b + 1) / blocks;
+    Block block{static_cast<int>(end - begin), {}, list, 0};
+    std::copy(&filters[begin], &filters[begin] + block.filters, block.filter);
+    blocks_.push_back(block);
   }
-  for (int64_t f = 0; f < count; ++f) {
-    places.clear();
-    for (size_t j = 0; j < operands.size(); ++j) {
-      const int32_t k = forward() ? filters[f] : operands[j], c = forward() ? operands[j] : filters[f];
-      if (mask_.pair(k, c % shape_.channels_per_group())) places.push_back(place + static_cast<int32_t>(j));
-    }
-    add_block(f, f + 1, add_list(places));
-  }
+}
+
+void PlaneConv::add_own() {
+  const int64_t Cg = shape_.channels_per_group(), Kg = shape_.K / shape_.G;
+  std::vector<std::vector<int32_t>> lists(forward() ? shape_.K : shape_.C);
+  for (int32_t k = 0; k < shape_.K; ++k)
+    mask_.each_live_channel(k, [&](int64_t c) {
+      const int32_t channel = static_cast<int32_t>(k / Kg * Cg + c);
+      lists[forward() ? k : channel].push_back(forward() ? channel : k);
+    });
+  for (size_t f = 0; f < lists.size(); ++f)
+    if (!lists[f].empty()) blocks_.push_back({1, {static_cast<int32_t>(f)}, add_list(lists[f]), 0});
 }
 
 void PlaneConv::pack_weights(const float* weight, const WeightLayout& layout, float* packed, int64_t begin,
@@ -158,21 +163,21 @@ void PlaneConv::pack_weights(const float* weight, const WeightLayout& layout, fl
   const auto channel_at = [&](int64_t c) { return c % Cg * layout.channel; };
   for (int64_t b = begin; b < end; ++b) {
     const Block& block = blocks_[b];
-    const int32_t* places = &channels_[block.list.channel];
+    const int32_t* places = &places_[block.list.first];
     float* to = packed + block.weight;
     int64_t at[kMaxFilters];
     for (int i = 0; i < block.filters; ++i)
       at[i] = forward() ? filter_at(block.filter[i]) : channel_at(block.filter[i]);
     for (const Class& c : classes_)
-      for (int64_t j = 0; j < block.list.channels; ++j) {
+      for (int64_t j = 0; j < block.list.count; ++j) {
         const int32_t operand = planes_.live()[places[j]];
         const float* kernels = weight + (forward() ? channel_at(operand) : filter_at(operand));
         const auto live = [&](int i) {
           return forward() ? mask_.pair(block.filter[i], operand % Cg) : mask_.pair(operand, block.filter[i] % Cg);
         };
-        for (const auto& [row, column] : c.taps) {
-          const float* tap = kernels + (row.index * shape_.S + column.index) * layout.tap;
-          if (mask_[kPairsFull])
+        for (const int64_t r : c.tap) {
+          const float* tap = kernels + r * layout.tap;
+          if (!shared_ || mask_[kPairsFull])
             for (int i = 0; i < block.filters; ++i) *to++ = tap[at[i]];
           else
             for (int i = 0; i < block.filters; ++i) *to++ = live(i) ? tap[at[i]] : 0.f;
@@ -182,8 +187,8 @@ void PlaneConv::pack_weights(const float* weight, const WeightLayout& layout, fl
 }
 
 void prefetch_next(const ConvTile& tile, int64_t floats, int64_t lanes) {
-  for (int64_t t = 0; t < tile.steps; ++t)
-    for (int64_t p = 0; p < floats; p += lanes) __builtin_prefetch(tile.x + tile.offsets[t] + floats + p);
+  for (int64_t c = 0; c < tile.channel_count; ++c)
+    for (int64_t p = 0; p < floats; p += lanes) __builtin_prefetch(tile.x + tile.channels[c] + floats + p);
 }
 
 // vectors of positions from tile.x on, cut into tiles of about equal size; y: where those of each filter begin.
@@ -202,25 +207,43 @@ void PlaneConv::tiles(const Block& block, const ConvTile& tile, int64_t vectors,
   }
 }
 
-// The same for one filter over rows of cells: tiles of several rows, which read fewer cells than as many rows apart.
-void PlaneConv::tile_grid(ConvTile tile, int64_t rows, int64_t columns, float* y) const {
-  const int64_t across = divide_up(columns, kernels_.most_row_vectors), width = divide_up(columns, across);
-  const int64_t down = divide_up(rows, std::min<int64_t>(kMaxRows, kernels_.rows_vectors / width));
+// How to cut rows of cells into tiles for one filter such that they read the fewest cells: neighbours share an edge.
+PlaneConv::Grid PlaneConv::best_grid(const Class& c, int64_t rows) const {
+  const auto span = [](const std::vector<Tap>& taps) {
+    int64_t low = taps.front().at, high = low;
+    for (const Tap& t : taps) low = std::min(low, t.at), high = std::max(high, t.at);
+    return high - low;
+  };
+  const int64_t columns = c.columns->count, over = span(c.rows->taps), beside = span(c.columns->taps);
+  Grid best{0, 0};
+  double least = 0;
+  for (int64_t width = 1; width <= std::min<int64_t>(columns, kernels_.most_row_vectors); ++width)
+    for (int64_t height = 1; height <= std::min<int64_t>({rows, kMaxRows, kernels_.rows_vectors / width}); ++height) {
+      const Grid grid{divide_up(rows, height), divide_up(columns, width)};
+      const double tiles = static_cast<double>(grid.down * grid.across), taps = static_cast<double>(c.tap.size());
+      // A cell comes from L2 once and is read at every tap; fewer than 8 sums wait for one another.
+      const double cells = rows * columns + tiles * (over * width + beside * height + over * beside);
+      const double cost = 1.7 * cells + taps * std::max(0.5 * rows * columns, 4.0 * tiles);
+      if (!best.down || cost < least) best = grid, least = cost;
+    }
+  return best;
+}
+
+void PlaneConv::tile_grid(ConvTile tile, const Grid& grid, int64_t rows, int64_t columns, float* y) const {
   const float* x = tile.x;
+  float* origin = y;
   tile.x_row = tile.y_row = layout_.pitch * kernels_.lanes;
   tile.y = &y;
-  float* origin = y;
-  for (int64_t i = 0; i < down; ++i)
-    for (int64_t j = 0; j < across; ++j) {
-      const int64_t row = rows * i / down, column = columns * j / across;
+  for (int64_t i = 0; i < grid.down; ++i)
+    for (int64_t j = 0; j < grid.across; ++j) {
+      const int64_t row = rows * i / grid.down, column = columns * j / grid.across;
       const int64_t at = (row * layout_.pitch + column) * kernels_.lanes;
       tile.x = x + at, y = origin + at;
-      kernels_.conv_rows[rows * (i + 1) / down - row][columns * (j + 1) / across - column](tile);
+      kernels_.conv_rows[rows * (i + 1) / grid.down - row][columns * (j + 1) / grid.across - column](tile);
     }
 }
 
 void PlaneConv::compute(const Block& block, const Pass& pass) const {
-  const int32_t* offsets = &offsets_[block.list.offset];
   const float* weights = pass.weights + block.weight;
   const int lanes = kernels_.lanes;
   float start[kMaxFilters], *y[kMaxFilters];
@@ -228,10 +251,14 @@ void PlaneConv::compute(const Block& block, const Pass& pass) const {
   float* sums = pass.sums;
   for (const Class& c : classes_) {
     const int64_t rows = std::min(pass.rows, c.rows->count - pass.first_row), columns = c.columns->count;
-    const int64_t steps = block.list.channels * static_cast<int64_t>(c.taps.size());
-    int64_t positions = steps ? layout_.positions(rows, columns) : 0;
+    const int64_t taps = static_cast<int64_t>(c.tap.size());
+    int64_t positions = taps ? layout_.positions(rows, columns) : 0;
     if (positions > 0 && lanes_ == Lanes::pixels) positions += (pass.images - 1) * pass.rows * layout_.pitch;
-    ConvTile tile{pass.x, 0, 0, offsets, weights, steps, pass.start ? start : nullptr, nullptr, lanes};
+    ConvTile tile{};
+    tile.x = pass.x, tile.weights = weights, tile.start = pass.start ? start : nullptr;
+    tile.channels = &channels_[block.list.first], tile.channel_count = block.list.count;
+    tile.taps = c.offset.data(), tile.tap_count = taps;
+    tile.last = lanes;
     for (int i = 0; i < block.filters; ++i)
       y[i] = stores_in_place_ ? pass.result + block.filter[i] * result_pixels() + pass.first_row * layout_.pitch
                               : sums + i * class_floats_;
@@ -241,7 +268,7 @@ void PlaneConv::compute(const Block& block, const Pass& pass) const {
       if (planes_.in_place() || stores_in_place_) tile.last = static_cast<int>(positions - (vectors - 1) * lanes);
       tiles(block, tile, vectors, y, planes_.in_place() && &block == pass.first);
     } else if (block.filters == 1) {
-      tile_grid(tile, rows, columns, y[0]);
+      tile_grid(tile, rows == c.grid_rows ? c.grid : best_grid(c, rows), rows, columns, y[0]);
     } else if (!c.by_row[block.filters]) {
       tiles(block, tile, positions, y, false);
     } else {
@@ -251,8 +278,7 @@ void PlaneConv::compute(const Block& block, const Pass& pass) const {
         for (int i = 0; i < block.filters; ++i) y[i] += layout_.pitch * lanes;
       }
     }
-    offsets += steps;
-    weights += steps * block.filters;
+    weights += block.list.count * taps * block.filters;
     sums += kMaxFilters * class_floats_;
   }
   if (lanes_ == Lanes::images)
@@ -272,7 +298,7 @@ void PlaneConv::unpack_pixels(const Block& block, const Pass& pass) const {
         const int64_t count = std::min(pass.rows, rows.count - pass.first_row);
         const auto from = [&](size_t f, int64_t p) {
           const float* sums = pass.sums + (static_cast<int64_t>(first + f) * kMaxFilters + i) * class_floats_;
-          return classes_[first + f].taps.empty() ? pass.zeros : sums + (n * pass.rows + p) * pitch;
+          return classes_[first + f].tap.empty() ? pass.zeros : sums + (n * pass.rows + p) * pitch;
         };
         float* plane = pass.result + n * pass.result_image + block.filter[i] * result_pixels();
         if (classes_.size() == 1 && pitch == length) {
@@ -333,7 +359,7 @@ void PlaneConv::run(const float* operand, const float* weights, float* result, c
   pass.zeros = zeros;
   std::fill(zeros, zeros + layout_.columns.result, 0.f);
   for (size_t i = 0; i < classes_.size() && lanes_ == Lanes::images; ++i)
-    if (classes_[i].taps.empty()) kernels_.zero(sums + i * kMaxFilters * class_floats_, kMaxFilters * class_floats_);
+    if (classes_[i].tap.empty()) kernels_.zero(sums + i * kMaxFilters * class_floats_, kMaxFilters * class_floats_);
   if (!planes_.in_place()) planes_.pack(x, operand_image, pass.images, pass.first_row, pass.rows, scratch, lines);
   const auto share = [&](int64_t count, int64_t p) { return count * p / parts_; };
   pass.first = blocks_.data() + share(blocks(), part);

@@ -36,8 +36,8 @@ class PlaneConv {
            float* scratch) const;
 
  private:
-  struct List {  // of live operands: where it starts in channels_ and offsets_
-    int64_t channel, channels, offset;
+  struct List {  // of operands: a stretch of places_ and channels_
+    int64_t first, count;
   };
   struct Block {  // filters that share a list
     int filters;
@@ -45,9 +45,15 @@ class PlaneConv {
     List list;
     int64_t weight;  // start in the packed weights: [class][channel][tap][filter]
   };
+  struct Grid {  // of tiles
+    int64_t down, across;
+  };
   struct Class {  // outputs of a class of rows and a class of columns
     const AxisClass *rows, *columns;
-    std::vector<std::pair<Tap, Tap>> taps;
+    std::vector<int64_t> tap;     // r * S + s
+    std::vector<int32_t> offset;  // of its operand
+    int64_t grid_rows;            // of a whole block
+    Grid grid;                    // one filter's tiles over them
     bool by_row[kMaxFilters + 1];  // tiles of so many filters end with a row, and compute nothing between rows
   };
   struct Pass {  // what one task works on
@@ -63,11 +69,13 @@ class PlaneConv {
   void cut_rows(int64_t threads);
   int64_t images_that_fit(int64_t threads) const;
   bool pays_by_row(const AxisClass& columns, int filters) const;
-  void add_group(int64_t group, bool shared);
-  List add_list(const std::vector<int32_t>& places);
+  void add_shared(int64_t group);
+  void add_own();
+  List add_list(const std::vector<int32_t>& operands);
   void compute(const Block& block, const Pass& pass) const;
   void tiles(const Block& block, const ConvTile& tile, int64_t vectors, float* const* y, bool prefetch) const;
-  void tile_grid(ConvTile tile, int64_t rows, int64_t columns, float* y) const;
+  Grid best_grid(const Class& c, int64_t rows) const;
+  void tile_grid(ConvTile tile, const Grid& grid, int64_t rows, int64_t columns, float* y) const;
   void unpack_pixels(const Block& block, const Pass& pass) const;
   void unpack_images(const Block& block, const Pass& pass) const;
   std::pair<int64_t, int64_t> result_rows(const Pass& pass) const;
@@ -76,6 +84,7 @@ class PlaneConv {
   int64_t result_pixels() const { return layout_.rows.result * layout_.columns.result; }
 
   const Side side_;
+  const bool shared_;
   const ConvShape shape_;
   const MaskTable mask_;
   const Lanes lanes_;
@@ -84,8 +93,7 @@ class PlaneConv {
   const PlaneLayout& layout_;
   std::vector<Class> classes_;
   std::vector<int32_t> dead_;      // filters that nobody computes
-  std::vector<int32_t> channels_;  // the lists, as places in planes_
-  std::vector<int32_t> offsets_;   // the lists, as steps: [class][channel][tap]
+  std::vector<int32_t> places_, channels_;  // the lists: places in planes_, and their offsets
   std::vector<Block> blocks_;
   int64_t group_images_, groups_;  // images that are computed together
   int64_t block_rows_, row_blocks_, parts_;

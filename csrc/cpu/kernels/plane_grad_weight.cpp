@@ -17,8 +17,8 @@ PlaneGradWeight::PlaneGradWeight(const ConvShape& shape, const MaskTable& mask, 
       mask_(mask),
       lanes_(lanes),
       kernels_(tile_kernels()),
-      x_({forward_axis(shape, 0), forward_axis(shape, 1)}, without_padding(mask.in_index(), 0, mask.in_count()), lanes,
-         kernels_) {
+      x_({forward_axis(shape, 0), forward_axis(shape, 1)}, without_padding(mask.in_index(), 0, mask.in_count()), shape.C,
+         lanes, kernels_) {
   const bool three = shape.S == 3 && shape.dilation[1] == 1 && shape.stride[1] == 1, images = lanes == Lanes::images;
   taps_per_operand_ = three ? 3 : 1;
   filters_per_tile_ = !three ? kernels_.dot_filters : images ? kernels_.dot3_lanes_filters : kernels_.dot3_filters;
@@ -42,7 +42,10 @@ PlaneGradWeight::PlaneGradWeight(const ConvShape& shape, const MaskTable& mask, 
   for (int32_t i = 0; images && i < block_rows_ * shape.Q; ++i) cells_.push_back(i);
   x_.set_block(block_rows_, joined_ ? group_planes_ : 1);
   tile_of_.assign(shape.K, -1);
-  for (int64_t g = 0; g < mask[kLiveGroups]; ++g) add_group(g, shared);
+  if (shared)
+    for (int64_t g = 0; g < mask[kLiveGroups]; ++g) add_shared(g);
+  else
+    add_own();
 }
 
 int64_t PlaneGradWeight::scratch_floats() const {
@@ -50,64 +53,63 @@ int64_t PlaneGradWeight::scratch_floats() const {
   return copies * (x_.floats() + grads) + x_.line_floats();
 }
 
-void PlaneGradWeight::add_operands(const std::vector<int32_t>& channels) {
+void PlaneGradWeight::add_operands(const int32_t* channels, size_t count) {
   const bool rows = taps_per_operand_ == 3;
   const auto &down = x_.layout().rows.classes[0].taps, &across = x_.layout().columns.classes[0].taps;
-  Operands all{};
-  std::vector<Operands> single;
-  for (const int32_t c : channels)
-    for (const Tap& r : down)
-      for (const Tap& s : across) {
-        if (rows && s.index > 0) continue;
-        all = {1, {}, {}, {}};
-        all.channel[0] = static_cast<int32_t>(c % shape_.channels_per_group());
-        all.tap[0] = static_cast<int32_t>(r.index * shape_.S + s.index);
-        all.offset[0] = x_.offset(x_.place(c), r, s);
-        single.push_back(all);
-      }
-  const int64_t count = static_cast<int64_t>(single.size());
-  const int64_t tiles = divide_up(count, rows ? 3 : kernels_.dot_xs);
+  const int64_t per_channel = static_cast<int64_t>(down.size() * (rows ? 1 : across.size()));
+  const int64_t all = static_cast<int64_t>(count) * per_channel, tiles = divide_up(all, rows ? 3 : kernels_.dot_xs);
   for (int64_t t = 0; t < tiles; ++t) {
     Operands o{};
-    for (int64_t j = count * t / tiles; j < count * (t + 1) / tiles; ++j, ++o.count) {
-      o.channel[o.count] = single[j].channel[0];
-      o.tap[o.count] = single[j].tap[0];
-      o.offset[o.count] = single[j].offset[0];
+    for (int64_t i = all * t / tiles; i < all * (t + 1) / tiles; ++i, ++o.count) {
+      const int32_t c = channels[i / per_channel];
+      const int64_t part = i % per_channel, columns = per_channel / static_cast<int64_t>(down.size());
+      const Tap &r = down[part / columns], &s = across[part % columns];
+      o.channel[o.count] = static_cast<int32_t>(c % shape_.channels_per_group());
+      o.tap[o.count] = static_cast<int32_t>(r.index * shape_.S + s.index);
+      o.offset[o.count] = x_.channel_offset(x_.place(c)) + x_.tap_offset(r, s);
     }
     operands_.push_back(o);
   }
 }
 
 void PlaneGradWeight::add_filters(const int32_t* filters, int count, int64_t operands) {
-  Filters f{count, {}, operands, static_cast<int64_t>(operands_.size()), partial_floats_};
+  Filters f{count, {}, operands, static_cast<int64_t>(order_.size()), partial_floats_};
   for (int i = 0; i < count; ++i) {
     f.filter[i] = filters[i];
     tile_of_[filters[i]] = static_cast<int32_t>(filters_.size());
   }
-  for (int64_t o = f.operands; o < f.end; ++o) partial_floats_ += operands_[o].count * count * taps_per_operand_;
+  for (int64_t o = f.operands; o < f.end; ++o)
+    partial_floats_ += operands_[order_[o]].count * count * taps_per_operand_;
   filters_.push_back(f);
 }
 
-void PlaneGradWeight::add_group(int64_t group, bool shared) {
+void PlaneGradWeight::add_shared(int64_t group) {
   const auto filters =
       without_padding(mask_.out_index(), group * mask_[kOutPerGroup], (group + 1) * mask_[kOutPerGroup]);
-  auto channels = without_padding(mask_.in_index(), group * mask_[kInPerGroup], (group + 1) * mask_[kInPerGroup]);
-  const int64_t first = static_cast<int64_t>(operands_.size()), count = static_cast<int64_t>(filters.size());
-  if (shared) {
-    add_operands(channels);
-    const int64_t tiles = divide_up(count, filters_per_tile_);
-    for (int64_t t = 0; t < tiles; ++t)
-      add_filters(&filters[count * t / tiles], static_cast<int>(count * (t + 1) / tiles - count * t / tiles), first);
-    return;
+  const auto channels =
+      without_padding(mask_.in_index(), group * mask_[kInPerGroup], (group + 1) * mask_[kInPerGroup]);
+  const int64_t first = static_cast<int64_t>(order_.size()), count = static_cast<int64_t>(filters.size());
+  add_operands(channels.data(), channels.size());
+  while (order_.size() < operands_.size()) order_.push_back(static_cast<int32_t>(order_.size()));
+  const int64_t tiles = divide_up(count, filters_per_tile_);
+  for (int64_t t = 0; t < tiles; ++t)
+    add_filters(&filters[count * t / tiles], static_cast<int>(count * (t + 1) / tiles - count * t / tiles), first);
+}
+
+void PlaneGradWeight::add_own() {
+  std::vector<int32_t> first(1, 0);  // by place: its operands
+  for (const int32_t c : x_.live()) {
+    add_operands(&c, 1);
+    first.push_back(static_cast<int32_t>(operands_.size()));
   }
-  std::vector<int32_t> live;
-  for (const int32_t k : filters) {
-    live.clear();
-    for (const int32_t c : channels)
-      if (mask_.pair(k, c % shape_.channels_per_group())) live.push_back(c);
-    const int64_t own = static_cast<int64_t>(operands_.size());
-    add_operands(live);
-    add_filters(&k, 1, own);
+  const int64_t Cg = shape_.channels_per_group(), Kg = shape_.K / shape_.G;
+  for (int32_t k = 0; k < shape_.K; ++k) {
+    const int64_t own = static_cast<int64_t>(order_.size());
+    mask_.each_live_channel(k, [&](int64_t c) {
+      const int32_t place = x_.place(static_cast<int32_t>(k / Kg * Cg + c));
+      for (int32_t o = first[place]; o < first[place + 1]; ++o) order_.push_back(o);
+    });
+    if (static_cast<int64_t>(order_.size()) > own) add_filters(&k, 1, own);
   }
 }
 
@@ -166,7 +168,7 @@ void PlaneGradWeight::compute(const Filters& f, const Block& block, float* parti
                                                   : kernels_.dot3[f.count];
   tile.out = partial + f.dot;
   for (int64_t o = f.operands; o < f.end; ++o) {
-    const Operands& operands = operands_[o];
+    const Operands& operands = operands_[order_[o]];
     for (int j = 0; j < operands.count; ++j) xs[j] = block.x + operands.offset[j];
     kernels[operands.count](tile);
     tile.out += f.count * operands.count * taps_per_operand_;
@@ -216,7 +218,7 @@ void PlaneGradWeight::write(const float* partial, int64_t count, const float* sc
     const int64_t i = std::find(f.filter, f.filter + f.count, k) - f.filter;
     const float* tile = partial + f.dot;
     for (int64_t o = f.operands; o < f.end; ++o) {
-      const Operands& operands = operands_[o];
+      const Operands& operands = operands_[order_[o]];
       for (int64_t j = 0; j < operands.count; ++j) {
         if (!mask_[kPairsFull] && !mask_.pair(k, operands.channel[j])) continue;
         for (int64_t s = 0; s < taps_per_operand_; ++s) {

@@ -38,7 +38,7 @@ class PlaneGradWeight {
   struct Filters {  // of one tile, and the operands they meet
     int count;
     int32_t filter[kMaxDotFilters];
-    int64_t operands, end;  // in operands_
+    int64_t operands, end;  // in order_
     int64_t dot;            // start in a partial gradient: [tile][filter][operand][tap]
   };
   struct Block {  // of images and rows, packed
@@ -49,8 +49,9 @@ class PlaneGradWeight {
     float* packed_grad;
   };
 
-  void add_group(int64_t group, bool shared);
-  void add_operands(const std::vector<int32_t>& channels);
+  void add_shared(int64_t group);
+  void add_own();
+  void add_operands(const int32_t* channels, size_t count);
   void add_filters(const int32_t* filters, int count, int64_t operands);
   void pack_grad(const float* image, int images, int64_t first_row, int64_t rows, float* packed) const;
   void compute(const Filters& filters, const Block& block, float* partial) const;
@@ -63,6 +64,7 @@ class PlaneGradWeight {
   bool grad_in_place_, joined_;  // joined: several images without gaps make one long plane
   int taps_per_operand_, filters_per_tile_;
   std::vector<Operands> operands_;
+  std::vector<int32_t> order_;  // places in operands_, as the filters meet them
   std::vector<Filters> filters_;
   std::vector<int32_t> tile_of_;  // filter -> which of filters_, -1: dead
   int64_t block_rows_, row_blocks_;

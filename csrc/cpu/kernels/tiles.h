@@ -15,13 +15,14 @@ constexpr int kMaxRows = 4;      // of positions, in one tile of conv_rows
 constexpr int kMaxDotFilters = 4;
 constexpr int kMaxDotXs = 6;
 
-// y[i][p] = start[i] + sum over steps t of weights[t * filters + i] * x[offsets[t] + p], p = 0..vectors * lanes - 1
+// y[i][p] = start[i] + sum over channels c and taps t of weights[c, t, i] * x[channels[c] + taps[t] + p], for
+// p = 0..vectors * lanes - 1
 struct ConvTile {
   const float* x;
   int64_t x_row, y_row;  // conv_rows: between the rows of a tile
-  const int32_t* offsets;
+  const int32_t *channels, *taps;  // offsets
+  int64_t channel_count, tap_count;
   const float* weights;
-  int64_t steps;
   const float* start;  // null: 0
   float* const* y;
   int last;  // lanes of the last vector that are read and written

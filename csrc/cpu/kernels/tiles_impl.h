@@ -31,23 +31,26 @@ struct Tiles {
     }
     const float *x = a.x, *w = a.weights;
     const int last = a.last;
-    for (int64_t t = 0; t < a.steps; ++t, w += I) {
-      const float* at = x + a.offsets[t];
-      const auto operand = [&](int v) {
-        return kPart && v == V - 1 ? S::load_first(at + v * L, last) : S::load(at + v * L);
-      };
-      if constexpr (I == 1) {
-        const Vector weight = S::set(*w);
-        PK_UNROLL for (int v = 0; v < V; ++v) sums[0][v] = S::fma(weight, operand(v), sums[0][v]);
-      } else {
-        Vector xs[V];
-        PK_UNROLL for (int v = 0; v < V; ++v) {
-          xs[v] = operand(v);
-          S::keep(xs[v]);
-        }
-        PK_UNROLL for (int i = 0; i < I; ++i) {
-          const Vector weight = S::set(w[i]);
-          PK_UNROLL for (int v = 0; v < V; ++v) sums[i][v] = S::fma(weight, xs[v], sums[i][v]);
+    for (int64_t c = 0; c < a.channel_count; ++c) {
+      const float* channel = x + a.channels[c];
+      for (int64_t t = 0; t < a.tap_count; ++t, w += I) {
+        const float* at = channel + a.taps[t];
+        const auto operand = [&](int v) {
+          return kPart && v == V - 1 ? S::load_first(at + v * L, last) : S::load(at + v * L);
+        };
+        if constexpr (I == 1) {
+          const Vector weight = S::set(*w);
+          PK_UNROLL for (int v = 0; v < V; ++v) sums[0][v] = S::fma(weight, operand(v), sums[0][v]);
+        } else {
+          Vector xs[V];
+          PK_UNROLL for (int v = 0; v < V; ++v) {
+            xs[v] = operand(v);
+            S::keep(xs[v]);
+          }
+          PK_UNROLL for (int i = 0; i < I; ++i) {
+            const Vector weight = S::set(w[i]);
+            PK_UNROLL for (int v = 0; v < V; ++v) sums[i][v] = S::fma(weight, xs[v], sums[i][v]);
+          }
         }
       }
     }
@@ -68,11 +71,14 @@ struct Tiles {
     const Vector start = a.start ? S::set(a.start[0]) : S::zero();
     PK_UNROLL for (int r = 0; r < R; ++r) PK_UNROLL for (int v = 0; v < V; ++v) sums[r][v] = start;
     const float *x = a.x, *w = a.weights;
-    for (int64_t t = 0; t < a.steps; ++t) {
-      const float* at = x + a.offsets[t];
-      const Vector weight = S::set(w[t]);
-      PK_UNROLL for (int r = 0; r < R; ++r) PK_UNROLL for (int v = 0; v < V; ++v) sums[r][v] =
-          S::fma(weight, S::load(at + r * a.x_row + v * L), sums[r][v]);
+    for (int64_t c = 0; c < a.channel_count; ++c) {
+      const float* channel = x + a.channels[c];
+      for (int64_t t = 0; t < a.tap_count; ++t) {
+        const float* at = channel + a.taps[t];
+        const Vector weight = S::set(*w++);
+        PK_UNROLL for (int r = 0; r < R; ++r) PK_UNROLL for (int v = 0; v < V; ++v) sums[r][v] =
+            S::fma(weight, S::load(at + r * a.x_row + v * L), sums[r][v]);
+      }
     }
     PK_UNROLL for (int r = 0; r < R; ++r) PK_UNROLL for (int v = 0; v < V; ++v)
         S::store(a.y[0] + r * a.y_row + v * L, sums[r][v]);
