@@ -21,8 +21,6 @@ constexpr int64_t kPartialFloats = 32 << 20;  // of all partial gradients togeth
 // A vector of images wants that many of them, and pays for its transposition where several taps read what it moved. In
 // the gradient of the weight, where every tap adds into every row, it always does.
 Lanes choose_lanes(const ConvShape& s, Direction direction, bool sparse) {
-  static const char* e = std::getenv("PK_LANES");
-  if (e) return e[0] == 'i' ? Lanes::images : Lanes::pixels;
   const int64_t lanes = tile_kernels().lanes, groups = (s.N + lanes - 1) / lanes;
   const bool filled = lanes > 1 && s.N * 4 >= groups * lanes * 3;
   if (!filled || s.taps() == 1) return Lanes::pixels;

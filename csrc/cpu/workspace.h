@@ -6,6 +6,10 @@
 #include <new>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace prunekernels {
 
 class Workspace {
@@ -24,9 +28,13 @@ class Workspace {
         std::free(kept.back().data);
         kept.pop_back();
       }
-      block_.bytes = (wanted + kAlignment) / kAlignment * kAlignment;
-      block_.data = std::aligned_alloc(kAlignment, block_.bytes);
+      const size_t alignment = wanted < kHuge / 2 ? kAlignment : kHuge;
+      block_.bytes = (wanted + alignment) / alignment * alignment;
+      block_.data = std::aligned_alloc(alignment, block_.bytes);
       if (!block_.data) throw std::bad_alloc();
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+      if (alignment == kHuge) madvise(block_.data, block_.bytes, MADV_HUGEPAGE);
+#endif
     }
   }
   ~Workspace() {
@@ -40,7 +48,7 @@ class Workspace {
   float* data() const { return static_cast<float*>(block_.data); }
 
  private:
-  static constexpr size_t kAlignment = 64, kKeep = 16 << 20, kBlocks = 3;
+  static constexpr size_t kAlignment = 64, kHuge = 2 << 20, kKeep = 16 << 20, kBlocks = 3;
   struct Block {
     void* data;
     size_t bytes;

@@ -58,8 +58,8 @@ PlaneConv::PlaneConv(Side side, const ConvShape& shape, const MaskTable& mask, b
           c.offset.push_back(static_cast<int32_t>(planes_.tap_offset(r, s)));
         }
       for (int i = 1; i <= kMaxFilters; ++i) c.by_row[i] = pays_by_row(columns, i);
-      c.grid_rows = std::min(block_rows_, rows.count);
-      if (!c.tap.empty() && lanes_ == Lanes::images) c.grid = best_grid(c, c.grid_rows);
+      if (!c.tap.empty() && lanes_ == Lanes::images)
+        for (int64_t r = 0; r <= block_rows_; ++r) c.grid.push_back(best_grid(c, r));
       classes_.push_back(c);
     }
   if (shared)
@@ -268,7 +268,7 @@ void PlaneConv::compute(const Block& block, const Pass& pass) const {
       if (planes_.in_place() || stores_in_place_) tile.last = static_cast<int>(positions - (vectors - 1) * lanes);
       tiles(block, tile, vectors, y, planes_.in_place() && &block == pass.first);
     } else if (block.filters == 1) {
-      tile_grid(tile, rows == c.grid_rows ? c.grid : best_grid(c, rows), rows, columns, y[0]);
+      tile_grid(tile, c.grid[rows], rows, columns, y[0]);
     } else if (!c.by_row[block.filters]) {
       tiles(block, tile, positions, y, false);
     } else {

@@ -50,10 +50,9 @@ class PlaneConv {
   };
   struct Class {  // outputs of a class of rows and a class of columns
     const AxisClass *rows, *columns;
-    std::vector<int64_t> tap;     // r * S + s
-    std::vector<int32_t> offset;  // of its operand
-    int64_t grid_rows;            // of a whole block
-    Grid grid;                    // one filter's tiles over them
+    std::vector<int64_t> tap;      // r * S + s
+    std::vector<int32_t> offset;   // of its operand
+    std::vector<Grid> grid;        // [rows of a block]: one filter's tiles
     bool by_row[kMaxFilters + 1];  // tiles of so many filters end with a row, and compute nothing between rows
   };
   struct Pass {  // what one task works on
@@ -92,7 +91,7 @@ class PlaneConv {
   PackedPlanes planes_;
   const PlaneLayout& layout_;
   std::vector<Class> classes_;
-  std::vector<int32_t> dead_;      // filters that nobody computes
+  std::vector<int32_t> dead_;               // filters that nobody computes
   std::vector<int32_t> places_, channels_;  // the lists: places in planes_, and their offsets
   std::vector<Block> blocks_;
   int64_t group_images_, groups_;  // images that are computed together

@@ -17,8 +17,8 @@ PlaneGradWeight::PlaneGradWeight(const ConvShape& shape, const MaskTable& mask, 
       mask_(mask),
       lanes_(lanes),
       kernels_(tile_kernels()),
-      x_({forward_axis(shape, 0), forward_axis(shape, 1)}, without_padding(mask.in_index(), 0, mask.in_count()), shape.C,
-         lanes, kernels_) {
+      x_({forward_axis(shape, 0), forward_axis(shape, 1)}, without_padding(mask.in_index(), 0, mask.in_count()),
+         shape.C, lanes, kernels_) {
   const bool three = shape.S == 3 && shape.dilation[1] == 1 && shape.stride[1] == 1, images = lanes == Lanes::images;
   taps_per_operand_ = three ? 3 : 1;
   filters_per_tile_ = !three ? kernels_.dot_filters : images ? kernels_.dot3_lanes_filters : kernels_.dot3_filters;
@@ -86,8 +86,7 @@ void PlaneGradWeight::add_filters(const int32_t* filters, int count, int64_t ope
 void PlaneGradWeight::add_shared(int64_t group) {
   const auto filters =
       without_padding(mask_.out_index(), group * mask_[kOutPerGroup], (group + 1) * mask_[kOutPerGroup]);
-  const auto channels =
-      without_padding(mask_.in_index(), group * mask_[kInPerGroup], (group + 1) * mask_[kInPerGroup]);
+  const auto channels = without_padding(mask_.in_index(), group * mask_[kInPerGroup], (group + 1) * mask_[kInPerGroup]);
   const int64_t first = static_cast<int64_t>(order_.size()), count = static_cast<int64_t>(filters.size());
   add_operands(channels.data(), channels.size());
   while (order_.size() < operands_.size()) order_.push_back(static_cast<int32_t>(order_.size()));

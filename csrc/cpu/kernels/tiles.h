@@ -19,7 +19,7 @@ constexpr int kMaxDotXs = 6;
 // p = 0..vectors * lanes - 1
 struct ConvTile {
   const float* x;
-  int64_t x_row, y_row;  // conv_rows: between the rows of a tile
+  int64_t x_row, y_row;            // conv_rows: between the rows of a tile
   const int32_t *channels, *taps;  // offsets
   int64_t channel_count, tap_count;
   const float* weights;
