@@ -42,8 +42,9 @@ std::vector<std::map<std::string, std::string>> kernels() {
    {"device", "cpu"},                            \
    {"element", #element},                        \
    {"isa", #isa}},
+#define PK_TILES(isa) \
+  {{"name", "tiles_" #isa}, {"operation", "tiles"}, {"device", "cpu"}, {"element", "f32"}, {"isa", #isa}},
 #include "kernel_table.inc"
-#undef PK_CHANNEL_COPY
   };
 }
 

@@ -1,5 +1,6 @@
 """The one problem list, the masks and the inputs of all convolution tests."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -216,6 +217,24 @@ def assert_near(got, want):
 def assert_zero(tensor):
     """Exactly +0 everywhere."""
     assert not tensor.count_nonzero() and not tensor.signbit().any(), tensor[(tensor != 0) | tensor.signbit()]
+
+
+def isas():
+    """The instruction sets this CPU has, of those the kernels know; none without the extension."""
+    order, best = ["scalar", "avx2", "avx512", "avx512vbmi2"], pk.build_info().get("isa")
+    return order[: order.index(best) + 1] if best in order else []
+
+
+@contextlib.contextmanager
+def capped(isa):
+    """No better instruction set than this inside the with block."""
+    from prunekernels import _C
+
+    _C.cap_isa(isa)
+    try:
+        yield
+    finally:
+        _C.cap_isa("")
 
 
 def run(inputs, case, plan="auto", **args):

@@ -1,6 +1,5 @@
 """Every row of the kernel table: each instruction set this CPU has gives the bits of the scalar kernels."""
 
-import contextlib
 import os
 import pathlib
 import subprocess
@@ -8,9 +7,10 @@ import sys
 
 import pytest
 import torch
-from conv_cases import ConvCase, assert_same, assert_zero, expected, inputs, masks, run
+from conv_cases import ConvCase, assert_same, assert_zero, capped, expected, inputs, isas, masks, only, run
 
 import prunekernels as pk
+from prunekernels import reference
 
 if not pk.has_extension():
     pytest.skip("the compiled extension is not there, so there is no kernel table", allow_module_level=True)
@@ -19,18 +19,13 @@ from prunekernels import _C
 
 ROWS = _C.kernels()
 BEST = pk.build_info()["isa"]
-ORDER = ["scalar", "avx2", "avx512", "avx512vbmi2"]
-ISAS = ORDER[: ORDER.index(BEST) + 1]
-DTYPES = {"b16": [torch.bfloat16, torch.float16], "b32": [torch.float32], "b64": [torch.float64]}
-
-
-@contextlib.contextmanager
-def capped(isa):
-    _C.cap_isa(isa)
-    try:
-        yield
-    finally:
-        _C.cap_isa("")
+ISAS = isas()
+DTYPES = {
+    "b16": [torch.bfloat16, torch.float16],
+    "b32": [torch.float32],
+    "b64": [torch.float64],
+    "f32": [torch.float32],
+}
 
 
 def test_table_has_names_and_a_scalar_row_for_everything():
@@ -62,7 +57,7 @@ RUNNABLE = [(row, dtype) for row in ROWS if row["isa"] in ISAS for dtype in DTYP
 def test_row(row, dtype, channels, density):
     gen = torch.Generator().manual_seed(channels)
     index = (torch.rand(channels, generator=gen) < density).nonzero().flatten().int()
-    operation = {"gather_pixels": gather, "scatter_pixels": scatter}[row["operation"]]
+    operation = {"gather_pixels": gather, "scatter_pixels": scatter, "tiles": tiles}[row["operation"]]
     with capped(row["isa"]):
         operation(channels, index, dtype, gen)
 
@@ -78,6 +73,16 @@ def scatter(channels, index, dtype, gen):
     assert torch.equal(y[:, index.long()], x)
     dead = torch.ones(channels, dtype=torch.bool).index_fill(0, index.long(), False)
     assert_zero(y[:, dead])
+
+
+def tiles(channels, index, dtype, gen):
+    """The rest of them: test_planes.py."""
+    x = draw(2, channels, dtype, gen).contiguous()
+    weight = torch.randint(-4, 5, (5, channels, 3, 3), generator=gen).to(dtype)
+    live = {"input_mask": only(channels, *index.tolist())}
+    with pk.plan.force("direct"):
+        y = pk.masked_conv2d(x, weight, **live, padding=1)
+    assert torch.equal(y.double(), reference.masked_conv2d(x, weight, **live, padding=1))
 
 
 def draw(n, c, dtype, gen):

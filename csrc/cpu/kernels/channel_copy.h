@@ -8,6 +8,5 @@ namespace prunekernels {
 #define PK_CHANNEL_COPY(operation, element, isa) \
   void operation##_##element##_##isa(const char* from, char* to, int64_t begin, int64_t end, const ChannelList& list);
 #include "kernel_table.inc"
-#undef PK_CHANNEL_COPY
 
 }  // namespace prunekernels

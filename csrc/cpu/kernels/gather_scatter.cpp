@@ -47,7 +47,6 @@ constexpr Row kRows[] = {
 #define PK_CHANNEL_COPY(operation, element, isa) \
   {Operation::operation, Element::element, Isa::isa, operation##_##element##_##isa},
 #include "kernel_table.inc"
-#undef PK_CHANNEL_COPY
 };
 
 // Lists with padding have no bit form, and only the scalar kernels read the index.

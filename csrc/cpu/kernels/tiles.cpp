@@ -4,19 +4,37 @@
 
 namespace prunekernels {
 
-#if defined(__x86_64__)
-TileKernels tile_kernels_avx512();
-TileKernels tile_kernels_avx2();
-#endif
+#define PK_TILES(isa) TileKernels tile_kernels_##isa();
+#include "kernel_table.inc"
+
+TileKernels tile_kernels_scalar() { return Tiles<ScalarFloat>::table(Isa::scalar); }
+
+namespace {
+
+struct Row {
+  Isa isa;
+  const TileKernels& (*kernels)();
+};
+
+// Filled in when first asked for: the code that does it may itself need the instruction set.
+template <TileKernels (*kMake)()>
+const TileKernels& made() {
+  static const TileKernels kernels = kMake();
+  return kernels;
+}
+
+constexpr Row kRows[] = {
+#define PK_TILES(isa) {Isa::isa, made<tile_kernels_##isa>},
+#include "kernel_table.inc"
+};
+
+}  // namespace
 
 const TileKernels& tile_kernels() {
-  static const TileKernels scalar = Tiles<ScalarFloat>::table(Isa::scalar);
-#if defined(__x86_64__)
-  static const TileKernels avx2 = tile_kernels_avx2(), avx512 = tile_kernels_avx512();
-  if (isa() >= Isa::avx512) return avx512;
-  if (isa() >= Isa::avx2) return avx2;
-#endif
-  return scalar;
+  const Isa allowed = isa();
+  const Row* row = kRows;
+  while (row->isa > allowed) ++row;  // ends: the last row is scalar
+  return row->kernels();
 }
 
 }  // namespace prunekernels

@@ -24,4 +24,10 @@ TileKernels tile_kernels_avx2() { return Tiles<Avx2Float>::table(Isa::avx2); }
 #pragma clang attribute pop
 #endif
 
+#else  // the table's x86 rows exist everywhere, but isa() never allows them here
+
+namespace prunekernels {
+TileKernels tile_kernels_avx2() { return {}; }
+}  // namespace prunekernels
+
 #endif

@@ -24,4 +24,10 @@ TileKernels tile_kernels_avx512() { return Tiles<Avx512Float>::table(Isa::avx512
 #pragma clang attribute pop
 #endif
 
+#else  // the table's x86 rows exist everywhere, but isa() never allows them here
+
+namespace prunekernels {
+TileKernels tile_kernels_avx512() { return {}; }
+}  // namespace prunekernels
+
 #endif
