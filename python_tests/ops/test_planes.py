@@ -1,0 +1,271 @@
+"""The direct and sparse plans, by instruction set: sizes that reach every tile kernel and every cut of the work."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from conv_cases import (
+    KINDS,
+    ConvCase,
+    assert_same,
+    capped,
+    expected,
+    inputs,
+    isas,
+    lay_out,
+    masks,
+    patterns,
+    run,
+)
+
+import prunekernels as pk
+from prunekernels import reference
+
+if not pk.has_extension():
+    pytest.skip("the tile kernels are compiled", allow_module_level=True)
+
+LANES = {"scalar": 1, "avx2": 8, "avx512": 16}
+ISAS = [row["isa"] for row in pk.kernels() if row["operation"] == "tiles" and row["isa"] in isas()]
+WIDE = [isa for isa in ISAS if LANES[isa] > 1]
+PLANS = ("direct", "sparse")
+# Few images: a vector holds neighbouring pixels. Nearly as many as a vector has lanes: it holds one pixel of each.
+PIXELS = [(isa, 2) for isa in ISAS]
+IMAGES = [(isa, LANES[isa] - 2) for isa in WIDE]
+
+every_plan = pytest.mark.parametrize("plan", PLANS)
+
+
+def check(case, pattern, plan, isa, problem=None, **args):
+    """Integers: equal to the reference, in memory that is NaN before."""
+    torch.use_deterministic_algorithms(True)
+    made = masks(case, pattern) if isinstance(pattern, str) else pattern
+    problem = problem or inputs(case)
+    with capped(isa):
+        got = run(problem, case, plan, **made, **args)
+    known = isinstance(pattern, str) and not args
+    assert_same(
+        got, expected(case, pattern) if known else reference.gradients(*problem, **case.conv_args, **made, **args)
+    )
+
+
+def line_widths(isa):
+    """Every number of vectors of a tile, and one more, with a last vector that is whole, of one lane and in between."""
+    lanes, most = LANES[isa], 16 if isa == "avx512" else 8
+    ends = sorted({1, (lanes + 1) // 3, lanes} - {0})
+    return [(isa, lanes * v + end) for v in range(most + 1) for end in ends]
+
+
+@every_plan
+@pytest.mark.parametrize(("isa", "width"), [line for isa in ISAS for line in line_widths(isa)])
+def test_tiles_of_a_line(isa, width, plan):
+    """Group g has g + 1 live filters, so tiles of 1 to 8; turned round, its channels do the same."""
+    case = ConvCase(n=1, c=20 * 8, k=20 * 20, h=1, w=width, r=1, s=1, padding=0, groups=20)
+    check(case, "ragged", plan, isa)
+
+
+@every_plan
+@pytest.mark.parametrize(("isa", "n"), PIXELS)
+@pytest.mark.parametrize("width", [1, 2, 3, 5, 7, 8, 9, 14, 15, 16, 17, 18, 31])
+@pytest.mark.parametrize("kernel", [(3, 3), (3, 1), (1, 2)], ids=str)
+def test_tiles_of_padded_rows(kernel, width, isa, n, plan):
+    r, s = kernel
+    case = ConvCase(n=n, c=9 * 3, k=9 * 8, h=4, w=width, r=r, s=s, padding=(r // 2, s // 2), groups=9)
+    check(case, "ragged", plan, isa)
+
+
+@every_plan
+@pytest.mark.parametrize(("isa", "n"), IMAGES)
+@pytest.mark.parametrize("width", [*range(1, 10), 17])
+@pytest.mark.parametrize("height", range(1, 6))
+def test_tiles_of_images(height, width, isa, n, plan):
+    """One filter: grids of up to 4 rows and 8 columns; several: lines, that end with a row or not."""
+    check(ConvCase(n=n, c=9 * 4, k=9 * 8, h=height, w=width, groups=9), "ragged", plan, isa)
+
+
+def dots():
+    """Groups with each number of live filters up to 4 and of live channels up to 6."""
+    group = torch.arange(24)[:, None]
+    return {
+        "filter_mask": (torch.arange(4) <= group // 6).flatten(),
+        "input_mask": (torch.arange(6) <= group % 6).flatten(),
+    }
+
+
+@every_plan
+@pytest.mark.parametrize(("isa", "n"), PIXELS + IMAGES)
+@pytest.mark.parametrize("width", [6, 16, 37])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation"),
+    [((1, 1), 1, 1), ((1, 1), 2, 1), ((1, 3), 1, 1), ((3, 3), 1, 1), ((3, 3), 2, 1), ((5, 5), 1, 1), ((3, 3), 1, 2)],
+    ids=str,
+)
+def test_dots(kernel, stride, dilation, width, isa, n, plan):
+    padding = tuple(dilation * (size // 2) for size in kernel)
+    sizes = dict(zip("rs", kernel, strict=True), stride=stride, dilation=dilation, padding=padding)
+    check(ConvCase(n=n, c=24 * 6, k=24 * 4, h=3, w=width, groups=24, **sizes), dots(), plan, isa)
+
+
+def geometries():
+    """Kernels by strides by paddings, from none to more than any tap needs, over images down to one row or column."""
+    kernels = [(1, 1), (2, 2), (3, 3), (1, 3), (3, 1), (3, 2), (5, 5)]
+    strides, sizes = [1, 2, 3, (1, 2), (3, 2), (2, 9)], [(7, 9), (1, 9), (9, 1), (2, 3), (6, 6)]
+    grid = itertools.product(kernels, strides, [0, 1, 2, 3], [1, 2, (2, 1)])
+    for i, ((r, s), stride, padding, dilation) in enumerate(grid):
+        h, w = sizes[i % len(sizes)]
+        padding = padding if padding < 2 else (r + padding - 2, s + 3 - padding)
+        up, across = (padding, padding) if isinstance(padding, int) else padding
+        down, right = (dilation, dilation) if isinstance(dilation, int) else dilation
+        if (dilation == 1 or r * s > 1) and h + 2 * up > down * (r - 1) and w + 2 * across > right * (s - 1):
+            yield ConvCase(c=3, k=4, h=h, w=w, r=r, s=s, stride=stride, padding=padding, dilation=dilation)
+
+
+def unread(case):
+    """No tap reaches x, of whose gradient the strides make one class only."""
+    down, across = case.stride if isinstance(case.stride, tuple) else (case.stride, case.stride)
+    if min(case.h, down) > 1 or min(case.w, across) > 1 or down == across == 1:
+        return False
+    x, weight = torch.ones(1, 1, case.h, case.w), torch.ones(1, 1, case.r, case.s)
+    return not reference.masked_conv2d(x, weight, **case.conv_args).any()
+
+
+GEOMETRIES = [case for case in geometries() if not unread(case)]
+UNREAD = [case for case in geometries() if unread(case)]
+
+
+@pytest.mark.parametrize(("isa", "n"), PIXELS + IMAGES)
+@pytest.mark.parametrize(("i", "case"), list(enumerate(GEOMETRIES)), ids=str)
+def test_geometry(i, case, isa, n):
+    check(dataclasses.replace(case, n=n), "all" if i % 3 else "kernel", PLANS[i % 2], isa)
+
+
+@every_plan
+@pytest.mark.parametrize(("isa", "n"), IMAGES)
+@pytest.mark.parametrize("case", UNREAD, ids=str)
+def test_images_nobody_reads(case, isa, n, plan):
+    check(dataclasses.replace(case, n=n), "all", plan, isa)
+
+
+@every_plan
+@pytest.mark.parametrize(("isa", "n"), PIXELS)
+@pytest.mark.parametrize("case", UNREAD, ids=str)
+@pytest.mark.xfail(strict=True, reason="the gradient of x is not written where its only class has no taps")
+def test_pixels_nobody_reads(case, isa, n, plan):
+    check(dataclasses.replace(case, n=n), "all", plan, isa)
+
+
+CUTS = [
+    ConvCase(n=1, c=3, k=5, h=24, w=5),
+    ConvCase(n=1, c=3, k=5, h=25, w=5),
+    ConvCase(n=1, c=3, k=5, h=41, w=5, stride=2),
+    ConvCase(n=1, c=3, k=5, h=43, w=5, stride=(3, 1), padding=2),
+    ConvCase(n=1, c=3, k=5, h=5, w=5),
+    ConvCase(n=1, c=6, k=20, h=1, w=33, r=1, s=1, padding=0),
+    ConvCase(n=1, c=6, k=20, h=26, w=9, r=1, s=1, padding=0),
+    ConvCase(n=5, c=4, k=6, h=9, w=4, groups=2),
+    ConvCase(n=6, c=4, k=6, h=16, w=20),
+    ConvCase(n=15, c=4, k=6, h=5, w=4),
+    ConvCase(n=15, c=4, k=6, h=25, w=4),
+    ConvCase(n=15, c=4, k=6, h=33, w=15, stride=2),
+    ConvCase(n=31, c=4, k=6, h=7, w=4, stride=(1, 3), padding=0),
+]
+
+
+@every_plan
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+@pytest.mark.parametrize("case", CUTS, ids=str)
+def test_shares_of_the_threads(case, threads, isa, plan):
+    """Blocks of rows, a shorter last one; shares of the filters; more threads than images, blocks or filters."""
+    torch.set_num_threads(threads)
+    check(case, "all", plan, isa)
+
+
+LARGE = [
+    ConvCase(n=1, c=2, k=3, h=97, w=101),
+    ConvCase(n=1, c=2, k=3, h=131, w=70, stride=2, padding=2),
+    ConvCase(n=2, c=3, k=2, h=91, w=101, r=1, s=1, padding=0),
+    ConvCase(n=15, c=2, k=3, h=41, w=14),
+    ConvCase(n=15, c=2, k=3, h=83, w=31, stride=2),
+    ConvCase(n=15, c=40, k=12, h=41, w=3, r=5, s=2, padding=(2, 1)),
+]
+
+
+@every_plan
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", LARGE, ids=str)
+def test_planes_of_several_blocks(case, isa, plan):
+    check(case, "all", plan, isa)
+
+
+@every_plan
+@pytest.mark.parametrize("isa", WIDE)
+@pytest.mark.parametrize("n", [5, 6, 7, 8, 9, 12, 13, 15, 16, 17, 23, 28, 33, 47])
+def test_batches(n, isa, plan):
+    check(ConvCase(n=n, c=3, k=5, h=5, w=6), "all", plan, isa)
+
+
+def with_images(case, n):
+    return dataclasses.replace(case, n=n)
+
+
+MORE_KINDS = [*KINDS, ConvCase(c=12, k=9, groups=3, stride=2), ConvCase(c=3, k=6, groups=3, r=2, padding=(0, 1))]
+
+
+@every_plan
+@pytest.mark.parametrize(("isa", "n"), PIXELS + IMAGES)
+@pytest.mark.parametrize(("case", "pattern"), [(c, p) for c in MORE_KINDS for p in patterns(c)[1:]], ids=str)
+def test_patterns(case, pattern, isa, n, plan):
+    check(with_images(case, n), pattern, plan, isa)
+
+
+@every_plan
+@pytest.mark.parametrize(("isa", "n"), PIXELS + IMAGES)
+@pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
+@pytest.mark.parametrize("weight_grad", ["masked", "dense"])
+@pytest.mark.parametrize("case", MORE_KINDS, ids=str)
+def test_weight_gradients(case, weight_grad, scaled, isa, n, plan):
+    args = {"grad_scale": (torch.arange(case.k) % 4) / 2} if scaled else {}
+    check(with_images(case, n), "all", plan, isa, weight_grad=weight_grad, **args)
+
+
+@every_plan
+@pytest.mark.parametrize(("isa", "n"), PIXELS + IMAGES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("case", MORE_KINDS, ids=str)
+def test_filters_without_kernels(case, bias, isa, n, plan):
+    """A live filter of which every kernel is dead gives its bias; a live channel that nobody reads gets gradient 0."""
+    case = with_images(case, n)
+    kernels = torch.ones(case.k, case.c // case.groups, dtype=torch.bool)
+    kernels[1], kernels[case.k - 1] = False, False
+    kernels[: case.k // case.groups, 0] &= case.c == case.groups
+    x, weight, b, grad_out = inputs(case)
+    check(case, {"kernel_mask": kernels}, plan, isa, (x, weight, b if bias else None, grad_out))
+
+
+@every_plan
+@pytest.mark.parametrize(("isa", "n"), PIXELS + IMAGES)
+@pytest.mark.parametrize(
+    ("layout", "which"),
+    [("channels_last", 1), ("channels_last", 3), *itertools.product(["sliced", "expanded"], [0, 1, 3])],
+)
+def test_strides(layout, which, isa, n, plan):
+    """Of x, weight or grad_out. Only a channels_last x would be computed by another plan."""
+    case = ConvCase(n=n, c=4, k=6)
+    problem = list(inputs(case))
+    problem[which] = lay_out(problem[which], layout, expand=which == 3)
+    check(case, masks(case, "all"), plan, isa, tuple(problem))
+
+
+@every_plan
+@pytest.mark.parametrize(("isa", "n"), PIXELS + IMAGES)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("case", [ConvCase(c=9, k=10, h=11, w=9), ConvCase(c=9, k=10, h=24, w=9, stride=2)], ids=str)
+def test_the_same_bits_every_time(case, threads, isa, n, plan):
+    case = with_images(case, n)
+    torch.set_num_threads(threads)
+    problem = inputs(case, integers=False)
+    with capped(isa):
+        first, *others = (run(problem, case, plan, **masks(case, "all")) for _ in range(3))
+    for other in others:
+        assert all(map(torch.equal, first, other))
