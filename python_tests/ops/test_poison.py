@@ -1,8 +1,24 @@
 """NaN, infinities, subnormals and negative zeros in places that masked_conv2d must not read."""
 
+import dataclasses
+
 import pytest
 import torch
-from conv_cases import GROUPED, KINDS, PLAIN, PLANS, ConvCase, assert_same, assert_zero, inputs, masks, only, run
+from conv_cases import (
+    GROUPED,
+    KINDS,
+    PLAIN,
+    PLANS,
+    ConvCase,
+    assert_same,
+    assert_zero,
+    capped,
+    inputs,
+    isas,
+    masks,
+    only,
+    run,
+)
 
 from prunekernels import reference
 
@@ -86,6 +102,54 @@ def test_poison_in_live_numbers_is_not_hidden(place, plan):
     dead = {"filter_mask": ~only(6, 0), "input_mask": ~only(4, 1)}
     {"x": x[:, 0], "weight": weight[1, 0], "bias": bias[1:2]}[place].fill_(NAN)
     assert run((x, weight, bias, grad_out), PLAIN, plan, **dead)[0][:, 1].isnan().all()
+
+
+# Vectors of neighbouring pixels, or of as many images.
+in_planes = pytest.mark.parametrize(("isa", "n"), [(isa, n) for isa in isas() for n in (2, 7, 14)])
+SHAPES = [
+    ConvCase(c=7, k=8, h=5, w=11),
+    ConvCase(c=7, k=8, h=5, w=11, r=1, s=1, padding=0),
+    ConvCase(c=7, k=8, h=6, w=11, stride=2),
+    ConvCase(c=8, k=8, h=5, w=5, r=2, groups=2, padding=3),
+]
+
+
+@in_planes
+@pytest.mark.parametrize("plan", ["direct", "sparse"])
+@pytest.mark.parametrize("weight_grad", ["masked", "dense"])
+@pytest.mark.parametrize("poison", [NAN, INF], ids=str)
+@pytest.mark.parametrize("case", SHAPES, ids=str)
+def test_poison_between_live_planes(case, poison, weight_grad, plan, isa, n):
+    """Every dead channel, filter and kernel: before, between and behind the live ones."""
+    case = dataclasses.replace(case, n=n)
+    x, weight, bias, grad_out = inputs(case)
+    dead = {"filter_mask": ~only(case.k, 0, 3, 7), "input_mask": ~only(case.c, 0, 4, 6)}
+    dead["kernel_mask"] = masks(case, "kernel")["kernel_mask"]
+    want = reference.gradients(x, weight, bias, grad_out, **dead, **case.conv_args, weight_grad=weight_grad)
+    x[:, ~dead["input_mask"]] = poison
+    weight[~reference.live_masks(weight, **dead, groups=case.groups)[2]] = poison
+    bias[~dead["filter_mask"]] = poison
+    if weight_grad == "masked":  # otherwise dead filters learn from it
+        grad_out[:, ~dead["filter_mask"]] = poison
+    with capped(isa):
+        assert_same(run((x, weight, bias, grad_out), case, plan, **dead, weight_grad=weight_grad), want)
+
+
+@in_planes
+@pytest.mark.parametrize("plan", ["direct", "sparse"])
+@pytest.mark.parametrize("case", SHAPES, ids=str)
+def test_subnormals_are_zeros_and_only_here(case, plan, isa, n):
+    """Products of decaying weights are flushed; torch's own arithmetic goes on with subnormals as before."""
+    case = dataclasses.replace(case, n=n)
+    x, weight, _, grad_out = inputs(case)
+    tiny = torch.tensor([1e-39])
+    with capped(isa):
+        made = masks(case, "all")
+        y, grad_x, _, _ = run((x, weight * tiny, None, grad_out), case, plan, **made)
+        grad_w = run((x * tiny, weight, None, grad_out), case, plan, **made)[2]
+    for zero in (y, grad_x, grad_w):
+        assert not zero.count_nonzero()
+    assert (tiny * 0.5).count_nonzero() == 1
 
 
 @pytest.mark.parametrize("plan", PLANS)
