@@ -96,13 +96,20 @@ def dots():
 @pytest.mark.parametrize(("isa", "n"), PIXELS + IMAGES)
 @pytest.mark.parametrize("width", [6, 16, 37])
 @pytest.mark.parametrize(
-    ("kernel", "stride", "dilation"),
-    [((1, 1), 1, 1), ((1, 1), 2, 1), ((1, 3), 1, 1), ((3, 3), 1, 1), ((3, 3), 2, 1), ((5, 5), 1, 1), ((3, 3), 1, 2)],
+    "sizes",
+    [
+        {"r": 1, "s": 1, "padding": 0},
+        {"r": 1, "s": 1, "padding": 0, "stride": 2},
+        {"r": 1, "padding": (0, 1)},
+        {"r": 1, "padding": (0, 2)},  # rows of the output are as long as those of x with its padding
+        {},
+        {"stride": 2},
+        {"dilation": 2, "padding": 2},
+        {"r": 5, "s": 5, "padding": 2},
+    ],
     ids=str,
 )
-def test_dots(kernel, stride, dilation, width, isa, n, plan):
-    padding = tuple(dilation * (size // 2) for size in kernel)
-    sizes = dict(zip("rs", kernel, strict=True), stride=stride, dilation=dilation, padding=padding)
+def test_dots(sizes, width, isa, n, plan):
     check(ConvCase(n=n, c=24 * 6, k=24 * 4, h=3, w=width, groups=24, **sizes), dots(), plan, isa)
 
 
@@ -110,10 +117,10 @@ def geometries():
     """Kernels by strides by paddings, from none to more than any tap needs, over images down to one row or column."""
     kernels = [(1, 1), (2, 2), (3, 3), (1, 3), (3, 1), (3, 2), (5, 5)]
     strides, sizes = [1, 2, 3, (1, 2), (3, 2), (2, 9)], [(7, 9), (1, 9), (9, 1), (2, 3), (6, 6)]
-    grid = itertools.product(kernels, strides, [0, 1, 2, 3], [1, 2, (2, 1)])
+    grid = itertools.product(kernels, strides, range(5), [1, 2, (2, 1)])
     for i, ((r, s), stride, padding, dilation) in enumerate(grid):
         h, w = sizes[i % len(sizes)]
-        padding = padding if padding < 2 else (r + padding - 2, s + 3 - padding)
+        padding = [0, 1, (r, s - 1), (r - 1, s), (r + 1, s + 1)][padding]
         up, across = (padding, padding) if isinstance(padding, int) else padding
         down, right = (dilation, dilation) if isinstance(dilation, int) else dilation
         if (dilation == 1 or r * s > 1) and h + 2 * up > down * (r - 1) and w + 2 * across > right * (s - 1):
