@@ -156,7 +156,6 @@ def test_images_nobody_reads(case, isa, n, plan):
 @every_plan
 @pytest.mark.parametrize(("isa", "n"), PIXELS)
 @pytest.mark.parametrize("case", UNREAD, ids=str)
-@pytest.mark.xfail(strict=True, reason="the gradient of x is not written where its only class has no taps")
 def test_pixels_nobody_reads(case, isa, n, plan):
     check(dataclasses.replace(case, n=n), "all", plan, isa)
 

@@ -106,7 +106,8 @@ void PlaneConv::cut_rows(int64_t threads) {
   const auto &row_classes = layout_.rows.classes, &column_classes = layout_.columns.classes;
   const int64_t classes = static_cast<int64_t>(row_classes.size() * column_classes.size());
   const int64_t slack = lanes_ == Lanes::images ? 0 : kMaxVectors * kernels_.lanes;
-  stores_in_place_ = lanes_ == Lanes::pixels && !joined && classes == 1 && layout_.pitch == layout_.columns.result;
+  stores_in_place_ = lanes_ == Lanes::pixels && !joined && classes == 1 && layout_.pitch == layout_.columns.result &&
+                     layout_.phases > 0;
   const int64_t class_cells =
       layout_.positions(block_rows_ * (joined ? group_images_ : 1), layout_.columns.longest()) + slack;
   class_floats_ = class_cells * planes_.cell();
@@ -301,7 +302,7 @@ void PlaneConv::unpack_pixels(const Block& block, const Pass& pass) const {
           return classes_[first + f].tap.empty() ? pass.zeros : sums + (n * pass.rows + p) * pitch;
         };
         float* plane = pass.result + n * pass.result_image + block.filter[i] * result_pixels();
-        if (classes_.size() == 1 && pitch == length) {
+        if (classes_.size() == 1 && pitch == length && layout_.phases > 0) {
           kernels_.copy(from(0, 0), plane + pass.first_row * length, count * length);
           continue;
         }
