@@ -66,12 +66,40 @@ PlaneConv::PlaneConv(Side side, const ConvShape& shape, const MaskTable& mask, b
     for (int64_t g = 0; g < mask[kLiveGroups]; ++g) add_shared(g);
   else
     add_own();
+  if (!shared) unroll();
   int64_t taps = 0;
   for (const Class& c : classes_) taps += static_cast<int64_t>(c.tap.size());
   for (Block& b : blocks_) {
     b.weight = weight_floats_;
-    weight_floats_ += b.filters * b.list.count * taps;
+    weight_floats_ += b.list.count * (unrolled_ ? static_cast<int64_t>(pixel_taps_.size()) : b.filters * taps);
   }
+}
+
+// A plane of 2x2 has 16 pairs of a pixel and an output, where 3x3 taps at every output would be 36 steps.
+void PlaneConv::unroll() {
+  const AxisClass &rows = *classes_[0].rows, &columns = *classes_[0].columns;
+  const int64_t H = layout_.rows.operand, W = layout_.columns.operand, positions = rows.count * columns.count;
+  const int64_t bottom = layout_.low_row + block_rows_ + layout_.extra_rows, right = layout_.low_column + layout_.width;
+  const bool packs_all = layout_.low_row <= 0 && layout_.low_column <= 0 && bottom >= H && right >= W;
+  const bool plain = classes_.size() == 1 && layout_.rows.step == 1 && layout_.columns.step == 1 && row_blocks_ == 1;
+  unrolled_ = lanes_ == Lanes::images && plain && packs_all && positions > 1 && positions <= kernels_.most_filters &&
+              H * W < static_cast<int64_t>(classes_[0].tap.size());
+  if (!unrolled_) return;
+  const auto reaching = [](const AxisClass& axis, int64_t pixel, int64_t output) {
+    for (const Tap& t : axis.taps)
+      if (t.at + output == pixel) return t.index;
+    return int64_t{-1};
+  };
+  for (int64_t y = 0; y < H; ++y)
+    for (int64_t x = 0; x < W; ++x) {
+      const int64_t cell = (y - layout_.low_row) * layout_.pitch + x - layout_.low_column;
+      pixels_.push_back(static_cast<int32_t>(cell * kernels_.lanes));
+      for (int64_t p = 0; p < rows.count; ++p)
+        for (int64_t q = 0; q < columns.count; ++q) {
+          const int64_t r = reaching(rows, y, p), s = reaching(columns, x, q);
+          pixel_taps_.push_back(static_cast<int32_t>(r < 0 || s < 0 ? -1 : r * shape_.S + s));
+        }
+    }
 }
 
 bool PlaneConv::pays_by_row(const AxisClass& columns, int filters) const {
@@ -176,6 +204,10 @@ void PlaneConv::pack_weights(const float* weight, const WeightLayout& layout, fl
         const auto live = [&](int i) {
           return forward() ? mask_.pair(block.filter[i], operand % Cg) : mask_.pair(operand, block.filter[i] % Cg);
         };
+        if (unrolled_) {
+          for (const int32_t r : pixel_taps_) *to++ = r < 0 ? 0.f : kernels[at[0] + r * layout.tap];
+          continue;
+        }
         for (const int64_t r : c.tap) {
           const float* tap = kernels + r * layout.tap;
           if (!shared_ || mask_[kPairsFull])
@@ -244,7 +276,26 @@ void PlaneConv::tile_grid(ConvTile tile, const Grid& grid, int64_t rows, int64_t
     }
 }
 
+void PlaneConv::compute_unrolled(const Block& block, const Pass& pass) const {
+  const AxisClass &rows = *classes_[0].rows, &columns = *classes_[0].columns;
+  float start[kMaxFilters], *y[kMaxFilters];
+  int positions = 0;
+  for (int64_t p = 0; p < rows.count; ++p)
+    for (int64_t q = 0; q < columns.count; ++q, ++positions) {
+      start[positions] = pass.start ? pass.start[block.filter[0]] : 0.f;
+      y[positions] = pass.sums + (p * layout_.pitch + q) * kernels_.lanes;
+    }
+  ConvTile tile{};
+  tile.x = pass.x, tile.weights = pass.weights + block.weight, tile.start = start, tile.y = y;
+  tile.channels = &channels_[block.list.first], tile.channel_count = block.list.count;
+  tile.taps = pixels_.data(), tile.tap_count = static_cast<int64_t>(pixels_.size());
+  tile.last = kernels_.lanes;
+  kernels_.conv[positions][1](tile);
+  unpack_images(block, pass);
+}
+
 void PlaneConv::compute(const Block& block, const Pass& pass) const {
+  if (unrolled_) return compute_unrolled(block, pass);
   const float* weights = pass.weights + block.weight;
   const int lanes = kernels_.lanes;
   float start[kMaxFilters], *y[kMaxFilters];

@@ -72,6 +72,8 @@ class PlaneConv {
   void add_own();
   List add_list(const std::vector<int32_t>& operands);
   void compute(const Block& block, const Pass& pass) const;
+  void unroll();
+  void compute_unrolled(const Block& block, const Pass& pass) const;
   void tiles(const Block& block, const ConvTile& tile, int64_t vectors, float* const* y, bool prefetch) const;
   Grid best_grid(const Class& c, int64_t rows) const;
   void tile_grid(ConvTile tile, const Grid& grid, int64_t rows, int64_t columns, float* y) const;
@@ -98,6 +100,8 @@ class PlaneConv {
   int64_t block_rows_, row_blocks_, parts_;
   int64_t class_floats_, sums_floats_, weight_floats_ = 0;
   bool stores_in_place_;
+  bool unrolled_ = false;  // tiny planes: the positions of a filter take the place of filters that share a list
+  std::vector<int32_t> pixels_, pixel_taps_;  // offsets of an operand's pixels; [pixel][position] -> tap, -1: none
   std::vector<int32_t> cells_;  // Lanes::images: [result rows of a block][columns] -> cell of the sums
 };
 
