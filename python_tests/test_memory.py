@@ -162,3 +162,54 @@ def test_nothing_stale_in_a_workspace(case, plan, n, isa):
         assert all(t.isnan().any() for t in run(poison, nan, plan, filter_mask=~only(12, 3)))
         got = run(inputs(case), case, plan, **masks(case, "all"))
     assert_same(got, expected(case, "all"))
+
+
+GUARDED = """
+import ctypes, mmap, sys
+import torch
+from conv_cases import ConvCase, capped, expected, assert_same, inputs, isas, masks, run
+
+libc = ctypes.CDLL(None, use_errno=True)
+PAGE = mmap.PAGESIZE
+
+def guarded(tensor, side):
+    # The numbers between two pages that nobody may touch, right before the last or right behind the first.
+    pages = -(-tensor.nbytes // PAGE)
+    region = mmap.mmap(-1, (pages + 2) * PAGE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(region))
+    for page in (0, pages + 1):
+        assert libc.mprotect(ctypes.c_void_p(start + page * PAGE), ctypes.c_size_t(PAGE), 0) == 0
+    at = PAGE if side == "first" else (pages + 1) * PAGE - tensor.nbytes
+    numbers = torch.frombuffer(region, dtype=tensor.dtype, count=tensor.numel(), offset=at)
+    return numbers.view(tensor.shape).copy_(tensor)
+
+for isa in isas():
+    for n in (2, 7, 14):
+        for sizes in (
+            {},
+            {"r": 1, "s": 1, "padding": 0},
+            {"r": 1, "s": 1, "padding": 0, "stride": 2},
+            {"stride": 2, "padding": 0},
+            {"r": 3, "s": 1, "padding": (1, 0)},
+            {"padding": 2, "stride": (1, 3)},
+            {"h": 12, "w": 1},
+        ):
+            case = ConvCase(n=n, c=5, k=6, **sizes)
+            for plan in ("direct", "sparse"):
+                for side in ("first", "last"):
+                    told = f"{isa} {case} {plan} {side}"
+                    print(told, file=sys.stderr)
+                    made = masks(case, "kernel")
+                    with capped(isa):
+                        got = run([guarded(t, side) for t in inputs(case)], case, plan, **made)
+                    assert_same(got, expected(case, "kernel"))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mmap and mprotect")
+def test_nothing_is_read_before_or_behind_an_operand():
+    tests = str(pathlib.Path(__file__).parent)
+    root = str(pathlib.Path(pk.__file__).resolve().parents[1])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, tests])}
+    done = subprocess.run([sys.executable, "-c", GUARDED], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
