@@ -36,6 +36,10 @@ IMAGES = [(isa, LANES[isa] - 2) for isa in WIDE]
 every_plan = pytest.mark.parametrize("plan", PLANS)
 
 
+def with_images(case, n):
+    return dataclasses.replace(case, n=n)
+
+
 def check(case, pattern, plan, isa, problem=None, **args):
     """Integers: equal to the reference, in memory that is NaN before."""
     torch.use_deterministic_algorithms(True)
@@ -143,21 +147,21 @@ UNREAD = [case for case in geometries() if unread(case)]
 @pytest.mark.parametrize(("isa", "n"), PIXELS + IMAGES)
 @pytest.mark.parametrize(("i", "case"), list(enumerate(GEOMETRIES)), ids=str)
 def test_geometry(i, case, isa, n):
-    check(dataclasses.replace(case, n=n), "all" if i % 3 else "kernel", PLANS[i % 2], isa)
+    check(with_images(case, n), "all" if i % 3 else "kernel", PLANS[i % 2], isa)
 
 
 @every_plan
 @pytest.mark.parametrize(("isa", "n"), IMAGES)
 @pytest.mark.parametrize("case", UNREAD, ids=str)
 def test_images_nobody_reads(case, isa, n, plan):
-    check(dataclasses.replace(case, n=n), "all", plan, isa)
+    check(with_images(case, n), "all", plan, isa)
 
 
 @every_plan
 @pytest.mark.parametrize(("isa", "n"), PIXELS)
 @pytest.mark.parametrize("case", UNREAD, ids=str)
 def test_pixels_nobody_reads(case, isa, n, plan):
-    check(dataclasses.replace(case, n=n), "all", plan, isa)
+    check(with_images(case, n), "all", plan, isa)
 
 
 CUTS = [
@@ -209,10 +213,6 @@ def test_planes_of_several_blocks(case, isa, plan):
 @pytest.mark.parametrize("n", [5, 6, 7, 8, 9, 12, 13, 15, 16, 17, 23, 28, 33, 47])
 def test_batches(n, isa, plan):
     check(ConvCase(n=n, c=3, k=5, h=5, w=6), "all", plan, isa)
-
-
-def with_images(case, n):
-    return dataclasses.replace(case, n=n)
 
 
 MORE_KINDS = [*KINDS, ConvCase(c=12, k=9, groups=3, stride=2), ConvCase(c=3, k=6, groups=3, r=2, padding=(0, 1))]
