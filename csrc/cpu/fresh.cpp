@@ -1,14 +1,17 @@
 #include "cpu/fresh.h"
 
+#include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/impl/alloc_cpu.h>
+#include <c10/util/Exception.h>
 
 #include <cstdlib>
 #include <cstring>
 #include <list>
 #include <mutex>
+#include <string>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -24,6 +27,7 @@ constexpr uint64_t kPatience = 1024;   // requests a kept block sees without ser
 // New pages come as huge ones where the system offers them: 26 MB cost 1.6 ms to take then, against 8.7.
 void advise_huge_pages(void* data, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (bytes < kKeepFrom) return;
   static const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
@@ -57,8 +61,11 @@ class KeepingAllocator final : public c10::Allocator {
   };
 
   KeepingAllocator() {
-    const char* megabytes = std::getenv("PRUNEKERNELS_KEEP_MB");
-    limit_ = (megabytes && *megabytes ? std::strtoull(megabytes, nullptr, 10) : 1024) << 20;
+    const char* text = std::getenv("PRUNEKERNELS_KEEP_MB");
+    const std::string megabytes = text && *text ? text : "1024";
+    TORCH_CHECK_VALUE(megabytes.size() < 10 && megabytes.find_first_not_of("0123456789") == std::string::npos,
+                      "PRUNEKERNELS_KEEP_MB: expected a number of megabytes, got ", megabytes);
+    limit_ = std::stoull(megabytes) << 20;
   }
 
   Block* take(size_t bytes) {
@@ -113,7 +120,9 @@ at::Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options, at::Me
   const c10::ScalarType dtype = c10::typeMetaToScalarType(options.dtype());
   size_t bytes = c10::elementSize(dtype);
   for (const int64_t size : sizes) bytes *= size;
-  if (bytes < kKeepFrom) return at::empty(sizes, options.memory_format(format));
+  // Deterministic mode fills fresh memory with NaN, so that what nobody wrote shows.
+  if (bytes < kKeepFrom || at::globalContext().deterministicAlgorithms())
+    return at::empty(sizes, options.memory_format(format));
   constexpr c10::DispatchKeySet cpu(c10::DispatchKey::CPU);
   return at::Tensor(at::detail::empty_generic(sizes, &KeepingAllocator::get(), cpu, dtype, format));
 }

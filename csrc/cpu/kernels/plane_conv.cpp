@@ -168,7 +168,7 @@ void PlaneConv::add_shared(int64_t group) {
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t begin = count * b / blocks, end = count * (b + 1) / blocks;
     Block block{static_cast<int>(end - begin), {}, list, 0};
-    std::copy(&filters[begin], &filters[begin] + block.filters, block.filter);
+    std::copy_n(filters.data() + begin, block.filters, block.filter);
     blocks_.push_back(block);
   }
 }
@@ -192,7 +192,7 @@ void PlaneConv::pack_weights(const float* weight, const WeightLayout& layout, fl
   const auto channel_at = [&](int64_t c) { return c % Cg * layout.channel; };
   for (int64_t b = begin; b < end; ++b) {
     const Block& block = blocks_[b];
-    const int32_t* places = &places_[block.list.first];
+    const int32_t* places = places_.data() + block.list.first;
     float* to = packed + block.weight;
     int64_t at[kMaxFilters];
     for (int i = 0; i < block.filters; ++i)
@@ -287,7 +287,7 @@ void PlaneConv::compute_unrolled(const Block& block, const Pass& pass) const {
     }
   ConvTile tile{};
   tile.x = pass.x, tile.weights = pass.weights + block.weight, tile.start = start, tile.y = y;
-  tile.channels = &channels_[block.list.first], tile.channel_count = block.list.count;
+  tile.channels = channels_.data() + block.list.first, tile.channel_count = block.list.count;
   tile.taps = pixels_.data(), tile.tap_count = static_cast<int64_t>(pixels_.size());
   tile.last = kernels_.lanes;
   kernels_.conv[positions][1](tile);
@@ -308,7 +308,7 @@ void PlaneConv::compute(const Block& block, const Pass& pass) const {
     if (positions > 0 && lanes_ == Lanes::pixels) positions += (pass.images - 1) * pass.rows * layout_.pitch;
     ConvTile tile{};
     tile.x = pass.x, tile.weights = weights, tile.start = pass.start ? start : nullptr;
-    tile.channels = &channels_[block.list.first], tile.channel_count = block.list.count;
+    tile.channels = channels_.data() + block.list.first, tile.channel_count = block.list.count;
     tile.taps = c.offset.data(), tile.tap_count = taps;
     tile.last = lanes;
     for (int i = 0; i < block.filters; ++i)

@@ -102,7 +102,7 @@ class PlaneConv {
   bool stores_in_place_;
   bool unrolled_ = false;  // tiny planes: the positions of a filter take the place of filters that share a list
   std::vector<int32_t> pixels_, pixel_taps_;  // offsets of an operand's pixels; [pixel][position] -> tap, -1: none
-  std::vector<int32_t> cells_;  // Lanes::images: [result rows of a block][columns] -> cell of the sums
+  std::vector<int32_t> cells_;                // Lanes::images: [result rows of a block][columns] -> cell of the sums
 };
 
 }  // namespace prunekernels
