@@ -2,12 +2,14 @@
 // that depends on (K, C, G) alone. One array, so that it moves between devices, is broadcast and is updated in place as
 // a single tensor.
 //
+// clang-format off
 //   header    [kHeaderWords]
 //   out_index [K]   compact filter  -> filter, -1 = zero padding of a ragged group
-//   out_slot  [K]   filter -> compact filter, kDead, or kConstant (live, but none of its kernels is: the output is its
-//   bias) in_index  [C]   compact channel -> channel, -1 = zero padding of a ragged group in_slot   [C]   channel ->
-//   compact channel, kDead where no live kernel reads it pairs     [K, ceil(C / G / 32)]   one bit per kernel: live
-//   after all three masks
+//   out_slot  [K]   filter -> compact filter, kDead, or kConstant (live, but none of its kernels is: the output is its bias)
+//   in_index  [C]   compact channel -> channel, -1 = zero padding of a ragged group
+//   in_slot   [C]   channel -> compact channel, kDead where no live kernel reads it
+//   pairs     [K, ceil(C / G / 32)]   one bit per kernel: live after all three masks
+// clang-format on
 //
 // A group with no live kernel drops out. The others get equal counts (the largest), so that one grouped convolution
 // serves them all.

@@ -112,7 +112,7 @@ at::Tensor dense_forward(const at::Tensor& x, const at::Tensor& weight, const Op
   const at::Tensor w = masked_weight(weight, mask, format);
   const OptionalTensor b = bias ? OptionalTensor(masked_bias(*bias, mask)) : std::nullopt;
   at::Tensor y = vendor_conv(x, w, b, p, p.groups).contiguous(format);
-  if (!witnesses_hold(y, filters(mask), channels(mask), p.groups)) {
+  if (!nothing_leaked(x, y, channels(mask), filters(mask), p.groups)) {
     y = vendor_conv(without_dead_channels(x, mask.in_slot()), w, b, p, p.groups).contiguous(format);
     zero_dead_channels_(y, mask.out_slot());
   } else if (p.groups > 1) {
@@ -126,7 +126,7 @@ at::Tensor dense_grad_input(const at::Tensor& grad_out, const at::Tensor& x, con
   const at::MemoryFormat format = x.suggest_memory_format();
   const at::Tensor w = masked_weight(weight, mask, format);
   at::Tensor grad_x = vendor_grad_input(grad_out, x, w, p, p.groups).contiguous(format);
-  if (!witnesses_hold(grad_x, channels(mask), filters(mask), p.groups)) {
+  if (!nothing_leaked(grad_out, grad_x, filters(mask), channels(mask), p.groups)) {
     grad_x = vendor_grad_input(without_dead_channels(grad_out, mask.out_slot()), x, w, p, p.groups).contiguous(format);
     zero_dead_channels_(grad_x, mask.in_slot());
   } else if (p.groups > 1) {

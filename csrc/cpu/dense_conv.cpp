@@ -119,7 +119,25 @@ void fill(const at::Tensor& x, const int32_t* slot, int32_t kind, const at::Tens
   });
 }
 
-}  // namespace
+// Cache lines under one channel.
+int64_t lines_of_a_channel(const at::Tensor& x) {
+  constexpr int64_t kLine = 64;
+  const int64_t pixels = x.size(0) * x.size(2) * x.size(3), bytes = x.element_size();
+  return x.is_contiguous() ? pixels * bytes / kLine : pixels * std::min(kLine, x.size(1) * bytes) / kLine;
+}
+
+bool all_finite(const at::Tensor& x) {
+  const int64_t images = x.size(0), floats = x.numel() / std::max<int64_t>(1, images);
+  return with_element(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const ChannelView<const T> whole{const_elements<T>(x), images, floats, floats, 0, 1};
+    std::atomic<bool> finite{true};
+    at::parallel_for(0, images, grain(x, images), [&](int64_t begin, int64_t end) {
+      if (!channel_is(Property::finite, whole, 0, begin, end)) finite = false;
+    });
+    return finite.load();
+  });
+}
 
 bool witnesses_hold(const at::Tensor& x, const Side& result, const Side& operand, int64_t groups) {
   const auto witnesses = find_witnesses(result, operand, groups);
@@ -135,6 +153,15 @@ bool witnesses_hold(const at::Tensor& x, const Side& result, const Side& operand
     });
     return hold.load();
   });
+}
+
+}  // namespace
+
+bool nothing_leaked(const at::Tensor& operand, const at::Tensor& result, const Side& operand_side,
+                    const Side& result_side, int64_t groups) {
+  constexpr int64_t kLine = 64;
+  const bool small = operand.numel() * operand.element_size() / kLine < lines_of_a_channel(result);
+  return (small && all_finite(operand)) || witnesses_hold(result, result_side, operand_side, groups);
 }
 
 at::Tensor without_dead_channels(const at::Tensor& x, const int32_t* slot) {

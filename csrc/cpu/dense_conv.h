@@ -24,7 +24,9 @@ struct Side {  // channels of the operand or of the result, and which of them ar
 // effect, and are the dead channels of the result exactly 0? Zero weights make it so unless the operand holds a NaN or
 // an infinity, and that would show in every channel of the result, so one channel a group answers: a dead one must be
 // 0, or else any one finite.
-bool witnesses_hold(const at::Tensor& x, const Side& result, const Side& operand, int64_t groups);
+// An image's few channels are read whole instead, where that is less.
+bool nothing_leaked(const at::Tensor& operand, const at::Tensor& result, const Side& operand_side,
+                    const Side& result_side, int64_t groups);
 
 // Where they do not hold: a copy of the operand with zeros in the channels of negative slot, to convolve again ...
 at::Tensor without_dead_channels(const at::Tensor& x, const int32_t* slot);
