@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "cpu/fresh.h"
 #include "cpu/kernels/weights.h"
 #include "cpu/tensor_access.h"
 
@@ -36,8 +37,7 @@ WeightMove CompactConv::weight_move(const at::Tensor& full, const at::Tensor& co
 
 at::Tensor CompactConv::pack_weight(const at::Tensor& weight) const {
   const at::Tensor full = weight.contiguous(format);
-  const at::Tensor compact =
-      at::empty({mask.out_count(), mask[kInPerGroup], shape.R, shape.S}, weight.options().memory_format(format));
+  const at::Tensor compact = fresh({mask.out_count(), mask[kInPerGroup], shape.R, shape.S}, weight.options(), format);
   with_element(weight.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     at::parallel_for(0, mask.out_count(), row_grain(compact), [&](int64_t begin, int64_t end) {
@@ -64,7 +64,7 @@ at::Tensor CompactConv::unpack_grad_weight(const at::Tensor& grad, const at::Ten
   const at::Tensor compact =
       grad.contiguous(grad.is_contiguous(at::MemoryFormat::ChannelsLast) ? at::MemoryFormat::ChannelsLast
                                                                          : at::MemoryFormat::Contiguous);
-  const at::Tensor full = at::empty(like.sizes(), like.options().memory_format(like.suggest_memory_format()));
+  const at::Tensor full = fresh(like.sizes(), like.options(), like.suggest_memory_format());
   with_element(like.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     at::parallel_for(0, shape.K, row_grain(full), [&](int64_t begin, int64_t end) {

@@ -202,8 +202,8 @@ at::Tensor masked_conv2d_grad_input(const at::Tensor& grad_out, const at::Tensor
   const at::MemoryFormat format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
   if (s.N == 0 || (mask && (*mask)[kLivePairs] == 0)) return zeros(x_size, grad_out.options(), format);
   const at::Tensor grad = grad_out.contiguous(format);
-  const at::Tensor x = at::empty(x_size, grad.options().memory_format(format));  // sizes only
-  if (!mask) return vendor_grad_input(grad, x, weight.contiguous(format), p, groups).contiguous(format);
+  const auto like_x = [&] { return at::empty(x_size, grad.options().memory_format(format)); };  // sizes only
+  if (!mask) return vendor_grad_input(grad, like_x(), weight.contiguous(format), p, groups).contiguous(format);
 
   const auto run = [&](Plan plan) {
     switch (plan) {
@@ -213,7 +213,7 @@ at::Tensor masked_conv2d_grad_input(const at::Tensor& grad_out, const at::Tensor
       case Plan::sparse:
         return direct_grad_input(grad, weight, s, *mask, plan == Plan::sparse);
       default:
-        return dense_grad_input(grad, x, weight, *mask, p);
+        return dense_grad_input(grad, like_x(), weight, *mask, p);
     }
   };
   return with_plan(asked, {s, *mask, Direction::grad_input, grad.scalar_type(), format}, run);

@@ -2,7 +2,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/sum.h>
 
 #include <algorithm>
@@ -10,6 +9,7 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu/fresh.h"
 #include "cpu/kernels/channels.h"
 #include "cpu/kernels/weights.h"
 #include "cpu/tensor_access.h"
@@ -44,7 +44,7 @@ at::Tensor masked_weight(const at::Tensor& weight, const MaskTable& mask, at::Me
       if (!dead_weights_are_zero(const_elements<T>(full), layout_of(full), taps, mask, begin, end)) clean = false;
     });
     if (clean) return full;
-    const at::Tensor masked = at::empty_like(full);
+    const at::Tensor masked = fresh(full.sizes(), full.options(), format);
     at::parallel_for(0, rows, grain(full, rows), [&](int64_t begin, int64_t end) {
       mask_weight(const_elements<T>(full), elements<T>(masked), layout_of(full), full.size(1), taps, &mask, nullptr,
                   begin, end);

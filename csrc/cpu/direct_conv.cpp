@@ -1,7 +1,6 @@
 #include "cpu/direct_conv.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 
 #include <algorithm>
 
@@ -83,7 +82,7 @@ at::Tensor direct_grad_weight(const at::Tensor& grad_out, const at::Tensor& x, c
                scratch.data());
     }
   });
-  const at::Tensor grad = at::empty(weight.sizes(), weight.options().memory_format(weight.suggest_memory_format()));
+  const at::Tensor grad = fresh(weight.sizes(), weight.options(), weight.suggest_memory_format());
   const int64_t row_floats = std::max<int64_t>(1, s.channels_per_group() * s.taps());
   at::parallel_for(0, s.K, std::max<int64_t>(1, kGrainFloats / row_floats), [&](int64_t begin, int64_t end) {
     work.write(partial.data(), shares, scale, layout_of(grad), elements<float>(grad), begin, end);
