@@ -97,6 +97,21 @@ def dots():
 
 
 @every_plan
+@pytest.mark.parametrize(("isa", "n"), IMAGES)
+@pytest.mark.parametrize("size", [(1, 2), (2, 1), (2, 2), (2, 3), (3, 2), (2, 4)], ids=str)
+@pytest.mark.parametrize(
+    ("kernel", "padding"),
+    [((3, 3), 1), ((3, 3), 2), ((5, 5), 2), ((4, 3), (1, 1)), ((2, 5), (1, 3)), ((3, 3), 3)],
+    ids=str,
+)
+def test_planes_with_fewer_pixels_than_taps(kernel, padding, size, isa, n, plan):
+    case = ConvCase(n=n, c=5, k=7, h=size[0], w=size[1], r=kernel[0], s=kernel[1], padding=padding)
+    fits = all(size[i] + 2 * (padding if isinstance(padding, int) else padding[i]) >= kernel[i] for i in range(2))
+    for pattern in ("kernel", "all") if fits else ():
+        check(case, pattern, plan, isa)
+
+
+@every_plan
 @pytest.mark.parametrize(("isa", "n"), PIXELS + IMAGES)
 @pytest.mark.parametrize("width", [6, 16, 37])
 @pytest.mark.parametrize(
