@@ -119,9 +119,10 @@ void fill(const at::Tensor& x, const int32_t* slot, int32_t kind, const at::Tens
   });
 }
 
+constexpr int64_t kLine = 64;  // bytes of a cache line
+
 // Cache lines under one channel.
 int64_t lines_of_a_channel(const at::Tensor& x) {
-  constexpr int64_t kLine = 64;
   const int64_t pixels = x.size(0) * x.size(2) * x.size(3), bytes = x.element_size();
   return x.is_contiguous() ? pixels * bytes / kLine : pixels * std::min(kLine, x.size(1) * bytes) / kLine;
 }
@@ -159,7 +160,6 @@ bool witnesses_hold(const at::Tensor& x, const Side& result, const Side& operand
 
 bool nothing_leaked(const at::Tensor& operand, const at::Tensor& result, const Side& operand_side,
                     const Side& result_side, int64_t groups) {
-  constexpr int64_t kLine = 64;
   const bool small = operand.numel() * operand.element_size() / kLine < lines_of_a_channel(result);
   return (small && all_finite(operand)) || witnesses_hold(result, result_side, operand_side, groups);
 }

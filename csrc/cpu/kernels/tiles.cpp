@@ -7,7 +7,7 @@ namespace prunekernels {
 #define PK_TILES(isa) TileKernels tile_kernels_##isa();
 #include "kernel_table.inc"
 
-TileKernels tile_kernels_scalar() { return Tiles<ScalarFloat>::table(Isa::scalar); }
+TileKernels tile_kernels_scalar() { return Tiles<ScalarFloat>::table(); }
 
 namespace {
 

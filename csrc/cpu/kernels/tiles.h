@@ -43,7 +43,6 @@ struct TileKernels {
   using Conv = void (*)(const ConvTile&);
   using Dot = void (*)(const DotTile&);
 
-  Isa isa;
   int lanes;
   int most_filters;
   int conv_vectors[kMaxFilters + 1];                 // the largest tile of so many filters

@@ -17,7 +17,7 @@
 #include "cpu/kernels/tiles_impl.h"
 
 namespace prunekernels {
-TileKernels tile_kernels_avx2() { return Tiles<Avx2Float>::table(Isa::avx2); }
+TileKernels tile_kernels_avx2() { return Tiles<Avx2Float>::table(); }
 }  // namespace prunekernels
 
 #if defined(__clang__)

@@ -19,7 +19,7 @@
 #include "cpu/kernels/tiles_impl.h"
 
 namespace prunekernels {
-TileKernels tile_kernels_avx512() { return Tiles<Avx512Float>::table(Isa::avx512); }
+TileKernels tile_kernels_avx512() { return Tiles<Avx512Float>::table(); }
 }  // namespace prunekernels
 
 #if defined(__clang__)

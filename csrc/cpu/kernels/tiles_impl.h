@@ -252,9 +252,8 @@ struct Tiles {
       fill_dot3<F + 1, 1>(k);
   }
 
-  static TileKernels table(Isa isa) {
+  static TileKernels table() {
     TileKernels k{};
-    k.isa = isa;
     k.lanes = L;
     for (int i = 1; i <= kMaxFilters; ++i) {
       k.conv_vectors[i] = most_vectors(i);
