@@ -1,0 +1,105 @@
+// What every kernel stands on, for the device and for the emulator alike: launching, and the block's shared memory.
+// Kernels are written in plain CUDA C++ with three exceptions, so that the same file also compiles as host C++ and runs
+// under the emulator, which sees every access:
+//   launch(...)    instead of <<<>>>
+//   Shared<T>      instead of __shared__ arrays: all shared memory is dynamic, and is read and written by get() and
+//                  set()
+//   ptx.cuh        instead of inline assembly
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(PK_EMULATED)
+#include "cuda/emulator/simt.h"
+#else
+#include <cuda_runtime.h>
+#endif
+
+#define PK_DEVICE __device__ __forceinline__
+#define PK_HOST_DEVICE __host__ __device__ __forceinline__
+
+namespace prunekernels {
+
+constexpr int kWarp = 32;
+
+struct LaunchShape {
+  dim3 grid, block;
+  size_t shared_bytes;
+};
+
+#if defined(PK_EMULATED)
+
+template <typename... Params, typename... Args>
+cudaError_t launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStream_t, Args... args) {
+  return simt::run(shape.grid, shape.block, shape.shared_bytes, [&] { kernel(static_cast<Params>(args)...); });
+}
+
+#else
+
+constexpr size_t kSharedWithoutAsking = 48 << 10;
+
+// Nothing is launched where the grid is empty. Returns what the launch itself met with, not what the kernel will.
+template <typename... Params, typename... Args>
+cudaError_t launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStream_t stream, Args... args) {
+  if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return cudaSuccess;
+  if (shape.shared_bytes > kSharedWithoutAsking) {
+    const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                    static_cast<int>(shape.shared_bytes));
+    if (status != cudaSuccess) return status;
+  }
+  kernel<<<shape.grid, shape.block, shape.shared_bytes, stream>>>(static_cast<Params>(args)...);
+  return cudaGetLastError();
+}
+
+#endif
+
+// An address as the instructions of ptx.cuh take it: bytes into the shared window.
+using SharedAddress = uint32_t;
+
+// A stretch of the block's shared memory. Vectors are as aligned as their size.
+template <typename T>
+class Shared {
+ public:
+#if defined(PK_EMULATED)
+  explicit Shared(size_t byte_offset) : offset_(static_cast<uint32_t>(byte_offset)) {}
+  T get(int i) const { return simt::shared_load<T>(address(i)); }
+  void set(int i, T value) const { simt::shared_store<T>(address(i), value); }
+  template <typename V>
+  V get_vector(int i) const {  // elements i, i + 1, ... as one V
+    return simt::shared_load<V>(address(i));
+  }
+  template <typename V>
+  void set_vector(int i, V value) const {
+    simt::shared_store<V>(address(i), value);
+  }
+  SharedAddress address(int i) const { return offset_ + static_cast<uint32_t>(i) * sizeof(T); }
+  Shared operator+(int elements) const { return Shared(address(elements)); }
+
+ private:
+  uint32_t offset_;
+#else
+  PK_DEVICE explicit Shared(size_t byte_offset) {
+    extern __shared__ __align__(128) char prunekernels_shared[];
+    data_ = reinterpret_cast<T*>(prunekernels_shared + byte_offset);
+  }
+  PK_DEVICE T get(int i) const { return data_[i]; }
+  PK_DEVICE void set(int i, T value) const { data_[i] = value; }
+  template <typename V>
+  PK_DEVICE V get_vector(int i) const {
+    return *reinterpret_cast<const V*>(data_ + i);
+  }
+  template <typename V>
+  PK_DEVICE void set_vector(int i, V value) const {
+    *reinterpret_cast<V*>(data_ + i) = value;
+  }
+  PK_DEVICE SharedAddress address(int i) const { return static_cast<uint32_t>(__cvta_generic_to_shared(data_ + i)); }
+  PK_DEVICE Shared operator+(int elements) const { return Shared(data_ + elements, nullptr); }
+
+ private:
+  PK_DEVICE Shared(T* data, void*) : data_(data) {}
+  T* data_;
+#endif
+};
+
+}  // namespace prunekernels

@@ -1,0 +1,118 @@
+// Every instruction that C++ does not have, one function each; cuda/emulator/ptx_host.h has their host twins. A
+// fragment is what one lane of the warp holds; the layouts are those of the PTX manual's mma.m16n8k* pages.
+#pragma once
+
+#include "core/scalar_types.h"
+#include "cuda/kernels/launch.cuh"
+
+#if defined(PK_EMULATED)
+#include "cuda/emulator/ptx_host.h"
+#else
+
+namespace prunekernels {
+
+// Copies kBytes (4, 8 or 16, both ends aligned to them) from global to shared memory behind the thread's back; zeros
+// instead, and nothing is read, where valid is false.
+template <int kBytes>
+PK_DEVICE void cp_async(SharedAddress to, const void* from, bool valid) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+  const int bytes = valid ? kBytes : 0;
+  if constexpr (kBytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(kBytes), "r"(bytes)
+                 : "memory");
+}
+PK_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until at most kPending of this thread's groups are under way. Other threads see the data after a barrier.
+template <int kPending>
+PK_DEVICE void cp_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// Lane 8 m + i names row i (16 bytes) of matrix m; the lane receives of each matrix row lane / 4, elements
+// 2 (lane % 4) and the next. trans: of each matrix's transpose.
+PK_DEVICE void ldmatrix_x2(uint32_t (&r)[2], SharedAddress row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(row)
+               : "memory");
+}
+PK_DEVICE void ldmatrix_x4(uint32_t (&r)[4], SharedAddress row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(row)
+               : "memory");
+}
+PK_DEVICE void ldmatrix_x2_trans(uint32_t (&r)[2], SharedAddress row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(row)
+               : "memory");
+}
+PK_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], SharedAddress row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(row)
+               : "memory");
+}
+
+// d += a b of one warp: a 16 x 16, b 16 x 8, d 16 x 8, element types of a and b by the tag.
+PK_DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], BFloat16) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+PK_DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Half) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// a 16 x 8, b 8 x 8, elements as round_to_tf32 gives them.
+PK_DEVICE void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+PK_DEVICE uint32_t round_to_tf32(float value) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return bits;
+}
+
+PK_DEVICE float to_float(float value) { return value; }
+PK_DEVICE float to_float(BFloat16 value) { return __uint_as_float(static_cast<uint32_t>(value.bits) << 16); }
+PK_DEVICE float to_float(Half value) {
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value.bits));
+  return wide;
+}
+// To the nearest, ties to even.
+template <typename T>
+PK_DEVICE T from_float(float value);
+template <>
+PK_DEVICE float from_float<float>(float value) {
+  return value;
+}
+template <>
+PK_DEVICE BFloat16 from_float<BFloat16>(float value) {
+  BFloat16 narrow;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(value));
+  return narrow;
+}
+template <>
+PK_DEVICE Half from_float<Half>(float value) {
+  Half narrow;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(value));
+  return narrow;
+}
+
+}  // namespace prunekernels
+
+#endif
