@@ -1,0 +1,68 @@
+// The live kernels of a mask as the lists that the sparse CUDA kernels walk; derived from a mask table on the host,
+// once per mask, and moved to the device as one int32 array.
+//
+// Results (forward: filters, input gradient: channels) are computed in blocks of kBlockResults, whatever their group.
+// A block walks its steps, one for every operand channel that a live kernel of the block reads, with a bit per result.
+// The results with the most live kernels come first: a block's have alike work, and long blocks start early.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/mask_table.h"
+
+namespace prunekernels {
+
+constexpr int kBlockResults = 32;
+// Weight gradient: a job is one channel and up to kJobFilters filters that read it; a block has up to kBlockJobs jobs,
+// whose filters are among kBlockFilters.
+constexpr int kJobFilters = 8;
+constexpr int kBlockJobs = 32;
+constexpr int kBlockFilters = 32;
+
+struct SparseStep {
+  int32_t operand;         // channel of the operand
+  int32_t weight_operand;  // the same, as the weight's axis counts it: within its group if it is an input channel
+  uint32_t live;           // bit i: result i of the block reads it
+  int32_t unused = 0;      // 16 bytes a step
+};
+
+// Where things are in SparseLists::words().
+struct ResultLists {
+  int32_t blocks;  // ceil(results / kBlockResults)
+  int64_t order;   // [results]     every result once; ~result if it is dead: zeros, bias or not
+  int64_t begin;   // [blocks + 1]  first step of each block
+  int64_t steps;   // [begin[blocks]] of SparseStep
+};
+
+struct JobLists {
+  int32_t blocks;
+  int64_t live_pairs;
+  int64_t filters;   // [blocks, kBlockFilters]           -1: none
+  int64_t channels;  // [blocks, kBlockJobs]              channel of a job, -1: none
+  int64_t counts;    // [blocks, kBlockJobs]              filters of a job
+  int64_t members;   // [blocks, kBlockJobs, kJobFilters] place in the block's filters
+  int64_t pairs;     // [blocks, kBlockJobs, kJobFilters] place among the live pairs, filter by filter; -1: none
+  int64_t rank;      // [K, ceil(C / G / 32)]             live pairs before this word of the mask table's pairs
+};
+
+class SparseLists {
+ public:
+  explicit SparseLists(const MaskTable& mask);
+
+  const std::vector<int32_t>& words() const { return words_; }  // to be copied to the device, 16-byte aligned
+  const ResultLists& forward() const { return forward_; }
+  const ResultLists& grad_input() const { return grad_input_; }
+  const JobLists& grad_weight() const { return grad_weight_; }
+
+ private:
+  ResultLists add_results(const MaskTable& mask, bool forward);
+  JobLists add_jobs(const MaskTable& mask);
+  int64_t append(const void* data, int64_t words);
+
+  std::vector<int32_t> words_;
+  ResultLists forward_, grad_input_;
+  JobLists grad_weight_;
+};
+
+}  // namespace prunekernels

@@ -1,0 +1,49 @@
+// Activations between full width and compact, and between two live lists: NHWC or NCHW, dense, of any dtype.
+//   gather_channels   compact[n, j] = full[n, index[j]]                       (0 where index[j] < 0)
+//   scatter_channels  full[n, c] = compact[n, slot[c]]                        (0 where slot[c] < 0: dead or constant)
+//   join              out[n, o] = a[n, slot_a[o]] + b[n, slot_b[o]]           (0 in place of a term whose slot is < 0)
+// Every element of the result is written, once. A range of images is a matter of the two pointers and `images`. The
+// gradients of a join are two gathers.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/kernels/stream.h"
+
+namespace prunekernels {
+
+struct ChannelCopy {
+  int64_t images, pixels;  // N, H * W
+  int64_t full, compact;   // channels of either side, padding of ragged groups included
+  int element_bytes;       // 2, 4 or 8; these kernels only move bits
+  bool channels_last;
+  // index is run_start, run_start + 1, ... (what is listed is one stretch of channels); -1: it is not, or unknown.
+  // Only ever a matter of speed.
+  int64_t run_start = -1;
+};
+
+cudaError_t launch_gather_channels(const void* full,      // [N, full, H, W]
+                                   const int32_t* index,  // [compact], on the device
+                                   void* compact,         // [N, compact, H, W]
+                                   const ChannelCopy& copy, cudaStream_t stream);
+
+cudaError_t launch_scatter_channels(const void* compact,  // [N, compact, H, W]
+                                    const int32_t* slot,  // [full], on the device
+                                    void* full,           // [N, full, H, W]
+                                    const ChannelCopy& copy, cudaStream_t stream);
+
+struct ChannelJoin {
+  int64_t images, pixels;  // N, H * W
+  int64_t a, b, out;       // channels
+  Element element;         // sums are formed in float
+  bool channels_last;
+};
+
+cudaError_t launch_join(const void* a,          // [N, a, H, W]
+                        const int32_t* slot_a,  // [out], on the device
+                        const void* b,          // [N, b, H, W]
+                        const int32_t* slot_b,  // [out], on the device
+                        void* out,              // [N, out, H, W]
+                        const ChannelJoin& join, cudaStream_t stream);
+
+}  // namespace prunekernels
