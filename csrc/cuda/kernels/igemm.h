@@ -1,0 +1,129 @@
+// Convolutions as implicit matrix products on channels_last activations: they gather live channels as they load and
+// write the full width, zeros included, as they store, so that nothing is copied beforehand or afterwards.
+//
+//   igemm_fwd          y[n, p, q, k]  = bias[k] + sum over taps r, s and live c of x[n, h(p, r), w(q, s), c] w[k, r, s,
+//   c] igemm_grad_input   gx[n, h, w, c] = sum over taps r, s and live k of gy[n, p(h, r), q(w, s), k] w[k, r, s, c]
+//   igemm_grad_weight  gw[k, r, s, c] = sum over n, p, q of gy[n, p, q, k] x[n, h(p, r), w(q, s), c]    (fp32, in
+//   slices) block_sparse_*     the same three with tile lists: steps of the reduction in which every kernel is dead are
+//   skipped
+//
+// The first two are one kernel (igemm_core.cuh): core/correlation.h makes the input gradient a forward convolution with
+// the lists swapped and a class of results per residue of the stride.
+//
+// Floors, N P Q pixels, L live of C channels, M live of K filters, 2-byte elements:
+//   bytes   2 (N H W C + N P Q K) + weights: the full width is read (32-byte sectors hold live and dead channels alike)
+//           and must be written. 1x1 layers under about 300 live channels sit on this floor.
+//   flops   2 N P Q taps L M, at the rate of mma.sync (about 60 % of the wgmma rate on sm_90)
+// What limits between the floors: shared memory bandwidth (64 x 32 warp tiles use 75 % of it at full mma rate); with
+// the element loader, issue slots (about one half of them go to the loads).
+#pragma once
+
+#include "core/conv_shape.h"
+#include "cuda/kernels/stream.h"
+
+namespace prunekernels {
+
+// A channels_last tensor's channels, and which of them take part. Positions in the list are compact channels.
+struct ChannelView {
+  int64_t channels;  // full width, the stride of a pixel
+  int64_t live;      // length of the list
+  const int32_t*
+      index;  // device [live], ascending: compact -> channel (MaskTable's out_index, in_index). Null: identity
+  const int32_t* slot;  // device [channels]: channel -> compact, kDead or kConstant. Read for the written tensor only.
+                        // Null: identity, live == channels
+  bool vectors;         // the list is made of aligned 16-byte runs: list_is_vectors(). Ignored for the written tensor
+};
+
+// host index[live] (null: identity). Whole runs only, since a vector's every channel is read and multiplied. The tensor
+// must start at a multiple of 16 bytes; a launcher that meets another one takes the element loader.
+bool list_is_vectors(const int32_t* index, int64_t live, int64_t channels, Element element);
+
+// Channels that fill 16 bytes: packed weights have a multiple of them as their innermost size, lists count in them.
+constexpr int64_t vector_channels(Element element) { return element == Element::f32 ? 4 : 8; }
+
+// The innermost size of packed weights and of weight gradients: live channels, rounded up to a multiple of 8.
+constexpr int64_t packed_count(int64_t live) { return (live + 7) / 8 * 8; }
+
+// Device copy of core/tile_lists.h. Tiles of the result channels, chunks of vector_channels(element) operand channels.
+// Null first: no list, everything is computed.
+struct DeviceTileLists {
+  const int32_t* first;   // device [tiles + 1]
+  const int32_t* chunks;  // device
+  int64_t longest;        // TileLists::longest()
+};
+
+// Pixels x channels of a block's results.
+enum class IgemmTile : int32_t { m128n128, m128n64, m64n32 };
+constexpr int64_t tile_pixels(IgemmTile tile) { return tile == IgemmTile::m64n32 ? 64 : 128; }
+constexpr int64_t tile_channels(IgemmTile tile) {
+  return tile == IgemmTile::m128n128 ? 128 : tile == IgemmTile::m128n64 ? 64 : 32;
+}
+
+// Whether these kernels serve a problem: one group, strides up to 8, sides and counts that the indices hold.
+bool igemm_serves(const ConvShape& shape);
+
+// The tile that igemm_fwd (pixels = N P Q, channels = live filters) or igemm_grad_input (N H W, live channels) should
+// take: the fewest waves of the device's multiprocessors, weighed by what each tile reaches.
+IgemmTile igemm_tile(int64_t pixels, int64_t channels, int multiprocessors);
+// With tile lists there is no m128n128. mask_block: result channels that share their live kernels (a mask's block
+// size).
+IgemmTile block_sparse_tile(int64_t pixels, int64_t channels, int64_t mask_block, int multiprocessors);
+
+struct IgemmArgs {
+  ConvShape shape;  // of the convolution, whatever the direction. C, K and G are not read: the views below count
+  Element element;  // of operand, weight, bias and result; sums are fp32
+  bool tf32;        // f32 only: tensor cores on operands rounded to tf32 (weights packed as such)
+  IgemmTile tile;
+
+  const void* operand;  // forward: x [N, H, W, from.channels]; input gradient: grad_out [N, P, Q, from.channels]
+  ChannelView from;
+  const void* weight;     // packed [>= to.live, R * S, packed_count(from.live)]: PackLayout::rows for the forward,
+                          // PackLayout::columns for the input gradient. 16-byte aligned
+  const void* bias;       // [to.channels], live and constant ones are read; null: none. Forward only
+  void* result;           // forward: y [N, P, Q, to.channels]; input gradient: grad_x [N, H, W, to.channels]
+  ChannelView to;         // index and slot
+  DeviceTileLists lists;  // block_sparse_* only: tiles of tile_channels(tile) result channels
+};
+
+// The result is written in full: sums where live, the bias (or 0) where kConstant, 0 where dead. Operand channels that
+// are not listed are never read.
+cudaError_t igemm_fwd(const IgemmArgs& args, cudaStream_t stream);
+cudaError_t igemm_grad_input(const IgemmArgs& args, cudaStream_t stream);
+cudaError_t block_sparse_fwd(const IgemmArgs& args, cudaStream_t stream);
+cudaError_t block_sparse_grad_input(const IgemmArgs& args, cudaStream_t stream);
+
+// Filters x (taps and channels) of a block's results.
+enum class GradWeightTile : int32_t { m128n128, m64n64 };
+constexpr int64_t tile_filters(GradWeightTile tile) { return tile == GradWeightTile::m128n128 ? 128 : 64; }
+
+struct IgemmGradWeightArgs {
+  ConvShape shape;  // C, K and G are not read
+  Element element;  // of grad_out and x
+  bool tf32;
+  GradWeightTile tile;
+  int64_t splits;  // the pixels are cut into this many ranges, one slice of partial sums each
+
+  const void* grad_out;   // [N, P, Q, filters.channels]
+  ChannelView filters;    // index and vectors
+  const void* x;          // [N, H, W, channels.channels]
+  ChannelView channels;   // index and vectors
+  float* partial;         // [splits, filters.live, R * S, packed_count(channels.live)], 16-byte aligned
+  DeviceTileLists lists;  // block_sparse_grad_weight only: tiles of tile_filters(tile) filters
+};
+
+// Tile and number of slices for a problem: enough blocks for every multiprocessor, at least 8 steps each.
+struct GradWeightPlan {
+  GradWeightTile tile;
+  int64_t splits;
+  int64_t partial_floats;  // size of the workspace `partial`
+};
+GradWeightPlan plan_grad_weight(const ConvShape& shape, Element element, int64_t live_filters, int64_t live_channels,
+                                int multiprocessors);
+
+// partial[i, f, t, j] = the i-th range's share of gw[filters[f], t, channels[j]]. unpack_weight_grad adds the slices in
+// order, so that results repeat bit by bit. Every entry of a live kernel is written; with lists, entries of skipped
+// chunks are not, nor is the padding of the channels. No live filter or channel: nothing is launched.
+cudaError_t igemm_grad_weight(const IgemmGradWeightArgs& args, cudaStream_t stream);
+cudaError_t block_sparse_grad_weight(const IgemmGradWeightArgs& args, cudaStream_t stream);
+
+}  // namespace prunekernels

@@ -1,0 +1,73 @@
+// Weights between full width [K, C / G, R, S] and the compact convolution, for many layers in one launch.
+//
+//   pack_weights         packed[i, t, j] = full[out_index[i], in_index[j], t] where that kernel is live, else 0
+//   unpack_weight_grad   full[k, c, t]   = grad_scale[k] * (sum over slices of packed[out_slot[k], t, in_slot[c]])
+//   where
+//                                          that kernel is live and the scale is not 0, else 0
+//
+// Floor: bytes of the live rows and columns, read and written once. Weights are small; the launch is what costs, hence
+// one for many layers.
+#pragma once
+
+#include "core/mask_table.h"
+#include "cuda/kernels/stream.h"
+
+namespace prunekernels {
+
+// Where packed[i, t, j] lies; i in packed_rows, t in taps, j in packed_columns.
+enum class PackLayout : int32_t {
+  rows,      // [rows, taps, columns]: igemm_fwd, igemm_grad_weight, a channels_last compact weight
+  columns,   // [columns, taps, rows]: igemm_grad_input (one group)
+  channels,  // [rows, columns, taps]: a contiguous compact weight
+};
+
+// Host copies of the numbers that the kernels need of a mask table, and the table itself.
+struct PackMask {
+  const int32_t* words;                              // device mask table (core/mask_table.h)
+  int32_t filters, channels_per_group, groups;       // K, C / G, G
+  int32_t live_groups, out_per_group, in_per_group;  // as in the table's header
+};
+// host words[] -> PackMask; device_words: the same table on the device.
+PackMask pack_mask(const int32_t* host_words, const int32_t* device_words);
+
+struct WeightStrides {  // of the full weight, in elements; contiguous: {Cg T, T, 1}, channels_last: {T Cg, 1, Cg}
+  int64_t row, channel, tap;
+};
+
+struct PackJob {  // one layer
+  PackMask mask;
+  int32_t taps;  // R * S
+  PackLayout layout;
+  int32_t rows_per_group;  // >= out_per_group; the rest are zero rows
+  int32_t columns;         // >= in_per_group; the rest are zero columns
+  WeightStrides strides;
+
+  Element full_element;
+  const void* full;  // device [K, C / G, R, S], any strides
+  void* packed;      // device [live_groups * rows_per_group, taps, columns] in the order of `layout`
+};
+
+// jobs: host array of `count`. Packed elements are of type `packed`; tf32: f32, rounded to tf32. 2^31 elements a layer.
+cudaError_t pack_weights(const PackJob* jobs, int64_t count, Element packed, bool tf32, cudaStream_t stream);
+
+struct UnpackJob {  // one layer
+  PackMask mask;
+  int32_t taps;
+  PackLayout layout;  // rows or channels
+  int32_t rows_per_group, columns;
+  WeightStrides strides;
+  int32_t splits;  // slices of packed, added in order
+  int64_t slice;   // elements between slices
+  bool add;        // full += instead of full =
+
+  Element packed_element;
+  const void* packed;       // device [splits][live_groups * rows_per_group, taps, columns]
+  const float* grad_scale;  // device [K]; null: 1. A scale of 0 gives exact zeros, whatever the gradient holds
+  void* full;               // device [K, C / G, R, S], any strides
+};
+
+// Writes every element of `full`: dead ones as zeros (left as they are where `add`). Entries of packed that belong to
+// no live kernel are not read.
+cudaError_t unpack_weight_grad(const UnpackJob* jobs, int64_t count, Element full, cudaStream_t stream);
+
+}  // namespace prunekernels
