@@ -84,7 +84,7 @@ std::string choose_plan(const std::string& plan, const std::string& direction, c
   const MaskTable mask(table.data());
   if (mask.nothing_dead() || mask[kLivePairs] == 0) return name_of(Plan::dense);
   const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-  return name_of(planned(read_plan("choose_plan", plan),
+  return name_of(planned(cpu_plans(), read_plan("choose_plan", plan),
                          {s, mask, find(directions, "direction", direction), find(kDtypes, "dtype", dtype), format}));
 }
 
@@ -106,6 +106,8 @@ py::dict describe(const PlanKey& k, const Measured& measured) {
   row["channels_last"] = k.format == static_cast<int32_t>(at::MemoryFormat::ChannelsLast);
   row["dtype"] = dtype->first;
   row["live"] = py::make_tuple(k.live_filters, k.live_inputs, k.live_kernels);
+  row["device"] =
+      at::Device(static_cast<at::DeviceType>(k.device_type), static_cast<at::DeviceIndex>(k.device_index)).str();
   row["threads"] = k.threads;
   row["plan"] = name_of(measured.plan);
   row["ms"] = ms;

@@ -1,4 +1,4 @@
-#include "cpu/plan_cache.h"
+#include "plan_cache.h"
 
 #include <cstring>
 #include <mutex>

@@ -16,7 +16,10 @@ namespace prunekernels {
 // slowly changing mask seldom asks for a new measurement.
 struct PlanKey {
   Direction direction;
-  int32_t dtype, format, threads;  // at::ScalarType, at::MemoryFormat
+  int32_t dtype, format;              // at::ScalarType, at::MemoryFormat
+  int32_t device_type, device_index;  // at::DeviceType
+  int32_t threads;                    // of the CPU
+  int32_t settings;                   // bits of the device's own: what else its speed depends on
   int32_t N, C, H, W, K, R, S, G;
   int32_t stride[2], padding[2], dilation[2];
   int32_t live_filters, live_inputs;  // of the compact convolution

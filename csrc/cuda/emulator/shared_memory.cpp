@@ -1,0 +1,139 @@
+#include "cuda/emulator/shared_memory.h"
+
+#include <cstring>
+#include <vector>
+
+#include "cuda/emulator/block.h"
+
+namespace prunekernels::simt {
+namespace {
+
+// A byte. Of its readers since the block's last barrier: the lanes of the warp that read last, and the last other warp.
+// Where they do not all fit, some are forgotten: a race may be missed, none is made up.
+struct Cell {
+  Time written, read, read_by_other;
+  uint32_t lanes;
+  uint16_t writer;
+  uint8_t warp, other_warp;
+  bool in_flight;  // a cp.async of writer
+};
+
+unsigned char arena[kMaxSharedBytes];
+Cell cells[kMaxSharedBytes];
+uint32_t arena_bytes;
+
+struct Name {  // of a thread, in a report
+  char text[48];
+  explicit Name(int rank) {
+    const int x = static_cast<int>(blockDim.x), y = static_cast<int>(blockDim.y);
+    std::snprintf(text, sizeof(text), "thread (%d, %d, %d)", rank % x, rank / x % y, rank / x / y);
+  }
+};
+
+[[noreturn]] void race(const char* does, const char* other_did, int other, uint32_t address) {
+  fail("race: %s shared byte %u, which %s %s with no barrier in between", does, address, Name(other).text, other_did);
+}
+
+void check_place(const char* does, uint32_t address, uint32_t bytes, uint32_t alignment) {
+  if (address > arena_bytes || bytes > arena_bytes - address)
+    fail("%s shared bytes [%u, %u) out of range: the block has %u", does, address, address + bytes, arena_bytes);
+  if (address % alignment != 0)
+    fail("%s %u shared bytes at %u: misaligned, must be a multiple of %u", does, bytes, address, alignment);
+}
+
+bool all_ordered(const Cell& cell) {
+  for (uint32_t left = cell.lanes; left; left &= left - 1)
+    if (!block.ordered(cell.warp * kLanes + __builtin_ctz(left), cell.read)) return false;
+  return true;
+}
+
+void note_read(Cell& cell, uint32_t address) {
+  if (cell.written <= block.begun) fail("reads shared byte %u, which nobody wrote", address);
+  if (cell.in_flight)
+    fail("reads shared byte %u under a cp.async of %s that nobody waited for", address, Name(cell.writer).text);
+  if (!block.ordered(cell.writer, cell.written)) race("reads", "wrote", cell.writer, address);
+
+  const auto warp = static_cast<uint8_t>(block.self->warp());
+  const uint32_t lane = 1u << block.self->lane();
+  if (cell.read <= block.barrier) {
+    cell.warp = warp, cell.lanes = lane, cell.read = block.now;
+  } else if (cell.warp != warp) {
+    cell.other_warp = cell.warp, cell.read_by_other = cell.read;
+    cell.warp = warp, cell.lanes = lane, cell.read = block.now;
+  } else if (cell.read == block.now || !all_ordered(cell)) {
+    cell.lanes |= lane;  // dated by the earliest
+  } else {
+    cell.lanes = lane, cell.read = block.now;
+  }
+}
+
+void note_write(Cell& cell, uint32_t address, bool in_flight) {
+  const char* does = in_flight ? "cp.async writes" : "writes";
+  if (cell.written > block.begun) {
+    if (cell.in_flight)
+      fail("%s shared byte %u under a cp.async of %s that nobody waited for", does, address, Name(cell.writer).text);
+    if (!block.ordered(cell.writer, cell.written)) race(does, "wrote", cell.writer, address);
+  }
+  if (cell.read > block.barrier) {
+    for (uint32_t left = cell.lanes; left; left &= left - 1) {
+      const int reader = cell.warp * kLanes + __builtin_ctz(left);
+      if (!block.ordered(reader, cell.read)) race(does, "read", reader, address);
+    }
+    if (cell.read_by_other > block.barrier && cell.other_warp != block.self->warp())
+      race(does, "read", cell.other_warp * kLanes, address);
+  }
+  cell.written = block.now;
+  cell.writer = static_cast<uint16_t>(block.self->rank);
+  cell.in_flight = in_flight;
+  cell.read = cell.read_by_other = 0;
+}
+
+}  // namespace
+
+void begin_shared(uint32_t bytes) { arena_bytes = bytes; }
+
+void forget_shared() { std::memset(cells, 0, sizeof(cells)); }
+
+void load_shared(uint32_t address, void* to, uint32_t bytes, uint32_t alignment) {
+  check_place("reads", address, bytes, alignment);
+  for (uint32_t i = 0; i < bytes; ++i) note_read(cells[address + i], address + i);
+  std::memcpy(to, arena + address, bytes);
+}
+
+void store_shared(uint32_t address, const void* from, uint32_t bytes, uint32_t alignment) {
+  check_place("writes", address, bytes, alignment);
+  for (uint32_t i = 0; i < bytes; ++i) note_write(cells[address + i], address + i, false);
+  std::memcpy(arena + address, from, bytes);
+}
+
+void copy_async(uint32_t to, const void* from, uint32_t bytes, bool valid) {
+  check_place("cp.async writes", to, bytes, bytes);
+  if (valid && reinterpret_cast<uintptr_t>(from) % bytes != 0)
+    fail("cp.async reads %u global bytes at %p: misaligned", bytes, from);
+  Copy copy{to, bytes, block.self->groups, {}};
+  if (valid) std::memcpy(copy.data.data(), from, bytes);
+  for (uint32_t i = 0; i < bytes; ++i) note_write(cells[to + i], to + i, true);
+  block.self->copies.push_back(copy);
+}
+
+void commit_copies() { ++block.self->groups; }
+
+void wait_for_copies(int pending) {
+  auto& copies = block.self->copies;
+  const int arrived = block.self->groups - pending;  // groups of a number below this
+  size_t kept = 0;
+  for (const Copy& copy : copies) {
+    if (copy.group >= arrived) {
+      copies[kept++] = copy;
+      continue;
+    }
+    std::memcpy(arena + copy.to, copy.data.data(), copy.bytes);
+    for (uint32_t i = 0; i < copy.bytes; ++i) {
+      cells[copy.to + i].in_flight = false;
+      cells[copy.to + i].written = block.now;
+    }
+  }
+  copies.resize(kept);
+}
+
+}  // namespace prunekernels::simt

@@ -1,0 +1,49 @@
+// Weight gradients of many layers, masked and scaled in place in one pass, with the sums that pruning criteria read;
+// and the norms of filters and of single kernels. Sums are formed in fp32, in a fixed order.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/kernels/stream.h"
+
+namespace prunekernels {
+
+// Which of a layer's weights are live; a null pointer leaves everything live. D = channels * taps.
+struct WeightMask {
+  const int32_t* out_slot;  // [filters]; < 0: the whole filter is dead
+  const uint32_t* pairs;    // [filters, ceil(channels / 32)]; a bit per kernel, as in the mask table
+  int32_t filters;          // K
+  int32_t channels;         // C / G
+  int32_t taps;             // R * S
+  bool channels_last;       // rows are [taps, channels]; else [channels, taps]
+};
+
+// g = live && scale != 0 ? g * scale : 0; all sums are of this g as it is stored. Pointers may be null where noted.
+struct MaskGradLayer {
+  WeightMask mask;
+  void* grad;               // [K, D]
+  const float* grad_scale;  // [K]; null: 1
+  const void* weight;       // [K, D], of the gradient's type; for product_sum alone
+  float* accumulated;       // [K, D]; += g; or null
+  float* abs_sum;           // [K]; sum of |g|; or null
+  float* square_sum;        // [K]; sum of g^2; or null
+  float* product_sum;       // [K]; sum of w g; or null
+};
+
+// add_to_sums: the three sums are added to what their arrays hold; else they replace it. What does not change is not
+// written, and what nobody asks for is not read: without scale, sums and accumulation the cost is writing the zeros.
+cudaError_t launch_mask_grad(Element element, const MaskGradLayer* layers, int64_t count, bool add_to_sums,
+                             cudaStream_t stream);
+
+// Of live weights; dead ones count 0, whatever they hold.
+struct NormLayer {
+  WeightMask mask;
+  const void* weight;  // [K, D]
+  float* abs_sum;      // [K] (kernel_norms: [K, channels]); sum of |w|; or null
+  float* square_sum;   // likewise; sum of w^2; or null
+};
+
+cudaError_t launch_filter_norms(Element element, const NormLayer* layers, int64_t count, cudaStream_t stream);
+cudaError_t launch_kernel_norms(Element element, const NormLayer* layers, int64_t count, cudaStream_t stream);
+
+}  // namespace prunekernels
