@@ -136,7 +136,7 @@ def choose_for_table(
 
 def table() -> list[dict[str, Any]]:
     """What was measured, a row for each kind of problem: its sizes, "live" (filters, input channels, and kernels among
-    those, in sixteenths), "device", "threads", the "plan" kept, and "ms" of each plan tried. [] without the extension."""
+    those, in sixteenths), "device", "threads", the "plan" kept, "ms" of each plan tried. [] without the extension."""
     return _ext._C.plan_table() if _ext._C else []
 
 
