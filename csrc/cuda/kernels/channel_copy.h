@@ -17,10 +17,24 @@ struct ChannelCopy {
   int64_t full, compact;   // channels of either side, padding of ragged groups included
   int element_bytes;       // 2, 4 or 8; these kernels only move bits
   bool channels_last;
-  // index is run_start, run_start + 1, ... (what is listed is one stretch of channels); -1: it is not, or unknown.
-  // Only ever a matter of speed.
-  int64_t run_start = -1;
+  int64_t granule = 1;  // as channel_granule() says, or 1; it only makes things faster
 };
+
+// The most channels, up to 8, that always come together: aligned groups of so many on the full side are listed whole,
+// in order and aligned, or not at all. Then channels_last moves whole vectors.
+inline int64_t channel_granule(const int32_t* index,  // [compact], on the host
+                               int64_t compact, int64_t full) {
+  const auto together = [&](int64_t j, int64_t granule) {
+    for (int64_t i = 0; i < granule; ++i)
+      if (index[j] < 0 ? index[j + i] >= 0 : index[j] % granule != 0 || index[j + i] != index[j] + i) return false;
+    return true;
+  };
+  int64_t granule = 8;
+  while (compact % granule || full % granule) granule /= 2;
+  for (int64_t j = 0; j < compact; j += granule)
+    while (!together(j, granule)) granule /= 2;
+  return granule;
+}
 
 cudaError_t launch_gather_channels(const void* full,      // [N, full, H, W]
                                    const int32_t* index,  // [compact], on the device
