@@ -1,0 +1,107 @@
+// What gather, scatter and join share: result[n, o] comes from channel map[o] of a source, or from nowhere. How blocks,
+// threads and vectors divide the result, for planes (NCHW) and for pixels (NHWC).
+#pragma once
+
+#include <algorithm>
+
+#include "cuda/kernels/ptx.cuh"
+
+namespace prunekernels {
+
+constexpr int kCopyThreads = 256;
+constexpr int kCopyInFlight = 4;       // vectors a thread asks for before it waits for the first
+constexpr int64_t kCopyBlocks = 2048;  // enough for any device: from here on blocks get longer instead
+constexpr int64_t kCopyRounds = 8;     // but not longer than this
+
+template <typename T, int kCount>
+struct alignas(sizeof(T) * kCount) Pack {
+  T at[kCount];
+};
+
+// n / by for n < 2^31 without a division.
+struct FastDivide {
+  uint32_t by, multiplier = 0, shift = 0;
+  explicit FastDivide(uint32_t divisor) : by(divisor) {
+    while ((uint64_t{1} << shift) < by) ++shift;
+    multiplier = static_cast<uint32_t>(((uint64_t{1} << 32) * ((uint64_t{1} << shift) - by)) / by + 1);
+  }
+  PK_HOST_DEVICE uint32_t operator()(uint32_t n) const {
+    return (static_cast<uint32_t>((static_cast<uint64_t>(n) * multiplier) >> 32) + n) >> shift;
+  }
+};
+
+// NCHW: the result is one row of vectors, plane after plane; each thread has kCopyInFlight of them, a block apart.
+struct PlaneSplit {
+  FastDivide plane, channels;  // vectors of a plane, planes of an image of the result
+  uint32_t vectors;            // in all
+  struct Place {
+    uint32_t image, channel, offset;
+  };
+  PK_DEVICE Place place(uint32_t vector) const {
+    const uint32_t p = plane(vector), image = channels(p);
+    return {image, p - image * channels.by, vector - p * plane.by};
+  }
+  PK_DEVICE uint32_t first() const { return blockIdx.x * (kCopyThreads * kCopyInFlight) + threadIdx.x; }
+  PK_DEVICE int64_t source(const Place& at, int32_t slot, uint32_t source_channels) const {
+    return (static_cast<int64_t>(at.image) * source_channels + slot) * plane.by + at.offset;
+  }
+};
+
+// visit(split, first image of it) over stretches of images short enough for 32-bit indices.
+template <typename Visit>
+cudaError_t each_plane_split(int64_t images, int64_t channels, int64_t plane_vectors, Visit visit) {
+  constexpr int64_t kMost = (int64_t{1} << 31) - kCopyThreads * kCopyInFlight;
+  const int64_t image_vectors = channels * plane_vectors;
+  if (image_vectors > kMost) return cudaErrorInvalidValue;
+  const int64_t stretch = std::min(images, kMost / image_vectors);
+  for (int64_t n = 0; n < images; n += stretch) {
+    const PlaneSplit split{FastDivide(static_cast<uint32_t>(plane_vectors)),
+                           FastDivide(static_cast<uint32_t>(channels)),
+                           static_cast<uint32_t>(std::min(stretch, images - n) * image_vectors)};
+    const cudaError_t status = visit(split, n);
+    if (status != cudaSuccess) return status;
+  }
+  return cudaSuccess;
+}
+inline LaunchShape plane_launch(const PlaneSplit& split) {
+  constexpr uint32_t kPerBlock = kCopyThreads * kCopyInFlight;
+  return {dim3((split.vectors + kPerBlock - 1) / kPerBlock), dim3(kCopyThreads), 0};
+}
+
+// NHWC: a thread keeps to one unit (a few neighbouring channels) of the result and walks down the pixels, so that it
+// looks up its channels once. A block is `rows` pixels x `units`, whole rows of threads; what is left over idles.
+struct PixelSplit {
+  int64_t pixels;  // in all
+  int32_t units;   // of a pixel of the result
+  int32_t block_units, rows, rounds;
+
+  PixelSplit(int64_t pixel_count, int64_t unit_count) : pixels(pixel_count), units(static_cast<int32_t>(unit_count)) {
+    const int64_t across = (unit_count + kCopyThreads - 1) / kCopyThreads;
+    block_units = static_cast<int32_t>((unit_count + across - 1) / across);
+    rows = kCopyThreads / block_units;
+    const int64_t steps = (pixels + rows * kCopyInFlight - 1) / (rows * kCopyInFlight);
+    rounds = static_cast<int32_t>(std::clamp<int64_t>(steps * across / kCopyBlocks, 1, kCopyRounds));
+  }
+  LaunchShape launch_shape() const {
+    const int64_t pixels_per_block = int64_t{rows} * kCopyInFlight * rounds;
+    return {dim3(static_cast<uint32_t>((pixels + pixels_per_block - 1) / pixels_per_block),
+                 static_cast<uint32_t>((units + block_units - 1) / block_units)),
+            dim3(kCopyThreads), 0};
+  }
+  bool too_large() const { return launch_shape().grid.y > 65535; }
+
+  // Of this thread; -1 if it idles.
+  PK_DEVICE int32_t unit() const {
+    const int32_t thread = static_cast<int32_t>(threadIdx.x);
+    const int32_t unit = static_cast<int32_t>(blockIdx.y) * block_units + thread % block_units;
+    return thread < rows * block_units && unit < units ? unit : -1;
+  }
+  PK_DEVICE int64_t first() const {
+    return static_cast<int64_t>(blockIdx.x) * rounds * rows * kCopyInFlight + threadIdx.x / block_units;
+  }
+};
+
+// Whether p is a multiple of so many bytes.
+inline bool aligned(const void* p, int64_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
+
+}  // namespace prunekernels
