@@ -8,14 +8,23 @@ namespace prunekernels {
 
 namespace simt {
 
-struct Rows {  // of ldmatrix: this lane's row address, its fragments
-  uint32_t address;
+struct Rows {  // of ldmatrix: the row that this lane names, its fragments
+  uint16_t row[8];
   uint32_t r[4];
 };
-void ldmatrix_x2(void* const* lanes, uint32_t);
-void ldmatrix_x4(void* const* lanes, uint32_t);
-void ldmatrix_x2_trans(void* const* lanes, uint32_t);
-void ldmatrix_x4_trans(void* const* lanes, uint32_t);
+template <int kMatrices, bool kTransposed>
+void resolve_ldmatrix(void* const* lanes, uint32_t) {
+  for (int lane = 0; lane < 32; ++lane)
+    for (int m = 0; m < kMatrices; ++m) {
+      uint32_t pair[2];
+      for (int i = 0; i < 2; ++i) {
+        const int row = kTransposed ? 2 * (lane % 4) + i : lane / 4;
+        const int column = kTransposed ? lane / 4 : 2 * (lane % 4) + i;
+        pair[i] = static_cast<const Rows*>(lanes[8 * m + row])->row[column];
+      }
+      static_cast<Rows*>(lanes[lane])->r[m] = pair[0] | pair[1] << 16;
+    }
+}
 
 struct Fragments {  // of mma
   float* d;
@@ -26,11 +35,12 @@ void mma_m16n8k16_bf16(void* const* lanes, uint32_t);
 void mma_m16n8k16_f16(void* const* lanes, uint32_t);
 void mma_m16n8k8_tf32(void* const* lanes, uint32_t);
 
-template <int kCount>
-void ldmatrix(const char* name, void (*resolve)(void* const*, uint32_t), uint32_t (&r)[kCount], uint32_t address) {
-  Rows rows{address, {}};
-  meet({name, resolve, true}, 0xffffffff, &rows);
-  for (int i = 0; i < kCount; ++i) r[i] = rows.r[i];
+template <int kMatrices, bool kTransposed>
+void ldmatrix(const char* name, uint32_t (&r)[kMatrices], uint32_t address) {
+  Rows mine{};
+  if (lane() < 8 * kMatrices) load_shared(address, mine.row, 16, 16);
+  meet({name, resolve_ldmatrix<kMatrices, kTransposed>, true}, 0xffffffff, &mine);
+  for (int i = 0; i < kMatrices; ++i) r[i] = mine.r[i];
 }
 
 inline void mma(const char* name, void (*resolve)(void* const*, uint32_t), float (&d)[4], const uint32_t (&a)[4],
@@ -52,17 +62,13 @@ void cp_async_wait() {
   simt::wait_for_copies(kPending);
 }
 
-inline void ldmatrix_x2(uint32_t (&r)[2], SharedAddress row) {
-  simt::ldmatrix("ldmatrix.x2", simt::ldmatrix_x2, r, row);
-}
-inline void ldmatrix_x4(uint32_t (&r)[4], SharedAddress row) {
-  simt::ldmatrix("ldmatrix.x4", simt::ldmatrix_x4, r, row);
-}
+inline void ldmatrix_x2(uint32_t (&r)[2], SharedAddress row) { simt::ldmatrix<2, false>("ldmatrix.x2", r, row); }
+inline void ldmatrix_x4(uint32_t (&r)[4], SharedAddress row) { simt::ldmatrix<4, false>("ldmatrix.x4", r, row); }
 inline void ldmatrix_x2_trans(uint32_t (&r)[2], SharedAddress row) {
-  simt::ldmatrix("ldmatrix.x2.trans", simt::ldmatrix_x2_trans, r, row);
+  simt::ldmatrix<2, true>("ldmatrix.x2.trans", r, row);
 }
 inline void ldmatrix_x4_trans(uint32_t (&r)[4], SharedAddress row) {
-  simt::ldmatrix("ldmatrix.x4.trans", simt::ldmatrix_x4_trans, r, row);
+  simt::ldmatrix<4, true>("ldmatrix.x4.trans", r, row);
 }
 
 inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], BFloat16) {

@@ -45,7 +45,7 @@ void guarded_run(void (*body)(), void (*told)(const char*)) {
   stack_t own_signal_stack;
   sigaltstack(nullptr, &own_signal_stack);
   lend_signal_stack();
-  struct sigaction ours {};
+  struct sigaction ours{};
   ours.sa_sigaction = on_fault;
   ours.sa_flags = SA_SIGINFO | SA_ONSTACK;
   sigaction(SIGSEGV, &ours, &before);

@@ -1,5 +1,6 @@
 #include "cuda/emulator/shared_memory.h"
 
+#include <cstdio>
 #include <cstring>
 #include <vector>
 

@@ -166,7 +166,8 @@ cudaError_t run(dim3 grid, dim3 block_shape, size_t shared_bytes, const std::fun
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
   if (grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535) return refuse("grid larger than 2^31 - 1, 65535, 65535");
   const uint64_t count = static_cast<uint64_t>(block_shape.x) * block_shape.y * block_shape.z;
-  if (count == 0 || count > kMaxThreads || block_shape.z > 64) return refuse("block of no or more than 1024 threads, or z > 64");
+  if (count == 0 || count > kMaxThreads || block_shape.z > 64)
+    return refuse("block of no or more than 1024 threads, or z > 64");
   if (shared_bytes > kMaxSharedBytes) return refuse("more than 227 KB of shared memory");
 
   gridDim = grid, blockDim = block_shape;

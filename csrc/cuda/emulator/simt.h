@@ -100,8 +100,7 @@ T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32) {
 template <typename T>
 T __shfl_down_sync(unsigned mask, T value, unsigned distance, int width = 32) {
   const int lane = prunekernels::simt::lane(), source = lane + static_cast<int>(distance);
-  return prunekernels::simt::shuffle("__shfl_down_sync", mask, value,
-                                     source < (lane & -width) + width ? source : lane);
+  return prunekernels::simt::shuffle("__shfl_down_sync", mask, value, source < (lane & -width) + width ? source : lane);
 }
 template <typename T>
 T __shfl_up_sync(unsigned mask, T value, unsigned distance, int width = 32) {

@@ -1,0 +1,51 @@
+"""python -m emulated FAMILY [part of a test id] [--sanitized]: the family's cases, in a process without torch."""
+
+import importlib
+import os
+import subprocess
+import sys
+
+from . import build
+
+
+def _again_under_asan(arguments: list[str]) -> int:
+    libraries = [
+        subprocess.run([build.CXX, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    environment = os.environ | {
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+    return subprocess.run([sys.executable, "-m", "emulated", *arguments], env=environment).returncode
+
+
+def main(arguments: list[str]) -> int:
+    sanitized = "--sanitized" in arguments
+    family, *parts = [a for a in arguments if not a.startswith("-")]
+    if sanitized and "LD_PRELOAD" not in os.environ:
+        path = build.build([family], sanitized)[family]
+        if isinstance(path, build.Broken):
+            print(path)
+            return 1
+        return _again_under_asan(arguments)
+    library = build.load(family, sanitized)
+    module = importlib.import_module(f"emulated.{family}")
+    failures = 0
+    for row, cases in module.CASES.items():
+        for case in cases:
+            told = f"{row}-{case}"
+            if parts and not all(part in told for part in parts):
+                continue
+            print(told, flush=True)
+            try:
+                case.run(library)
+            except AssertionError as error:
+                failures += 1
+                print(f"FAILED {told}: {error}", flush=True)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

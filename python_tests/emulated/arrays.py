@@ -1,0 +1,178 @@
+"""Arrays for kernels: in memory that shows every step outside, as bf16 and f16, and what convolutions should give."""
+
+import ctypes
+import mmap
+import weakref
+
+import numpy as np
+
+PAGE = mmap.PAGESIZE
+SLACK = 0xA5  # what lies between an array and its pages' ends
+_libc = ctypes.CDLL(None, use_errno=True)
+_asan = hasattr(_libc, "__asan_poison_memory_region")
+_regions: "weakref.WeakValueDictionary[int, mmap.mmap]" = weakref.WeakValueDictionary()
+
+
+def guarded(values, dtype=None) -> np.ndarray:
+    """A copy between two pages that nobody may touch: it ends at the second, but for the up to 15 bytes that keep its
+    start a multiple of 16. The rest of its pages is poisoned under AddressSanitizer, and compared after each call."""
+    values = np.asarray(values, dtype)
+    room = -(-values.nbytes // 16) * 16
+    pages = max(-(-room // PAGE), 1)
+    region = mmap.mmap(-1, (pages + 2) * PAGE)
+    memory = np.frombuffer(region, np.uint8)
+    start = memory.ctypes.data
+    for page in (0, pages + 1):
+        assert _libc.mprotect(ctypes.c_void_p(start + page * PAGE), ctypes.c_size_t(PAGE), 0) == 0
+    first = (pages + 1) * PAGE - room
+    end = first + values.nbytes
+    slack = [(PAGE, first), (end, (pages + 1) * PAGE)]
+    for a, b in slack:
+        memory[a:b] = SLACK
+    array = np.frombuffer(region, values.dtype, values.size, first).reshape(values.shape)
+    array[...] = values
+    if _asan:
+        for a, b in slack:
+            _libc.__asan_poison_memory_region(ctypes.c_void_p(start + a), ctypes.c_size_t(b - a))
+        whole = ctypes.c_void_p(start), ctypes.c_size_t(len(region))
+        weakref.finalize(region, _libc.__asan_unpoison_memory_region, *whole)
+    _regions[start + first] = region
+    return array
+
+
+def check_surroundings(name: str, array: np.ndarray) -> None:
+    """Of a guarded array: that nobody wrote beside it."""
+    region = _regions.get(array.ctypes.data)
+    if region is None or _asan:
+        return
+    memory = np.frombuffer(region, np.uint8)
+    first = array.ctypes.data - memory.ctypes.data
+    end = first + array.nbytes
+    before, behind = memory[PAGE:first], memory[end : -(-end // PAGE) * PAGE if array.nbytes else len(memory) - PAGE]
+    assert (before == SLACK).all(), f"{name}: writes before the first element of an array {array.shape}"
+    assert (behind == SLACK).all(), f"{name}: writes behind the last element of an array {array.shape}"
+
+
+# ---- elements: f32 is float32; bf16 and f16 are held as their bits ----
+
+STORAGE = {"f32": np.float32, "tf32": np.float32, "bf16": np.uint16, "f16": np.uint16}
+
+
+def narrow(values, element: str) -> np.ndarray:
+    """Rounded to the nearest (ties to even), guarded."""
+    values = np.asarray(values, np.float32)
+    if element == "bf16":
+        bits = values.view(np.uint32)
+        rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+        return guarded(np.where(np.isnan(values), 0x7FFF, rounded), np.uint16)
+    if element == "f16":
+        with np.errstate(over="ignore"):
+            return guarded(np.where(np.isnan(values), np.uint16(0x7FFF), values.astype(np.float16).view(np.uint16)))
+    return guarded(values)
+
+
+def widen(stored: np.ndarray, element: str) -> np.ndarray:
+    if element == "bf16":
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    if element == "f16":
+        return stored.view(np.float16).astype(np.float32)
+    return np.array(stored, np.float32)
+
+
+def round_to_tf32(values) -> np.ndarray:
+    """To 10 bits of mantissa, ties away from zero."""
+    bits = np.asarray(values, np.float32).view(np.uint32)
+    return ((bits + 0x1000) & 0xFFFFE000).astype(np.uint32).view(np.float32)
+
+
+def poison(shape, element="f32") -> np.ndarray:
+    """For results: NaN; of an integer dtype in place of an element, bytes 0x7f."""
+    if element in STORAGE:
+        return narrow(np.full(shape, np.nan, np.float32), element)
+    return guarded(
+        np.full(np.prod(shape, dtype=int) * np.dtype(element).itemsize, 0x7F, np.uint8).view(element)
+    ).reshape(shape)
+
+
+def integers(rng: np.random.Generator, shape, most: int = 4) -> np.ndarray:
+    """float32 integers in [-most, most]: sums of their products are exact."""
+    return rng.integers(-most, most + 1, shape).astype(np.float32)
+
+
+# ---- convolutions, in double ----
+
+
+def nhwc(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
+def nchw(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+
+
+def _pair(value) -> tuple[int, int]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+
+
+def out_size(x_shape, w_shape, stride=1, padding=0, dilation=1) -> tuple[int, int]:
+    """(P, Q)"""
+    axes = zip(x_shape[2:], w_shape[2:], _pair(stride), _pair(padding), _pair(dilation), strict=True)
+    return tuple(max(0, (size + 2 * p - d * (k - 1) - 1) // s + 1) for size, k, s, p, d in axes)
+
+
+def _taps(x, w_shape, stride, padding, dilation):
+    """For each tap (r, s): the view of padded x [N, G, C / G, P, Q] that it meets."""
+    (sh, sw), (ph, pw), (dh, dw) = _pair(stride), _pair(padding), _pair(dilation)
+    P, Q = out_size((*x.shape[:2], x.shape[2] - 2 * ph, x.shape[3] - 2 * pw), w_shape, stride, padding, dilation)
+    N, C = x.shape[:2]
+    groups = C // w_shape[1]
+    for r in range(w_shape[2]):
+        for s in range(w_shape[3]):
+            view = x[:, :, r * dh : r * dh + (P - 1) * sh + 1 : sh, s * dw : s * dw + (Q - 1) * sw + 1 : sw]
+            yield r, s, view[:, :, :P, :Q].reshape(N, groups, C // groups, P, Q) if P and Q else None
+
+
+def _padded(x, padding):
+    (ph, pw) = _pair(padding)
+    return np.pad(np.asarray(x, np.float64), ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+
+
+def conv2d(x, w, stride=1, padding=0, dilation=1) -> np.ndarray:
+    """x [N, C, H, W], w [K, C / G, R, S] -> [N, K, P, Q]; G by the shapes"""
+    N, C, K = x.shape[0], x.shape[1], w.shape[0]
+    P, Q = out_size(x.shape, w.shape, stride, padding, dilation)
+    groups = C // w.shape[1]
+    y = np.zeros((N, groups, K // groups, P, Q))
+    split = np.asarray(w, np.float64).reshape(groups, K // groups, *w.shape[1:])
+    for r, s, view in _taps(_padded(x, padding), w.shape, stride, padding, dilation):
+        if view is not None:
+            y += np.einsum("ngcpq,gkc->ngkpq", view, split[..., r, s], optimize=True)
+    return y.reshape(N, K, P, Q)
+
+
+def conv2d_grad_weight(grad, x, w_shape, stride=1, padding=0, dilation=1) -> np.ndarray:
+    """grad [N, K, P, Q], x [N, C, H, W] -> [K, C / G, R, S]"""
+    K = w_shape[0]
+    groups = x.shape[1] // w_shape[1]
+    split = np.asarray(grad, np.float64).reshape(grad.shape[0], groups, K // groups, *grad.shape[2:])
+    grad_w = np.zeros((groups, K // groups, *w_shape[1:]))
+    for r, s, view in _taps(_padded(x, padding), w_shape, stride, padding, dilation):
+        if view is not None:
+            grad_w[..., r, s] = np.einsum("ngcpq,ngkpq->gkc", view, split, optimize=True)
+    return grad_w.reshape(w_shape)
+
+
+def conv2d_grad_input(grad, w, x_shape, stride=1, padding=0, dilation=1) -> np.ndarray:
+    """grad [N, K, P, Q], w [K, C / G, R, S] -> [N, C, H, W]"""
+    (sh, sw), (ph, pw), (dh, dw) = _pair(stride), _pair(padding), _pair(dilation)
+    N, C, H, W = x_shape
+    K, (P, Q) = w.shape[0], grad.shape[2:]
+    groups = C // w.shape[1]
+    split = np.asarray(grad, np.float64).reshape(N, groups, K // groups, P, Q)
+    taps = np.asarray(w, np.float64).reshape(groups, K // groups, *w.shape[1:])
+    padded = np.zeros((N, C, H + 2 * ph, W + 2 * pw))
+    for r in range(w.shape[2]) if P and Q else ():
+        for s in range(w.shape[3]):
+            part = np.einsum("ngkpq,gkc->ngcpq", split, taps[..., r, s], optimize=True).reshape(N, C, P, Q)
+            padded[:, :, r * dh : r * dh + P * sh : sh, s * dw : s * dw + Q * sw : sw][:, :, :P, :Q] += part
+    return padded[:, :, ph : ph + H, pw : pw + W]

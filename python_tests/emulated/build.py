@@ -1,0 +1,169 @@
+"""Compiles a family's kernels, its exports and the emulator with the host's compiler, and calls them.
+
+A family's library holds csrc/cuda/emulator/exports_FAMILY.cpp, planted_FAMILY.cu where there is one, and every
+kernels/NAME.cu whose NAME.h is reached from there: a family that does not compile fails alone.
+"""
+
+import ctypes
+import fcntl
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+
+from . import arrays
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CSRC = ROOT / "csrc"
+EMULATOR = CSRC / "cuda" / "emulator"
+CXX = os.environ.get("CXX", "g++")
+FLAGS = f"-std=c++17 -g1 -fPIC -DPK_EMULATED -I{CSRC} -Wall -Wno-unknown-pragmas -ffp-contract=off"
+SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
+
+
+def machine_sources() -> list[pathlib.Path]:
+    own = sorted(p for p in EMULATOR.glob("*.cpp") if not p.name.startswith("exports_"))
+    return [*own, CSRC / "core" / "mask_table.cpp"]
+
+
+def family_sources(family: str) -> list[pathlib.Path]:
+    left = [EMULATOR / f"exports_{family}.cpp", *EMULATOR.glob(f"planted_{family}.cu")]
+    seen = set(left)
+    while left:
+        for name in re.findall(r'^#include "(cuda/kernels/[^"]+)"', left.pop().read_text(), re.MULTILINE):
+            header = CSRC / name
+            found = [p for p in (header, header.with_suffix(".cu")) if p.exists() and p not in seen]
+            seen.update(found)
+            left += found
+    return sorted(p for p in seen if p.suffix in (".cu", ".cpp"))
+
+
+def _ninja_file(families: list[str], sanitized: bool) -> str:
+    sanitizers = SANITIZERS if sanitized else ""
+    lines = [
+        "rule compile",
+        f"  command = {CXX} {FLAGS} {sanitizers} $level -MD -MF $out.d -x c++ -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = {CXX} -shared {sanitizers} $in -o $out $libraries",
+    ]
+    compiled = set()
+
+    def objects(sources: list[pathlib.Path], level: str) -> str:
+        names = []
+        for source in sources:
+            names.append(str(source.relative_to(CSRC)).replace("/", "-") + ".o")
+            if source not in compiled:
+                compiled.add(source)
+                lines.extend([f"build {names[-1]}: compile {source}", f"  level = {level}"])
+        return " ".join(names)
+
+    lines += [f"build libmachine.so: link {objects(machine_sources(), '-O2')}"]
+    for family in families:
+        lines += [
+            f"build lib{family}.so: link {objects(family_sources(family), '-O1')} | libmachine.so",
+            "  libraries = -L. -lmachine -Wl,-rpath,'$$ORIGIN' -Wl,-z,defs",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _ninja(folder: pathlib.Path, *arguments: str) -> str:
+    """What it says where it fails, else nothing."""
+    beside = pathlib.Path(sys.executable).with_name("ninja")
+    command = [str(beside) if beside.exists() else shutil.which("ninja") or "ninja", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout + done.stderr if done.returncode else ""
+
+
+class Broken(Exception):
+    """The compiler's words."""
+
+
+def build(families: list[str], sanitized: bool = False) -> dict[str, pathlib.Path | Broken]:
+    """Brings the families' libraries up to date: of each its path, or why it does not compile."""
+    folder = ROOT / "build" / ("emulated_sanitized" if sanitized else "emulated")
+    folder.mkdir(parents=True, exist_ok=True)
+    libraries: dict[str, pathlib.Path | Broken] = {f: folder / f"lib{f}.so" for f in families}
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        plan, text = folder / "build.ninja", _ninja_file(families, sanitized)
+        if not plan.exists() or plan.read_text() != text:
+            plan.write_text(text)
+        if _ninja(folder, "-k0"):
+            for family in families:
+                if why := _ninja(folder, f"lib{family}.so"):
+                    libraries[family] = Broken(why)
+    return libraries
+
+
+_C_TYPES = {"float": ctypes.c_float, "double": ctypes.c_double, "int64_t": ctypes.c_int64, "bool": ctypes.c_bool}
+
+
+def _prototypes(family: str) -> dict[str, list]:
+    """The argument types of the `int pk_...(...)` that an exports file spells out."""
+    text = re.sub(r"//.*", "", (EMULATOR / f"exports_{family}.cpp").read_text())
+    found = {}
+    for name, arguments in re.findall(r"\bint (pk_\w+)\(([^(){};]*)\)\s*\{", text):
+        types = []
+        for argument in filter(None, map(str.strip, arguments.split(","))):
+            words = argument.replace("const ", "").split()
+            types.append(ctypes.c_void_p if "*" in argument else _C_TYPES.get(words[0], ctypes.c_int))
+        found[name] = types
+    return found
+
+
+class Library:
+    """call("pk_name", ...): numbers, numpy arrays (C-contiguous: their address) and None (a null pointer)."""
+
+    def __init__(self, path: pathlib.Path):
+        self._library = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
+        self._types = _prototypes(path.stem.removeprefix("lib"))
+        machine = ctypes.CDLL(str(path.with_name("libmachine.so")))
+        self._report = machine.pk_report
+        self._report.restype = ctypes.c_char_p
+
+    def call(self, name: str, *arguments) -> None:
+        """Fails with the emulator's report where the function returns anything but cudaSuccess."""
+        status, report = self.status(name, *arguments)
+        assert status == 0, f"{name} returned cudaError_t {status}: {report or 'no report'}"
+
+    def status(self, name: str, *arguments) -> tuple[int, str]:
+        function = self._library[name]
+        types = self._types.get(name, [None] * len(arguments))
+        assert len(types) == len(arguments), f"{name} takes {len(types)} arguments, got {len(arguments)}"
+        status = function(*(_convert(name, a, t) for a, t in zip(arguments, types, strict=True)))
+        for array in arguments:
+            if isinstance(array, np.ndarray):
+                arrays.check_surroundings(name, array)
+        return status, self._report().decode()
+
+
+def _convert(name: str, value, c_type):
+    if value is None:
+        return ctypes.c_void_p()
+    if isinstance(value, np.ndarray):
+        assert value.flags.c_contiguous, f"{name}: an array is not contiguous"
+        assert c_type in (None, ctypes.c_void_p), f"{name}: an array where a number belongs"
+        return ctypes.c_void_p(value.ctypes.data)
+    assert c_type is not ctypes.c_void_p, f"{name}: {value!r} where an array belongs"
+    if c_type is None:
+        c_type = ctypes.c_float if isinstance(value, (float, np.floating)) else ctypes.c_int64
+    return c_type(value)
+
+
+_loaded: dict[tuple[str, bool], Library] = {}
+
+
+def load(family: str, sanitized: bool = False) -> Library:
+    """The family's library, built where it is not up to date. Raises Broken."""
+    if (family, sanitized) not in _loaded:
+        path = build([family], sanitized)[family]
+        if isinstance(path, Broken):
+            raise path
+        _loaded[family, sanitized] = Library(path)
+    return _loaded[family, sanitized]
