@@ -1,4 +1,4 @@
-"""Every CUDA kernel of the kernel table under the emulator, against numpy; its families are in python_tests/emulated."""
+"""Every CUDA kernel of the kernel table, under the emulator against numpy; python_tests/emulated has the cases."""
 
 import importlib
 import pathlib

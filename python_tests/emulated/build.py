@@ -1,7 +1,7 @@
 """Compiles a family's kernels, its exports and the emulator with the host's compiler, and calls them.
 
-A family's library holds csrc/cuda/emulator/exports_FAMILY.cpp, planted_FAMILY.cu where there is one, and every
-kernels/NAME.cu whose NAME.h is reached from there: a family that does not compile fails alone.
+A family's library holds csrc/cuda/emulator/exports_FAMILY.cpp, planted_FAMILY.cu where there is one, and every kernel
+file that includes a launchers' header which these include: a family that does not compile fails alone.
 """
 
 import ctypes
@@ -27,19 +27,21 @@ SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
 
 def machine_sources() -> list[pathlib.Path]:
     own = sorted(p for p in EMULATOR.glob("*.cpp") if not p.name.startswith("exports_"))
-    return [*own, CSRC / "core" / "mask_table.cpp"]
+    return own + sorted((CSRC / "core").glob("*.cpp"))
+
+
+def _includes(source: pathlib.Path) -> set[str]:
+    """The launchers' headers that it names."""
+    return set(re.findall(r'^#include "cuda/kernels/(\w+\.h)"', source.read_text(), re.MULTILINE)) - {"stream.h"}
 
 
 def family_sources(family: str) -> list[pathlib.Path]:
-    left = [EMULATOR / f"exports_{family}.cpp", *EMULATOR.glob(f"planted_{family}.cu")]
-    seen = set(left)
-    while left:
-        for name in re.findall(r'^#include "(cuda/kernels/[^"]+)"', left.pop().read_text(), re.MULTILINE):
-            header = CSRC / name
-            found = [p for p in (header, header.with_suffix(".cu")) if p.exists() and p not in seen]
-            seen.update(found)
-            left += found
-    return sorted(p for p in seen if p.suffix in (".cu", ".cpp"))
+    kernels = {p: _includes(p) for p in (CSRC / "cuda" / "kernels").glob("*.cu")}
+    found = [EMULATOR / f"exports_{family}.cpp", *EMULATOR.glob(f"planted_{family}.cu")]
+    for source in found:  # grows meanwhile
+        named = _includes(source)
+        found += [p for p, headers in sorted(kernels.items()) if headers & named and p not in found]
+    return found
 
 
 def _ninja_file(families: list[str], sanitized: bool) -> str:
