@@ -10,8 +10,8 @@ namespace prunekernels {
 
 constexpr int kCopyThreads = 256;
 constexpr int kCopyInFlight = 4;       // vectors a thread asks for before it waits for the first
-constexpr int64_t kCopyBlocks = 2048;  // enough for any device: from here on blocks get longer instead
-constexpr int64_t kCopyRounds = 8;     // but not longer than this
+constexpr int64_t kCopyBlocks = 1024;  // about as many as a large device holds: beyond, blocks get longer
+constexpr int64_t kCopyRounds = 8;     // up to so much
 
 template <typename T, int kCount>
 struct alignas(sizeof(T) * kCount) Pack {
