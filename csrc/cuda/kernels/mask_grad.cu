@@ -1,5 +1,4 @@
 #include "cuda/kernels/mask_grad.h"
-
 #include "cuda/kernels/row_pass.cuh"
 
 namespace prunekernels {
@@ -52,15 +51,15 @@ PK_DEVICE void mask_row(const MaskGradLayer& layer, const RowTeam& team, float (
   constexpr int kSpan = kSpanOf<T>;
   const int elements = layer.mask.channels * layer.mask.taps;
   const int64_t offset = team.row * elements;
-  T* grad = static_cast<T*>(layer.grad) + offset;                                            // [D]
+  T* grad = static_cast<T*>(layer.grad) + offset;                                                // [D]
   const T* weight = layer.product_sum ? static_cast<const T*>(layer.weight) + offset : nullptr;  // [D]
-  float* accumulated = layer.accumulated ? layer.accumulated + offset : nullptr;             // [D]
+  float* accumulated = layer.accumulated ? layer.accumulated + offset : nullptr;                 // [D]
   const float scale = layer.grad_scale ? layer.grad_scale[team.row] : 1.0f;
   const bool row_lives = scale != 0.0f && filter_lives(layer.mask, team.row);
   const bool reads = scale != 1.0f || accumulated || weight || layer.abs_sum || layer.square_sum;
   const int phase = row_phase<kSpan>(grad);
-  const bool aligned = (!weight || row_phase<kSpan>(weight) == phase) &&
-                       (!accumulated || row_phase<kSpan>(accumulated) == phase);
+  const bool aligned =
+      (!weight || row_phase<kSpan>(weight) == phase) && (!accumulated || row_phase<kSpan>(accumulated) == phase);
 
   for (int index = team.lane; index < Span<kSpan>::count(phase, elements); index += team.lanes()) {
     const Span<kSpan> span(index, phase, elements);
@@ -88,10 +87,10 @@ PK_DEVICE void mask_row(const MaskGradLayer& layer, const RowTeam& team, float (
     }
     if (accumulated) {
       float sum[kSpan];
-      load_span(sum, accumulated, span, live, whole);
+      load_span(sum, accumulated, span, span.inside, whole);
 #pragma unroll
       for (int i = 0; i < kSpan; ++i) sum[i] += g[i];
-      store_span(sum, accumulated, span, live, whole);
+      store_span(sum, accumulated, span, span.inside, whole);
     }
   }
 }
@@ -152,9 +151,7 @@ __global__ void __launch_bounds__(kRowThreads) filter_norms_kernel(const Batch<N
 
 struct KernelNormWork {
   NormLayer layer;
-  int64_t blocks() const {
-    return row_blocks(static_cast<int64_t>(layer.mask.filters) * layer.mask.channels, 0);
-  }
+  int64_t blocks() const { return row_blocks(static_cast<int64_t>(layer.mask.filters) * layer.mask.channels, 0); }
 };
 
 // The same of each kernel: [K, channels]. A thread owns a kernel; neighbours read neighbours, in either layout.
