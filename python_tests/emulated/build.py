@@ -1,7 +1,7 @@
 """Compiles a family's kernels, its exports and the emulator with the host's compiler, and calls them.
 
-A family's library holds csrc/cuda/emulator/exports_FAMILY.cpp, planted_FAMILY.cu where there is one, and every kernel
-file that includes a launchers' header which these include: a family that does not compile fails alone.
+A family's library holds csrc/cuda/emulator/exports_FAMILY.cpp and every kernel file that includes a launchers' header
+which that includes: a family that does not compile fails alone.
 """
 
 import ctypes
@@ -30,6 +30,10 @@ def machine_sources() -> list[pathlib.Path]:
     return own + sorted((CSRC / "core").glob("*.cpp"))
 
 
+def _own_sources(family: str) -> list[pathlib.Path]:
+    return [EMULATOR / f"exports_{family}.cpp", *(EMULATOR.glob("planted_*.cu") if family == "emulator" else ())]
+
+
 def _includes(source: pathlib.Path) -> set[str]:
     """The launchers' headers that it names."""
     return set(re.findall(r'^#include "cuda/kernels/(\w+\.h)"', source.read_text(), re.MULTILINE)) - {"stream.h"}
@@ -37,7 +41,7 @@ def _includes(source: pathlib.Path) -> set[str]:
 
 def family_sources(family: str) -> list[pathlib.Path]:
     kernels = {p: _includes(p) for p in (CSRC / "cuda" / "kernels").glob("*.cu")}
-    found = [EMULATOR / f"exports_{family}.cpp", *EMULATOR.glob(f"planted_{family}.cu")]
+    found = _own_sources(family)
     for source in found:  # grows meanwhile
         named = _includes(source)
         found += [p for p, headers in sorted(kernels.items()) if headers & named and p not in found]
@@ -107,15 +111,15 @@ _C_TYPES = {"float": ctypes.c_float, "double": ctypes.c_double, "int64_t": ctype
 
 
 def _prototypes(family: str) -> dict[str, list]:
-    """The argument types of the `int pk_...(...)` that an exports file spells out."""
-    text = re.sub(r"//.*", "", (EMULATOR / f"exports_{family}.cpp").read_text())
+    """The argument types of each `int pk_...(...)` that the family spells out."""
     found = {}
-    for name, arguments in re.findall(r"\bint (pk_\w+)\(([^(){};]*)\)\s*\{", text):
-        types = []
-        for argument in filter(None, map(str.strip, arguments.split(","))):
-            words = argument.replace("const ", "").split()
-            types.append(ctypes.c_void_p if "*" in argument else _C_TYPES.get(words[0], ctypes.c_int))
-        found[name] = types
+    for source in _own_sources(family):
+        text = re.sub(r"//.*", "", source.read_text())
+        for name, arguments in re.findall(r"\bint (pk_\w+)\(([^(){};]*)\)\s*\{", text):
+            found[name] = [
+                ctypes.c_void_p if "*" in a else _C_TYPES.get(a.replace("const ", "").split()[0], ctypes.c_int)
+                for a in filter(None, map(str.strip, arguments.split(",")))
+            ]
     return found
 
 
@@ -126,23 +130,41 @@ class Library:
         self._library = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
         self._types = _prototypes(path.stem.removeprefix("lib"))
         machine = ctypes.CDLL(str(path.with_name("libmachine.so")))
-        self._report = machine.pk_report
-        self._report.restype = ctypes.c_char_p
+        self._take_report = machine.pk_take_report
+        self._take_report.restype = ctypes.c_char_p
 
     def call(self, name: str, *arguments) -> None:
-        """Fails with the emulator's report where the function returns anything but cudaSuccess."""
+        """Fails with the emulator's report where there is one, or the function returns anything but cudaSuccess."""
         status, report = self.status(name, *arguments)
-        assert status == 0, f"{name} returned cudaError_t {status}: {report or 'no report'}"
+        assert status == 0 and not report, f"{name} returned cudaError_t {status}: {report or 'no report'}"
 
     def status(self, name: str, *arguments) -> tuple[int, str]:
         function = self._library[name]
         types = self._types.get(name, [None] * len(arguments))
         assert len(types) == len(arguments), f"{name} takes {len(types)} arguments, got {len(arguments)}"
         status = function(*(_convert(name, a, t) for a, t in zip(arguments, types, strict=True)))
+        report = _with_lines(self._take_report().decode())
         for array in arguments:
             if isinstance(array, np.ndarray):
                 arrays.check_surroundings(name, array)
-        return status, self._report().decode()
+        return status, report
+
+
+_NOT_TOLD = {"launch.cuh", "shared_memory.h", "simt.h", "ptx_host.h"}
+
+
+def _with_lines(report: str) -> str:
+    """Its places in libraries as lines of kernels, where addr2line can be had."""
+
+    def lines(place: re.Match) -> str:
+        command = ["addr2line", "-i", "-e", place[1], place[2]]
+        found = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+        paths = [pathlib.Path(line.split(" ")[0]) for line in found if line.startswith(f"{CSRC}/")]
+        return "".join(f"\n  at {p.relative_to(CSRC)}" for p in paths if p.name.split(":")[0] not in _NOT_TOLD)
+
+    if not shutil.which("addr2line"):
+        return report
+    return re.sub(r"\n  at (\S+)\+(0x[0-9a-f]+)", lines, report)
 
 
 def _convert(name: str, value, c_type):

@@ -1,4 +1,4 @@
-// What the tests call beside kernels: the text of a report, and tables of masks built by the core.
+// What the tests call beside kernels: the report, and tables of masks built by the core.
 #include "core/mask_table.h"
 #include "cuda/emulator/simt.h"
 
@@ -6,14 +6,13 @@ using namespace prunekernels;
 
 extern "C" {
 
-const char* pk_report() { return simt::report(); }
+const char* pk_take_report() { return simt::take_report(); }
 
-int pk_build_mask_table(const bool* filter,  // [K]
-                        const bool* kernel,  // [K, C / G]
-                        const bool* input,   // [C]
-                        int64_t K, int64_t C, int64_t G,
-                        int32_t* table) {  // [mask_table_words(K, C, G)]
+void pk_build_mask_table(const bool* filter,  // [K]
+                         const bool* kernel,  // [K, C / G]
+                         const bool* input,   // [C]
+                         int64_t K, int64_t C, int64_t G,
+                         int32_t* table) {  // [mask_table_words(K, C, G)]
   build_mask_table(filter, kernel, input, K, C, G, table);
-  return 0;
 }
 }

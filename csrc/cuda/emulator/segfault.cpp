@@ -18,7 +18,7 @@ namespace {
 
 thread_local bool guarding = false;
 sigjmp_buf back;
-void* faulting_address;
+void (*tell)(const char*);
 struct sigaction before;
 
 void on_fault(int signal, siginfo_t* info, void*) {
@@ -26,7 +26,12 @@ void on_fault(int signal, siginfo_t* info, void*) {
     sigaction(signal, &before, nullptr);
     return;
   }
-  faulting_address = info->si_code > 0 && info->si_code != SI_KERNEL ? info->si_addr : nullptr;
+  char what[96] = "overflows its stack";
+  if (info->si_code != SEGV_MAPERR && info->si_code != SEGV_ACCERR)
+    std::snprintf(what, sizeof(what), "touches memory through a wild or misaligned pointer");
+  else if (!is_stack_end(info->si_addr))
+    std::snprintf(what, sizeof(what), "touches memory at %p, outside of every array", info->si_addr);
+  tell(what);
   siglongjmp(back, 1);
 }
 
@@ -50,17 +55,8 @@ void guarded_run(void (*body)(), void (*told)(const char*)) {
   ours.sa_flags = SA_SIGINFO | SA_ONSTACK;
   sigaction(SIGSEGV, &ours, &before);
   guarding = true;
-  if (sigsetjmp(back, 1) == 0) {
-    body();
-  } else if (faulting_address == nullptr) {
-    told("touches memory through a null, wild or misaligned pointer");
-  } else if (is_stack_end(faulting_address)) {
-    told("overflows its stack");
-  } else {
-    char what[96];
-    std::snprintf(what, sizeof(what), "touches memory at %p, outside of every array", faulting_address);
-    told(what);
-  }
+  tell = told;
+  if (sigsetjmp(back, 1) == 0) body();
   guarding = false;
   sigaction(SIGSEGV, &before, nullptr);
   sigaltstack(&own_signal_stack, nullptr);

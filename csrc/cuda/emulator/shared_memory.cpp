@@ -32,7 +32,8 @@ struct Name {  // of a thread, in a report
 };
 
 [[noreturn]] void race(const char* does, const char* other_did, int other, uint32_t address) {
-  fail("race: %s shared byte %u, which %s %s with no barrier in between", does, address, Name(other).text, other_did);
+  fail("race: %s shared byte %u, which %s %s with no barrier (in a warp: __syncwarp) in between", does, address,
+       Name(other).text, other_did);
 }
 
 void check_place(const char* does, uint32_t address, uint32_t bytes, uint32_t alignment) {

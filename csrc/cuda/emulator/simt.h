@@ -17,10 +17,10 @@ constexpr int warpSize = 32;
 
 namespace prunekernels::simt {
 
-// Runs the kernel on every thread of every block. cudaErrorLaunchFailure where something was reported: the launch stops
-// there, and report() has the text.
+// Runs the kernel on every thread of every block. cudaErrorLaunchFailure where there is something to report: the launch
+// stops there, and launches fail until the report is taken.
 cudaError_t run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
-const char* report();
+const char* take_report();  // "" where nothing failed
 
 // Ends the launch. Of the text: which block and thread does what; printf's words.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
@@ -29,7 +29,8 @@ const char* report();
 struct Collective {
   const char* name;
   void (*resolve)(void* const* lanes, uint32_t mask);  // [32] structures, null for lanes outside of mask
-  bool whole_warp;                                     // needs 32 threads, as .aligned instructions do
+  bool whole_warp = false;                             // needs 32 threads, as .aligned instructions do
+  bool orders_memory = false;  // as __syncwarp does, and neither shuffles and votes nor ldmatrix and mma do
 };
 void meet(const Collective& collective, uint32_t mask, void* mine);
 int lane();
@@ -64,7 +65,7 @@ template <typename T>
 T shuffle(const char* name, uint32_t mask, T value, int source) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8, "what the device's shuffles take");
   Shuffle<T> mine{value, source};
-  meet({name, Shuffle<T>::resolve, false}, mask, &mine);
+  meet({name, Shuffle<T>::resolve}, mask, &mine);
   return mine.value;
 }
 
