@@ -1,0 +1,28 @@
+// mean[c] (+)= average over n, h, w of x[n, c, h, w], after relu where asked. In two stages and a fixed order: partial
+// sums in fp32 to a workspace, then their sum. NaN stays NaN.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/kernels/stream.h"
+
+namespace prunekernels {
+
+struct ChannelStats {
+  int64_t N, C, pixels;  // pixels: H * W
+  Element element;
+  bool channels_last;  // x is [N, H, W, C], else [N, C, H, W]; dense either way
+  bool relu;
+  bool accumulate;  // add to what mean holds, as for a running sum over batches; else replace it
+};
+
+int64_t channel_stats_workspace(const ChannelStats& problem);  // in floats
+
+// Of no pixels at all the mean is 0.
+cudaError_t launch_channel_stats(const ChannelStats& problem,
+                                 const void* x,     // [N, C, H, W]
+                                 float* mean,       // [C]
+                                 float* workspace,  // [channel_stats_workspace(problem)]
+                                 cudaStream_t stream);
+
+}  // namespace prunekernels
