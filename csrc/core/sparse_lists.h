@@ -14,11 +14,6 @@
 namespace prunekernels {
 
 constexpr int kBlockResults = 32;
-// Weight gradient: a job is one channel and up to kJobFilters filters that read it; a block has up to kBlockJobs jobs,
-// whose filters are among kBlockFilters.
-constexpr int kJobFilters = 8;
-constexpr int kBlockJobs = 32;
-constexpr int kBlockFilters = 32;
 
 struct SparseStep {
   int32_t operand;         // channel of the operand
@@ -27,23 +22,41 @@ struct SparseStep {
   int32_t unused = 0;      // 16 bytes a step
 };
 
+// Weight gradient: a job is a channel and filters that read it. A block's jobs are of one tile of filters and of alike
+// size, the largest first.
+constexpr int kJobFilters = 8;
+constexpr int kBlockJobs = 32;
+constexpr int kBlockFilters = 32;
+
+struct SparseJob {
+  int32_t channel;              // -1: no job
+  int32_t filters;              // how many
+  int32_t filter[kJobFilters];  // places in the block's
+  int32_t pair[kJobFilters];    // places among the live pairs, filter after filter
+};
+
+struct SparseJobs {  // of a block
+  int32_t filters;
+  int32_t filter[kBlockFilters];
+  SparseJob job[kBlockJobs];
+};
+
 // Where things are in SparseLists::words().
 struct ResultLists {
-  int32_t blocks;  // ceil(results / kBlockResults)
+  int64_t blocks;  // ceil(results / kBlockResults)
   int64_t order;   // [results]     every result once; ~result if it is dead: zeros, bias or not
   int64_t begin;   // [blocks + 1]  first step of each block
   int64_t steps;   // [begin[blocks]] of SparseStep
 };
 
 struct JobLists {
-  int32_t blocks;
-  int64_t live_pairs;
-  int64_t filters;   // [blocks, kBlockFilters]           -1: none
-  int64_t channels;  // [blocks, kBlockJobs]              channel of a job, -1: none
-  int64_t counts;    // [blocks, kBlockJobs]              filters of a job
-  int64_t members;   // [blocks, kBlockJobs, kJobFilters] place in the block's filters
-  int64_t pairs;     // [blocks, kBlockJobs, kJobFilters] place among the live pairs, filter by filter; -1: none
-  int64_t rank;      // [K, ceil(C / G / 32)]             live pairs before this word of the mask table's pairs
+  int64_t blocks, live_pairs;
+  int64_t jobs;  // [blocks] of SparseJobs
+  int64_t rank;  // [K, ceil(C / G / 32)]  live pairs before those of this word of the mask table's pairs
+};
+
+struct LivePair {
+  int32_t filter, channel, channel_in_group;
 };
 
 class SparseLists {
@@ -56,9 +69,10 @@ class SparseLists {
   const JobLists& grad_weight() const { return grad_weight_; }
 
  private:
-  ResultLists add_results(const MaskTable& mask, bool forward);
-  JobLists add_jobs(const MaskTable& mask);
-  int64_t append(const void* data, int64_t words);
+  ResultLists add_results(const std::vector<LivePair>& pairs, const MaskTable& mask, bool forward);
+  JobLists add_jobs(const std::vector<LivePair>& pairs, const MaskTable& mask);
+  template <typename T>
+  int64_t append(const std::vector<T>& items);
 
   std::vector<int32_t> words_;
   ResultLists forward_, grad_input_;
