@@ -10,17 +10,6 @@ void check_pair(const char* op, const char* argument, c10::IntArrayRef value, in
            "two integers, each at least " + std::to_string(least), value);
 }
 
-void check_table(const char* op, const char* argument, const at::Tensor& mask) {
-  PK_CHECK(mask.device().is_cpu() && mask.scalar_type() == at::kInt && mask.is_contiguous() && mask.dim() == 1 &&
-               mask.size(0) >= kHeaderWords,
-           op, argument, "a table made by conv_mask (int32 on the CPU)", mask.dtype(), " ", mask.sizes(), " on ",
-           mask.device());
-  const MaskTable table(mask.const_data_ptr<int32_t>());
-  PK_CHECK(table[kMagic] == kTableMagic && table[kGroups] >= 1 &&
-               mask.size(0) == mask_table_words(table[kFilters], table[kChannels], table[kGroups]),
-           op, argument, "a table made by conv_mask", "other int32 values, ", mask.sizes());
-}
-
 }  // namespace
 
 ConvShape make_shape(const char* op, c10::IntArrayRef x_size, const at::Tensor& weight, const ConvParams& params) {
@@ -62,21 +51,54 @@ void check_grad_out(const char* op, const at::Tensor& grad_out, const ConvShape&
            grad_out.sizes());
 }
 
-void check_scale(const char* op, const std::optional<at::Tensor>& scale, int64_t K) {
+void check_scale(const char* op, const std::optional<at::Tensor>& scale, int64_t K, at::Device device) {
   if (!scale) return;
-  PK_CHECK(scale->scalar_type() == at::kFloat && scale->dim() == 1 && scale->size(0) == K, op, "grad_scale",
-           "float32 [" + std::to_string(K) + "]", scale->dtype(), " ", scale->sizes());
+  PK_CHECK(scale->scalar_type() == at::kFloat && scale->dim() == 1 && scale->size(0) == K && scale->device() == device,
+           op, "grad_scale", "float32 [" + std::to_string(K) + "] on " + device.str(), scale->dtype(), " ",
+           scale->sizes(), " on ", scale->device());
 }
 
-std::optional<MaskTable> read_mask(const char* op, const char* argument, const std::optional<at::Tensor>& mask,
-                                   int64_t K, int64_t C, int64_t G) {
-  if (!mask) return std::nullopt;
-  check_table(op, argument, *mask);
-  const MaskTable table(mask->const_data_ptr<int32_t>());
+void check_table_tensor(const char* op, const char* argument, const at::Tensor& mask, at::Device device) {
+  PK_CHECK(mask.device() == device && mask.scalar_type() == at::kInt && mask.is_contiguous() && mask.dim() == 1 &&
+               mask.size(0) >= kHeaderWords,
+           op, argument, "a table made by conv_mask (int32 on " + (device.is_cpu() ? "the CPU" : device.str()) + ")",
+           mask.dtype(), " ", mask.sizes(), " on ", mask.device());
+}
+
+void check_table_words(const char* op, const char* argument, const int32_t* words, int64_t count) {
+  const MaskTable table(words);
+  PK_CHECK(table[kMagic] == kTableMagic && table[kGroups] >= 1 &&
+               count == mask_table_words(table[kFilters], table[kChannels], table[kGroups]),
+           op, argument, "a table made by conv_mask", "other int32 values, [", count, "]");
+}
+
+void check_table_sizes(const char* op, const char* argument, const MaskTable& table, int64_t K, int64_t C, int64_t G) {
   PK_CHECK(table[kFilters] == K && table[kChannels] == C && table[kGroups] == G, op, argument,
            "a table of " + std::to_string(K) + " filters, " + std::to_string(C) + " channels, " + std::to_string(G) +
                " groups",
            table[kFilters], ", ", table[kChannels], ", ", table[kGroups]);
+}
+
+void check_table_filters(const char* op, const char* argument, const MaskTable& table, int64_t K) {
+  PK_CHECK(table[kFilters] == K, op, argument, "a table of " + std::to_string(K) + " filters", table[kFilters]);
+}
+
+namespace {
+
+MaskTable read_table(const char* op, const char* argument, const at::Tensor& mask) {
+  check_table_tensor(op, argument, mask, at::kCPU);
+  const int32_t* words = mask.const_data_ptr<int32_t>();
+  check_table_words(op, argument, words, mask.size(0));
+  return MaskTable(words);
+}
+
+}  // namespace
+
+std::optional<MaskTable> read_mask(const char* op, const char* argument, const std::optional<at::Tensor>& mask,
+                                   int64_t K, int64_t C, int64_t G) {
+  if (!mask) return std::nullopt;
+  const MaskTable table = read_table(op, argument, *mask);
+  check_table_sizes(op, argument, table, K, C, G);
   if (table.nothing_dead()) return std::nullopt;
   return table;
 }
@@ -84,9 +106,8 @@ std::optional<MaskTable> read_mask(const char* op, const char* argument, const s
 std::optional<MaskTable> read_filter_mask(const char* op, const char* argument, const std::optional<at::Tensor>& mask,
                                           int64_t K) {
   if (!mask) return std::nullopt;
-  check_table(op, argument, *mask);
-  const MaskTable table(mask->const_data_ptr<int32_t>());
-  PK_CHECK(table[kFilters] == K, op, argument, "a table of " + std::to_string(K) + " filters", table[kFilters]);
+  const MaskTable table = read_table(op, argument, *mask);
+  check_table_filters(op, argument, table, K);
   return table;
 }
 

@@ -23,9 +23,16 @@ ConvShape make_shape(const char* op, c10::IntArrayRef x_size, const at::Tensor& 
 
 void check_dtype(const char* op, const char* argument, const at::Tensor& tensor, const at::Tensor& like);
 void check_grad_out(const char* op, const at::Tensor& grad_out, const ConvShape& shape);
-void check_scale(const char* op, const std::optional<at::Tensor>& scale, int64_t K);
+void check_scale(const char* op, const std::optional<at::Tensor>& scale, int64_t K, at::Device device = at::kCPU);
 
-// The host view of a mask table for these sizes; empty where nothing is dead, so that callers have one plain case.
+// A mask table in three steps, for a device whose tables the host cannot read: the tensor, its words, their sizes.
+void check_table_tensor(const char* op, const char* argument, const at::Tensor& mask, at::Device device);
+void check_table_words(const char* op, const char* argument, const int32_t* words, int64_t count);
+void check_table_sizes(const char* op, const char* argument, const MaskTable& table, int64_t K, int64_t C, int64_t G);
+void check_table_filters(const char* op, const char* argument, const MaskTable& table, int64_t K);
+
+// The host view of a mask table on the CPU for these sizes; empty where nothing is dead, so that callers have one plain
+// case.
 std::optional<MaskTable> read_mask(const char* op, const char* argument, const std::optional<at::Tensor>& mask,
                                    int64_t K, int64_t C, int64_t G);
 
