@@ -8,18 +8,17 @@ import sys
 from . import build
 
 
-def _again_under_asan(arguments: list[str]) -> int:
+def sanitized_environment() -> dict[str, str]:
     libraries = [
         subprocess.run([build.CXX, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
         for name in ("libasan.so", "libubsan.so")
     ]
-    environment = os.environ | {
+    return os.environ | {
         "LD_PRELOAD": " ".join(libraries),
         "ASAN_OPTIONS": "detect_leaks=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PRUNEKERNELS_EMULATE_BACKWARDS": "1",  # nothing may depend on the order of blocks and threads
     }
-    return subprocess.run([sys.executable, "-m", "emulated", *arguments], env=environment).returncode
 
 
 def main(arguments: list[str]) -> int:
@@ -30,7 +29,8 @@ def main(arguments: list[str]) -> int:
         if isinstance(path, build.Broken):
             print(path)
             return 1
-        return _again_under_asan(arguments)
+        command = [sys.executable, "-m", "emulated", *arguments]
+        return subprocess.run(command, env=sanitized_environment()).returncode
     library = build.load(family, sanitized)
     module = importlib.import_module(f"emulated.{family}")
     failures = 0

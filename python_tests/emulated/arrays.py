@@ -7,7 +7,6 @@ import weakref
 import numpy as np
 
 PAGE = mmap.PAGESIZE
-SLACK = 0xA5  # what lies between an array and its pages' ends
 _libc = ctypes.CDLL(None, use_errno=True)
 _asan = hasattr(_libc, "__asan_poison_memory_region")
 _regions: "weakref.WeakValueDictionary[int, mmap.mmap]" = weakref.WeakValueDictionary()
@@ -28,7 +27,7 @@ def guarded(values, dtype=None) -> np.ndarray:
     end = first + values.nbytes
     slack = [(PAGE, first), (end, (pages + 1) * PAGE)]
     for a, b in slack:
-        memory[a:b] = SLACK
+        memory[a:b] = _slack(start)
     array = np.frombuffer(region, values.dtype, values.size, first).reshape(values.shape)
     array[...] = values
     if _asan:
@@ -40,17 +39,22 @@ def guarded(values, dtype=None) -> np.ndarray:
     return array
 
 
+def _slack(region_start: int) -> int:
+    """What lies between an array and the ends of its pages: not the same everywhere, as a stray copy would be."""
+    return (region_start // PAGE * 29 + 0xA5) & 0xFF
+
+
 def check_surroundings(name: str, array: np.ndarray) -> None:
     """Of a guarded array: that nobody wrote beside it."""
     region = _regions.get(array.ctypes.data)
     if region is None or _asan:
         return
     memory = np.frombuffer(region, np.uint8)
-    first = array.ctypes.data - memory.ctypes.data
+    first, slack = array.ctypes.data - memory.ctypes.data, _slack(memory.ctypes.data)
     end = first + array.nbytes
     before, behind = memory[PAGE:first], memory[end : -(-end // PAGE) * PAGE if array.nbytes else len(memory) - PAGE]
-    assert (before == SLACK).all(), f"{name}: writes before the first element of an array {array.shape}"
-    assert (behind == SLACK).all(), f"{name}: writes behind the last element of an array {array.shape}"
+    assert (before == slack).all(), f"{name}: writes before the first element of an array {array.shape}"
+    assert (behind == slack).all(), f"{name}: writes behind the last element of an array {array.shape}"
 
 
 # ---- elements: f32 is float32; bf16 and f16 are held as their bits ----

@@ -107,7 +107,8 @@ def build(families: list[str], sanitized: bool = False) -> dict[str, pathlib.Pat
     return libraries
 
 
-_C_TYPES = {"float": ctypes.c_float, "double": ctypes.c_double, "int64_t": ctypes.c_int64, "bool": ctypes.c_bool}
+_WIDE = dict.fromkeys(("int64_t", "uint64_t", "size_t", "long"), ctypes.c_int64)
+_C_TYPES = _WIDE | {"float": ctypes.c_float, "double": ctypes.c_double, "bool": ctypes.c_bool}
 
 
 def _prototypes(family: str) -> dict[str, list]:
@@ -124,7 +125,7 @@ def _prototypes(family: str) -> dict[str, list]:
 
 
 class Library:
-    """call("pk_name", ...): numbers, numpy arrays (C-contiguous: their address) and None (a null pointer)."""
+    """call("pk_name", ...): numbers, numpy arrays (contiguous; their address), bytes, and None (a null pointer)."""
 
     def __init__(self, path: pathlib.Path):
         self._library = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
@@ -170,6 +171,8 @@ def _with_lines(report: str) -> str:
 def _convert(name: str, value, c_type):
     if value is None:
         return ctypes.c_void_p()
+    if isinstance(value, bytes):
+        return ctypes.c_char_p(value)
     if isinstance(value, np.ndarray):
         assert value.flags.c_contiguous, f"{name}: an array is not contiguous"
         assert c_type in (None, ctypes.c_void_p), f"{name}: an array where a number belongs"

@@ -18,6 +18,18 @@ void share_knowledge(Thread* lanes, uint32_t mask) {
     std::memcpy(lanes[__builtin_ctz(left)].knows, known, sizeof(known));
 }
 
+// Whether every lane of self's mask is at self's collective. One that is at another need not be wrong: it may be on its
+// way, waiting for lanes outside of the mask.
+bool all_there(const Thread* lanes, uint32_t meeting, const Thread& self, void** structures) {
+  if ((meeting & self.mask) != self.mask) return false;
+  for (uint32_t left = self.mask; left; left &= left - 1) {
+    const int i = __builtin_ctz(left);
+    if (lanes[i].mask != self.mask || !(lanes[i].collective == self.collective)) return false;
+    structures[i] = lanes[i].structure;
+  }
+  return true;
+}
+
 void resolve_nothing(void* const*, uint32_t) {}
 
 struct Ballot {
@@ -74,16 +86,8 @@ void meet(const Collective& collective, uint32_t mask, void* mine) {
   self.mask = mask &= warp.exist;
   self.structure = mine;
   warp.meeting |= bit;
-  if ((warp.meeting & mask) != mask) return leave();
-
   void* structures[kLanes] = {};
-  for (uint32_t left = mask; left; left &= left - 1) {
-    const int i = __builtin_ctz(left);
-    if (lanes[i].collective.resolve != collective.resolve || lanes[i].mask != mask)
-      fail("%s entered by only part of its mask 0x%08x: lane %d is at %s of mask 0x%08x", collective.name, mask, i,
-           lanes[i].collective.name, lanes[i].mask);
-    structures[i] = lanes[i].structure;
-  }
+  if (!all_there(lanes, warp.meeting, self, structures)) return leave();
   collective.resolve(structures, mask);
   if (collective.orders_memory) share_knowledge(lanes, mask);
   for (uint32_t left = mask; left; left &= left - 1) lanes[__builtin_ctz(left)].at = Thread::At::running;

@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <string>
 
 #include "cuda/emulator/block.h"
 #include "cuda/emulator/segfault.h"
@@ -56,15 +57,12 @@ void begin_block() {
   }
 }
 
-const char* whereabouts(const Thread& thread) {
-  switch (thread.at) {
-    case Thread::At::exit:
-      return "has returned";
-    case Thread::At::barrier:
-      return "waits at a barrier of the block";
-    default:
-      return "waits at another collective";
-  }
+std::string whereabouts(const Thread& thread) {
+  if (thread.at == Thread::At::exit) return "has returned";
+  if (thread.at == Thread::At::barrier) return "waits at a barrier of the block";
+  char text[96];
+  std::snprintf(text, sizeof(text), "is at %s of mask 0x%08x", thread.collective.name, thread.mask);
+  return text;
 }
 
 // Says what holds up the block: nobody is ready, and not everybody has returned.
@@ -74,17 +72,15 @@ void note_stuck() {
     Thread& thread = block.threads[i];
     if (thread.at == Thread::At::barrier) block.self = &thread;
     if (thread.at != Thread::At::collective) continue;
-    uint32_t others = 0;  // lanes of the mask that are elsewhere
     for (uint32_t left = thread.mask; left; left &= left - 1) {
       const Thread& other = block.lanes_of(thread)[__builtin_ctz(left)];
-      if (other.at != Thread::At::collective || other.mask != thread.mask) others |= left & -left;
+      if (other.at == Thread::At::collective && other.mask == thread.mask && other.collective == thread.collective)
+        continue;
+      std::snprintf(what, sizeof(what), "%s entered by only part of its mask 0x%08x: lane %d %s",
+                    thread.collective.name, thread.mask, other.lane(), whereabouts(other).c_str());
+      block.self = &thread;
+      return note_failure(what);
     }
-    if (!others) continue;
-    const int lane = __builtin_ctz(others);
-    std::snprintf(what, sizeof(what), "%s entered by only part of its mask 0x%08x: lane %d %s", thread.collective.name,
-                  thread.mask, lane, whereabouts(block.lanes_of(thread)[lane]));
-    block.self = &thread;
-    return note_failure(what);
   }
   std::snprintf(what, sizeof(what), "barrier not reached by all threads: %d of %d wait there, %d have returned",
                 block.at_barrier, block.thread_count, block.returned);

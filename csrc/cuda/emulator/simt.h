@@ -31,6 +31,7 @@ struct Collective {
   void (*resolve)(void* const* lanes, uint32_t mask);  // [32] structures, null for lanes outside of mask
   bool whole_warp = false;                             // needs 32 threads, as .aligned instructions do
   bool orders_memory = false;  // as __syncwarp does, and neither shuffles and votes nor ldmatrix and mma do
+  bool operator==(const Collective& other) const { return name == other.name && resolve == other.resolve; }
 };
 void meet(const Collective& collective, uint32_t mask, void* mine);
 int lane();
