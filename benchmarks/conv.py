@@ -1,148 +1,34 @@
 #!/usr/bin/env python3
-"""Time masked convolutions, layer by layer, against dense, Python compaction and the limit.
-
-Every result, ours and the rivals', is checked against a masked reference before anything is timed.
-
-    python benchmarks/conv.py --suite tiny --kept 0.5
-    python benchmarks/conv.py --suite resnet50 --kept 0.9 0.7 0.5 0.3 --json r.json --md r.md --plot r.png
-    python benchmarks/conv.py --problem 'n16c64h56k64r3s1p1g1' --mask kernel --kept 0.15 --direction all
-    python benchmarks/conv.py --plot-from filters.json kernels.json --plot both.png
-"""
+"""Times masked convolutions, layer by layer, against dense, Python compaction and the limit; see options.py."""
 
 from __future__ import annotations
 
 import argparse
-import os
+import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import product
-from pathlib import Path
-from typing import NoReturn, TypeVar
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 
 import prunekernels as pk
 from case import Case
+from gpu import alive, recorded
+from jobs import Job, Record, jobs, most_telling_first
 from machine import header
 from memory import peak_mb
+from options import parse, parser
 from plot import write_plot
-from problems import Masks, Problem, load_suite, make_masks, suites
-from report import Row, goals_table, markdown, read_json, tables, write_csv, write_json
-from rivals import DIRECTIONS, FORMATS, RIVALS, Dense, Ours, Rival, Wrong
+from problems import make_masks
+from report import goals_table, not_run_text, read_json, tables
+from rivals import FORMATS, RIVALS, Dense, Ours, Rival, Wrong
+from rows import Row
 from timing import Timing, interleaved
 
+LOST = 3  # exit code: the device was lost on the way, --resume does the rest
+
 T = TypeVar("T")
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def kept_share(text: str) -> float:
-    try:
-        kept = float(text)
-    except ValueError:
-        kept = 0.0
-    if not 0 < kept <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share above 0 and at most 1, got {text!r}")
-    return kept
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def duration(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected seconds, got {text!r}")
-    return seconds
-
-
-def output_file(text: str) -> Path:
-    """Found unwritable now, not after an hour of timing."""
-    path = Path(text)
-    found = os.access(path, os.W_OK) if path.exists() else path.parent.is_dir() and os.access(path.parent, os.W_OK)
-    if path.is_dir() or not found:
-        raise argparse.ArgumentTypeError(f"cannot write {text}")
-    return path
-
-
-def parser() -> Parser:
-    summary, _, examples = (__doc__ or "").partition("\n    ")
-    p = Parser(
-        prog="conv.py",
-        description=summary,
-        epilog=f"examples:\n    {examples}\nsuites: {', '.join(suites())}; words and columns: benchmarks/README.md",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    what = p.add_argument_group("what is run")
-    what.add_argument("--suite", nargs="+", default=[], metavar="NAME", help="problem lists of benchmarks/shapes")
-    what.add_argument("--problem", action="append", default=[], metavar="LINE", help="a problem line; may be repeated")
-    what.add_argument("--limit-problems", type=positive, metavar="N", help="only the first N problems of each suite")
-    what.add_argument("--kept", nargs="+", type=kept_share, default=[0.5], metavar="X", help="live shares, default 0.5")
-    what.add_argument("--mask", choices=("filter", "kernel"), default="filter", help="what is masked, default filter")
-    sides = ("both", "out", "in")
-    listed = f"of filter masks, of {', '.join(sides)}; default both"
-    what.add_argument("--side", nargs="+", choices=sides, default=["both"], metavar="S", help=listed)
-    directions = [*DIRECTIONS, "all"]
-    listed = f"of {', '.join(directions)}; default fwd+bwd"
-    what.add_argument("--direction", nargs="+", choices=directions, default=["fwd+bwd"], metavar="D", help=listed)
-    how = p.add_argument_group("how")
-    how.add_argument(
-        "--layout", choices=(*FORMATS, "both"), default="both", help="of ours; both, as for rivals: the faster"
-    )
-    how.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    how.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    how.add_argument("--plan", choices=pk.plan.PLANS, default="auto", help="of ours, default auto")
-    how.add_argument(
-        "--seconds", type=duration, default=1.0, help="to spend on a row, default 1; 5 to 60 rounds are run"
-    )
-    how.add_argument("--rounds", type=positive, metavar="N", help="run N rounds, whatever the seconds")
-    how.add_argument("--memory", action="store_true", help="also the peak of memory, ours and dense's (CPU)")
-    how.add_argument("--threads", type=positive, help="default: what torch has chosen")
-    how.add_argument("--seed", type=int, default=0, help="of masks and numbers")
-    where = p.add_argument_group("where results go, besides the tables on the terminal")
-    for name in ("json", "csv", "md", "plot"):
-        where.add_argument(f"--{name}", type=output_file, metavar="FILE")
-    drawn = "time nothing; plot the rows of results files written by --json"
-    where.add_argument("--plot-from", nargs="+", type=Path, default=[], metavar="FILE", help=drawn)
-    return p
-
-
-def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[Problem]]:
-    p = parser()
-    args = p.parse_args(argv)
-    try:
-        problems = [q for name in args.suite for q in load_suite(name)[: args.limit_problems]]
-        problems += [Problem.parse(line) for line in args.problem]
-    except ValueError as error:
-        p.error(str(error))
-    if args.plot_from:
-        if problems or not args.plot or args.json or args.csv or args.md:
-            p.error("--plot-from draws what is measured already: it goes with --plot alone")
-    elif not problems:
-        p.error("nothing to run, give --suite or --problem")
-    if args.memory and args.device != "cpu":
-        p.error("--memory counts the allocations of the CPU only")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        p.error("--device cuda: this torch finds no CUDA device")
-    if args.plot:
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError:
-            p.error("--plot needs matplotlib")
-    if "all" in args.direction:
-        args.direction = list(DIRECTIONS)
-    args.kept = sorted(set(args.kept), reverse=True)
-    args.side = list(dict.fromkeys(args.side)) if args.mask == "filter" else ["-"]
-    return args, problems
 
 
 def progress(items: Sequence[T], label: str) -> Iterator[T]:
@@ -155,7 +41,7 @@ def progress(items: Sequence[T], label: str) -> Iterator[T]:
         yield from tqdm(items, desc=label, unit="case")
         return
     for i, item in enumerate(items, 1):
-        print(f"{label} {i}/{len(items)}", file=sys.stderr, flush=True)
+        print(f"{label} {i}/{len(items)}: {item}", file=sys.stderr, flush=True)
         yield item
 
 
@@ -164,39 +50,48 @@ def fastest(timings: dict[str, Timing], family: str) -> str:
     return min((key for key in timings if key.split("/")[0] == family), key=lambda key: timings[key].median)
 
 
-def contenders(case: Case, direction: str, layout: str) -> Iterator[tuple[type[Rival], str]]:
+def contenders(
+    case: Case, direction: str, layout: str, rivals: Sequence[str] | None = None
+) -> Iterator[tuple[type[Rival], str]]:
     for rival in RIVALS:
-        if rival.entered(case, direction):
+        wanted = rivals is None or rival is Dense or rival.family in rivals
+        if wanted and rival.entered(case, direction):
             yield from ((rival, name) for name in rival.layouts)
     yield from ((Ours, name) for name in ([layout] if layout != "both" else FORMATS))
 
 
-def checked(case: Case, direction: str, layout: str) -> Iterator[Rival]:
-    """Everybody whose results are right. A wrong result of ours ends the run; a rival that fails sits out the row."""
-    for contender, name in contenders(case, direction, layout):
+def checked(case: Case, direction: str, args: argparse.Namespace) -> Iterator[Rival]:
+    """Everybody whose results are right. A rival that is wrong or fails sits out the row; ours must not."""
+    for contender, name in contenders(case, direction, args.layout, args.rivals):
         try:
             rival = contender(case, direction, name)
             rival.check()
-        except Wrong as error:
-            if contender is Ours:
-                raise SystemExit(str(error)) from None
-            print(f"warning: {error}; left out", file=sys.stderr)
         except Exception as error:
-            if contender is Ours:
+            if contender is Ours or not alive(args.device):
                 raise
-            what = f"{case.problem.format()}: {contender.family} ({name}), {direction}"
-            print(f"warning: {what} failed, {type(error).__name__}: {error}; left out", file=sys.stderr)
+            what = f"{case.problem.format()}: {contender.family} ({name}), {direction} failed, {type(error).__name__}: "
+            print(f"warning: {'' if isinstance(error, Wrong) else what}{error}; left out", file=sys.stderr)
         else:
             yield rival
 
 
-def measure(case: Case, direction: str, args: argparse.Namespace, side: str, kept: float) -> Row | None:
+def timed(rivals: dict[str, Rival], args: argparse.Namespace) -> tuple[dict[str, Timing], str]:
+    """Everybody's time, and how it was taken."""
+    runs: dict[str, Any] | None = None
+    if args.device == "cuda" and args.clock == "graph":
+        runs = recorded(rivals)
+    clock = "wall" if args.device == "cpu" else "events" if runs is None else "graph"
+    runs = runs or {key: r.run for key, r in rivals.items()}
+    return interleaved(runs, args.device, args.seconds, args.rounds), clock
+
+
+def measure(case: Case, direction: str, args: argparse.Namespace, job: Job) -> Row | None:
     """Check everybody, then time everybody; None where no dense convolution is left to compare with."""
-    rivals = {f"{r.family}/{r.layout}": r for r in checked(case, direction, args.layout)}
+    rivals = {f"{r.family}/{r.layout}": r for r in checked(case, direction, args)}
     families = {r.family for r in rivals.values()}
     if Dense.family not in families:
         return None
-    timings = interleaved({key: r.run for key, r in rivals.items()}, args.device, args.seconds, args.rounds)
+    timings, clock = timed(rivals, args)
     best = {family: fastest(timings, family) for family in families}
     times = {family: timings[key].median for family, key in best.items()}
     ours, dense = rivals[best[Ours.family]], rivals[best[Dense.family]]
@@ -206,9 +101,9 @@ def measure(case: Case, direction: str, args: argparse.Namespace, side: str, kep
         problem=p.shape,
         name=p.name,
         times=p.times,
-        mask=args.mask,
-        side=side,
-        kept=kept,
+        mask=job.mask,
+        side=job.side,
+        kept=job.kept,
         live_k=int(masks.live_filters.sum()),
         live_c=int(masks.live_inputs(p.groups).sum()),
         live_kernels=int(masks.pairs.sum()),
@@ -224,22 +119,44 @@ def measure(case: Case, direction: str, args: argparse.Namespace, side: str, kep
         ours_peak_mb=peak_mb(ours.run) if args.memory else None,
         dense_peak_mb=peak_mb(dense.run) if args.memory else None,
         quartiles={key: [t.low, t.median, t.high] for key, t in timings.items()},
+        dtype=args.dtype,
+        device=args.device,
+        clock=clock,
     )
 
 
-def run(problems: Iterable[Problem], args: argparse.Namespace) -> list[Row]:
-    rows: list[Row] = []
-    cases = list(product(problems, args.side, args.kept))
-    try:
-        for problem, side, kept in progress(cases, "benchmark"):
-            masks: Masks = make_masks(problem, args.mask, side, kept, args.seed)
-            case = Case.make(problem, masks, getattr(torch, args.dtype), args.device, args.seed)
-            wanted = [d for d in args.direction if d != "grad_input" or not problem.image_input]
-            measured = (measure(case, direction, args, side, kept) for direction in wanted)
-            rows += [row for row in measured if row is not None]
-    except KeyboardInterrupt:
-        print("stopped; what is done is reported", file=sys.stderr)
-    return rows
+def rows_of(job: Job, args: argparse.Namespace) -> Iterator[Row]:
+    masks = make_masks(job.problem, job.mask, job.side, job.kept, args.seed)
+    case = Case.make(job.problem, masks, getattr(torch, args.dtype), args.device, args.seed)
+    for direction in args.direction:
+        if direction == "grad_input" and job.problem.image_input:
+            continue
+        row = measure(case, direction, args, job)
+        if row is not None:
+            yield row
+
+
+def run(record: Record, args: argparse.Namespace) -> int:
+    """Does what is to be done, or what of it time allows; 0, or an exit code."""
+    todo = most_telling_first(record.todo(), args.kept_first) if args.minutes else record.todo()
+    end = args.began + 60 * args.minutes if args.minutes else float("inf")
+    for job in progress(todo, "benchmark"):
+        if time.monotonic() > end:
+            print("out of time", file=sys.stderr)
+            break
+        error = ""
+        try:
+            for row in rows_of(job, args):
+                record.rows.append(row)
+        except Exception as failed:
+            if not args.keep_going:
+                raise
+            error = f"{type(failed).__name__}: {failed}".splitlines()[0]
+            print(f"warning: {job}: {error}", file=sys.stderr)
+        record.finish(job, error)
+        if error and not alive(args.device):
+            return LOST
+    return 0
 
 
 def plot_again(args: argparse.Namespace) -> int:
@@ -257,35 +174,56 @@ def plot_again(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args, problems = parse(argv)
-    if args.plot_from:
-        return plot_again(args)
-    torch.set_num_threads(args.threads or torch.get_num_threads())
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.allow_tf32 = False
-    with pk.plan.force(args.plan):
-        rows = run(problems, args)
-    if not rows:
-        print("no rows", file=sys.stderr)
-        return 1
-    head = header(args, sys.argv[1:] if argv is None else argv)
+def report(record: Record) -> None:
+    """Tables on the terminal, the plot, and where everything is."""
+    args, rows = record.args, record.in_order()
     table, summary = tables(rows)
-    sections = "\n".join(f"{key}: {value}" for key, value in head.items()), table, summary, goals_table(rows)
-    print(*filter(None, sections), sep="\n\n")
-    if args.json:
-        write_json(args.json, rows, head)
-    if args.csv:
-        write_csv(args.csv, rows)
-    if args.md:
-        args.md.write_text(markdown(rows, head))
+    head = "\n".join(f"{key}: {value}" for key, value in record.header.items())
+    missing = {"failed": "\n".join(f"- {job}: {error}" for job, error in record.failed.items())}
+    missing["not run"] = not_run_text(record.missing().not_run)
+    texts = [f"{title}:\n{text}" for title, text in missing.items() if text]
+    print(*filter(None, (head, table, summary, goals_table(rows), *texts)), sep="\n\n")
     if args.plot:
         write_plot(args.plot, rows)
     for name in ("json", "csv", "md", "plot"):
         if path := getattr(args, name):
             print(f"{name}: {path}")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    began = time.monotonic()
+    args, problems = parse(argv)
+    args.began = began
+    if args.plot_from:
+        return plot_again(args)
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = False
+    command = sys.argv[1:] if argv is None else argv
+    record = Record(args, jobs(problems, args.variants, args.kept), header(args, command))
+    if args.resume:
+        record.resume()
+    code = 0
+    try:
+        with pk.plan.force(args.plan):
+            code = run(record, args)
+    except KeyboardInterrupt:
+        print("stopped; what is done is reported", file=sys.stderr)
+    except Wrong as error:
+        raise SystemExit(str(error)) from None
+    record.header = header(args, command)  # with the load when done
+    record.write()
+    if not record.rows:
+        print("no rows", file=sys.stderr)
+        return code or 1
+    report(record)
+    return code or int(bool(record.failed))
+
+
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, stop)  # a time limit's; what is done is reported all the same
     sys.exit(main())

@@ -9,11 +9,13 @@ import platform
 import shlex
 import subprocess
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
 
 import prunekernels as pk
+from gpu import ceilings, driver
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,8 +29,11 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+@cache
 def commit() -> str | None:
-    """Short hash, with -dirty where tracked files differ; None outside a checkout."""
+    """Short hash, with -dirty where tracked files differ; None outside a checkout. COMMIT says it where git cannot."""
+    if given := os.environ.get("COMMIT"):
+        return given
     git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         found = subprocess.run(git, capture_output=True, text=True, timeout=20)
@@ -52,6 +57,8 @@ def header(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, object]:
         "build": pk.build_info(),
     }
     if args.device == "cuda":
-        cudnn = torch.backends.cudnn.version()
-        head |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "cudnn": cudnn}
+        major, minor = torch.cuda.get_device_capability()
+        head |= {"gpu": torch.cuda.get_device_name(), "compute capability": f"{major}.{minor}", "driver": driver()}
+        head |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "clock": args.clock}
+        head |= ceilings(getattr(torch, args.dtype))
     return head | {"dtype": args.dtype, "device": args.device, "plan": args.plan, "layout of ours": args.layout}

@@ -1,4 +1,4 @@
-"""The plot: speed-up over dense against kept share, a panel per mask, side and direction."""
+"""The plot: speed-up over dense against kept share, a panel per dtype, mask, side and direction."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from report import Row, geomean
+from rows import Row, geomean
 
 DPI = 150
 WIDTH, HEIGHT = 8.0, 4.1  # inches: 1200 pixels wide, and what a row of panels adds to the height
 COLUMNS = 2
 GAP = 0.045  # least distance of two labels, in heights of a panel
 TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
-SIDES = {"both": "filters, in and out", "out": "filters, out", "in": "filters, in", "-": "kernels"}
+SIDES = {"both": "filters, in and out", "out": "filters, out", "in": "filters, in", "-": "kernels"}  # others: blocks
 # Label, column, colour (told apart by every kind of colour vision), line style, width.
 LINES = (
     ("limit L", "limit_ms", "0.15", (0, (4, 2)), 1.4),
@@ -30,7 +30,7 @@ def write_plot(path: Path, rows: Sequence[Row]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = list(dict.fromkeys((r.mask, r.side, r.direction) for r in rows))
+    panels = list(dict.fromkeys(_panel_of(r) for r in rows))
     columns = min(COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
     size = (WIDTH, HEIGHT * lines + 0.6)
@@ -40,12 +40,21 @@ def write_plot(path: Path, rows: Sequence[Row]) -> None:
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
         for axis, panel in zip(axes.flat, panels, strict=False):
-            _panel(axis, [r for r in rows if (r.mask, r.side, r.direction) == panel])
+            _panel(axis, [r for r in rows if _panel_of(r) == panel])
         for row in axes:
             row[0].set_ylabel("speed-up over dense")
         figure.suptitle("Lines: geometric means over problems. Dots: ours, one per problem.", fontsize=10, color="0.3")
         figure.savefig(path, dpi=DPI)
         plt.close(figure)
+
+
+def _panel_of(row: Row) -> tuple[str, ...]:
+    return row.dtype, row.mask, row.side, row.direction
+
+
+def _title(row: Row) -> str:
+    dtype = "" if row.dtype == "float32" else f", {row.dtype}"
+    return f"{SIDES.get(row.side, f'blocks of {row.side}')}: {row.direction}{dtype}"
 
 
 def _panel(axis: Any, rows: Sequence[Row]) -> None:
@@ -64,7 +73,7 @@ def _panel(axis: Any, rows: Sequence[Row]) -> None:
             ends.append((label, points[min(points)], color))
     room = 0.06 * (kept[0] - kept[-1]) or 0.05
     axis.set(xlabel="kept share", xlim=(kept[0] + room, kept[-1] - room), yscale="log")
-    axis.set_title(f"{SIDES[rows[0].side]}: {rows[0].direction}", loc="left", fontsize=11, fontweight="bold")
+    axis.set_title(_title(rows[0]), loc="left", fontsize=11, fontweight="bold")
     axis.xaxis.set_major_locator(FixedLocator(_spread(kept)))
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.yaxis.set_major_locator(FixedLocator(TICKS))

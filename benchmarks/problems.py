@@ -7,6 +7,7 @@ p padding, g groups and d dilation (1 when left out), then a name and how often 
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,8 +161,27 @@ def _pick(total: int, kept: float, generator: torch.Generator) -> Tensor:
     return mask
 
 
+def parse_block(text: str) -> tuple[int, int]:
+    """Filters and channels of a block, "64x16"."""
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not found:
+        raise ValueError(f"expected filters x channels such as 64x16, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def _pick_blocks(p: Problem, block: str, kept: float, generator: torch.Generator) -> Tensor:  # [K, C/G]
+    """Blocks begin at the corner of every group; the last ones of a row or column may be smaller."""
+    height, width = parse_block(block)
+    filters, channels = p.filters // p.groups, p.channels // p.groups
+    grid = p.groups, -(-filters // height), -(-channels // width)
+    blocks = _pick(math.prod(grid), kept, generator).view(grid)
+    kernels = blocks.repeat_interleave(height, 1)[:, :filters].repeat_interleave(width, 2)[:, :, :channels]
+    return kernels.reshape(p.filters, channels)
+
+
 def make_masks(problem: Problem, pattern: str, side: str, kept: float, seed: int = 0) -> Masks:
-    """Masks with exactly `live_count` live filters and input channels (pattern "filter") or kernels (pattern "kernel").
+    """Masks with exactly `live_count` live filters and input channels (pattern "filter"), kernels ("kernel"), or blocks
+    of kernels ("block", `side` is the size of one).
 
     Filter masks of grouped layers are drawn group by group, the same count in each, so that compaction stays possible.
     A depthwise layer's filters and inputs are the same channels, whatever the side.
@@ -171,6 +191,8 @@ def make_masks(problem: Problem, pattern: str, side: str, kept: float, seed: int
     filter_mask = kernel_mask = input_mask = None
     if pattern == "kernel":
         kernel_mask = _pick(p.filters * p.channels // p.groups, kept, generator).view(p.filters, -1)
+    elif pattern == "block":
+        kernel_mask = _pick_blocks(p, side, kept, generator)
     elif p.depthwise:
         channels = _pick(p.channels, kept, generator)
         filter_mask = channels.repeat_interleave(per_group) if side in ("both", "out") else None

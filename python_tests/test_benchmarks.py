@@ -21,7 +21,7 @@ import timing
 from case import Case
 from memory import peak_mb
 from problems import SHAPES, Problem, live_count, load_suite, make_masks, suites
-from rivals import RIVALS, Compaction, Dense, Limit, Ours
+from rivals import DIRECTIONS, RIVALS, Compaction, Dense, Limit, Ours
 
 LINES = [line for path in SHAPES.glob("*.txt") for line in path.read_text().splitlines() if line and line[0] != "#"]
 SMALL = 'n1c8h6k8r3s1p1g1 "test:small*2"'
@@ -178,12 +178,11 @@ def spoil_compaction(monkeypatch, error):
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("out of something")])
-def test_a_rival_that_fails_sits_out_and_the_run_goes_on(monkeypatch, capsys, error):
+def test_a_rival_that_fails_sits_out_and_the_run_goes_on(monkeypatch, tmp_path, capsys, error):
     spoil_compaction(monkeypatch, error)
-    monkeypatch.setattr(conv, "write_json", lambda path, rows, head: written.extend(rows))
-    written: list = []
     argv = ["--problem", SMALL, "--kept", "0.5", "1", "--direction", "fwd", "--rounds", "1"]
-    assert conv.main([*argv, "--json", "unused.json"]) == 0
+    assert conv.main([*argv, "--json", str(tmp_path / "r.json")]) == 0
+    written = report.read_json(tmp_path / "r.json")
     assert [(r.compaction_ms, r.vs_compaction) for r in written] == [(None, None)] * 2
     assert all(r.limit_ms and r.masked_dense_ms and "compaction/nchw" not in r.quartiles for r in written)
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: n1c8h6k8")]
@@ -382,7 +381,7 @@ def test_command_line_end_to_end(tmp_path, capsys):
     assert conv.main([*argv, "--threads", "1"]) == 0
     body = json.loads(files["json"].read_text())
     assert body["header"]["threads"] == 1 and "--kept 0.5 1" in body["header"]["command"]
-    assert {(r["direction"], r["kept"]) for r in body["rows"]} == {(d, k) for d in conv.DIRECTIONS for k in (0.5, 1.0)}
+    assert {(r["direction"], r["kept"]) for r in body["rows"]} == {(d, k) for d in DIRECTIONS for k in (0.5, 1.0)}
     assert all(r["times"] == 2 and r["ms"] > 0 and r["limit_ms"] > 0 for r in body["rows"])
     assert set(body["rows"][0]["quartiles"]) == {
         f"{who}/{layout}" for who in ("ours", "dense", "masked_dense", "compaction", "limit") for layout in conv.FORMATS
@@ -414,6 +413,16 @@ def test_command_line_end_to_end(tmp_path, capsys):
         (["--plot-from", "r.json", "--plot", "r.png", "--suite", "tiny"], "--plot-from"),
         (["--plot-from", "/no/such/r.json", "--plot", "r.png"], "/no/such/r.json: no results file"),
         (["--suite", "tiny", "--direction", "sideways"], "--direction"),
+        (["--suite", "tiny", "--mask", "filter", "rows"], "--mask"),
+        (["--suite", "tiny", "--block", "64"], "expected filters x channels such as 64x16, got '64'"),
+        (["--suite", "tiny", "--block", "0x16"], "--block"),
+        (["--suite", "tiny", "--batch", "nope=4"], "unknown suite 'nope'"),
+        (["--suite", "tiny", "--batch", "tiny=0"], "--batch"),
+        (["--suite", "tiny", "--minutes", "0"], "--minutes"),
+        (["--suite", "tiny", "--rivals", "dense"], "--rivals"),
+        (["--suite", "tiny", "--dtype", "float64"], "--dtype"),
+        (["--suite", "tiny", "--resume"], "--resume goes on with a --json file"),
+        (["--suite", "tiny", "--json", "/dev/null"], "cannot write /dev/null"),
         (["--suite", "tiny", "--json", "/no/such/folder/r.json"], "cannot write /no/such/folder/r.json"),
     ],
 )

@@ -1,0 +1,113 @@
+"""A row of results, and what follows from its times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+
+from problems import Problem
+
+RATIOS = ("vs_dense", "vs_compaction", "vs_sparseprop", "of_limit", "of_dense_peak")
+RATES = ("tflops", "gb_s")
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One problem, mask, kept share and direction. Times are medians in ms, None where a rival did not run."""
+
+    problem: str
+    name: str
+    times: int
+    mask: str
+    side: str  # of filter masks; of block masks the size of a block, "64x16" filters and channels
+    kept: float
+    live_k: int
+    live_c: int
+    live_kernels: int
+    direction: str
+    layout: str  # where ours was fastest
+    plan: str
+    ms: float
+    dense_ms: float
+    masked_dense_ms: float | None
+    compaction_ms: float | None
+    sparseprop_ms: float | None
+    limit_ms: float | None
+    ours_peak_mb: float | None = None
+    dense_peak_mb: float | None = None
+    quartiles: dict[str, list[float]] = field(default_factory=dict)  # "ours/nchw": [first, median, third]
+    dtype: str = "float32"
+    device: str = "cpu"
+    clock: str = "wall"
+
+    @property
+    def vs_dense(self) -> float:
+        return self.dense_ms / self.ms
+
+    @property
+    def label(self) -> str:
+        return self.name or self.problem
+
+    @property
+    def job(self) -> str:
+        return f"{self.label} {self.mask} {self.side} kept {self.kept:g}"
+
+    @property
+    def vs_compaction(self) -> float | None:
+        return None if self.compaction_ms is None else self.compaction_ms / self.ms
+
+    @property
+    def vs_sparseprop(self) -> float | None:
+        return None if self.sparseprop_ms is None else self.sparseprop_ms / self.ms
+
+    @property
+    def of_limit(self) -> float | None:
+        return None if self.limit_ms is None else self.limit_ms / self.ms
+
+    @property
+    def of_dense_peak(self) -> float | None:
+        return None if self.ours_peak_mb is None or not self.dense_peak_mb else self.ours_peak_mb / self.dense_peak_mb
+
+    @property
+    def density(self) -> float:
+        """Exact live share of the kernels: of few filters or blocks, `kept` need not be a whole number."""
+        filters, channels, *_ = Problem.parse(self.problem).weight_shape
+        return self.live_kernels / (filters * channels)
+
+    @property
+    def tflops(self) -> float:
+        return self._work()[0] / self.ms / 1e9
+
+    @property
+    def gb_s(self) -> float:
+        return self._work()[1] / self.ms / 1e6
+
+    def _work(self) -> tuple[float, float]:
+        """Operations of the live kernels, and the fewest bytes: live operands read, results written at full width,
+        by each of the products alone."""
+        p = Problem.parse(self.problem)
+        x, y, w = p.batch * p.height * p.width, p.batch * p.out_height * p.out_width, p.taps**2  # a channel, a kernel
+        live_x, live_y, live_w = x * self.live_c, y * self.live_k, w * self.live_kernels
+        elements = {
+            "fwd": live_x + live_w + y * p.filters,
+            "grad_input": live_y + live_w + x * p.channels,
+            "grad_weight": live_x + live_y + w * p.filters * (p.channels // p.groups),
+        }
+        wanted = set(elements) if self.direction == "fwd+bwd" else {self.direction}
+        if p.image_input:
+            wanted.discard("grad_input")
+        bytes_each = ELEMENT_BYTES[self.dtype]
+        return 2 * live_w * y * len(wanted), bytes_each * sum(elements[name] for name in wanted)
+
+    def flat(self) -> dict[str, object]:
+        derived = {name: getattr(self, name) for name in (*RATIOS, *RATES, "density")}
+        return {k: v for k, v in asdict(self).items() if k != "quartiles"} | derived
+
+
+def geomean(rows: Iterable[Row], ratio: Callable[[Row], float | None]) -> float | None:
+    """Geometric mean weighted by multiplicity, over the rows that have the ratio."""
+    pairs = [(row.times, value) for row in rows if (value := ratio(row)) is not None]
+    total = sum(times for times, _ in pairs)
+    return math.exp(sum(times * math.log(value) for times, value in pairs) / total) if total else None
