@@ -1,0 +1,202 @@
+#!/usr/bin/env bash
+# One command for a GPU machine: build, GPU tests, compute-sanitizer, benchmarks. Needs no network, installs nothing.
+#
+#     benchmarks/gpu.sh             everything; ends inside 9 minutes
+#     benchmarks/gpu.sh --quick     tests, sanitizer and eight layers, inside 3
+#     benchmarks/gpu.sh --only X    the build and X alone: tests, sanitize or bench; may be repeated
+#     benchmarks/gpu.sh --dry-run   prints the steps and their limits; needs no GPU
+#
+# Environment: OUT (out/gpu), PYTHON (python3), COMMIT where git cannot tell, LIMIT in seconds (520, quick 160), and
+# MAX_JOBS and TORCH_CUDA_ARCH_LIST for the build.
+# What is left of the time decides how far the benchmarks get: they write as they go, and name what was not run.
+# Exit code: 0 all is well, 1 a step failed or found no time, 2 this machine or this command line will not do.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 2
+
+usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' benchmarks/gpu.sh; }
+stop() { echo "gpu.sh: $1" >&2; exit 2; }
+
+quick="" dry="" only=""
+while (($#)); do
+  case $1 in
+    --quick) quick=1 ;;
+    --dry-run) dry=1 ;;
+    --only)
+      [[ ${2-} =~ ^(tests|sanitize|bench)$ ]] || stop "--only: expected tests, sanitize or bench, got '${2-}'"
+      only+=" $2"
+      shift
+      ;;
+    -h | --help) usage; exit ;;
+    *) stop "unknown argument '$1', see --help" ;;
+  esac
+  shift
+done
+
+# ---- time: nothing runs beyond the limit, in seconds from the start, but for 10 of grace to end in order
+limit=${LIMIT:-$([[ $quick ]] && echo 160 || echo 520)}
+failed=0 summary=""
+
+wanted() { [[ ! $only || " $only " == *" $1 "* ]]; }
+left() { echo $((limit - SECONDS)); }
+in_minutes() { printf '%d.%02d' $(($1 / 60)) $(($1 % 60 * 100 / 60)); }
+pick() { if [[ $quick ]]; then echo "$1"; else echo "$2"; fi; }
+note() { summary+=$(printf '%-20s %4s s  %s' "$1" "$2" "$3")$'\n'; }
+
+# step NAME SECONDS COMMAND...: at most for so long and for what is left; its output goes to the log too.
+step() {
+  local name=$1 most=$2 began=$SECONDS code
+  shift 2
+  if [[ $dry ]]; then
+    printf '%-20s at most %3s s  %s\n' "$name" "$most" "$*"
+    return
+  fi
+  ((most > $(left))) && most=$(left)
+  if ((most < 5)); then
+    note "$name" 0 "not run: out of time"
+    failed=1
+    return 1
+  fi
+  printf '\n=== %s, at most %s s: %s\n' "$name" "$most" "$*" | tee -a "$log"
+  timeout -k 10 "$most" "$@" 2>&1 | tee -a "$log"
+  code=${PIPESTATUS[0]}
+  case $code in
+    0) note "$name" $((SECONDS - began)) ok ;;
+    124 | 137) note "$name" $((SECONDS - began)) "stopped at its limit" ;;
+    *) note "$name" $((SECONDS - began)) "failed, exit code $code" ;;
+  esac
+  ((code == 0)) || failed=1
+  return "$code"
+}
+
+# ---- the machine
+PYTHON=${PYTHON:-python3}
+OUT=${OUT:-out/gpu}
+log=$OUT/log.txt
+: "${COMMIT:=$(git describe --always --dirty '--exclude=*' 2>/dev/null || echo unknown)}"
+card=$(nvidia-smi --query-gpu=name --format=csv,noheader --id=0 2>/dev/null | head -1)
+if [[ ! $dry ]]; then
+  [[ $card ]] || stop "nvidia-smi finds no GPU here"
+  command -v "$PYTHON" >/dev/null || stop "no $PYTHON"
+  { mkdir -p "$OUT" && : >"$log"; } || stop "cannot write $OUT"
+fi
+# "NVIDIA H100 80GB HBM3" becomes h100-80gb-hbm3.
+machine=$(echo "${card:-gpu}" | tr '[:upper:]' '[:lower:]' | sed -E 's/nvidia|geforce//g; s/[^a-z0-9]+/-/g; s/^-+|-+$//g')
+base=$OUT/$(date +%F)-$machine-${COMMIT//[^A-Za-z0-9_.-]/-}${quick:+-quick}
+export PYTHON COMMIT PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 CUDA_MODULE_LOADING=LAZY
+export MAX_JOBS=${MAX_JOBS:-$(nproc)}
+
+header() {
+  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,temperature.gpu,utilization.gpu --format=csv
+  nvcc --version | tail -2
+  echo "commit $COMMIT, $(nproc) processors, $(date -Is)"
+  "$PYTHON" - <<'END'
+import importlib.util
+import sys
+
+needed, useful = ("torch", "numpy", "setuptools"), ("ninja", "pybind11", "pytest")
+missing = [name for name in (*needed, *useful) if importlib.util.find_spec(name) is None]
+print("missing Python packages:", ", ".join(missing) or "none")
+if set(needed) & set(missing):
+    sys.exit("cannot do without " + ", ".join(needed))
+import torch
+
+print("python", sys.version.split()[0], "torch", torch.__version__, "cuda", torch.version.cuda)
+if not torch.cuda.is_available():
+    sys.exit("this torch finds no CUDA device")
+print("cudnn", torch.backends.cudnn.version(), torch.cuda.get_device_properties(0))
+END
+}
+export -f header
+
+# The card's own; what only Hopper has wants 9.0a.
+architecture() {
+  "$PYTHON" -c 'import torch; v = torch.cuda.get_device_capability(); print("%d.%d" % v + "a" * (v[0] == 9))'
+}
+
+# ---- the steps
+tests() {
+  if [[ ! -f python_tests/test_cuda.py ]]; then
+    note tests 0 "not run: no python_tests/test_cuda.py"
+    failed=1
+  elif [[ $dry ]] || "$PYTHON" -c 'import pytest' 2>/dev/null; then
+    step tests "$(pick 45 110)" "$PYTHON" -m pytest -q --maxfail=25 python_tests/test_cuda.py
+  else
+    note tests 0 "no pytest here: small problems instead"
+    step "small problems" "$(pick 45 110)" "$PYTHON" benchmarks/sanitize.py --minutes "$(pick 0.6 1.6)"
+  fi
+}
+
+sanitize() {
+  local tool=compute-sanitizer options="" seconds
+  # First unwatched: a sanitizer that was told to watch kernels which never ran would be content, too.
+  step "kernels that run" "$(pick 20 40)" "$PYTHON" benchmarks/sanitize.py --kernels --minutes "$(pick 0.15 0.4)"
+  command -v $tool >/dev/null || tool=/usr/local/cuda/bin/compute-sanitizer
+  if [[ ! $dry && ! -x $(command -v $tool) ]]; then
+    note sanitizer 0 "not run: no compute-sanitizer"
+    failed=1
+    return
+  fi
+  # Kernels of ours alone: whole libraries are too many to watch, and not ours to mend.
+  [[ $dry ]] || $tool --help 2>&1 | grep -q -- --kernel-name && options="--kernel-name kns=prunekernels"
+  seconds=$(pick 20 50)
+  # Without the caching allocator every tensor has an allocation of its own, and an access beside it is seen.
+  # shellcheck disable=SC2086
+  step memcheck "$seconds" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+    $tool --tool memcheck --report-api-errors no --error-exitcode 9 --print-limit 20 $options \
+    "$PYTHON" benchmarks/sanitize.py --minutes "$(in_minutes $((seconds - 10)))"
+  # shellcheck disable=SC2086
+  step racecheck "$seconds" \
+    $tool --tool racecheck --error-exitcode 9 --print-limit 20 $options \
+    "$PYTHON" benchmarks/sanitize.py --minutes "$(in_minutes $((seconds - 10)))"
+}
+
+# conv NAME SECONDS OPTIONS...: what a lost device leaves undone is done by the next process.
+conv() {
+  local name=$1 end=$((SECONDS + $2)) seconds code
+  shift 2
+  rm -f "$base-$name".{csv,json,md}
+  for _ in 1 2 3; do
+    seconds=$((end - SECONDS))
+    ((seconds > 30)) || { note "bench $name" 0 "not run: out of time"; failed=1; return; }
+    step "bench $name" "$seconds" "$PYTHON" benchmarks/conv.py --device cuda --keep-going --resume --seconds 0.1 \
+      --rivals compaction limit --minutes "$(in_minutes $((seconds - 20)))" "$@" \
+      --csv "$base-$name.csv" --json "$base-$name.json" --md "$base-$name.md"
+    code=$?
+    ((code == 3)) || return
+  done
+}
+
+bench() {
+  local most
+  most=$(left)
+  if [[ $quick ]]; then
+    conv bf16 "$most" --suite gpu_quick --dtype bfloat16 --layout channels_last --mask filter block kernel --kept 0.5
+    return
+  fi
+  # The two or three kept shares that say most come first. Batches that keep most kernels above 50 us.
+  local all="--suite resnet50 vgg16_cifar --mask filter block kernel --side both out in --kept 0.5 0.9 0.3 0.7 1.0"
+  # shellcheck disable=SC2086
+  conv bf16 $((most * 60 / 100)) $all --dtype bfloat16 --layout channels_last --batch resnet50=128 vgg16_cifar=512
+  # shellcheck disable=SC2086
+  conv fp32 $(($(left) - 35)) $all --dtype float32 --batch resnet50=64 vgg16_cifar=256
+  # Beside the graphs' times: what a caller who launches every kernel sees.
+  step "bench calls" 35 "$PYTHON" benchmarks/conv.py --device cuda --clock events --keep-going --seconds 0.1 \
+    --suite gpu_quick --dtype bfloat16 --layout channels_last --rivals compaction limit --kept 0.5 --minutes 0.3 \
+    --md "$base-calls.md"
+}
+
+step header 60 bash -c header || stop "this machine will not do, see above"
+[[ $dry ]] || export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$(architecture)}
+if ! step build 260 env PRUNEKERNELS_CUDA=1 "$PYTHON" setup.py -q build_ext --inplace; then
+  printf '\n%s' "$summary"
+  exit 1
+fi
+for part in tests sanitize bench; do
+  wanted $part && $part
+done
+[[ $dry ]] && exit
+{
+  printf '\n=== %s, %s, %s s\n%s' "$machine" "$COMMIT" "$SECONDS" "$summary"
+  ls -l "$OUT"
+} | tee -a "$log"
+exit $failed
