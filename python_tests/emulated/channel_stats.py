@@ -87,7 +87,8 @@ def cases(element: str) -> list:
     found += [nhwc(2, span, 7, shift=1), nhwc(0, 3, 4), nhwc(2, 0, 4), nhwc(3, 9, 50, exact=False)]
     found += [nchw(3, 2, pixels) for pixels in (1, span - 1, span, span + 1, 31 * span, 32 * span, 33 * span, 49)]
     found += [nchw(1, C, 10) for C in (7, 8, 9, 31, 32, 33)]  # warps of a block, channels of a finishing block
-    found += [nchw(N, 2, 3) for N in (15, 16, 17, 511, 512, 513)]  # parts; then more than one image a part
+    found += [nchw(N, 2, 3) for N in (31, 32, 33, 32 * 17)]  # parts of up to 32 images at once
+    found += [nchw(N, 1, 16 * span) for N in (1023, 1024, 2050)]  # 512 parts of two images at once; more than once
     found += [nchw(1, 2, pixels) for pixels in (4095, 4096, 4097)]  # pieces
     found += [nchw(2, 3, 21, shift=1), nchw(0, 3, 4), nchw(2, 3, 0), nchw(3, 9, 50, exact=False)]
     both = (nhwc(2, 9, 12), nchw(2, 9, 12), nhwc(0, 9, 12))

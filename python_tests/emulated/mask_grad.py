@@ -257,6 +257,7 @@ def mask_grad_cases(element: str) -> list:
     cases += [case(some(plain, dead_kernels=0.5, sums=sums)) for sums in ("", "a", "s", "p", "ap")]
     cases += [case(some(plain, scaled=True, sums="")), case(some(plain, accumulates=True, sums=""))]
     cases += [case(some(plain, shift=s, other_shift=o, **everything)) for s, o in ((1, 1), (3, 3), (0, 1), (2, 0))]
+    cases += [case(some(plain, other_shift=1)), case(some(plain, other_shift=1, sums="", accumulates=True))]
     cases += [case(some(plain, **everything), add=True)]
     random = Layer(3, 40, 9, **everything)
     cases += [case(random, name="random", exact=False)]

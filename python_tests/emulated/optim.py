@@ -200,6 +200,7 @@ def cases(operation: str, element: str) -> list:
     else:
         for changes in ({"weight_decay": 0.0}, {"t": 1}, {"t": 10**7}, {"beta1": 0.3}, {"eps": 1.0}):
             found.append(case(plain, changes=tuple(changes.items())))
+        found.append(case(dataclasses.replace(plain, sums="as"), changes=(("eps", 0.0),)))  # 0 / 0 beside the row
     return found
 
 

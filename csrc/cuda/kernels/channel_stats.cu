@@ -111,19 +111,27 @@ __global__ void __launch_bounds__(kFinishThreads) channel_stats_finish_kernel(co
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Enough blocks to fill a large GPU; of the problem alone, so that results do not depend on the device.
-int64_t part_count(const ChannelStats& problem) {
-  const int64_t C = std::max<int64_t>(problem.C, 1);
-  const int64_t wanted = problem.channels_last ? 2048 / ceil_div(C, 256) : 16384 / C;
-  const int64_t units =
-      problem.channels_last ? ceil_div(problem.N * problem.pixels, 64) : problem.N * ceil_div(problem.pixels, kPiece);
-  return std::min<int64_t>({std::max<int64_t>(wanted, 1), units, kMostParts});
-}
-
 int32_t lanes_for(int64_t spans) {
   int32_t lanes = 1;
   while (lanes < kWarp && lanes < spans) lanes *= 2;
   return lanes;
+}
+
+int32_t lanes_of_piece(const ChannelStats& problem) {
+  const int64_t span = problem.element == Element::f32 ? 4 : 8;
+  return lanes_for(ceil_div(std::min<int64_t>(problem.pixels, kPiece), span));
+}
+
+// Enough blocks to fill a large GPU; of the problem alone, so that results do not depend on the device.
+int64_t part_count(const ChannelStats& problem) {
+  const int64_t C = std::max<int64_t>(problem.C, 1);
+  int64_t wanted = 2048 / ceil_div(C, 256), most = ceil_div(problem.N * problem.pixels, 64);
+  if (!problem.channels_last) {
+    const int64_t pieces_at_once = kWarp / lanes_of_piece(problem);
+    wanted = 16384 / C;
+    most = ceil_div(problem.N * ceil_div(problem.pixels, kPiece), pieces_at_once);
+  }
+  return std::min<int64_t>({std::max<int64_t>(wanted, 1), most, kMostParts});
 }
 
 template <typename T>
@@ -131,7 +139,7 @@ cudaError_t launch_partials(const ChannelStats& problem, const T* x, float* part
   constexpr int kSpan = 16 / sizeof(T);
   const unsigned parts = static_cast<unsigned>(work.parts);
   if (!problem.channels_last) {
-    work.lanes = lanes_for(ceil_div(std::min<int64_t>(problem.pixels, kPiece), kSpan));
+    work.lanes = lanes_of_piece(problem);
     return launch(channel_stats_nchw_kernel<T>,
                   {{static_cast<unsigned>(ceil_div(problem.C, kWarps)), parts}, kThreads, 0}, stream, x, partial, work);
   }

@@ -82,7 +82,7 @@ PK_DEVICE void step_row(const OptimParam& param, const typename Rule::Step& step
     load_span(g, grad, span, span.inside, whole);
 #pragma unroll
     for (int i = 0; i < Rule::kStates; ++i)
-      if (state[i] && !param.first_step) load_span(s[i], state[i], span, span.inside, whole);
+      if (state[i]) load_span(s[i], state[i], span, span.inside, whole);
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) {
       const float before = w[i];
