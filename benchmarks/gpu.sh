@@ -38,8 +38,10 @@ failed=0 summary=""
 
 wanted() { [[ ! $only || " $only " == *" $1 "* ]]; }
 left() { echo $((limit - SECONDS)); }
-in_minutes() { printf '%d.%02d' $(($1 / 60)) $(($1 % 60 * 100 / 60)); }
-pick() { if [[ $quick ]]; then echo "$1"; else echo "$2"; fi; }
+# share PERCENT MOST: so much of what is left, in seconds.
+share() { local s=$(($(left) * $1 / 100)); echo $((s < $2 ? s : $2)); }
+# Of so many seconds of a Python process, the minutes in which it may begin something new.
+minutes() { local s=$(($1 > 24 ? $1 - 12 : $1 / 2)); printf '%d.%02d' $((s / 60)) $((s % 60 * 100 / 60)); }
 note() { summary+=$(printf '%-20s %4s s  %s' "$1" "$2" "$3")$'\n'; }
 
 # step NAME SECONDS COMMAND...: at most for so long and for what is left; its output goes to the log too.
@@ -115,21 +117,24 @@ architecture() {
 
 # ---- the steps
 tests() {
-  if [[ ! -f python_tests/test_cuda.py ]]; then
+  local seconds
+  seconds=$(share 35 110)
+  if [[ ! $dry && ! -f python_tests/test_cuda.py ]]; then
     note tests 0 "not run: no python_tests/test_cuda.py"
     failed=1
   elif [[ $dry ]] || "$PYTHON" -c 'import pytest' 2>/dev/null; then
-    step tests "$(pick 45 110)" "$PYTHON" -m pytest -q --maxfail=25 python_tests/test_cuda.py
+    step tests "$seconds" "$PYTHON" -m pytest -q --maxfail=25 python_tests/test_cuda.py
   else
     note tests 0 "no pytest here: small problems instead"
-    step "small problems" "$(pick 45 110)" "$PYTHON" benchmarks/sanitize.py --minutes "$(pick 0.6 1.6)"
+    step "small problems" "$seconds" "$PYTHON" benchmarks/sanitize.py --minutes "$(minutes "$seconds")"
   fi
 }
 
 sanitize() {
   local tool=compute-sanitizer options="" seconds
   # First unwatched: a sanitizer that was told to watch kernels which never ran would be content, too.
-  step "kernels that run" "$(pick 20 40)" "$PYTHON" benchmarks/sanitize.py --kernels --minutes "$(pick 0.15 0.4)"
+  seconds=$(share 20 30)
+  step "kernels that run" "$seconds" "$PYTHON" benchmarks/sanitize.py --kernels --minutes "$(minutes "$seconds")"
   command -v $tool >/dev/null || tool=/usr/local/cuda/bin/compute-sanitizer
   if [[ ! $dry && ! -x $(command -v $tool) ]]; then
     note sanitizer 0 "not run: no compute-sanitizer"
@@ -138,16 +143,16 @@ sanitize() {
   fi
   # Kernels of ours alone: whole libraries are too many to watch, and not ours to mend.
   [[ $dry ]] || $tool --help 2>&1 | grep -q -- --kernel-name && options="--kernel-name kns=prunekernels"
-  seconds=$(pick 20 50)
+  seconds=$(share 25 50)
   # Without the caching allocator every tensor has an allocation of its own, and an access beside it is seen.
   # shellcheck disable=SC2086
   step memcheck "$seconds" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
     $tool --tool memcheck --report-api-errors no --error-exitcode 9 --print-limit 20 $options \
-    "$PYTHON" benchmarks/sanitize.py --minutes "$(in_minutes $((seconds - 10)))"
+    "$PYTHON" benchmarks/sanitize.py --minutes "$(minutes "$seconds")"
   # shellcheck disable=SC2086
   step racecheck "$seconds" \
     $tool --tool racecheck --error-exitcode 9 --print-limit 20 $options \
-    "$PYTHON" benchmarks/sanitize.py --minutes "$(in_minutes $((seconds - 10)))"
+    "$PYTHON" benchmarks/sanitize.py --minutes "$(minutes "$seconds")"
 }
 
 # conv NAME SECONDS OPTIONS...: what a lost device leaves undone is done by the next process.
@@ -157,9 +162,9 @@ conv() {
   rm -f "$base-$name".{csv,json,md}
   for _ in 1 2 3; do
     seconds=$((end - SECONDS))
-    ((seconds > 30)) || { note "bench $name" 0 "not run: out of time"; failed=1; return; }
+    ((seconds > 15)) || { note "bench $name" 0 "not run: out of time"; failed=1; return; }
     step "bench $name" "$seconds" "$PYTHON" benchmarks/conv.py --device cuda --keep-going --resume --seconds 0.1 \
-      --rivals compaction limit --minutes "$(in_minutes $((seconds - 20)))" "$@" \
+      --rivals compaction limit --minutes "$(minutes "$seconds")" "$@" \
       --csv "$base-$name.csv" --json "$base-$name.json" --md "$base-$name.md"
     code=$?
     ((code == 3)) || return
@@ -173,7 +178,7 @@ bench() {
     conv bf16 "$most" --suite gpu_quick --dtype bfloat16 --layout channels_last --mask filter block kernel --kept 0.5
     return
   fi
-  # The two or three kept shares that say most come first. Batches that keep most kernels above 50 us.
+  # The kept shares that say most come first. Batches that keep most kernels above 50 us.
   local all="--suite resnet50 vgg16_cifar --mask filter block kernel --side both out in --kept 0.5 0.9 0.3 0.7 1.0"
   # shellcheck disable=SC2086
   conv bf16 $((most * 60 / 100)) $all --dtype bfloat16 --layout channels_last --batch resnet50=128 vgg16_cifar=512

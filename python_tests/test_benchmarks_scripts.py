@@ -1,0 +1,145 @@
+"""The scripts of a GPU machine's session, with stand-ins for the machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import conv
+import prunekernels as pk
+import sanitize
+
+BENCHMARKS = Path(conv.__file__).parent
+
+
+# ---- scripts
+
+
+def script(*argv, **environment):
+    command = ["bash", str(BENCHMARKS / "gpu.sh"), *argv]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=60)
+
+
+def test_gpu_script_is_well_formed():
+    assert subprocess.run(["bash", "-n", BENCHMARKS / "gpu.sh"]).returncode == 0
+    assert os.access(BENCHMARKS / "gpu.sh", os.X_OK)
+
+
+@pytest.mark.parametrize("quick", [(), ("--quick",)])
+def test_a_dry_run_prints_the_steps(quick, tmp_path):
+    done = script("--dry-run", *quick, COMMIT="abc1234-dirty", OUT=str(tmp_path / "out"))
+    assert done.returncode == 0 and not (tmp_path / "out").exists()
+    steps = [line.partition(" at most")[0].strip() for line in done.stdout.splitlines() if " at most " in line]
+    assert steps[:2] == ["header", "build"] and {"tests", "memcheck", "racecheck"} < set(steps)
+    assert steps[-1] == ("bench bf16" if quick else "bench calls")
+    assert f"abc1234-dirty{'-quick' if quick else ''}-bf16.json" in done.stdout
+    if not quick:
+        assert "--mask filter block kernel --side both out in" in done.stdout and "bench fp32" in steps
+
+
+def test_benchmarks_the_script_runs_are_understood():
+    """Its command lines, but for the device."""
+    lines = [line for line in script("--dry-run").stdout.splitlines() if line.startswith("bench ")]
+    assert len(lines) == 3
+    for line in lines:
+        words = line.partition("conv.py ")[2].split()
+        words[words.index("cuda")] = "cpu"
+        words = [word.replace("out/gpu/", "") for word in words]
+        assert conv.parse(words)[1]
+
+
+@pytest.mark.parametrize("argv", [["--only", "all"], ["--only"], ["--fast"]])
+def test_gpu_script_refuses(argv):
+    done = script(*argv)
+    assert done.returncode == 2 and "gpu.sh: " in done.stderr
+
+
+PY = """#!/usr/bin/env bash
+case "$*" in
+  *get_device_capability*) echo 9.0a ;;
+  *setup.py*) echo "builds for $TORCH_CUDA_ARCH_LIST"; sleep "${SLOW:-0}" ;;
+  *"import pytest"*) exit 1 ;;
+  *conv.py*) [[ -e $OUT/lost ]] && exit 0; touch "$OUT/lost"; exit 3 ;;
+esac
+"""
+SANITIZER = """#!/usr/bin/env bash
+case "$*" in
+  --help) echo "--kernel-name arg" ;;
+  *racecheck*) echo "========= ERROR"; exit 9 ;;
+  *) echo "caching off: $PYTORCH_NO_CUDA_MEMORY_CACHING" ;;
+esac
+"""
+TOOLS = {"nvidia-smi": "#!/usr/bin/env bash\necho NVIDIA H100 80GB HBM3\n", "py": PY, "compute-sanitizer": SANITIZER}
+
+
+@pytest.fixture
+def gpu_machine(tmp_path):
+    """A make-believe GPU machine: whatever is run there is one of the tools above."""
+    for name, text in TOOLS.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    return dict(PATH=path, PYTHON=str(tmp_path / "py"), OUT=str(tmp_path / "out"), COMMIT="abc1234")
+
+
+def results(done):
+    """The script's last table: by step, what became of it."""
+    lines = done.stdout.rpartition("\n=== h100-80gb-hbm3, abc1234")[2].splitlines()
+    return {line[:20].strip(): line.partition(" s  ")[2] for line in lines if " s  " in line}
+
+
+def test_gpu_script_goes_on_after_a_lost_device(gpu_machine, tmp_path):
+    done = script("--only", "bench", **gpu_machine)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "builds for 9.0a" in done.stdout and "-h100-80gb-hbm3-abc1234-bf16.json" in done.stdout
+    assert done.stdout.count("\n=== bench bf16") == 2 and "failed, exit code 3" in done.stdout
+    assert {name: text for name, text in results(done).items() if name.startswith("bench")} == dict.fromkeys(
+        ("bench bf16", "bench fp32", "bench calls"), "ok"
+    )
+    assert "=== bench calls" in (tmp_path / "out" / "log.txt").read_text()
+
+
+def test_gpu_script_reports_every_tool(gpu_machine):
+    done = script("--quick", "--only", "tests", "--only", "sanitize", **gpu_machine)
+    assert done.returncode == 1
+    found = results(done)
+    assert found["memcheck"] == "ok" and found["racecheck"] == "failed, exit code 9"
+    assert "caching off: 1" in done.stdout and done.stdout.count("--kernel-name kns=prunekernels") == 2
+    assert "no python_tests/test_cuda.py" in found["tests"] or "no pytest" in found["tests"]
+
+
+def test_gpu_script_keeps_to_its_limit(gpu_machine):
+    began = time.monotonic()
+    done = script(LIMIT="6", SLOW="30", **gpu_machine)
+    assert done.returncode == 1 and time.monotonic() - began < 20
+    assert "build" in done.stdout and "stopped at its limit" in done.stdout
+
+
+# ---- what a sanitizer watches
+
+
+def test_sanitizers_trials_are_right_on_cpu(monkeypatch, capsys):
+    todo = sanitize.trials()
+    assert len(todo) == len(set(todo)) == len(sanitize.LINES) * 3 * 3 * 2 * len(sanitize.PLANS)
+    monkeypatch.setattr(sanitize, "trials", lambda: todo[:40])
+    assert sanitize.main(["--device", "cpu"]) == 0
+    assert capsys.readouterr().out == "40 trials\n"
+    assert sanitize.main(["--device", "cpu", "--minutes", "1e-9"]) == 0
+    assert "out of time: 40 of 40 trials not run" in capsys.readouterr().out
+
+
+def test_a_wrong_trial_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(
+        sanitize, "trials", lambda: [(sanitize.LINES[0], "float32", ("filter", "both"), "nchw", "dense")]
+    )
+    monkeypatch.setattr(pk, "masked_conv2d", lambda x, w, **_: torch.zeros(2, 40, 9, 7) * w.sum() * x.sum())
+    assert sanitize.main(["--device", "cpu"]) == 1
+    assert f"failed: {sanitize.LINES[0]} float32 nchw filter masks, plan dense: Wrong: " in capsys.readouterr().out
