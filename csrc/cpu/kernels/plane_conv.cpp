@@ -52,54 +52,43 @@ PlaneConv::PlaneConv(Side side, const ConvShape& shape, const MaskTable& mask, b
     for (const AxisClass& columns : layout_.columns.classes) {
       Class c{};
       c.rows = &rows, c.columns = &columns;
-      for (const Tap& r : rows.taps)
-        for (const Tap& s : columns.taps) {
-          c.tap.push_back(r.index * shape.S + s.index);
-          c.offset.push_back(static_cast<int32_t>(planes_.tap_offset(r, s)));
-        }
+      add_taps(c);
+      find_window(c);
       for (int i = 1; i <= kMaxFilters; ++i) c.by_row[i] = pays_by_row(columns, i);
       if (!c.tap.empty() && lanes_ == Lanes::images)
-        for (int64_t r = 0; r <= block_rows_; ++r) c.grid.push_back(best_grid(c, r));
+        for (int64_t r = 0; r <= block_rows_; ++r) c.grid.push_back(grid_of(c, r));
       classes_.push_back(c);
     }
   if (shared)
     for (int64_t g = 0; g < mask[kLiveGroups]; ++g) add_shared(g);
   else
     add_own();
-  if (!shared) unroll();
   int64_t taps = 0;
   for (const Class& c : classes_) taps += static_cast<int64_t>(c.tap.size());
   for (Block& b : blocks_) {
     b.weight = weight_floats_;
-    weight_floats_ += b.list.count * (unrolled_ ? static_cast<int64_t>(pixel_taps_.size()) : b.filters * taps);
+    weight_floats_ += b.list.count * b.filters * taps;
   }
 }
 
-// A plane of 2x2 has 16 pairs of a pixel and an output, where 3x3 taps at every output would be 36 steps.
-void PlaneConv::unroll() {
-  const AxisClass &rows = *classes_[0].rows, &columns = *classes_[0].columns;
-  const int64_t H = layout_.rows.operand, W = layout_.columns.operand, positions = rows.count * columns.count;
-  const int64_t bottom = layout_.low_row + block_rows_ + layout_.extra_rows, right = layout_.low_column + layout_.width;
-  const bool packs_all = layout_.low_row <= 0 && layout_.low_column <= 0 && bottom >= H && right >= W;
-  const bool plain = classes_.size() == 1 && layout_.rows.step == 1 && layout_.columns.step == 1 && row_blocks_ == 1;
-  unrolled_ = lanes_ == Lanes::images && plain && packs_all && positions > 1 && positions <= kernels_.most_filters &&
-              H * W < static_cast<int64_t>(classes_[0].tap.size());
-  if (!unrolled_) return;
-  const auto reaching = [](const AxisClass& axis, int64_t pixel, int64_t output) {
-    for (const Tap& t : axis.taps)
-      if (t.at + output == pixel) return t.index;
-    return int64_t{-1};
-  };
-  for (int64_t y = 0; y < H; ++y)
-    for (int64_t x = 0; x < W; ++x) {
-      const int64_t cell = (y - layout_.low_row) * layout_.pitch + x - layout_.low_column;
-      pixels_.push_back(static_cast<int32_t>(cell * kernels_.lanes));
-      for (int64_t p = 0; p < rows.count; ++p)
-        for (int64_t q = 0; q < columns.count; ++q) {
-          const int64_t r = reaching(rows, y, p), s = reaching(columns, x, q);
-          pixel_taps_.push_back(static_cast<int32_t>(r < 0 || s < 0 ? -1 : r * shape_.S + s));
-        }
-    }
+// In the order in which they lie, which in the input gradient is the kernel turned round.
+void PlaneConv::add_taps(Class& c) const {
+  std::vector<std::pair<int32_t, int32_t>> taps;
+  for (const Tap& r : c.rows->taps)
+    for (const Tap& s : c.columns->taps)
+      taps.emplace_back(static_cast<int32_t>(planes_.tap_offset(r, s)),
+                        static_cast<int32_t>(r.index * shape_.S + s.index));
+  std::sort(taps.begin(), taps.end());
+  for (const auto& [offset, tap] : taps) c.offset.push_back(offset), c.tap.push_back(tap);
+}
+
+void PlaneConv::find_window(Class& c) const {
+  const int64_t H = layout_.rows.operand, W = layout_.columns.operand;
+  c.window = lanes_ == Lanes::images && c.offset.size() == 9 && c.rows->taps.size() == 3 && kernels_.window[1][1];
+  for (int64_t t = 0; c.window && t < 9; ++t)
+    c.window = c.offset[t] == (t / 3 * layout_.pitch + t % 3) * kernels_.lanes;
+  const bool around = layout_.low_row == -1 && layout_.low_column == -1 && c.rows->count == H && c.columns->count == W;
+  c.whole = c.window && around && row_blocks_ == 1 && H <= kMaxRows && W <= kMaxRows && kernels_.window_whole[H][W];
 }
 
 bool PlaneConv::pays_by_row(const AxisClass& columns, int filters) const {
@@ -108,26 +97,20 @@ bool PlaneConv::pays_by_row(const AxisClass& columns, int filters) const {
          run_cycles(kernels_, filters, layout_.positions(block_rows_, columns.count));
 }
 
-// How to cut rows of cells into tiles for one filter such that they read the fewest cells: neighbours share an edge.
-PlaneConv::Grid PlaneConv::best_grid(const Class& c, int64_t rows) const {
+TileGrid PlaneConv::grid_of(const Class& c, int64_t rows) const {
   const auto span = [](const std::vector<Tap>& taps) {
     int64_t low = taps.front().at, high = low;
     for (const Tap& t : taps) low = std::min(low, t.at), high = std::max(high, t.at);
     return high - low;
   };
   const int64_t columns = c.columns->count, over = span(c.rows->taps), beside = span(c.columns->taps);
-  Grid best{0, 0};
-  double least = 0;
-  for (int64_t width = 1; width <= std::min<int64_t>(columns, kernels_.most_row_vectors); ++width)
-    for (int64_t height = 1; height <= std::min<int64_t>({rows, kMaxRows, kernels_.rows_vectors / width}); ++height) {
-      const Grid grid{divide_up(rows, height), divide_up(columns, width)};
-      const double tiles = static_cast<double>(grid.down * grid.across), taps = static_cast<double>(c.tap.size());
-      // A cell comes from L2 once and is read at every tap; fewer than 8 sums wait for one another.
-      const double cells = rows * columns + tiles * (over * width + beside * height + over * beside);
-      const double cost = 1.7 * cells + taps * std::max(0.5 * rows * columns, 4.0 * tiles);
-      if (!best.down || cost < least) best = grid, least = cost;
-    }
-  return best;
+  const int64_t taps = static_cast<int64_t>(c.tap.size());
+  if (c.whole) return {1, 1};
+  if (c.window)
+    return best_grid(rows, columns, over, beside, taps, kMaxRows, kMaxWindowVectors,
+                     [&](int64_t height, int64_t width) { return kernels_.window[height][width] != nullptr; });
+  return best_grid(rows, columns, over, beside, taps, kMaxRows, kernels_.most_row_vectors,
+                   [&](int64_t height, int64_t width) { return height * width <= kernels_.rows_vectors; });
 }
 
 // Lanes::pixels: where planes have no gaps, but are no whole vectors, several images make one long plane.
@@ -173,10 +156,10 @@ void PlaneConv::cut_rows(int64_t threads) {
 }
 
 PlaneConv::List PlaneConv::add_list(const std::vector<int32_t>& operands) {
-  const List list{static_cast<int64_t>(places_.size()), static_cast<int64_t>(operands.size())};
+  const List list{static_cast<int64_t>(operands_.size()), static_cast<int64_t>(operands.size())};
   for (const int32_t operand : operands) {
-    places_.push_back(planes_.place(operand));
-    channels_.push_back(static_cast<int32_t>(planes_.channel_offset(places_.back())));
+    operands_.push_back(operand);
+    channels_.push_back(static_cast<int32_t>(planes_.channel_offset(planes_.place(operand))));
   }
   return list;
 }
@@ -209,35 +192,38 @@ void PlaneConv::add_own() {
 
 void PlaneConv::pack_weights(const float* weight, const WeightLayout& layout, float* packed, int64_t begin,
                              int64_t end) const {
+  for (int64_t b = begin; b < end; ++b) pack_block(blocks_[b], weight, layout, packed + blocks_[b].weight);
+}
+
+void PlaneConv::pack_block(const Block& block, const float* weight, const WeightLayout& layout, float* to) const {
   const int64_t Cg = shape_.channels_per_group();
   const auto filter_at = [&](int64_t k) { return k * layout.row; };
   const auto channel_at = [&](int64_t c) { return c % Cg * layout.channel; };
-  for (int64_t b = begin; b < end; ++b) {
-    const Block& block = blocks_[b];
-    const int32_t* places = places_.data() + block.list.first;
-    float* to = packed + block.weight;
-    int64_t at[kMaxFilters];
-    for (int i = 0; i < block.filters; ++i)
-      at[i] = forward() ? filter_at(block.filter[i]) : channel_at(block.filter[i]);
-    for (const Class& c : classes_)
-      for (int64_t j = 0; j < block.list.count; ++j) {
-        const int32_t operand = planes_.live()[places[j]];
-        const float* kernels = weight + (forward() ? channel_at(operand) : filter_at(operand));
-        const auto live = [&](int i) {
-          return forward() ? mask_.pair(block.filter[i], operand % Cg) : mask_.pair(operand, block.filter[i] % Cg);
-        };
-        if (unrolled_) {
-          for (const int32_t r : pixel_taps_) *to++ = r < 0 ? 0.f : kernels[at[0] + r * layout.tap];
-          continue;
-        }
-        for (const int64_t r : c.tap) {
-          const float* tap = kernels + r * layout.tap;
-          if (!shared_ || mask_[kPairsFull])
-            for (int i = 0; i < block.filters; ++i) *to++ = tap[at[i]];
-          else
-            for (int i = 0; i < block.filters; ++i) *to++ = live(i) ? tap[at[i]] : 0.f;
-        }
+  const int32_t* operands = operands_.data() + block.list.first;
+  int64_t at[kMaxFilters];
+  for (int i = 0; i < block.filters; ++i) at[i] = forward() ? filter_at(block.filter[i]) : channel_at(block.filter[i]);
+  for (const Class& c : classes_) {
+    const int64_t taps = static_cast<int64_t>(c.tap.size());
+    if (!shared_ && layout.tap == 1 && shape_.G == 1) {
+      kernels_.pack_list(weight + at[0], forward() ? layout.channel : layout.row, shape_.taps(), operands,
+                         block.list.count, c.tap.data(), taps, to);
+      to += block.list.count * taps;
+      continue;
+    }
+    for (int64_t j = 0; j < block.list.count; ++j) {
+      const int32_t operand = operands[j];
+      const float* kernels = weight + (forward() ? channel_at(operand) : filter_at(operand));
+      const auto live = [&](int i) {
+        return forward() ? mask_.pair(block.filter[i], operand % Cg) : mask_.pair(operand, block.filter[i] % Cg);
+      };
+      for (const int32_t r : c.tap) {
+        const float* tap = kernels + r * layout.tap;
+        if (!shared_ || mask_[kPairsFull])
+          for (int i = 0; i < block.filters; ++i) *to++ = tap[at[i]];
+        else
+          for (int i = 0; i < block.filters; ++i) *to++ = live(i) ? tap[at[i]] : 0.f;
       }
+    }
   }
 }
 

@@ -10,6 +10,7 @@
 
 #include "core/mask_table.h"
 #include "cpu/kernels/packed_planes.h"
+#include "cpu/kernels/tile_grid.h"
 #include "cpu/kernels/tiles.h"
 #include "cpu/kernels/weights.h"
 
@@ -36,7 +37,7 @@ class PlaneConv {
            float* scratch) const;
 
  private:
-  struct List {  // of operands: a stretch of places_ and channels_
+  struct List {  // of operands: a stretch of operands_ and channels_
     int64_t first, count;
   };
   struct Block {  // filters that share a list
@@ -45,14 +46,12 @@ class PlaneConv {
     List list;
     int64_t weight;  // start in the packed weights: [class][channel][tap][filter]
   };
-  struct Grid {  // of tiles
-    int64_t down, across;
-  };
   struct Class {  // outputs of a class of rows and a class of columns
     const AxisClass *rows, *columns;
-    std::vector<int64_t> tap;      // r * S + s
-    std::vector<int32_t> offset;   // of its operand
-    std::vector<Grid> grid;        // [rows of a block]: one filter's tiles
+    std::vector<int32_t> tap;      // r * S + s, in the order of
+    std::vector<int32_t> offset;   // its operand
+    std::vector<TileGrid> grid;    // [rows of a block]: one filter's tiles
+    bool window, whole;            // they are those of tiles_window.h
     bool by_row[kMaxFilters + 1];  // tiles of so many filters end with a row, and compute nothing between rows
   };
   struct Pass {  // what one task works on
@@ -72,11 +71,12 @@ class PlaneConv {
   void add_own();
   List add_list(const std::vector<int32_t>& operands);
   void compute(const Block& block, const Pass& pass) const;
-  void unroll();
-  void compute_unrolled(const Block& block, const Pass& pass) const;
   void tiles(const Block& block, const ConvTile& tile, int64_t vectors, float* const* y, bool prefetch) const;
-  Grid best_grid(const Class& c, int64_t rows) const;
-  void tile_grid(ConvTile tile, const Grid& grid, int64_t rows, int64_t columns, float* y) const;
+  void add_taps(Class& c) const;
+  void find_window(Class& c) const;
+  TileGrid grid_of(const Class& c, int64_t rows) const;
+  void pack_block(const Block& block, const float* weight, const WeightLayout& layout, float* packed) const;
+  void own_tiles(ConvTile tile, const Class& c, int64_t rows, float* y) const;
   void unpack_pixels(const Block& block, const Pass& pass) const;
   void unpack_images(const Block& block, const Pass& pass) const;
   std::pair<int64_t, int64_t> result_rows(const Pass& pass) const;
@@ -93,16 +93,14 @@ class PlaneConv {
   PackedPlanes planes_;
   const PlaneLayout& layout_;
   std::vector<Class> classes_;
-  std::vector<int32_t> dead_;               // filters that nobody computes
-  std::vector<int32_t> places_, channels_;  // the lists: places in planes_, and their offsets
+  std::vector<int32_t> dead_;                 // filters that nobody computes
+  std::vector<int32_t> operands_, channels_;  // the lists, and the offsets of their packed planes
   std::vector<Block> blocks_;
   int64_t group_images_, groups_;  // images that are computed together
   int64_t block_rows_, row_blocks_, parts_;
   int64_t class_floats_, sums_floats_, weight_floats_ = 0;
   bool stores_in_place_;
-  bool unrolled_ = false;  // tiny planes: the positions of a filter take the place of filters that share a list
-  std::vector<int32_t> pixels_, pixel_taps_;  // offsets of an operand's pixels; [pixel][position] -> tap, -1: none
-  std::vector<int32_t> cells_;                // Lanes::images: [result rows of a block][columns] -> cell of the sums
+  std::vector<int32_t> cells_;  // Lanes::images: [result rows of a block][columns] -> cell of the sums
 };
 
 }  // namespace prunekernels

@@ -31,40 +31,27 @@ void PlaneConv::tiles(const Block& block, const ConvTile& tile, int64_t vectors,
 }
 
 // The same for one filter over rows of cells: tiles of several rows.
-void PlaneConv::tile_grid(ConvTile tile, const Grid& grid, int64_t rows, int64_t columns, float* y) const {
+void PlaneConv::own_tiles(ConvTile tile, const Class& c, int64_t rows, float* y) const {
   const float* x = tile.x;
-  float* origin = y;
+  float* to;
   tile.x_row = tile.y_row = layout_.pitch * kernels_.lanes;
-  tile.y = &y;
-  for (int64_t i = 0; i < grid.down; ++i)
-    for (int64_t j = 0; j < grid.across; ++j) {
-      const int64_t row = rows * i / grid.down, column = columns * j / grid.across;
-      const int64_t at = (row * layout_.pitch + column) * kernels_.lanes;
-      tile.x = x + at, y = origin + at;
-      kernels_.conv_rows[rows * (i + 1) / grid.down - row][columns * (j + 1) / grid.across - column](tile);
-    }
-}
-
-void PlaneConv::compute_unrolled(const Block& block, const Pass& pass) const {
-  const AxisClass &rows = *classes_[0].rows, &columns = *classes_[0].columns;
-  float start[kMaxFilters], *y[kMaxFilters];
-  int positions = 0;
-  for (int64_t p = 0; p < rows.count; ++p)
-    for (int64_t q = 0; q < columns.count; ++q, ++positions) {
-      start[positions] = pass.start ? pass.start[block.filter[0]] : 0.f;
-      y[positions] = pass.sums + (p * layout_.pitch + q) * kernels_.lanes;
-    }
-  ConvTile tile{};
-  tile.x = pass.x, tile.weights = pass.weights + block.weight, tile.start = start, tile.y = y;
-  tile.channels = channels_.data() + block.list.first, tile.channel_count = block.list.count;
-  tile.taps = pixels_.data(), tile.tap_count = static_cast<int64_t>(pixels_.size());
-  tile.last = kernels_.lanes;
-  kernels_.conv[positions][1](tile);
-  unpack_images(block, pass);
+  tile.y = &to;
+  const int64_t lanes = kernels_.lanes, pitch = layout_.pitch;
+  c.grid[rows].each(rows, c.columns->count,
+                    [&](int64_t row, int64_t height, int64_t down, int64_t column, int64_t width, int64_t across) {
+                      const auto kernel = c.whole    ? kernels_.window_whole[height][width]
+                                          : c.window ? kernels_.window[height][width]
+                                                     : kernels_.conv_rows[height][width];
+                      for (int64_t i = 0; i < down; ++i)
+                        for (int64_t j = 0; j < across; ++j) {
+                          const int64_t at = ((row + i * height) * pitch + column + j * width) * lanes;
+                          tile.x = x + at, to = y + at;
+                          kernel(tile);
+                        }
+                    });
 }
 
 void PlaneConv::compute(const Block& block, const Pass& pass) const {
-  if (unrolled_) return compute_unrolled(block, pass);
   const float* weights = pass.weights + block.weight;
   const int lanes = kernels_.lanes;
   float start[kMaxFilters], *y[kMaxFilters];
@@ -89,7 +76,7 @@ void PlaneConv::compute(const Block& block, const Pass& pass) const {
       if (planes_.in_place() || stores_in_place_) tile.last = static_cast<int>(positions - (vectors - 1) * lanes);
       tiles(block, tile, vectors, y, planes_.in_place() && &block == pass.first);
     } else if (block.filters == 1) {
-      tile_grid(tile, c.grid[rows], rows, columns, y[0]);
+      own_tiles(tile, c, rows, y[0]);
     } else if (!c.by_row[block.filters]) {
       tiles(block, tile, positions, y, false);
     } else {

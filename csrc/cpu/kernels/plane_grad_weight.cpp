@@ -41,11 +41,24 @@ PlaneGradWeight::PlaneGradWeight(const ConvShape& shape, const MaskTable& mask, 
                                 : divide_up(positions, lanes_count) * lanes_count;
   for (int32_t i = 0; images && i < block_rows_ * shape.Q; ++i) cells_.push_back(i);
   x_.set_block(block_rows_, joined_ ? group_planes_ : 1);
+  find_window(shared);
   tile_of_.assign(shape.K, -1);
   if (shared)
     for (int64_t g = 0; g < mask[kLiveGroups]; ++g) add_shared(g);
   else
     add_own();
+}
+
+void PlaneGradWeight::find_window(bool shared) {
+  const ConvShape& s = shape_;
+  const bool three = taps_per_operand_ == 3 && s.R == 3 && s.dilation[0] == 1 && s.stride[0] == 1;
+  window_ = !shared && three && lanes_ == Lanes::images && kernels_.dot_window[1][1];
+  const bool around = s.padding[0] == 1 && s.padding[1] == 1 && row_blocks_ == 1;
+  whole_ = window_ && around && s.P <= kMaxRows && s.Q <= kMaxRows && kernels_.dot_window_whole[s.P][s.Q];
+  for (int64_t rows = 0; window_ && rows <= block_rows_; ++rows)
+    grid_.push_back(whole_ ? TileGrid{1, 1}
+                           : best_grid(rows, s.Q, 2, 2, 9, kMaxRows, kMaxWindowVectors,
+                                       [&](int64_t h, int64_t w) { return kernels_.dot_window[h][w] != nullptr; }));
 }
 
 int64_t PlaneGradWeight::scratch_floats() const {
@@ -133,6 +146,18 @@ void PlaneGradWeight::pack_grad(const float* plane, int images, int64_t first_ro
   if (to < end) kernels_.zero(to, end - to);
 }
 
+// One filter and channel: all nine taps.
+void PlaneGradWeight::dot_windows(const DotTile& tile, float* out) const {
+  const int64_t lanes = kernels_.lanes;
+  grid_[tile.rows].each(tile.rows, tile.vectors,
+                        [&](int64_t row, int64_t height, int64_t down, int64_t column, int64_t width, int64_t across) {
+                          const auto kernel =
+                              whole_ ? kernels_.dot_window_whole[height][width] : kernels_.dot_window[height][width];
+                          kernel(tile, tile.g[0] + row * tile.g_row + column * lanes,
+                                 tile.x[0] + row * tile.x_row + column * lanes, down, across, out);
+                        });
+}
+
 void PlaneGradWeight::compute(const Filters& f, const Block& block, float* partial) const {
   const int64_t x_image = shape_.C * shape_.in_pixels(), grad_image = shape_.K * shape_.out_pixels();
   const int lanes = kernels_.lanes;
@@ -169,7 +194,10 @@ void PlaneGradWeight::compute(const Filters& f, const Block& block, float* parti
   for (int64_t o = f.operands; o < f.end; ++o) {
     const Operands& operands = operands_[order_[o]];
     for (int j = 0; j < operands.count; ++j) xs[j] = block.x + operands.offset[j];
-    kernels[operands.count](tile);
+    if (window_)
+      dot_windows(tile, tile.out);
+    else
+      kernels[operands.count](tile);
     tile.out += f.count * operands.count * taps_per_operand_;
   }
 }

@@ -7,6 +7,7 @@
 
 #include "core/mask_table.h"
 #include "cpu/kernels/packed_planes.h"
+#include "cpu/kernels/tile_grid.h"
 #include "cpu/kernels/tiles.h"
 #include "cpu/kernels/weights.h"
 
@@ -49,12 +50,14 @@ class PlaneGradWeight {
     float* packed_grad;
   };
 
+  void find_window(bool shared);
   void add_shared(int64_t group);
   void add_own();
   void add_operands(const int32_t* channels, size_t count);
   void add_filters(const int32_t* filters, int count, int64_t operands);
   void pack_grad(const float* image, int images, int64_t first_row, int64_t rows, float* packed) const;
   void compute(const Filters& filters, const Block& block, float* partial) const;
+  void dot_windows(const DotTile& tile, float* out) const;
 
   const ConvShape shape_;
   const MaskTable mask_;
@@ -63,6 +66,7 @@ class PlaneGradWeight {
   PackedPlanes x_;
   bool grad_in_place_, joined_;  // joined: several images without gaps make one long plane
   int taps_per_operand_, filters_per_tile_;
+  bool window_, whole_;  // dot products by tiles_window.h
   std::vector<Operands> operands_;
   std::vector<int32_t> order_;  // places in operands_, as the filters meet them
   std::vector<Filters> filters_;
@@ -71,6 +75,7 @@ class PlaneGradWeight {
   int64_t group_planes_, groups_;  // images, or vectors of images, of a block; blocks of a row block
   int64_t grad_floats_;            // of a packed plane
   int64_t partial_floats_ = 0;
+  std::vector<TileGrid> grid_;  // window_: [rows of a block]
   std::vector<int32_t> cells_;  // Lanes::images: 0, 1, 2, ...
 };
 

@@ -118,6 +118,10 @@ struct Avx512Float {
     // Lane 4 q + l: vector {0, 8, 4, 12}[q] + {0, 2, 1, 3}[l].
     return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15), v[0]);
   }
+  PK_INLINE __m512i places(const int32_t* order, int count) {
+    return _mm512_maskz_loadu_epi32(static_cast<__mmask16>((1 << count) - 1), order);
+  }
+  PK_INLINE Vector permute(Vector v, __m512i places) { return _mm512_permutexvar_ps(places, v); }
   PK_INLINE void keep(Vector& v) { asm("" : "+v"(v)); }
   PK_INLINE void split(const float* p, Vector& even, Vector& odd) {
     const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);

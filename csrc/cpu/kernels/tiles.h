@@ -11,7 +11,8 @@ namespace prunekernels {
 
 constexpr int kMaxFilters = 8;   // that share a list of steps
 constexpr int kMaxVectors = 16;  // of positions, in one tile
-constexpr int kMaxRows = 4;      // of positions, in one tile of conv_rows
+constexpr int kMaxRows = 4;      // of positions, in one tile of conv_rows or window
+constexpr int kMaxWindowVectors = 8;
 constexpr int kMaxDotFilters = 4;
 constexpr int kMaxDotXs = 6;
 
@@ -19,7 +20,7 @@ constexpr int kMaxDotXs = 6;
 // p = 0..vectors * lanes - 1
 struct ConvTile {
   const float* x;
-  int64_t x_row, y_row;            // conv_rows: between the rows of a tile
+  int64_t x_row, y_row;            // conv_rows, window: between the rows of a tile
   const int32_t *channels, *taps;  // offsets
   int64_t channel_count, tap_count;
   const float* weights;
@@ -51,12 +52,21 @@ struct TileKernels {
   // One filter, [rows][vectors]: several rows of positions share what they read.
   int rows_vectors, most_row_vectors;  // the largest tile, and its longest row
   Conv conv_rows[kMaxRows + 1][kMaxVectors + 1];
+  // The same of a 3x3 kernel at stride 1 and its dot products (tiles_window.h), null where registers do not suffice;
+  // whole: of a plane that is one tile. dot_window: of `down` times `across` tiles from g and x on; out is [9].
+  using DotWindow = void (*)(const DotTile&, const float* g, const float* x, int64_t down, int64_t across, float* out);
+  Conv window[kMaxRows + 1][kMaxWindowVectors + 1], window_whole[kMaxRows + 1][kMaxRows + 1];
+  DotWindow dot_window[kMaxRows + 1][kMaxWindowVectors + 1], dot_window_whole[kMaxRows + 1][kMaxRows + 1];
   int dot_filters, dot_xs;
   Dot dot[kMaxDotFilters + 1][kMaxDotXs + 1];  // [filters][xs]
   // Here every x stands for three: x and the two positions behind it (dot3), or the two vectors (dot3_lanes). out is
   // [filters][xs][3].
   int dot3_filters, dot3_lanes_filters;
   Dot dot3[kMaxDotFilters + 1][4], dot3_lanes[kMaxDotFilters + 1][4];
+
+  // to[j][t] = from[at[j] * stride + order[t]] for the kernels of a list, each of `kernel` floats
+  void (*pack_list)(const float* from, int64_t stride, int64_t kernel, const int32_t* at, int64_t count,
+                    const int32_t* order, int64_t taps, float* to);
 
   void (*copy)(const float* from, float* to, int64_t count);
   void (*zero)(float* to, int64_t count);

@@ -6,7 +6,9 @@
 #include <type_traits>
 
 #include "cpu/kernels/simd.h"
+#include "cpu/kernels/tile_sums.h"
 #include "cpu/kernels/tiles.h"
+#include "cpu/kernels/tiles_window.h"
 
 namespace prunekernels {
 
@@ -116,25 +118,29 @@ struct Tiles {
         PK_UNROLL for (int j = 0; j < J; ++j) x[j] += a.x_row;
       }
     }
-    add_sums(&sums[0][0][0], a.out, std::integral_constant<int, F * J * kShifts>());
+    Sums<S>::add(&sums[0][0][0], a.out, std::integral_constant<int, F * J * kShifts>());
   }
 
-  // out[i] += the sum of v[i]
-  template <int kCount>
-  PK_INLINE void add_sums(const Vector* v, float* out, std::integral_constant<int, kCount>) {
-    if constexpr (L == 16 && kCount > 4) {
-      constexpr int kPart = kCount < 16 ? kCount : 16;
-      Vector part[16];
-      PK_UNROLL for (int i = 0; i < 16; ++i) part[i] = i < kPart ? v[i < kPart ? i : 0] : S::zero();
-      const Vector sums = S::sums(part);
-      if constexpr (kPart == 16) {
-        S::store(out, S::fma(S::set(1), sums, S::load(out)));
-        if constexpr (kCount > 16) add_sums(v + 16, out + 16, std::integral_constant<int, kCount - 16>());
-      } else {
-        S::store_first(out, S::fma(S::set(1), sums, S::load_first(out, kPart)), kPart);
+  static void pack_list(const float* from, int64_t stride, int64_t kernel, const int32_t* at, int64_t count,
+                        const int32_t* order, int64_t taps, float* to) {
+    constexpr int64_t kAhead = 8;  // no prefetcher sees where the next live kernel lies
+    const auto ahead = [&](int64_t j) {
+      if (j + kAhead < count) __builtin_prefetch(from + at[j + kAhead] * stride);
+    };
+    if constexpr (L == 16) {
+      if (kernel <= L) {
+        const auto places = S::places(order, static_cast<int>(taps));
+        for (int64_t j = 0; j < count; ++j, to += taps) {
+          ahead(j);
+          S::store_first(to, S::permute(S::load_first(from + at[j] * stride, static_cast<int>(kernel)), places),
+                         static_cast<int>(taps));
+        }
+        return;
       }
-    } else {
-      PK_UNROLL for (int i = 0; i < kCount; ++i) out[i] += S::sum(v[i]);
+    }
+    for (int64_t j = 0; j < count; ++j) {
+      ahead(j);
+      for (int64_t t = 0; t < taps; ++t) *to++ = from[at[j] * stride + order[t]];
     }
   }
 
@@ -267,8 +273,10 @@ struct Tiles {
     k.rows_vectors = kRowsVectors;
     k.most_row_vectors = kRowVectors;
     fill_rows<1, 1>(k);
+    Windows<S>::template fill<1, 1>(k);
     fill_dot<1, 1>(k);
     fill_dot3<1, 1>(k);
+    k.pack_list = pack_list;
     k.copy = copy;
     k.zero = zero;
     k.split = split;

@@ -1,0 +1,47 @@
+// How to cut rows of cells into tiles.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace prunekernels {
+
+struct TileGrid {
+  int64_t down, across;
+
+  // Tiles differ by one row and one column at most, the larger ones first. visit(row, height, tiles, column, width,
+  // tiles) for every stretch of equal ones.
+  template <typename Visit>
+  void each(int64_t rows, int64_t columns, Visit visit) const {
+    const auto stretches = [](int64_t size, int64_t tiles, auto take) {
+      const int64_t least = size / tiles, larger = size % tiles;
+      if (larger) take(int64_t{0}, least + 1, larger);
+      take(larger * (least + 1), least, tiles - larger);
+    };
+    stretches(rows, down, [&](int64_t row, int64_t height, int64_t high) {
+      stretches(columns, across,
+                [&](int64_t column, int64_t width, int64_t wide) { visit(row, height, high, column, width, wide); });
+    });
+  }
+};
+
+// The grid that reads the fewest cells, for tiles that also read `over` rows and `beside` columns next to them, with
+// so many multiply-adds a cell. has(height, width): there is a kernel for such a tile.
+template <typename Has>
+TileGrid best_grid(int64_t rows, int64_t columns, int64_t over, int64_t beside, int64_t taps, int64_t most_rows,
+                   int64_t most_columns, Has has) {
+  TileGrid best{0, 0};
+  double least = 0;
+  for (int64_t width = 1; width <= std::min(columns, most_columns); ++width)
+    for (int64_t height = 1; height <= std::min(rows, most_rows) && has(height, width); ++height) {
+      const TileGrid grid{(rows + height - 1) / height, (columns + width - 1) / width};
+      const double tiles = static_cast<double>(grid.down * grid.across);
+      // A cell comes from L2 once and is read at every tap; fewer than 8 sums wait for one another.
+      const double cells = rows * columns + tiles * (over * width + beside * height + over * beside);
+      const double cost = 1.7 * cells + taps * std::max(0.5 * rows * columns, 4.0 * tiles);
+      if (!best.down || cost < least) best = grid, least = cost;
+    }
+  return best;
+}
+
+}  // namespace prunekernels
