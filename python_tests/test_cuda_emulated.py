@@ -40,6 +40,11 @@ def libraries():
     return build.build(list(FAMILIES))
 
 
+@pytest.fixture(scope="session")
+def sanitized_libraries():
+    return build.build(list(FAMILIES), sanitized=True)
+
+
 def test_every_family_can_be_imported():
     assert {name: cases for name, cases in FAMILIES.items() if name not in SOUND} == {}
 
@@ -69,7 +74,7 @@ def test_kernel(family, case, libraries):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_family_under_sanitizers(family):
+def test_family_under_sanitizers(family, sanitized_libraries):
     done = subprocess.run(
         [sys.executable, "-m", "emulated", family, "--sanitized"], cwd=HERE, capture_output=True, text=True
     )
