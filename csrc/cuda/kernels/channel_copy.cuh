@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "cuda/kernels/fast_divide.cuh"
 #include "cuda/kernels/ptx.cuh"
 
 namespace prunekernels {
@@ -16,18 +17,6 @@ constexpr int64_t kCopyRounds = 8;     // up to so much
 template <typename T, int kCount>
 struct alignas(sizeof(T) * kCount) Pack {
   T at[kCount];
-};
-
-// n / by for n < 2^31 without a division.
-struct FastDivide {
-  uint32_t by, multiplier = 0, shift = 0;
-  explicit FastDivide(uint32_t divisor) : by(divisor) {
-    while ((uint64_t{1} << shift) < by) ++shift;
-    multiplier = static_cast<uint32_t>(((uint64_t{1} << 32) * ((uint64_t{1} << shift) - by)) / by + 1);
-  }
-  PK_HOST_DEVICE uint32_t operator()(uint32_t n) const {
-    return (static_cast<uint32_t>((static_cast<uint64_t>(n) * multiplier) >> 32) + n) >> shift;
-  }
 };
 
 // NCHW: the result is one row of vectors, plane after plane; each thread has kCopyInFlight of them, a block apart.

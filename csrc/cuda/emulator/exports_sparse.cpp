@@ -1,0 +1,66 @@
+// Sparse convolution for ctypes. What the outer ring has on the device - the lists, the mask table - is made here, from
+// the masks.
+#include <vector>
+
+#include "cuda/kernels/sparse_conv.h"
+
+using namespace prunekernels;
+
+namespace {
+
+struct Problem {
+  std::vector<int32_t> table;
+  SparseLists lists;
+  SparseConv conv;
+
+  // sizes: N, C, H, W, K, R, S, P, Q, G, stride, padding, dilation (two each). weight_strides: filter, channel, tap.
+  Problem(const bool* filter, const bool* kernel, const bool* input, const int64_t* sizes,
+          const int64_t* weight_strides)
+      : table(mask_table_words(sizes[4], sizes[1], sizes[9])), lists(make_lists(filter, kernel, input, sizes, table)) {
+    conv = {make_shape(sizes), &lists, lists.words().data(), weight_strides[0], weight_strides[1], weight_strides[2]};
+  }
+  static ConvShape make_shape(const int64_t* z) {
+    return {z[0], z[1], z[2], z[3], z[4], z[5], z[6], z[7], z[8], z[9], {z[10], z[11]}, {z[12], z[13]}, {z[14], z[15]}};
+  }
+  static SparseLists make_lists(const bool* filter, const bool* kernel, const bool* input, const int64_t* z,
+                                std::vector<int32_t>& table) {
+    build_mask_table(filter, kernel, input, z[4], z[1], z[9], table.data());
+    return SparseLists(MaskTable(table.data()));
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+int pk_sparse_fwd(const float* x, const float* weight, const float* bias, float* y, const bool* filter,
+                  const bool* kernel, const bool* input, const int64_t* sizes, const int64_t* strides) {
+  const Problem problem(filter, kernel, input, sizes, strides);
+  return launch_sparse_fwd(x, weight, bias, y, problem.conv, nullptr);
+}
+
+int pk_sparse_grad_input(const float* dy, const float* weight, float* dx, const bool* filter, const bool* kernel,
+                         const bool* input, const int64_t* sizes, const int64_t* strides) {
+  const Problem problem(filter, kernel, input, sizes, strides);
+  return launch_sparse_grad_input(dy, weight, dx, problem.conv, nullptr);
+}
+
+int pk_sparse_serves(const int64_t* sizes, bool* serves) {
+  *serves = sparse_serves(Problem::make_shape(sizes));
+  return cudaSuccess;
+}
+
+int pk_sparse_grad_weight_workspace(const bool* filter, const bool* kernel, const bool* input, const int64_t* sizes,
+                                    const int64_t* strides, int multiprocessors, int64_t* floats) {
+  *floats = sparse_grad_weight_workspace(Problem(filter, kernel, input, sizes, strides).conv, multiprocessors);
+  return cudaSuccess;
+}
+
+int pk_sparse_grad_weight(const float* x, const float* dy, const float* scale, float* workspace, float* dw,
+                          const bool* filter, const bool* kernel, const bool* input, const int64_t* sizes,
+                          const int64_t* strides, int multiprocessors) {
+  const Problem problem(filter, kernel, input, sizes, strides);
+  const uint32_t* pairs = MaskTable(problem.table.data()).pairs(0);
+  return launch_sparse_grad_weight(x, dy, pairs, scale, workspace, dw, problem.conv, multiprocessors, nullptr);
+}
+}

@@ -1,0 +1,61 @@
+// What a tile of outputs reads of one operand channel, as it lies in shared memory: `images` pieces, each of `rows`
+// rows of `columns` cells. A strided axis is taken apart into `phases` of columns, so that whatever the stride, lanes
+// that are neighbours in the output read neighbouring cells; pitches are such that they meet in no bank.
+#pragma once
+
+#include <algorithm>
+
+#include "cuda/kernels/ptx.cuh"
+
+namespace prunekernels {
+
+constexpr int kSparseThreads = 256, kSparseWarps = kSparseThreads / kWarp;
+constexpr size_t kSparseShared = 96 << 10;  // bytes; every architecture from sm_80 on has them
+constexpr int kPatch = 4;                   // a thread's outputs along a row (and, where it has several rows, down)
+constexpr int kSparseTaps = 32;             // of an axis, at most
+
+inline int odd_multiple(int n, int unit) {
+  const int units = (n + unit - 1) / unit;
+  return (units | 1) * unit;
+}
+
+struct SparseTile {
+  int across_log2, down_log2, images;  // lanes along a row of outputs, rows of lanes, pieces: what a warp computes
+  int rows, columns;                   // of a piece: what its outputs read
+  int phases, phase_pitch, pitch, image_pitch, cells;
+
+  PK_HOST_DEVICE int across() const { return 1 << across_log2; }
+  PK_HOST_DEVICE int down() const { return 1 << down_log2; }
+
+  struct Cell {
+    int image, row, column;  // column < 0: nobody reads it
+  };
+  PK_DEVICE Cell cell(int place) const {
+    const int image = place / image_pitch, in_image = place % image_pitch;
+    const int row = in_image / pitch, in_row = in_image % pitch, phase = in_row / phase_pitch;
+    const int column = in_row % phase_pitch * phases + phase;
+    const bool read = image < images && row < rows && phase < phases && column < columns;
+    return {image, row, read ? column : -1};
+  }
+
+  // Lanes read 4 outputs' cells at once (windows), in vectors of 16 bytes: eight lanes at a time must fit the banks.
+  static SparseTile in_vectors(int across_log2, int down_log2, int images, int rows, int columns) {
+    SparseTile t{across_log2, down_log2, images, rows, (columns + 1) & ~1, 1, 0, 0, 0, 0};
+    t.phase_pitch = t.pitch = odd_multiple(t.columns, 4);
+    t.image_pitch = odd_multiple(rows * t.pitch, std::min(4 << across_log2, 16));
+    t.cells = images * t.image_pitch;
+    return t;
+  }
+  // Lanes read single cells, rows of lanes `row_step` rows of cells apart.
+  static SparseTile in_cells(int across_log2, int down_log2, int images, int rows, int columns, int row_step,
+                             int column_step) {
+    SparseTile t{across_log2, down_log2, images, rows, columns, column_step, 0, 0, 0, 0};
+    t.phase_pitch = (columns + column_step - 1) / column_step;
+    t.pitch = odd_multiple(t.phase_pitch * column_step, std::max(1, t.across() / (row_step & -row_step)));
+    t.image_pitch = odd_multiple(rows * t.pitch, std::min(t.across() * t.down(), kWarp));
+    t.cells = (images * t.image_pitch + 3) / 4 * 4;
+    return t;
+  }
+};
+
+}  // namespace prunekernels
