@@ -9,39 +9,45 @@ import numpy as np
 PAGE = mmap.PAGESIZE
 _libc = ctypes.CDLL(None, use_errno=True)
 _asan = hasattr(_libc, "__asan_poison_memory_region")
-_regions: "weakref.WeakValueDictionary[int, mmap.mmap]" = weakref.WeakValueDictionary()
+
+
+class _Region(mmap.mmap):
+    """Pages that hold one array, which ends at the last but one. The first and the last may not be touched; the slack
+    that is left is poisoned under AddressSanitizer, and compared after each call without."""
+
+    def __new__(cls, nbytes: int):
+        room = -(-nbytes // 16) * 16
+        pages = max(-(-room // PAGE), 1)
+        self = super().__new__(cls, -1, (pages + 2) * PAGE)
+        memory = np.frombuffer(self, np.uint8)
+        self.start, self.first = memory.ctypes.data, (pages + 1) * PAGE - room
+        self.slack = (PAGE, self.first), (self.first + nbytes, (pages + 1) * PAGE)
+        self.mark = (self.start // PAGE * 29 + 0xA5) & 0xFF  # not that of a neighbour, whose slack may be copied here
+        for page in (0, pages + 1):
+            at = ctypes.c_void_p(self.start + page * PAGE)
+            assert _libc.mprotect(at, ctypes.c_size_t(PAGE), 0) == 0
+        for a, b in self.slack:
+            memory[a:b] = self.mark
+            if _asan:
+                _libc.__asan_poison_memory_region(ctypes.c_void_p(self.start + a), ctypes.c_size_t(b - a))
+        if _asan:
+            whole = ctypes.c_void_p(self.start), ctypes.c_size_t(len(self))
+            weakref.finalize(self, _libc.__asan_unpoison_memory_region, *whole)
+        return self
+
+
+_regions: "weakref.WeakValueDictionary[int, _Region]" = weakref.WeakValueDictionary()
 
 
 def guarded(values, dtype=None) -> np.ndarray:
-    """A copy between two pages that nobody may touch: it ends at the second, but for the up to 15 bytes that keep its
-    start a multiple of 16. The rest of its pages is poisoned under AddressSanitizer, and compared after each call."""
+    """A copy of its own that ends where a page begins that nobody may touch, but for the up to 15 bytes that keep its
+    start a multiple of 16."""
     values = np.asarray(values, dtype)
-    room = -(-values.nbytes // 16) * 16
-    pages = max(-(-room // PAGE), 1)
-    region = mmap.mmap(-1, (pages + 2) * PAGE)
-    memory = np.frombuffer(region, np.uint8)
-    start = memory.ctypes.data
-    for page in (0, pages + 1):
-        assert _libc.mprotect(ctypes.c_void_p(start + page * PAGE), ctypes.c_size_t(PAGE), 0) == 0
-    first = (pages + 1) * PAGE - room
-    end = first + values.nbytes
-    slack = [(PAGE, first), (end, (pages + 1) * PAGE)]
-    for a, b in slack:
-        memory[a:b] = _slack(start)
-    array = np.frombuffer(region, values.dtype, values.size, first).reshape(values.shape)
+    region = _Region(values.nbytes)
+    array = np.frombuffer(region, values.dtype, values.size, region.first).reshape(values.shape)
     array[...] = values
-    if _asan:
-        for a, b in slack:
-            _libc.__asan_poison_memory_region(ctypes.c_void_p(start + a), ctypes.c_size_t(b - a))
-        whole = ctypes.c_void_p(start), ctypes.c_size_t(len(region))
-        weakref.finalize(region, _libc.__asan_unpoison_memory_region, *whole)
-    _regions[start + first] = region
+    _regions[region.start + region.first] = region
     return array
-
-
-def _slack(region_start: int) -> int:
-    """What lies between an array and the ends of its pages: not the same everywhere, as a stray copy would be."""
-    return (region_start // PAGE * 29 + 0xA5) & 0xFF
 
 
 def check_surroundings(name: str, array: np.ndarray) -> None:
@@ -50,11 +56,8 @@ def check_surroundings(name: str, array: np.ndarray) -> None:
     if region is None or _asan:
         return
     memory = np.frombuffer(region, np.uint8)
-    first, slack = array.ctypes.data - memory.ctypes.data, _slack(memory.ctypes.data)
-    end = first + array.nbytes
-    before, behind = memory[PAGE:first], memory[end : -(-end // PAGE) * PAGE if array.nbytes else len(memory) - PAGE]
-    assert (before == slack).all(), f"{name}: writes before the first element of an array {array.shape}"
-    assert (behind == slack).all(), f"{name}: writes behind the last element of an array {array.shape}"
+    for (a, b), side in zip(region.slack, ("before the first", "behind the last"), strict=True):
+        assert (memory[a:b] == region.mark).all(), f"{name}: writes {side} element of an array {array.shape}"
 
 
 # ---- elements: f32 is float32; bf16 and f16 are held as their bits ----

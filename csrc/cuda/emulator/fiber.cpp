@@ -11,7 +11,7 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-#if defined(__x86_64__)
+#if !defined(PK_UCONTEXT)
 extern "C" void prunekernels_simt_switch(void** save, void* load);
 // What a call must preserve: six registers and the stack pointer. (Nobody changes the rounding mode.)
 asm(R"(
@@ -72,7 +72,7 @@ void prepare(Fiber& fiber, int i, void (*entry)()) {
   fiber.stack_bytes = kStackBytes - kPage;
   fiber.fake_stack = nullptr;
 #endif
-#if defined(__x86_64__)
+#if !defined(PK_UCONTEXT)
   // As if entry had been called: a return address (none) at 8 mod 16, below it entry and six registers to pop.
   auto top = reinterpret_cast<uint64_t*>(bottom + kStackBytes) - 3;
   *top = 0;
@@ -99,7 +99,7 @@ void switch_to(Fiber& from, Fiber& to) {
   left = &from;
   __sanitizer_start_switch_fiber(&from.fake_stack, to.stack, to.stack_bytes);
 #endif
-#if defined(__x86_64__)
+#if !defined(PK_UCONTEXT)
   prunekernels_simt_switch(&from.stack_pointer, to.stack_pointer);
 #else
   swapcontext(&from.context, &to.context);

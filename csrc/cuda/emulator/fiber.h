@@ -2,7 +2,11 @@
 #pragma once
 
 #include <cstddef>
-#if !defined(__x86_64__)
+
+#if !defined(__x86_64__) && !defined(PK_UCONTEXT)  // slower, and everywhere
+#define PK_UCONTEXT
+#endif
+#if defined(PK_UCONTEXT)
 #include <ucontext.h>
 #endif
 
@@ -15,10 +19,10 @@
 namespace prunekernels::simt {
 
 struct Fiber {
-#if defined(__x86_64__)
-  void* stack_pointer = nullptr;
-#else
+#if defined(PK_UCONTEXT)
   ucontext_t context;
+#else
+  void* stack_pointer = nullptr;
 #endif
 #if PK_ASAN
   const void* stack = nullptr;
