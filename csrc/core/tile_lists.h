@@ -20,7 +20,7 @@ struct TileLists {
   double share(int64_t all_chunks) const;
 };
 
-// One group only. Of filter tiles: chunks of channels (forward, weight gradient).
+// One group only; at least one tile, be it empty. Of filter tiles: chunks of channels (forward, weight gradient).
 TileLists filter_tile_lists(const MaskTable& mask, int64_t tile, int64_t chunk);
 // Of channel tiles: chunks of filters (input gradient).
 TileLists channel_tile_lists(const MaskTable& mask, int64_t tile, int64_t chunk);

@@ -1,0 +1,56 @@
+#include "core/tile_lists.h"
+
+#include <algorithm>
+
+namespace prunekernels {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// visit(result position, operand position) for every live kernel
+template <typename Visit>
+void each_live_pair(const MaskTable& mask, bool of_filters, Visit visit) {
+  for (int64_t i = 0; i < mask.out_count(); ++i)
+    mask.each_live_channel(mask.out_index()[i], [&](int64_t c) {
+      const int64_t j = mask.in_slot()[c];
+      of_filters ? visit(i, j) : visit(j, i);
+    });
+}
+
+TileLists lists(const MaskTable& mask, bool of_filters, int64_t tile, int64_t chunk) {
+  const int64_t results = of_filters ? mask.out_count() : mask.in_count();
+  const int64_t operands = of_filters ? mask.in_count() : mask.out_count();
+  const int64_t tiles = std::max<int64_t>(1, ceil_div(results, tile)), chunks = ceil_div(operands, chunk);
+  std::vector<char> live(tiles * chunks, 0);
+  each_live_pair(mask, of_filters, [&](int64_t i, int64_t j) { live[i / tile * chunks + j / chunk] = 1; });
+  TileLists lists;
+  lists.first.push_back(0);
+  for (int64_t t = 0; t < tiles; ++t) {
+    for (int64_t c = 0; c < chunks; ++c)
+      if (live[t * chunks + c]) lists.chunks.push_back(static_cast<int32_t>(c));
+    lists.first.push_back(static_cast<int32_t>(lists.chunks.size()));
+  }
+  return lists;
+}
+
+}  // namespace
+
+int64_t TileLists::longest() const {
+  int64_t most = 0;
+  for (int64_t t = 0; t < tiles(); ++t) most = std::max<int64_t>(most, first[t + 1] - first[t]);
+  return most;
+}
+
+double TileLists::share(int64_t all_chunks) const {
+  return all_chunks == 0 ? 0 : static_cast<double>(chunks.size()) / static_cast<double>(tiles() * all_chunks);
+}
+
+TileLists filter_tile_lists(const MaskTable& mask, int64_t tile, int64_t chunk) {
+  return lists(mask, true, tile, chunk);
+}
+
+TileLists channel_tile_lists(const MaskTable& mask, int64_t tile, int64_t chunk) {
+  return lists(mask, false, tile, chunk);
+}
+
+}  // namespace prunekernels

@@ -1,0 +1,53 @@
+// From IgemmGradWeightArgs to a launch of one instance of a kernel: element type, tile, loaders.
+#pragma once
+
+#include "cuda/kernels/igemm_grad_core.cuh"
+#include "cuda/kernels/igemm_launch.cuh"
+
+namespace prunekernels {
+
+using LargeGradTile = BlockTile<128, 128, 2, 4, 2>;
+using SmallGradTile = BlockTile<64, 64, 2, 2, 4>;
+
+cudaError_t grad_weight_params(const IgemmGradWeightArgs& args, bool listed, GradWeightParams* params);
+
+// Kernels::kernel<Math, Tile, kFilterVectors, kChannelVectors>() names the instance.
+template <typename Kernels, typename Math, typename Tile>
+cudaError_t launch_grad_weight(GradWeightParams p, const IgemmGradWeightArgs& args, bool listed, cudaStream_t stream) {
+  using T = Storage<Math>;
+  const int64_t pixels = static_cast<int64_t>(p.images) * p.out_rows * p.out_columns;
+  p.chunks = static_cast<int32_t>((pixels + kChunk<T> - 1) / kChunk<T>);
+  p.chunk_images = kChunk<T> / (p.out_rows * p.out_columns);
+  p.chunk_rows = kChunk<T> % (p.out_rows * p.out_columns) / p.out_columns;
+  p.chunk_columns = kChunk<T> % p.out_columns;
+  const int64_t vectors = listed ? args.lists.longest : (args.channels.live + kVector<T> - 1) / kVector<T>;
+  const int64_t columns = (vectors * p.kernel_taps * kVector<T> + Tile::kN - 1) / Tile::kN;
+  const int64_t filter_tiles = (args.filters.live + Tile::kM - 1) / Tile::kM;
+  if (columns == 0 || filter_tiles == 0) return cudaSuccess;
+  if (filter_tiles > 65535 || args.splits > 65535) return cudaErrorInvalidValue;
+  const LaunchShape shape{
+      dim3(static_cast<unsigned>(columns), static_cast<unsigned>(filter_tiles), static_cast<unsigned>(args.splits)),
+      dim3(Tile::kThreads), GradShared<T, Tile>::kBytes};
+  const bool filter_vectors = loads_vectors(args.grad_out, args.filters, args.element);
+  const bool channel_vectors = loads_vectors(args.x, args.channels, args.element);
+  const auto kernel = filter_vectors    ? channel_vectors ? Kernels::template kernel<Math, Tile, true, true>()
+                                                          : Kernels::template kernel<Math, Tile, true, false>()
+                      : channel_vectors ? Kernels::template kernel<Math, Tile, false, true>()
+                                        : Kernels::template kernel<Math, Tile, false, false>();
+  return launch(kernel, shape, stream, p);
+}
+
+template <typename Kernels, bool kListed>
+cudaError_t launch_grad_weight(const IgemmGradWeightArgs& args, cudaStream_t stream) {
+  GradWeightParams params;
+  const cudaError_t status = grad_weight_params(args, kListed, &params);
+  if (status != cudaSuccess) return status;
+  return with_math(args.element, args.tf32, [&](auto math) {
+    using Math = decltype(math);
+    return args.tile == GradWeightTile::m64n64
+               ? launch_grad_weight<Kernels, Math, SmallGradTile>(params, args, kListed, stream)
+               : launch_grad_weight<Kernels, Math, LargeGradTile>(params, args, kListed, stream);
+  });
+}
+
+}  // namespace prunekernels

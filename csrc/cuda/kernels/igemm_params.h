@@ -1,0 +1,60 @@
+// What a convolution of igemm.h becomes on its way to the device. The reduction runs over vectors: 16 bytes of listed
+// operand channels at a tap.
+#pragma once
+
+#include "cuda/kernels/igemm.h"
+
+namespace prunekernels {
+
+constexpr int kMaxStride = 8;
+
+// One axis of one class of results (core/correlation.h). A class's taps are in arithmetic progression.
+struct AxisWalk {
+  int32_t first, every, count;  // results first, first + every, ...
+  int32_t taps;                 // number
+  int32_t tap, tap_step;        // of the kernel
+  int32_t at, at_step;          // operand position that result 0 reads through it
+};
+
+struct ConvolveParams {
+  const void* operand;          // [images, operand_rows, operand_columns, operand_channels]
+  const void* weight;           // [>= to_live, kernel_taps, packed_channels]
+  const void* bias;             // [result_channels] or null
+  void* result;                 // [images, result_rows, result_columns, result_channels]
+  const int32_t* from_index;    // [from_live] or null
+  const int32_t* to_index;      // [to_live] or null
+  const int32_t* to_slot;       // [result_channels] or null
+  const int32_t* list_first;    // [tiles + 1]
+  const int32_t* list_vectors;  // packed vectors of each tile
+
+  int32_t images;
+  int32_t operand_rows, operand_columns, operand_channels;
+  int32_t result_rows, result_columns, result_channels;
+  int32_t from_live, to_live;
+  int32_t kernel_columns, kernel_taps, packed_channels;
+  int32_t tiles;       // of result channels, at least 1
+  int32_t step[2];     // operand positions from one result to the next
+  int32_t classes[2];  // of rows, of columns
+  bool wide_stores;    // pixels of the result begin at multiples of 16 bytes
+  AxisWalk rows[kMaxStride], columns[kMaxStride];
+};
+
+struct GradWeightParams {
+  const void* grad_out;          // [images, out_rows, out_columns, filter_stride]
+  const void* x;                 // [images, in_rows, in_columns, channel_stride]
+  float* partial;                // [splits, filters, kernel_taps, packed_channels]
+  const int32_t* filter_index;   // [filters] or null
+  const int32_t* channel_index;  // [channels] or null
+  const int32_t* list_first;     // [filter tiles + 1]
+  const int32_t* list_vectors;   // packed vectors of channels of each filter tile
+
+  int32_t images, out_rows, out_columns, in_rows, in_columns;
+  int32_t filter_stride, channel_stride;
+  int32_t filters, channels, packed_channels;
+  int32_t kernel_columns, kernel_taps;
+  int32_t stride[2], padding[2], dilation[2];
+  int32_t chunks;                                   // of pixels, in all splits
+  int32_t chunk_images, chunk_rows, chunk_columns;  // a chunk's pixels as images, rows of an image, columns of a row
+};
+
+}  // namespace prunekernels

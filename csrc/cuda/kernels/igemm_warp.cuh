@@ -1,0 +1,211 @@
+// A warp's share of a block's product, from tiles in shared memory: 16 x 8 tiles of tensor cores, or the same sums in
+// the same places by FFMA.
+//
+// Two kinds of tiles. In neither do the loads that fill it or the reads below meet in a bank.
+//   row tile     [rows][kChunk], vectors at swizzled places     convolutions: a row is a pixel or a filter
+//   column tile  [kChunk][columns], rows padded                 weight gradient: a row is a pixel
+// A chunk is what one tile holds of the reduction; it is multiplied in kSlices steps of one mma each.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/kernels/ptx.cuh"
+
+namespace prunekernels {
+
+struct Tf32 {};  // kept as float, multiplied as tf32
+
+template <typename Math>
+struct StorageOf {
+  using type = Math;
+};
+template <>
+struct StorageOf<Tf32> {
+  using type = float;
+};
+template <typename Math>
+using Storage = typename StorageOf<Math>::type;
+
+constexpr int kChunkVectors = 4;
+constexpr int kSlices = 2;
+template <typename T>
+constexpr int kVector = 16 / sizeof(T);
+template <typename T>
+constexpr int kChunk = kChunkVectors * kVector<T>;
+
+PK_DEVICE int lane_id() { return threadIdx.x % kWarp; }
+PK_DEVICE int warp_id() { return threadIdx.x / kWarp; }
+
+// at[i][j][e] is row 16 i + 8 (e / 2) + lane / 4, column 8 j + 2 (lane % 4) + e % 2.
+template <int kM, int kN>
+struct Sums {
+  float at[kM / 16][kN / 8][4];
+
+  PK_DEVICE static int row(int i, int half) { return 16 * i + 8 * half + lane_id() / 4; }
+  PK_DEVICE static int column(int j) { return 8 * j + lane_id() % 4 * 2; }
+};
+
+PK_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], BFloat16 tag) {
+  mma_m16n8k16(d, a, b, tag);
+}
+PK_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Half tag) {
+  mma_m16n8k16(d, a, b, tag);
+}
+PK_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Tf32) { mma_m16n8k8_tf32(d, a, b); }
+
+template <typename Math, int kCount>
+PK_DEVICE void round_fragment(uint32_t (&fragment)[kCount]) {
+  if constexpr (std::is_same_v<Math, Tf32>)
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) fragment[i] = round_to_tf32(__uint_as_float(fragment[i]));
+}
+
+// ---- row tiles
+
+// Element index of a vector. Of eight consecutive rows, any one vector lies in eight different 16-byte banks.
+template <typename T>
+PK_DEVICE int row_place(int row, int vector) {
+  return (row * kChunkVectors + (vector ^ (row / 2 % 4))) * kVector<T>;
+}
+
+// sums[m, n] += sum over the slice of a[m, k] b[n, k]. a, b: first rows of the warp's row tiles, multiples of 16.
+// Elements of b are tf32 already.
+template <typename Math, int kM, int kN>
+struct MultiplyRows {
+  using T = Storage<Math>;
+  PK_DEVICE static void slice(Sums<kM, kN>& sums, Shared<T> a, Shared<T> b, int slice) {
+    const int lane = lane_id();
+    uint32_t b_part[kN / 8][2];
+#pragma unroll
+    for (int j = 0; j < kN / 16; ++j) {
+      uint32_t four[4];
+      ldmatrix_x4(four, b.address(row_place<T>(16 * j + lane % 8 + lane / 16 * 8, 2 * slice + lane / 8 % 2)));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) b_part[2 * j + i / 2][i % 2] = four[i];
+    }
+#pragma unroll
+    for (int i = 0; i < kM / 16; ++i) {
+      uint32_t a_part[4];
+      ldmatrix_x4(a_part, a.address(row_place<T>(16 * i + lane % 16, 2 * slice + lane / 16)));
+      round_fragment<Math>(a_part);
+#pragma unroll
+      for (int j = 0; j < kN / 8; ++j) mma(sums.at[i][j], a_part, b_part[j], Math{});
+    }
+  }
+};
+
+template <int kM, int kN>
+struct MultiplyRows<float, kM, kN> {
+  PK_DEVICE static void slice(Sums<kM, kN>& sums, Shared<float> a, Shared<float> b, int slice) {
+#pragma unroll 1  // else more is loaded ahead than there are registers
+    for (int pair = 0; pair < 4; ++pair) {
+      const int vector = 2 * slice + pair / 2, within = pair % 2 * 2;
+      float2 b_part[kN / 4];
+#pragma unroll
+      for (int j = 0; j < kN / 4; ++j) {
+        const int row = Sums<kM, kN>::column(j / 2) + j % 2;
+        b_part[j] = b.template get_vector<float2>(row_place<float>(row, vector) + within);
+      }
+#pragma unroll
+      for (int i = 0; i < kM / 8; ++i) {
+        const int row = Sums<kM, kN>::row(i / 2, i % 2);
+        const float2 x = a.template get_vector<float2>(row_place<float>(row, vector) + within);
+#pragma unroll
+        for (int j = 0; j < kN / 4; ++j) {
+          float& sum = sums.at[i / 2][j / 2][i % 2 * 2 + j % 2];
+          sum = fmaf(x.x, b_part[j].x, sum);
+          sum = fmaf(x.y, b_part[j].y, sum);
+        }
+      }
+    }
+  }
+};
+
+// ---- column tiles
+
+// Elements from row to row. The padding shifts banks by 16 bytes a row where ldmatrix reads eight rows at once, and by
+// 32 where single 4-byte elements of four rows and eight columns are read.
+template <int kColumns>
+constexpr int kColumnPitch = kColumns + 8;
+
+// sums[m, n] += sum over the slice of a[k, a_column + m] b[k, b_column + n]. a: column tile of kA columns, b: of kB.
+template <typename Math, int kM, int kN, int kA, int kB>
+struct MultiplyColumns {
+  using T = Storage<Math>;
+  PK_DEVICE static void slice(Sums<kM, kN>& sums, Shared<T> a, int a_column, Shared<T> b, int b_column, int slice) {
+    const int lane = lane_id(), row = slice * kChunk<T> / kSlices;
+    uint32_t b_part[kN / 8][2];
+#pragma unroll
+    for (int j = 0; j < kN / 16; ++j) {
+      uint32_t four[4];
+      ldmatrix_x4_trans(four, b.address((row + lane % 16) * kColumnPitch<kB> + b_column + 16 * j + lane / 16 * 8));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) b_part[2 * j + i / 2][i % 2] = four[i];
+    }
+#pragma unroll
+    for (int i = 0; i < kM / 16; ++i) {
+      uint32_t a_part[4];
+      ldmatrix_x4_trans(a_part, a.address((row + lane % 8 + lane / 16 * 8) * kColumnPitch<kA> + a_column + 16 * i +
+                                          lane / 8 % 2 * 8));
+#pragma unroll
+      for (int j = 0; j < kN / 8; ++j) mma(sums.at[i][j], a_part, b_part[j], Math{});
+    }
+  }
+};
+
+template <int kColumns>
+PK_DEVICE uint32_t column_element(Shared<float> tile, int row, int column) {
+  return __float_as_uint(tile.get(row * kColumnPitch<kColumns> + column));
+}
+
+template <int kM, int kN, int kA, int kB>
+struct MultiplyColumns<Tf32, kM, kN, kA, kB> {
+  PK_DEVICE static void slice(Sums<kM, kN>& sums, Shared<float> a, int a_column, Shared<float> b, int b_column,
+                              int slice) {
+    const int row = slice * 8 + lane_id() % 4;
+    uint32_t b_part[kN / 8][2];
+#pragma unroll
+    for (int j = 0; j < kN / 8; ++j) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) b_part[j][i] = column_element<kB>(b, row + 4 * i, b_column + 8 * j + lane_id() / 4);
+      round_fragment<Tf32>(b_part[j]);
+    }
+#pragma unroll
+    for (int i = 0; i < kM / 16; ++i) {
+      uint32_t a_part[4];
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        a_part[e] = column_element<kA>(a, row + e / 2 * 4, a_column + Sums<kM, kN>::row(i, e % 2));
+      round_fragment<Tf32>(a_part);
+#pragma unroll
+      for (int j = 0; j < kN / 8; ++j) mma(sums.at[i][j], a_part, b_part[j], Tf32{});
+    }
+  }
+};
+
+template <int kM, int kN, int kA, int kB>
+struct MultiplyColumns<float, kM, kN, kA, kB> {
+  PK_DEVICE static void slice(Sums<kM, kN>& sums, Shared<float> a, int a_column, Shared<float> b, int b_column,
+                              int slice) {
+#pragma unroll 2
+    for (int row = slice * 8; row < slice * 8 + 8; ++row) {
+      float2 b_part[kN / 8];
+#pragma unroll
+      for (int j = 0; j < kN / 8; ++j) {
+        b_part[j] = b.template get_vector<float2>(row * kColumnPitch<kB> + b_column + Sums<kM, kN>::column(j));
+      }
+#pragma unroll
+      for (int i = 0; i < kM / 8; ++i) {
+        const float x = __uint_as_float(column_element<kA>(a, row, a_column + Sums<kM, kN>::row(i / 2, i % 2)));
+#pragma unroll
+        for (int j = 0; j < kN / 8; ++j) {
+          float* sum = sums.at[i / 2][j] + i % 2 * 2;
+          sum[0] = fmaf(x, b_part[j].x, sum[0]);
+          sum[1] = fmaf(x, b_part[j].y, sum[1]);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace prunekernels

@@ -1,0 +1,252 @@
+#include "cuda/kernels/pack_weights.h"
+#include "cuda/kernels/row_pass.cuh"
+
+namespace prunekernels {
+namespace {
+
+constexpr int kPackThreads = 256, kPackLines = kPackThreads / kWarp;
+constexpr int kUnpackSpan = 4;
+
+struct Tf32 {};  // kept as float
+template <typename T>
+struct PackedAs {
+  using type = T;
+  PK_DEVICE static T from(float value) { return from_float<T>(value); }
+};
+template <>
+struct PackedAs<Tf32> {
+  using type = float;
+  PK_DEVICE static float from(float value) { return __uint_as_float(round_to_tf32(value)); }
+};
+
+PK_DEVICE float load_as_float(const void* data, Element element, int64_t i) {
+  switch (element) {
+    case Element::bf16:
+      return to_float(static_cast<const BFloat16*>(data)[i]);
+    case Element::f16:
+      return to_float(static_cast<const Half*>(data)[i]);
+    default:
+      return static_cast<const float*>(data)[i];
+  }
+}
+
+// The parts of a mask table on the device.
+struct Lists {
+  const int32_t *out_index, *out_slot, *in_index, *in_slot;
+  const uint32_t* pairs;
+  int words;
+
+  PK_DEVICE explicit Lists(const PackMask& mask) {
+    out_index = mask.words + kHeaderWords, out_slot = out_index + mask.filters, in_index = out_slot + mask.filters;
+    in_slot = in_index + mask.channels_per_group * mask.groups;
+    pairs = reinterpret_cast<const uint32_t*>(in_slot + mask.channels_per_group * mask.groups);
+    words = (mask.channels_per_group + 31) / 32;
+  }
+  PK_DEVICE bool pair(int filter, int channel_in_group) const {
+    return pairs[static_cast<int64_t>(filter) * words + (channel_in_group >> 5)] >> (channel_in_group & 31) & 1;
+  }
+};
+
+// ---- pack
+
+struct PackWork {
+  PackJob job;
+  int32_t rows, inner_blocks, outer_blocks;
+  int64_t blocks() const { return static_cast<int64_t>(inner_blocks) * outer_blocks; }
+};
+
+// Offset of the kernel that packed (row, column) is made of, in the full weight; -1: zeros.
+PK_DEVICE int64_t full_kernel(const PackJob& job, int row, int column) {
+  const PackMask& mask = job.mask;
+  const int group = row / job.rows_per_group, within = row - group * job.rows_per_group;
+  if (within >= mask.out_per_group || column >= mask.in_per_group) return -1;
+  const Lists lists(mask);
+  const int filter = lists.out_index[group * mask.out_per_group + within];
+  const int channel = lists.in_index[group * mask.in_per_group + column];
+  if (filter < 0 || channel < 0) return -1;
+  const int in_group = mask.groups == 1 ? channel : channel % mask.channels_per_group;
+  return lists.pair(filter, in_group) ? filter * job.strides.row + in_group * job.strides.channel : -1;
+}
+
+// packed[i, t, j] = full[out_index[i], in_index[j], t], dead kernels and padding 0. A thread owns one kernel: lanes lie
+// along the innermost packed axis (columns, or rows in PackLayout::columns), warps along the other.
+template <typename Packed>
+__global__ void __launch_bounds__(kPackThreads) pack_weights_kernel(const Batch<PackWork> batch) {
+  using As = PackedAs<Packed>;
+  const int item = item_of_block(batch);
+  const PackWork& work = batch.items[item];
+  const PackJob& job = work.job;
+  const int block = blockIdx.x - batch.first_block[item];
+  const int inner = block % work.inner_blocks * kWarp + threadIdx.x % kWarp;
+  const int outer = block / work.inner_blocks * kPackLines + threadIdx.x / kWarp;
+  const bool transposed = job.layout == PackLayout::columns;
+  const int row = transposed ? inner : outer, column = transposed ? outer : inner;
+  if (row >= work.rows || column >= job.columns) return;
+
+  const int64_t from = full_kernel(job, row, column);
+  int64_t to = (static_cast<int64_t>(row) * job.taps) * job.columns + column, step = job.columns;
+  if (transposed) to = (static_cast<int64_t>(column) * job.taps) * work.rows + row, step = work.rows;
+  if (job.layout == PackLayout::channels) to = (static_cast<int64_t>(row) * job.columns + column) * job.taps, step = 1;
+  auto* packed = static_cast<typename As::type*>(job.packed) + to;
+  for (int tap = 0; tap < job.taps; ++tap) {
+    const float value = from < 0 ? 0.0f : load_as_float(job.full, job.full_element, from + tap * job.strides.tap);
+    packed[tap * step] = As::from(value);
+  }
+}
+
+bool fits(int64_t elements) { return elements <= INT32_MAX; }
+
+template <typename Packed>
+cudaError_t pack(const PackJob* jobs, int64_t count, cudaStream_t stream) {
+  const auto plan = [&](int64_t i) {
+    PackWork work{jobs[i], jobs[i].mask.live_groups * jobs[i].rows_per_group, 0, 0};
+    const bool transposed = jobs[i].layout == PackLayout::columns;
+    const int32_t inner = transposed ? work.rows : jobs[i].columns, outer = transposed ? jobs[i].columns : work.rows;
+    work.inner_blocks = (inner + kWarp - 1) / kWarp, work.outer_blocks = (outer + kPackLines - 1) / kPackLines;
+    return work;
+  };
+  return launch_in_batches<PackWork>(count, plan, [&](const Batch<PackWork>& batch, unsigned grid) {
+    return launch(pack_weights_kernel<Packed>, {dim3(grid), dim3(kPackThreads), 0}, stream, batch);
+  });
+}
+
+// ---- unpack
+
+struct UnpackWork {
+  UnpackJob job;
+  int32_t elements;    // of the full weight
+  bool channels_last;  // the order in which it is walked: that of its memory
+  bool whole_spans;    // dense and aligned
+  int64_t blocks() const { return (elements + kPackThreads * kUnpackSpan - 1) / (kPackThreads * kUnpackSpan); }
+};
+
+// The gradient of full (filter, channel in its group, tap), and whether it is live.
+PK_DEVICE bool full_grad(const UnpackJob& job, const Lists& lists, int filter, int channel, int tap, float* value) {
+  const PackMask& mask = job.mask;
+  const int slot = lists.out_slot[filter];
+  const float scale = job.grad_scale ? job.grad_scale[filter] : 1.0f;
+  if (slot < 0 || scale == 0.0f || !lists.pair(filter, channel)) return false;
+  int row = slot, column = channel;
+  if (mask.groups == 1) {
+    column = lists.in_slot[channel];
+  } else {
+    const int group = slot / mask.out_per_group,
+              first = filter / (mask.filters / mask.groups) * mask.channels_per_group;
+    row = slot + group * (job.rows_per_group - mask.out_per_group);
+    column = lists.in_slot[first + channel] - group * mask.in_per_group;
+  }
+  const int64_t at = job.layout == PackLayout::channels
+                         ? (static_cast<int64_t>(row) * job.columns + column) * job.taps + tap
+                         : (static_cast<int64_t>(row) * job.taps + tap) * job.columns + column;
+  float sum = 0;
+  for (int split = 0; split < job.splits; ++split)
+    sum += load_as_float(job.packed, job.packed_element, split * job.slice + at);
+  *value = sum * scale;
+  return true;
+}
+
+// full[k, c, t] = scale[k] * sum over slices of packed[out_slot[k], t, in_slot[c]], dead 0. A thread owns kUnpackSpan
+// neighbours in memory; the last one may have fewer.
+template <typename T>
+__global__ void __launch_bounds__(kPackThreads) unpack_weight_grad_kernel(const Batch<UnpackWork> batch) {
+  const int item = item_of_block(batch);
+  const UnpackWork& work = batch.items[item];
+  const UnpackJob& job = work.job;
+  const int first =
+      ((blockIdx.x - batch.first_block[item]) * kPackThreads + static_cast<int>(threadIdx.x)) * kUnpackSpan;
+  if (first >= work.elements) return;
+  const Lists lists(job.mask);
+  const int channels = job.mask.channels_per_group, row_elements = channels * job.taps;
+  const int inner_count = work.channels_last ? channels : job.taps;
+  int filter = first / row_elements, outer = first % row_elements / inner_count, inner = first % inner_count;
+  Vector<T, kUnpackSpan> vector;
+#pragma unroll
+  for (int i = 0; i < kUnpackSpan; ++i) {
+    if (first + i >= work.elements) break;
+    const int channel = work.channels_last ? inner : outer, tap = work.channels_last ? outer : inner;
+    float value = 0;
+    const bool live = full_grad(job, lists, filter, channel, tap, &value);
+    if (!work.whole_spans) {
+      T* at =
+          static_cast<T*>(job.full) + filter * job.strides.row + channel * job.strides.channel + tap * job.strides.tap;
+      if (live && job.add) value += to_float(*at);
+      if (live || !job.add) *at = from_float<T>(value);
+    }
+    vector.lanes[i] = from_float<T>(value);
+    if (++inner < inner_count) continue;
+    inner = 0;
+    if (++outer == row_elements / inner_count) outer = 0, ++filter;
+  }
+  if (work.whole_spans) *reinterpret_cast<Vector<T, kUnpackSpan>*>(static_cast<T*>(job.full) + first) = vector;
+}
+
+template <typename T>
+cudaError_t unpack(const UnpackJob* jobs, int64_t count, cudaStream_t stream) {
+  const auto plan = [&](int64_t i) {
+    const UnpackJob& job = jobs[i];
+    const WeightStrides& s = job.strides;
+    const int64_t channels = job.mask.channels_per_group, row = channels * job.taps, elements = job.mask.filters * row;
+    const bool channels_last = s.tap != 1 || (s.channel == 1 && job.taps != 1);
+    const bool dense = s.row == row && (channels_last ? s.channel == 1 && s.tap == channels : s.channel == job.taps);
+    const bool aligned = reinterpret_cast<uintptr_t>(job.full) % sizeof(Vector<T, kUnpackSpan>) == 0;
+    return UnpackWork{job, static_cast<int32_t>(elements), channels_last,
+                      dense && aligned && elements % kUnpackSpan == 0 && !job.add};
+  };
+  return launch_in_batches<UnpackWork>(count, plan, [&](const Batch<UnpackWork>& batch, unsigned grid) {
+    return launch(unpack_weight_grad_kernel<T>, {dim3(grid), dim3(kPackThreads), 0}, stream, batch);
+  });
+}
+
+}  // namespace
+
+PackMask pack_mask(const int32_t* host_words, const int32_t* device_words) {
+  const MaskTable table(host_words);
+  const auto word = [&](TableWord w) { return static_cast<int32_t>(table[w]); };
+  return {device_words,
+          static_cast<int32_t>(table[kFilters]),
+          static_cast<int32_t>(table.channels_per_group()),
+          word(kGroups),
+          word(kLiveGroups),
+          word(kOutPerGroup),
+          word(kInPerGroup)};
+}
+
+cudaError_t pack_weights(const PackJob* jobs, int64_t count, Element packed, bool tf32, cudaStream_t stream) {
+  for (int64_t i = 0; i < count; ++i) {
+    const PackMask& mask = jobs[i].mask;
+    const int64_t rows = static_cast<int64_t>(mask.live_groups) * jobs[i].rows_per_group;
+    if (jobs[i].rows_per_group < mask.out_per_group || jobs[i].columns < mask.in_per_group || !fits(rows) ||
+        (jobs[i].layout == PackLayout::columns && mask.live_groups > 1))
+      return cudaErrorInvalidValue;
+  }
+  switch (packed) {
+    case Element::f32:
+      return tf32 ? pack<Tf32>(jobs, count, stream) : pack<float>(jobs, count, stream);
+    case Element::bf16:
+      return pack<BFloat16>(jobs, count, stream);
+    case Element::f16:
+      return pack<Half>(jobs, count, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+cudaError_t unpack_weight_grad(const UnpackJob* jobs, int64_t count, Element full, cudaStream_t stream) {
+  for (int64_t i = 0; i < count; ++i) {
+    const PackMask& mask = jobs[i].mask;
+    if (jobs[i].rows_per_group < mask.out_per_group || jobs[i].columns < mask.in_per_group ||
+        jobs[i].layout == PackLayout::columns ||
+        !fits(static_cast<int64_t>(mask.filters) * mask.channels_per_group * jobs[i].taps + kPackThreads * kUnpackSpan))
+      return cudaErrorInvalidValue;
+  }
+  switch (full) {
+    case Element::f32:
+      return unpack<float>(jobs, count, stream);
+    case Element::bf16:
+      return unpack<BFloat16>(jobs, count, stream);
+    case Element::f16:
+      return unpack<Half>(jobs, count, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace prunekernels
