@@ -8,7 +8,7 @@ import numpy as np
 
 PAGE = mmap.PAGESIZE
 _libc = ctypes.CDLL(None, use_errno=True)
-_asan = hasattr(_libc, "__asan_poison_memory_region")
+_poison, _unpoison = (getattr(_libc, f"__asan_{name}_memory_region", None) for name in ("poison", "unpoison"))
 
 
 class _Region(mmap.mmap):
@@ -28,11 +28,10 @@ class _Region(mmap.mmap):
             assert _libc.mprotect(at, ctypes.c_size_t(PAGE), 0) == 0
         for a, b in self.slack:
             memory[a:b] = self.mark
-            if _asan:
-                _libc.__asan_poison_memory_region(ctypes.c_void_p(self.start + a), ctypes.c_size_t(b - a))
-        if _asan:
-            whole = ctypes.c_void_p(self.start), ctypes.c_size_t(len(self))
-            weakref.finalize(self, _libc.__asan_unpoison_memory_region, *whole)
+            if _poison:
+                _poison(ctypes.c_void_p(self.start + a), ctypes.c_size_t(b - a))
+        if _unpoison:
+            weakref.finalize(self, _unpoison, ctypes.c_void_p(self.start), ctypes.c_size_t(len(self)))
         return self
 
 
@@ -53,7 +52,7 @@ def guarded(values, dtype=None) -> np.ndarray:
 def check_surroundings(name: str, array: np.ndarray) -> None:
     """Of a guarded array: that nobody wrote beside it."""
     region = _regions.get(array.ctypes.data)
-    if region is None or _asan:
+    if region is None or _poison:
         return
     memory = np.frombuffer(region, np.uint8)
     for (a, b), side in zip(region.slack, ("before the first", "behind the last"), strict=True):
