@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inc' 'csrc/*.cu' 'csrc/*.cuh')
 
-.PHONY: demo test lint format build bench clean
+.PHONY: demo test lint format build bench cuda-check clean
 
 demo: $(VENV)/.ready build
 	mkdir -p out
@@ -27,6 +27,10 @@ format: $(VENV)/.ready
 
 bench: $(VENV)/.ready build
 	$(BIN)/python benchmarks/conv.py --suite resnet50 vgg16_cifar resnet56_cifar --kept 0.7 0.5 0.3
+
+# Every CUDA kernel for every architecture, registers and spills; needs nvcc, but no GPU.
+cuda-check: $(VENV)/.ready
+	$(BIN)/python csrc/cuda/cuda_check.py
 
 # Compiles what changed since the last time.
 build: $(VENV)/.ready
