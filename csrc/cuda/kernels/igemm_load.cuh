@@ -79,7 +79,8 @@ struct Walk {
       tap += rows.tap_step * p.kernel_columns - columns.taps * columns.tap_step;
       at_row += rows.at_step, at_column = columns.at;
     }
-    if (done()) {
+    if (done()) {  // what is computed from here on is never used, but must not overflow
+      tap = vector = 0;
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) channel[i] = -1;
       return;
