@@ -26,9 +26,9 @@ Plan modelled(const PlanDevice& device, const PlanCase& c) {
   return best;
 }
 
-bool may_measure(const PlanDevice& device, const PlanRequest& asked, const PlanCase& c) {
-  return asked.may_measure && !almost_full(c.mask) && !at::globalContext().deterministicAlgorithms() &&
-         device.can_measure();
+// Whether measurements, old or new, have a say.
+bool follows_measurements(const PlanRequest& asked, const PlanCase& c) {
+  return asked.may_measure && !almost_full(c.mask) && !at::globalContext().deterministicAlgorithms();
 }
 
 struct Trial {
@@ -99,7 +99,7 @@ PlanKey plan_key(const PlanDevice& device, const PlanCase& c) {
   PlanKey key{};
   key.direction = c.direction;
   key.dtype = word(static_cast<int64_t>(c.dtype)), key.format = word(static_cast<int64_t>(c.format));
-  device.describe(key);
+  device.describe(c, key);
   key.N = word(s.N), key.C = word(s.C), key.H = word(s.H), key.W = word(s.W);
   key.K = word(s.K), key.R = word(s.R), key.S = word(s.S), key.G = word(s.G);
   for (int i = 0; i < 2; ++i) {
@@ -115,7 +115,7 @@ PlanKey plan_key(const PlanDevice& device, const PlanCase& c) {
 
 Plan planned(const PlanDevice& device, const PlanRequest& asked, const PlanCase& c) {
   if (asked.forced && device.serves(*asked.forced, c)) return *asked.forced;
-  if (may_measure(device, asked, c))
+  if (follows_measurements(asked, c))
     if (const auto known = plan_cache::find(plan_key(device, c))) return *known;
   return modelled(device, c);
 }
@@ -123,11 +123,11 @@ Plan planned(const PlanDevice& device, const PlanRequest& asked, const PlanCase&
 at::Tensor with_plan(const PlanDevice& device, const PlanRequest& asked, const PlanCase& c,
                      c10::function_ref<at::Tensor(Plan)> run) {
   if (asked.forced && device.serves(*asked.forced, c)) return run(*asked.forced);
-  if (!may_measure(device, asked, c)) return run(modelled(device, c));
+  if (!follows_measurements(asked, c)) return run(modelled(device, c));
   const PlanKey key = plan_key(device, c);
   if (const auto known = plan_cache::find(key)) return run(*known);
   std::vector<Trial> trials = candidates(device, c);
-  if (trials.size() == 1 || plan_cache::full()) return run(modelled(device, c));
+  if (trials.size() == 1 || plan_cache::full() || !device.can_measure()) return run(modelled(device, c));
   return run(measure(device, key, std::move(trials), run));
 }
 

@@ -24,11 +24,11 @@ class PlanDevice {
   virtual bool serves(Plan plan, const PlanCase& c) const = 0;
   // The model's opinion, in a unit of its own.
   virtual double cost(Plan plan, const PlanCase& c) const = 0;
-  // Time of one run of work. Only called where can_measure().
+  // Time of one run of work. Only called where can_measure(): else the model decides, until a measurement is there.
   virtual double milliseconds(c10::function_ref<void()> work) const = 0;
   virtual bool can_measure() const { return true; }
   // Fills in what the key says of the device: type, index, threads, settings.
-  virtual void describe(PlanKey& key) const = 0;
+  virtual void describe(const PlanCase& c, PlanKey& key) const = 0;
 };
 
 PlanKey plan_key(const PlanDevice& device, const PlanCase& c);

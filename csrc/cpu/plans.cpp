@@ -26,7 +26,7 @@ class CpuPlans : public PlanDevice {
     work();
     return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
   }
-  void describe(PlanKey& key) const override {
+  void describe(const PlanCase&, PlanKey& key) const override {
     key.device_index = -1;
     key.threads = at::get_num_threads();
   }
