@@ -1,0 +1,159 @@
+#include "cuda/device.h"
+
+#if !defined(PK_EMULATED)
+
+#include <ATen/Context.h>
+#include <ATen/cuda/Sleep.h>
+#include <ATen/ops/from_blob.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <algorithm>
+#include <string>
+#include <type_traits>
+
+namespace prunekernels::device {
+namespace {
+
+// Spinning gives the host this much of a start (some 200 us), so that the kernels of a run follow one another as they
+// do in a training step, where the host is ahead.
+constexpr int64_t kHeadStartCycles = 400'000;
+
+// The parameter's type depends on the version of torch: the operator's name, or an enumerator.
+template <typename Op>
+bool allows_tf32_for_conv(bool (at::Context::*allows)(Op) const) {
+  using Name = std::decay_t<Op>;
+  if constexpr (std::is_same_v<Name, std::string>)
+    return (at::globalContext().*allows)("conv");
+  else
+    return (at::globalContext().*allows)(Name::value_type::CONV);
+}
+
+struct Event {
+  cudaEvent_t event = nullptr;
+  Event() { C10_CUDA_CHECK(cudaEventCreate(&event)); }
+  ~Event() { C10_CUDA_CHECK_WARN(cudaEventDestroy(event)); }
+  Event(const Event&) = delete;
+};
+
+cudaGraph_t graph_being_captured() {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  cudaGraph_t graph = nullptr;
+#if CUDART_VERSION >= 13000
+  C10_CUDA_CHECK(cudaStreamGetCaptureInfo(current_stream(), &status, nullptr, &graph));
+#else
+  C10_CUDA_CHECK(cudaStreamGetCaptureInfo_v2(current_stream(), &status, nullptr, &graph));
+#endif
+  return status == cudaStreamCaptureStatusActive ? graph : nullptr;
+}
+
+// What destroyed graphs held. They say so on a thread of the driver's that must not call CUDA, so freeing has to wait.
+struct Forgotten {
+  std::mutex mutex;
+  std::vector<std::shared_ptr<const Kept>> items;
+};
+
+Forgotten& forgotten() {
+  static Forgotten* const forgotten = new Forgotten;  // never destroyed: graphs may outlive static destructors
+  return *forgotten;
+}
+
+using Hold = std::shared_ptr<const Kept>;
+
+void CUDART_CB forget(void* hold) {
+  const std::unique_ptr<Hold> mine(static_cast<Hold*>(hold));
+  const std::lock_guard lock(forgotten().mutex);
+  forgotten().items.push_back(std::move(*mine));
+}
+
+// The graph, and every executable made of it, holds a reference until it is destroyed and its launches are done.
+void hold_in(cudaGraph_t graph, Hold kept) {
+  auto hold = std::make_unique<Hold>(std::move(kept));
+  cudaUserObject_t object;
+  C10_CUDA_CHECK(cudaUserObjectCreate(&object, hold.get(), forget, 1, cudaUserObjectNoDestructorSync));
+  hold.release();
+  const cudaError_t status = cudaGraphRetainUserObject(graph, object, 1, cudaGraphUserObjectMove);
+  if (status != cudaSuccess) C10_CUDA_CHECK_WARN(cudaUserObjectRelease(object, 1));
+  C10_CUDA_CHECK(status);
+}
+
+}  // namespace
+
+void check_launch(cudaError_t status, const char* op, const char* launcher) {
+  TORCH_CHECK(status == cudaSuccess, op, ": ", launcher, ": ", cudaGetErrorString(status));
+}
+
+cudaStream_t current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
+
+int multiprocessors() {
+  int device = 0, count = 0;
+  C10_CUDA_CHECK(cudaGetDevice(&device));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
+
+bool capturing() { return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None; }
+
+bool allows_tf32() { return allows_tf32_for_conv(&at::Context::allowTF32CuDNN); }
+
+bool tunes_vendor() { return at::globalContext().benchmarkCuDNN(); }
+
+double milliseconds(c10::function_ref<void()> work) {
+  const Event start, end;
+  at::cuda::sleep(kHeadStartCycles);
+  C10_CUDA_CHECK(cudaEventRecord(start.event, current_stream()));
+  work();
+  C10_CUDA_CHECK(cudaEventRecord(end.event, current_stream()));
+  C10_CUDA_CHECK(cudaEventSynchronize(end.event));
+  float ms = 0;
+  C10_CUDA_CHECK(cudaEventElapsedTime(&ms, start.event, end.event));
+  return ms;
+}
+
+at::Tensor upload(const std::vector<int32_t>& words, at::Device device) {
+  const auto host = at::from_blob(const_cast<int32_t*>(words.data()), {static_cast<int64_t>(words.size())}, at::kInt);
+  const at::Tensor there = host.to(device);
+  C10_CUDA_CHECK(cudaStreamSynchronize(current_stream()));  // other streams do not wait for this one
+  return there;
+}
+
+std::vector<int32_t> download(const at::Tensor& words) {
+  const at::Tensor here = words.to(at::kCPU).contiguous();
+  return {here.const_data_ptr<int32_t>(), here.const_data_ptr<int32_t>() + here.numel()};
+}
+
+void Kept::used_here() const {
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  {
+    const std::lock_guard lock(mutex_);
+    if (std::find(streams_.begin(), streams_.end(), stream.stream()) == streams_.end()) {
+      streams_.push_back(stream.stream());
+      for (const at::Tensor& memory : memory_) memory.record_stream(stream);
+    }
+  }
+  if (const cudaGraph_t graph = graph_being_captured()) hold_in(graph, shared_from_this());
+}
+
+at::Tensor Kept::keep(const at::Tensor& memory) const {
+  const std::lock_guard lock(mutex_);
+  memory_.push_back(memory);
+  streams_.clear();
+  return memory;
+}
+
+const int32_t* Kept::keep(const std::vector<int32_t>& words, at::Device device) const {
+  return keep(upload(words, device)).const_data_ptr<int32_t>();
+}
+
+void release_forgotten() {
+  std::vector<Hold> items;
+  {
+    const std::lock_guard lock(forgotten().mutex);
+    items.swap(forgotten().items);
+  }
+}
+
+}  // namespace prunekernels::device
+
+#endif

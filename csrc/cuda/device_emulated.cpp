@@ -1,0 +1,70 @@
+#include "cuda/device.h"
+
+#if defined(PK_EMULATED)
+
+#include <ATen/Context.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <chrono>
+
+namespace prunekernels::device {
+namespace {
+
+bool pretends_to_capture = false;
+
+}  // namespace
+
+// For tests of what is refused while a graph is captured.
+extern "C" __attribute__((visibility("default"))) void pk_pretend_to_capture(bool pretend) {
+  pretends_to_capture = pretend;
+}
+
+void check_launch(cudaError_t status, const char* op, const char* launcher) {
+  TORCH_CHECK(status == cudaSuccess, op, ": ", launcher, ": ", cudaGetErrorString(status), "; ", simt::take_report());
+}
+
+cudaStream_t current_stream() { return nullptr; }
+
+int multiprocessors() { return 4; }  // few, so that small problems are cut into several slices
+
+bool capturing() { return pretends_to_capture; }
+
+bool allows_tf32() { return at::globalContext().allowTF32CuDNN(at::Float32Op::CONV); }
+
+bool tunes_vendor() { return at::globalContext().benchmarkCuDNN(); }
+
+double milliseconds(c10::function_ref<void()> work) {
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+}
+
+at::Tensor upload(const std::vector<int32_t>& words, at::Device) {
+  const at::Tensor there = at::empty({static_cast<int64_t>(words.size())}, at::kInt);
+  std::copy(words.begin(), words.end(), there.mutable_data_ptr<int32_t>());
+  return there;
+}
+
+std::vector<int32_t> download(const at::Tensor& words) {
+  const at::Tensor here = words.contiguous();
+  return {here.const_data_ptr<int32_t>(), here.const_data_ptr<int32_t>() + here.numel()};
+}
+
+void Kept::used_here() const {}
+
+at::Tensor Kept::keep(const at::Tensor& memory) const {
+  const std::lock_guard lock(mutex_);
+  memory_.push_back(memory);
+  return memory;
+}
+
+const int32_t* Kept::keep(const std::vector<int32_t>& words, at::Device device) const {
+  return keep(upload(words, device)).const_data_ptr<int32_t>();
+}
+
+void release_forgotten() {}
+
+}  // namespace prunekernels::device
+
+#endif
