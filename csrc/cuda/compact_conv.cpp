@@ -1,0 +1,55 @@
+#include "cuda/compact_conv.h"
+
+#include "vendor_conv.h"
+
+namespace prunekernels {
+namespace {
+
+struct Sizes {
+  int64_t groups, rows_per_group, columns;
+  explicit Sizes(const MaskMirror& mask)
+      : groups(mask.table()[kLiveGroups]),
+        rows_per_group(mask.out().padded / groups),
+        columns(mask.in().padded / groups) {}
+  int64_t rows() const { return groups * rows_per_group; }
+};
+
+at::Tensor compact_weight(const ConvCall& call, const at::Tensor& weight, const Sizes& sizes) {
+  return packed_conv_weight(call, weight, call.mask.pack(), sizes.rows_per_group, sizes.columns);
+}
+
+}  // namespace
+
+at::Tensor compact_forward(const ConvCall& call, const at::Tensor& x, const at::Tensor& weight,
+                           const OptionalTensor& bias) {
+  const Sizes sizes(call.mask);
+  OptionalTensor b;
+  if (bias) b = picked(call.op, *bias, call.mask.out().index, sizes.rows());
+  const at::Tensor y = vendor::conv(gathered(call, x, call.mask.in()), compact_weight(call, weight, sizes), b,
+                                    call.params, sizes.groups);
+  return scattered(call, y, call.mask.out());
+}
+
+at::Tensor compact_grad_input(const ConvCall& call, const at::Tensor& grad_out, const at::Tensor& weight) {
+  const Sizes sizes(call.mask);
+  const ConvShape& s = call.shape;
+  const at::Tensor like_x = call.empty({s.N, call.mask.in().padded, s.H, s.W}, grad_out);
+  const at::Tensor grad_x = vendor::grad_input(gathered(call, grad_out, call.mask.out()), like_x,
+                                               compact_weight(call, weight, sizes), call.params, sizes.groups);
+  return scattered(call, grad_x, call.mask.in());
+}
+
+at::Tensor compact_grad_weight(const ConvCall& call, const at::Tensor& grad_out, const at::Tensor& x,
+                               const at::Tensor& weight, const OptionalTensor& scale) {
+  const Sizes sizes(call.mask);
+  const ConvShape& s = call.shape;
+  const at::Tensor like = call.empty({sizes.rows(), sizes.columns, s.R, s.S}, weight);
+  const at::Tensor grad = vendor::grad_weight(gathered(call, grad_out, call.mask.out()),
+                                              gathered(call, x, call.mask.in()), like, call.params, sizes.groups)
+                              .contiguous(call.format);
+  return unpacked_grad_weight(
+      call, grad, call.element(), weight, scale,
+      {call.channels_last() ? PackLayout::rows : PackLayout::channels, sizes.rows_per_group, sizes.columns, 1});
+}
+
+}  // namespace prunekernels

@@ -1,0 +1,139 @@
+#include "cuda/conv_call.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/index_select.h>
+
+#include "cuda/kernels/channel_copy.h"
+#include "cuda/kernels/mask_grad.h"
+
+namespace prunekernels {
+namespace {
+
+int32_t small(int64_t size) { return static_cast<int32_t>(size); }
+
+ChannelCopy channel_copy(const ConvCall& call, const at::Tensor& full, const Side& side) {
+  return {full.size(0), full.size(2) * full.size(3),           side.channels,
+          side.padded,  static_cast<int>(full.element_size()), call.channels_last(),
+          side.granule};
+}
+
+}  // namespace
+
+Element element_of(at::ScalarType type) {
+  return type == at::kBFloat16 ? Element::bf16 : type == at::kHalf ? Element::f16 : Element::f32;
+}
+
+Element ConvCall::element() const { return element_of(dtype); }
+
+bool ConvCall::tf32() const { return dtype == at::kFloat && device::allows_tf32(); }
+
+at::Tensor ConvCall::empty(at::IntArrayRef size, const at::Tensor& like) const {
+  return at::empty(size, like.options().memory_format(format));
+}
+
+at::Tensor even_weight(const at::Tensor& weight) {
+  const bool even = weight.size(2) == 1 || weight.size(3) == 1 || weight.stride(2) == weight.size(3) * weight.stride(3);
+  return even ? weight : weight.contiguous();
+}
+
+WeightStrides strides_of(const at::Tensor& weight) {
+  return {weight.stride(0), weight.stride(1), weight.size(3) == 1 ? weight.stride(2) : weight.stride(3)};
+}
+
+at::Tensor packed_weight(const ConvCall& call, const at::Tensor& weight, const PackMask& mask, PackLayout layout,
+                         int64_t rows_per_group, int64_t columns, bool tf32) {
+  const at::Tensor full = even_weight(weight);
+  const int64_t elements = mask.live_groups * rows_per_group * columns * call.shape.taps();
+  const at::Tensor packed = at::empty({elements}, weight.options().memory_format(at::MemoryFormat::Contiguous));
+  const PackJob job{mask,
+                    small(call.shape.taps()),
+                    layout,
+                    small(rows_per_group),
+                    small(columns),
+                    strides_of(full),
+                    call.element(),
+                    full.const_data_ptr(),
+                    packed.mutable_data_ptr()};
+  PK_LAUNCH(call.op, pack_weights, &job, 1, call.element(), tf32, device::current_stream());
+  return packed;
+}
+
+at::Tensor packed_conv_weight(const ConvCall& call, const at::Tensor& weight, const PackMask& mask,
+                              int64_t rows_per_group, int64_t columns) {
+  const auto layout = call.channels_last() ? PackLayout::rows : PackLayout::channels;
+  const at::Tensor packed = packed_weight(call, weight, mask, layout, rows_per_group, columns, false);
+  const int64_t rows = mask.live_groups * rows_per_group, R = call.shape.R, S = call.shape.S;
+  return call.channels_last() ? packed.view({rows, R, S, columns}).permute({0, 3, 1, 2})
+                              : packed.view({rows, columns, R, S});
+}
+
+at::Tensor unpacked_grad_weight(const ConvCall& call, const at::Tensor& packed, Element element, const at::Tensor& like,
+                                const OptionalTensor& scale, const PackedGrad& grad) {
+  const at::Tensor full = at::empty(like.sizes(), like.options().memory_format(like.suggest_memory_format()));
+  const PackMask mask = call.mask.pack();
+  const int64_t taps = call.shape.taps();
+  const UnpackJob job{mask,
+                      small(taps),
+                      grad.layout,
+                      small(grad.rows_per_group),
+                      small(grad.columns),
+                      strides_of(full),
+                      small(grad.slices),
+                      mask.live_groups * grad.rows_per_group * taps * grad.columns,
+                      false,
+                      element,
+                      packed.const_data_ptr(),
+                      scale ? scale->const_data_ptr<float>() : nullptr,
+                      full.mutable_data_ptr()};
+  PK_LAUNCH(call.op, unpack_weight_grad, &job, 1, call.element(), device::current_stream());
+  return full;
+}
+
+at::Tensor picked(const char* op, const at::Tensor& values, const int32_t* index, int64_t count) {
+  const at::Tensor full = values.contiguous(), chosen = at::empty({count}, values.options());
+  PK_LAUNCH(op, launch_gather_channels, full.const_data_ptr(), index, chosen.mutable_data_ptr(),
+            {1, 1, full.numel(), count, static_cast<int>(full.element_size()), false}, device::current_stream());
+  return chosen;
+}
+
+at::Tensor gathered(const ConvCall& call, const at::Tensor& full, const Side& side) {
+  if (side.identity) return full;
+  const at::Tensor compact = call.empty({full.size(0), side.padded, full.size(2), full.size(3)}, full);
+  PK_LAUNCH(call.op, launch_gather_channels, full.const_data_ptr(), side.index, compact.mutable_data_ptr(),
+            channel_copy(call, full, side), device::current_stream());
+  return compact;
+}
+
+at::Tensor scattered(const ConvCall& call, const at::Tensor& result, const Side& side) {
+  const at::Tensor compact = result.contiguous(call.format);
+  if (side.identity) return compact;
+  const at::Tensor full = call.empty({compact.size(0), side.channels, compact.size(2), compact.size(3)}, compact);
+  PK_LAUNCH(call.op, launch_scatter_channels, compact.const_data_ptr(), side.slot, full.mutable_data_ptr(),
+            channel_copy(call, full, side), device::current_stream());
+  return full;
+}
+
+void write_constants(const ConvCall& call, const at::Tensor& y, const OptionalTensor& bias) {
+  const int64_t count = call.mask.table()[kConstants];
+  if (count == 0) return;
+  const at::Tensor list = call.mask.constants();
+  if (!bias) {
+    y.index_fill_(1, list, 0);
+  } else {
+    const at::Tensor values = bias->index_select(0, list).view({1, count, 1, 1});
+    y.index_copy_(1, list, values.expand({y.size(0), count, y.size(2), y.size(3)}));
+  }
+}
+
+void mask_grad_weight(const char* op, const at::Tensor& grad, const MaskMirror* mask, const OptionalTensor& scale) {
+  if (!mask && !scale) return;
+  const bool last = grad.is_contiguous(at::MemoryFormat::ChannelsLast) && !grad.is_contiguous();
+  MaskGradLayer layer{};
+  layer.mask = {nullptr, nullptr, small(grad.size(0)), small(grad.size(1)), small(grad.size(2) * grad.size(3)), last};
+  if (mask) layer.mask.out_slot = mask->out().slot, layer.mask.pairs = mask->pairs();
+  layer.grad = grad.mutable_data_ptr();
+  layer.grad_scale = scale ? scale->const_data_ptr<float>() : nullptr;
+  PK_LAUNCH(op, launch_mask_grad, element_of(grad.scalar_type()), &layer, 1, false, device::current_stream());
+}
+
+}  // namespace prunekernels

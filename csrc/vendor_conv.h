@@ -1,0 +1,33 @@
+// The vendor's convolution and its gradients, through torch: its choice of library, its settings.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
+
+#include <optional>
+
+#include "conv_args.h"
+
+namespace prunekernels::vendor {
+
+inline at::Tensor conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                       const ConvParams& p, int64_t groups) {
+  return at::convolution(x, weight, bias, p.stride, p.padding, p.dilation, false, {0, 0}, groups);
+}
+
+// x gives its size and layout only.
+inline at::Tensor grad_input(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight, const ConvParams& p,
+                             int64_t groups) {
+  return std::get<0>(at::convolution_backward(grad, x, weight, std::nullopt, p.stride, p.padding, p.dilation, false,
+                                              {0, 0}, groups, {true, false, false}));
+}
+
+// So does weight.
+inline at::Tensor grad_weight(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
+                              const ConvParams& p, int64_t groups) {
+  return std::get<1>(at::convolution_backward(grad, x, weight, std::nullopt, p.stride, p.padding, p.dilation, false,
+                                              {0, 0}, groups, {false, true, false}));
+}
+
+}  // namespace prunekernels::vendor
