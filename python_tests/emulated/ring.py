@@ -1,0 +1,98 @@
+"""The torch ring of csrc/cuda over kernels that run under the emulator: its operators for CPU tensors, under
+torch.ops.prunekernels_emulated. Its objects lie beside those of the families, and the kernels' are theirs.
+
+use() lets prunekernels itself call them, so that the tests of the operators run on the ring: see ring_plugin.py.
+"""
+
+import ctypes
+import fcntl
+import os
+import pathlib
+import re
+
+import torch
+from torch.utils.cpp_extension import include_paths, library_paths
+
+from . import build
+
+NAMESPACE = "prunekernels_emulated"
+SHARED = ("conv_args.cpp", "plan_choice.cpp", "plan_cache.cpp")  # with the CPU ring
+STREAM = build.CSRC / "cuda" / "kernels" / "stream.h"  # which everything includes
+_kept = []
+
+
+def _headers(source: pathlib.Path) -> set[pathlib.Path]:
+    """What it includes of csrc/cuda/kernels, and what that includes."""
+    found = [source]
+    for path in found:  # grows meanwhile
+        names = re.findall(r'^#include "(cuda/kernels/\w+\.\w+)"', path.read_text(), re.MULTILINE)
+        found += [build.CSRC / name for name in names if build.CSRC / name not in found]
+    return set(found[1:])
+
+
+def _kernels() -> list[pathlib.Path]:
+    """Those whose launchers the ring calls."""
+    ring = [path for path in (build.CSRC / "cuda").iterdir() if path.suffix in (".h", ".cpp")]
+    called = {path for file in ring for path in _headers(file) if path.suffix == ".h"} - {STREAM}
+    return [p for p in sorted((build.CSRC / "cuda" / "kernels").glob("*.cu")) if _headers(p) & called]
+
+
+def _ninja_file() -> str:
+    abi = int(torch._C._GLIBCXX_USE_CXX11_ABI)
+    flags = f"-std=c++20 -O1 -g0 -fPIC -fvisibility=hidden -DPK_EMULATED -D_GLIBCXX_USE_CXX11_ABI={abi} -I{build.CSRC}"
+    includes = " ".join(f"-isystem {path}" for path in include_paths())
+    folders = " ".join(f"-L{path} -Wl,-rpath,{path}" for path in library_paths())
+    lines = [
+        build._ninja_file([], False),
+        "rule compile_ring",
+        f"  command = {build.CXX} {flags} {includes} -MD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+    ]
+    objects = []
+    for source in [*(build.CSRC / name for name in SHARED), *sorted((build.CSRC / "cuda").glob("*.cpp"))]:
+        objects.append(f"ring-{source.stem}.o")
+        lines.append(f"build {objects[-1]}: compile_ring {source}")
+    for source in _kernels():
+        objects.append(str(source.relative_to(build.CSRC)).replace("/", "-") + ".o")
+        lines += [f"build {objects[-1]}: compile {source}", "  level = -O1"]
+    lines += [
+        f"build libring.so: link {' '.join(objects)} | libmachine.so",
+        f"  libraries = -L. -lmachine -Wl,-rpath,'$$ORIGIN' -Wl,-z,defs {folders} -ltorch -ltorch_cpu -lc10",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def library() -> pathlib.Path:
+    """Up to date. Raises build.Broken."""
+    folder = build.ROOT / "build" / "emulated"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / "ring.ninja").write_text(_ninja_file())
+        if why := build._ninja(folder, "-f", "ring.ninja", "libring.so"):
+            raise build.Broken(why)
+    return folder / "libring.so"
+
+
+def load():
+    """torch.ops.prunekernels_emulated, and the library itself for what is not an operator."""
+    from prunekernels import _fallback
+
+    if not _kept:
+        definitions = torch.library.Library(NAMESPACE, "DEF")
+        for schema in _fallback.SCHEMAS:
+            if not schema.startswith("conv_mask"):
+                definitions.define(schema)
+        _kept.extend([definitions, ctypes.CDLL(str(library()), mode=os.RTLD_NOW | os.RTLD_LOCAL)])
+    return getattr(torch.ops, NAMESPACE), _kept[1]
+
+
+def use():
+    """From now on prunekernels computes with the ring, in this process; tables are still made by its own conv_mask."""
+    from prunekernels import autograd, functional
+
+    operators, _ = load()
+    for name, (backward, setup) in autograd._GRADIENTS.items():
+        torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup)
+    autograd.ops = functional.ops = operators
