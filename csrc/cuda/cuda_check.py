@@ -289,11 +289,9 @@ def main() -> int:
         kernel.name, kernel.arguments = split_signature(signature)
     print("Registers by architecture; bytes of static shared memory, stack frames and spills.")
     print(*table(kernels, asked.all), sep="\n")
-    print(
-        f"\n{len({str(k) for k in kernels})} kernels in {len(kernel_files)} files, for sm_{', sm_'.join(ARCHITECTURES)}; "
-        f"{len(ring)} files of the torch ring. {sum(job.seconds > 0 for job in jobs)} of {len(jobs)} files compiled, "
-        f"{time.monotonic() - started:.1f} s"
-    )
+    fresh = sum(job.seconds > 0 for job in jobs)
+    print(f"\n{len(kernel_files)} kernel files, {len(ring)} of the torch ring; {fresh} compiled, ", end="")
+    print(f"{time.monotonic() - started:.1f} s")
     found = [f"{job.source.relative_to(CSRC.parent)} does not compile" for job in jobs if job.failed]
     if not any(job.failed for job in kernel_files):  # else rows miss their kernels
         found += problems(kernels, table_rows((CSRC / "kernel_table.inc").read_text()))
