@@ -111,6 +111,16 @@ __global__ void misaligned_global_vector(const float* from, float* to, int) {
   to[me()] = reinterpret_cast<const float4*>(from + (kBug ? 1 : 0))->x;
 }
 
+__device__ int deep(int levels) {
+  volatile int here[64] = {levels};
+  return levels == 0 ? 0 : deep(levels - 1) + here[0];
+}
+
+template <bool kBug>
+__global__ void too_deep(const float* from, float* to, int) {
+  to[me()] = from[me()] + static_cast<float>(deep(kBug ? 10000 : 10));
+}
+
 // ---- cp.async ----
 
 template <bool kBug>
@@ -166,6 +176,13 @@ template <bool kBug>
 __global__ void misaligned_copy(const float* from, float* to, int) {
   const Shared<float> shared(0);
   if (me() == 0) cp_async<16>(shared.address(0), from + (kBug ? 1 : 4), true);
+  to[me()] = from[me()];
+}
+
+template <bool kBug>
+__global__ void misaligned_copy_target(const float* from, float* to, int) {
+  const Shared<float> shared(0);
+  if (me() == 0) cp_async<8>(shared.address(kBug ? 1 : 2), from, true);
   to[me()] = from[me()];
 }
 
@@ -240,6 +257,8 @@ const Planted kPlanted[] = {
     PLANTED(two_collectives, 1, 0),
     PLANTED(not_in_its_mask, 1, 0),
     PLANTED(wrong_fragment, 1, 0),
+    PLANTED(misaligned_copy_target, 1, 64),
+    PLANTED(too_deep, 1, 0),
 };
 #undef PLANTED
 

@@ -62,3 +62,5 @@ const char* take_report() {
 }
 
 }  // namespace prunekernels::simt
+
+extern "C" const char* pk_take_report() { return prunekernels::simt::take_report(); }

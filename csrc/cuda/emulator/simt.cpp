@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
 #include <string>
 
 #include "cuda/emulator/block.h"
@@ -132,6 +133,8 @@ void leave() {
 }
 
 cudaError_t run(dim3 grid, dim3 shape, size_t shared_bytes, const std::function<void()>& body) {
+  static std::mutex one_at_a_time;
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
   if (failed()) return cudaErrorLaunchFailure;  // as on the device: what follows a failure fails
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
   if (const char* why = why_refused(grid, shape, shared_bytes)) {
