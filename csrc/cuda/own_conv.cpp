@@ -77,7 +77,7 @@ at::Tensor igemm_weights(const ConvCall& call, const at::Tensor& grad_out, const
 
 SparseConv sparse_conv(const ConvCall& call, const at::Tensor& weight) {
   const WeightStrides strides = strides_of(weight);
-  SparseConv conv{call.shape, nullptr, nullptr, strides.row, strides.channel, strides.tap};
+  SparseConv conv{call.shape, nullptr, nullptr, strides.row, strides.channel, strides.tap, device::multiprocessors()};
   conv.lists = &call.mask.sparse_lists(call.op, &conv.device_words);
   return conv;
 }
@@ -123,12 +123,11 @@ at::Tensor own_grad_weight(const ConvCall& call, const at::Tensor& grad_out, con
   if (call.channels_last()) return igemm_weights(call, grad_out, x, weight, scale, sparse);
   const at::Tensor grad = at::empty(weight.sizes(), weight.options().memory_format(weight.suggest_memory_format()));
   const SparseConv conv = sparse_conv(call, grad);
-  const int multiprocessors = device::multiprocessors();
-  const at::Tensor workspace = at::empty({sparse_grad_weight_workspace(conv, multiprocessors)},
-                                         x.options().memory_format(at::MemoryFormat::Contiguous));
+  const at::Tensor workspace =
+      at::empty({sparse_grad_weight_workspace(conv)}, x.options().memory_format(at::MemoryFormat::Contiguous));
   PK_LAUNCH(call.op, launch_sparse_grad_weight, x.const_data_ptr<float>(), grad_out.const_data_ptr<float>(),
             call.mask.pairs(), scale ? scale->const_data_ptr<float>() : nullptr, workspace.mutable_data_ptr<float>(),
-            grad.mutable_data_ptr<float>(), conv, multiprocessors, device::current_stream());
+            grad.mutable_data_ptr<float>(), conv, device::current_stream());
   return grad;
 }
 

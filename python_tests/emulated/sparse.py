@@ -1,7 +1,7 @@
 """sparse_fwd, sparse_grad_input and sparse_grad_weight against the convolutions of arrays.py, with NaN in all that is
 dead."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class Problem:
     masks: str = "kernel"  # kernel, all, none, filter, input, mixed, constant
     last: bool = False  # the weight lies channels last
     exact: bool = True
+    processors: int = 1  # 0: any number of blocks is enough of them
     note: str = ""
 
     def __str__(self):
@@ -38,6 +39,7 @@ class Problem:
         parts += [self.masks, f"{round(100 * self.density)}%"]
         parts += ["last"] if self.last else []
         parts += ["random"] if not self.exact else []
+        parts += [f"m{self.processors}"]
         return "-".join(parts + ([self.note] if self.note else []))
 
     @property
@@ -97,7 +99,7 @@ class Problem:
 
     @property
     def lists(self):
-        return self.filter, self.kernel, self.input, self.sizes, self.strides
+        return self.filter, self.kernel, self.input, self.sizes, self.strides, self.processors
 
     def check(self, got, expected):
         if self.exact:
@@ -143,12 +145,10 @@ class GradInput:
 @dataclass
 class GradWeight:
     problem: Problem
-    processors: int = 1
     scale: bool = False
-    splits: int = field(default=0)  # expected, where it matters
 
     def __str__(self):
-        return f"{self.problem}-m{self.processors}{'-scale' if self.scale else ''}"
+        return f"{self.problem}{'-scale' if self.scale else ''}"
 
     def run(self, lib):
         p = self.problem.make()
@@ -161,9 +161,7 @@ class GradWeight:
             expected = np.where(scale[:, None, None, None] != 0, expected * scale[:, None, None, None], 0)
             scale = arrays.guarded(scale)
         floats = np.zeros(1, np.int64)
-        lib.call("pk_sparse_grad_weight_workspace", *p.lists, self.processors, floats)
-        if self.splits:
-            assert floats[0] == self.splits * p.live.sum() * p.r * p.s
+        lib.call("pk_sparse_grad_weight_workspace", *p.lists, floats)
         dw = arrays.poison(p.lay_out(p.weight).shape)
         workspace = arrays.poison(int(floats[0]))
         lib.call(
@@ -174,7 +172,6 @@ class GradWeight:
             workspace,
             dw,
             *p.lists,
-            self.processors,
         )
         p.check(p.lay_back(dw), expected)
 
@@ -206,7 +203,7 @@ class Refused:
             elif self.operation == "grad_input":
                 status, _ = lib.status("pk_sparse_grad_input", one, one, one, *p.lists)
             else:
-                status, _ = lib.status("pk_sparse_grad_weight", one, one, None, one, one, *p.lists, 1)
+                status, _ = lib.status("pk_sparse_grad_weight", one, one, None, one, one, *p.lists)
             assert status == 1
         serves = np.zeros(1, bool)
         lib.call("pk_sparse_serves", Problem().make().sizes, serves)
@@ -228,13 +225,19 @@ def _shapes() -> list[Problem]:
     problems += [Problem(h=h, w=w, c=2, k=3) for h, w in ((17, 33), (2, 31), (1, 32), (65, 3), (2, 129))]
     problems += [Problem(n=n, h=2, w=3, c=2, k=3) for n in (2, 3, 7, 8, 9, 17)]
     problems += [Problem(n=n, h=7, w=8, c=2, k=3, **ONE) for n in (1, 2, 9)]
+    problems += [Problem(n=n, h=h, w=w, c=3, k=3, **ONE) for n, h, w in ((1, 4, 4), (2, 8, 6), (1, 12, 20), (3, 4, 36))]
     # kernels of any size
     problems += [Problem(r=r, s=s, padding=(r // 2, 0)) for r, s in ((2, 2), (2, 1), (1, 2), (1, 3), (3, 1), (5, 4))]
     problems += [Problem(r=7, s=7, h=9, w=9, c=2, k=3, padding=(3, 3), stride=(2, 2))]
     problems += [Problem(padding=(3, 4)), Problem(padding=(0, 0)), Problem(r=2, s=2, padding=(2, 3))]
     # strides and dilations: classes of 2 x 2, 2 x 1, 1 x 2, 1 x 1 and no taps
     problems += [Problem(stride=(2, 2), h=h, w=w) for h, w in ((7, 8), (8, 7), (2, 1))]
-    problems += [Problem(stride=(2, 2), h=5, w=6, **ONE), Problem(stride=(1, 2), h=5, w=6), Problem(stride=(3, 1))]
+    problems += [Problem(stride=(2, 2), h=h, w=w, **ONE) for h, w in ((5, 6), (9, 34), (1, 70))]
+    problems += [
+        Problem(stride=(2, 3), h=5, w=6, r=1, s=1, padding=(2, 1)),
+        Problem(stride=(1, 2), h=5, w=6),
+        Problem(stride=(3, 1)),
+    ]
     problems += [Problem(dilation=(2, 1), padding=(2, 1)), Problem(dilation=(2, 3), stride=(2, 2), h=9, w=11)]
     problems += [Problem(stride=(4, 4), r=4, s=4, h=9, w=8, padding=(0, 0)), Problem(stride=(2, 4), h=33, w=40, c=2)]
     # filters about a block's, channels about a stage's
@@ -265,23 +268,31 @@ def _large_tiles() -> list[Problem]:
 
 def _dots() -> list[GradWeight]:
     cases = [GradWeight(p) for p in _shapes() + _large_tiles()]
-    cases += [GradWeight(p, 100) for p in _shapes()[:6] + _large_tiles()[:2]]
-    cases += [GradWeight(Problem(k=7), scale=True), GradWeight(Problem(k=7, last=True, masks="mixed"), 3, scale=True)]
-    cases += [GradWeight(Problem(n=9, h=8, w=8, c=3, k=3), m) for m in (1, 2, 3, 100)]
-    cases += [GradWeight(Problem(h=3, w=4, c=c, k=3, last=last), 2) for c in (31, 32, 33, 65) for last in (False, True)]
+    cases += [GradWeight(p) for p in _on(100, _shapes()[:6] + _large_tiles()[:2])]
+    cases += [GradWeight(Problem(k=7), scale=True)]
+    cases += [GradWeight(Problem(k=7, last=True, masks="mixed", processors=3), scale=True)]
+    cases += [GradWeight(Problem(n=9, h=8, w=8, c=3, k=3, processors=m)) for m in (2, 3, 100)]
+    cases += [GradWeight(Problem(h=3, w=4, c=c, k=3, last=last)) for c in (31, 32, 33, 65) for last in (False, True)]
     cases += [GradWeight(Problem(h=2, w=2, c=c, k=k, masks="all")) for c, k in ((31, 8), (32, 9), (33, 16), (2, 33))]
     return cases
 
 
+def _on(processors: int, problems: list[Problem]) -> list[Problem]:
+    return [replace(p, processors=processors) for p in problems]
+
+
+def _wide_and_narrow() -> list[Problem]:
+    """Blocks of 16 results, as a single block is not enough, and of 32."""
+    problems = _shapes() + _many_steps() + _large_tiles()
+    return problems + _on(0, problems)
+
+
 CASES: dict[str, list] = {
     "sparse_fwd_f32_sm80": [
-        *(Forward(p) for p in _shapes() + _many_steps() + _large_tiles()),
+        *(Forward(p) for p in _wide_and_narrow()),
         *(Forward(Problem(masks=m), bias=False) for m in ("kernel", "mixed", "constant", "none")),
         Refused("fwd"),
     ],
-    "sparse_grad_input_f32_sm80": [
-        *(GradInput(p) for p in _shapes() + _many_steps() + _large_tiles()),
-        Refused("grad_input"),
-    ],
+    "sparse_grad_input_f32_sm80": [*(GradInput(p) for p in _wide_and_narrow()), Refused("grad_input")],
     "sparse_grad_weight_f32_sm80": [*_dots(), Refused("grad_weight")],
 }

@@ -15,9 +15,10 @@ struct Problem {
 
   // sizes: N, C, H, W, K, R, S, P, Q, G, stride, padding, dilation (two each). weight_strides: filter, channel, tap.
   Problem(const bool* filter, const bool* kernel, const bool* input, const int64_t* sizes,
-          const int64_t* weight_strides)
+          const int64_t* weight_strides, int multiprocessors)
       : table(mask_table_words(sizes[4], sizes[1], sizes[9])), lists(make_lists(filter, kernel, input, sizes, table)) {
-    conv = {make_shape(sizes), &lists, lists.words().data(), weight_strides[0], weight_strides[1], weight_strides[2]};
+    conv = {make_shape(sizes), &lists,         lists.words().data(), weight_strides[0], weight_strides[1],
+            weight_strides[2], multiprocessors};
   }
   static ConvShape make_shape(const int64_t* z) {
     return {z[0], z[1], z[2], z[3], z[4], z[5], z[6], z[7], z[8], z[9], {z[10], z[11]}, {z[12], z[13]}, {z[14], z[15]}};
@@ -34,14 +35,15 @@ struct Problem {
 extern "C" {
 
 int pk_sparse_fwd(const float* x, const float* weight, const float* bias, float* y, const bool* filter,
-                  const bool* kernel, const bool* input, const int64_t* sizes, const int64_t* strides) {
-  const Problem problem(filter, kernel, input, sizes, strides);
+                  const bool* kernel, const bool* input, const int64_t* sizes, const int64_t* strides,
+                  int multiprocessors) {
+  const Problem problem(filter, kernel, input, sizes, strides, multiprocessors);
   return launch_sparse_fwd(x, weight, bias, y, problem.conv, nullptr);
 }
 
 int pk_sparse_grad_input(const float* dy, const float* weight, float* dx, const bool* filter, const bool* kernel,
-                         const bool* input, const int64_t* sizes, const int64_t* strides) {
-  const Problem problem(filter, kernel, input, sizes, strides);
+                         const bool* input, const int64_t* sizes, const int64_t* strides, int multiprocessors) {
+  const Problem problem(filter, kernel, input, sizes, strides, multiprocessors);
   return launch_sparse_grad_input(dy, weight, dx, problem.conv, nullptr);
 }
 
@@ -52,15 +54,15 @@ int pk_sparse_serves(const int64_t* sizes, bool* serves) {
 
 int pk_sparse_grad_weight_workspace(const bool* filter, const bool* kernel, const bool* input, const int64_t* sizes,
                                     const int64_t* strides, int multiprocessors, int64_t* floats) {
-  *floats = sparse_grad_weight_workspace(Problem(filter, kernel, input, sizes, strides).conv, multiprocessors);
+  *floats = sparse_grad_weight_workspace(Problem(filter, kernel, input, sizes, strides, multiprocessors).conv);
   return cudaSuccess;
 }
 
 int pk_sparse_grad_weight(const float* x, const float* dy, const float* scale, float* workspace, float* dw,
                           const bool* filter, const bool* kernel, const bool* input, const int64_t* sizes,
                           const int64_t* strides, int multiprocessors) {
-  const Problem problem(filter, kernel, input, sizes, strides);
+  const Problem problem(filter, kernel, input, sizes, strides, multiprocessors);
   const uint32_t* pairs = MaskTable(problem.table.data()).pairs(0);
-  return launch_sparse_grad_weight(x, dy, pairs, scale, workspace, dw, problem.conv, multiprocessors, nullptr);
+  return launch_sparse_grad_weight(x, dy, pairs, scale, workspace, dw, problem.conv, nullptr);
 }
 }

@@ -22,6 +22,7 @@ struct SparseConv {
   // Floats between filters, channels (of one group) and taps (r * S + s) of the weight, or of its gradient; row-major:
   // {C / G * R * S, R * S, 1}, channels last: {C / G * R * S, 1, C / G}.
   int64_t filter_stride, channel_stride, tap_stride;
+  int multiprocessors;  // of the device: work is cut so that all have some
 };
 
 // Whether these kernels serve the shape: R, S <= 32, offsets within 32 bits where the kernels keep them so, and a tile
@@ -40,9 +41,9 @@ cudaError_t launch_sparse_grad_input(const float* dy,      // [N, K, P, Q]
                                      float* dx,            // [N, C, H, W]
                                      const SparseConv& conv, cudaStream_t stream);
 
-// Floats that launch_sparse_grad_weight() needs with these arguments; images are split so that as many multiprocessors
-// have work.
-int64_t sparse_grad_weight_workspace(const SparseConv& conv, int multiprocessors);
+// Floats that launch_sparse_grad_weight() needs: a partial gradient for each of the shares that the images are split
+// into.
+int64_t sparse_grad_weight_workspace(const SparseConv& conv);
 
 cudaError_t launch_sparse_grad_weight(const float* x,         // [N, C, H, W]
                                       const float* dy,        // [N, K, P, Q]
@@ -50,6 +51,6 @@ cudaError_t launch_sparse_grad_weight(const float* x,         // [N, C, H, W]
                                       const float* scale,     // [K] or null; 0 gives exact 0, whatever the sum
                                       float* workspace,       // [sparse_grad_weight_workspace()]
                                       float* dw,              // [K, C / G, R, S], strides as given
-                                      const SparseConv& conv, int multiprocessors, cudaStream_t stream);
+                                      const SparseConv& conv, cudaStream_t stream);
 
 }  // namespace prunekernels

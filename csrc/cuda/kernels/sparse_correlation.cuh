@@ -2,10 +2,10 @@
 // input gradient.
 //   result[n, k, first + every * o] = start[k] + sum over operands c and taps t of w[k, c, t] * operand[n, c, step * o
 //   + at[t]]
-// A block computes a tile of outputs (512: lanes x 4 x 4, of one image or of several small ones) of kBlockResults
-// results; each of its 8 warps 4 of them, all outputs. It walks the block's steps: the operand's cells are staged in
-// shared memory three stages deep, and a warp works only on the kernels that are live. Outputs beyond the planes and
-// images beyond the last are computed from zeros and not stored.
+// A block computes a tile of outputs (512: lanes x 4 x 4, of one image or of several small ones) of 32 results, or of
+// 16 where blocks are few; each of its 8 warps an eighth of the results, all outputs. It walks the steps of its list:
+// the operand's cells are staged in shared memory three stages deep, and a warp works only on the kernels that are
+// live. Outputs beyond the planes and images beyond the last are computed from zeros and not stored.
 //   windows (kR x kS neighbouring taps, step 1)  a thread has 4 x 4 neighbouring outputs and keeps what they read in
 //                                                registers; weights are staged too
 //   any taps (kR = 0)                            a thread's outputs lie a row of lanes apart; weights come through L1
@@ -20,9 +20,9 @@ namespace prunekernels {
 
 bool sparse_correlation_serves(const ConvShape& shape);  // sparse_fwd and sparse_grad_input do
 
-constexpr int kWarpResults = kBlockResults / kSparseWarps;
 constexpr int kSparseStages = 3;
 constexpr int kMostStaged = 4;  // steps of a stage
+constexpr int kWindowTaps = 9;  // at most
 constexpr int kListed = 256;    // steps of a block that lie in shared memory at a time
 constexpr int kStepWords = sizeof(SparseStep) / 4;
 
@@ -33,7 +33,8 @@ struct SparseClass {
   int result_rows, result_columns;
   int rows, columns;  // outputs of the class
   int first_row, first_column, every_row, every_column;
-  int step_row, step_column, low_row, low_column;  // cell 0 of a tile that begins with output o is at step * o + low
+  int step_row, step_column, low_row, low_column;
+  int spread_row, spread_column;  // cell i of a tile that begins with output o lies at spread * (step * o + i) + low
   FastDivide blocks, tiles_across, tiles_down;
   const int32_t *order, *begin;  // the lists
   const SparseStep* steps;
@@ -43,27 +44,30 @@ struct SparseClass {
   int patch_rows;  // of a thread's outputs: kPatch, or fewer where the cells of so many do not fit (any taps)
   int vector;      // outputs that are stored at once: 4, 2, 1
   int taps_down, taps_across;
-  int row_at[kSparseTaps], column_at[kSparseTaps];          // cell that output 0 reads
-  int row_weight[kSparseTaps], column_weight[kSparseTaps];  // floats from a kernel's start
+  int tap_weight[kWindowTaps];  // windows: floats from a kernel's start, down a row after a row
+  // any taps: cells that output 0 reads; floats from a kernel's start
+  int row_at[kSparseTaps], column_at[kSparseTaps], row_weight[kSparseTaps], column_weight[kSparseTaps];
 };
 
 // Of a block's shared memory, in words.
-template <int kR, int kS>
+template <int kR, int kS, int kResults>
 struct SparseRooms {
+  static constexpr int kParts = kBlockResults / (kSparseWarps * kResults);
   static constexpr int kTaps = kR * kS, kWeightPitch = (kTaps + 3) / 4 * 4;
   int source = 0, steps, stages, stage_words, weights;
 
   PK_HOST_DEVICE SparseRooms(int cells, int staged)
       : steps(cells), stages(steps + kListed * kStepWords), weights(cells * staged) {
-    stage_words = weights + staged * kBlockResults * kWeightPitch;
+    stage_words = weights + staged * kSparseWarps * kResults * kWeightPitch;
   }
   size_t bytes() const { return static_cast<size_t>(stages + kSparseStages * stage_words) * 4; }
 };
 
-template <int kR, int kS>
+template <int kR, int kS, int kResults>
 class SparseBlock {
   static constexpr bool kWindow = kR > 0;
-  static constexpr int kTaps = kR * kS, kWeightPitch = SparseRooms<kR, kS>::kWeightPitch;
+  static constexpr int kParts = kBlockResults / (kSparseWarps * kResults);
+  static constexpr int kTaps = kR * kS, kWeightPitch = SparseRooms<kR, kS, kResults>::kWeightPitch;
 
  public:
   PK_DEVICE SparseBlock(const SparseClass& p, const float* operand, const float* weight)
@@ -75,7 +79,9 @@ class SparseBlock {
         lane(threadIdx.x % kWarp),
         operand(operand) {
     uint32_t tile = p.blocks(blockIdx.x);
-    block = static_cast<int>(blockIdx.x - tile * p.blocks.by);
+    const int block = static_cast<int>(blockIdx.x - tile * p.blocks.by);
+    list = block / kParts;
+    first_result = (block % kParts * kSparseWarps + warp) * kResults;
     const uint32_t down = p.tiles_across(tile);
     const uint32_t group = p.tiles_down(down);
     column = static_cast<int>(tile - down * p.tiles_across.by) * kPatch * p.tile.across();
@@ -85,14 +91,14 @@ class SparseBlock {
     lane_row = lane >> p.tile.across_log2 & (p.tile.down() - 1);
     lane_image = lane >> (p.tile.across_log2 + p.tile.down_log2);
 #pragma unroll
-    for (int f = 0; f < kKernels; ++f) kernels[f] = kernel_of(kWindow ? lane / 2 % kWarpResults : f, weight);
+    for (int f = 0; f < kKernels; ++f) kernels[f] = kernel_of(kWindow ? lane / kKernelLanes % kResults : f, weight);
   }
 
   PK_DEVICE void run(const float* bias, float* result) {
     fill_source();
     start(bias);
-    const int end = p.taps_down * p.taps_across > 0 ? p.begin[block + 1] : p.begin[block];
-    for (int first = p.begin[block]; first < end; first += kListed) {
+    const int end = p.taps_down * p.taps_across > 0 ? p.begin[list + 1] : p.begin[list];
+    for (int first = p.begin[list]; first < end; first += kListed) {
       const int count = min(kListed, end - first);
       __syncthreads();  // nobody reads the previous steps any more
       if (static_cast<int>(threadIdx.x) < count)
@@ -107,7 +113,8 @@ class SparseBlock {
   PK_DEVICE void fill_source() {
     for (int i = threadIdx.x; i < p.tile.cells; i += kSparseThreads) {
       const SparseTile::Cell cell = p.tile.cell(i);
-      const int r = row * p.step_row + p.low_row + cell.row, c = column * p.step_column + p.low_column + cell.column;
+      const int r = p.spread_row * (p.step_row * row + cell.row) + p.low_row;
+      const int c = p.spread_column * (p.step_column * column + cell.column) + p.low_column;
       const bool inside = cell.column >= 0 && r >= 0 && r < p.operand_rows && c >= 0 && c < p.operand_columns &&
                           image + cell.image < p.images;
       const int plane = p.operand_rows * p.operand_columns;
@@ -117,7 +124,7 @@ class SparseBlock {
 
   PK_DEVICE void start(const float* bias) {
 #pragma unroll
-    for (int f = 0; f < kWarpResults; ++f) {
+    for (int f = 0; f < kResults; ++f) {
       const int k = result_of(f);
       const float value = bias && k >= 0 && k < p.results ? bias[k] : 0.f;
 #pragma unroll
@@ -129,7 +136,7 @@ class SparseBlock {
 
   // The f-th result of this warp: ~result if it is dead, p.results if there is none.
   PK_DEVICE int result_of(int f) const {
-    const int i = block * kBlockResults + warp * kWarpResults + f;
+    const int i = list * kBlockResults + first_result + f;
     return i < p.results ? p.order[i] : p.results;
   }
   PK_DEVICE const float* kernel_of(int f, const float* weight) const {
@@ -164,45 +171,52 @@ class SparseBlock {
   }
 
   // Asks for the operands, and this warp's weights, of steps first, first + 1, ...
-  PK_DEVICE void stage(int first, int count, int buffer) {
+  PK_DEVICE void stage(int first, int count, int buffer) const {
     const Shared<float> to = stage_at(buffer);
-    const int64_t plane = static_cast<int64_t>(p.operand_rows) * p.operand_columns;
-    const float* planes[kMostStaged];
     const int here = min(p.staged, count - first);
+    if (here & 4) stage_cells<4>(to, first);
+    if (here & 2) stage_cells<2>(to + (here & 4) * p.tile.cells, first + (here & 4));
+    if (here & 1) stage_cells<1>(to + (here & 6) * p.tile.cells, first + (here & 6));
+    if constexpr (kWindow) stage_weights(to + rooms.weights, first, here);
+  }
+  template <int kCount>
+  PK_DEVICE void stage_cells(const Shared<float>& to, int first) const {
+    const int64_t plane = static_cast<int64_t>(p.operand_rows) * p.operand_columns;
+    const float* planes[kCount];
 #pragma unroll
-    for (int e = 0; e < kMostStaged; ++e)
-      planes[e] =
-          operand + (image * static_cast<int64_t>(p.operands) + (e < here ? step(first + e).operand : 0)) * plane;
+    for (int e = 0; e < kCount; ++e)
+      planes[e] = operand + (image * static_cast<int64_t>(p.operands) + step(first + e).operand) * plane;
     for (int i = threadIdx.x; i < p.tile.cells; i += kSparseThreads) {
       const int from = source.get(i);
 #pragma unroll
-      for (int e = 0; e < kMostStaged; ++e)
-        if (e < here) cp_async<4>(to.address(e * p.tile.cells + i), from < 0 ? operand : planes[e] + from, from >= 0);
+      for (int e = 0; e < kCount; ++e)
+        cp_async<4>(to.address(e * p.tile.cells + i), planes[e] + max(from, 0), from >= 0);
     }
-    if constexpr (kWindow) stage_weights(to + rooms.weights, first, here);
   }
-  // Two lanes to a kernel, of which a warp has 4 in each of up to 4 steps.
-  PK_DEVICE void stage_weights(const Shared<float>& to, int first, int here) {
-    static_assert(kMostStaged * kWarpResults * 2 == kWarp);
-    const int kernel = lane / 2, e = kernel / kWarpResults, f = kernel % kWarpResults;
+  // kKernelLanes lanes to a kernel, of which a warp has kResults in each of up to 4 steps.
+  PK_DEVICE void stage_weights(const Shared<float>& to, int first, int here) const {
+    const int kernel = lane / kKernelLanes, e = kernel / kResults, f = kernel % kResults;
     if (e >= here) return;
     const SparseStep s = step(first + e);
-    if (!(s.live >> (warp * kWarpResults + f) & 1)) return;
+    if (!(s.live >> (first_result + f) & 1)) return;
     const float* from = kernels[0] + s.weight_operand * p.operand_stride;
-    const int at = ((e * kSparseWarps + warp) * kWarpResults + f) * kWeightPitch;
-    for (int t = lane % 2; t < kTaps; t += 2)
-      cp_async<4>(to.address(at + t), from + p.row_weight[t / kS] + p.column_weight[t % kS], true);
+    const int at = ((e * kSparseWarps + warp) * kResults + f) * kWeightPitch;
+#pragma unroll
+    for (int i = 0; i < kTaps; i += kKernelLanes) {
+      const int t = i + lane % kKernelLanes;
+      if (t < kTaps) cp_async<4>(to.address(at + t), from + p.tap_weight[t], true);
+    }
   }
 
   PK_DEVICE void compute(int first, int end, int buffer) {
     const Shared<float> x = stage_at(buffer) + lane_cell();
     for (int i = first; i < end; ++i) {
       const SparseStep s = step(i);
-      const uint32_t live = s.live >> (warp * kWarpResults) & ((1 << kWarpResults) - 1);
+      const uint32_t live = s.live >> first_result & ((1 << kResults) - 1);
       if (live == 0) continue;
       if constexpr (kWindow)
         add_window(x + (i - first) * p.tile.cells,
-                   stage_at(buffer) + rooms.weights + ((i - first) * kSparseWarps + warp) * kWarpResults * kWeightPitch,
+                   stage_at(buffer) + rooms.weights + ((i - first) * kSparseWarps + warp) * kResults * kWeightPitch,
                    live);
       else
         add_taps(x + (i - first) * p.tile.cells, s.weight_operand, live);
@@ -226,7 +240,7 @@ class SparseBlock {
       }
     }
 #pragma unroll
-    for (int f = 0; f < kWarpResults; ++f) {
+    for (int f = 0; f < kResults; ++f) {
       if (!(live >> f & 1)) continue;
       float w[kWeightPitch];
 #pragma unroll
@@ -258,7 +272,7 @@ class SparseBlock {
             if (i < p.patch_rows)
               window[i][j] = x.get(p.row_at[r] + p.column_at[s] + i * row_step + (j << p.tile.across_log2));
 #pragma unroll
-        for (int f = 0; f < kWarpResults; ++f) {
+        for (int f = 0; f < kResults; ++f) {
           if (!(live >> f & 1)) continue;
           const float w = kernels[f][of_operand + p.row_weight[r] + p.column_weight[s]];
 #pragma unroll
@@ -275,7 +289,7 @@ class SparseBlock {
     const int o_row = row + (kWindow ? kPatch * lane_row : lane_row), row_apart = kWindow ? 1 : p.tile.down();
     const int o_column = column + (kWindow ? kPatch * lane_column : lane_column);
 #pragma unroll
-    for (int f = 0; f < kWarpResults; ++f) {
+    for (int f = 0; f < kResults; ++f) {
       const int k = result_of(f);
       if (k == p.results) continue;
       float* plane = result + ((image + lane_image) * static_cast<int64_t>(p.results) + (k < 0 ? ~k : k)) *
@@ -308,15 +322,16 @@ class SparseBlock {
   }
 
   const SparseClass& p;
-  const SparseRooms<kR, kS> rooms;
+  const SparseRooms<kR, kS, kResults> rooms;
   const Shared<int32_t> source, steps;
   const int warp, lane;
   const float* operand;
-  static constexpr int kKernels = kWindow ? 1 : kWarpResults;
+  static constexpr int kKernels = kWindow ? 1 : kResults, kKernelLanes = kWarp / (kMostStaged * kResults);
   const float* kernels[kKernels];  // what operand 0 meets; a window's lane stages those of one result
-  int block, image, row, column;   // what the tile begins with
+  int list, first_result;          // this warp's results are the list's from there on
+  int image, row, column;          // what the tile begins with
   int lane_image, lane_row, lane_column;
-  float sums[kWarpResults][kPatch][kPatch];
+  float sums[kResults][kPatch][kPatch];
 };
 
 }  // namespace prunekernels

@@ -9,15 +9,15 @@ namespace {
 constexpr int64_t kMostOffset = (int64_t{1} << 31) - 1;
 constexpr size_t kMostClasses = 64;
 
-template <int kR, int kS>
+template <int kR, int kS, int kResults>
 __global__ void __launch_bounds__(kSparseThreads, 2)
     sparse_fwd_kernel(const float* x, const float* weight, const float* bias, float* y, SparseClass p) {
-  SparseBlock<kR, kS>(p, x, weight).run(bias, y);
+  SparseBlock<kR, kS, kResults>(p, x, weight).run(bias, y);
 }
-template <int kR, int kS>
+template <int kR, int kS, int kResults>
 __global__ void __launch_bounds__(kSparseThreads, 2)
     sparse_grad_input_kernel(const float* dy, const float* weight, float* dx, SparseClass p) {
-  SparseBlock<kR, kS>(p, dy, weight).run(nullptr, dx);
+  SparseBlock<kR, kS, kResults>(p, dy, weight).run(nullptr, dx);
 }
 
 int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
@@ -44,6 +44,7 @@ struct ClassPlan {
   const AxisClass &rows, &columns;
   std::vector<Tap> down, across;
   int64_t step_row, step_column, low_row = 0, low_column = 0, span_row = 0, span_column = 0;
+  int64_t spread_row = 1, spread_column = 1;
   bool window;
   Cut cut{};  // staged 0: no tile fits
 
@@ -57,6 +58,8 @@ struct ClassPlan {
         step_column(column_axis.step) {
     if (!down.empty()) low_row = down.front().at, span_row = down.back().at - low_row;
     if (!across.empty()) low_column = across.front().at, span_column = across.back().at - low_column;
+    if (is(1, 1))
+      std::swap(step_row, spread_row), std::swap(step_column, spread_column);  // what lies between is not read
     window = step_row == 1 && step_column == 1 && neighbours(down) && neighbours(across) && has_window();
     choose(images, image_floats);
   }
@@ -78,8 +81,8 @@ struct ClassPlan {
   }
   size_t shared_bytes(const SparseTile& t, int64_t steps) const {
     const int count = static_cast<int>(steps);
-    if (!window) return SparseRooms<0, 0>(t.cells, count).bytes();
-    return is(3, 3) ? SparseRooms<3, 3>(t.cells, count).bytes() : SparseRooms<2, 2>(t.cells, count).bytes();
+    if (!window) return SparseRooms<0, 0, 4>(t.cells, count).bytes();
+    return is(3, 3) ? SparseRooms<3, 3, 4>(t.cells, count).bytes() : SparseRooms<2, 2, 4>(t.cells, count).bytes();
   }
   int64_t steps_that_fit(const SparseTile& t) const {
     int64_t steps = t.cells ? kMostStaged : 0;
@@ -88,7 +91,7 @@ struct ClassPlan {
   }
 
   void choose(int64_t images, int64_t image_floats) {
-    constexpr int64_t kWork = 3000;  // of a tile for a step, in cells staged: 5 of 32 kernels live
+    constexpr int64_t kWork = 2000;  // of a tile for a step, in cells copied: about 5 of 32 kernels live
     int64_t least = 0;
     for (int a = 0; 1 << a <= kWarp; ++a)
       for (int d = 0; 1 << (a + d) <= kWarp; ++d)
@@ -100,7 +103,7 @@ struct ClassPlan {
           c.tiles_down = divide_up(rows.count, patch_rows << d);
           c.tiles_across = divide_up(columns.count, kPatch << a);
           c.tiles = c.tiles_down * c.tiles_across * divide_up(images, pieces);
-          const int64_t cost = c.tiles * (kWork * patch_rows / kPatch + c.tile.cells);
+          const int64_t cost = c.tiles * (kWork * (patch_rows + 1) / (kPatch + 1) + c.tile.copied());
           if (c.staged && (!cut.staged || cost < least)) cut = c, least = cost;
         }
   }
@@ -108,14 +111,23 @@ struct ClassPlan {
 
 struct Correlation {
   Axis rows, columns;
-  int64_t images, image_floats, taps;  // of the operand
+  int64_t images, taps, image_floats;  // of the operand
 
-  Correlation(const ConvShape& s, bool forward)
-      : rows(forward ? forward_axis(s, 0) : grad_input_axis(s, 0)),
-        columns(forward ? forward_axis(s, 1) : grad_input_axis(s, 1)),
-        images(s.N),
-        image_floats((forward ? s.C : s.K) * rows.operand * columns.operand),
-        taps(std::max(s.R, s.S)) {}
+  Correlation(const ConvShape& shape, bool forward) : images(shape.N), taps(std::max(shape.R, shape.S)) {
+    const ConvShape s = fold(shape);
+    rows = forward ? forward_axis(s, 0) : grad_input_axis(s, 0);
+    columns = forward ? forward_axis(s, 1) : grad_input_axis(s, 1);
+    image_floats = (forward ? s.C : s.K) * rows.operand * columns.operand;
+  }
+
+  // A plane that is only ever read pixel by pixel is as well 4 long rows: no lane idles at their ends.
+  static ConvShape fold(ConvShape s) {
+    const bool pixelwise = s.taps() == 1 && s.stride[0] == 1 && s.stride[1] == 1 && !s.padding[0] && !s.padding[1];
+    const int64_t pixels = s.in_pixels();
+    if (!pixelwise || pixels % (kPatch * 4)) return s;
+    s.H = s.P = kPatch, s.W = s.Q = pixels / kPatch;
+    return s;
+  }
 
   // Of every class; none if one of them is beyond these kernels.
   std::vector<ClassPlan> plans() const {
@@ -143,7 +155,7 @@ struct Side {  // of the convolution
   int64_t operands() const { return forward ? shape().C : shape().K; }
   int64_t results() const { return forward ? shape().K : shape().C; }
 
-  SparseClass describe(const Correlation& c, const ClassPlan& plan) const {
+  SparseClass describe(const Correlation& c, const ClassPlan& plan, int64_t parts) const {
     const auto as_int = [](int64_t n) { return static_cast<int>(n); };
     const SparseTile& t = plan.cut.tile;
     const int32_t* words = conv.device_words;
@@ -165,7 +177,9 @@ struct Side {  // of the convolution
                   as_int(plan.step_column),
                   as_int(plan.low_row),
                   as_int(plan.low_column),
-                  FastDivide(static_cast<uint32_t>(lists().blocks)),
+                  as_int(plan.spread_row),
+                  as_int(plan.spread_column),
+                  FastDivide(static_cast<uint32_t>(lists().blocks * parts)),
                   FastDivide(static_cast<uint32_t>(plan.cut.tiles_across)),
                   FastDivide(static_cast<uint32_t>(plan.cut.tiles_down)),
                   words + lists().order,
@@ -179,6 +193,7 @@ struct Side {  // of the convolution
                   1,
                   as_int(plan.down.size()),
                   as_int(plan.across.size()),
+                  {},
                   {},
                   {},
                   {},
@@ -196,26 +211,33 @@ struct Side {  // of the convolution
       p.column_at[i] = at % t.phases * t.phase_pitch + at / t.phases;
       p.column_weight[i] = as_int(plan.across[i].index * conv.tap_stride);
     }
+    if (plan.window)
+      for (int t = 0; t < p.taps_down * p.taps_across; ++t)
+        p.tap_weight[t] = p.row_weight[t / p.taps_across] + p.column_weight[t % p.taps_across];
     return p;
   }
 
+  template <int kR, int kS, int kResults>
+  cudaError_t launch_blocks(const SparseClass& p, int64_t tiles) const {
+    const LaunchShape shape{dim3(static_cast<uint32_t>(tiles * p.blocks.by)), dim3(kSparseThreads),
+                            SparseRooms<kR, kS, kResults>(p.tile.cells, p.staged).bytes()};
+    if (forward) return launch(sparse_fwd_kernel<kR, kS, kResults>, shape, stream, operand, weight, bias, result, p);
+    return launch(sparse_grad_input_kernel<kR, kS, kResults>, shape, stream, operand, weight, result, p);
+  }
   template <int kR, int kS>
-  cudaError_t launch_class(const SparseClass& p, int64_t blocks) const {
-    const LaunchShape shape{dim3(static_cast<uint32_t>(blocks)), dim3(kSparseThreads),
-                            SparseRooms<kR, kS>(p.tile.cells, p.staged).bytes()};
-    if (forward) return launch(sparse_fwd_kernel<kR, kS>, shape, stream, operand, weight, bias, result, p);
-    return launch(sparse_grad_input_kernel<kR, kS>, shape, stream, operand, weight, result, p);
+  cudaError_t launch_class(const SparseClass& p, int64_t tiles, int64_t parts) const {
+    return parts == 1 ? launch_blocks<kR, kS, 4>(p, tiles) : launch_blocks<kR, kS, 2>(p, tiles);
   }
   cudaError_t launch_class(const Correlation& correlation, const ClassPlan& plan) const {
-    const int64_t blocks = lists().blocks * plan.cut.tiles;
-    if (blocks > kMostOffset) return cudaErrorInvalidValue;
-    const SparseClass p = describe(correlation, plan);
-    if (!plan.window) return launch_class<0, 0>(p, blocks);
-    if (plan.is(3, 3)) return launch_class<3, 3>(p, blocks);
-    if (plan.is(1, 1)) return launch_class<1, 1>(p, blocks);
-    if (plan.is(2, 2)) return launch_class<2, 2>(p, blocks);
-    if (plan.is(2, 1)) return launch_class<2, 1>(p, blocks);
-    return launch_class<1, 2>(p, blocks);
+    const int64_t tiles = plan.cut.tiles, parts = lists().blocks * tiles < 2 * conv.multiprocessors ? 2 : 1;
+    if (lists().blocks * tiles > kMostOffset) return cudaErrorInvalidValue;
+    const SparseClass p = describe(correlation, plan, parts);
+    if (!plan.window) return launch_class<0, 0>(p, tiles, parts);
+    if (plan.is(3, 3)) return launch_class<3, 3>(p, tiles, parts);
+    if (plan.is(1, 1)) return launch_class<1, 1>(p, tiles, parts);
+    if (plan.is(2, 2)) return launch_class<2, 2>(p, tiles, parts);
+    if (plan.is(2, 1)) return launch_class<2, 1>(p, tiles, parts);
+    return launch_class<1, 2>(p, tiles, parts);
   }
 
   cudaError_t run() const {

@@ -160,16 +160,15 @@ bool sparse_serves(const ConvShape& shape) {
   return sparse_correlation_serves(shape) && dots_serve(shape, DotPlan(shape));
 }
 
-int64_t sparse_grad_weight_workspace(const SparseConv& conv, int multiprocessors) {
+int64_t sparse_grad_weight_workspace(const SparseConv& conv) {
   const DotPlan plan(conv.shape);
   const JobLists& lists = conv.lists->grad_weight();
   if (!plan.jobs || plan.tiles() == 0) return 0;
-  return divide_up(plan.tiles(), plan.split_tiles(lists, multiprocessors)) * lists.live_pairs * conv.shape.taps();
+  return divide_up(plan.tiles(), plan.split_tiles(lists, conv.multiprocessors)) * lists.live_pairs * conv.shape.taps();
 }
 
 cudaError_t launch_sparse_grad_weight(const float* x, const float* dy, const uint32_t* pairs, const float* scale,
-                                      float* workspace, float* dw, const SparseConv& conv, int multiprocessors,
-                                      cudaStream_t stream) {
+                                      float* workspace, float* dw, const SparseConv& conv, cudaStream_t stream) {
   const ConvShape& s = conv.shape;
   const JobLists& lists = conv.lists->grad_weight();
   if (s.K * s.channels_per_group() * s.taps() == 0) return cudaSuccess;
@@ -177,7 +176,7 @@ cudaError_t launch_sparse_grad_weight(const float* x, const float* dy, const uin
   if (!dots_serve(s, plan)) return cudaErrorInvalidValue;
   int64_t splits = 0;
   if (lists.live_pairs && plan.tiles()) {
-    const int64_t split_tiles = plan.split_tiles(lists, multiprocessors);
+    const int64_t split_tiles = plan.split_tiles(lists, conv.multiprocessors);
     splits = divide_up(plan.tiles(), split_tiles);
     const LaunchShape shape{dim3(static_cast<uint32_t>(lists.blocks * (kBlockJobs / plan.jobs)),
                                  static_cast<uint32_t>(plan.tap_groups()), static_cast<uint32_t>(splits)),

@@ -27,6 +27,9 @@ struct SparseTile {
   PK_HOST_DEVICE int across() const { return 1 << across_log2; }
   PK_HOST_DEVICE int down() const { return 1 << down_log2; }
 
+  // Cells copied for a channel, each stretch of a row counted with what memory fetches in vain at its ends.
+  int64_t copied() const { return int64_t{images} * rows * (columns + 7); }
+
   struct Cell {
     int image, row, column;  // column < 0: nobody reads it
   };
