@@ -70,7 +70,7 @@ def _each_case():
 def test_kernel(family, case, libraries):
     if isinstance(libraries[family], build.Broken):
         pytest.fail(str(libraries[family]), pytrace=False)
-    case.run(build.load(family))
+    case.run(build.library(libraries[family]))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -6,6 +6,7 @@ which that includes: a family that does not compile fails alone.
 
 import ctypes
 import fcntl
+import functools
 import os
 import pathlib
 import re
@@ -183,14 +184,12 @@ def _convert(name: str, value, c_type):
     return c_type(value)
 
 
-_loaded: dict[tuple[str, bool], Library] = {}
+library = functools.cache(Library)
 
 
 def load(family: str, sanitized: bool = False) -> Library:
     """The family's library, built where it is not up to date. Raises Broken."""
-    if (family, sanitized) not in _loaded:
-        path = build([family], sanitized)[family]
-        if isinstance(path, Broken):
-            raise path
-        _loaded[family, sanitized] = Library(path)
-    return _loaded[family, sanitized]
+    path = build([family], sanitized)[family]
+    if isinstance(path, Broken):
+        raise path
+    return library(path)
