@@ -30,37 +30,54 @@ int64_t filters_per_tile(const MaskTable& mask) {
   return std::clamp<int64_t>(static_cast<int64_t>(kFiltersPerJob / density), kJobFilters, kBlockFilters);
 }
 
-// One tile's jobs: pairs [begin, end) of `pairs`, whose filters are `filter`, in ascending order.
-void add_tile(const std::vector<LivePair>& pairs, size_t begin, size_t end, const std::vector<int32_t>& filter,
-              std::vector<SparseJobs>& blocks) {
-  std::vector<int32_t> by_channel(end - begin);
-  std::iota(by_channel.begin(), by_channel.end(), static_cast<int32_t>(begin));
-  std::stable_sort(by_channel.begin(), by_channel.end(),
-                   [&](int32_t a, int32_t b) { return pairs[a].channel < pairs[b].channel; });
-  std::vector<SparseJob> jobs;
-  for (size_t i = 0; i < by_channel.size();) {
-    const int32_t channel = pairs[by_channel[i]].channel;
-    size_t same = i;
-    while (same < by_channel.size() && pairs[by_channel[same]].channel == channel) ++same;
-    for (size_t parts = (same - i + kJobFilters - 1) / kJobFilters; parts > 0; --parts) {
-      SparseJob job{channel, static_cast<int32_t>((same - i + parts - 1) / parts), {}, {}};
-      for (int j = 0; j < job.filters; ++j, ++i) {
-        const auto place = std::lower_bound(filter.begin(), filter.end(), pairs[by_channel[i]].filter);
-        job.filter[j] = static_cast<int32_t>(place - filter.begin()), job.pair[j] = by_channel[i];
+// counts[key] of items -> where each key's begin, and behind the last where they end
+std::vector<int32_t> begins(std::vector<int32_t> counts) {
+  counts.push_back(0);
+  std::exclusive_scan(counts.begin(), counts.end(), counts.begin(), 0);
+  return counts;
+}
+
+// The jobs of one tile: the pairs [first, end), whose filters are all of a block's.
+class TileJobs {
+ public:
+  TileJobs(const std::vector<LivePair>& pairs, int32_t first, int32_t end, int64_t channels) {
+    std::vector<int32_t> readers(channels, 0);
+    for (int32_t i = first; i < end; ++i) ++readers[pairs[i].channel];
+    const std::vector<int32_t> begin = begins(readers);
+    std::vector<int32_t> at = begin, by_channel(end - first), place(end - first);
+    for (int32_t i = first; i < end; ++i) {
+      if (filters_.empty() || pairs[i].filter != filters_.back()) filters_.push_back(pairs[i].filter);
+      const int32_t to = at[pairs[i].channel]++;
+      by_channel[to] = i, place[to] = static_cast<int32_t>(filters_.size()) - 1;
+    }
+    for (int32_t c = 0; c < channels; ++c) {
+      int32_t i = begin[c];
+      for (int32_t parts = (readers[c] + kJobFilters - 1) / kJobFilters; parts > 0; --parts) {
+        SparseJob job{c, (begin[c + 1] - i + parts - 1) / parts, {}, {}};
+        for (int j = 0; j < job.filters; ++j, ++i)
+          job.filter[j] = static_cast<uint8_t>(place[i]), job.pair[j] = by_channel[i];
+        jobs_.push_back(job);
       }
-      jobs.push_back(job);
     }
   }
-  std::stable_sort(jobs.begin(), jobs.end(),
-                   [](const SparseJob& a, const SparseJob& b) { return a.filters > b.filters; });
-  for (size_t i = 0; i < jobs.size(); i += kBlockJobs) {
-    SparseJobs block{static_cast<int32_t>(filter.size()), {}, {}};
-    std::copy(filter.begin(), filter.end(), block.filter);
-    for (SparseJob& job : block.job) job.channel = -1;
-    std::copy_n(jobs.begin() + i, std::min<size_t>(kBlockJobs, jobs.size() - i), block.job);
-    blocks.push_back(block);
+
+  void add_to(std::vector<SparseJobs>& blocks) const {
+    int32_t added = 0;
+    for (int32_t size = kJobFilters; size > 0; --size)
+      for (const SparseJob& job : jobs_) {
+        if (job.filters != size) continue;
+        if (added++ % kBlockJobs == 0) {
+          blocks.push_back({static_cast<int32_t>(filters_.size()), 0, {}, {}});
+          std::copy(filters_.begin(), filters_.end(), blocks.back().filter);
+        }
+        blocks.back().job[blocks.back().jobs++] = job;
+      }
   }
-}
+
+ private:
+  std::vector<int32_t> filters_;
+  std::vector<SparseJob> jobs_;
+};
 
 }  // namespace
 
@@ -83,26 +100,28 @@ int64_t SparseLists::append(const std::vector<T>& items) {
 ResultLists SparseLists::add_results(const std::vector<LivePair>& pairs, const MaskTable& mask, bool forward) {
   const int64_t results = mask[forward ? kFilters : kChannels], operands = mask[forward ? kChannels : kFilters];
   const int32_t* slot = forward ? mask.out_slot() : mask.in_slot();
-  std::vector<std::vector<const LivePair*>> read_by(results);
-  for (const LivePair& pair : pairs) read_by[forward ? pair.filter : pair.channel].push_back(&pair);
+  const auto result_of = [&](const LivePair& pair) { return forward ? pair.filter : pair.channel; };
+  std::vector<int32_t> counts(results, 0);
+  for (const LivePair& pair : pairs) ++counts[result_of(pair)];
+  const std::vector<int32_t> first_read = begins(counts);
+  std::vector<int32_t> at = first_read, reads(pairs.size());  // the pairs of each result
+  for (size_t i = 0; i < pairs.size(); ++i) reads[at[result_of(pairs[i])]++] = static_cast<int32_t>(i);
 
   std::vector<int32_t> order(results), begin{0};
   std::iota(order.begin(), order.end(), 0);
-  const auto busier = [&](int32_t a, int32_t b) {
-    return read_by[a].size() != read_by[b].size() ? read_by[a].size() > read_by[b].size()
-                                                  : (slot[a] != kDead) > (slot[b] != kDead);
-  };
-  std::stable_sort(order.begin(), order.end(), busier);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return counts[a] != counts[b] ? counts[a] > counts[b] : (slot[a] != kDead) > (slot[b] != kDead);
+  });
 
-  std::vector<SparseStep> steps;
-  std::vector<SparseStep> by_operand(operands);
+  std::vector<SparseStep> steps, by_operand(operands);
   for (int64_t first = 0; first < results; first += kBlockResults) {
     for (SparseStep& step : by_operand) step.live = 0;
     for (int64_t i = first; i < std::min(first + kBlockResults, results); ++i)
-      for (const LivePair* pair : read_by[order[i]]) {
-        const int32_t operand = forward ? pair->channel : pair->filter;
-        SparseStep& step = by_operand[operand];
-        step.operand = operand, step.weight_operand = forward ? pair->channel_in_group : operand;
+      for (int32_t r = first_read[order[i]]; r < first_read[order[i] + 1]; ++r) {
+        const LivePair& pair = pairs[reads[r]];
+        SparseStep& step = by_operand[forward ? pair.channel : pair.filter];
+        step.operand = forward ? pair.channel : pair.filter;
+        step.weight_operand = forward ? pair.channel_in_group : pair.filter;
         step.live |= 1u << (i - first);
       }
     std::copy_if(by_operand.begin(), by_operand.end(), std::back_inserter(steps),
@@ -118,17 +137,16 @@ ResultLists SparseLists::add_results(const std::vector<LivePair>& pairs, const M
 
 JobLists SparseLists::add_jobs(const std::vector<LivePair>& pairs, const MaskTable& mask) {
   const int64_t words = pair_words(mask.channels_per_group()), per_tile = filters_per_tile(mask);
+  const int32_t end = static_cast<int32_t>(pairs.size());
   std::vector<SparseJobs> blocks;
-  std::vector<int32_t> filter;
-  size_t begin = 0;
-  for (size_t i = 0; i <= pairs.size(); ++i) {
-    const bool ends = i == pairs.size(), other = !ends && (filter.empty() || pairs[i].filter != filter.back());
-    if (!filter.empty() && (ends || (other && static_cast<int64_t>(filter.size()) == per_tile))) {
-      add_tile(pairs, begin, i, filter, blocks);
-      filter.clear(), begin = i;
-    }
-    if (other) filter.push_back(pairs[i].filter);
+  int32_t first = 0, filters = 0;
+  for (int32_t i = 0; i < end; ++i) {
+    if (i && pairs[i].filter == pairs[i - 1].filter) continue;
+    if (filters++ < per_tile) continue;
+    TileJobs(pairs, first, i, mask[kChannels]).add_to(blocks);
+    first = i, filters = 1;
   }
+  if (first < end) TileJobs(pairs, first, end, mask[kChannels]).add_to(blocks);
   std::vector<int32_t> rank;
   int32_t before = 0;
   for (int64_t k = 0; k < mask[kFilters]; ++k)

@@ -29,14 +29,14 @@ constexpr int kBlockJobs = 32;
 constexpr int kBlockFilters = 32;
 
 struct SparseJob {
-  int32_t channel;              // -1: no job
-  int32_t filters;              // how many
-  int32_t filter[kJobFilters];  // places in the block's
+  int32_t channel;
+  int32_t filters;              // how many; 0: no job, nor any behind it
+  uint8_t filter[kJobFilters];  // places in the block's
   int32_t pair[kJobFilters];    // places among the live pairs, filter after filter
 };
 
 struct SparseJobs {  // of a block
-  int32_t filters;
+  int32_t filters, jobs;
   int32_t filter[kBlockFilters];
   SparseJob job[kBlockJobs];
 };

@@ -4,7 +4,7 @@
 //   sparse_grad_input   dx[n, c] = sum over k with m[k, c] of the transposed convolution of dy[n, k] with w[k, c]
 //   sparse_grad_weight  dw[k, c] = scale[k] * correlation over n of x[n, c] with dy[n, k];  0 where not m[k, c]
 // A weight, channel or gradient that no live kernel touches is never read; every element of a result is written, once.
-// Sums are in float; the same call gives the same bits.
+// Sums are in float; the same call gives the same bits. Inf or NaN in what is live may reach all of a pair's taps.
 #pragma once
 
 #include <cstdint>

@@ -70,14 +70,14 @@ class SparseBlock {
   static constexpr int kTaps = kR * kS, kWeightPitch = SparseRooms<kR, kS, kResults>::kWeightPitch;
 
  public:
-  PK_DEVICE SparseBlock(const SparseClass& p, const float* operand, const float* weight)
+  PK_DEVICE SparseBlock(const SparseClass& p, const float* operands, const float* weight)
       : p(p),
         rooms(p.tile.cells, p.staged),
         source(0),
         steps(rooms.steps * 4),
         warp(threadIdx.x / kWarp),
         lane(threadIdx.x % kWarp),
-        operand(operand) {
+        operand(operands) {
     uint32_t tile = p.blocks(blockIdx.x);
     const int block = static_cast<int>(blockIdx.x - tile * p.blocks.by);
     list = block / kParts;
@@ -87,6 +87,7 @@ class SparseBlock {
     column = static_cast<int>(tile - down * p.tiles_across.by) * kPatch * p.tile.across();
     row = static_cast<int>(down - group * p.tiles_down.by) * p.patch_rows * p.tile.down();
     image = static_cast<int>(group) * p.tile.images;
+    operand += image * static_cast<int64_t>(p.operands) * p.operand_rows * p.operand_columns;
     lane_column = lane & (p.tile.across() - 1);
     lane_row = lane >> p.tile.across_log2 & (p.tile.down() - 1);
     lane_image = lane >> (p.tile.across_log2 + p.tile.down_log2);
@@ -181,11 +182,10 @@ class SparseBlock {
   }
   template <int kCount>
   PK_DEVICE void stage_cells(const Shared<float>& to, int first) const {
-    const int64_t plane = static_cast<int64_t>(p.operand_rows) * p.operand_columns;
+    const int plane = p.operand_rows * p.operand_columns;
     const float* planes[kCount];
 #pragma unroll
-    for (int e = 0; e < kCount; ++e)
-      planes[e] = operand + (image * static_cast<int64_t>(p.operands) + step(first + e).operand) * plane;
+    for (int e = 0; e < kCount; ++e) planes[e] = operand + step(first + e).operand * plane;
     for (int i = threadIdx.x; i < p.tile.cells; i += kSparseThreads) {
       const int from = source.get(i);
 #pragma unroll
@@ -325,7 +325,7 @@ class SparseBlock {
   const SparseRooms<kR, kS, kResults> rooms;
   const Shared<int32_t> source, steps;
   const int warp, lane;
-  const float* operand;
+  const float* operand;  // from the tile's first image on
   static constexpr int kKernels = kWindow ? 1 : kResults, kKernelLanes = kWarp / (kMostStaged * kResults);
   const float* kernels[kKernels];  // what operand 0 meets; a window's lane stages those of one result
   int list, first_result;          // this warp's results are the list's from there on

@@ -26,10 +26,11 @@ struct SparseDots {
   int grad_vector;                  // outputs copied at once: 4 or 1
   int images, channels, filters;    // N, C, K
   int H, W, P, Q;
-  int step_row, step_column, low_row, low_column;  // cell 0 of a tile that begins with output o is at step * o + low
-  FastDivide row_tiles, tiles_across, parts;       // parts: blocks that share a SparseJobs
-  int tiles, split_tiles;                          // in all, of a split
-  int jobs;                                        // of a part
+  int step_row, step_column, low_row, low_column;
+  int spread_row, spread_column;  // cell i of a tile that begins with output o lies at spread * (step * o + i) + low
+  FastDivide row_tiles, tiles_across, parts;  // parts: blocks that share a SparseJobs
+  int tiles, split_tiles;                     // in all, of a split
+  int jobs;                                   // of a part
   const SparseJobs* blocks;
   int64_t live_pairs;
   int taps;
@@ -70,10 +71,11 @@ class DotBlock {
   }
 
   PK_DEVICE void run(float* partial) {
-    if (list->job[first_job].channel < 0) return;  // all of this part's jobs, then
+    present = min(p.jobs, list->jobs - first_job);
+    if (present <= 0) return;
     const int mine = threadIdx.x / kJobLanes;
     job = list->job + first_job + mine;
-    const bool any = job->channel >= 0;
+    const bool any = mine < present;
     most = __shfl_sync(0xffffffff, any ? job->filters : 0, 0);  // the warp's first job is its largest
     place = any ? mine : 0;
 #pragma unroll
@@ -135,20 +137,17 @@ class DotBlock {
   }
   // A thread to a cell, for all channels.
   PK_DEVICE void stage_x(int unit, int column, const Shared<float>& to) const {
-    const int64_t plane = static_cast<int64_t>(p.H) * p.W;
+    const int plane = p.H * p.W;
     for (int i = threadIdx.x; i < p.x.cells; i += blockDim.x) {
       const int cell = cells.get(i);
       if (cell < 0) continue;
       const View v = view(unit, cell >> 24);
-      const int r = v.row * p.step_row + p.low_row + (cell >> 12 & 0xfff);
-      const int c = column * p.step_column + p.low_column + (cell & 0xfff);
+      const int r = p.spread_row * (p.step_row * v.row + (cell >> 12 & 0xfff)) + p.low_row;
+      const int c = p.spread_column * (p.step_column * column + (cell & 0xfff)) + p.low_column;
       const bool inside = v.image < p.images && r >= 0 && r < p.H && c >= 0 && c < p.W;
-      const float* from = x + (inside ? v.image * p.channels * plane + r * static_cast<int64_t>(p.W) + c : 0);
-      for (int j = 0; j < p.jobs; ++j) {
-        const int channel = channels.get(j);
-        if (channel < 0) break;
-        cp_async<4>(to.address(j * p.x.cells + i), inside ? from + channel * plane : x, inside);
-      }
+      const float* from = x + (inside ? v.image * static_cast<int64_t>(p.channels) * plane + r * p.W + c : 0);
+      for (int j = 0; j < present; ++j)
+        cp_async<4>(to.address(j * p.x.cells + i), from + channels.get(j) * plane, inside);
     }
   }
   // A warp to a filter, kVector rows of 32 outputs at a time.
@@ -158,15 +157,14 @@ class DotBlock {
     const int lane = threadIdx.x % kWarp, at = lane % kRowLanes * kVector;
     const int v = at >> (p.x.across_log2 + 2), in_row = at & (kPatch * p.x.across() - 1);
     const View from = view(unit, v);
-    const int64_t plane = static_cast<int64_t>(p.P) * p.Q;
-    const int q = column + in_row;
+    const int plane = p.P * p.Q, q = column + in_row;
     for (int y = lane / kRowLanes; y < p.rows; y += kVector) {
       const bool inside = from.image < p.images && from.row + y < p.P && q < p.Q;
       const float* row =
-          dy + (inside ? from.image * p.filters * plane + (from.row + y) * static_cast<int64_t>(p.Q) + q : 0);
+          dy + (inside ? from.image * static_cast<int64_t>(p.filters) * plane + (from.row + y) * p.Q + q : 0);
       const int cell = v * p.grad_view_pitch + y * kPatch * p.x.across() + in_row;
       for (int f = threadIdx.x / kWarp; f < list->filters; f += blockDim.x / kWarp)
-        cp_async<4 * kVector>(to.address(f * p.grad_cells + cell), inside ? row + filters.get(f) * plane : dy, inside);
+        cp_async<4 * kVector>(to.address(f * p.grad_cells + cell), row + filters.get(f) * plane, inside);
     }
   }
 
@@ -266,7 +264,7 @@ class DotBlock {
   const float *x, *dy;
   const SparseJobs* list;
   const SparseJob* job;
-  int first_job, first_tap, job_lane, lane_column, lane_view, most, place;
+  int first_job, present, first_tap, job_lane, lane_column, lane_view, most, place;
   int grad_at[kJobFilters];
   float sums[kJobFilters][kTaps];
 };

@@ -114,19 +114,10 @@ struct Correlation {
   int64_t images, taps, image_floats;  // of the operand
 
   Correlation(const ConvShape& shape, bool forward) : images(shape.N), taps(std::max(shape.R, shape.S)) {
-    const ConvShape s = fold(shape);
+    const ConvShape s = fold_pixelwise(shape);
     rows = forward ? forward_axis(s, 0) : grad_input_axis(s, 0);
     columns = forward ? forward_axis(s, 1) : grad_input_axis(s, 1);
     image_floats = (forward ? s.C : s.K) * rows.operand * columns.operand;
-  }
-
-  // A plane that is only ever read pixel by pixel is as well 4 long rows: no lane idles at their ends.
-  static ConvShape fold(ConvShape s) {
-    const bool pixelwise = s.taps() == 1 && s.stride[0] == 1 && s.stride[1] == 1 && !s.padding[0] && !s.padding[1];
-    const int64_t pixels = s.in_pixels();
-    if (!pixelwise || pixels % (kPatch * 4)) return s;
-    s.H = s.P = kPatch, s.W = s.Q = pixels / kPatch;
-    return s;
   }
 
   // Of every class; none if one of them is beyond these kernels.

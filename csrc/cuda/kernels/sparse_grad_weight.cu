@@ -55,15 +55,20 @@ int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
 // How outputs are cut into tiles.
 struct DotPlan {
-  ConvShape s;
+  ConvShape s;  // folded, stride 1 where only single pixels are read
+  int64_t spread_row = 1, spread_column = 1;
   bool window;
   SparseTile x{};
   int64_t rows = 0, jobs = 0;  // jobs 0: nothing fits
   int grad_view_pitch = 0, grad_cells = 0;
 
-  explicit DotPlan(const ConvShape& shape) : s(shape) {
-    const bool plain = s.stride[0] == 1 && s.stride[1] == 1 && s.dilation[0] == 1 && s.dilation[1] == 1;
-    window = (s.R == 3 && s.S == 3 && plain) || (s.R == 1 && s.S == 1 && s.stride[0] == 1 && s.stride[1] == 1);
+  explicit DotPlan(const ConvShape& shape) : s(fold_pixelwise(shape)) {
+    if (s.taps() == 1) {  // what lies between the pixels that are read is not copied
+      std::swap(s.stride[0], spread_row), std::swap(s.stride[1], spread_column);
+      window = true;
+    } else {
+      window = s.R == 3 && s.S == 3 && s.stride[0] == 1 && s.stride[1] == 1 && s.dilation[0] == 1 && s.dilation[1] == 1;
+    }
     int64_t least = 0;
     for (int log2 = 0; log2 <= 3; ++log2)
       for (int64_t height = 4; height >= 1; --height)
@@ -92,8 +97,10 @@ struct DotPlan {
     cut.grad_view_pitch = (cut.grad_view_pitch + 3) / 4 * 4;
     cut.grad_cells = views * cut.grad_view_pitch;
     if (DotRooms(cut.x.cells, cut.grad_cells, static_cast<int>(part)).bytes() > kSparseShared) return;
-    // In cells copied: a job's row of 32 outputs is worth about 90 of them, dy is copied again for every part.
-    const int64_t tile = part * (cut.x.cells + 90 * height) + kBlockFilters * cut.grad_cells;
+    // In cells copied: a job's row of 32 outputs is worth about 90 of them, a tile's barriers 2000. Every part copies
+    // dy.
+    const int64_t dy_copied = views * height * (kPatch * cut.x.across() + 7);
+    const int64_t tile = part * (cut.x.copied() + 90 * height) + kBlockFilters * dy_copied + 2000;
     const int64_t cost = cut.tiles() * tile * (kBlockJobs / part);
     if (jobs && cost >= least) return;
     x = cut.x, rows = height, jobs = part, grad_view_pitch = cut.grad_view_pitch, grad_cells = cut.grad_cells;
@@ -111,12 +118,13 @@ struct DotPlan {
 
 bool dots_serve(const ConvShape& s, const DotPlan& plan) {
   constexpr int64_t kMost = (int64_t{1} << 31) - 1;
-  return plan.jobs && std::max(s.R, s.S) <= kSparseTaps && s.N * s.P <= kMost / 8 && plan.tiles() <= kMost / 8;
+  return plan.jobs && std::max(s.R, s.S) <= kSparseTaps && s.C * s.in_pixels() <= kMost &&
+         s.K * s.out_pixels() <= kMost && s.N * s.P <= kMost / 8 && plan.tiles() <= kMost / 8;
 }
 
 SparseDots describe(const DotPlan& plan, const SparseConv& conv, const float* dy, int64_t split_tiles) {
   const auto as_int = [](int64_t n) { return static_cast<int>(n); };
-  const ConvShape& s = conv.shape;
+  const ConvShape& s = plan.s;
   const JobLists& lists = conv.lists->grad_weight();
   SparseDots p{plan.x,
                as_int(plan.rows),
@@ -134,6 +142,8 @@ SparseDots describe(const DotPlan& plan, const SparseConv& conv, const float* dy
                as_int(s.stride[1]),
                as_int(-s.padding[0]),
                as_int(-s.padding[1]),
+               as_int(plan.spread_row),
+               as_int(plan.spread_column),
                FastDivide(static_cast<uint32_t>(plan.row_tiles())),
                FastDivide(static_cast<uint32_t>(plan.tiles_across())),
                FastDivide(static_cast<uint32_t>(kBlockJobs / plan.jobs)),

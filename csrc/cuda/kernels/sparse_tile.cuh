@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "core/conv_shape.h"
 #include "cuda/kernels/ptx.cuh"
 
 namespace prunekernels {
@@ -13,6 +14,15 @@ constexpr int kSparseThreads = 256, kSparseWarps = kSparseThreads / kWarp;
 constexpr size_t kSparseShared = 96 << 10;  // bytes; every architecture from sm_80 on has them
 constexpr int kPatch = 4;                   // a thread's outputs along a row (and, where it has several rows, down)
 constexpr int kSparseTaps = 32;             // of an axis, at most
+
+// A plane that is only ever read pixel by pixel is as well kPatch long rows: no lane idles at their ends.
+inline ConvShape fold_pixelwise(ConvShape s) {
+  const bool pixelwise = s.taps() == 1 && s.stride[0] == 1 && s.stride[1] == 1 && !s.padding[0] && !s.padding[1];
+  const int64_t pixels = s.in_pixels();
+  if (!pixelwise || pixels % (kPatch * 4)) return s;
+  s.H = s.P = kPatch, s.W = s.Q = pixels / kPatch;
+  return s;
+}
 
 inline int odd_multiple(int n, int unit) {
   const int units = (n + unit - 1) / unit;
