@@ -251,9 +251,9 @@ def _shapes() -> list[Problem]:
 
 
 def _many_steps() -> list[Problem]:
-    """Operands about kListed, on both sides."""
-    problems = [Problem(c=c, k=2, h=1, w=2, masks="all", note="listed", **ONE) for c in (255, 256, 257, 261)]
-    return problems + [Problem(c=2, k=k, h=1, w=2, masks="all", note="listed", **ONE) for k in (255, 256, 257, 261)]
+    """Operands about kListed, on both sides; of 512 the second list reuses every place of the first."""
+    problems = [Problem(c=c, k=2, h=1, w=2, masks="all", note="listed", **ONE) for c in (255, 256, 257, 512)]
+    return problems + [Problem(c=2, k=k, h=1, w=2, masks="all", note="listed", **ONE) for k in (255, 256, 257, 512)]
 
 
 def _large_tiles() -> list[Problem]:
