@@ -1,10 +1,12 @@
 """Every CUDA kernel of the kernel table, under the emulator against numpy; python_tests/emulated has the cases."""
 
 import importlib
+import os
 import pathlib
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from emulated import build
@@ -41,8 +43,16 @@ def libraries():
 
 
 @pytest.fixture(scope="session")
-def sanitized_libraries():
-    return build.build(list(FAMILIES), sanitized=True)
+def sanitized():
+    """NAME -> its whole family, running."""
+    build.build(list(FAMILIES), sanitized=True)
+
+    def run(family):
+        command = [sys.executable, "-m", "emulated", family, "--sanitized"]
+        return subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {family: pool.submit(run, family) for family in FAMILIES}
 
 
 def test_every_family_can_be_imported():
@@ -74,8 +84,6 @@ def test_kernel(family, case, libraries):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_family_under_sanitizers(family, sanitized_libraries):
-    done = subprocess.run(
-        [sys.executable, "-m", "emulated", family, "--sanitized"], cwd=HERE, capture_output=True, text=True
-    )
+def test_family_under_sanitizers(family, sanitized):
+    done = sanitized[family].result()
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
