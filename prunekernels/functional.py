@@ -164,6 +164,10 @@ def check_grad_scale(op: str, scale: Tensor, K: int, device: torch.device) -> No
 
 
 def pair(op: str, name: str, value: int | Sequence[int]) -> list[int]:
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:  # as layers have them
+        return list(value)
+    if type(value) is int:
+        return [value, value]
     values = list(value) if isinstance(value, (tuple, list, Sequence)) else [value, value]
     if len(values) != 2 or any(isinstance(v, float) for v in values):
         raise ValueError(f"{op}: {name}: expected one or two integers, got {value!r}")

@@ -30,7 +30,7 @@ constexpr double kDirectCost = 1.15, kSparseCost = 2;
 // A plan has to promise this much of dense before the model believes it.
 constexpr double kMargin = 0.95;
 // From this share of live kernels on, nothing is to be gained.
-constexpr double kAlmostFull = 0.9;
+constexpr double kAlmostFull = 0.96;
 
 // The vendor's kernels compute whole vectors of channels: 51 live ones cost as much as 64, 8 nearly as much as 16.
 // Image inputs have kernels of their own.

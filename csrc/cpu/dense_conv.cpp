@@ -41,7 +41,8 @@ at::Tensor masked_weight(const at::Tensor& weight, const MaskTable& mask, at::Me
     const int64_t rows = full.size(0);
     std::atomic<bool> clean{true};
     at::parallel_for(0, rows, grain(full, rows), [&](int64_t begin, int64_t end) {
-      if (!dead_weights_are_zero(const_elements<T>(full), layout_of(full), taps, mask, begin, end)) clean = false;
+      for (int64_t k = begin; clean && k < end; ++k)
+        if (!dead_weights_are_zero(const_elements<T>(full), layout_of(full), taps, mask, k, k + 1)) clean = false;
     });
     if (clean) return full;
     const at::Tensor masked = fresh(full.sizes(), full.options(), format);
