@@ -1,10 +1,10 @@
 // Weight gradient over live kernels: for each live pair (k, c) and tap t the dot product
 //   partial[split, pair, t] = sum over the split's outputs o of dy[n, k, o] * x[n, c, step * o + at[t]]
-// A block takes up to 32 jobs (a channel and up to 8 filters that read it) through a stretch of tiles. A tile is 8
-// views of `rows` rows of outputs, 32 a row in all: dy of the block's filters and what they read of x of the jobs'
-// channels lie in shared memory, two tiles deep. Eight lanes work on a job, 4 outputs of a row each; a lane sums 8
-// filters x kTaps, and the eight add up at the end, so that each is left with one filter. Outputs beyond the planes
-// count as 0.
+// A block takes up to 32 jobs (a channel and up to 8 filters that read it) through a stretch of tiles. A tile is `rows`
+// rows of 32 outputs, of one view or of up to 8 narrow ones (a view: so many rows of an image). dy of the block's
+// filters and what they read of x of the jobs' channels lie in shared memory, two tiles deep. Eight lanes work on a
+// job, 4 outputs of a row each; a lane sums 8 filters x kTaps, and the eight add up at the end, so that each is left
+// with one filter. Outputs beyond the planes count as 0.
 //   windows (kR x kS taps, step 1)  a lane's outputs are neighbours, x comes in vectors, a row of it serves kR rows
 //   any taps (kR = 0)               kSomeTaps of them a block; a lane's outputs lie apart
 #pragma once
