@@ -1,19 +1,11 @@
-// Implicit matrix products, their tile lists and their choices for ctypes.
+// Implicit matrix products forwards and to the input, tile lists, loaders and tiles for ctypes.
 #include <algorithm>
 
 #include "core/tile_lists.h"
+#include "cuda/emulator/exports_shape.h"
 #include "cuda/kernels/igemm.h"
 
 using namespace prunekernels;
-
-namespace {
-
-// sizes: N, C, H, W, K, R, S, P, Q, G, stride, padding, dilation (two each)
-ConvShape shape_of(const int64_t* z) {
-  return {z[0], z[1], z[2], z[3], z[4], z[5], z[6], z[7], z[8], z[9], {z[10], z[11]}, {z[12], z[13]}, {z[14], z[15]}};
-}
-
-}  // namespace
 
 extern "C" {
 
@@ -36,33 +28,16 @@ int pk_igemm(bool grad_input, const int64_t* sizes, int element, bool tf32, int 
   return grad_input ? igemm_grad_input(args, nullptr) : igemm_fwd(args, nullptr);
 }
 
-int pk_igemm_grad_weight(const int64_t* sizes, int element, bool tf32, int tile, int64_t splits, const void* grad_out,
-                         int64_t filter_channels, int64_t filters, const int32_t* filter_index, bool filter_vectors,
-                         const void* x, int64_t x_channels, int64_t channels, const int32_t* channel_index,
-                         bool channel_vectors, float* partial, const int32_t* list_first, const int32_t* list_chunks,
-                         int64_t longest) {
-  const IgemmGradWeightArgs args{shape_of(sizes),
-                                 static_cast<Element>(element),
-                                 tf32,
-                                 static_cast<GradWeightTile>(tile),
-                                 splits,
-                                 grad_out,
-                                 {filter_channels, filters, filter_index, nullptr, filter_vectors},
-                                 x,
-                                 {x_channels, channels, channel_index, nullptr, channel_vectors},
-                                 partial,
-                                 {list_first, list_chunks, longest}};
-  return list_first ? block_sparse_grad_weight(args, nullptr) : igemm_grad_weight(args, nullptr);
-}
-
-// masks: [K], [K, C], [C]. counts: tiles, chunks listed, longest.
+// masks: [K], [K, C], [C]. counts: tiles, chunks listed, longest. share: of all_chunks a tile.
 int pk_tile_lists(const bool* filter, const bool* kernel, const bool* input, int64_t K, int64_t C, bool of_filters,
-                  int64_t tile, int64_t chunk, int32_t* first, int32_t* chunks, int64_t* counts) {
+                  int64_t tile, int64_t chunk, int32_t* first, int32_t* chunks, int64_t* counts, int64_t all_chunks,
+                  double* share) {
   std::vector<int32_t> table(mask_table_words(K, C, 1));
   build_mask_table(filter, kernel, input, K, C, 1, table.data());
   const MaskTable mask(table.data());
   const TileLists lists = of_filters ? filter_tile_lists(mask, tile, chunk) : channel_tile_lists(mask, tile, chunk);
   counts[0] = lists.tiles(), counts[1] = static_cast<int64_t>(lists.chunks.size()), counts[2] = lists.longest();
+  *share = lists.share(all_chunks);
   std::copy(lists.first.begin(), lists.first.end(), first);
   std::copy(lists.chunks.begin(), lists.chunks.end(), chunks);
   return cudaSuccess;
@@ -81,15 +56,6 @@ int pk_igemm_serves(const int64_t* sizes, bool* serves) {
 int pk_igemm_tile(int64_t pixels, int64_t channels, int64_t mask_block, int multiprocessors, int* tile) {
   *tile = static_cast<int>(mask_block == 0 ? igemm_tile(pixels, channels, multiprocessors)
                                            : block_sparse_tile(pixels, channels, mask_block, multiprocessors));
-  return cudaSuccess;
-}
-
-// plan: tile, splits, floats
-int pk_plan_grad_weight(const int64_t* sizes, int element, int64_t filters, int64_t channels, int multiprocessors,
-                        int64_t* plan) {
-  const GradWeightPlan p =
-      plan_grad_weight(shape_of(sizes), static_cast<Element>(element), filters, channels, multiprocessors);
-  plan[0] = static_cast<int64_t>(p.tile), plan[1] = p.splits, plan[2] = p.partial_floats;
   return cudaSuccess;
 }
 }

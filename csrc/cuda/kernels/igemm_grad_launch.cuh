@@ -16,6 +16,7 @@ template <typename Kernels, typename Math, typename Tile>
 cudaError_t launch_grad_weight(GradWeightParams p, const IgemmGradWeightArgs& args, bool listed, cudaStream_t stream) {
   using T = Storage<Math>;
   const int64_t pixels = static_cast<int64_t>(p.images) * p.out_rows * p.out_columns;
+  if (pixels == 0) p.images = 0, p.out_rows = p.out_columns = 1;  // the walk divides by them
   p.chunks = static_cast<int32_t>((pixels + kChunk<T> - 1) / kChunk<T>);
   p.chunk_images = kChunk<T> / (p.out_rows * p.out_columns);
   p.chunk_rows = kChunk<T> % (p.out_rows * p.out_columns) / p.out_columns;
