@@ -13,6 +13,9 @@
 
 #include "cpu/isa.h"
 #include "cpu/plans.h"
+#if defined(PRUNEKERNELS_WITH_CUDA)
+#include "cuda/choose.h"
+#endif
 
 namespace py = pybind11;
 
@@ -34,18 +37,30 @@ std::map<std::string, std::string> build_info() {
   };
 }
 
-std::vector<std::map<std::string, std::string>> kernels() {
-  return {
-#define PK_CHANNEL_COPY(operation, element, isa) \
-  {{"name", #operation "_" #element "_" #isa},   \
-   {"operation", #operation},                    \
-   {"device", "cpu"},                            \
-   {"element", #element},                        \
-   {"isa", #isa}},
-#define PK_TILES(isa) \
-  {{"name", "tiles_" #isa}, {"operation", "tiles"}, {"device", "cpu"}, {"element", "f32"}, {"isa", #isa}},
-#include "kernel_table.inc"
+#if defined(PRUNEKERNELS_WITH_CUDA)
+constexpr bool kWithCuda = true;
+#else
+constexpr bool kWithCuda = false;
+#endif
+
+// CPU rows have the instruction set that they need, CUDA rows the oldest architecture; the latter are listed in every
+// build, and compiled where there is CUDA.
+std::vector<py::dict> kernels() {
+  std::vector<py::dict> rows;
+  const auto add = [&](const char* name, const char* operation, const char* device, const char* element,
+                       const char* needs, const char* what, bool compiled) {
+    py::dict row;
+    row["name"] = name, row["operation"] = operation, row["device"] = device, row["element"] = element;
+    row[needs] = what, row["compiled"] = compiled;
+    rows.push_back(row);
   };
+#define PK_CHANNEL_COPY(operation, element, isa) \
+  add(#operation "_" #element "_" #isa, #operation, "cpu", #element, "isa", #isa, true);
+#define PK_TILES(isa) add("tiles_" #isa, "tiles", "cpu", "f32", "isa", #isa, true);
+#define PK_CUDA(operation, element, arch) \
+  add(#operation "_" #element "_" #arch, #operation, "cuda", #element, "arch", #arch, kWithCuda);
+#include "kernel_table.inc"
+  return rows;
 }
 
 constexpr std::pair<const char*, at::ScalarType> kDtypes[] = {
@@ -73,9 +88,20 @@ auto find(const Pairs& pairs, const char* argument, const std::string& name) {
                               name);
 }
 
+Plan plan_there(const PlanRequest& asked, const MaskTable& mask, const int32_t* words, int64_t count,
+                const ConvShape& s, Direction direction, at::ScalarType dtype, at::MemoryFormat format,
+                const at::Device& device) {
+  if (device.is_cpu()) return planned(cpu_plans(), asked, {s, mask, direction, dtype, format});
+#if defined(PRUNEKERNELS_WITH_CUDA)
+  return plan_on_device(asked, {words, words + count}, s, direction, dtype, format, device);
+#else
+  return Plan::dense;
+#endif
+}
+
 std::string choose_plan(const std::string& plan, const std::string& direction, const std::vector<int64_t>& sizes,
                         const py::array_t<int32_t, py::array::c_style>& table, const std::string& dtype,
-                        bool channels_last) {
+                        bool channels_last, const std::string& device) {
   constexpr std::pair<const char*, Direction> directions[] = {
       {"forward", Direction::forward}, {"grad_input", Direction::grad_input}, {"grad_weight", Direction::grad_weight}};
   const ConvShape s = shape_of(sizes);
@@ -84,8 +110,9 @@ std::string choose_plan(const std::string& plan, const std::string& direction, c
   const MaskTable mask(table.data());
   if (mask.nothing_dead() || mask[kLivePairs] == 0) return name_of(Plan::dense);
   const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-  return name_of(planned(cpu_plans(), read_plan("choose_plan", plan),
-                         {s, mask, find(directions, "direction", direction), find(kDtypes, "dtype", dtype), format}));
+  return name_of(plan_there(read_plan("choose_plan", plan), mask, table.data(), table.size(), s,
+                            find(directions, "direction", direction), find(kDtypes, "dtype", dtype), format,
+                            at::Device(device)));
 }
 
 py::dict describe(const PlanKey& k, const Measured& measured) {
@@ -128,7 +155,8 @@ PYBIND11_MODULE(_C, m) {
         "Compiler, torch version, CUDA version ('' without) and the CPU instruction set in force.");
   m.def("kernels", kernels, "The rows of the kernel table.");
   m.def("choose_plan", choose_plan, py::arg("plan"), py::arg("direction"), py::arg("sizes"), py::arg("table"),
-        py::arg("dtype"), py::arg("channels_last"), "The plan that one direction of one layer would get now.");
+        py::arg("dtype"), py::arg("channels_last"), py::arg("device"),
+        "The plan that one direction of one layer would get now.");
   m.def("plan_table", plan_table, "What was measured, one row for each kind of problem.");
   m.def("clear_plans", plan_cache::clear, "Forgets what was measured.");
   m.def("cap_isa", cap_isa, py::arg("name"), "Caps the instruction set of the CPU kernels; '' lifts the cap.");

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -36,7 +37,7 @@ if _C is None:
     _library = _fallback.define()
 else:
     _library = torch.library.Library("prunekernels", "IMPL")
-    if not _C.build_info()["cuda"]:
+    if not _C.build_info()["cuda"]:  # CUDA tensors still work, at no gain
         _fallback.implement(_library, "CUDA")
 
 ops = torch.ops.prunekernels
@@ -52,8 +53,9 @@ def build_info() -> dict[str, str]:
     return dict(_C.build_info()) if _C else {}
 
 
-def kernels() -> list[dict[str, str]]:
-    """The kernel table; [] without the extension."""
+def kernels() -> list[dict[str, Any]]:
+    """The kernel table: name, operation, device, element, "isa" (CPU) or "arch" (CUDA: the oldest that has it), and
+    whether this build holds it ("compiled"); [] without the extension."""
     return list(_C.kernels()) if _C else []
 
 

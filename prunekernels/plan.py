@@ -3,11 +3,11 @@
 "dense": where-mask, then the vendor's convolution; "compact": gather, convolve the live sizes, scatter; "direct" and
 "sparse": kernels of our own, over live filters and channels and over single live kernels.
 
-"auto" measures, the first time it meets a problem (direction, sizes, layout, dtype, threads, live counts to a
+"auto" measures, the first time it meets a problem (direction, sizes, layout, dtype, threads or device, live counts to a
 sixteenth), the plans that a cost model does not rule out, and keeps the fastest for the life of the process; dense
 where nothing beats it by 3 percent. "model" only asks the cost model, and so does "auto" under
 torch.use_deterministic_algorithms(True) or with measuring off. A plan's name forces it; what it does not serve goes as
-under "auto".
+under "auto". On a GPU times are those of the device, and while a CUDA graph is captured nothing new is measured.
 """
 
 from __future__ import annotations
@@ -125,13 +125,15 @@ def choose_for_table(
     dtype: torch.dtype,
     memory_format: torch.memory_format,
 ) -> str:
-    """choose() for a mask table; geometry: stride, padding, dilation, two integers each."""
-    if _ext._C is None or table.device.type != "cpu":
+    """choose() for a mask table, which is read from its device; geometry: stride, padding, dilation, two integers
+    each."""
+    if _ext._C is None or table.device.type not in ("cpu", "cuda"):
         return "dense"
     K, _, R, S = weight_shape
     sizes = [*x_shape, K, R, S, groups, *geometry]
     name, channels_last = str(dtype).removeprefix("torch."), memory_format == torch.channels_last
-    return _ext._C.choose_plan(current(), direction, sizes, table.numpy(), name, channels_last)
+    words, device = table.cpu().numpy(), str(table.device)
+    return _ext._C.choose_plan(current(), direction, sizes, words, name, channels_last, device)
 
 
 def table() -> list[dict[str, Any]]:

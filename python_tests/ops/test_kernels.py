@@ -17,7 +17,8 @@ if not pk.has_extension():
 
 from prunekernels import _C
 
-ROWS = _C.kernels()
+ROWS = [row for row in _C.kernels() if row["device"] == "cpu"]
+CUDA_ROWS = [row for row in _C.kernels() if row["device"] == "cuda"]
 BEST = pk.build_info()["isa"]
 ISAS = isas()
 DTYPES = {
@@ -31,8 +32,15 @@ DTYPES = {
 def test_table_has_names_and_a_scalar_row_for_everything():
     assert len({row["name"] for row in ROWS}) == len(ROWS) >= 6
     assert all({"name", "operation", "device", "element", "isa"} <= set(row) for row in ROWS)
+    assert all(row["compiled"] for row in ROWS)
     pairs = {(row["operation"], row["element"]) for row in ROWS}
     assert pairs == {(row["operation"], row["element"]) for row in ROWS if row["isa"] == "scalar"}
+
+
+def test_cuda_rows_say_whether_they_are_there():
+    assert len({row["name"] for row in CUDA_ROWS}) == len(CUDA_ROWS) >= 20
+    assert all({"name", "operation", "element", "arch"} <= set(row) for row in CUDA_ROWS)
+    assert {row["compiled"] for row in CUDA_ROWS} == {bool(pk.build_info()["cuda"])}
 
 
 @pytest.mark.parametrize("isa", ISAS)
