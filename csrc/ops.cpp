@@ -4,6 +4,10 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY(prunekernels, m) {
+  // The host reads masks and lists, once for each change. A CUDA graph keeps those of its capture, which is for the one
+  // who captures to know: torch.compile must not do it unasked.
+  const std::vector<at::Tag> reads_on_host{at::Tag::cudagraph_unsafe};
+
   // Sorted live lists, counts and one bit per kernel of E, in an int32 array of a size given by (K, C, G).
   m.def(
       "conv_mask(Tensor? filter_mask, Tensor? kernel_mask, Tensor? input_mask, int out_channels, int in_channels, int "
@@ -15,27 +19,30 @@ TORCH_LIBRARY(prunekernels, m) {
   m.def(
       "masked_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? mask, Tensor? grad_mask, Tensor? grad_scale, "
       "SymInt[2] stride,"
-      " SymInt[2] padding, SymInt[2] dilation, SymInt groups, str plan) -> Tensor");
+      " SymInt[2] padding, SymInt[2] dilation, SymInt groups, str plan) -> Tensor",
+      reads_on_host);
 
   // grad_x = where(i, conv_transpose2d(where(f, grad_out, 0), where(E, weight, 0)), 0)
   m.def(
       "masked_conv2d_grad_input(Tensor grad_out, Tensor weight, Tensor? mask, SymInt[4] x_size, bool channels_last, "
       "SymInt[2] stride,"
-      " SymInt[2] padding, SymInt[2] dilation, SymInt groups, str plan) -> Tensor");
+      " SymInt[2] padding, SymInt[2] dilation, SymInt groups, str plan) -> Tensor",
+      reads_on_host);
 
   // grad_w[k] = grad_scale[k] * where(E[k], correlate(x, grad_out[k]), 0); weight gives its size and layout only. The
   // hard gradient takes the layer's mask, the dense (soft) one a mask made of the input mask alone.
   m.def(
       "masked_conv2d_grad_weight(Tensor grad_out, Tensor x, Tensor weight, Tensor? mask, Tensor? grad_scale, SymInt[2] "
       "stride,"
-      " SymInt[2] padding, SymInt[2] dilation, SymInt groups, str plan) -> Tensor");
+      " SymInt[2] padding, SymInt[2] dilation, SymInt groups, str plan) -> Tensor",
+      reads_on_host);
 
   // grad_b[k] = where(f[k], sum over n, p, q of grad_out[n, k, p, q], 0)
-  m.def("masked_conv2d_grad_bias(Tensor grad_out, Tensor? mask) -> Tensor");
+  m.def("masked_conv2d_grad_bias(Tensor grad_out, Tensor? mask) -> Tensor", reads_on_host);
 
   // compact[n, j] = x[n, index[j]]
-  m.def("gather_channels(Tensor x, Tensor index) -> Tensor");
+  m.def("gather_channels(Tensor x, Tensor index) -> Tensor", reads_on_host);
 
   // full[n, index[j]] = x[n, j], 0 elsewhere
-  m.def("scatter_channels(Tensor x, Tensor index, SymInt channels) -> Tensor");
+  m.def("scatter_channels(Tensor x, Tensor index, SymInt channels) -> Tensor", reads_on_host);
 }
