@@ -2,7 +2,7 @@
 
 PRUNEKERNELS_CUDA=0|1   force the CUDA kernels off or on (default: on when nvcc and a CUDA build of torch are there)
 PRUNEKERNELS_DEBUG=1    -O0 -g
-TORCH_CUDA_ARCH_LIST, MAX_JOBS   as torch.utils.cpp_extension knows them
+TORCH_CUDA_ARCH_LIST, MAX_JOBS   as torch.utils.cpp_extension knows them; without the former, ARCHITECTURES
 """
 
 import os
@@ -14,6 +14,8 @@ from setuptools import setup
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 ROOT = Path(__file__).parent
+# Machine code for the A100 and the H100 kind (every sm_8x runs the first), and PTX for whatever comes after them.
+ARCHITECTURES = "8.0+PTX;9.0a"
 
 
 def wants_cuda() -> bool:
@@ -49,6 +51,7 @@ def extension():
     cuda = sources("cuda/*.cpp") + sources("cuda/kernels/*.cu")
     if not (cuda and wants_cuda()):
         return CppExtension(sources=files, extra_compile_args={"cxx": flags + openmp}, **common)
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
     common["define_macros"].append(("PRUNEKERNELS_WITH_CUDA", f'"{torch.version.cuda}"'))
     return CUDAExtension(
         sources=files + cuda, extra_compile_args={"cxx": flags + openmp, "nvcc": ["-O3", "-lineinfo"]}, **common
