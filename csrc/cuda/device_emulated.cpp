@@ -7,20 +7,32 @@
 
 #include <algorithm>
 #include <chrono>
+#include <string>
 
 namespace prunekernels::device {
 namespace {
 
 bool pretends_to_capture = false;
+std::string events;  // what happened since the tests last asked: launchers, "upload", "download"
+
+void note(const char* event) { events.append(events.empty() ? "" : " ").append(event); }
 
 }  // namespace
 
-// For tests of what is refused while a graph is captured.
-extern "C" __attribute__((visibility("default"))) void pk_pretend_to_capture(bool pretend) {
-  pretends_to_capture = pretend;
+#define PK_FOR_TESTS extern "C" __attribute__((visibility("default")))
+
+// What is refused while a graph is captured is refused after this.
+PK_FOR_TESTS void pk_pretend_to_capture(bool pretend) { pretends_to_capture = pretend; }
+
+PK_FOR_TESTS const char* pk_take_events() {
+  static std::string taken;
+  taken = std::move(events);
+  events.clear();
+  return taken.c_str();
 }
 
 void check_launch(cudaError_t status, const char* op, const char* launcher) {
+  note(launcher);
   TORCH_CHECK(status == cudaSuccess, op, ": ", launcher, ": ", cudaGetErrorString(status), "; ", simt::take_report());
 }
 
@@ -41,12 +53,14 @@ double milliseconds(c10::function_ref<void()> work) {
 }
 
 at::Tensor upload(const std::vector<int32_t>& words, at::Device) {
+  note("upload");
   const at::Tensor there = at::empty({static_cast<int64_t>(words.size())}, at::kInt);
   std::copy(words.begin(), words.end(), there.mutable_data_ptr<int32_t>());
   return there;
 }
 
 std::vector<int32_t> download(const at::Tensor& words) {
+  note("download");
   const at::Tensor here = words.contiguous();
   return {here.const_data_ptr<int32_t>(), here.const_data_ptr<int32_t>() + here.numel()};
 }
