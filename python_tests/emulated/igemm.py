@@ -294,7 +294,7 @@ class HostChoices:
 
 
 class Refused:
-    """Lists that are missing, a tile that kernels with lists do not have, a misaligned weight, too large a stride."""
+    """A tile that kernels with lists do not have, a misaligned weight, too large a stride."""
 
     def __str__(self):
         return "refused"

@@ -1,11 +1,12 @@
 // Convolutions as implicit matrix products on channels_last activations: they gather live channels as they load and
 // write the full width, zeros included, as they store, so that nothing is copied beforehand or afterwards.
 //
-//   igemm_fwd          y[n, p, q, k]  = bias[k] + sum over taps r, s and live c of x[n, h(p, r), w(q, s), c] w[k, r, s,
-//   c] igemm_grad_input   gx[n, h, w, c] = sum over taps r, s and live k of gy[n, p(h, r), q(w, s), k] w[k, r, s, c]
-//   igemm_grad_weight  gw[k, r, s, c] = sum over n, p, q of gy[n, p, q, k] x[n, h(p, r), w(q, s), c]    (fp32, in
-//   slices) block_sparse_*     the same three with tile lists: steps of the reduction in which every kernel is dead are
-//   skipped
+// clang-format off
+//   igemm_fwd          y[n, p, q, k]  = bias[k] + sum over taps r, s and live c of x[n, h(p, r), w(q, s), c] w[k, r, s, c]
+//   igemm_grad_input   gx[n, h, w, c] = sum over taps r, s and live k of gy[n, p(h, r), q(w, s), k] w[k, r, s, c]
+//   igemm_grad_weight  gw[k, r, s, c] = sum over n, p, q of gy[n, p, q, k] x[n, h(p, r), w(q, s), c]    (fp32, in slices)
+//   block_sparse_*     the same three with tile lists: steps of the reduction in which every kernel is dead are skipped
+// clang-format on
 //
 // The first two are one kernel (igemm_core.cuh): core/correlation.h makes the input gradient a forward convolution with
 // the lists swapped and a class of results per residue of the stride.
@@ -14,8 +15,12 @@
 //   bytes   2 (N H W C + N P Q K) + weights: the full width is read (32-byte sectors hold live and dead channels alike)
 //           and must be written. 1x1 layers under about 300 live channels sit on this floor.
 //   flops   2 N P Q taps L M, at the rate of mma.sync (about 60 % of the wgmma rate on sm_90)
+//   grad_weight   bytes 2 (N H W C + N P Q K) + 8 splits M taps L: slices are written, and read again by
+//           unpack_weight_grad
 // What limits between the floors: shared memory bandwidth (64 x 32 warp tiles use 75 % of it at full mma rate); with
-// the element loader, issue slots (about one half of them go to the loads).
+// the element loader, issue slots (about one half of them go to the loads). A block takes at most 72 KB of shared
+// memory and its threads at most 128 registers: two large ones fit a multiprocessor of sm_80, sm_90 or sm_100.
+// These shares, igemm_tile() and plan_grad_weight() are reckoned from instruction counts and wait for measurements.
 #pragma once
 
 #include "core/conv_shape.h"
@@ -27,11 +32,12 @@ namespace prunekernels {
 struct ChannelView {
   int64_t channels;  // full width, the stride of a pixel
   int64_t live;      // length of the list
-  const int32_t*
-      index;  // device [live], ascending: compact -> channel (MaskTable's out_index, in_index). Null: identity
-  const int32_t* slot;  // device [channels]: channel -> compact, kDead or kConstant. Read for the written tensor only.
-                        // Null: identity, live == channels
-  bool vectors;         // the list is made of aligned 16-byte runs: list_is_vectors(). Ignored for the written tensor
+  // device [live], ascending: compact -> channel (MaskTable's out_index, in_index). Null: identity
+  const int32_t* index;
+  // device [channels]: channel -> compact, kDead or kConstant. Read for the written tensor only. Null: identity,
+  // live == channels
+  const int32_t* slot;
+  bool vectors;  // the list is made of aligned 16-byte runs: list_is_vectors(). Ignored for the written tensor
 };
 
 // host index[live] (null: identity). Whole runs only, since a vector's every channel is read and multiplied. The tensor
@@ -86,7 +92,7 @@ struct IgemmArgs {
 };
 
 // The result is written in full: sums where live, the bias (or 0) where kConstant, 0 where dead. Operand channels that
-// are not listed are never read.
+// are not listed are never read. No pixels: nothing is launched. cudaErrorInvalidValue: not served.
 cudaError_t igemm_fwd(const IgemmArgs& args, cudaStream_t stream);
 cudaError_t igemm_grad_input(const IgemmArgs& args, cudaStream_t stream);
 cudaError_t block_sparse_fwd(const IgemmArgs& args, cudaStream_t stream);
@@ -122,7 +128,7 @@ GradWeightPlan plan_grad_weight(const ConvShape& shape, Element element, int64_t
 
 // partial[i, f, t, j] = the i-th range's share of gw[filters[f], t, channels[j]]. unpack_weight_grad adds the slices in
 // order, so that results repeat bit by bit. Every entry of a live kernel is written; with lists, entries of skipped
-// chunks are not, nor is the padding of the channels. No live filter or channel: nothing is launched.
+// chunks are not, nor is the padding of the channels. No pixels: zeros. No live filter or channel: nothing is launched.
 cudaError_t igemm_grad_weight(const IgemmGradWeightArgs& args, cudaStream_t stream);
 cudaError_t block_sparse_grad_weight(const IgemmGradWeightArgs& args, cudaStream_t stream);
 

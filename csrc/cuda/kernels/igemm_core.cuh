@@ -25,6 +25,7 @@ struct ConvolveShared {
   static constexpr size_t kPixels = kLoads > kStores ? kLoads : kStores;
   static constexpr size_t kResults = kPixels + Tile::kM * sizeof(Pixel);
   static constexpr size_t kBytes = kResults + Tile::kM * sizeof(int32_t);
+  static_assert(kBytes <= kMaxSharedBytes);
 };
 
 // Where the block's pixels read and where they are stored (-1: nowhere).

@@ -53,6 +53,7 @@ struct GradShared {
   static constexpr size_t kWalks = kPixels + 2 * kChunk<T> * sizeof(GradPixel);
   static constexpr size_t kOffsets = kWalks + kChunk<T> * sizeof(PixelWalk);
   static constexpr size_t kBytes = kOffsets + Tile::kN / kVector<T> * sizeof(int32_t);
+  static_assert(kBytes <= kMaxSharedBytes);
 };
 
 // A column of vectors: which packed channels and which tap, offset in [taps, packed_channels]; -1: none.

@@ -7,6 +7,7 @@
 namespace prunekernels {
 
 constexpr int kMaxStride = 8;
+constexpr size_t kMaxSharedBytes = 99 << 10;  // of a block, whatever the architecture from sm_80 on
 
 // One axis of one class of results (core/correlation.h). A class's taps are in arithmetic progression.
 struct AxisWalk {

@@ -75,7 +75,7 @@ bool igemm_serves(const ConvShape& s) {
 namespace {
 
 // A block's time in units of a 64 x 32 tile at full rate: larger tiles read less from shared memory per product. Blocks
-// that one multiprocessor holds run at once. To be measured.
+// that one multiprocessor (of sm_90) holds run at once. To be measured.
 struct TileCost {
   IgemmTile tile;
   double block;

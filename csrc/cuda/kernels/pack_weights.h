@@ -1,12 +1,12 @@
 // Weights between full width [K, C / G, R, S] and the compact convolution, for many layers in one launch.
 //
 //   pack_weights         packed[i, t, j] = full[out_index[i], in_index[j], t] where that kernel is live, else 0
-//   unpack_weight_grad   full[k, c, t]   = grad_scale[k] * (sum over slices of packed[out_slot[k], t, in_slot[c]])
-//   where
+//   unpack_weight_grad   full[k, c, t]   = grad_scale[k] * sum over slices of packed[out_slot[k], t, in_slot[c]] where
 //                                          that kernel is live and the scale is not 0, else 0
 //
-// Floor: bytes of the live rows and columns, read and written once. Weights are small; the launch is what costs, hence
-// one for many layers.
+// Floor: bytes of the live rows and columns read once, of the result written once. Weights are small: the launch is
+// what costs, hence one for many layers (about 30, as many descriptors as a kernel's parameters hold). A large layer is
+// bound by sectors: lanes lie along packed columns, which in a contiguous full weight are R S elements apart.
 #pragma once
 
 #include "core/mask_table.h"
