@@ -124,11 +124,11 @@ std::vector<int32_t> download(const at::Tensor& words) {
 }
 
 void Kept::used_here() const {
-  const auto stream = c10::cuda::getCurrentCUDAStream();
+  const c10::Stream stream = c10::cuda::getCurrentCUDAStream();
   {
     const std::lock_guard lock(mutex_);
-    if (std::find(streams_.begin(), streams_.end(), stream.stream()) == streams_.end()) {
-      streams_.push_back(stream.stream());
+    if (std::find(streams_.begin(), streams_.end(), stream) == streams_.end()) {
+      streams_.push_back(stream);
       for (const at::Tensor& memory : memory_) memory.record_stream(stream);
     }
   }
@@ -138,7 +138,7 @@ void Kept::used_here() const {
 at::Tensor Kept::keep(const at::Tensor& memory) const {
   const std::lock_guard lock(mutex_);
   memory_.push_back(memory);
-  streams_.clear();
+  for (const c10::Stream& stream : streams_) memory.record_stream(stream);
   return memory;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/Stream.h>
 #include <c10/util/FunctionRef.h>
 
 #include <memory>
@@ -59,7 +60,7 @@ class Kept : public std::enable_shared_from_this<Kept> {
  private:
   mutable std::mutex mutex_;
   mutable std::vector<at::Tensor> memory_;
-  mutable std::vector<cudaStream_t> streams_;  // that memory_ is known to be used on
+  mutable std::vector<c10::Stream> streams_;  // that all of memory_ is known to be used on
 };
 
 // Frees what graphs have let go of since the last call; where nothing is being captured.

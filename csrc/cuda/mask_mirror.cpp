@@ -68,11 +68,12 @@ std::vector<int32_t> kept(const MaskTable& table) {
   return list;
 }
 
+// As int64, low word first: a conversion on the device would be a kernel that other streams do not wait for.
 std::vector<int32_t> constant_filters(const MaskTable& table) {
-  std::vector<int32_t> list;
+  std::vector<int32_t> words;
   for (int64_t k = 0; k < table[kFilters]; ++k)
-    if (table.out_slot()[k] == kConstant) list.push_back(static_cast<int32_t>(k));
-  return list;
+    if (table.out_slot()[k] == kConstant) words.insert(words.end(), {static_cast<int32_t>(k), 0});
+  return words;
 }
 
 Side make_side(const int32_t* index, int64_t live, int64_t channels, bool pads) {
@@ -116,7 +117,7 @@ MaskMirror::MaskMirror(std::vector<int32_t> words, at::Device device)
   in_.slot = device_table_ + (table_.in_slot() - words_.data());
   pairs_ = reinterpret_cast<const uint32_t*>(in_.slot + in_.channels);
   kept_filters_ = there + filters;
-  constants_ = keep(device::upload(constant_filters(table_), device).to(at::kLong));
+  constants_ = keep(device::upload(constant_filters(table_), device).view(at::kLong));
   for (int i = 0; i < 2; ++i) witnesses_[i] = {there + witnesses[i], static_cast<int64_t>(seen[i].size())};
 }
 
@@ -124,20 +125,21 @@ PackMask MaskMirror::pack() const { return pack_mask(words_.data(), device_table
 PackMask MaskMirror::pack_dense() const { return pack_mask(dense_words_.data(), device_dense_); }
 
 const int32_t* MaskMirror::keep_late(const char* op, const std::vector<int32_t>& words) const {
-  PK_CHECK(!device::capturing(), op, "mask", "a mask that this plan has met before the capture of a graph begins",
-           "a new one (run a step first)");
+  PK_CHECK(!device::capturing(), op, "mask",
+           "a mask that this plan has met before the capture of a graph begins (run a step first)", "a new one");
   return keep(words, device_);
 }
 
 MaskMirror::Lists& MaskMirror::lists(bool of_filters, int64_t tile, int64_t chunk) const {
-  const auto [at, is_new] = lists_.try_emplace({of_filters, tile, chunk});
-  Lists& lists = at->second;
-  if (is_new) {
-    lists.host = (of_filters ? filter_tile_lists : channel_tile_lists)(table_, tile, chunk);
+  const std::array<int64_t, 3> key{of_filters, tile, chunk};
+  auto found = lists_.find(key);
+  if (found == lists_.end()) {
+    Lists made{(of_filters ? filter_tile_lists : channel_tile_lists)(table_, tile, chunk), 0};
     const int64_t operands = of_filters ? in_.live : out_.live;
-    lists.share = lists.host.share((operands + chunk - 1) / chunk);
+    made.share = made.host.share((operands + chunk - 1) / chunk);
+    found = lists_.emplace(key, std::move(made)).first;
   }
-  return lists;
+  return found->second;
 }
 
 double MaskMirror::listed_share(bool of_filters, int64_t tile, int64_t chunk) const {

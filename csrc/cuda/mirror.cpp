@@ -65,7 +65,7 @@ void keep(const Key& key, Entry entry) {
   const std::lock_guard lock(cache().mutex);
   auto& entries = cache().entries;
   for (auto at = entries.begin(); at != entries.end();)
-    if (at->second.storage.expired()) {
+    if (at->second.storage.expired() || at->first == key) {
       dropped.push_back(std::move(at->second.value));
       at = entries.erase(at);
     } else {
@@ -79,7 +79,7 @@ void keep(const Key& key, Entry entry) {
     entries.erase(oldest);
   }
   entry.last_use = ++cache().uses;
-  entries.insert_or_assign(key, std::move(entry));
+  entries.emplace(key, std::move(entry));
 }
 
 }  // namespace
