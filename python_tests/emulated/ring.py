@@ -80,19 +80,29 @@ def load():
     from prunekernels import _fallback
 
     if not _kept:
+        library_ = ctypes.CDLL(str(library()), mode=os.RTLD_NOW | os.RTLD_LOCAL)
+        library_.pk_take_events.restype = ctypes.c_char_p
         definitions = torch.library.Library(NAMESPACE, "DEF")
         for schema in _fallback.SCHEMAS:
             if not schema.startswith("conv_mask"):
                 definitions.define(schema)
-        _kept.extend([definitions, ctypes.CDLL(str(library()), mode=os.RTLD_NOW | os.RTLD_LOCAL)])
+        _kept.extend([definitions, library_])
     return getattr(torch.ops, NAMESPACE), _kept[1]
+
+
+def register_gradients():
+    """Those of prunekernels.autograd, which call whatever operators it calls."""
+    from prunekernels import autograd
+
+    if len(_kept) == 2:
+        _kept.append("gradients")
+        for name, (backward, setup) in autograd._GRADIENTS.items():
+            torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup)
 
 
 def use():
     """From now on prunekernels computes with the ring, in this process; tables are still made by its own conv_mask."""
     from prunekernels import autograd, functional
 
-    operators, _ = load()
-    for name, (backward, setup) in autograd._GRADIENTS.items():
-        torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup)
-    autograd.ops = functional.ops = operators
+    autograd.ops = functional.ops = load()[0]
+    register_gradients()

@@ -1,0 +1,377 @@
+"""The torch ring of csrc/cuda over CPU tensors, its kernels under the emulator: which kernels run, what the host knows
+of masks and when, padding, capturing, layers. The operators' own tests run on it too: pytest -p emulated.ring_plugin.
+"""
+
+import pytest
+import torch
+from conv_cases import (
+    FORCED,
+    GROUPED,
+    PLAIN,
+    ConvCase,
+    assert_near,
+    assert_same,
+    expected,
+    inputs,
+    masks,
+    only,
+    run,
+)
+from emulated import build
+
+import prunekernels as pk
+from prunekernels import _fallback, autograd, functional, reference
+
+WIDE = ConvCase(n=2, c=24, k=40, h=5, w=6)
+F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
+
+if not pk.has_extension():
+    pytest.skip("the compiled extension is not there, so nothing makes tables", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def library():
+    from emulated import ring
+
+    try:
+        return ring.load()[1]
+    except build.Broken as why:
+        pytest.fail(str(why), pytrace=False)
+
+
+@pytest.fixture
+def events(library, monkeypatch):
+    """Lets prunekernels compute with the ring; a function that tells what it did since the last call."""
+    from emulated import ring
+
+    monkeypatch.setattr(functional, "ops", ring.load()[0])
+    monkeypatch.setattr(autograd, "ops", ring.load()[0])
+    ring.register_gradients()
+
+    def take():
+        return library.pk_take_events().decode().split()
+
+    take()
+    yield take
+    library.pk_pretend_to_capture(False)
+
+
+def launched(events):
+    return [event for event in events() if event not in ("upload", "download")]
+
+
+def copies(events):
+    return [event for event in events() if event in ("upload", "download")]
+
+
+PACK, BIAS, GUARD = "pack_weights", "launch_gather_channels", ["launch_find_leaks"]
+GATHER, SCATTER = "launch_gather_channels", "launch_scatter_channels"
+LAUNCHED = {  # (plan, layout): forward, input gradient, weight gradient; then always the bias's gradient
+    ("dense", "nchw"): (
+        [PACK, BIAS, *GUARD, "launch_repair_fwd"],
+        [PACK, *GUARD, "launch_repair_grad_input"],
+        ["launch_mask_grad"],
+    ),
+    ("compact", "channels_last"): (
+        [BIAS, GATHER, PACK, SCATTER],
+        [GATHER, PACK, SCATTER],
+        [GATHER, GATHER, "unpack_weight_grad"],
+    ),
+    ("direct", "channels_last"): (
+        [PACK, "igemm_fwd"],
+        [PACK, "igemm_grad_input"],
+        ["igemm_grad_weight", "unpack_weight_grad"],
+    ),
+    ("sparse", "channels_last"): (
+        [PACK, "block_sparse_fwd"],
+        [PACK, "block_sparse_grad_input"],
+        ["block_sparse_grad_weight", "unpack_weight_grad"],
+    ),
+    ("sparse", "nchw"): (["launch_sparse_fwd"], ["launch_sparse_grad_input"], ["launch_sparse_grad_weight"]),
+}
+
+
+@pytest.mark.parametrize(("plan", "layout"), LAUNCHED)
+def test_what_is_launched(plan, layout, events):
+    """A forced plan that did not serve would run as another one, and no test of numbers would tell."""
+    case, made = WIDE, masks(WIDE, "all")
+    assert_same(run(inputs(case, layout=layout), case, plan, **made), expected(case, "all"))
+    forward, grad_input, grad_weight = LAUNCHED[plan, layout]
+    assert sorted(launched(events)) == sorted([*forward, *grad_input, *grad_weight, BIAS])
+
+
+@pytest.mark.parametrize("plan", FORCED)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_double_goes_through_torch(layout, plan, events):
+    case = GROUPED
+    assert_same(run(inputs(case, F64, layout), case, plan, **masks(case, "all")), expected(case, "all", F64))
+    assert launched(events) == [BIAS]  # the zeros of the bias's gradient
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_tf32_only_where_torch_allows_it(allowed, events):
+    case, made = WIDE, masks(WIDE, "filter")
+    problem, want = inputs(case, layout="channels_last", integers=False), expected(case, "filter", integers=False)
+    with torch.backends.cudnn.flags(allow_tf32=allowed):
+        got = run(problem, case, "direct", **made)
+    errors = [(a.double() - b).abs().max() for a, b in zip(got[:3], want, strict=False)]
+    assert all((e > 1e-4) == allowed for e in errors) and all(e < 0.1 for e in errors), errors
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("plan", FORCED)
+def test_random_numbers(plan, layout, dtype, events):
+    case = WIDE
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        got = run(inputs(case, dtype, layout, integers=False), case, plan, **masks(case, "all"))
+    assert_near(got, expected(case, "all", dtype, integers=False))
+
+
+@pytest.mark.parametrize("block", [(8, 8), (32, 16), (40, 8)], ids=str)
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_masks_of_blocks(dtype, block, events):
+    case = ConvCase(n=2, c=48, k=80, h=4, w=5)
+    shape = [-(-size // b) for size, b in zip((case.k, case.c), block, strict=True)]
+    live = torch.rand(shape) < 0.4
+    live[0, 0] = True
+    kernels = live.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)[: case.k, : case.c]
+    problem = inputs(case, dtype, "channels_last")
+    want = reference.gradients(*problem, kernel_mask=kernels, padding=1)
+    got = run(problem, case, "sparse", kernel_mask=kernels)
+    assert "block_sparse_fwd" in events()
+    assert_same(got, [t.to(dtype).double() for t in want])
+
+
+def test_counts_are_padded_to_eights_for_the_vendor(events):
+    case = ConvCase(c=20, k=30)
+    made = {"filter_mask": torch.arange(30) < 13, "input_mask": torch.arange(20) % 2 == 0}
+    with torch.profiler.profile(record_shapes=True) as profile:
+        run(inputs(case), case, "compact", **made)
+    shapes = {e.name: e.input_shapes for e in profile.events() if e.name.startswith("aten::convolution")}
+    assert [s[1] for s in shapes["aten::convolution"][:2]] == [16, 16]
+    assert [s[1] for s in shapes["aten::convolution_backward"][:3]] == [16, 16, 16]
+
+
+@pytest.mark.parametrize("made", [{"filter_mask": torch.arange(6) != 2}, {"kernel_mask": torch.rand(6, 4) < 0.5}])
+def test_a_full_list_is_not_copied(made, events):
+    """x as it is where every channel is read."""
+    x, weight, _, _ = inputs(PLAIN)
+    with pk.plan.force("compact"):
+        pk.masked_conv2d(x, weight, padding=1, **made)
+    assert GATHER not in launched(events)
+
+
+# ---- what the host knows of masks
+
+
+def layer(case=WIDE, seed=0):
+    made = masks(case, "filter", seed) | masks(case, "input", seed)
+    conv = pk.MaskedConv2d(case.c, case.k, case.r, padding=case.padding)
+    conv.set_masks(filter=made["filter_mask"], input=made["input_mask"])
+    return conv
+
+
+def step(conv, case=WIDE, plan="compact"):
+    x, _, _, grad_out = inputs(case, layout="channels_last")
+    with pk.plan.force(plan):
+        y = conv(x.requires_grad_())
+        y.backward(grad_out)
+    return y.detach()
+
+
+@pytest.mark.parametrize("weight_grad", ["masked", "dense"])
+@pytest.mark.parametrize("plan", FORCED)
+def test_a_mask_is_read_once(plan, weight_grad, events):
+    conv = layer()
+    conv.weight_grad = weight_grad
+    step(conv, plan=plan)
+    assert events().count("download") == (1 if weight_grad == "masked" else 2)
+    step(conv, plan=plan)
+    assert copies(events) == []
+
+
+def test_the_backward_pass_reads_nothing_that_the_forward_pass_has_not(events):
+    conv = layer()
+    conv.weight_grad = "dense"
+    x, _, _, grad_out = inputs(WIDE)
+    with pk.plan.force("compact"):
+        y = conv(x.requires_grad_())
+    events()
+    y.backward(grad_out)
+    assert copies(events) == []
+
+
+@pytest.mark.parametrize("plan", FORCED)
+def test_a_changed_mask_is_read_again(plan, events):
+    conv = layer()
+    step(conv, plan=plan)
+    for seed in (1, 2):
+        made = masks(WIDE, "filter", seed)
+        conv.set_masks(filter=made["filter_mask"])
+        events()
+        y = step(conv, plan=plan)
+        assert events().count("download") == 1
+        want = reference.masked_conv2d(
+            inputs(WIDE)[0], conv.weight, conv.bias, **made, input_mask=conv.input_mask, padding=1
+        )
+        torch.testing.assert_close(y.double(), want.detach(), rtol=1e-2, atol=1e-2)
+        step(conv, plan=plan)
+        assert copies(events) == []
+
+
+def test_dead_tables_are_forgotten_and_their_addresses_mean_nothing(events):
+    x, weight, _, _ = inputs(PLAIN)
+    for i in range(40):  # each table may well lie where another one was
+        live = only(6, i % 6, (i * 5 + 1) % 6)
+        mask = pk.ConvMask(live, in_channels=4)
+        with pk.plan.force("compact"):
+            y = pk.masked_conv2d(x, weight, mask=mask, padding=1)
+        assert torch.equal(y.double(), reference.masked_conv2d(x, weight, filter_mask=live, padding=1))
+    assert events().count("download") == 40
+
+
+def test_lists_that_share_memory(events):
+    x, index = torch.randn(2, 9, 3, 4), torch.tensor([0, 2, 3, 5, 8], dtype=torch.int32)
+    views = [index, index[:2], index[1:], index[::2], index[:2], index[::2]]
+    for view in views:
+        assert torch.equal(pk.gather_channels(x, view), x[:, view.long()])
+        assert torch.equal(pk.scatter_channels(x[:, : len(view)], view, 9)[:, view.long()], x[:, : len(view)])
+    assert events().count("download") == 4
+    pk.scatter_channels(x[:, :5], index, 11)  # among more channels: another inverse
+    assert events().count("download") == 1
+    index += 1
+    for _ in range(2):
+        assert torch.equal(pk.scatter_channels(x[:, :5], index, 11)[:, index.long()], x[:, :5])
+    assert events().count("download") == 1
+
+
+def test_tensors_of_inference_mode_are_read_every_time(events):
+    """They have no version to tell a change by."""
+    x, weight, _, _ = inputs(PLAIN)
+    with torch.inference_mode(), pk.plan.force("compact"):
+        mask = pk.ConvMask(only(6, 1, 2), in_channels=4)
+        for _ in range(2):
+            y = pk.masked_conv2d(x, weight, mask=mask, padding=1)
+            assert events().count("download") == 1
+            assert torch.equal(y.double(), reference.masked_conv2d(x, weight, filter_mask=only(6, 1, 2), padding=1))
+
+
+# ---- capturing
+
+
+@pytest.mark.parametrize("plan", (*FORCED, "model", "auto"))
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_a_known_mask_may_be_captured(layout, plan, library, events):
+    case, problem = WIDE, inputs(WIDE, layout=layout)
+    prepared = pk.ConvMask(**masks(case, "all"), out_channels=case.k, in_channels=case.c)
+    run(problem, case, plan, mask=prepared)
+    events()
+    library.pk_pretend_to_capture(True)
+    assert_same(run(problem, case, plan, mask=prepared), expected(case, "all"))
+    assert copies(events) == []
+
+
+def test_an_unknown_mask_may_not(library, events):
+    x, weight, _, _ = inputs(PLAIN)
+    mask = pk.ConvMask(only(6, 1, 2), in_channels=4)
+    library.pk_pretend_to_capture(True)
+    with pytest.raises(ValueError, match="masked_conv2d: mask: expected .* before the capture .*run a step.*, got a"):
+        pk.masked_conv2d(x, weight, mask=mask, padding=1)
+    with pytest.raises(ValueError, match="gather_channels: index: expected .* before the capture .*, got a"):
+        pk.gather_channels(x, torch.tensor([0, 1], dtype=torch.int32))
+
+
+def test_nor_may_a_known_one_under_a_plan_that_needs_new_lists(library, events):
+    case, made = WIDE, masks(WIDE, "kernel")
+    mask = pk.ConvMask(**made, out_channels=case.k, in_channels=case.c)
+    run(inputs(case), case, "dense", mask=mask)
+    library.pk_pretend_to_capture(True)
+    with pytest.raises(ValueError, match="masked_conv2d: mask: expected .* this plan .*run a step"):
+        run(inputs(case), case, "sparse", mask=mask)
+
+
+# ---- choosing
+
+OWN = {"igemm_fwd", "block_sparse_fwd", "launch_sparse_fwd"}
+
+
+def forward(case, made, layout="channels_last"):
+    x, weight, _, _ = inputs(case, layout=layout)
+    return pk.masked_conv2d(x, weight, padding=1, **made)
+
+
+def test_plans_are_measured_once(events):
+    """Cases of their own: what was measured lives as long as the process."""
+    case = ConvCase(n=2, c=22, k=34, h=5, w=6)
+    made = masks(case, "filter")
+    forward(case, made)
+    tried = launched(events)
+    assert "launch_find_leaks" in tried and "igemm_fwd" in tried and tried.count("igemm_fwd") > 1
+    forward(case, made)
+    assert len(launched(events)) <= 4
+
+
+@pytest.mark.parametrize("why", ["deterministic", "measuring off", "capturing", "almost full"])
+def test_not_measured(why, library, events):
+    case = ConvCase(n=2, c=23, k=33, h=5, w=6)
+    made = masks(case, "filter") if why != "almost full" else {"filter_mask": ~only(33, 1)}
+    prepared = {"mask": pk.ConvMask(**made, out_channels=33, in_channels=23)}
+    with pk.plan.force("direct"):
+        forward(case, prepared)
+    events()
+    torch.use_deterministic_algorithms(why == "deterministic")
+    library.pk_pretend_to_capture(why == "capturing")
+    with pk.plan.measure(why != "measuring off"):
+        forward(case, prepared)
+    assert len(launched(events)) <= 4
+
+
+# ---- layers
+
+
+def test_training_with_masks_that_change(events, monkeypatch):
+    """The same steps with the CPU's own ring."""
+
+    def train(ops):
+        torch.manual_seed(3)
+        with monkeypatch.context() as patch:
+            patch.setattr(functional, "ops", ops)
+            patch.setattr(autograd, "ops", ops)
+            net = torch.nn.Sequential(
+                torch.nn.Conv2d(3, 16, 3, padding=1),
+                torch.nn.BatchNorm2d(16),
+                torch.nn.ReLU(),
+                torch.nn.Conv2d(16, 24, 3, padding=1, stride=2, groups=2),
+                torch.nn.ReLU(),
+                torch.nn.Conv2d(24, 8, 1),
+            ).to(memory_format=torch.channels_last)
+            pk.convert(net)
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+            seen = []
+            for seed in range(3):
+                live = torch.rand(16, generator=torch.Generator().manual_seed(seed)) < 0.6
+                net[0].set_masks(filter=live)
+                net[1].set_mask(live)
+                net[3].set_masks(input=live, filter=torch.arange(24) % 3 != seed)
+                net[5].set_masks(input=torch.arange(24) % 3 != seed)
+                for _ in range(2):
+                    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+                    loss = net(x.contiguous(memory_format=torch.channels_last)).square().mean()
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    seen.append(loss.item())
+            return seen
+
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        emulated = train(functional.ops)
+        assert "launch_scatter_channels" in events()
+        assert emulated == pytest.approx(train(torch.ops.prunekernels), rel=1e-4)
+
+
+def test_every_schema_has_an_implementation(library):
+    for schema in _fallback.SCHEMAS:
+        name = schema.partition("(")[0]
+        if name != "conv_mask":
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(f"prunekernels_emulated::{name}", "CPU"), name
