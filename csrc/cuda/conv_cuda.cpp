@@ -49,7 +49,8 @@ at::Tensor masked_conv2d(const at::Tensor& x, const at::Tensor& weight, const Op
     PK_CHECK(bias->dim() == 1 && bias->size(0) == s.K, op, "bias", "[" + std::to_string(s.K) + "]", bias->sizes());
   }
   const auto mask = mirror_mask(op, "mask", mask_table, s.K, s.C, s.G, x);
-  mirror_mask(op, "grad_mask", grad_mask, s.K, s.C, s.G, x);  // checked, and known before the backward pass
+  if (!(grad_mask && mask_table && grad_mask->is_same(*mask_table)))
+    mirror_mask(op, "grad_mask", grad_mask, s.K, s.C, s.G, x);  // checked, and known before the backward pass
   check_scale(op, grad_scale, s.K, x.device());
   const PlanRequest asked = read_plan(op, plan);
 
