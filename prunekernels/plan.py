@@ -95,8 +95,11 @@ def choose(
     groups: int = 1,
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
+    device: torch.device | str | None = None,
 ) -> str:
     """The plan a layer of this shape gets: the measured one if there is one, or else the model's. Measures nothing.
+
+    device: where the layer would run; by default where the mask is.
 
     >>> pk.plan.choose("forward", x.shape, weight.shape, mask, padding=(1, 1))
     'compact'
@@ -112,7 +115,8 @@ def choose(
         return "dense"
     table = mask.table(weight_shape[0], x_shape[1], groups)
     geometry = [*stride, *padding, *dilation]
-    return choose_for_table(direction, x_shape, weight_shape, table, geometry, groups, dtype, memory_format)
+    where = None if device is None else torch.device(device)
+    return choose_for_table(direction, x_shape, weight_shape, table, geometry, groups, dtype, memory_format, where)
 
 
 def choose_for_table(
@@ -124,16 +128,18 @@ def choose_for_table(
     groups: int,
     dtype: torch.dtype,
     memory_format: torch.memory_format,
+    device: torch.device | None = None,
 ) -> str:
-    """choose() for a mask table, which is read from its device; geometry: stride, padding, dilation, two integers
-    each."""
-    if _ext._C is None or table.device.type not in ("cpu", "cuda"):
+    """choose() for a mask table, read from its device; geometry: stride, padding, dilation, two integers each."""
+    device = device or table.device
+    if _ext._C is None or device.type not in ("cpu", "cuda"):
         return "dense"
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
     K, _, R, S = weight_shape
     sizes = [*x_shape, K, R, S, groups, *geometry]
     name, channels_last = str(dtype).removeprefix("torch."), memory_format == torch.channels_last
-    words, device = table.cpu().numpy(), str(table.device)
-    return _ext._C.choose_plan(current(), direction, sizes, words, name, channels_last, device)
+    return _ext._C.choose_plan(current(), direction, sizes, table.cpu().numpy(), name, channels_last, str(device))
 
 
 def table() -> list[dict[str, Any]]:

@@ -45,6 +45,14 @@ def test_force_decides_and_nests(plan):
     assert pk.plan.choose("forward", mask=mask(255), **LARGE) == "dense"
 
 
+@needs_extension
+def test_the_device_is_that_of_the_mask_unless_said():
+    with pk.plan.force("compact"):
+        assert pk.plan.choose("forward", mask=mask(64), **LARGE, device="cpu") == "compact"
+        there = "compact" if pk.build_info()["cuda"] and torch.cuda.is_available() else "dense"
+        assert pk.plan.choose("forward", mask=mask(64), **LARGE, device="cuda") == there
+
+
 def test_unknown_direction():
     with pytest.raises(ValueError, match="direction.*expected.*got 'backward'"):
         pk.plan.choose("backward", mask=mask(3), **LARGE)
