@@ -110,7 +110,7 @@ void store_shared(uint32_t address, const void* from, uint32_t bytes, uint32_t a
 
 void copy_async(uint32_t to, const void* from, uint32_t bytes, bool valid) {
   check_place("cp.async writes", to, bytes, bytes);
-  if (valid && reinterpret_cast<uintptr_t>(from) % bytes != 0)
+  if (reinterpret_cast<uintptr_t>(from) % bytes != 0)  // whether anything is read or not
     fail("cp.async reads %u global bytes at %p: misaligned", bytes, from);
   Copy copy{to, bytes, block.self->groups, {}};
   if (valid) std::memcpy(copy.data.data(), from, bytes);

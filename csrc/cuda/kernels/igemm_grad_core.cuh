@@ -119,7 +119,7 @@ struct ColumnLoader {
 #pragma unroll
         for (int e = 0; e < kOwn; ++e) values[i * kOwn + e] = valid && channel[e] >= 0 ? data[channel[e]] : T{0};
       } else {
-        cp_async<kBytes>(to.address(element(i)), data + channel[0], valid && channel[0] >= 0);
+        cp_async<kBytes>(to.address(element(i)), data + max(channel[0], 0), valid && channel[0] >= 0);
       }
     }
   }

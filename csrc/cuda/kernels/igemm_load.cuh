@@ -114,7 +114,7 @@ struct OperandLoader {  // vectors
   template <typename Walk>
   PK_DEVICE void start(const ConvolveParams& p, const Walk& walk, Shared<T> to, Shared<Pixel>, int) {
     const int shift = walk.at_row * p.operand_columns + walk.at_column;
-    const T* from = static_cast<const T*>(p.operand) + walk.channel[0];
+    const T* from = static_cast<const T*>(p.operand) + max(walk.channel[0], 0);  // aligned, used or not
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const bool valid = walk.channel[0] >= 0 && reaches(p, pixels[i].corner, walk.at_row, walk.at_column);
