@@ -282,7 +282,8 @@ def test_channels(live, dtype, layout):
     assert torch.equal(compact.cpu(), x[:, index.long()])
     full = pk.scatter_channels(compact, there(index), 64)
     assert torch.equal(full.cpu(), torch.zeros_like(x).index_copy(1, index.long(), x[:, index.long()]))
-    assert all(t.is_contiguous(memory_format=FORMATS[layout]) for t in (compact, full))
+    if live:  # the strides of no channels say nothing of a layout
+        assert all(t.is_contiguous(memory_format=FORMATS[layout]) for t in (compact, full))
 
 
 def test_errors_name_operator_argument_and_device():
