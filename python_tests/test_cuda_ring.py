@@ -153,7 +153,10 @@ def test_counts_are_padded_to_eights_for_the_vendor(events):
     assert [s[1] for s in shapes["aten::convolution_backward"][:3]] == [16, 16, 16]
 
 
-@pytest.mark.parametrize("made", [{"filter_mask": torch.arange(6) != 2}, {"kernel_mask": (torch.arange(6)[:, None] + torch.arange(4)) % 2 == 0}])
+@pytest.mark.parametrize(
+    "made",
+    [{"filter_mask": torch.arange(6) != 2}, {"kernel_mask": (torch.arange(6)[:, None] + torch.arange(4)) % 2 == 0}],
+)
 def test_a_full_list_is_not_copied(made, events):
     """x as it is where every channel is read."""
     x, weight, _, _ = inputs(PLAIN)
