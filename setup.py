@@ -2,6 +2,7 @@
 
 PRUNEKERNELS_CUDA=0|1   force the CUDA kernels off or on (default: on when nvcc and a CUDA build of torch are there)
 PRUNEKERNELS_DEBUG=1    -O0 -g
+PRUNEKERNELS_NO_EXT=1   no extension: pure torch, or to be built by build_ext later
 TORCH_CUDA_ARCH_LIST, MAX_JOBS   as torch.utils.cpp_extension knows them; without the former, ARCHITECTURES
 """
 
@@ -58,4 +59,5 @@ def extension():
     )
 
 
-setup(ext_modules=[extension()], cmdclass={"build_ext": BuildExtension})
+without = os.environ.get("PRUNEKERNELS_NO_EXT", "0") not in ("", "0")
+setup(ext_modules=[] if without else [extension()], cmdclass={"build_ext": BuildExtension})

@@ -1,10 +1,8 @@
 """The operators and the layer on a real GPU: the shared problem list through every plan, and what only hardware has:
-streams, graphs, tf32, several devices, tensors of more than 2^31 elements.
+tf32, tensors of more than 2^31 elements. Streams, graphs and steps: test_cuda_steps.py.
 
 Our own kernels are exact on integers. cuDNN may use Winograd's algorithm, which is not: there a tolerance, and zeros.
 """
-
-import gc
 
 import pytest
 import torch
@@ -20,7 +18,6 @@ from conv_cases import (
     PLANS,
     TOLERANCE,
     ConvCase,
-    assert_same,
     assert_zero,
     expected,
     inputs,
@@ -29,98 +26,27 @@ from conv_cases import (
     patterns,
     run,
 )
+from cuda_cases import (  # noqa: F401
+    BF16,
+    DEVICE,
+    F16,
+    F32,
+    F64,
+    FORMATS,
+    TF32_TOLERANCE,
+    WIDE,
+    assert_dead_is_zero,
+    assert_right,
+    chosen,
+    here,
+    pytestmark,
+    there,
+    usual_settings,
+)
 
 import prunekernels as pk
 from prunekernels import reference
-from prunekernels.functional import pad_string
 from prunekernels.plan import DIRECTIONS
-
-WHY_NOT = (
-    "torch finds no CUDA device"
-    if not torch.cuda.is_available()
-    else "the extension is not in use"
-    if not pk.has_extension()
-    else "the extension is built without CUDA"
-    if not pk.build_info()["cuda"]
-    else ""
-)
-pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
-
-DEVICE = "cuda"
-FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
-# tf32 keeps 11 bits of a factor: integers exactly, other numbers to 1 in 2000.
-TF32_TOLERANCE = {"rtol": 2e-3, "atol": 3e-2}
-WIDE = ConvCase(n=3, c=48, k=72, h=9, w=11)  # several tiles of the tensor core kernels, with tails
-
-
-@pytest.fixture(autouse=True)
-def tf32():
-    """Off unless a test says otherwise; choices follow the model unless a test measures."""
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), pk.plan.measure(False):
-        yield
-
-
-def there(value):
-    """Tensors, in whatever holds them, on the GPU."""
-    if isinstance(value, torch.Tensor):
-        moved = value.to(DEVICE)
-        return moved.as_strided(value.size(), value.stride()) if moved.stride() != value.stride() else moved
-    if isinstance(value, dict):
-        return {name: there(item) for name, item in value.items()}
-    return tuple(map(there, value)) if isinstance(value, (tuple, list)) else value
-
-
-def here(tensors):
-    return [None if t is None else t.cpu() for t in tensors]
-
-
-def chosen(case, dtype, layout, plan, made):
-    """What each direction runs under this plan."""
-    prepared = pk.ConvMask(**there(made), out_channels=case.k, in_channels=case.c, groups=case.groups)
-    x, padding = torch.empty(case.n, case.c, case.h, case.w, device="meta"), case.padding
-    stride, dilation = two(case.stride), two(case.dilation)
-    if isinstance(padding, str):
-        x, padding = pad_string("", x, padding, (case.r, case.s), stride, dilation)
-    weight_size = (case.k, case.c // case.groups, case.r, case.s)
-    args = {"stride": stride, "padding": two(padding), "dilation": dilation, "groups": case.groups, "dtype": dtype}
-    with pk.plan.force(plan):
-        return [
-            pk.plan.choose(d, x.shape, weight_size, prepared, memory_format=FORMATS[layout], **args) for d in DIRECTIONS
-        ]
-
-
-def two(value):
-    return list(value) if isinstance(value, (tuple, list)) else [value, value]
-
-
-def assert_right(got, want, plans, dtype, case, made):
-    """Of integers: the bits of the reference from our own kernels, near it from cuDNN, zeros where it has dead ones."""
-    for name, a, b, plan in zip(("y", "grad_x", "grad_w", "grad_b"), here(got), want, [*plans, "dense"], strict=True):
-        if a is None:
-            continue
-        assert a.dtype == dtype
-        if plan in ("direct", "sparse"):
-            assert_same([a] + [None] * 3, [b.to(dtype).double()] + [None] * 3)
-        else:
-            told = lambda text, name=name, plan=plan: f"{name} ({plan}): {text}"  # noqa: E731
-            torch.testing.assert_close(a.double(), b.double(), **TOLERANCE[dtype], msg=told)
-    assert_dead_is_zero(here(got), case, made)
-
-
-def assert_dead_is_zero(got, case, made):
-    filters = made.get("filter_mask", torch.ones(case.k, dtype=torch.bool))
-    channels = made.get("input_mask", torch.ones(case.c, dtype=torch.bool))
-    weight = torch.empty(case.k, case.c // case.groups, 1, 1)
-    three = [made.get(name) for name in ("filter_mask", "kernel_mask", "input_mask")]
-    live = reference.live_masks(weight, *three, case.groups)[2]
-    y, grad_x, grad_w, grad_b = got
-    assert_zero(y[:, ~filters])
-    assert_zero(grad_x[:, ~channels])
-    assert_zero(grad_w[~live])
-    if grad_b is not None:
-        assert_zero(grad_b[~filters])
-
 
 # ---- numbers
 
@@ -312,191 +238,6 @@ def test_autocast(dtype, plan):
     assert all(g.dtype == F32 for g in grads)
     for a, b in zip(here((y, *grads)), reference.gradients(x, weight, bias, grad_out, padding=1, **made), strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-2, atol=1e-2)
-
-
-# ---- steps: nothing waits, everything captures
-
-
-def network(plan="model", dtype=F32, layout="channels_last"):
-    """Two masked layers of integers, one after the other; ReLU between."""
-    torch.manual_seed(1)
-    model = torch.nn.Sequential(pk.MaskedConv2d(16, 24, 3, padding=1), torch.nn.ReLU(), pk.MaskedConv2d(24, 40, 1))
-    model.to(DEVICE, dtype, memory_format=FORMATS[layout])
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randint(-1, 2, p.shape))
-    set_masks(model, 0)
-    return model
-
-
-def set_masks(model, seed):
-    gen = torch.Generator().manual_seed(seed)
-    live = torch.rand(24, generator=gen) < 0.6
-    live[seed % 24] = True
-    model[0].set_masks(filter=live.to(DEVICE))
-    model[2].set_masks(input=live.to(DEVICE), filter=(torch.rand(40, generator=gen) < 0.5).to(DEVICE))
-
-
-def step(model, x, plan):
-    """Forward and backward; the gradients stand in .grad afterwards."""
-    for p in model.parameters():
-        p.grad = None
-    with pk.plan.force(plan):
-        y = model(x)
-        y.float().square().sum().backward()
-    return y.detach()
-
-
-def results(model, y):
-    return [y.clone(), *(p.grad.clone() for p in model.parameters())]
-
-
-def data(seed, dtype=F32, layout="channels_last"):
-    x = torch.randint(-2, 3, (4, 16, 7, 9), generator=torch.Generator().manual_seed(seed))
-    return x.to(DEVICE, dtype).contiguous(memory_format=FORMATS[layout])
-
-
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-def test_a_step_does_not_wait(dtype, layout, plan):
-    model, x = network(dtype=dtype, layout=layout), data(0, dtype, layout)
-    with pk.plan.measure(True):
-        step(model, x, plan)
-        before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            step(model, x, plan)
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-
-
-def captured(model, x, plan):
-    """A graph of a step on x, and the tensors in which it leaves its results."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            step(model, x, plan)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    for p in model.parameters():
-        p.grad = None
-    with torch.cuda.graph(graph):
-        y = step(model, x, plan)
-    return graph, [y, *(p.grad for p in model.parameters())]
-
-
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-def test_graph(dtype, layout, plan):
-    model, x = network(dtype=dtype, layout=layout), data(0, dtype, layout)
-    with pk.plan.measure(True):
-        graph, outputs = captured(model, x, plan)
-        kept = [t.clone() for t in outputs]
-        for seed in (1, 2):
-            x.copy_(data(seed, dtype, layout))
-            graph.replay()
-            got = [t.clone() for t in outputs]
-            want = results(model, step(model, data(seed, dtype, layout), plan))
-            for a, b in zip(got, want, strict=True):
-                torch.testing.assert_close(a, b)
-    del kept
-
-
-@pytest.mark.parametrize("plan", FORCED)
-@pytest.mark.parametrize("layout", FORMATS)
-def test_a_graph_keeps_the_masks_of_its_capture(layout, plan):
-    """Even if they are changed, their tensors freed and the memory used again."""
-    model, x = network(layout=layout), data(0, layout=layout)
-    graph, outputs = captured(model, x, plan)
-    graph.replay()
-    want = [t.clone() for t in outputs]
-    for seed in range(1, 4):
-        set_masks(model, seed)
-        step(model, data(seed, layout=layout), plan)
-    del model
-    gc.collect()
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    garbage = [torch.full((size,), 0x7F7F7F7F, dtype=torch.int32, device=DEVICE) for size in (64, 256, 1024) * 300]
-    graph.replay()
-    assert all(map(torch.equal, outputs, want))
-    del garbage, graph
-    torch.cuda.synchronize()
-
-
-def test_an_unknown_mask_is_refused_while_capturing():
-    x, weight, bias, _ = there(inputs(PLAIN))
-    mask = pk.ConvMask(there(only(6, 1, 2)), in_channels=4)
-    graph = torch.cuda.CUDAGraph()
-    pk.masked_conv2d(x, weight, bias, padding=1, filter_mask=there(only(6, 1)))  # cuDNN's own start
-    with pytest.raises((ValueError, RuntimeError), match="(?s)masked_conv2d: mask: expected.*capture.*got"):
-        with torch.cuda.graph(graph):
-            pk.masked_conv2d(x, weight, bias, padding=1, mask=mask)
-    y = pk.masked_conv2d(x, weight, bias, padding=1, mask=mask)  # and afterwards all is well
-    want = reference.masked_conv2d(x.cpu(), weight.cpu(), bias.cpu(), padding=1, filter_mask=only(6, 1, 2))
-    torch.testing.assert_close(y.cpu().double(), want, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("plan", FORCED)
-@pytest.mark.parametrize("layout", FORMATS)
-def test_streams(layout, plan):
-    """A mask first met on one stream serves on others, whatever is in flight, and may die while they still read it."""
-    problem, made = inputs(WIDE, layout=layout), masks(WIDE, "all")
-    want = expected(WIDE, "all")
-    there_problem = there(problem)
-    torch.cuda.synchronize()
-    got = []
-    for _ in range(3):
-        prepared = pk.ConvMask(**there(made), out_channels=WIDE.k, in_channels=WIDE.c)
-        torch.cuda.synchronize()
-        for stream in (torch.cuda.Stream(), torch.cuda.Stream(), torch.cuda.current_stream()):
-            with torch.cuda.stream(stream):
-                torch.cuda._sleep(1_000_000)  # the kernels run after the host has gone on
-                got.append(run(there_problem, WIDE, plan, mask=prepared))
-        del prepared
-        pk.masked_conv2d(*there_problem[:3], filter_mask=there(only(WIDE.k, 3)), padding=1)  # lets go of dead masks
-    torch.cuda.synchronize()
-    for each in got:
-        assert_right(each, want, ["dense"] * 3, F32, WIDE, made)
-
-
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-@pytest.mark.parametrize("plan", PLANS)
-def test_the_other_device(plan):
-    """Tensors that are not on the current device."""
-    last = f"cuda:{torch.cuda.device_count() - 1}"
-    problem, made = inputs(WIDE, layout="channels_last"), masks(WIDE, "all")
-    moved = [t.to(last) for t in problem]
-    got = run(moved, WIDE, plan, **{name: mask.to(last) for name, mask in made.items()})
-    assert torch.cuda.current_device() == 0 and {str(t.device) for t in got} == {last}
-    assert_right(got, expected(WIDE, "all"), ["dense"] * 3, F32, WIDE, made)
-
-
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("layout", FORMATS)
-def test_training_with_masks_that_change(layout, plan):
-    """The same steps on the CPU, in float64."""
-    gpu = network(layout=layout)
-    cpu = torch.nn.Sequential(pk.MaskedConv2d(16, 24, 3, padding=1), torch.nn.ReLU(), pk.MaskedConv2d(24, 40, 1))
-    cpu.double().load_state_dict(gpu.state_dict())
-    optimizers = [torch.optim.SGD(m.parameters(), lr=1e-5) for m in (gpu, cpu)]
-    for seed in range(4):
-        set_masks(gpu, seed)
-        for a, b in zip(gpu, cpu, strict=True):
-            if isinstance(a, pk.MaskedConv2d):
-                b.set_masks(filter=a.filter_mask.cpu(), input=a.input_mask.cpu())
-        for _ in range(2):
-            y = step(gpu, data(seed, layout=layout), plan)
-            want = step(cpu, data(seed).cpu().double(), "dense")
-            torch.testing.assert_close(y.cpu().double(), want, rtol=1e-3, atol=1e-3)
-            for optimizer in optimizers:
-                optimizer.step()
-    for a, b in zip(gpu.parameters(), cpu.parameters(), strict=True):
-        torch.testing.assert_close(a.detach().cpu().double(), b.detach(), rtol=1e-3, atol=1e-4)
-    assert all(name in FORCED for layer in (gpu[0], gpu[2]) for name in layer.plan)
 
 
 # ---- size
