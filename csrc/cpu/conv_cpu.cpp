@@ -32,6 +32,9 @@ at::Tensor vendor_grad_input(const at::Tensor& grad, const at::Tensor& x, const 
 
 at::Tensor vendor_grad_weight(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
                               const ConvParams& p, int64_t groups) {
+  // On CPUs without float16 arithmetic torch adds up over all images in float16, and a tenth of the sum may be lost.
+  if (x.scalar_type() == at::kHalf)
+    return vendor_grad_weight(grad.to(at::kFloat), x.to(at::kFloat), weight.to(at::kFloat), p, groups).to(at::kHalf);
   return std::get<1>(at::convolution_backward(grad, x, weight, std::nullopt, p.stride, p.padding, p.dilation, false,
                                               {0, 0}, groups, {false, true, false}));
 }
