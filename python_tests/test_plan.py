@@ -229,6 +229,13 @@ def test_model_ignores_what_was_measured(direction):
     assert pk.plan.choose(direction, mask=small_mask(), **SMALL) == before
 
 
+@needs_extension
+@pytest.mark.usefixtures("empty_table")
+def test_measured_up_to_almost_full():
+    convolve(30, backward=True)
+    assert {row["direction"] for row in pk.plan.table()} == set(DIRECTIONS)
+
+
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("filters", [31, 32])
 def test_almost_full_is_dense(filters, direction):

@@ -1,6 +1,4 @@
 // The masked convolution and its gradients on CPU: checks, the plans of each, and which of them runs.
-#include <ATen/ops/convolution.h>
-#include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -13,31 +11,12 @@
 #include "cpu/direct_conv.h"
 #include "cpu/fresh.h"
 #include "cpu/plans.h"
+#include "vendor_conv.h"
 
 namespace prunekernels {
 namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
-
-at::Tensor vendor_conv(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, const ConvParams& p,
-                       int64_t groups) {
-  return at::convolution(x, weight, bias, p.stride, p.padding, p.dilation, false, {0, 0}, groups);
-}
-
-at::Tensor vendor_grad_input(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight, const ConvParams& p,
-                             int64_t groups) {
-  return std::get<0>(at::convolution_backward(grad, x, weight, std::nullopt, p.stride, p.padding, p.dilation, false,
-                                              {0, 0}, groups, {true, false, false}));
-}
-
-at::Tensor vendor_grad_weight(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
-                              const ConvParams& p, int64_t groups) {
-  // On CPUs without float16 arithmetic torch adds up over all images in float16, and a tenth of the sum may be lost.
-  if (x.scalar_type() == at::kHalf)
-    return vendor_grad_weight(grad.to(at::kFloat), x.to(at::kFloat), weight.to(at::kFloat), p, groups).to(at::kHalf);
-  return std::get<1>(at::convolution_backward(grad, x, weight, std::nullopt, p.stride, p.padding, p.dilation, false,
-                                              {0, 0}, groups, {false, true, false}));
-}
 
 at::Tensor zeros(at::IntArrayRef sizes, const at::TensorOptions& options, at::MemoryFormat format) {
   return at::empty(sizes, options.memory_format(format)).zero_();  // at::zeros forgets the format
@@ -55,10 +34,10 @@ at::Tensor compact_forward(const at::Tensor& x, const at::Tensor& weight, const 
   const at::Tensor w = cc.pack_weight(weight);
   const OptionalTensor b = bias ? OptionalTensor(cc.pack_bias(*bias)) : std::nullopt;
   const at::Tensor buffer = cc.in.identity() ? x : cc.buffer(x, chunk, cc.in.live(), s.H, s.W);
-  if (cc.out.identity()) return vendor_conv(gather_images(cc.in, x, 0, s.N, buffer), w, b, p, groups);
+  if (cc.out.identity()) return vendor::conv(gather_images(cc.in, x, 0, s.N, buffer), w, b, p, groups);
   const at::Tensor y = fresh({s.N, s.K, s.P, s.Q}, x.options(), cc.format);
   each_chunk(s.N, chunk, [&](int64_t first, int64_t count) {
-    const at::Tensor part = vendor_conv(gather_images(cc.in, x, first, count, buffer), w, b, p, groups);
+    const at::Tensor part = vendor::conv(gather_images(cc.in, x, first, count, buffer), w, b, p, groups);
     cc.out.scatter(part.contiguous(cc.format), y.narrow(0, first, count));
   });
   return y;
@@ -71,11 +50,11 @@ at::Tensor compact_grad_input(const at::Tensor& grad_out, const at::Tensor& weig
   const at::Tensor w = cc.pack_weight(weight);
   const at::Tensor buffer = cc.out.identity() ? grad_out : cc.buffer(grad_out, chunk, cc.out.live(), s.P, s.Q);
   const at::Tensor x = cc.buffer(grad_out, chunk, cc.in.live(), s.H, s.W);  // sizes only; never read, so never paged in
-  if (cc.in.identity()) return vendor_grad_input(gather_images(cc.out, grad_out, 0, s.N, buffer), x, w, p, groups);
+  if (cc.in.identity()) return vendor::grad_input(gather_images(cc.out, grad_out, 0, s.N, buffer), x, w, p, groups);
   const at::Tensor grad_x = fresh({s.N, s.C, s.H, s.W}, grad_out.options(), cc.format);
   each_chunk(s.N, chunk, [&](int64_t first, int64_t count) {
     const at::Tensor grad = gather_images(cc.out, grad_out, first, count, buffer);
-    const at::Tensor part = vendor_grad_input(grad, x.narrow(0, 0, count), w, p, groups);
+    const at::Tensor part = vendor::grad_input(grad, x.narrow(0, 0, count), w, p, groups);
     cc.in.scatter(part.contiguous(cc.format), grad_x.narrow(0, first, count));
   });
   return grad_x;
@@ -95,8 +74,8 @@ at::Tensor compact_grad_weight(const at::Tensor& grad_out, const at::Tensor& x, 
       at::empty({cc.mask.out_count(), cc.mask[kInPerGroup], s.R, s.S}, x.options().memory_format(cc.format));
   at::Tensor sum;
   each_chunk(s.N, chunk, [&](int64_t first, int64_t count) {
-    const at::Tensor part = vendor_grad_weight(gather_images(cc.out, grad_out, first, count, grad_buffer),
-                                               gather_images(cc.in, x, first, count, x_buffer), like, p, groups);
+    const at::Tensor part = vendor::grad_weight(gather_images(cc.out, grad_out, first, count, grad_buffer),
+                                                gather_images(cc.in, x, first, count, x_buffer), like, p, groups);
     if (!sum.defined())
       sum = count < s.N && part.element_size() < 4 ? part.to(at::kFloat)
                                                    : part;  // a sum of many chunks needs the wider type
@@ -114,9 +93,9 @@ at::Tensor dense_forward(const at::Tensor& x, const at::Tensor& weight, const Op
   const at::MemoryFormat format = x.suggest_memory_format();
   const at::Tensor w = masked_weight(weight, mask, format);
   const OptionalTensor b = bias ? OptionalTensor(masked_bias(*bias, mask)) : std::nullopt;
-  at::Tensor y = vendor_conv(x, w, b, p, p.groups).contiguous(format);
+  at::Tensor y = vendor::conv(x, w, b, p, p.groups).contiguous(format);
   if (!nothing_leaked(x, y, channels(mask), filters(mask), p.groups)) {
-    y = vendor_conv(without_dead_channels(x, mask.in_slot()), w, b, p, p.groups).contiguous(format);
+    y = vendor::conv(without_dead_channels(x, mask.in_slot()), w, b, p, p.groups).contiguous(format);
     zero_dead_channels_(y, mask.out_slot());
   } else if (p.groups > 1) {
     zero_dead_channels_(y, mask.out_slot());
@@ -128,9 +107,9 @@ at::Tensor dense_grad_input(const at::Tensor& grad_out, const at::Tensor& x, con
                             const MaskTable& mask, const ConvParams& p) {
   const at::MemoryFormat format = x.suggest_memory_format();
   const at::Tensor w = masked_weight(weight, mask, format);
-  at::Tensor grad_x = vendor_grad_input(grad_out, x, w, p, p.groups).contiguous(format);
+  at::Tensor grad_x = vendor::grad_input(grad_out, x, w, p, p.groups).contiguous(format);
   if (!nothing_leaked(grad_out, grad_x, filters(mask), channels(mask), p.groups)) {
-    grad_x = vendor_grad_input(without_dead_channels(grad_out, mask.out_slot()), x, w, p, p.groups).contiguous(format);
+    grad_x = vendor::grad_input(without_dead_channels(grad_out, mask.out_slot()), x, w, p, p.groups).contiguous(format);
     zero_dead_channels_(grad_x, mask.in_slot());
   } else if (p.groups > 1) {
     zero_dead_channels_(grad_x, mask.in_slot());
@@ -142,7 +121,7 @@ at::Tensor dense_grad_weight(const at::Tensor& grad_out, const at::Tensor& x, co
                              const MaskTable* mask, const ConvParams& p, const float* scale) {
   const at::Tensor full = weight.contiguous(x.suggest_memory_format());
   const at::Tensor grad_weight =
-      vendor_grad_weight(grad_out, x, full, p, p.groups).contiguous(weight.suggest_memory_format());
+      vendor::grad_weight(grad_out, x, full, p, p.groups).contiguous(weight.suggest_memory_format());
   mask_grad_weight_(grad_weight, mask, scale);
   return grad_weight;
 }
@@ -168,7 +147,7 @@ at::Tensor masked_conv2d(const at::Tensor& x, const at::Tensor& weight, const Op
   const at::MemoryFormat format = x.suggest_memory_format();
   if (s.N == 0) return at::empty({0, s.K, s.P, s.Q}, x.options().memory_format(format));
   const at::Tensor full_x = x.contiguous(format);
-  if (!mask) return vendor_conv(full_x, weight.contiguous(format), bias, p, groups).contiguous(format);
+  if (!mask) return vendor::conv(full_x, weight.contiguous(format), bias, p, groups).contiguous(format);
 
   const OptionalTensor full_bias = bias ? OptionalTensor(bias->contiguous()) : std::nullopt;
   const auto run = [&](Plan plan) {
@@ -206,7 +185,7 @@ at::Tensor masked_conv2d_grad_input(const at::Tensor& grad_out, const at::Tensor
   if (s.N == 0 || (mask && (*mask)[kLivePairs] == 0)) return zeros(x_size, grad_out.options(), format);
   const at::Tensor grad = grad_out.contiguous(format);
   const auto like_x = [&] { return at::empty(x_size, grad.options().memory_format(format)); };  // sizes only
-  if (!mask) return vendor_grad_input(grad, like_x(), weight.contiguous(format), p, groups).contiguous(format);
+  if (!mask) return vendor::grad_input(grad, like_x(), weight.contiguous(format), p, groups).contiguous(format);
 
   const auto run = [&](Plan plan) {
     switch (plan) {

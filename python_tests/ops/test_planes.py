@@ -87,6 +87,17 @@ def test_tiles_of_images(height, width, isa, n, plan):
     check(ConvCase(n=n, c=9 * 4, k=9 * 8, h=height, w=width, groups=9), "ragged", plan, isa)
 
 
+@every_plan
+@pytest.mark.parametrize(("isa", "n"), IMAGES)
+@pytest.mark.parametrize(
+    ("h", "w", "padding"),
+    [(h, w, 0) for h in range(3, 7) for w in range(3, 7)] + [(h, w, 2) for h in (1, 2) for w in (1, 2)],
+)
+def test_windows_of_other_paddings(h, w, padding, isa, n, plan):
+    """One tile of outputs, or of input gradients, but not from a plane with one cell of padding around it."""
+    check(ConvCase(n=n, c=9, k=8, h=h, w=w, padding=padding), "kernel", plan, isa)
+
+
 def dots():
     """Groups with each number of live filters up to 4 and of live channels up to 6."""
     group = torch.arange(24)[:, None]
