@@ -1,0 +1,95 @@
+"""One look at a model at work: its forward pass on an example, each layer shown as it returns; and a table of text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+Visit = Callable[[str, nn.Module, Any, Any], None]  # layer's name, layer, its first argument, its result
+
+
+def observe(op: str, model: nn.Module, example_input: Any, visit: Visit, *, grad: bool = False) -> None:
+    """Runs model once in eval mode and calls visit whenever one of its modules returns; leaves the model as it was.
+
+    example_input: a tensor, a tuple of arguments, or a dict of arguments by name. A forward that fails raises an error
+    that names the module it failed in.
+    """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    args, kwargs = _arguments(op, example_input)
+    entered: list[str] = []
+    with _eval_mode(model), _hooks(model, entered, visit), torch.set_grad_enabled(grad):
+        try:
+            with torch.compiler.set_stance("force_eager"):  # compiled code would run past the hooks
+                model(*args, **kwargs)
+        except Exception as error:
+            where = f" in {entered[-1]}" if entered and entered[-1] else ""
+            got = f"{type(error).__name__}{where}: {error}"
+            raise ValueError(f"{op}: example_input: expected an input that the model runs on, got {got}") from error
+
+
+def _arguments(op: str, example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example_input, Tensor):
+        return (example_input,), {}
+    if isinstance(example_input, (tuple, list)):
+        return tuple(example_input), {}
+    if isinstance(example_input, dict):
+        return (), example_input
+    expected = "a tensor, a tuple of arguments or a dict of them"
+    raise ValueError(f"{op}: example_input: expected {expected}, got {type(example_input).__name__}")
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _hooks(model: nn.Module, entered: list[str], visit: Visit) -> Iterator[None]:
+    """entered: names of the modules whose forward has begun and not ended, innermost last.
+
+    Hooks of all modules, because one of a layer's own would put that layer out of the network gear.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+
+    def enter(module: nn.Module, args: Any) -> None:
+        if id(module) in names:
+            entered.append(names[id(module)])
+
+    def leave(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        name = names.get(id(module))
+        if name is None:
+            return
+        while entered.pop() != name:  # modules whose exception the model caught
+            pass
+        visit(name, module, args[0] if args else next(iter(kwargs.values()), None), result)
+
+    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, with_kwargs=True)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of even width: names to the left, numbers to the right."""
+    lines = [head, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    numbers = [all(not row[i] or row[i][0].isdigit() for row in rows) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(cells, widths, numbers, strict=True)]
+        return "  ".join(padded).rstrip()
+
+    return "\n".join(map(line, lines))
