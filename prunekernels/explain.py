@@ -1,0 +1,179 @@
+"""explain: what each convolution of a network skips, how, how long it takes, and what breaks the flow."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
+
+from . import _table
+from ._observe import observe, text_table
+from .flops import live_kernels
+from .modules import MaskedConv2d
+from .plan import DIRECTIONS
+
+WARMUPS, MIN_ROUNDS, MAX_ROUNDS, SECONDS = 2, 3, 15, 0.1
+
+
+class _Call(NamedTuple):
+    """All that a layer's time depends on: of the compact tensor where its input is live."""
+
+    shape: torch.Size
+    memory_format: torch.memory_format
+    dtype: torch.dtype
+    device: torch.device
+    needs_grad: bool
+    live: Any  # LiveList | None
+
+
+@dataclass
+class Explanation:
+    """rows: one for each convolution, in the order in which they first ran; breaks: what got a full-width tensor.
+
+    A row: "layer"; "gear" ("layer", "network" or "plain": not masked); "filters", "inputs", "kernels" and, of those,
+    "live_filters", "live_inputs", "live_kernels"; the plans "forward", "grad_input", "grad_weight" (None: not
+    computed); "calls"; "ms" and "dense_ms", sums over the calls. A break: "op", "module", "count".
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    breaks: list[dict[str, Any]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        shares = ("filters", "inputs", "kernels")
+        head = ["layer", "gear", *shares, *DIRECTIONS, "ms", "dense ms", "speed-up"]
+        cells = [
+            [row["layer"], row["gear"], *(f"{row['live_' + each]}/{row[each]}" for each in shares),
+             *(row[direction] or "" for direction in DIRECTIONS), *_times(row["ms"], row["dense_ms"])]
+            for row in self.rows
+        ]  # fmt: skip
+        ms, dense_ms = (sum(row[key] for row in self.rows) for key in ("ms", "dense_ms"))
+        lines = [text_table(head, [*cells, ["all", *[""] * 7, *_times(ms, dense_ms)]])]
+        lines += [f"full width: {b['op']} in {b['module'] or 'the model'}, {b['count']} x" for b in self.breaks]
+        return "\n".join(lines)
+
+
+def explain(model: nn.Module, example_input: Any, *, backward: bool = True) -> Explanation:
+    """What each convolution of model skips on the example, by which plan, in what time, and what breaks the flow.
+
+    example_input: a tensor, a tuple of arguments, or a dict of them by name, of the size that is to be explained (a
+    whole batch). The model runs once, in eval mode, and is left as it was. Then each layer runs alone on noise of its
+    input's size, side by side with the dense convolution: forward and, with backward, the gradients that a training
+    step would need; times are medians.
+
+        >>> print(pk.explain(model, torch.randn(128, 3, 32, 32)))
+    """
+    calls: dict[str, Counter[_Call]] = {}
+    layers: dict[str, nn.Conv2d] = {}
+
+    def visit(name: str, layer: nn.Module, x: Any, y: Any) -> None:
+        if isinstance(layer, nn.Conv2d):
+            layers[name] = layer
+            calls.setdefault(name, Counter())[_call(x)] += 1
+
+    with _recorded_breaks(model) as breaks:
+        observe("explain", model, example_input, visit, grad=backward)
+    return Explanation([_row(name, layers[name], calls[name], backward) for name in calls], list(breaks))
+
+
+def _recorded_breaks(model: nn.Module) -> AbstractContextManager[list[dict[str, Any]]]:
+    try:
+        from .flow import record
+    except ImportError:
+        return nullcontext([])
+    return record(model)
+
+
+def _call(x: Tensor) -> _Call:
+    live = getattr(x, "live", None)
+    compact = x if live is None else x.compact  # type: ignore[attr-defined]
+    about = (suggest_memory_format(compact), compact.dtype, compact.device, compact.requires_grad)
+    return _Call(compact.shape, *about, live)
+
+
+def _row(name: str, layer: nn.Conv2d, calls: Counter[_Call], backward: bool) -> dict[str, Any]:
+    first = next(iter(calls))
+    filters, inputs, kernels = layer.out_channels, layer.in_channels, layer.weight.shape[0] * layer.weight.shape[1]
+    row = {"layer": name, "gear": "plain", "filters": filters, "inputs": inputs, "kernels": kernels}
+    row |= {"live_filters": filters, "live_inputs": inputs, "live_kernels": kernels}
+    times = {call: _time(layer, call, backward) for call in calls}
+    plans: Any = ("dense",) * 3
+    if isinstance(layer, MaskedConv2d):
+        row["gear"] = "layer"
+        row |= _live_counts(layer, first)
+        plans = layer.plan or plans
+    needed = (True, backward and first.needs_grad, backward and layer.weight.requires_grad)
+    row |= {direction: plan if need else None for direction, plan, need in zip(DIRECTIONS, plans, needed, strict=True)}
+    row["calls"] = sum(calls.values())
+    for key in ("ms", "dense_ms"):
+        row[key] = sum(times[call][key] * count for call, count in calls.items())
+    return row
+
+
+def _live_counts(layer: MaskedConv2d, call: _Call) -> dict[str, int]:
+    arrived = None if call.live is None else torch.from_numpy(call.live.mask())
+    inputs = layer.input_mask.cpu() if arrived is None else layer.input_mask.cpu() & arrived
+    return {
+        "live_filters": int(_table.live_filters(layer._mask_table, layer.out_channels).sum()),
+        "live_inputs": int(inputs.sum()),
+        "live_kernels": int(live_kernels(layer, arrived).sum()),
+    }
+
+
+def _time(layer: nn.Conv2d, call: _Call, backward: bool) -> dict[str, float]:
+    """Milliseconds of one call, as the layer is and dense."""
+    noise = torch.Generator(call.device).manual_seed(0)  # the global one's state belongs to the training at hand
+    compact = torch.randn(call.shape, dtype=call.dtype, device=call.device, generator=noise)
+    compact = compact.contiguous(memory_format=call.memory_format).requires_grad_(backward and call.needs_grad)
+    x = wide = compact
+    runs: dict[str, Callable[[], object]] = {"dense_ms": _step(lambda: nn.Conv2d.forward(layer, wide), layer, wide)}
+    if isinstance(layer, MaskedConv2d):
+        runs["ms"] = _step(lambda: layer.forward(x), layer, compact)
+    with torch.set_grad_enabled(backward):
+        times = _medians(runs, call.device)
+    return {"ms": times.get("ms", times["dense_ms"]), "dense_ms": times["dense_ms"]}
+
+
+def _step(forward: Callable[[], Tensor], layer: nn.Conv2d, x: Tensor) -> Callable[[], object]:
+    """forward and, where autograd is on, the gradients of whatever wants one."""
+    wanted = [t for t in (x, layer.weight, layer.bias) if t is not None and t.requires_grad]
+
+    def run() -> object:
+        y = forward()
+        return torch.autograd.grad(y, wanted, torch.ones_like(y)) if y.requires_grad else y
+
+    return run
+
+
+def _medians(runs: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
+    """Median milliseconds, the runs in turns."""
+
+    def clock(run: Callable[[], object]) -> float:
+        before = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return 1e3 * (time.perf_counter() - before)
+
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(WARMUPS):  # the first of them measures plans
+        for run in runs.values():
+            clock(run)
+    end = time.perf_counter() + SECONDS
+    while len(samples["dense_ms"]) < MIN_ROUNDS or (
+        time.perf_counter() < end and len(samples["dense_ms"]) < MAX_ROUNDS
+    ):
+        for name, run in runs.items():
+            samples[name].append(clock(run))
+    return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def _times(ms: float, dense_ms: float) -> list[str]:
+    return [f"{ms:.3f}", f"{dense_ms:.3f}", f"{dense_ms / ms:.2f}" if ms else ""]

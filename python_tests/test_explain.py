@@ -1,0 +1,145 @@
+"""explain: what it says of each layer, and that it leaves model and torch as they were. Times: only that they exist."""
+
+import pytest
+import torch
+from layer_cases import FILTERS, INPUTS, KERNELS
+from torch import nn
+
+import prunekernels as pk
+from prunekernels import explain as module
+from prunekernels.explain import explain
+from prunekernels.train.models import build
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch):
+    monkeypatch.setattr(module, "SECONDS", 0)
+    monkeypatch.setattr(module, "MIN_ROUNDS", 1)
+
+
+def make():
+    model = nn.Sequential(pk.MaskedConv2d(3, 4, 3), nn.ReLU(), pk.MaskedConv2d(4, 6, 3), nn.Conv2d(6, 2, 1))
+    model[2].set_masks(filter=FILTERS, kernel=KERNELS, input=INPUTS)
+    return model
+
+
+def without_times(rows):
+    return [{key: value for key, value in row.items() if not key.endswith("ms")} for row in rows]
+
+
+@pytest.mark.parametrize("backward", [True, False])
+def test_rows(backward):
+    model = make()
+    with pk.plan.force("compact"):
+        rows = explain(model, torch.randn(2, 3, 9, 9), backward=backward).rows
+
+    def plans(forward, grad_input, grad_weight):
+        backwards = (grad_input, grad_weight) if backward else (None, None)
+        return dict(zip(pk.plan.DIRECTIONS, (forward, *backwards), strict=True))
+
+    compact = "compact" if pk.has_extension() else "dense"
+    kernels = int((KERNELS & FILTERS[:, None] & INPUTS).sum())
+    assert without_times(rows) == [
+        {"layer": "0", "gear": "layer", "filters": 4, "live_filters": 4, "inputs": 3, "live_inputs": 3, "kernels": 12,
+         "live_kernels": 12, **plans("dense", None, "dense"), "calls": 1},
+        {"layer": "2", "gear": "layer", "filters": 6, "live_filters": 4, "inputs": 4, "live_inputs": 3, "kernels": 24,
+         "live_kernels": kernels, **plans(*[compact] * 3), "calls": 1},
+        {"layer": "3", "gear": "plain", "filters": 2, "live_filters": 2, "inputs": 6, "live_inputs": 6, "kernels": 12,
+         "live_kernels": 12, **plans(*["dense"] * 3), "calls": 1},
+    ]  # fmt: skip
+    assert all(row["ms"] > 0 and row["dense_ms"] > 0 for row in rows)
+
+
+def test_an_all_live_layer_is_dense_whatever_is_forced():
+    with pk.plan.force("compact"):
+        assert explain(make(), torch.randn(2, 3, 9, 9)).rows[0]["forward"] == "dense"
+
+
+def test_what_wants_no_gradient():
+    model = make()
+    model[2].weight.requires_grad_(False)
+    model[2].bias.requires_grad_(False)
+    rows = explain(model, torch.randn(2, 3, 9, 9)).rows
+    assert [row["grad_input"] is None for row in rows] == [True, False, False]
+    assert [row["grad_weight"] is None for row in rows] == [False, True, False]
+    model.requires_grad_(False)
+    assert all(row["grad_weight"] is None and row["ms"] > 0 for row in explain(model, torch.randn(2, 3, 9, 9)).rows)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_layers_run_at_the_size_and_layout_of_their_input(layout, monkeypatch):
+    seen = []
+    forward = pk.MaskedConv2d.forward
+    monkeypatch.setattr(pk.MaskedConv2d, "forward", lambda self, x: seen.append(x) or forward(self, x))
+    model = make().to(memory_format=layout)
+    explain(model, torch.randn(2, 3, 9, 8).to(memory_format=layout))
+    of_second = [x for x in seen if x.shape[1] == 4]
+    assert len(of_second) > 1 and {x.shape for x in of_second} == {(2, 4, 7, 6)}
+    assert all(x.is_contiguous(memory_format=layout) for x in of_second)
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = pk.MaskedConv2d(2, 2, 3)
+
+    def forward(self, x):
+        return self.conv(self.conv(x)) + self.conv(input=x[..., 2:, 2:])
+
+
+def test_calls_add_up():
+    rows = explain(Twice(), torch.randn(1, 2, 8, 8)).rows
+    assert [(row["layer"], row["calls"]) for row in rows] == [("conv", 3)]
+
+
+def test_the_model_and_the_random_state_are_left_alone():
+    model = build("resnet20", width=0.2)
+    pk.convert(model)
+    model.train()
+    model.stem.conv.set_masks(filter=torch.arange(3) < 2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    explain(model, torch.zeros(2, 3, 8, 8))
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(m.training for m in model.modules()) and all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_under_no_grad_too():
+    with torch.no_grad():
+        rows = explain(make(), torch.randn(2, 3, 9, 9)).rows
+        assert not torch.is_grad_enabled()
+    assert rows[1]["grad_input"] is not None
+
+
+def test_autocast_is_the_callers():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert len(explain(make(), torch.randn(2, 3, 9, 9)).rows) == 3
+
+
+def test_text(monkeypatch):
+    monkeypatch.setattr(module, "_medians", lambda runs, device: {name: 0.5 * len(name) for name in runs})
+    with pk.plan.measure(False), pk.plan.force("dense"):
+        assert str(explain(make(), torch.randn(2, 3, 9, 9))).splitlines() == [
+            "layer  gear   filters  inputs  kernels  forward  grad_input  grad_weight     ms  dense ms  speed-up",
+            "0      layer      4/4     3/3    12/12  dense                dense        1.000     4.000      4.00",
+            "2      layer      4/6     3/4     8/24  dense    dense       dense        1.000     4.000      4.00",
+            "3      plain      2/2     6/6    12/12  dense    dense       dense        4.000     4.000      1.00",
+            "all                                                                       6.000    12.000      2.00",
+        ]
+
+
+def test_breaks_are_told():
+    told = module.Explanation(
+        [], [{"op": "sigmoid", "module": "gate", "count": 3}, {"op": "add", "module": "", "count": 1}]
+    )
+    assert str(told).splitlines()[-2:] == ["full width: sigmoid in gate, 3 x", "full width: add in the model, 1 x"]
+
+
+def test_nothing_to_explain():
+    assert explain(nn.ReLU(), torch.ones(1)).rows == []
+
+
+def test_a_failure_names_the_layer():
+    with pytest.raises(ValueError, match="explain: example_input: expected an input .* got RuntimeError in 0: "):
+        explain(make(), torch.randn(2, 5, 9, 9))
