@@ -45,4 +45,27 @@ TORCH_LIBRARY(prunekernels, m) {
 
   // full[n, index[j]] = x[n, j], 0 elsewhere
   m.def("scatter_channels(Tensor x, Tensor index, SymInt channels) -> Tensor", reads_on_host);
+
+  // ---- network gear: activations that hold live channels alone ----
+
+  // y[n, j] = x[n, index[j]], 0 where index[j] is -1. inverse[c] = j where index[j] = c, else -1: the adjoint is the
+  // same operator with the two exchanged.
+  m.def("regroup_channels(Tensor x, Tensor index, Tensor inverse) -> Tensor", reads_on_host);
+
+  // y[n, j] = a[n, a_index[j]] + alpha * b[n, b_index[j]], a term missing where its index is -1. Every channel of a and
+  // b has a place in y: a_inverse, b_inverse.
+  m.def(
+      "join_channels(Tensor a, Tensor b, Tensor a_index, Tensor b_index, Tensor a_inverse, Tensor b_inverse, float "
+      "alpha) -> Tensor",
+      reads_on_host);
+
+  // w[i, j] = weight[out_index[i], in_index[j]], the lists of mask, which knows of no single dead kernel.
+  m.def("pack_weight(Tensor weight, Tensor mask, SymInt filters, SymInt channels) -> Tensor", reads_on_host);
+
+  // Its adjoint: full width [K, C / groups, R, S], zeros elsewhere.
+  m.def("unpack_grad_weight(Tensor grad, Tensor mask, SymInt filters, SymInt channels, bool channels_last) -> Tensor",
+        reads_on_host);
+
+  // Gives a tensor without memory of its own an autograd history: its gradient, gathered, is that of compact.
+  m.def("attach_live(Tensor(a!) full, Tensor compact, Tensor index) -> ()");
 }

@@ -31,6 +31,7 @@ class MaskBuffers(nn.Module):
     _mask_names: tuple[str, ...] = ()
     _own_state: tuple[str, ...] = ()  # every buffer and attribute the plain layer does not have
     _seen: tuple[int, ...]
+    _flow: bool = False  # network gear: hands on live tensors
 
     def _init_masks(self) -> None:
         raise NotImplementedError
@@ -87,7 +88,7 @@ class MaskBuffers(nn.Module):
 
     def _drop_masks(self) -> None:
         """Removes all that a masked layer has beyond the plain one."""
-        for name in self._own_state:
+        for name in (*self._own_state, "_flow"):
             self._buffers.pop(name, None)
             self._non_persistent_buffers_set.discard(name)
             self.__dict__.pop(name, None)

@@ -23,6 +23,11 @@ SCHEMAS = (
     "masked_conv2d_grad_bias(Tensor grad_out, Tensor? mask) -> Tensor",
     "gather_channels(Tensor x, Tensor index) -> Tensor",
     "scatter_channels(Tensor x, Tensor index, SymInt channels) -> Tensor",
+    "regroup_channels(Tensor x, Tensor index, Tensor inverse) -> Tensor",
+    "join_channels(Tensor a, Tensor b, Tensor a_index, Tensor b_index, Tensor a_inverse, Tensor b_inverse, float alpha)"
+    " -> Tensor",
+    "pack_weight(Tensor weight, Tensor mask, SymInt filters, SymInt channels) -> Tensor",
+    "unpack_grad_weight(Tensor grad, Tensor mask, SymInt filters, SymInt channels, bool channels_last) -> Tensor",
 )
 
 
@@ -201,27 +206,68 @@ def scatter_channels(x, index, channels):
     return full.index_copy_(1, index, x)
 
 
+def regroup_channels(x, index, inverse):
+    _expect(inverse.numel() == x.shape[1], "regroup_channels", "inverse", "one place per channel of x", inverse.shape)
+    y = x.index_select(1, index.clamp(min=0).long()) if x.shape[1] else x.new_zeros(len(x), len(index), *x.shape[2:])
+    return _where(index >= 0, y, 1, -1, 1, 1).contiguous(memory_format=suggest_memory_format(x))
+
+
+def join_channels(a, b, a_index, b_index, a_inverse, b_inverse, alpha):
+    layout = suggest_memory_format(a if a.shape[1] >= b.shape[1] else b)
+    y = regroup_channels(a, a_index, a_inverse) + alpha * regroup_channels(b, b_index, b_inverse)
+    return y.contiguous(memory_format=layout)
+
+
+def _lists(mask, filters):
+    """bool [K] and bool [C] of the filters and channels that a table's convolution is made of."""
+    K, C, G = mask[1:4].tolist()
+    _expect(K == filters, "pack_weight", "mask", f"a table of {filters} filters", K)
+    return _table.computed_filters(mask, K), _table.read_channels(mask, K, C).view(G, -1)
+
+
+def pack_weight(weight, mask, filters, channels):
+    rows, columns = _lists(mask, weight.shape[0])
+    columns = columns.any(0)  # one list for all groups: nothing is ragged
+    packed = weight[rows][:, columns]
+    got = f"{filters}, {channels}"
+    _expect(packed.shape[:2] == (filters, channels), "pack_weight", "filters, channels", tuple(packed.shape[:2]), got)
+    return packed.contiguous(memory_format=suggest_memory_format(weight))
+
+
+def unpack_grad_weight(grad, mask, filters, channels, channels_last):
+    rows, columns = _lists(mask, filters)
+    half = grad.new_zeros(filters, *grad.shape[1:]).index_copy_(0, rows.nonzero().flatten(), grad)
+    full = grad.new_zeros(filters, channels, *grad.shape[2:]).index_copy_(1, columns.any(0).nonzero().flatten(), half)
+    return full.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+OPERATORS = (
+    masked_conv2d,
+    masked_conv2d_grad_input,
+    masked_conv2d_grad_weight,
+    masked_conv2d_grad_bias,
+    gather_channels,
+    scatter_channels,
+    regroup_channels,
+    join_channels,
+    pack_weight,
+    unpack_grad_weight,
+)
+
+
 def define() -> torch.library.Library:
     """Defines the schemas and implements them for every device."""
     library = torch.library.Library("prunekernels", "DEF")
     for schema in SCHEMAS:
         library.define(schema)
-    implement(library, "CompositeExplicitAutograd", (conv_mask,))
+    library.impl("conv_mask", conv_mask, "CompositeExplicitAutograd")
     implement(library, "CompositeExplicitAutograd")
     return library
 
 
-def implement(
-    library: torch.library.Library,
-    key: str,
-    operators=(
-        masked_conv2d,
-        masked_conv2d_grad_input,
-        masked_conv2d_grad_weight,
-        masked_conv2d_grad_bias,
-        gather_channels,
-        scatter_channels,
-    ),
-) -> None:
-    for operator in operators:
-        library.impl(operator.__name__, operator, key)
+def implement(library: torch.library.Library, key: str) -> None:
+    """Implements what has no kernel of its own under a dispatch key."""
+    for operator in OPERATORS:
+        name = f"prunekernels::{operator.__name__}"
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(name, key):
+            library.impl(operator.__name__, operator, key)

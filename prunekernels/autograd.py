@@ -66,6 +66,27 @@ def _(x, index, channels):
     return _empty(x, (x.shape[0], channels, x.shape[2], x.shape[3]), _is_channels_last(x))
 
 
+@_register_fake("prunekernels::regroup_channels")
+def _(x, index, inverse):
+    return _empty(x, (x.shape[0], index.shape[0], x.shape[2], x.shape[3]), _is_channels_last(x))
+
+
+@_register_fake("prunekernels::join_channels")
+def _(a, b, a_index, b_index, a_inverse, b_inverse, alpha):
+    size = (a.shape[0], a_index.shape[0], a.shape[2], a.shape[3])
+    return _empty(a, size, _is_channels_last(a if a.shape[1] >= b.shape[1] else b))
+
+
+@_register_fake("prunekernels::pack_weight")
+def _(weight, mask, filters, channels):
+    return _empty(weight, (filters, channels, *weight.shape[2:]), _is_channels_last(weight))
+
+
+@_register_fake("prunekernels::unpack_grad_weight")
+def _(grad, mask, filters, channels, channels_last):
+    return _empty(grad, (filters, channels, *grad.shape[2:]), channels_last)
+
+
 # ---- gradients ------------------------------------------------------------------------------------------------------
 
 
@@ -146,6 +167,50 @@ def _scatter_backward(ctx, grad):
     return ops.gather_channels(grad, ctx.saved_tensors[0]), None, None
 
 
+def _setup_regroup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _regroup_backward(ctx, grad):
+    index, inverse = ctx.saved_tensors
+    return ops.regroup_channels(grad, inverse, index), None, None
+
+
+def _setup_join(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[2:6])
+    ctx.alpha = inputs[6]
+
+
+def _join_backward(ctx, grad):
+    a_index, b_index, a_inverse, b_inverse = ctx.saved_tensors
+    grad_a = grad_b = None
+    if ctx.needs_input_grad[0]:
+        grad_a = ops.regroup_channels(grad, a_inverse, a_index)
+    if ctx.needs_input_grad[1]:
+        grad_b = ops.regroup_channels(grad, b_inverse, b_index) * ctx.alpha
+    return grad_a, grad_b, *[None] * 5
+
+
+def _setup_pack(ctx, inputs, output):
+    weight, mask, *_ = inputs
+    ctx.save_for_backward(mask)
+    ctx.size, ctx.channels_last = weight.shape[:2], _is_channels_last(weight)
+
+
+def _pack_backward(ctx, grad):
+    return ops.unpack_grad_weight(grad, ctx.saved_tensors[0], *ctx.size, ctx.channels_last), None, None, None
+
+
+def _setup_unpack(ctx, inputs, output):
+    grad, mask, *_ = inputs
+    ctx.save_for_backward(mask)
+    ctx.size = grad.shape[:2]
+
+
+def _unpack_backward(ctx, grad):
+    return ops.pack_weight(grad, ctx.saved_tensors[0], *ctx.size), *[None] * 4
+
+
 _GRADIENTS = {
     "masked_conv2d": (_conv_backward, _setup_conv),
     "masked_conv2d_grad_input": (_grad_input_backward, _setup_grad_input),
@@ -153,10 +218,51 @@ _GRADIENTS = {
     "masked_conv2d_grad_bias": (_grad_bias_backward, _setup_grad_bias),
     "gather_channels": (_gather_backward, _setup_channels),
     "scatter_channels": (_scatter_backward, _setup_channels),
+    "regroup_channels": (_regroup_backward, _setup_regroup),
+    "join_channels": (_join_backward, _setup_join),
+    "pack_weight": (_pack_backward, _setup_pack),
+    "unpack_grad_weight": (_unpack_backward, _setup_unpack),
 }
 if not _ext.has_extension():  # csrc/autograd.cpp registers them otherwise, at a fifth of the cost per call
     for _name, (_backward, _setup) in _GRADIENTS.items():
         torch.library.register_autograd(f"prunekernels::{_name}", _backward, setup_context=_setup)
+
+
+# ---- live tensors ---------------------------------------------------------------------------------------------------
+
+
+def _bare(cls, compact, size, strides):
+    return Tensor._make_wrapper_subclass(cls, size, strides, dtype=compact.dtype, device=compact.device)
+
+
+class _Wrap(torch.autograd.Function):
+    """A tensor of cls and of full width without memory, whose gradient, gathered, is that of compact."""
+
+    @staticmethod
+    def forward(ctx, compact, cls, index, size, strides):
+        ctx.save_for_backward(index)
+        ctx.size = compact.shape
+        return _bare(cls, compact, size, strides)
+
+    @staticmethod
+    def backward(ctx, grad):
+        planes = grad if grad.dim() == 4 else grad.reshape(*grad.shape[:2], -1, 1)
+        return ops.gather_channels(planes, ctx.saved_tensors[0]).reshape(ctx.size), *[None] * 4
+
+
+def live_wrapper(cls, compact: Tensor, index: Tensor, size, strides):
+    """A tensor of cls, of full width, that stores nothing and whose gradients reach compact."""
+    if _ext.has_extension():
+        wrapper = _bare(cls, compact, size, strides)
+        if compact.requires_grad:
+            ops.attach_live.default(wrapper, compact, index)
+        return wrapper
+    return _Wrap.apply(compact, cls, index, size, strides)
+
+
+def attach_live(wrapper: Tensor, compact: Tensor, index: Tensor) -> None:
+    """Another history for a wrapper whose values were replaced; only with the extension."""
+    ops.attach_live.default(wrapper, compact, index)
 
 
 # ---- autocast -------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from .flow.switch import flow
 from .modules import MaskedConv2d
 from .norm import MaskedBatchNorm2d
 
@@ -62,6 +63,7 @@ def convert(
 @torch.no_grad()
 def restore(model: nn.Module) -> Conversion:
     """In place: back to nn.Conv2d and nn.BatchNorm2d, dead weights, biases and affine parameters written as zeros."""
+    flow(model, False)
     report = Conversion()
     masked = [(n, m) for n, m in model.named_modules() if isinstance(m, (MaskedConv2d, MaskedBatchNorm2d))]
     for name, module in masked:  # first, so that nothing has changed when it raises

@@ -12,6 +12,8 @@ from torch._prims_common import suggest_memory_format
 
 from . import _table
 from ._buffers import MaskBuffers
+from .flow import LiveTensor
+from .flow.conv import Passage, live_conv
 from .functional import WEIGHT_GRADS, check_conv, check_grad_scale, conv2d_with_tables, pad_string
 from .masks import live_counts, make_table
 from .plan import LayerPlan, choose_for_table
@@ -33,7 +35,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
     _mask_names = ("filter_mask", "kernel_mask", "input_mask", "hard_mask")
     _own_state = (
         *_mask_names, "_mask_table", "_grad_table", "_grad_scale", "_weight_grad", "_seen", "_live", "_all_live",
-        "_last_input",
+        "_last_input", "_passages",
     )  # fmt: skip
     filter_mask: Tensor
     kernel_mask: Tensor
@@ -44,6 +46,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
     _grad_table: Tensor
     _grad_scale: Tensor | None
     _live: tuple[int, int, int]  # filters, inputs, kernels
+    _passages: dict[Any, Passage]  # by the live channels that came in
     _last_input: tuple[torch.Size, tuple[int, ...], torch.dtype] | None = None  # size, stride, the result's dtype
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -73,6 +76,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         else:
             self._live = live_counts(table)
         self._all_live = self._live[2] == self.kernel_mask.numel()
+        self._passages = {}
 
     @torch.no_grad()
     def set_masks(
@@ -110,6 +114,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         if value not in WEIGHT_GRADS:
             raise ValueError(f"MaskedConv2d: weight_grad: expected one of {', '.join(WEIGHT_GRADS)}, got {value!r}")
         self._weight_grad = value
+        self._passages = {}
 
     @property
     def grad_scale(self) -> Tensor | None:
@@ -154,6 +159,12 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         self._refresh_if_edited()
+        if (self._flow or type(input) is LiveTensor) and not torch.compiler.is_compiling():
+            return live_conv(self, input)
+        return self._full_forward(input)
+
+    def _full_forward(self, input: Tensor) -> Tensor:
+        """Full width in and out."""
         if self._all_live and self._grad_scale is None:
             y = super().forward(input)
         else:

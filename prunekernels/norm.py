@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._buffers import MaskBuffers
-from .functional import gather_channels, scatter_channels
+from .flow import LiveList, LiveTensor
+from .flow.live import regroup, widen, wrap
+from .functional import gather_channels
 
 
 class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
@@ -20,8 +22,9 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
     """
 
     _mask_names = ("channel_mask",)
-    _own_state = ("channel_mask", "_seen", "_index", "_all_live")
+    _own_state = ("channel_mask", "_seen", "_channels", "_all_live")
     channel_mask: Tensor
+    _channels: LiveList
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -34,9 +37,9 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
 
     def _derive(self) -> None:
         mask = self.channel_mask
-        self._all_live = mask.is_meta or bool(mask.all())
         # No buffer: its length changes with the mask, which a buffer's must not while ranks broadcast theirs.
-        self._index = torch.nonzero(mask).flatten().int() if not self._all_live else torch.empty(0, dtype=torch.int32)
+        self._channels = LiveList.all(mask.numel()) if mask.is_meta else LiveList.of_mask(mask)
+        self._all_live = self._channels.full
 
     def set_mask(self, channel: Tensor | str) -> None:
         """Changes the mask in place: a bool tensor [C] or "all". On an error nothing changes."""
@@ -50,15 +53,21 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         self._refresh_if_edited()
-        if self._all_live:
+        if self._all_live and type(input) is not LiveTensor:
             return super().forward(input)
         self._check_input_dim(input)
         if input.shape[1] != self.num_features:
             raise ValueError(
                 f"MaskedBatchNorm2d: input: expected {self.num_features} channels, got {list(input.shape)}"
             )
-        index = self._index.to(input.device)
-        return scatter_channels(self._normalize(gather_channels(input, index), index.long()), index, self.num_features)
+        if type(input) is LiveTensor:  # a live channel that arrives dead is still normalized: zeros become beta
+            compact = regroup(input.compact, input.live, self._channels)
+        else:
+            compact = gather_channels(input, self._channels.index(input.device))
+        y = self._normalize(compact, self._channels.rows(compact.device))
+        if self._flow and not self._forward_hooks and not torch.compiler.is_compiling():
+            return wrap(y, self._channels)
+        return widen(y, self._channels)
 
     def _normalize(self, live: Tensor, rows: Tensor) -> Tensor:
         """The norm of the live channels alone; rows: which they are."""
@@ -108,5 +117,5 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         bias.masked_fill_(~self.channel_mask, 0)
 
     def extra_repr(self) -> str:
-        live = "" if self._all_live else f", channels={self._index.numel()}/{self.num_features}"
+        live = "" if self._all_live else f", channels={self._channels.count}/{self.num_features}"
         return super().extra_repr() + live

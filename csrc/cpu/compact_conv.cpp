@@ -60,12 +60,13 @@ at::Tensor CompactConv::pack_bias(const at::Tensor& bias) const {
   return compact;
 }
 
-at::Tensor CompactConv::unpack_grad_weight(const at::Tensor& grad, const at::Tensor& like, const float* scale) const {
+at::Tensor CompactConv::unpack_grad_weight(const at::Tensor& grad, at::IntArrayRef size, at::MemoryFormat layout,
+                                           const float* scale) const {
   const at::Tensor compact =
       grad.contiguous(grad.is_contiguous(at::MemoryFormat::ChannelsLast) ? at::MemoryFormat::ChannelsLast
                                                                          : at::MemoryFormat::Contiguous);
-  const at::Tensor full = fresh(like.sizes(), like.options(), like.suggest_memory_format());
-  with_element(like.scalar_type(), [&](auto zero) {
+  const at::Tensor full = fresh(size, grad.options(), layout);
+  with_element(grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     at::parallel_for(0, shape.K, row_grain(full), [&](int64_t begin, int64_t end) {
       prunekernels::unpack_grad_weight(const_elements<T>(compact), elements<T>(full), weight_move(full, compact), scale,

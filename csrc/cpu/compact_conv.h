@@ -16,8 +16,9 @@ struct CompactConv {
 
   at::Tensor pack_weight(const at::Tensor& weight) const;  // [K, Cg, R, S] -> [out_count, in_per_group, R, S]
   at::Tensor pack_bias(const at::Tensor& bias) const;      // [K] -> [out_count]
-  // [out_count, in_per_group, R, S] -> the layout of like [K, Cg, R, S], rows scaled, exact zeros for dead kernels.
-  at::Tensor unpack_grad_weight(const at::Tensor& compact, const at::Tensor& like, const float* scale) const;
+  // [out_count, in_per_group, R, S] -> size [K, Cg, R, S] in a format, rows scaled, exact zeros for dead kernels.
+  at::Tensor unpack_grad_weight(const at::Tensor& compact, at::IntArrayRef size, at::MemoryFormat layout,
+                                const float* scale) const;
 
   int64_t chunk(int64_t element_bytes) const;  // images per batch chunk
   at::Tensor buffer(const at::Tensor& like, int64_t images, int64_t channels, int64_t height, int64_t width) const;

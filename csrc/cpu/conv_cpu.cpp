@@ -82,7 +82,7 @@ at::Tensor compact_grad_weight(const at::Tensor& grad_out, const at::Tensor& x, 
     else
       sum.add_(part);
   });
-  return cc.unpack_grad_weight(sum.to(x.scalar_type()), weight, scale);
+  return cc.unpack_grad_weight(sum.to(x.scalar_type()), weight.sizes(), weight.suggest_memory_format(), scale);
 }
 
 Side filters(const MaskTable& mask) { return {mask.out_slot(), mask[kFilters]}; }

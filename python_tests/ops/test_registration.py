@@ -83,7 +83,27 @@ SAMPLES = {
     ],
     "gather_channels": lambda: [(tensors(layout)[0], INDEX[:n]) for layout, n in LAYOUTS_AND_COUNTS],
     "scatter_channels": lambda: [(leading(layout, n), INDEX[:n], 9) for layout, n in LAYOUTS_AND_COUNTS],
+    "regroup_channels": lambda: [(tensors(layout)[0], *MOVE) for layout, _ in LAYOUTS_AND_COUNTS],
+    "join_channels": lambda: [
+        (tensors(layout)[0], tensors(layout)[0], MOVE[0], BACK[0], MOVE[1], BACK[1], alpha)
+        for layout, alpha in (("nchw", 1.0), ("channels_last", -0.5))
+    ],
+    "pack_weight": lambda: [
+        (tensors()[1], WHOLE_TABLE, 4, 1),
+        (tensors()[1].detach().to(memory_format=torch.channels_last).requires_grad_(), WHOLE_TABLE, 4, 1),
+    ],
+    "unpack_grad_weight": lambda: [
+        (torch.randn(4, 1, 3, 3, requires_grad=True), WHOLE_TABLE, 6, 2, channels_last)
+        for channels_last in (False, True)
+    ],
+    "attach_live": lambda: [],  # changes an object, not its values: test_flow.py
 }
+# Four channels to six places and back, two of them filled; the same from the other end.
+MOVE = [torch.tensor(x, dtype=torch.int32) for x in ([0, -1, 1, 2, -1, 3], [0, 2, 3, 5])]
+BACK = [torch.tensor(x, dtype=torch.int32) for x in ([-1, 0, -1, 1, 2, 3], [1, 3, 4, 5])]
+WHOLE_TABLE = OPS.conv_mask(
+    torch.tensor([1, 0, 1, 1, 0, 1], dtype=torch.bool), None, torch.tensor([0, 1, 1, 0], dtype=torch.bool), 6, 4, 2
+)
 LAYOUTS_AND_COUNTS = [("nchw", 3), ("channels_last", 2), ("sliced", 1), ("nchw", 0)]
 COUNTS = {name: len(list(make())) for name, make in SAMPLES.items()}
 

@@ -1,0 +1,25 @@
+// Sum of two compact activations over the union of their live channels:
+//   y[n, j] = a[n, a_index[j]] + alpha * b[n, b_index[j]], a term missing where its index is < 0
+// "planes": NCHW, a channel is contiguous. "pixels": NHWC, a pixel's channels are contiguous.
+#pragma once
+
+#include <cstdint>
+
+namespace prunekernels {
+
+struct JoinList {
+  const int32_t* a_index;  // [channels]
+  const int32_t* b_index;  // [channels]
+  int64_t channels, a_channels, b_channels;
+};
+
+// Range: planes begin..end of [n * channels].
+template <typename T>
+void join_planes(const T* a, const T* b, T* y, int64_t pixels, double alpha, int64_t begin, int64_t end,
+                 const JoinList& list);
+
+// Range: pixels begin..end of [n * H * W].
+template <typename T>
+void join_pixels(const T* a, const T* b, T* y, double alpha, int64_t begin, int64_t end, const JoinList& list);
+
+}  // namespace prunekernels

@@ -1,0 +1,167 @@
+// Gradients of the network gear's operators, and the history of a live tensor.
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+namespace prunekernels {
+namespace {
+
+using at::Tensor;
+using c10::SymInt;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::Variable;
+using torch::autograd::variable_list;
+
+template <typename Signature>
+auto find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+Tensor regroup(const Tensor& x, const Tensor& index, const Tensor& inverse) {
+  static const auto op = find<Tensor(const Tensor&, const Tensor&, const Tensor&)>("prunekernels::regroup_channels");
+  return op.call(x, index, inverse);
+}
+
+Tensor join(const Tensor& a, const Tensor& b, const Tensor& a_index, const Tensor& b_index, const Tensor& a_inverse,
+            const Tensor& b_inverse, double alpha) {
+  static const auto op =
+      find<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, double)>(
+          "prunekernels::join_channels");
+  return op.call(a, b, a_index, b_index, a_inverse, b_inverse, alpha);
+}
+
+Tensor pack(const Tensor& weight, const Tensor& mask, SymInt filters, SymInt channels) {
+  static const auto op = find<Tensor(const Tensor&, const Tensor&, SymInt, SymInt)>("prunekernels::pack_weight");
+  return op.call(weight, mask, std::move(filters), std::move(channels));
+}
+
+Tensor unpack(const Tensor& grad, const Tensor& mask, SymInt filters, SymInt channels, bool channels_last) {
+  static const auto op =
+      find<Tensor(const Tensor&, const Tensor&, SymInt, SymInt, bool)>("prunekernels::unpack_grad_weight");
+  return op.call(grad, mask, std::move(filters), std::move(channels), channels_last);
+}
+
+bool is_channels_last(const Tensor& x) { return x.suggest_memory_format() == at::MemoryFormat::ChannelsLast; }
+
+struct Regroup : Function<Regroup> {
+  static constexpr bool is_traceable = true;
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& index, const Tensor& inverse) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({index, inverse});
+    return regroup(x, index, inverse);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto s = ctx->get_saved_variables();
+    return {regroup(grads[0], s[1], s[0]), Variable(), Variable()};
+  }
+};
+
+// A list as long as the union is the union: its gradient is the whole one.
+Tensor part(const Tensor& grad, const Tensor& index, const Tensor& inverse) {
+  return index.sym_numel() == inverse.sym_numel() ? grad : regroup(grad, inverse, index);
+}
+
+struct Join : Function<Join> {
+  static constexpr bool is_traceable = true;
+  static Tensor forward(AutogradContext* ctx, const Tensor& a, const Tensor& b, const Tensor& a_index,
+                        const Tensor& b_index, const Tensor& a_inverse, const Tensor& b_inverse, double alpha) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({a_index, b_index, a_inverse, b_inverse});
+    ctx->saved_data["alpha"] = alpha;
+    return join(a, b, a_index, b_index, a_inverse, b_inverse, alpha);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto s = ctx->get_saved_variables();
+    const double alpha = ctx->saved_data["alpha"].toDouble();
+    variable_list out(7);
+    if (ctx->needs_input_grad(0)) out[0] = part(grads[0], s[0], s[2]);
+    if (ctx->needs_input_grad(1)) {
+      out[1] = part(grads[0], s[1], s[3]);
+      if (alpha != 1) out[1] = out[1].mul(alpha);
+    }
+    return out;
+  }
+};
+
+struct Pack : Function<Pack> {
+  static constexpr bool is_traceable = true;
+  static Tensor forward(AutogradContext* ctx, const Tensor& weight, const Tensor& mask, SymInt filters,
+                        SymInt channels) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({mask});
+    ctx->saved_data["filters"] = weight.sym_size(0);
+    ctx->saved_data["channels"] = weight.sym_size(1);
+    ctx->saved_data["channels_last"] = is_channels_last(weight);
+    return pack(weight, mask, std::move(filters), std::move(channels));
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto& d = ctx->saved_data;
+    return {unpack(grads[0], ctx->get_saved_variables()[0], d.at("filters").toSymInt(), d.at("channels").toSymInt(),
+                   d.at("channels_last").toBool()),
+            Variable(), Variable(), Variable()};
+  }
+};
+
+struct Unpack : Function<Unpack> {
+  static constexpr bool is_traceable = true;
+  static Tensor forward(AutogradContext* ctx, const Tensor& grad, const Tensor& mask, SymInt filters, SymInt channels,
+                        bool channels_last) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({mask});
+    ctx->saved_data["filters"] = grad.sym_size(0);
+    ctx->saved_data["channels"] = grad.sym_size(1);
+    return unpack(grad, mask, std::move(filters), std::move(channels), channels_last);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto& d = ctx->saved_data;
+    return {pack(grads[0], ctx->get_saved_variables()[0], d.at("filters").toSymInt(), d.at("channels").toSymInt()),
+            Variable(), Variable(), Variable(), Variable()};
+  }
+};
+
+struct Unseen {  // by Function, which takes a tensor for an input
+  Tensor tensor;
+};
+
+// A live tensor's gradient at full width, gathered, is that of its compact values.
+struct Live : Function<Live> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& compact, const Tensor& index, const Unseen& full) {
+    ctx->save_for_backward({index});
+    ctx->saved_data["size"] = compact.sym_sizes().vec();
+    return full.tensor;
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    static const auto gather = find<Tensor(const Tensor&, const Tensor&)>("prunekernels::gather_channels");
+    const Tensor& grad = grads[0];
+    const Tensor index = ctx->get_saved_variables()[0];
+    if (!grad.defined()) return {Tensor(), Tensor(), Tensor()};
+    const Tensor planes = grad.dim() == 4 ? grad : grad.reshape_symint({grad.sym_size(0), grad.sym_size(1), -1, 1});
+    return {gather.call(planes, index).reshape_symint(ctx->saved_data["size"].toSymIntVector()), Tensor(), Tensor()};
+  }
+};
+
+// Runs above the dispatch to Python that a tensor of a subclass asks for, and never goes there.
+void attach_live(const Tensor& full, const Tensor& compact, const Tensor& index) {
+  Live::apply(compact, index, Unseen{full});
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(prunekernels, Autograd, m) {
+  m.impl("regroup_channels",
+         [](const Tensor& x, const Tensor& index, const Tensor& inverse) { return Regroup::apply(x, index, inverse); });
+  m.impl("join_channels", [](const Tensor& a, const Tensor& b, const Tensor& a_index, const Tensor& b_index,
+                             const Tensor& a_inverse, const Tensor& b_inverse, double alpha) {
+    return Join::apply(a, b, a_index, b_index, a_inverse, b_inverse, alpha);
+  });
+  m.impl("pack_weight", [](const Tensor& weight, const Tensor& mask, SymInt filters, SymInt channels) {
+    return Pack::apply(weight, mask, std::move(filters), std::move(channels));
+  });
+  m.impl("unpack_grad_weight",
+         [](const Tensor& grad, const Tensor& mask, SymInt filters, SymInt channels, bool channels_last) {
+           return Unpack::apply(grad, mask, std::move(filters), std::move(channels), channels_last);
+         });
+  m.impl("attach_live", attach_live);
+}
+
+}  // namespace prunekernels
