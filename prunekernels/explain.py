@@ -5,8 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,9 +15,13 @@ from torch._prims_common import suggest_memory_format
 
 from . import _table
 from ._observe import observe, text_table
-from .flops import live_kernels
+from .flops import live_kernels, passage
+from .flow import LiveList, LiveTensor, record
+from .flow.conv import Passage
+from .flow.live import wrap
+from .functional import pad_string
 from .modules import MaskedConv2d
-from .plan import DIRECTIONS
+from .plan import DIRECTIONS, choose_for_table
 
 WARMUPS, MIN_ROUNDS, MAX_ROUNDS, SECONDS = 2, 3, 15, 0.1
 
@@ -31,7 +34,8 @@ class _Call(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     needs_grad: bool
-    live: Any  # LiveList | None
+    live: LiveList | None
+    computes: torch.dtype  # under autocast not the input's
 
 
 @dataclass
@@ -39,8 +43,9 @@ class Explanation:
     """rows: one for each convolution, in the order in which they first ran; breaks: what got a full-width tensor.
 
     A row: "layer"; "gear" ("layer", "network" or "plain": not masked); "filters", "inputs", "kernels" and, of those,
-    "live_filters", "live_inputs", "live_kernels"; the plans "forward", "grad_input", "grad_weight" (None: not
-    computed); "calls"; "ms" and "dense_ms", sums over the calls. A break: "op", "module", "count".
+    "live_filters", "live_inputs", "live_kernels"; the plans "forward", "grad_input", "grad_weight" ("small": a plain
+    convolution of the live sizes, None: not computed); "calls"; "ms" and "dense_ms", sums over the calls. A break:
+    "op", "module", "count".
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -76,66 +81,99 @@ def explain(model: nn.Module, example_input: Any, *, backward: bool = True) -> E
     def visit(name: str, layer: nn.Module, x: Any, y: Any) -> None:
         if isinstance(layer, nn.Conv2d):
             layers[name] = layer
-            calls.setdefault(name, Counter())[_call(x)] += 1
+            calls.setdefault(name, Counter())[_call(x, y)] += 1
 
-    with _recorded_breaks(model) as breaks:
+    with record(model) as breaks:
         observe("explain", model, example_input, visit, grad=backward)
-    return Explanation([_row(name, layers[name], calls[name], backward) for name in calls], list(breaks))
+    return Explanation([_row(name, layers[name], calls[name], backward) for name in calls], breaks)
 
 
-def _recorded_breaks(model: nn.Module) -> AbstractContextManager[list[dict[str, Any]]]:
-    try:
-        from .flow import record
-    except ImportError:
-        return nullcontext([])
-    return record(model)
-
-
-def _call(x: Tensor) -> _Call:
-    live = getattr(x, "live", None)
-    compact = x if live is None else x.compact  # type: ignore[attr-defined]
+def _call(x: Tensor, y: Tensor) -> _Call:
+    compact, live = (x.compact, x.live) if type(x) is LiveTensor else (x, None)
     about = (suggest_memory_format(compact), compact.dtype, compact.device, compact.requires_grad)
-    return _Call(compact.shape, *about, live)
+    return _Call(compact.shape, *about, live, y.dtype)
 
 
 def _row(name: str, layer: nn.Conv2d, calls: Counter[_Call], backward: bool) -> dict[str, Any]:
     first = next(iter(calls))
-    filters, inputs, kernels = layer.out_channels, layer.in_channels, layer.weight.shape[0] * layer.weight.shape[1]
-    row = {"layer": name, "gear": "plain", "filters": filters, "inputs": inputs, "kernels": kernels}
-    row |= {"live_filters": filters, "live_inputs": inputs, "live_kernels": kernels}
     times = {call: _time(layer, call, backward) for call in calls}
-    plans: Any = ("dense",) * 3
-    if isinstance(layer, MaskedConv2d):
-        row["gear"] = "layer"
-        row |= _live_counts(layer, first)
-        plans = layer.plan or plans
     needed = (True, backward and first.needs_grad, backward and layer.weight.requires_grad)
-    row |= {direction: plan if need else None for direction, plan, need in zip(DIRECTIONS, plans, needed, strict=True)}
-    row["calls"] = sum(calls.values())
-    for key in ("ms", "dense_ms"):
-        row[key] = sum(times[call][key] * count for call, count in calls.items())
-    return row
-
-
-def _live_counts(layer: MaskedConv2d, call: _Call) -> dict[str, int]:
-    arrived = None if call.live is None else torch.from_numpy(call.live.mask())
-    inputs = layer.input_mask.cpu() if arrived is None else layer.input_mask.cpu() & arrived
+    plans = _plans(layer, first)
     return {
-        "live_filters": int(_table.live_filters(layer._mask_table, layer.out_channels).sum()),
-        "live_inputs": int(inputs.sum()),
-        "live_kernels": int(live_kernels(layer, arrived).sum()),
+        "layer": name,
+        **_gear_and_counts(layer, first),
+        **{direction: plan if need else None for direction, plan, need in zip(DIRECTIONS, plans, needed, strict=True)},
+        "calls": sum(calls.values()),
+        "ms": sum(times[call]["ms"] * count for call, count in calls.items()),
+        "dense_ms": sum(times[call]["dense_ms"] * count for call, count in calls.items()),
     }
+
+
+def _gear_and_counts(layer: nn.Conv2d, call: _Call) -> dict[str, Any]:
+    K, C, live = layer.out_channels, layer.in_channels, call.live
+    gear, filters, inputs, kernels = "plain", K, C, K * C // layer.groups
+    row: dict[str, Any] = {"gear": gear, "filters": filters, "inputs": inputs, "kernels": kernels}
+    if isinstance(layer, MaskedConv2d):
+        small = passage(layer, live, len(call.shape))
+        read = layer.input_mask.cpu()
+        if small and live:
+            read = read & torch.from_numpy(live.mask())
+        gear, inputs = "network" if small else "layer", int(read.sum())
+        filters = small.out.count if small else int(_table.live_filters(layer._mask_table, K).sum())
+        kernels = int(live_kernels(layer, live if small else None).sum())
+    elif live and layer.groups == 1:
+        inputs, kernels = live.count, K * live.count
+    return row | {"gear": gear, "live_filters": filters, "live_inputs": inputs, "live_kernels": kernels}
+
+
+def _plans(layer: nn.Conv2d, call: _Call) -> tuple[str, str, str]:
+    """By direction; "small" is the network gear's plain convolution of the live sizes."""
+    if not isinstance(layer, MaskedConv2d):
+        return ("dense",) * 3
+    small = passage(layer, call.live, len(call.shape))
+    if small is None:
+        return layer.plan or ("dense",) * 3
+    if small.table is None:
+        return ("small",) * 3
+    return _small_plans(layer, call, small)
+
+
+def _small_plans(layer: MaskedConv2d, call: _Call, small: Passage) -> tuple[str, str, str]:
+    """Of the network gear's small convolution where some of its kernels are dead."""
+    N, C, *space = call.shape
+    C = C if layer.groups == 1 else small.out.count  # brought to the live filters, which are the channels
+    x, padding = layer._pad(torch.empty((N, C, *space), device="meta"))
+    if isinstance(padding, str):
+        x, padding = pad_string("explain", x, padding, layer.kernel_size, layer.stride, layer.dilation)
+    weight_shape = (small.out.count, C // small.groups, *layer.kernel_size)
+    about = ((*layer.stride, *padding, *layer.dilation), small.groups, call.computes, call.memory_format)
+
+    def choose(direction: str, table: Tensor | None) -> str:
+        return "small" if table is None else choose_for_table(direction, x.shape, weight_shape, table, *about)
+
+    tables = (small.table, small.table, small.grad_table)
+    forward, grad_input, grad_weight = (choose(*each) for each in zip(DIRECTIONS, tables, strict=True))
+    return forward, grad_input, grad_weight
 
 
 def _time(layer: nn.Conv2d, call: _Call, backward: bool) -> dict[str, float]:
     """Milliseconds of one call, as the layer is and dense."""
     noise = torch.Generator(call.device).manual_seed(0)  # the global one's state belongs to the training at hand
-    compact = torch.randn(call.shape, dtype=call.dtype, device=call.device, generator=noise)
-    compact = compact.contiguous(memory_format=call.memory_format).requires_grad_(backward and call.needs_grad)
-    x = wide = compact
-    runs: dict[str, Callable[[], object]] = {"dense_ms": _step(lambda: nn.Conv2d.forward(layer, wide), layer, wide)}
-    if isinstance(layer, MaskedConv2d):
-        runs["ms"] = _step(lambda: layer.forward(x), layer, compact)
+
+    def leaf(shape: Sequence[int]) -> Tensor:
+        x = torch.randn(shape, dtype=call.dtype, device=call.device, generator=noise)
+        return x.contiguous(memory_format=call.memory_format).requires_grad_(backward and call.needs_grad)
+
+    compact = leaf(call.shape)
+    runs: dict[str, Callable[[], object]] = {}
+    if live := call.live:
+        wide = leaf((call.shape[0], live.channels, *call.shape[2:]))
+        runs["ms"] = _step(lambda: layer.forward(wrap(compact, live)), layer, compact)
+    else:
+        wide = compact
+        if isinstance(layer, MaskedConv2d):
+            runs["ms"] = _step(lambda: layer.forward(compact), layer, compact)
+    runs["dense_ms"] = _step(lambda: nn.Conv2d.forward(layer, wide), layer, wide)
     with torch.set_grad_enabled(backward):
         times = _medians(runs, call.device)
     return {"ms": times.get("ms", times["dense_ms"]), "dense_ms": times["dense_ms"]}
@@ -147,6 +185,7 @@ def _step(forward: Callable[[], Tensor], layer: nn.Conv2d, x: Tensor) -> Callabl
 
     def run() -> object:
         y = forward()
+        y = y.compact if type(y) is LiveTensor else y
         return torch.autograd.grad(y, wanted, torch.ones_like(y)) if y.requires_grad else y
 
     return run

@@ -11,6 +11,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from . import _table, plan
 from ._observe import observe, text_table
+from .flow import LiveList, LiveTensor
+from .flow.conv import Passage, passage_of
 from .modules import MaskedConv2d
 
 
@@ -77,30 +79,32 @@ def _multiply_adds(layer: nn.Module, x: Tensor, y: Tensor) -> tuple[int, int]:
         dense = layer.weight[0].numel() * x.numel()
         return dense, dense
     dense = layer.weight[0].numel() * y.numel()  # type: ignore[index, union-attr, operator]
-    arrived = arriving(x)
+    live = x.live if type(x) is LiveTensor else None
     if isinstance(layer, MaskedConv2d):
-        kernels = live_kernels(layer, arrived)
+        kernels = live_kernels(layer, live if passage(layer, live, x.dim()) else None)
         return dense, dense // max(1, kernels.numel()) * int(kernels.sum())
-    if arrived is None or (x.dim() != 2 if isinstance(layer, nn.Linear) else layer.groups != 1):
+    if live is None or (x.dim() != 2 if isinstance(layer, nn.Linear) else layer.groups != 1):
         return dense, dense
-    return dense, dense // arrived.numel() * int(arrived.sum())
+    return dense, dense // live.channels * live.count
 
 
-def arriving(x: Tensor) -> Tensor | None:
-    """bool [C]: the channels that a live tensor carries; None for a tensor of full width."""
-    live = getattr(x, "live", None)
-    return None if live is None else torch.from_numpy(live.mask())
+def passage(layer: MaskedConv2d, live: LiveList | None, dims: int = 4) -> Passage | None:
+    """What the network gear makes of an input with these live channels; None where the layer gear serves it."""
+    if layer.kernel_mask.is_meta or not (layer._flow or live) or layer._forward_hooks or dims != 4:
+        return None
+    found = passage_of(layer, live)
+    return None if found.reason else found
 
 
-def live_kernels(layer: MaskedConv2d, arrived: Tensor | None = None) -> Tensor:
-    """bool [K, C / groups], on the CPU: kernels that the layer's masks leave, of those whose channel has arrived."""
+def live_kernels(layer: MaskedConv2d, live: LiveList | None) -> Tensor:
+    """bool [K, C / groups], on the CPU: kernels that the layer's masks leave, of those whose channel is live."""
     if layer.kernel_mask.is_meta:  # no values, nothing dead
         return torch.ones(layer.kernel_mask.shape, dtype=torch.bool, device="cpu")
     layer._refresh_if_edited()
     K, C, G = layer.out_channels, layer.in_channels, layer.groups
     kernels = _table.live_kernels(layer._mask_table.cpu(), K, C, C // G)
-    if arrived is not None:
-        kernels = kernels & arrived.view(G, C // G).repeat_interleave(K // G, 0)
+    if live is not None:
+        kernels = kernels & torch.from_numpy(live.mask()).view(G, C // G).repeat_interleave(K // G, 0)
     return kernels
 
 

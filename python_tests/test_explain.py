@@ -78,6 +78,71 @@ def test_layers_run_at_the_size_and_layout_of_their_input(layout, monkeypatch):
     assert all(x.is_contiguous(memory_format=layout) for x in of_second)
 
 
+class Gated(nn.Module):
+    """conv -> masked norm -> conv -> sigmoid -> conv: the sigmoid wants all channels."""
+
+    def __init__(self, **second):
+        super().__init__()
+        self.first, self.norm = pk.MaskedConv2d(3, 4, 1), pk.MaskedBatchNorm2d(4)
+        self.second = pk.MaskedConv2d(4, 4, 3, **second)
+        self.gate, self.last = nn.Sequential(nn.Sigmoid()), pk.MaskedConv2d(4, 2, 1)
+        self.first.set_masks(filter=torch.arange(4) < 2)
+        self.norm.set_mask(torch.arange(4) < 2)
+        self.second.set_masks(filter=torch.arange(4) < 3)
+
+    def forward(self, x):
+        return self.last(self.gate(self.second(self.norm(self.first(x)))))
+
+
+def told(explanation, *keys):
+    return [tuple(row[key] for key in keys) for row in explanation.rows]
+
+
+def test_the_network_gear():
+    model = Gated()
+    by_layer = explain(model, torch.randn(2, 3, 5, 5))
+    assert {gear for (gear,) in told(by_layer, "gear")} == {"layer"} and by_layer.breaks == []
+    by_network = explain(pk.flow(model), torch.randn(2, 3, 5, 5))
+    assert told(by_network, "layer", "gear", "live_filters", "live_inputs", "live_kernels", *pk.plan.DIRECTIONS) == [
+        ("first", "network", 2, 3, 6, "small", None, "small"),
+        ("second", "network", 3, 2, 6, "small", "small", "small"),
+        ("last", "network", 2, 4, 8, "small", "small", "small"),
+    ]
+    assert by_network.breaks == [{"op": "sigmoid", "module": "gate.0", "count": 1}]
+    assert str(by_network).endswith("full width: sigmoid in gate.0, 1 x")
+    assert all(row["ms"] > 0 for row in by_network.rows)
+
+
+@pytest.mark.parametrize("padding", [0, 1, "same"])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_single_dead_kernels_in_the_network_gear(groups, padding):
+    model = Gated(groups=groups, padding=padding)
+    kernels = torch.ones(4, 4 // groups, dtype=torch.bool)
+    kernels[0, 0] = False
+    model.second.set_masks(kernel=kernels)
+    with pk.plan.force("compact"):
+        row = explain(pk.flow(model), torch.randn(2, 3, 5, 5)).rows[1]
+    assert (row["gear"], row["live_kernels"]) == ("network", 5 if groups == 1 else 1)
+    assert {row[direction] for direction in pk.plan.DIRECTIONS} == {"compact" if pk.has_extension() else "dense"}
+
+
+def test_what_the_network_gear_leaves_to_the_layer_gear():
+    model = Gated()
+    model.second.weight_grad = "dense"
+    explanation = explain(pk.flow(model), torch.randn(2, 3, 5, 5))
+    assert told(explanation, "gear", "live_inputs")[1] == ("layer", 4)
+    assert any(b["module"] == "second" and 'weight_grad="dense"' in b["op"] for b in explanation.breaks)
+
+
+def test_a_plain_convolution_reads_what_arrives_live():
+    model = nn.Sequential(pk.MaskedConv2d(3, 4, 1), nn.Conv2d(4, 6, 1), nn.Conv2d(6, 6, 1, groups=2))
+    model[0].set_masks(filter=torch.arange(4) < 3)
+    explanation = explain(pk.flow(model), torch.randn(2, 3, 5, 5))
+    rows = told(explanation, "gear", "live_filters", "live_inputs", "live_kernels")
+    assert rows == [("network", 3, 3, 9), ("plain", 6, 3, 18), ("plain", 6, 6, 18)]
+    assert explanation.breaks == []
+
+
 class Twice(nn.Module):
     def __init__(self):
         super().__init__()
@@ -130,10 +195,13 @@ def test_text(monkeypatch):
 
 
 def test_breaks_are_told():
-    told = module.Explanation(
+    explanation = module.Explanation(
         [], [{"op": "sigmoid", "module": "gate", "count": 3}, {"op": "add", "module": "", "count": 1}]
     )
-    assert str(told).splitlines()[-2:] == ["full width: sigmoid in gate, 3 x", "full width: add in the model, 1 x"]
+    assert str(explanation).splitlines()[-2:] == [
+        "full width: sigmoid in gate, 3 x",
+        "full width: add in the model, 1 x",
+    ]
 
 
 def test_nothing_to_explain():

@@ -190,6 +190,35 @@ def test_a_compiled_model_is_seen_through(whole):
     assert [(row["layer"], row["dense"]) for row in count_flops(compiled, torch.ones(1, 2, 2, 2)).rows] == [("0", 24)]
 
 
+def halve(model):
+    """Every second filter dies, and every second channel of the norms."""
+    pk.convert(model)
+    for layer in model.modules():
+        if isinstance(layer, pk.MaskedConv2d):
+            layer.set_masks(filter=torch.arange(layer.out_channels) % 2 == 0)
+        elif isinstance(layer, pk.MaskedBatchNorm2d):
+            layer.set_mask(torch.arange(layer.num_features) % 2 == 0)
+    return pk.flow(model)
+
+
+@pytest.mark.parametrize("name", ["vgg16_bn", "resnet20", "resnet50", "mobilenet_v2", "densenet40"])
+def test_in_the_network_gear_channels_arrive_dead(name):
+    x = torch.randn(1, 3, 16, 16)
+    masked, narrow = count_flops(halve(build(name)), x), count_flops(build(name, width=0.5), x)
+    assert [(row["layer"], row["live"]) for row in masked.rows] == [(r["layer"], r["dense"]) for r in narrow.rows]
+
+
+def test_what_the_network_gear_hands_to_the_layer_gear_counts_there():
+    masked = halve(nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 6, 1)))
+    model = pk.flow(nn.Sequential(*masked, nn.Conv2d(6, 3, 1), nn.Conv2d(3, 3, 1)))
+    x = torch.randn(1, 2, 1, 1)
+    assert [row["live"] for row in count_flops(model, x).rows] == [4, 6, 9, 9]
+    model[1].register_forward_hook(lambda *_: None)
+    assert [row["live"] for row in count_flops(model, x).rows] == [4, 12, 18, 9]
+    pk.flow(model, False)
+    assert [row["live"] for row in count_flops(model, x).rows] == [4, 12, 18, 9]
+
+
 def test_text():
     model = nn.Sequential(pk.MaskedConv2d(4, 6, 3), nn.Flatten(), nn.Linear(6, 10))
     model[0].set_masks(filter=FILTERS)
