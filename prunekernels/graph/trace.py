@@ -1,0 +1,198 @@
+"""A network as a graph of ATen operators over plain layers: what tidy_masks, coupled_groups and shrink read."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..convert import restore
+
+
+@dataclass
+class Traced:
+    """model: the plain copy that was traced. graph: functional but for the nodes in exposed."""
+
+    model: nn.Module
+    graph: fx.Graph
+    inputs: tuple[Tensor, ...]
+    out_spec: Any
+    names: dict[fx.Node, str] = field(default_factory=dict)  # parameters, buffers and constants
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    exposed: set[fx.Node] = field(default_factory=set)  # written in place while a view of them is still read
+
+    @property
+    def placeholders(self) -> list[fx.Node]:
+        """The network's own inputs."""
+        return [node for node in self.graph.nodes if node.op == "placeholder" and node not in self.names]
+
+    def is_parameter(self, node: Any) -> bool:
+        return node in self.names
+
+    def module_of(self, node: fx.Node) -> str:
+        """Qualified name of the innermost module whose forward ran the node."""
+        stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+        known = [path.split("@")[0] for path in stack if not path.startswith("_empty_nn_module_stack")]
+        return known[-1].removeprefix("L['self'].") if known else ""
+
+    def owner_of(self, node: fx.Node, weight: fx.Node, attribute: str = "weight") -> str:
+        """Name for the layer that a node with this weight is: its module's, or one made of the parameter's name."""
+        module, name = self.module_of(node), self.names[weight]
+        if getattr(dict(self.model.named_modules()).get(module), attribute, None) is self.tensors[name]:
+            return module or node.name
+        return name.removesuffix(f".{attribute}") if name.endswith(f".{attribute}") else f"{name}_{node.name}"
+
+    def describe(self, node: fx.Node) -> str:
+        return f"{self.module_of(node) or 'forward'} ({node.target})"
+
+
+def as_inputs(op: str, example_input: Any) -> tuple[Tensor, ...]:
+    inputs = example_input if isinstance(example_input, (tuple, list)) else (example_input,)
+    for i, value in enumerate(inputs):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{op}: example_input: expected a tensor or a tuple of tensors, got {type(value).__name__}"
+                            f"{f' at {i}' if inputs is example_input else ''}")  # fmt: skip
+    return tuple(value.detach() for value in inputs)
+
+
+def check_forward(op: str, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Runs a private copy of a network once; an error names the innermost module it came from."""
+    stack: list[str] = []
+    handles = []
+    for name, module in model.named_modules():
+        about = f"{name or 'forward'} ({type(module).__name__})"
+        handles.append(module.register_forward_pre_hook(lambda *_, about=about: stack.append(about), prepend=True))
+        handles.append(module.register_forward_hook(lambda *_: stack.pop() and None))
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    except Exception as error:
+        where = stack[-1] if stack else f"forward ({type(model).__name__})"
+        raise ValueError(
+            f"{op}: example_input: expected an input that the network takes, got an error in {where}: {error}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """An independent network of plain layers, in eval mode, with zeros for all that is dead."""
+    plain = copy.deepcopy(model).eval()
+    restore(plain)
+    return plain
+
+
+def trace(op: str, model: nn.Module, example_input: Any) -> Traced:
+    """The graph of a plain copy of model, for any batch size where the network itself allows that."""
+    inputs = as_inputs(op, example_input)
+    plain = plain_copy(model)
+    check_forward(op, plain, inputs)
+    exported, inputs = _export(op, plain, inputs)
+    traced = Traced(plain, exported.graph_module.graph, inputs, exported.call_spec.out_spec)
+    held = {**exported.constants, **dict(plain.named_buffers(remove_duplicate=False))}
+    held |= dict(plain.named_parameters(remove_duplicate=False))
+    targets = {spec.arg.name: spec.target for spec in exported.graph_signature.input_specs if spec.target is not None}
+    for node in traced.graph.nodes:
+        if node.op == "placeholder" and node.name in targets:
+            traced.names[node] = targets[node.name]
+            traced.tensors[targets[node.name]] = held[targets[node.name]]
+    _make_functional(traced)
+    return traced
+
+
+def _export(op: str, plain: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, tuple[Tensor, ...]]:
+    # A batch of one would be taken for a constant.
+    doubled = tuple(torch.cat([x, x]) if x.dim() and x.shape[0] == 1 else x for x in inputs)
+    auto, static = torch.export.Dim.AUTO, torch.export.Dim.STATIC
+    free: Any = tuple((auto,) + (static,) * (x.dim() - 1) if x.dim() else None for x in doubled)
+    errors = []
+    for given, shapes in ((doubled, free), (inputs, None)):
+        try:
+            with _quiet():
+                return torch.export.export(plain, given, dynamic_shapes=shapes, strict=False), given
+        except Exception as error:
+            errors.append(error)
+    raise ValueError(f"{op}: model: expected a network that torch.export can trace, got: {errors[-1]}") from errors[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's warnings: a failed attempt is no news to the caller."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def argument(node: fx.Node, i: int, default: Any = None) -> Any:
+    return node.args[i] if len(node.args) > i else default
+
+
+def apply(node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+    """The node's operator on other arguments."""
+    target: Any = node.target
+    return target(*args, **kwargs)
+
+
+def value_of(node: Any) -> Any:
+    """The fake tensor a node had in the trace, its shape, dtype and storage; None if it was none."""
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return value if isinstance(value, Tensor) else None
+
+
+def sizes_of(node: Any) -> tuple[int, ...]:
+    """Shape in the trace, the batch as it was there."""
+    return tuple(size if type(size) is int else _hint(size) for size in value_of(node).shape)
+
+
+def _hint(size: Any) -> int:
+    return size.node.hint
+
+
+def _storage(node: fx.Node) -> int | None:
+    value = value_of(node)
+    return None if value is None else value.untyped_storage()._cdata
+
+
+def _written(node: fx.Node) -> fx.Node | None:
+    """The argument that the operator writes in place."""
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None or not schema.is_mutable or not node.args:
+        return None
+    info = schema.arguments[0].alias_info
+    return node.args[0] if info is not None and info.is_write and isinstance(node.args[0], fx.Node) else None
+
+
+def _make_functional(traced: Traced) -> None:
+    """In place: relu_ becomes relu and so on, unless a view shows the write to somebody else."""
+    order = {node: i for i, node in enumerate(traced.graph.nodes)}
+    for node in list(traced.graph.nodes):
+        base = _written(node)
+        if base is None:
+            continue
+        aliases = {other for other in order if _storage(other) == _storage(base)}
+        later = {other for other in order if order[other] > order[node]}
+        seen_through_view = {a for a in aliases - {base, node} - later if later & set(a.users)}
+        functional = _functional_twin(node.target)
+        if seen_through_view or traced.is_parameter(base) or functional is None:
+            traced.exposed |= aliases
+            continue
+        node.target = functional
+        for user in later & set(base.users):
+            user.replace_input_with(base, node)
+
+
+def _functional_twin(target: Any) -> Any:
+    name = target._schema.name.split("::")[1]
+    packet = getattr(torch.ops.aten, name.removesuffix("_"), None) if name.endswith("_") else None
+    return getattr(packet, target._overloadname, None)
