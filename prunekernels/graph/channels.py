@@ -1,0 +1,187 @@
+"""What is known of every channel of every value in a network: is it zero, a constant or live; does anybody read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .trace import Traced, argument, sizes_of, value_of
+
+
+@dataclass
+class Channels:
+    """The channels of one value, all tensors [C].
+
+    values: float64, what the channel holds everywhere, NaN = live: it depends on the input. ids: channels of equal
+    class live or die together (they meet in an add, or are one filter's). read: somebody's output depends on it.
+    """
+
+    axis: int
+    values: Tensor
+    ids: Tensor
+    read: Tensor
+
+    @classmethod
+    def of(cls, axis: int, values: Tensor, ids: Tensor) -> Channels:
+        return cls(axis, values, ids, torch.zeros_like(ids, dtype=torch.bool))
+
+    @property
+    def live(self) -> Tensor:
+        return self.values.isnan()
+
+    @property
+    def needed(self) -> Tensor:
+        """Live and read: somebody has to compute it."""
+        return self.read & self.live
+
+    def __len__(self) -> int:
+        return self.ids.numel()
+
+
+@dataclass
+class Operand:
+    """One side of an elementwise operator: whole, if it has no dimension of the result's channels."""
+
+    node: fx.Node
+    channels: Channels
+    whole: bool = False
+
+
+class Classes:
+    """Union-find over the channels of the whole network."""
+
+    def __init__(self) -> None:
+        self._parent: list[int] = []
+        self._pinned: set[int] = set()
+
+    def new(self, count: int) -> Tensor:
+        first = len(self._parent)
+        self._parent.extend(range(first, first + count))
+        return torch.arange(first, first + count)
+
+    def _find(self, i: int) -> int:
+        parent = self._parent
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    def tie(self, a: Tensor, b: Tensor) -> None:
+        for i, j in zip(a.tolist(), b.tolist(), strict=True):
+            i, j = self._find(i), self._find(j)
+            if i != j:
+                self._parent[max(i, j)] = min(i, j)
+
+    def pin(self, ids: Tensor) -> None:
+        """These stay, whoever reads them."""
+        self._pinned.update(ids.tolist())
+
+    @property
+    def pinned(self) -> Tensor:
+        return torch.tensor(sorted(self._pinned), dtype=torch.long)
+
+    def roots(self) -> Tensor:
+        """[all ids]: the class of each."""
+        return torch.tensor([self._find(i) for i in range(len(self._parent))], dtype=torch.long)
+
+
+State = Channels | list[Channels | None] | None
+
+
+class Flow:
+    """One pass forward for the constants and classes, one back for the readers; the graph has no loops.
+
+    tensors: parameters and buffers by name as the pass shall see them; NaN = any value (see tidy.py).
+    """
+
+    def __init__(self, traced: Traced, tensors: Mapping[str, Tensor] | None = None) -> None:
+        from .rules import UNKNOWN, Rule, rule_for
+
+        self.traced = traced
+        self.tensors = traced.tensors if tensors is None else tensors
+        self.classes = Classes()
+        self.states: dict[fx.Node, State] = {}
+        self.rules: dict[fx.Node, Rule] = {}
+        self.operands: dict[fx.Node, list[Operand]] = {}  # of elementwise operators
+        self.weights: dict[fx.Node, tuple[Tensor, Tensor]] = {}  # of layers, what they read of them
+        self._wide: dict[tuple[fx.Node, int], Channels] = {}
+        self._tied: dict[tuple[str, int], Tensor] = {}
+        for node in traced.graph.nodes:
+            if node.op == "placeholder":
+                self.states[node] = None
+                continue
+            rule = UNKNOWN if node in traced.exposed else rule_for(node)
+            state = rule.forward(self, node)
+            if state is None and rule.needs_state:
+                rule = UNKNOWN
+            self.rules[node], self.states[node] = rule, state
+        for node in reversed(traced.graph.nodes):
+            if node in self.rules:
+                self.rules[node].backward(self, node)
+
+    def tracked(self, node: object) -> Channels | None:
+        """The channels of a value, None if they are not followed: then it has full width."""
+        state = self.states.get(node) if isinstance(node, fx.Node) else None
+        return state if isinstance(state, Channels) else None
+
+    def channels(self, node: Any, axis: int) -> Channels | None:
+        """The channels of a value along axis; all live and kept where they are not followed, None on another axis."""
+        state = self.tracked(node)
+        if state is not None:
+            return state if state.axis == axis else None
+        if (node, axis) not in self._wide:
+            self._wide[node, axis] = self.new(axis, sizes_of(node)[axis])
+            self.classes.pin(self._wide[node, axis].ids)
+        return self._wide[node, axis]
+
+    def ends(self, node: fx.Node) -> tuple[Channels, Channels]:
+        """The channels of a node's first argument and of its result."""
+        x, out = self.tracked(argument(node, 0)), self.tracked(node)
+        assert x is not None and out is not None
+        return x, out
+
+    def new(self, axis: int, count: int) -> Channels:
+        return Channels.of(axis, torch.full((count,), torch.nan, dtype=torch.float64), self.classes.new(count))
+
+    def tensor(self, node: Any) -> Tensor | None:
+        """A parameter's values, float64."""
+        return None if node is None else self.tensors[self.traced.names[node]].detach().cpu().double()
+
+    def share(self, node: Any, dim: int, ids: Tensor) -> None:
+        """Ties channels that index one dimension of a parameter to those of its other users."""
+        if node is not None:
+            first = self._tied.setdefault((self.traced.names[node], dim), ids)
+            if first is not ids:
+                self.classes.tie(first, ids)
+
+    def pin_parameter(self, node: fx.Node) -> None:
+        """An operator without a rule takes this parameter whole."""
+        value = value_of(node)
+        for dim in range(0 if value is None else value.dim()):
+            ids = self._tied.setdefault((self.traced.names[node], dim), self.classes.new(sizes_of(node)[dim]))
+            self.classes.pin(ids)
+
+    def kept(self) -> Kept:
+        """What a small network has: every class that is needed somewhere, or pinned."""
+        roots = self.classes.roots()
+        kept = torch.zeros(roots.numel(), dtype=torch.bool)
+        kept[roots[self.classes.pinned]] = True
+        for state in self.states.values():
+            if isinstance(state, Channels):
+                kept[roots[state.ids[state.needed]]] = True
+        return Kept(kept[roots])
+
+
+class Kept:
+    """Which ids a small network has."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self._mask = mask
+
+    def of(self, channels: Channels) -> Tensor:
+        """The channels that stay, sorted, [kept]."""
+        return torch.nonzero(self._mask[channels.ids]).flatten()
