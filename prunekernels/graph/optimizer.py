@@ -1,0 +1,62 @@
+"""An optimizer for the small network, with the state of the one that trained the masked network."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Origin = tuple[str, Mapping[int, Tensor] | None]
+
+
+def gather_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module, origins: Mapping[int, Origin]
+) -> torch.optim.Optimizer:
+    """Same class, groups and options; state that is shaped like a parameter has its kept part.
+
+    origins: small parameters by id -> name in model, kept index by dimension (None: a new bias, without a state).
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    successors: dict[str, list[nn.Parameter]] = {}
+    for parameter in small.parameters():
+        successors.setdefault(origins[id(parameter)][0], []).append(parameter)
+    groups = []
+    for i, group in enumerate(optimizer.param_groups):
+        foreign = [tuple(p.shape) for p in group["params"] if id(p) not in names]
+        if foreign:
+            raise ValueError(f"shrink: optimizer: expected parameters of the model, got {foreign} in group {i}")
+        heirs = [heir for p in group["params"] for heir in successors.get(names[id(p)], [])]
+        groups.append({**group, "params": heirs})
+    result = _same_class(optimizer, groups)
+    old = {name: p for name, p in model.named_parameters()}
+    for parameter in small.parameters():
+        name, index = origins[id(parameter)]
+        state = optimizer.state.get(old[name])
+        if state and index is not None:
+            kept = {key: _gather(value, old[name], index) for key, value in state.items()}
+            result.state[parameter] = kept
+    return result
+
+
+def _gather(value: Any, parameter: Tensor, index: Mapping[int, Tensor]) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if value.shape == parameter.shape:
+        for dim, kept in index.items():
+            value = value.index_select(dim, kept.to(value.device))
+    return value.clone()
+
+
+def _same_class(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    kind = type(optimizer)
+    takes = inspect.signature(kind).parameters
+    options = {name: value for name, value in optimizer.defaults.items() if name in takes}
+    try:
+        return kind(groups, **options)  # type: ignore[arg-type]
+    except Exception as error:
+        raise TypeError(
+            f"shrink: optimizer: expected one that its param_groups and defaults can make, got {kind.__name__}: {error}"
+        ) from error
