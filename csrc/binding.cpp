@@ -57,6 +57,7 @@ std::vector<py::dict> kernels() {
 #define PK_CHANNEL_COPY(operation, element, isa) \
   add(#operation "_" #element "_" #isa, #operation, "cpu", #element, "isa", #isa, true);
 #define PK_TILES(isa) add("tiles_" #isa, "tiles", "cpu", "f32", "isa", #isa, true);
+#define PK_OPTIM(isa) add("optim_" #isa, "optim", "cpu", "f32", "isa", #isa, true);
 #define PK_CUDA(operation, element, arch) \
   add(#operation "_" #element "_" #arch, #operation, "cuda", #element, "arch", #arch, kWithCuda);
 #include "kernel_table.inc"

@@ -65,7 +65,7 @@ RUNNABLE = [(row, dtype) for row in ROWS if row["isa"] in ISAS for dtype in DTYP
 def test_row(row, dtype, channels, density):
     gen = torch.Generator().manual_seed(channels)
     index = (torch.rand(channels, generator=gen) < density).nonzero().flatten().int()
-    operation = {"gather_pixels": gather, "scatter_pixels": scatter, "tiles": tiles}[row["operation"]]
+    operation = {"gather_pixels": gather, "scatter_pixels": scatter, "tiles": tiles, "optim": step}[row["operation"]]
     with capped(row["isa"]):
         operation(channels, index, dtype, gen)
 
@@ -91,6 +91,16 @@ def tiles(channels, index, dtype, gen):
     with pk.plan.force("direct"):
         y = pk.masked_conv2d(x, weight, **live, padding=1)
     assert torch.equal(y.double(), reference.masked_conv2d(x, weight, **live, padding=1))
+
+
+def step(channels, index, dtype, gen):
+    """The rest of it: optim/test_sgd.py."""
+    weight, grad = (torch.randint(1, 9, (4, channels, 3, 1), generator=gen).to(dtype) for _ in range(2))
+    live, K = only(channels, *index.tolist()), 4
+    mask = torch.ops.prunekernels.conv_mask(None, None, live, K, channels, 1)
+    expected = torch.where(live.view(1, -1, 1, 1), weight - 0.5 * grad, weight)
+    torch.ops.prunekernels.masked_sgd_([weight], [grad], [], [mask], [], [], 0.5, 0.0, 0.0, 0.0, False, False)
+    assert torch.equal(weight, expected)
 
 
 def draw(n, c, dtype, gen):

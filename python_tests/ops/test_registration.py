@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conv_cases import ConvCase, inputs
+from step_cases import SAMPLES as STEP_SAMPLES
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -105,6 +106,7 @@ WHOLE_TABLE = OPS.conv_mask(
     torch.tensor([1, 0, 1, 1, 0, 1], dtype=torch.bool), None, torch.tensor([0, 1, 1, 0], dtype=torch.bool), 6, 4, 2
 )
 LAYOUTS_AND_COUNTS = [("nchw", 3), ("channels_last", 2), ("sliced", 1), ("nchw", 0)]
+SAMPLES |= STEP_SAMPLES
 COUNTS = {name: len(list(make())) for name, make in SAMPLES.items()}
 
 

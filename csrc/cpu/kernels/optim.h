@@ -1,0 +1,53 @@
+// Optimizer steps of one row of a parameter; dead elements, and what the optimizer remembers of them, are neither read
+// nor written. Live ones follow torch.optim on the CPU to the bit: every operation rounds, and an fma stands where
+// torch's vector kernels have one (the CUDA kernels follow torch's CUDA kernels, which differ in AdamW):
+//   SGD     d = weight_decay ? fma(weight_decay, w, g) : g
+//           v = first_step ? d : fma(1 - dampening, d, momentum * v)
+//           u = nesterov ? fma(momentum, v, d) : v               (momentum 0: u = d, and there is no v)
+//           w = fma(-lr, u, w)
+//   AdamW   w = weight_decay ? (1 - lr weight_decay) w : w
+//           m = fma(1 - beta1, g - m, m)                         (beta1 <= 0.5: fma(-beta1, g - m, g))
+//           v = fma((1 - beta2) g, g, beta2 v)
+//           w = w + (-lr / (1 - beta1^t) m) / (sqrt(v) / sqrt(1 - beta2^t) + eps)
+#pragma once
+
+#include <cstdint>
+
+namespace prunekernels {
+
+template <typename T>
+struct OptimRow {
+  T* weight;             // [elements]
+  const T* grad;         // [elements]
+  T* state[2];           // [elements] each; SGD: momentum_buffer (null: momentum is 0); AdamW: exp_avg, exp_avg_sq
+  const uint32_t* live;  // a bit per element; null: all live
+  int64_t elements;
+  float* abs_update;     // sum of |change of w| over the row; or null
+  float* square_update;  // likewise of its square
+};
+
+// The numbers of one step; A: the type of arithmetic.
+template <typename A>
+struct SgdNumbers {
+  A weight_decay, momentum, gradient_share, negative_lr;  // gradient_share: 1 - dampening
+  bool nesterov, first_step;
+};
+
+template <typename A>
+struct AdamwNumbers {
+  A decay, first_share, beta2, second_share, root_correction, eps, negative_step_size;
+};
+
+struct OptimKernels {
+  void (*sgd)(const OptimRow<float>& row, const SgdNumbers<float>& numbers);
+  void (*adamw)(const OptimRow<float>& row, const AdamwNumbers<float>& numbers);
+};
+const OptimKernels& optim_kernels();  // the best the instruction set in force allows
+
+// Of any element type, by the scalar kernels.
+template <typename T, typename A>
+void optim_sgd(const OptimRow<T>& row, const SgdNumbers<A>& numbers);
+template <typename T, typename A>
+void optim_adamw(const OptimRow<T>& row, const AdamwNumbers<A>& numbers);
+
+}  // namespace prunekernels

@@ -1,0 +1,123 @@
+// The steps of optim.h for vectors of any instruction set. Include inside a PK_TARGET region.
+#pragma once
+
+#include "cpu/kernels/lanes.h"
+#include "cpu/kernels/optim.h"
+
+namespace prunekernels {
+
+template <typename V>
+struct SgdRule {
+  using Vector = typename V::Vector;
+  using Scalar = typename Arithmetic<typename V::Element>::type;
+  using Numbers = SgdNumbers<Scalar>;
+  static constexpr int kStates = 1;
+
+  Vector decay, momentum, nesterov_share, gradient_share, negative_lr;
+  bool decays, remembers, first_step, nesterov;
+
+  __attribute__((always_inline)) explicit SgdRule(const Numbers& n)
+      : decay(V::rounded(V::set(n.weight_decay))),
+        momentum(V::set(n.momentum)),
+        nesterov_share(V::rounded(momentum)),
+        gradient_share(V::rounded(V::set(n.gradient_share))),
+        negative_lr(V::rounded(V::set(n.negative_lr))),
+        decays(n.weight_decay != 0),
+        remembers(n.momentum != 0),
+        first_step(n.first_step),
+        nesterov(n.nesterov) {}
+
+  __attribute__((always_inline)) Vector operator()(Vector w, Vector g, Vector (&state)[kStates]) const {
+    const Vector d = decays ? V::fma(decay, w, g) : g;
+    Vector u = d;
+    if (remembers) {
+      state[0] = first_step ? d : V::fma(gradient_share, d, V::mul(momentum, state[0]));
+      u = nesterov ? V::fma(nesterov_share, state[0], d) : state[0];
+    }
+    return V::fma(negative_lr, u, w);
+  }
+};
+
+template <typename V>
+struct AdamwRule {
+  using Vector = typename V::Vector;
+  using Scalar = typename Arithmetic<typename V::Element>::type;
+  using Numbers = AdamwNumbers<Scalar>;
+  static constexpr int kStates = 2;
+
+  Vector decay, pull, beta2, second_share, root_correction, eps, negative_step_size;
+  bool decays, from_gradient;
+
+  __attribute__((always_inline)) explicit AdamwRule(const Numbers& n)
+      : decay(V::set(n.decay)),
+        pull(V::set(n.first_share < Scalar(0.5) ? n.first_share : n.first_share - 1)),
+        beta2(V::set(n.beta2)),
+        second_share(V::set(n.second_share)),
+        root_correction(V::set(n.root_correction)),
+        eps(V::set(n.eps)),
+        negative_step_size(V::set(n.negative_step_size)),
+        decays(n.decay != 1),
+        from_gradient(!(n.first_share < Scalar(0.5))) {}
+
+  __attribute__((always_inline)) Vector operator()(Vector w, Vector g, Vector (&state)[kStates]) const {
+    if (decays) w = V::mul(decay, w);
+    state[0] = V::fma(pull, V::sub(g, state[0]), from_gradient ? g : state[0]);
+    state[1] = V::fma(V::mul(second_share, g), g, V::mul(beta2, state[1]));
+    const Vector root = V::add(V::div(V::sqrt(state[1]), root_correction), eps);
+    return V::add(w, V::div(V::mul(negative_step_size, state[0]), root));
+  }
+};
+
+// One vector of a row at a time: reads, applies the rule, writes, and where asked sums the change.
+template <typename V, typename Rule, bool kSums>
+struct StepVector {
+  using T = typename V::Element;
+  using Vector = typename V::Vector;
+
+  const OptimRow<T>& row;
+  const Rule rule;
+  Vector abs_sum, square_sum;
+
+  __attribute__((always_inline)) StepVector(const OptimRow<T>& row, const typename Rule::Numbers& numbers)
+      : row(row), rule(numbers), abs_sum(V::set(0)), square_sum(V::set(0)) {}
+
+  __attribute__((always_inline)) void whole(int64_t i) { step(i); }
+  __attribute__((always_inline)) void part(int64_t i, typename V::Mask inside) { step(i, inside); }
+
+  template <typename... Inside>
+  __attribute__((always_inline)) void step(int64_t i, Inside... inside) {
+    const Vector before = V::load(row.weight + i, inside...), g = V::load(row.grad + i, inside...);
+    Vector state[Rule::kStates];
+    for (int s = 0; s < Rule::kStates; ++s) state[s] = row.state[s] ? V::load(row.state[s] + i, inside...) : V::set(0);
+    const Vector after = rule(before, g, state);
+    V::store(row.weight + i, after, inside...);
+    for (int s = 0; s < Rule::kStates; ++s)
+      if (row.state[s]) V::store(row.state[s] + i, state[s], inside...);
+    if constexpr (kSums) {
+      Vector change = V::sub(after, before);
+      ((change = V::only(change, inside)), ...);  // 0 / 0 there, if eps is 0
+      abs_sum = V::add(abs_sum, V::abs(change));
+      square_sum = V::fma(change, change, square_sum);
+    }
+  }
+};
+
+template <typename V, typename Rule>
+void step_row(const OptimRow<typename V::Element>& row, const typename Rule::Numbers& numbers) {
+  if (!row.abs_update && !row.square_update) {
+    StepVector<V, Rule, false> step(row, numbers);
+    each_vector<V>(row.live, row.elements, step);
+    return;
+  }
+  StepVector<V, Rule, true> step(row, numbers);
+  each_vector<V>(row.live, row.elements, step);
+  if (row.abs_update) *row.abs_update = static_cast<float>(V::sum(step.abs_sum));
+  if (row.square_update) *row.square_update = static_cast<float>(V::sum(step.square_sum));
+}
+
+template <typename V>
+OptimKernels optim_kernels_of() {
+  return {step_row<V, SgdRule<V>>, step_row<V, AdamwRule<V>>};
+}
+
+}  // namespace prunekernels

@@ -1,0 +1,65 @@
+"""MaskedAdamW: torch.optim.AdamW in one pass over what is live."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .. import _step_ops
+from .dead_rows import check_freeze
+from .step import Batches, Closure, MaskedStep
+
+
+class MaskedAdamW(MaskedStep, torch.optim.AdamW):
+    """torch.optim.AdamW, on the CPU to the bit, that leaves frozen rows and their averages exactly as they are.
+
+    bind and freeze as in MaskedSGD. State dicts interchange with torch.optim.AdamW's; a parameter's step count goes on
+    while some of its rows are frozen. amsgrad and capturable are not offered.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        maximize: bool = False,
+        freeze: str = "hard",
+    ) -> None:
+        check_freeze("MaskedAdamW", freeze)
+        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+            self._expect_number(name, value)
+        self._expect(all(0 <= beta < 1 for beta in betas), "betas", "two numbers in [0, 1)", betas)
+        super().__init__(params, lr, (float(betas[0]), float(betas[1])), eps, weight_decay, maximize=maximize)
+        self._set_freeze(freeze)
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> Any:  # type: ignore[override]
+        """One step; closure, if given, computes the loss anew, and its value is returned."""
+        loss = self._loss_of(closure)
+        for group in self.param_groups:
+            self._check_group(group, ("amsgrad", "capturable", "differentiable"))
+            tables = self._tables_of(group)
+            numbers = [group["lr"], *group["betas"], group["eps"], group["weight_decay"]]
+            for params in self._batches(group).values():
+                grads = self._grads_of(group, params)
+                state = [self.state[p] for p in params]
+                averages = [[s[name] for s in state] for name in ("exp_avg", "exp_avg_sq", "step")]
+                masks, updates = [tables.get(p) for p in params], self._updates_of(params)
+                _step_ops.ops.masked_adamw_(params, grads, *averages, masks, *updates, *numbers)
+        return loss
+
+    def _batches(self, group: dict[str, Any]) -> Batches:
+        """Parameters with a gradient, by device and dtype; gives those that step first their state."""
+        batches: Batches = {}
+        for p in group["params"]:
+            if p.grad is not None:
+                batches.setdefault((p.device, p.dtype), []).append(p)
+                if not self.state[p]:
+                    is_double = torch.get_default_dtype() == torch.float64
+                    step = torch.zeros((), dtype=torch.float64 if is_double else torch.float32)
+                    self.state[p] |= {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        return batches

@@ -1,0 +1,83 @@
+"""DeadRows: which entries of a model's parameters no step may touch, prepared anew only when a mask has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .._buffers import _version
+from ..masks import live_counts, make_table
+from ..modules import MaskedConv2d
+from ..norm import MaskedBatchNorm2d
+
+FREEZES = ("hard", "dead")
+MaskedLayer = MaskedConv2d | MaskedBatchNorm2d
+
+
+def check_freeze(op: str, freeze: str) -> str:
+    if freeze not in FREEZES:
+        raise ValueError(f"{op}: freeze: expected one of {', '.join(FREEZES)}, got {freeze!r}")
+    return freeze
+
+
+def _conv_tables(layer: MaskedConv2d, freeze: str) -> tuple[Tensor | None, Tensor | None]:
+    """Mask tables of weight and bias; None: nothing is frozen."""
+    layer._refresh_if_edited()
+    sizes = (layer.out_channels, layer.in_channels, layer.groups)
+    if freeze == "hard":
+        table = None if bool(layer.hard_mask.all()) else make_table(layer.hard_mask, None, None, *sizes)
+        return table, table
+    bias = None if layer._all_live else layer._mask_table
+    if layer.weight_grad == "masked":
+        return bias, bias
+    full = live_counts(layer._grad_table)[2] == layer.kernel_mask.numel()  # these weights have gradients: they train
+    return None if full else layer._grad_table, bias
+
+
+def _norm_table(layer: MaskedBatchNorm2d) -> Tensor | None:
+    layer._refresh_if_edited()
+    return None if layer._all_live else make_table(layer.channel_mask, None, None, layer.num_features, 1, 1)
+
+
+class DeadRows:
+    """Mask tables by parameter: dead there means frozen. freeze "hard": the filters that hard_mask drops; "dead": all
+    weights that get no gradient. Of a norm both mean the channels that channel_mask drops."""
+
+    def __init__(self, layers: Sequence[MaskedLayer], freeze: str) -> None:
+        self._layers, self._freeze = layers, freeze
+        self._watched = [(layer._buffers, name) for layer in layers for name in self._names(layer)]
+        self._convs = [layer for layer in layers if isinstance(layer, MaskedConv2d)]
+        self._buffers: list[Tensor] = []
+        self._seen: object = None
+        self._tables: Mapping[Tensor, Tensor] = {}
+
+    def _names(self, layer: MaskedLayer) -> tuple[str, ...]:
+        return ("hard_mask",) if isinstance(layer, MaskedConv2d) and self._freeze == "hard" else layer._mask_names
+
+    def tables(self) -> Mapping[Tensor, Tensor]:
+        """Of the parameters with something frozen; the same object while no mask changes."""
+        buffers = [mask for owned, name in self._watched if (mask := owned.get(name)) is not None]
+        try:
+            versions = [mask._version for mask in buffers]
+        except RuntimeError:  # inference tensors have none
+            versions = [_version(mask) for mask in buffers]
+        seen = (versions, [id(mask) for mask in buffers], [layer.__dict__.get("_weight_grad") for layer in self._convs])
+        if seen != self._seen:
+            with torch.no_grad():
+                self._tables = {p: table for p, table in self._prepare() if table is not None}
+            self._buffers, self._seen = buffers, seen  # held, so that no id is used again
+        return self._tables
+
+    def _prepare(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        for layer in self._layers:
+            if not isinstance(layer, (MaskedConv2d, MaskedBatchNorm2d)):  # restored since
+                continue
+            if isinstance(layer, MaskedConv2d):
+                weight, bias = _conv_tables(layer, self._freeze)
+            else:
+                weight = bias = _norm_table(layer)
+            for parameter, table in ((layer.weight, weight), (layer.bias, bias)):
+                if parameter is not None:
+                    yield parameter, table

@@ -1,0 +1,82 @@
+"""MaskedStep: what the masked optimizers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .dead_rows import check_freeze
+
+if TYPE_CHECKING:
+    from .bind import Binding
+
+Closure = Callable[[], Any]
+Batches = dict[tuple[Any, ...], list[Tensor]]
+
+
+class MaskedStep(torch.optim.Optimizer):
+    """Mixin over one of torch's optimizers, whose groups, state and state dicts it keeps."""
+
+    _binding: Binding | None = None
+    updates: dict[Tensor, tuple[Tensor, Tensor]] = {}  # noqa: RUF012 - replaced, never written to
+
+    def _expect(self, holds: bool, argument: str, expected: str, got: object) -> None:
+        if not holds:
+            raise ValueError(f"{type(self).__name__}: {argument}: expected {expected}, got {got}")
+
+    def _expect_number(self, argument: str, value: object) -> None:
+        is_number = isinstance(value, (int, float)) and value >= 0
+        self._expect(is_number, argument, "a number, at least 0", "a tensor" if isinstance(value, Tensor) else value)
+
+    def _set_freeze(self, freeze: str) -> None:
+        """Last in a constructor: torch's own sets up the groups."""
+        self.defaults["freeze"] = freeze
+        for group in self.param_groups:
+            check_freeze(type(self).__name__, group.setdefault("freeze", freeze))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # a state dict of torch's own optimizer has none
+            group.setdefault("freeze", self.defaults.get("freeze", "hard"))
+
+    def track_updates(self, parameters: Iterable[Tensor] | None = None) -> None:
+        """From now on each step puts in updates[parameter] two float32 [rows]: the sums of |change| and of its square.
+
+        Rows are filters. By default of all parameters of two or more dimensions; an empty list stops it.
+        """
+        if parameters is None:
+            parameters = [p for group in self.param_groups for p in group["params"] if p.dim() >= 2]
+        self.updates = {}
+        for p in parameters:
+            self._expect(p.dim() >= 2, "parameters", "two or more dimensions", list(p.shape))
+            self.updates[p] = (p.new_zeros(len(p), dtype=torch.float32), p.new_zeros(len(p), dtype=torch.float32))
+
+    def _loss_of(self, closure: Closure | None) -> Any:
+        if closure is None:
+            return None
+        with torch.enable_grad():
+            return closure()
+
+    def _check_group(self, group: dict[str, Any], unsupported: tuple[str, ...]) -> None:
+        for name in unsupported:
+            self._expect(not group.get(name), name, "False", group.get(name))
+        self._expect_number("lr", group["lr"])
+
+    def _tables_of(self, group: dict[str, Any]) -> Mapping[Tensor, Tensor]:
+        return self._binding.tables(group["freeze"]) if self._binding is not None else {}
+
+    def _grads_of(self, group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
+        grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
+        for grad in grads:
+            self._expect(grad.layout == torch.strided, "params", "dense gradients", grad.layout)
+        return torch._foreach_neg(grads) if group["maximize"] else grads  # type: ignore[return-value]
+
+    def _updates_of(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        if not self.updates:
+            return [], []
+        unasked = (torch.empty(0), torch.empty(0))
+        pairs = [self.updates.get(p, unasked) for p in params]
+        return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
