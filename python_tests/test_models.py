@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+import prunekernels as pk
+from prunekernels.flow import record
 from prunekernels.train.models import MODELS, PadShortcut, build, scaled
 
 # Parameters and multiply-adds of convolutions and linear layers, at 32x32 with 10 classes or 224x224 with 1000.
@@ -83,6 +85,23 @@ def test_type_a_shortcut(C, K):
     y = PadShortcut(K - C, 2)(x)
     assert y.shape == (2, K, 3, 3)
     assert torch.equal(y[:, :C], x[:, :, ::2, ::2]) and not y[:, C:].any()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_nothing_breaks_their_flow(name):
+    model = build(name, width=0.25).double()
+    pk.convert(model)
+    masks = {}
+    for layer in model.modules():
+        if isinstance(layer, pk.MaskedConv2d):
+            layer.set_masks(filter=masks.setdefault(layer.out_channels, torch.rand(layer.out_channels) < 0.6))
+        elif isinstance(layer, pk.MaskedBatchNorm2d):
+            layer.set_mask(masks.setdefault(layer.num_features, torch.rand(layer.num_features) < 0.6))
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    expected = model(x)
+    with record(pk.flow(model)) as breaks:
+        torch.testing.assert_close(model(x), expected)
+    assert breaks == []
 
 
 def test_scaled():
