@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from .channels import Channels, Flow, State
 from .rules import Rule
-from .trace import argument, sizes_of, value_of
+from .trace import Traced, argument, sizes_of, value_of
 
 if TYPE_CHECKING:
     from .build import Build
@@ -19,11 +19,30 @@ def are_parameters(flow: Flow, *nodes: Any) -> bool:
     return all(node is None or flow.traced.is_parameter(node) for node in nodes)
 
 
-class WeightRule(Rule):
-    """out[k] = bias[k] + sum over c of weight[k, c] * x[c]: convolutions and linear layers."""
+class LayerRule(Rule):
+    """A layer: parameters of its own, one input, the same axis behind it as before it."""
 
     def axis(self, node: fx.Node) -> int:
-        raise NotImplementedError
+        return 1
+
+    def name(self, traced: Traced, node: fx.Node) -> str:
+        return traced.owner_of(node, argument(node, 1))
+
+    def ends(self, flow: Flow, node: fx.Node) -> tuple[Channels, Channels]:
+        """Channels that enter, of full width if they are not followed, and that leave."""
+        x, out = flow.channels(argument(node, 0), self.axis(node)), flow.tracked(node)
+        assert x is not None and out is not None
+        return x, out
+
+    def operands(self, build: Build, node: fx.Node) -> list[fx.Node]:
+        return [argument(node, 0)]
+
+    def call(self, build: Build, node: fx.Node, layer: nn.Module, **tensors: Any) -> fx.Node:
+        return build.layer(node, self.name(build.traced, node), _with(layer, **tensors), argument(node, 0))
+
+
+class WeightRule(LayerRule):
+    """out[k] = bias[k] + sum over c of weight[k, c] * x[c]: convolutions and linear layers."""
 
     def groups(self, node: fx.Node) -> int:
         return 1
@@ -88,8 +107,7 @@ class WeightRule(Rule):
         return by_group[:, 0].repeat_interleave(K // groups)
 
     def backward(self, flow: Flow, node: fx.Node) -> None:
-        x, out = flow.channels(argument(node, 0), self.axis(node)), flow.tracked(node)
-        assert x is not None and out is not None
+        x, out = self.ends(flow, node)
         _, alive = self._weight(flow, node)
         groups = self.groups(node)
         read = (alive & out.needed[:, None]).view(groups, -1, alive.shape[1]).any(1).flatten()
@@ -97,13 +115,9 @@ class WeightRule(Rule):
         if not self.foldable(node):
             flow.classes.pin(x.ids[read & ~x.live & (x.values != 0)])
 
-    def operands(self, build: Build, node: fx.Node) -> list[fx.Node]:
-        return [argument(node, 0)]
-
     def _parts(self, build: Build, node: fx.Node) -> tuple[Tensor, nn.Parameter | Tensor, nn.Parameter | Tensor | None]:
         """Inputs that stay [kept], small weight, small bias."""
-        out, x = build.flow.tracked(node), build.flow.channels(argument(node, 0), self.axis(node))
-        assert out is not None and x is not None
+        x, out = self.ends(build.flow, node)
         rows, columns = build.kept.of(out), build.kept.of(x)
         index = {0: rows} if self.groups(node) > 1 else {0: rows, 1: columns}
         weight = build.gather(argument(node, 1), index)
@@ -117,14 +131,8 @@ class WeightRule(Rule):
                 small = build.folded_bias(argument(node, 1), bias, rows, extra)
         return columns, weight, small
 
-    def name(self, build: Build, node: fx.Node) -> str:
-        return build.traced.owner_of(node, argument(node, 1))
-
 
 class ConvRule(WeightRule):
-    def axis(self, node: fx.Node) -> int:
-        return 1
-
     def groups(self, node: fx.Node) -> int:
         return argument(node, 6, 1)
 
@@ -146,7 +154,7 @@ class ConvRule(WeightRule):
             padding if isinstance(padding, str) else _pair(padding), _pair(dilation),
             1 if self.groups(node) == 1 else columns.numel() // weight.shape[1], bias is not None, device="meta",
         )  # fmt: skip
-        return build.layer(node, self.name(build, node), _with(layer, weight=weight, bias=bias), argument(node, 0))
+        return self.call(build, node, layer, weight=weight, bias=bias)
 
 
 class LinearRule(WeightRule):
@@ -159,11 +167,13 @@ class LinearRule(WeightRule):
     def emit(self, build: Build, node: fx.Node) -> fx.Node:
         columns, weight, bias = self._parts(build, node)
         layer = nn.Linear(columns.numel(), weight.shape[0], bias is not None, device="meta")
-        return build.layer(node, self.name(build, node), _with(layer, weight=weight, bias=bias), argument(node, 0))
+        return self.call(build, node, layer, weight=weight, bias=bias)
 
 
-class NormRule(Rule):
+class NormRule(LayerRule):
     """Batch norm: a constant stays one, a channel with weight 0 is its bias."""
+
+    tensors = ("weight", "bias", "running_mean", "running_var")
 
     def forward(self, flow: Flow, node: fx.Node) -> State:
         parameters = node.args[1:5]
@@ -187,38 +197,35 @@ class NormRule(Rule):
         return True if weight is None else weight != 0
 
     def backward(self, flow: Flow, node: fx.Node) -> None:
-        x, out = flow.channels(argument(node, 0), 1), flow.tracked(node)
-        assert x is not None and out is not None
+        x, out = self.ends(flow, node)
         x.read |= out.needed & self._passes(flow, node)
 
-    def operands(self, build: Build, node: fx.Node) -> list[fx.Node]:
-        return [argument(node, 0)]
-
-    def name(self, traced: Any, node: fx.Node) -> str:
-        first = next(((a, n) for a, n in zip(("weight", "bias", "running_mean"), node.args[1:]) if n is not None), None)  # noqa: B905
-        return traced.module_of(node) or node.name if first is None else traced.owner_of(node, first[1], first[0])
+    def name(self, traced: Traced, node: fx.Node) -> str:
+        for attribute, parameter in zip(self.tensors, node.args[1:5], strict=True):
+            if parameter is not None:
+                return traced.owner_of(node, parameter, attribute)
+        return traced.module_of(node) or node.name
 
     def emit(self, build: Build, node: fx.Node) -> fx.Node:
         out = build.flow.tracked(node)
         assert out is not None
-        kept, name = build.kept.of(out), self.name(build.traced, node)
+        kept, old = build.kept.of(out), build.traced.modules.get(self.name(build.traced, node))
         small = [None if p is None else build.gather(p, {0: kept}) for p in node.args[1:5]]
-        old = dict(build.traced.model.named_modules()).get(name)
-        momentum = getattr(old, "momentum", argument(node, 6))
         kind: Any = nn.BatchNorm2d if len(sizes_of(node)) == 4 else nn.BatchNorm1d
-        layer = kind(
-            kept.numel(), argument(node, 7), momentum, small[0] is not None, small[2] is not None, device="meta"
+        momentum, affine, tracks = (
+            getattr(old, "momentum", argument(node, 6)),
+            small[0] is not None,
+            small[2] is not None,
         )
-        names = ("weight", "bias", "running_mean", "running_var")
-        layer = _with(layer, **dict(zip(names, small, strict=True)))
-        if layer.num_batches_tracked is not None:
+        layer = kind(kept.numel(), argument(node, 7), momentum, affine, tracks, device="meta")
+        if tracks:
             seen = getattr(old, "num_batches_tracked", None)
-            fresh = torch.zeros((), dtype=torch.long, device=layer.running_var.device)
+            fresh = torch.zeros((), dtype=torch.long, device=value_of(node).device)
             layer.num_batches_tracked = fresh if seen is None else seen.clone()
-        return build.layer(node, name, layer, argument(node, 0))
+        return self.call(build, node, layer, **dict(zip(self.tensors, small, strict=True)))
 
 
-class PReLURule(Rule):
+class PReLURule(LayerRule):
     """prelu with one slope, or one for each channel."""
 
     def forward(self, flow: Flow, node: fx.Node) -> State:
@@ -238,16 +245,13 @@ class PReLURule(Rule):
         x, out = flow.ends(node)
         x.read |= out.needed
 
-    def operands(self, build: Build, node: fx.Node) -> list[fx.Node]:
-        return [argument(node, 0)]
-
     def emit(self, build: Build, node: fx.Node) -> fx.Node:
         out, slope = build.flow.tracked(node), value_of(argument(node, 1))
         assert out is not None and slope is not None
         by_channel = slope.numel() == len(out)
         small = build.gather(argument(node, 1), {0: build.kept.of(out)} if by_channel else {})
-        layer = _with(nn.PReLU(small.numel(), device="meta"), weight=small)
-        return build.layer(node, build.traced.owner_of(node, argument(node, 1)), layer, argument(node, 0))
+        layer = nn.PReLU(small.numel(), device="meta")
+        return self.call(build, node, layer, weight=small)
 
 
 def _pair(value: Any) -> Any:

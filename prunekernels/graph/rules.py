@@ -129,7 +129,7 @@ class DropoutRule(TransparentRule):
             return super().emit(build, node)
         layer = self.layers[op_name(node)](float(argument(node, 1)))
         where = build.traced.module_of(node)
-        is_own = type(dict(build.traced.model.named_modules()).get(where)) is type(layer)
+        is_own = type(build.traced.modules.get(where)) is type(layer)
         return build.layer(node, where if is_own else f"{where}.{node.name}".lstrip("."), layer, argument(node, 0))
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..convert import restore
+from ..modules import MaskedConv2d
+from ..norm import MaskedBatchNorm2d
 
 
 @dataclass
@@ -26,6 +28,9 @@ class Traced:
     names: dict[fx.Node, str] = field(default_factory=dict)  # parameters, buffers and constants
     tensors: dict[str, Tensor] = field(default_factory=dict)
     exposed: set[fx.Node] = field(default_factory=set)  # written in place while a view of them is still read
+
+    def __post_init__(self) -> None:
+        self.modules = dict(self.model.named_modules())
 
     @property
     def placeholders(self) -> list[fx.Node]:
@@ -41,10 +46,10 @@ class Traced:
         known = [path.split("@")[0] for path in stack if not path.startswith("_empty_nn_module_stack")]
         return known[-1].removeprefix("L['self'].") if known else ""
 
-    def owner_of(self, node: fx.Node, weight: fx.Node, attribute: str = "weight") -> str:
+    def owner_of(self, node: fx.Node, weight: Any, attribute: str = "weight") -> str:
         """Name for the layer that a node with this weight is: its module's, or one made of the parameter's name."""
         module, name = self.module_of(node), self.names[weight]
-        if getattr(dict(self.model.named_modules()).get(module), attribute, None) is self.tensors[name]:
+        if getattr(self.modules.get(module), attribute, None) is self.tensors[name]:
             return module or node.name
         return name.removesuffix(f".{attribute}") if name.endswith(f".{attribute}") else f"{name}_{node.name}"
 
@@ -82,6 +87,25 @@ def check_forward(op: str, model: nn.Module, inputs: tuple[Tensor, ...]) -> None
             handle.remove()
 
 
+def check_shared(op: str, model: nn.Module) -> None:
+    """A weight that several layers share has one set of zeros, so their masks must be the same."""
+    first: dict[int, tuple[str, list[Tensor]]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            dead = _dead_entries(module)
+            other, its_dead = first.setdefault(id(parameter), (name, dead))
+            if len(dead) != len(its_dead) or not all(map(torch.equal, dead, its_dead)):
+                raise ValueError(f"{op}: {other} and {name}: expected the same masks on layers that share parameters")
+
+
+def _dead_entries(module: nn.Module) -> list[Tensor]:
+    if isinstance(module, MaskedConv2d):
+        masks = [module.filter_mask & module.hard_mask, module.kernel_mask, module.input_mask]
+    else:
+        masks = [module.channel_mask] if isinstance(module, MaskedBatchNorm2d) else []
+    return [torch.nonzero(~mask) for mask in masks] if not all(bool(mask.all()) for mask in masks) else []
+
+
 def plain_copy(model: nn.Module) -> nn.Module:
     """An independent network of plain layers, in eval mode, with zeros for all that is dead."""
     plain = copy.deepcopy(model).eval()
@@ -92,6 +116,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
 def trace(op: str, model: nn.Module, example_input: Any) -> Traced:
     """The graph of a plain copy of model, for any batch size where the network itself allows that."""
     inputs = as_inputs(op, example_input)
+    check_shared(op, model)
     plain = plain_copy(model)
     check_forward(op, plain, inputs)
     exported, inputs = _export(op, plain, inputs)
