@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from .. import _step_ops
+from .._step_ops import ops
 from .dead_rows import check_freeze
-from .step import Batches, Closure, MaskedStep
+from .step import Closure, MaskedStep
+
+OPERATOR = ops.masked_sgd_.default
 
 
 class MaskedSGD(MaskedStep, torch.optim.SGD):
@@ -54,25 +58,21 @@ class MaskedSGD(MaskedStep, torch.optim.SGD):
             self._check_group(group, ("differentiable",))
             tables, remembers = self._tables_of(group), group["momentum"] != 0
             numbers = [group[name] for name in ("lr", "momentum", "dampening", "weight_decay", "nesterov")]
-            for (*_, first), params in self._batches(group).items():
-                grads = self._grads_of(group, params)
-                masks, updates = [tables.get(p) for p in params], self._updates_of(params)
-                momenta = self._momenta_of(params, first) if remembers else []
-                _step_ops.ops.masked_sgd_(params, grads, momenta, masks, *updates, *numbers, first)
+            for batch in self._batches(group):
+                for first, params, momenta in self._with_momenta(batch) if remembers else [(False, batch, [])]:
+                    masks, updates = [tables.get(p) for p in params], self._updates_of(params)
+                    self._call(OPERATOR, group, params, momenta, masks, *updates, *numbers, first)
         return loss
 
-    def _batches(self, group: dict[str, Any]) -> Batches:
-        """Parameters with a gradient, by device, dtype and whether this is the first step with momentum."""
-        batches: Batches = {}
-        remembers, state = group["momentum"] != 0, self.state
-        for p in group["params"]:
-            if p.grad is not None:
-                first = remembers and state[p].get("momentum_buffer") is None
-                batches.setdefault((p.device, p.dtype, first), []).append(p)
-        return batches
-
-    def _momenta_of(self, params: list[torch.Tensor], first: bool) -> list[torch.Tensor]:
-        if first:
-            for p in params:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        return [self.state[p]["momentum_buffer"] for p in params]
+    def _with_momenta(self, params: list[Tensor]) -> Iterator[tuple[bool, list[Tensor], list[Tensor]]]:
+        """Those that have a momentum and those that get one in this step: (first step?, parameters, momenta)."""
+        state = self.state
+        momenta = [state[p].get("momentum_buffer") for p in params]
+        new = [p for p, momentum in zip(params, momenta, strict=True) if momentum is None]
+        if new:
+            params = [p for p, momentum in zip(params, momenta, strict=True) if momentum is not None]
+            for p in new:
+                state[p]["momentum_buffer"] = torch.zeros_like(p)
+            yield True, new, [state[p]["momentum_buffer"] for p in new]
+        if params:
+            yield False, params, [momentum for momentum in momenta if momentum is not None]

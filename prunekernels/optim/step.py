@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from .bind import Binding
 
 Closure = Callable[[], Any]
-Batches = dict[tuple[Any, ...], list[Tensor]]
 
 
 class MaskedStep(torch.optim.Optimizer):
@@ -68,11 +67,27 @@ class MaskedStep(torch.optim.Optimizer):
     def _tables_of(self, group: dict[str, Any]) -> Mapping[Tensor, Tensor]:
         return self._binding.tables(group["freeze"]) if self._binding is not None else {}
 
-    def _grads_of(self, group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
+    def _batches(self, group: dict[str, Any]) -> list[list[Tensor]]:
+        """The parameters with a gradient, by device and dtype."""
+        params = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return []
+        device, dtype = params[0].device, params[0].dtype
+        if all([p.dtype is dtype and p.device == device for p in params]):  # a list: this loop is a step's overhead
+            return [params]
+        batches: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for p in params:
+            batches.setdefault((p.device, p.dtype), []).append(p)
+        return list(batches.values())
+
+    def _call(self, operator: Callable[..., None], group: dict[str, Any], params: list[Tensor], *rest: Any) -> None:
         grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
-        for grad in grads:
-            self._expect(grad.layout == torch.strided, "params", "dense gradients", grad.layout)
-        return torch._foreach_neg(grads) if group["maximize"] else grads  # type: ignore[return-value]
+        try:
+            operator(params, torch._foreach_neg(grads) if group["maximize"] else grads, *rest)
+        except NotImplementedError:  # the dispatcher's word for it
+            for grad in grads:
+                self._expect(grad.layout == torch.strided, "params", "dense gradients", grad.layout)
+            raise
 
     def _updates_of(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         if not self.updates:

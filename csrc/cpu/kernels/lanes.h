@@ -1,5 +1,5 @@
 // Vectors of elements of which only some take part, by instruction set: for passes over rows that hold dead elements.
-// A lane whose bit is 0 is neither read nor written. Include inside a PK_TARGET region.
+// Include inside a PK_TARGET region.
 #pragma once
 
 #include <cmath>
@@ -25,7 +25,7 @@ struct ScalarLanes {
   static constexpr int kLanes = 1;
 
   PK_LANES_INLINE Vector rounded(Vector value) { return static_cast<Vector>(Arithmetic<T>::narrow(value)); }
-  PK_LANES_INLINE Mask mask(uint32_t bits) { return bits & 1; }
+  PK_LANES_INLINE Mask mask(uint32_t bits) { return bits & 1; }  // the lowest kLanes bits
   PK_LANES_INLINE Vector set(Vector value) { return value; }
   PK_LANES_INLINE Vector only(Vector v, Mask mask) { return mask ? v : Vector{}; }
   PK_LANES_INLINE Vector load(const T* p) { return static_cast<Vector>(*p); }
@@ -34,6 +34,8 @@ struct ScalarLanes {
   PK_LANES_INLINE void store(T* p, Vector v, Mask mask) {
     if (mask) *p = Arithmetic<T>::narrow(v);
   }
+  PK_LANES_INLINE bool any(Mask mask) { return mask; }
+  PK_LANES_INLINE Vector choose(Mask mask, Vector a, Vector b) { return mask ? a : b; }
   // Products of 16-bit floats are exact in float.
   PK_LANES_INLINE Vector fma(Vector a, Vector b, Vector c) {
     if constexpr (std::is_same_v<T, Vector>)
@@ -69,6 +71,10 @@ struct Avx2Lanes {
   PK_LANES_INLINE Vector load(const float* p, Mask mask) { return _mm256_maskload_ps(p, mask); }
   PK_LANES_INLINE void store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
   PK_LANES_INLINE void store(float* p, Vector v, Mask mask) { _mm256_maskstore_ps(p, mask, v); }
+  PK_LANES_INLINE bool any(Mask) { return true; }
+  PK_LANES_INLINE Vector choose(Mask mask, Vector a, Vector b) {
+    return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(mask));
+  }
   PK_LANES_INLINE Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
   PK_LANES_INLINE Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
   PK_LANES_INLINE Vector sub(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
@@ -105,6 +111,8 @@ struct Avx512Lanes {
   PK_LANES_INLINE Vector load(const float* p, Mask mask) { return _mm512_maskz_loadu_ps(mask, p); }
   PK_LANES_INLINE void store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
   PK_LANES_INLINE void store(float* p, Vector v, Mask mask) { _mm512_mask_storeu_ps(p, mask, v); }
+  PK_LANES_INLINE bool any(Mask) { return true; }
+  PK_LANES_INLINE Vector choose(Mask mask, Vector a, Vector b) { return _mm512_mask_mov_ps(b, mask, a); }
   PK_LANES_INLINE Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
   PK_LANES_INLINE Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
   PK_LANES_INLINE Vector sub(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
@@ -121,28 +129,29 @@ struct Avx512Lanes {
 
 #endif
 
-// visit.whole(i) or visit.part(i, mask) for each vector of a row that holds a live element; live: a bit per element,
-// null: all live.
+// visit.whole(i) for each vector of live elements of a row; visit.some(i, lanes) for those with dead ones among them;
+// visit.last(i, lanes) for the end of the row, where a vector may reach past it. live: a bit per element, null: all
+// live. A word of bits decides for its vectors together: with dead channels at random, a branch for each is a wrong
+// guess.
 template <typename V, typename Visit>
 PK_LANES_INLINE void each_vector(const uint32_t* live, int64_t elements, Visit& visit) {
   constexpr int kLanes = V::kLanes;
-  constexpr uint32_t kAll = (1ull << kLanes) - 1;
+  int64_t i = 0;
   if (!live) {
-    int64_t i = 0;
     for (; i + kLanes <= elements; i += kLanes) visit.whole(i);
-    if (i < elements) visit.part(i, V::mask((1u << (elements - i)) - 1));
+    if (i < elements) visit.last(i, V::mask((1u << (elements - i)) - 1));
     return;
   }
-  for (int64_t first = 0; first < elements; first += 32) {
-    uint32_t word = live[first >> 5];
-    for (int64_t i = first; word; i += kLanes, word >>= kLanes) {
-      const uint32_t bits = word & kAll;
-      if (bits == kAll)
-        visit.whole(i);
-      else if (bits)
-        visit.part(i, V::mask(bits));
-    }
+  for (; i + 32 <= elements; i += 32) {
+    const uint32_t word = live[i >> 5];
+    if (word == 0) continue;
+    if (word == ~0u)
+      for (int lane = 0; lane < 32; lane += kLanes) visit.whole(i + lane);
+    else
+      for (int lane = 0; lane < 32; lane += kLanes) visit.some(i + lane, V::mask(word >> lane));
   }
+  if (i == elements) return;
+  for (uint32_t word = live[i >> 5]; word; i += kLanes, word >>= kLanes) visit.last(i, V::mask(word));
 }
 
 }  // namespace prunekernels

@@ -74,31 +74,53 @@ struct StepVector {
   using T = typename V::Element;
   using Vector = typename V::Vector;
 
-  const OptimRow<T>& row;
+  const OptimRow<T> row;  // a copy: stores cannot alias it
   const Rule rule;
   Vector abs_sum, square_sum;
 
   __attribute__((always_inline)) StepVector(const OptimRow<T>& row, const typename Rule::Numbers& numbers)
       : row(row), rule(numbers), abs_sum(V::set(0)), square_sum(V::set(0)) {}
 
-  __attribute__((always_inline)) void whole(int64_t i) { step(i); }
-  __attribute__((always_inline)) void part(int64_t i, typename V::Mask inside) { step(i, inside); }
-
-  template <typename... Inside>
-  __attribute__((always_inline)) void step(int64_t i, Inside... inside) {
-    const Vector before = V::load(row.weight + i, inside...), g = V::load(row.grad + i, inside...);
-    Vector state[Rule::kStates];
-    for (int s = 0; s < Rule::kStates; ++s) state[s] = row.state[s] ? V::load(row.state[s] + i, inside...) : V::set(0);
-    const Vector after = rule(before, g, state);
-    V::store(row.weight + i, after, inside...);
+  __attribute__((always_inline)) void whole(int64_t i) {
+    Vector before, after, state[Rule::kStates];
+    compute(i, before, after, state);
+    V::store(row.weight + i, after);
     for (int s = 0; s < Rule::kStates; ++s)
-      if (row.state[s]) V::store(row.state[s] + i, state[s], inside...);
-    if constexpr (kSums) {
-      Vector change = V::sub(after, before);
-      ((change = V::only(change, inside)), ...);  // 0 / 0 there, if eps is 0
-      abs_sum = V::add(abs_sum, V::abs(change));
-      square_sum = V::fma(change, change, square_sum);
-    }
+      if (row.state[s]) V::store(row.state[s] + i, state[s]);
+    if constexpr (kSums) sum(V::sub(after, before));
+  }
+
+  // The row is this thread's alone: what is dead gets its own bits back, which is faster than a store that spares it.
+  __attribute__((always_inline)) void some(int64_t i, typename V::Mask live) {
+    if (!V::any(live)) return;
+    Vector before, after, state[Rule::kStates];
+    compute(i, before, after, state);
+    V::store(row.weight + i, V::choose(live, after, before));
+    for (int s = 0; s < Rule::kStates; ++s)
+      if (row.state[s]) V::store(row.state[s] + i, V::choose(live, state[s], V::load(row.state[s] + i)));
+    if constexpr (kSums) sum(V::only(V::sub(after, before), live));
+  }
+
+  __attribute__((always_inline)) void last(int64_t i, typename V::Mask live) {
+    Vector before, after, state[Rule::kStates];
+    compute(i, before, after, state, live);
+    V::store(row.weight + i, after, live);
+    for (int s = 0; s < Rule::kStates; ++s)
+      if (row.state[s]) V::store(row.state[s] + i, state[s], live);
+    if constexpr (kSums) sum(V::only(V::sub(after, before), live));
+  }
+
+  template <typename... Live>
+  __attribute__((always_inline)) void compute(int64_t i, Vector& before, Vector& after, Vector (&state)[Rule::kStates],
+                                              Live... live) const {
+    before = V::load(row.weight + i, live...);
+    for (int s = 0; s < Rule::kStates; ++s) state[s] = row.state[s] ? V::load(row.state[s] + i, live...) : V::set(0);
+    after = rule(before, V::load(row.grad + i, live...), state);
+  }
+
+  __attribute__((always_inline)) void sum(Vector change) {
+    abs_sum = V::add(abs_sum, V::abs(change));
+    square_sum = V::fma(change, change, square_sum);
   }
 };
 
