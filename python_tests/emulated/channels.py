@@ -95,10 +95,11 @@ class Join:
     out: int
     channels_last: bool
     offset: int = 0
+    alpha: float = 1.0
 
     def __str__(self):
         layout = "nhwc" if self.channels_last else "nchw"
-        return f"{layout}-n{self.images}-c{self.out}-p{self.pixels}-o{self.offset}"
+        return f"{layout}-n{self.images}-c{self.out}-p{self.pixels}-o{self.offset}-x{self.alpha}"
 
     def run(self, lib):
         rng = np.random.default_rng(0)
@@ -112,7 +113,7 @@ class Join:
             slots.append(arrays.guarded(slot))
             terms.append(_moved(source, slot))
             sources.append(_misaligned(_layout(arrays.narrow(source, self.element), self.channels_last), self.offset))
-        expected = _layout(arrays.narrow(terms[0] + terms[1], self.element), self.channels_last)
+        expected = _layout(arrays.narrow(terms[0] + self.alpha * terms[1], self.element), self.channels_last)
         result = _misaligned(arrays.poison(expected.shape, self.element), self.offset)
         a, b = (len(np.flatnonzero(s >= 0)) for s in slots)
         lib.call(
@@ -129,6 +130,7 @@ class Join:
             self.out,
             ELEMENTS.index(self.element),
             self.channels_last,
+            self.alpha,
         )
         np.testing.assert_array_equal(result, expected)
 
@@ -173,6 +175,8 @@ def _copies(gather: bool, bits: int) -> list:
     add(0, 6, 5, (1, 2))
     add(2, 0, 5, (1, 2))
     add(1, 5, 12, (1, -1, 4, 7, -1, -1), note="ragged")
+    add(2, 6, 4, (-1, 0, -1, 1, 3, -1, -1), note="wider")
+    add(2, 8, 8, [-1] * 8 + [*range(8)], note="wider-granule8")
     plane = 3 * 128 // bits
     for n in (-1, 0, 1):  # vectors about a block's; then pixels
         width = 1 if gather else 2
@@ -202,7 +206,9 @@ def _joins(element: str) -> list:
     sizes += [(1, BLOCK + n, 1, 0) for n in (-1, 0, 1)]
     if element == "f32":
         sizes.append((1, ROUNDS, 256, 0))
-    return [Join(element, *sizes, channels_last, o) for *sizes, o in sizes for channels_last in (False, True)]
+    cases = [Join(element, *sizes, channels_last, o) for *sizes, o in sizes for channels_last in (False, True)]
+    scaled = [(2, 8, 9, 0.5), (2, 49, 8, -1.0), (1, 5, 6, 0.0)]
+    return cases + [Join(element, *sizes, last, 0, alpha) for *sizes, alpha in scaled for last in (False, True)]
 
 
 CASES: dict[str, list] = {

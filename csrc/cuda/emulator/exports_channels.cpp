@@ -28,9 +28,10 @@ int pk_scatter_channels(const void* compact, const int32_t* slot, void* full, in
 
 int pk_join(const void* a, const int32_t* slot_a, const void* b, const int32_t* slot_b, void* out, int64_t images,
             int64_t pixels, int64_t a_channels, int64_t b_channels, int64_t out_channels, int element,
-            bool channels_last) {
+            bool channels_last, float alpha) {
   return launch_join(
       a, slot_a, b, slot_b, out,
-      {images, pixels, a_channels, b_channels, out_channels, static_cast<Element>(element), channels_last}, nullptr);
+      {images, pixels, a_channels, b_channels, out_channels, static_cast<Element>(element), channels_last, alpha},
+      nullptr);
 }
 }

@@ -1,9 +1,10 @@
 // Activations between full width and compact, and between two live lists: NHWC or NCHW, dense, of any dtype.
 //   gather_channels   compact[n, j] = full[n, index[j]]                       (0 where index[j] < 0)
 //   scatter_channels  full[n, c] = compact[n, slot[c]]                        (0 where slot[c] < 0: dead or constant)
-//   join              out[n, o] = a[n, slot_a[o]] + b[n, slot_b[o]]           (0 in place of a term whose slot is < 0)
+//   join              out[n, o] = a[n, slot_a[o]] + alpha * b[n, slot_b[o]]   (a term whose slot is < 0 left out)
 // Every element of the result is written, once. A range of images is a matter of the two pointers and `images`. The
-// gradients of a join are two gathers.
+// gradients of a join are two gathers. Between two lists either of gather and scatter serves, holes (-1) and all: the
+// gather is made for a narrower result, the scatter for a wider one.
 #pragma once
 
 #include <cstdint>
@@ -51,6 +52,7 @@ struct ChannelJoin {
   int64_t a, b, out;       // channels
   Element element;         // sums are formed in float
   bool channels_last;
+  float alpha = 1;
 };
 
 cudaError_t launch_join(const void* a,          // [N, a, H, W]

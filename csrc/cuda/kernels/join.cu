@@ -1,5 +1,5 @@
-// out[n, o] = a[n, slot_a[o]] + b[n, slot_b[o]], a term whose slot is < 0 left out: the sum of two channel-compact
-// tensors with different live lists, in one pass. Blocks and threads as in channel_copy.cuh.
+// out[n, o] = a[n, slot_a[o]] + alpha * b[n, slot_b[o]], a term whose slot is < 0 left out: the sum of two
+// channel-compact tensors with different live lists, in one pass. Blocks and threads as in channel_copy.cuh.
 #include "cuda/kernels/channel_copy.cuh"
 #include "cuda/kernels/channel_copy.h"
 
@@ -7,10 +7,10 @@ namespace prunekernels {
 namespace {
 
 template <typename T, int kCount>
-PK_DEVICE Pack<T, kCount> sum(const Pack<T, kCount>& a, const Pack<T, kCount>& b) {
+PK_DEVICE Pack<T, kCount> sum(const Pack<T, kCount>& a, const Pack<T, kCount>& b, float alpha) {
   Pack<T, kCount> out;
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) out.at[i] = from_float<T>(to_float(a.at[i]) + to_float(b.at[i]));
+  for (int i = 0; i < kCount; ++i) out.at[i] = from_float<T>(to_float(a.at[i]) + alpha * to_float(b.at[i]));
   return out;
 }
 
@@ -19,7 +19,8 @@ template <typename T, int kCount>
 __global__ void __launch_bounds__(kCopyThreads)
     join_planes_kernel(const Pack<T, kCount>* __restrict__ a, const int32_t* __restrict__ slot_a,
                        const Pack<T, kCount>* __restrict__ b, const int32_t* __restrict__ slot_b,
-                       Pack<T, kCount>* __restrict__ out, uint32_t a_channels, uint32_t b_channels, PlaneSplit split) {
+                       Pack<T, kCount>* __restrict__ out, uint32_t a_channels, uint32_t b_channels, float alpha,
+                       PlaneSplit split) {
   const uint32_t first = split.first();
   Pack<T, kCount> from_a[kCopyInFlight], from_b[kCopyInFlight];
 #pragma unroll
@@ -34,7 +35,7 @@ __global__ void __launch_bounds__(kCopyThreads)
   }
 #pragma unroll
   for (int i = 0; i < kCopyInFlight; ++i)
-    if (first + i * kCopyThreads < split.vectors) out[first + i * kCopyThreads] = sum(from_a[i], from_b[i]);
+    if (first + i * kCopyThreads < split.vectors) out[first + i * kCopyThreads] = sum(from_a[i], from_b[i], alpha);
 }
 
 // NHWC, in units of kCount channels: 4 bytes, so that lanes that are neighbours share cache lines of a and of b.
@@ -42,7 +43,7 @@ template <typename T, int kCount>
 __global__ void __launch_bounds__(kCopyThreads)
     join_pixels_kernel(const T* __restrict__ a, const int32_t* __restrict__ slot_a, const T* __restrict__ b,
                        const int32_t* __restrict__ slot_b, Pack<T, kCount>* __restrict__ out, int64_t a_channels,
-                       int64_t b_channels, PixelSplit split) {
+                       int64_t b_channels, float alpha, PixelSplit split) {
   const int32_t unit = split.unit();
   if (unit < 0) return;
   int32_t in_a[kCount], in_b[kCount];
@@ -64,7 +65,7 @@ __global__ void __launch_bounds__(kCopyThreads)
     }
 #pragma unroll
     for (int i = 0; i < kCopyInFlight; ++i, pixel += split.rows)
-      if (pixel < split.pixels) out[pixel * split.units + unit] = sum(from_a[i], from_b[i]);
+      if (pixel < split.pixels) out[pixel * split.units + unit] = sum(from_a[i], from_b[i], alpha);
   }
 }
 
@@ -87,7 +88,7 @@ struct Join {
                     reinterpret_cast<const Vector*>(a) + image * sizes.a * plane_vectors, slot_a,
                     reinterpret_cast<const Vector*>(b) + image * sizes.b * plane_vectors, slot_b,
                     reinterpret_cast<Vector*>(out) + image * sizes.out * plane_vectors, static_cast<uint32_t>(sizes.a),
-                    static_cast<uint32_t>(sizes.b), split);
+                    static_cast<uint32_t>(sizes.b), sizes.alpha, split);
     });
   }
   template <int kCount>
@@ -95,7 +96,7 @@ struct Join {
     const PixelSplit split(sizes.images * sizes.pixels, sizes.out / kCount);
     if (split.too_large()) return cudaErrorInvalidValue;
     return launch(join_pixels_kernel<T, kCount>, split.launch_shape(), stream, a, slot_a, b, slot_b,
-                  reinterpret_cast<Pack<T, kCount>*>(out), sizes.a, sizes.b, split);
+                  reinterpret_cast<Pack<T, kCount>*>(out), sizes.a, sizes.b, sizes.alpha, split);
   }
   cudaError_t run() const {
     if (sizes.images * sizes.pixels * sizes.out == 0) return cudaSuccess;
