@@ -1,6 +1,7 @@
 """The torch ring of csrc/cuda over CPU tensors, its kernels under the emulator: which kernels run, what the host knows
 of masks and when, padding, capturing, layers. The operators' own tests run on it too: pytest -p emulated.ring_plugin.
 """
+# ruff: noqa: F811 (fixtures)
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from conv_cases import (
     only,
     run,
 )
-from emulated import build
+from ring_cases import GATHER, PACK, SCATTER, UNPACK, copies, events, launched, library  # noqa: F401
 
 import prunekernels as pk
 from prunekernels import _fallback, autograd, functional, reference
@@ -25,47 +26,7 @@ from prunekernels import _fallback, autograd, functional, reference
 WIDE = ConvCase(n=2, c=24, k=40, h=5, w=6)
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 
-if not pk.has_extension():
-    pytest.skip("the compiled extension is not there, so nothing makes tables", allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def library():
-    from emulated import ring
-
-    try:
-        return ring.load()[1]
-    except build.Broken as why:
-        pytest.fail(str(why), pytrace=False)
-
-
-@pytest.fixture
-def events(library, monkeypatch):
-    """Lets prunekernels compute with the ring; a function that tells what it did since the last call."""
-    from emulated import ring
-
-    monkeypatch.setattr(functional, "ops", ring.load()[0])
-    monkeypatch.setattr(autograd, "ops", ring.load()[0])
-    ring.register_gradients()
-
-    def take():
-        return library.pk_take_events().decode().split()
-
-    take()
-    yield take
-    library.pk_pretend_to_capture(False)
-
-
-def launched(events):
-    return [event for event in events() if event not in ("upload", "download")]
-
-
-def copies(events):
-    return [event for event in events() if event in ("upload", "download")]
-
-
-PACK, BIAS, GUARD = "pack_weights", "launch_gather_channels", ["launch_find_leaks"]
-GATHER, SCATTER = "launch_gather_channels", "launch_scatter_channels"
+BIAS, GUARD = GATHER, ["launch_find_leaks"]
 LAUNCHED = {  # (plan, layout): forward, input gradient, weight gradient; then always the bias's gradient
     ("dense", "nchw"): (
         [PACK, BIAS, *GUARD, "launch_repair_fwd"],
@@ -75,17 +36,17 @@ LAUNCHED = {  # (plan, layout): forward, input gradient, weight gradient; then a
     ("compact", "channels_last"): (
         [BIAS, GATHER, PACK, SCATTER],
         [GATHER, PACK, SCATTER],
-        [GATHER, GATHER, "unpack_weight_grad"],
+        [GATHER, GATHER, UNPACK],
     ),
     ("direct", "channels_last"): (
         [PACK, "igemm_fwd"],
         [PACK, "igemm_grad_input"],
-        ["igemm_grad_weight", "unpack_weight_grad"],
+        ["igemm_grad_weight", UNPACK],
     ),
     ("sparse", "channels_last"): (
         [PACK, "block_sparse_fwd"],
         [PACK, "block_sparse_grad_input"],
-        ["block_sparse_grad_weight", "unpack_weight_grad"],
+        ["block_sparse_grad_weight", UNPACK],
     ),
     ("sparse", "nchw"): (["launch_sparse_fwd"], ["launch_sparse_grad_input"], ["launch_sparse_grad_weight"]),
 }

@@ -70,6 +70,12 @@ at::Tensor packed_conv_weight(const ConvCall& call, const at::Tensor& weight, co
 at::Tensor unpacked_grad_weight(const ConvCall& call, const at::Tensor& packed, Element element, const at::Tensor& like,
                                 const OptionalTensor& scale, const PackedGrad& grad) {
   const at::Tensor full = at::empty(like.sizes(), like.options().memory_format(like.suggest_memory_format()));
+  write_grad_weight(call, packed, element, full, scale, grad);
+  return full;
+}
+
+void write_grad_weight(const ConvCall& call, const at::Tensor& packed, Element element, const at::Tensor& full,
+                       const OptionalTensor& scale, const PackedGrad& grad) {
   const PackMask mask = call.mask.pack();
   const int64_t taps = call.shape.taps();
   const UnpackJob job{mask,
@@ -86,7 +92,6 @@ at::Tensor unpacked_grad_weight(const ConvCall& call, const at::Tensor& packed, 
                       scale ? scale->const_data_ptr<float>() : nullptr,
                       full.mutable_data_ptr()};
   PK_LAUNCH(call.op, unpack_weight_grad, &job, 1, call.element(), device::current_stream());
-  return full;
 }
 
 at::Tensor picked(const char* op, const at::Tensor& values, const int32_t* index, int64_t count) {

@@ -48,6 +48,9 @@ struct PackedGrad {
 // -> the layout of like [K, C / G, R, S]: exact zeros for dead kernels, rows times scale.
 at::Tensor unpacked_grad_weight(const ConvCall& call, const at::Tensor& packed, Element element, const at::Tensor& like,
                                 const OptionalTensor& scale, const PackedGrad& grad);
+// The same, written to all of full.
+void write_grad_weight(const ConvCall& call, const at::Tensor& packed, Element element, const at::Tensor& full,
+                       const OptionalTensor& scale, const PackedGrad& grad);
 
 // [full] -> [count], 0 where index[j] < 0; index on the device
 at::Tensor picked(const char* op, const at::Tensor& values, const int32_t* index, int64_t count);

@@ -86,6 +86,7 @@ def load():
         for schema in _fallback.SCHEMAS:
             if not schema.startswith("conv_mask"):
                 definitions.define(schema)
+        getattr(torch.ops, NAMESPACE).attach_live = torch.ops.prunekernels.attach_live  # no device's business
         _kept.extend([definitions, library_])
     return getattr(torch.ops, NAMESPACE), _kept[1]
 
@@ -100,9 +101,16 @@ def register_gradients():
             torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup)
 
 
+def callers():
+    """Every module of prunekernels that calls operators, which it knows as `ops`."""
+    from prunekernels import autograd, functional
+    from prunekernels.flow import arithmetic, conv, live
+
+    return autograd, functional, arithmetic, conv, live
+
+
 def use():
     """From now on prunekernels computes with the ring, in this process; tables are still made by its own conv_mask."""
-    from prunekernels import autograd, functional
-
-    autograd.ops = functional.ops = load()[0]
+    for module in callers():
+        module.ops = load()[0]
     register_gradients()
