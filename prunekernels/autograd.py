@@ -235,34 +235,36 @@ def _bare(cls, compact, size, strides):
     return Tensor._make_wrapper_subclass(cls, size, strides, dtype=compact.dtype, device=compact.device)
 
 
-class _Wrap(torch.autograd.Function):
-    """A tensor of cls and of full width without memory, whose gradient, gathered, is that of compact."""
+class _Attach(torch.autograd.Function):
+    """attach_live without the extension."""
 
     @staticmethod
-    def forward(ctx, compact, cls, index, size, strides):
+    def forward(ctx, wrapper, compact, index):
         ctx.save_for_backward(index)
         ctx.size = compact.shape
-        return _bare(cls, compact, size, strides)
+        ctx.mark_dirty(wrapper)
+        return wrapper
 
     @staticmethod
     def backward(ctx, grad):
         planes = grad if grad.dim() == 4 else grad.reshape(*grad.shape[:2], -1, 1)
-        return ops.gather_channels(planes, ctx.saved_tensors[0]).reshape(ctx.size), *[None] * 4
+        return None, ops.gather_channels(planes, ctx.saved_tensors[0]).reshape(ctx.size), None
 
 
 def live_wrapper(cls, compact: Tensor, index: Tensor, size, strides):
     """A tensor of cls, of full width, that stores nothing and whose gradients reach compact."""
-    if _ext.has_extension():
-        wrapper = _bare(cls, compact, size, strides)
-        if compact.requires_grad:
-            ops.attach_live.default(wrapper, compact, index)
-        return wrapper
-    return _Wrap.apply(compact, cls, index, size, strides)
+    wrapper = _bare(cls, compact, size, strides)
+    if compact.requires_grad:
+        attach_live(wrapper, compact, index)
+    return wrapper
 
 
 def attach_live(wrapper: Tensor, compact: Tensor, index: Tensor) -> None:
-    """Another history for a wrapper whose values were replaced; only with the extension."""
-    ops.attach_live.default(wrapper, compact, index)
+    """A history, or another where its values were replaced, for a wrapper: its gradients reach compact."""
+    if _ext.has_extension():
+        ops.attach_live.default(wrapper, compact, index)
+    else:
+        _Attach.apply(wrapper, compact, index)
 
 
 # ---- autocast -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Number
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .lists import LiveList
-from .live import LiveTensor, ops, regroup, wrap
+from .live import FLOATS, LiveTensor, ops, regroup, wrap
 from .rules import in_place_or_wrapped, rule
 
 
@@ -23,29 +24,39 @@ def _writes(func: Any) -> bool:
 
 def _sum(func: Any, args: Any, kwargs: Any, sign: int) -> Any:
     a, b = args[0], args[1] if len(args) > 1 else kwargs.get("other")
-    if len(args) > 2 or "out" in kwargs or not isinstance(a, Tensor) or not isinstance(b, Tensor):
+    if len(args) > 2 or not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return NotImplemented
     if type(a) is LiveTensor and type(b) is LiveTensor and a.live is b.live and a.dim() == b.dim():
         if a.compact.shape == b.compact.shape or not _writes(func):
-            return in_place_or_wrapped(a, func(a.compact, b.compact, **kwargs))
-    if a.shape != b.shape or a.dtype != b.dtype or (_writes(func) and type(a) is not LiveTensor):
-        return NotImplemented
+            return in_place_or_wrapped(a, func(a.compact, b.compact, **_rest(kwargs)))
     alpha = kwargs.get("alpha", 1)
-    if a.dim() not in (2, 4) or not isinstance(alpha, (int, float)):
+    if a.shape != b.shape or a.dim() < 2 or not isinstance(alpha, (int, float)):
+        return NotImplemented
+    if a.dtype != b.dtype or a.dtype not in FLOATS or _writes_elsewhere(func, a):
         return NotImplemented
     y, live = join(*_parts(a), *_parts(b), sign * alpha)
     return a.become(y, live) if _writes(func) else wrap(y, live)
+
+
+def _rest(kwargs: Any) -> Any:
+    return {name: value for name, value in kwargs.items() if name != "other"} if kwargs else kwargs
+
+
+def _writes_elsewhere(func: Any, a: Tensor) -> bool:
+    """Whether it is in place and new memory for the result would not do: others see this one's."""
+    return _writes(func) and (type(a) is not LiveTensor or a.live.full or a.shares_memory())
 
 
 def join(a: Tensor, a_live: LiveList, b: Tensor, b_live: LiveList, alpha: float) -> tuple[Tensor, LiveList]:
     """a + alpha * b of two lists, over the union of both, in one pass."""
     live = a_live.union(b_live)
     a_move, b_move = a_live.move(live, a.device), b_live.move(live, b.device)
-    flat = a.dim() == 2
-    if flat:
-        a, b = a[:, :, None, None], b[:, :, None, None]
+    shape = (a.shape[0], live.count, *a.shape[2:])
+    if a.dim() != 4:
+        pixels = math.prod(shape[2:])
+        a, b = (t.reshape(*t.shape[:2], pixels, 1) for t in (a, b))
     y = ops.join_channels(a, b, a_move.taken, b_move.taken, a_move.placed, b_move.placed, float(alpha))
-    return (y.flatten(1) if flat else y), live
+    return (y if len(shape) == 4 else y.reshape(shape)), live
 
 
 @rule(torch.add, Tensor.add, Tensor.add_)
@@ -77,7 +88,7 @@ def _factor(x: LiveTensor, b: Tensor) -> Tensor | None:
         return b
     if size != channels:
         return None
-    if b.dim() == 4:
+    if b.dim() == 4 and b.dtype in FLOATS:
         return regroup(b, LiveList.all(channels), x.live)
     return b.index_select(b.dim() - 1 - behind, x.live.rows(b.device))
 
@@ -85,7 +96,7 @@ def _factor(x: LiveTensor, b: Tensor) -> Tensor | None:
 @rule(torch.mul, Tensor.mul, Tensor.mul_, torch.multiply, Tensor.multiply, Tensor.multiply_)
 def _mul(func: Any, args: Any, kwargs: Any) -> Any:
     a, b = args[0], args[1] if len(args) > 1 else kwargs.get("other")
-    if len(args) > 2 or "out" in kwargs:
+    if len(args) > 2:
         return NotImplemented
     if type(a) is not LiveTensor:
         if _writes(func) or not isinstance(a, (Tensor, Number)):
@@ -100,6 +111,8 @@ def _mul(func: Any, args: Any, kwargs: Any) -> Any:
             return NotImplemented
         if a.live is b.live:
             return in_place_or_wrapped(a, func(a.compact, b.compact))
+        if _writes(func) and (a.shape != b.shape or a.dtype != b.dtype or _writes_elsewhere(func, a)):
+            return NotImplemented
         both = a.live.meet(b.live)
         y = torch.mul(regroup(a.compact, a.live, both), regroup(b.compact, b.live, both))
         return a.become(y, both) if _writes(func) else wrap(y, both)
@@ -110,21 +123,20 @@ def _mul(func: Any, args: Any, kwargs: Any) -> Any:
 @rule(torch.div, Tensor.div, Tensor.div_, torch.divide, Tensor.divide, torch.true_divide, Tensor.true_divide)
 def _div(func: Any, args: Any, kwargs: Any) -> Any:
     a, b = args[0], args[1] if len(args) > 1 else kwargs.get("other")
-    if type(a) is not LiveTensor or type(b) is LiveTensor or "out" in kwargs:
+    if type(a) is not LiveTensor or type(b) is LiveTensor:
         return NotImplemented
     factor = b if _is_scalar(b) else _factor(a, b) if isinstance(b, Tensor) else None
-    kwargs = {name: value for name, value in kwargs.items() if name != "other"}
-    return NotImplemented if factor is None else in_place_or_wrapped(a, func(a.compact, factor, **kwargs))
+    return NotImplemented if factor is None else in_place_or_wrapped(a, func(a.compact, factor, **_rest(kwargs)))
 
 
 @rule(torch.cat, torch.concat, torch.concatenate)
 def _cat(func: Any, args: Any, kwargs: Any) -> Any:
-    tensors = args[0] if args else kwargs.get("tensors")
+    tensors = args[0]
     dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
-    if not isinstance(tensors, (list, tuple)) or "out" in kwargs or not isinstance(dim, int):
+    if not isinstance(tensors, (list, tuple)) or not isinstance(dim, int):
         return NotImplemented
     rank = tensors[0].dim()
-    if rank < 2 or any(t.dim() != rank for t in tensors):
+    if rank < 2 or not -rank <= dim < rank or any(t.dim() != rank for t in tensors):
         return NotImplemented
     parts = [_parts(t) for t in tensors]
     lists = [live for _, live in parts]

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_KEPT = 256  # things derived from a list: one that outlives many others (masks change) must not collect them all
+
 
 class Move(NamedTuple):
     """Channels of one list brought to the places of another: what regroup_channels takes."""
@@ -61,6 +63,8 @@ class LiveList:
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         found = self._derived.get(key)
         if found is None:
+            if len(self._derived) >= _KEPT:
+                self._derived.clear()
             found = self._derived[key] = make()
         return found
 
@@ -134,6 +138,9 @@ class LiveList:
             return LiveList.of(np.concatenate(parts), int(starts[-1]))
 
         return lists[0]._once(("cat", *lists[1:]), make)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LiveList.of, (self.host, self.channels)  # copies and pickles are the interned list too
 
     def __repr__(self) -> str:
         return f"LiveList({self.count}/{self.channels})"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .. import _ext, autograd, functional
+from .. import autograd, functional
 from . import breaks
+from .family import Family
 from .lists import LiveList
 
 ops = autograd.ops
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # what the operators take
 _without_rules = torch._C.DisableTorchFunctionSubclass
 RULES: dict[Any, Any] = {}  # torch function -> rule(func, args, kwargs); NotImplemented: not these arguments
 
@@ -25,9 +29,12 @@ class LiveTensor(Tensor):
     Python or meet this object below it, where its autograd history leads back to `compact`. Made by wrap().
     """
 
-    compact: Tensor
     live: LiveList
+    _compact: Tensor
     _full: Tensor | None
+    _full_version: int  # of compact, when _full was made
+    _no_history: bool  # made where gradients are off: an autograd.Function may give this object a history later
+    _family: Family | None = None
 
     @staticmethod
     def __new__(cls, compact: Tensor, live: LiveList) -> LiveTensor:
@@ -35,14 +42,31 @@ class LiveTensor(Tensor):
         full_size = (size[0], live.channels, *size[2:])
         strides = None if compact.is_contiguous() else _strides(compact, full_size)
         self: LiveTensor = autograd.live_wrapper(cls, compact, live.index(compact.device), full_size, strides)
-        self.compact, self.live, self._full = compact, live, None
+        self._hold(compact, live)
         return self
+
+    def _hold(self, compact: Tensor, live: LiveList) -> None:
+        self._compact, self.live, self._full = compact, live, None
+        self._no_history = not torch.is_grad_enabled()
+
+    @property
+    def compact(self) -> Tensor:
+        """[N, live, ...]"""
+        if self._no_history and torch.is_grad_enabled():
+            self._take_history()
+        return self._compact
+
+    def _take_history(self) -> None:
+        self._no_history = False
+        with _without_rules():
+            if self.requires_grad and not self._compact.requires_grad:
+                self._compact = self.index_select(1, self.live.rows(self._compact.device))
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         rule = RULES.get(func)
-        if rule is not None:
+        if rule is not None and args and not (kwargs and "out" in kwargs):
             result = rule(func, args, kwargs)
             if result is not NotImplemented:
                 return result
@@ -62,26 +86,52 @@ class LiveTensor(Tensor):
 
     def full(self) -> Tensor:
         """The full-width tensor, with exact zeros in dead channels; kept for the next who asks."""
-        if self._full is None:
-            with _without_rules():
-                self._full = widen(self.compact, self.live)
-        return self._full
+        compact = self.compact
+        if self.live.full:
+            return compact
+        if self._full is not None and self._full_version == compact._version:
+            return self._full
+        # Whoever asks first may be without gradients; the next may not. Out of inference mode writes are noticed.
+        mode = torch.inference_mode(False) if torch.is_inference_mode_enabled() else torch.enable_grad()
+        with _without_rules(), mode:
+            full = widen(compact, self.live)
+        if full.requires_grad == compact.requires_grad and not compact.is_inference():
+            self._full, self._full_version = full, compact._version
+        return full
 
     def become(self, compact: Tensor, live: LiveList) -> LiveTensor:
         """Other values for this very object, as an operation in place leaves them."""
-        with _without_rules():
-            if not _ext.has_extension():
-                torch.utils.swap_tensors(self, LiveTensor(compact, live))
-            elif compact.requires_grad:
+        if compact.requires_grad:
+            with _without_rules():
                 autograd.attach_live(self, compact, live.index(compact.device))
-        self.compact, self.live, self._full = compact, live, None
+        self._hold(compact, live)
         return self
 
     def become_full(self) -> Tensor:
-        """From now on this object stores the full-width tensor, which is returned."""
+        """From now on this object stores the full-width tensor, which is returned, and its views are views of that."""
+        if self.live.full:
+            return self.compact
+        if self.shares_memory():
+            self._family.widen()  # type: ignore[union-attr]
+            return self.compact
         full = self.full()
         self.become(full, LiveList.all(self.live.channels))
         return full
+
+    def shares_memory(self) -> bool:
+        """Whether a write to this tensor could be read through another."""
+        return self._family is not None and self._family.shared()
+
+    def view_of(self, compact: Tensor, live: LiveList, replay: Callable[[Tensor], Tensor]) -> Tensor:
+        """A view of this tensor. replay: makes it of the full-width tensor."""
+        if self.live.full:
+            return compact
+        with _without_rules():
+            view = LiveTensor(compact, live)
+        if self._family is None:
+            self._family = Family(self)
+        self._family.add(view, self, replay)
+        return view
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"LiveTensor({self.live.count}/{self.live.channels} live, {self.full()!r})"
@@ -100,7 +150,10 @@ def widen(compact: Tensor, live: LiveList) -> Tensor:
     if live.full:
         return compact
     size = compact.shape
-    planes = compact if compact.dim() == 4 else compact.reshape(size[0], size[1], -1, 1)
+    if compact.dtype not in FLOATS:
+        full = compact.new_zeros(size[0], live.channels, *size[2:])
+        return full.index_copy_(1, live.rows(compact.device), compact)
+    planes = compact if compact.dim() == 4 else compact.reshape(size[0], size[1], math.prod(size[2:]), 1)
     full = functional.scatter_channels(planes, live.index(compact.device), live.channels)
     return full if compact.dim() == 4 else full.reshape(size[0], live.channels, *size[2:])
 
@@ -109,11 +162,13 @@ def regroup(compact: Tensor, live: LiveList, to: LiveList) -> Tensor:
     """compact [N, live, ...] -> [N, to, ...]: channels of the one list brought to their places in the other."""
     if to is live:
         return compact
+    if compact.dtype not in FLOATS:
+        return widen(compact, live).index_select(1, to.rows(compact.device))
     move = live.move(to, compact.device)
     if compact.dim() == 4:
         return ops.regroup_channels(compact, *move)
     size = compact.shape
-    moved = ops.regroup_channels(compact.reshape(size[0], size[1], -1, 1), *move)
+    moved = ops.regroup_channels(compact.reshape(size[0], size[1], math.prod(size[2:]), 1), *move)
     return moved.reshape(size[0], to.count, *size[2:])
 
 
@@ -135,16 +190,27 @@ def _on_full_width(func: Any, args: Any, kwargs: Any) -> Any:
     widened: list[tuple[LiveTensor, Tensor, int]] = []
 
     def full(x: LiveTensor) -> Tensor:
-        wide = x.full()
-        widened.append((x, wide, wide._version))
+        wide = x.become_full() if x.shares_memory() else x.full()
+        widened.append((x, wide, _version(wide)))
         return wide
 
     args, kwargs = tree_map_only(LiveTensor, full, (args, kwargs))
     result = func(*args, **kwargs)
     for x, wide, version in widened:
-        written = wide._version != version
-        if written or (isinstance(result, Tensor) and result._is_view() and result._base is (wide._base or wide)):
+        if wide.shape != x.shape:
+            raise NotImplementedError(
+                f"{breaks.name(func)}: expected a plain tensor to reshape in place, got a live one"
+            )
+        if _version(wide) != version or any(_shares_memory(each, wide) for each in tree_leaves(result)):
             x.become(wide, LiveList.all(x.live.channels))
         if result is wide:
             result = x
     return result
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
+
+
+def _shares_memory(value: Any, wide: Tensor) -> bool:
+    return isinstance(value, Tensor) and torch._C._is_alias_of(value, wide)  # type: ignore[attr-defined]

@@ -1,0 +1,78 @@
+"""The same operands as live tensors and as plain ones, and functions given both."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from prunekernels.flow import LiveList, LiveTensor, full_width, record
+from prunekernels.flow.live import wrap
+
+N, C, H, W = 2, 6, 4, 6
+X, OTHER = (0, 2, 3, 5), (1, 2, 5)
+
+
+def live_list(channels, of=C):
+    return LiveList.of(np.array(channels, dtype=np.int64), of)
+
+
+class Operands:
+    """x, same (its list), other (another), plain, gate and so on: live tensors if `live`, else their plain twins."""
+
+    def __init__(self, live, x=X, other=OTHER, layout="nchw", dtype=torch.float64, grad=True):
+        self.live, self.layout, self.dtype, self.grad, self.leaves = live, layout, dtype, grad, []
+        self.generator = torch.Generator().manual_seed(0)
+        self.x, self.same = self.tensor(x), self.tensor(x)
+        self.other, self.none = self.tensor(other), self.tensor(())
+        self.plain = self.values(N, C, H, W)
+        self.pixel_gate, self.channel_gate = self.values(N, 1, H, W), self.values(N, C, 1, 1)
+        self.row, self.column = self.values(W), self.values(C, 1, 1)
+        self.scalar = self.values()
+        self.small = self.tensor(x, (N, C, 1, 1))
+        self.narrow = self.tensor((1,), (N, 3, H, W), 3)
+        self.more = self.tensor(x, (3, C, H, W))
+        self.flat, self.flat_other = self.tensor(x, (N, C)), self.tensor(other, (N, C))
+        self.line, self.line_other = self.tensor(x, (N, C, H)), self.tensor(other, (N, C, H))
+
+    def values(self, *size):
+        values = torch.randint(-4, 5, size, generator=self.generator).to(self.dtype) + 0.5
+        if len(size) == 4 and self.layout == "channels_last":
+            values = values.contiguous(memory_format=torch.channels_last)
+        self.leaves.append(values.requires_grad_(self.grad))
+        return values * 1
+
+    def tensor(self, channels, size=(N, C, H, W), of=C):
+        compact = self.values(size[0], len(channels), *size[2:])
+        if self.live:
+            return wrap(compact, live_list(channels, of))
+        return compact.new_zeros(size).index_copy(1, torch.tensor(channels, dtype=torch.long), compact)
+
+
+def outcome(f, operands):
+    """The results at full width and the gradients of a weighted sum of them."""
+    operands.results = [t for t in tree_leaves(f(operands)) if isinstance(t, Tensor)]
+    wide = full_width(operands.results)
+    weighted = [(t * torch.arange(1.0, t.numel() + 1).view(t.shape)).sum() for t in wide if t.requires_grad]
+    grads = torch.autograd.grad(sum(weighted), operands.leaves, allow_unused=True) if weighted else []
+    return [t.detach() for t in wide], [torch.zeros(()) if g is None else g for g in grads]
+
+
+def assert_as_plain(f, **args):
+    """f gives live tensors what it gives their plain twins, gradients too; returns the results and what broke flow."""
+    live, plain = Operands(True, **args), Operands(False, **args)
+    with record() as breaks:
+        (got, grads), (want, want_grads) = outcome(f, live), outcome(f, plain)
+    assert [t.shape for t in got] == [t.shape for t in want] and [t.dtype for t in got] == [t.dtype for t in want]
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close([g + torch.zeros_like(w) for g, w in zip(grads, want_grads, strict=True)], want_grads)
+    return live.results, [row["op"] for row in breaks]
+
+
+def assert_flows(f, **args):
+    results, breaks = assert_as_plain(f, **args)
+    assert not breaks and results and all(type(t) is LiveTensor for t in results), (breaks, results)
+
+
+def assert_breaks(f, **args):
+    _, breaks = assert_as_plain(f, **args)
+    assert breaks
