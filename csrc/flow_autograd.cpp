@@ -1,4 +1,9 @@
 // Gradients of the network gear's operators, and the history of a live tensor.
+#include <ATen/ops/index_copy.h>
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/native_batch_norm_backward.h>
+#include <ATen/ops/pow.h>
+#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -119,6 +124,68 @@ struct Unpack : Function<Unpack> {
   }
 };
 
+using Three = std::tuple<Tensor, Tensor, Tensor>;
+using OptionalTensor = std::optional<Tensor>;
+
+OptionalTensor optional(const Variable& saved) { return saved.defined() ? OptionalTensor(saved) : std::nullopt; }
+
+// The gradient by torch's own operator, which can be differentiated again.
+Three norm_backward_of_torch(const Tensor& grad, const Tensor& x, const OptionalTensor& weight, const Tensor& mean,
+                             const Tensor& invstd, const OptionalTensor& index, const SymInt& features, bool training) {
+  const OptionalTensor rows = index ? OptionalTensor(index->to(at::kLong)) : std::nullopt;
+  const OptionalTensor gamma = weight && rows ? OptionalTensor(weight->index_select(0, *rows)) : weight;
+  // Evaluating, torch takes the running statistics, of which these are what is left.
+  const Tensor var = invstd.pow(-2);
+  auto [grad_x, grad_weight, grad_bias] =
+      at::native_batch_norm_backward(grad, x, gamma, mean, var, mean, invstd, training, 0, {true, true, true});
+  const auto spread = [&](const Tensor& g) {
+    return rows ? at::zeros_symint({features}, g.options()).index_copy(0, *rows, g) : g;
+  };
+  return {grad_x, spread(grad_weight), spread(grad_bias)};
+}
+
+struct BatchNorm : Function<BatchNorm> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& weight,
+                               const OptionalTensor& bias, const OptionalTensor& running_mean,
+                               const OptionalTensor& running_var, const OptionalTensor& index, const SymInt& features,
+                               bool training, double momentum, double eps) {
+    static const auto op =
+        find<Three(const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                   const OptionalTensor&, const OptionalTensor&, SymInt, bool, double, double)>(
+            "prunekernels::masked_batch_norm");
+    at::AutoDispatchBelowADInplaceOrView below;
+    auto [y, mean, invstd] =
+        op.call(x, weight, bias, running_mean, running_var, index, features, training, momentum, eps);
+    ctx->save_for_backward({x, weight.value_or(Tensor()), mean, invstd, index.value_or(Tensor())});
+    ctx->saved_data["features"] = features;
+    ctx->saved_data["training"] = training;
+    ctx->saved_data["has_weight"] = weight.has_value();
+    ctx->saved_data["has_bias"] = bias.has_value();
+    ctx->mark_non_differentiable({mean, invstd});
+    if (training)
+      for (const auto* running : {&running_mean, &running_var})
+        if (*running && !(*running)->is_inference()) (*running)->unsafeGetTensorImpl()->bump_version();
+    return {y, mean, invstd};
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    static const auto op = find<Three(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&, const Tensor&,
+                                      const OptionalTensor&, SymInt, bool)>("prunekernels::masked_batch_norm_backward");
+    const auto s = ctx->get_saved_variables();
+    const SymInt features = ctx->saved_data["features"].toSymInt();
+    const bool training = ctx->saved_data["training"].toBool();
+    variable_list out(10);
+    if (!grads[0].defined()) return out;
+    auto [grad_x, grad_weight, grad_bias] =
+        at::GradMode::is_enabled()
+            ? norm_backward_of_torch(grads[0], s[0], optional(s[1]), s[2], s[3], optional(s[4]), features, training)
+            : op.call(grads[0], s[0], optional(s[1]), s[2], s[3], optional(s[4]), features, training);
+    out[0] = grad_x;
+    if (ctx->saved_data["has_weight"].toBool()) out[1] = grad_weight;
+    if (ctx->saved_data["has_bias"].toBool()) out[2] = grad_bias;
+    return out;
+  }
+};
+
 struct Unseen {  // by Function, which takes a tensor for an input
   Tensor tensor;
 };
@@ -160,6 +227,14 @@ TORCH_LIBRARY_IMPL(prunekernels, Autograd, m) {
   m.impl("unpack_grad_weight",
          [](const Tensor& grad, const Tensor& mask, SymInt filters, SymInt channels, bool channels_last) {
            return Unpack::apply(grad, mask, std::move(filters), std::move(channels), channels_last);
+         });
+  m.impl("masked_batch_norm",
+         [](const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+            const OptionalTensor& running_mean, const OptionalTensor& running_var, const OptionalTensor& index,
+            SymInt features, bool training, double momentum, double eps) -> Three {
+           const auto out =
+               BatchNorm::apply(x, weight, bias, running_mean, running_var, index, features, training, momentum, eps);
+           return {out[0], out[1], out[2]};
          });
   m.impl("attach_live", attach_live);
 }

@@ -68,4 +68,18 @@ TORCH_LIBRARY(prunekernels, m) {
 
   // Gives a tensor without memory of its own an autograd history: its gradient, gathered, is that of compact.
   m.def("attach_live(Tensor(a!) full, Tensor compact, Tensor index) -> ()");
+
+  // y = (x - mean) / sqrt(var + eps) * weight + bias, for the channels index of a norm of `features` channels; mean and
+  // var of the batch (training), or running_mean and running_var, which training moves: r += momentum * (batch - r), at
+  // index alone. Also returns what backward needs: mean and 1 / sqrt(var + eps) of the channels of x.
+  m.def(
+      "masked_batch_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+      "Tensor? index, SymInt features, bool training, float momentum, float eps) -> (Tensor, Tensor, Tensor)",
+      reads_on_host);
+
+  // grad_x, and grad_weight and grad_bias [features], zero but at index.
+  m.def(
+      "masked_batch_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor mean, Tensor invstd, Tensor? index, "
+      "SymInt features, bool training) -> (Tensor, Tensor, Tensor)",
+      reads_on_host);
 }

@@ -87,6 +87,17 @@ def _(grad, mask, filters, channels, channels_last):
     return _empty(grad, (filters, channels, *grad.shape[2:]), channels_last)
 
 
+if _ext.has_extension():  # without it MaskedBatchNorm2d is torch's batch norm of gathered parameters
+
+    @_register_fake("prunekernels::masked_batch_norm")
+    def _(x, weight, bias, running_mean, running_var, index, features, training, momentum, eps):
+        return _empty(x, x.shape, _is_channels_last(x)), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+
+    @_register_fake("prunekernels::masked_batch_norm_backward")
+    def _(grad, x, weight, mean, invstd, index, features, training):
+        return _empty(x, x.shape, _is_channels_last(x)), x.new_empty(features), x.new_empty(features)
+
+
 # ---- gradients ------------------------------------------------------------------------------------------------------
 
 

@@ -9,9 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._buffers import MaskBuffers
+from ._ext import has_extension, ops
 from .flow import LiveList, LiveTensor
 from .flow.live import regroup, widen, wrap
 from .functional import gather_channels
+
+
+_BATCHES = "num_batches_tracked"
 
 
 class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
@@ -64,33 +68,37 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
             compact = regroup(input.compact, input.live, self._channels)
         else:
             compact = gather_channels(input, self._channels.index(input.device))
-        y = self._normalize(compact, self._channels.rows(compact.device))
+        y = self._normalize(compact)
         if self._flow and not self._forward_hooks and not torch.compiler.is_compiling():
             return wrap(y, self._channels)
         return widen(y, self._channels)
 
-    def _normalize(self, live: Tensor, rows: Tensor) -> Tensor:
-        """The norm of the live channels alone; rows: which they are."""
-        weight, bias = (None if p is None else p.index_select(0, rows) for p in (self.weight, self.bias))
+    def _normalize(self, live: Tensor) -> Tensor:
+        """The norm of the live channels alone."""
+        buffers, weight, bias = self._buffers, self.weight, self.bias  # Module's __getattr__ costs 0.5 us a name
+        running_mean, running_var, batches = (buffers[n] for n in ("running_mean", "running_var", _BATCHES))
         update = self.training and self.track_running_stats
-        if update and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        if rows.numel() == 0:  # nothing to normalize, yet the parameters stay in the graph, with zero gradients
-            shape = (1, -1, 1, 1)
-            return live if weight is None or bias is None else live * weight.view(shape) + bias.view(shape)
+        if update and batches is not None:
+            batches.add_(1)
         factor = self.momentum or 0.0
-        if self.momentum is None and update and self.num_batches_tracked is not None:
-            factor = 1.0 / float(self.num_batches_tracked)
-        by_batch = self.training or self.running_mean is None
-        mean = var = None
-        if self.running_mean is not None and self.running_var is not None and (update or not by_batch):
-            mean, var = self.running_mean.index_select(0, rows), self.running_var.index_select(0, rows)
-        y = F.batch_norm(live, mean, var, weight, bias, by_batch, factor, self.eps)
-        if update and mean is not None and var is not None:
-            with torch.no_grad():
-                self.running_mean.index_copy_(0, rows, mean)  # type: ignore[union-attr]
-                self.running_var.index_copy_(0, rows, var)  # type: ignore[union-attr]
-        return y
+        if self.momentum is None and update and batches is not None:
+            factor = 1.0 / float(batches)
+        by_batch = self.training or running_mean is None
+        if not (update or not by_batch):
+            running_mean = running_var = None
+        statistics = (running_mean, running_var, weight, bias)
+        if self._has_kernel(live, statistics):
+            index = self._channels.index(live.device)
+            weight, bias = statistics[2:]
+            return ops.masked_batch_norm(
+                live, weight, bias, running_mean, running_var, index, self.num_features, by_batch, factor, self.eps
+            )[0]
+        return _by_torch(live, *statistics, self._channels.rows(live.device), by_batch, factor, self.eps, update)
+
+    def _has_kernel(self, live: Tensor, statistics: tuple[Tensor | None, ...]) -> bool:
+        if not has_extension() or torch.compiler.is_compiling() or live.device.type != "cpu" or live.numel() < 2:
+            return False
+        return live.dtype == torch.float32 and all(t is None or t.dtype == torch.float32 for t in statistics)
 
     @classmethod
     def from_norm(cls, norm: nn.BatchNorm2d) -> MaskedBatchNorm2d:
@@ -119,3 +127,29 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
     def extra_repr(self) -> str:
         live = "" if self._all_live else f", channels={self._channels.count}/{self.num_features}"
         return super().extra_repr() + live
+
+
+def _by_torch(
+    live: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    rows: Tensor,
+    by_batch: bool,
+    factor: float,
+    eps: float,
+    update: bool,
+) -> Tensor:
+    """masked_batch_norm by torch's batch norm of gathered parameters."""
+    weight, bias = (None if p is None else p.index_select(0, rows) for p in (weight, bias))
+    if rows.numel() == 0:  # nothing to normalize, yet the parameters stay in the graph, with zero gradients
+        shape = (1, -1, 1, 1)
+        return live if weight is None or bias is None else live * weight.view(shape) + bias.view(shape)
+    live_mean, live_var = (None if t is None else t.index_select(0, rows) for t in (mean, var))
+    y = F.batch_norm(live, live_mean, live_var, weight, bias, by_batch, factor, eps)
+    if update and mean is not None and var is not None:
+        with torch.no_grad():
+            mean.index_copy_(0, rows, live_mean)  # type: ignore[arg-type]
+            var.index_copy_(0, rows, live_var)  # type: ignore[arg-type]
+    return y

@@ -97,6 +97,11 @@ SAMPLES = {
         (torch.randn(4, 1, 3, 3, requires_grad=True), WHOLE_TABLE, 6, 2, channels_last)
         for channels_last in (False, True)
     ],
+    "masked_batch_norm": lambda: [norm_sample(training) for training in (True, False)],
+    "masked_batch_norm_backward": lambda: [
+        (*(norm_sample(True)[0].detach() for _ in range(2)), torch.ones(5), torch.zeros(4), torch.ones(4), PLACES, 5, t)
+        for t in (True, False)
+    ],
     "attach_live": lambda: [],  # changes an object, not its values: test_flow.py
 }
 # Four channels to six places and back, two of them filled; the same from the other end.
@@ -105,6 +110,14 @@ BACK = [torch.tensor(x, dtype=torch.int32) for x in ([-1, 0, -1, 1, 2, 3], [1, 3
 WHOLE_TABLE = OPS.conv_mask(
     torch.tensor([1, 0, 1, 1, 0, 1], dtype=torch.bool), None, torch.tensor([0, 1, 1, 0], dtype=torch.bool), 6, 4, 2
 )
+PLACES = torch.tensor([0, 1, 2, 4], dtype=torch.int32)
+
+
+def norm_sample(training):
+    leaves = [tensors()[0], *(torch.rand(5, requires_grad=True) for _ in range(2))]
+    return *leaves, torch.zeros(5), torch.ones(5), PLACES, 5, training, 0.1, 1e-5
+
+
 LAYOUTS_AND_COUNTS = [("nchw", 3), ("channels_last", 2), ("sliced", 1), ("nchw", 0)]
 SAMPLES |= STEP_SAMPLES
 COUNTS = {name: len(list(make())) for name, make in SAMPLES.items()}
