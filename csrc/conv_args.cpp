@@ -99,7 +99,6 @@ std::optional<MaskTable> read_mask(const char* op, const char* argument, const s
   if (!mask) return std::nullopt;
   const MaskTable table = read_table(op, argument, *mask);
   check_table_sizes(op, argument, table, K, C, G);
-  if (table.nothing_dead()) return std::nullopt;
   return table;
 }
 

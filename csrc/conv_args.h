@@ -31,8 +31,7 @@ void check_table_words(const char* op, const char* argument, const int32_t* word
 void check_table_sizes(const char* op, const char* argument, const MaskTable& table, int64_t K, int64_t C, int64_t G);
 void check_table_filters(const char* op, const char* argument, const MaskTable& table, int64_t K);
 
-// The host view of a mask table on the CPU for these sizes; empty where nothing is dead, so that callers have one plain
-// case.
+// The host view of a mask table on the CPU for these sizes; empty where there is none.
 std::optional<MaskTable> read_mask(const char* op, const char* argument, const std::optional<at::Tensor>& mask,
                                    int64_t K, int64_t C, int64_t G);
 

@@ -28,7 +28,8 @@ Plan modelled(const PlanDevice& device, const PlanCase& c) {
 
 // Whether measurements, old or new, have a say.
 bool follows_measurements(const PlanRequest& asked, const PlanCase& c) {
-  return asked.may_measure && !almost_full(c.mask) && !at::globalContext().deterministicAlgorithms();
+  const bool settled = almost_full(c.mask) && !c.mask.nothing_dead();
+  return asked.may_measure && !settled && !at::globalContext().deterministicAlgorithms();
 }
 
 struct Trial {

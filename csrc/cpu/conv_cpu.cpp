@@ -91,6 +91,7 @@ Side channels(const MaskTable& mask) { return {mask.in_slot(), mask[kChannels]};
 at::Tensor dense_forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
                          const MaskTable& mask, const ConvParams& p) {
   const at::MemoryFormat format = x.suggest_memory_format();
+  if (mask.nothing_dead()) return vendor::conv(x, weight.contiguous(format), bias, p, p.groups).contiguous(format);
   const at::Tensor w = masked_weight(weight, mask, format);
   const OptionalTensor b = bias ? OptionalTensor(masked_bias(*bias, mask)) : std::nullopt;
   at::Tensor y = vendor::conv(x, w, b, p, p.groups).contiguous(format);
@@ -106,6 +107,8 @@ at::Tensor dense_forward(const at::Tensor& x, const at::Tensor& weight, const Op
 at::Tensor dense_grad_input(const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight,
                             const MaskTable& mask, const ConvParams& p) {
   const at::MemoryFormat format = x.suggest_memory_format();
+  if (mask.nothing_dead())
+    return vendor::grad_input(grad_out, x, weight.contiguous(format), p, p.groups).contiguous(format);
   const at::Tensor w = masked_weight(weight, mask, format);
   at::Tensor grad_x = vendor::grad_input(grad_out, x, w, p, p.groups).contiguous(format);
   if (!nothing_leaked(grad_out, grad_x, filters(mask), channels(mask), p.groups)) {

@@ -16,7 +16,8 @@ bool planes_serve(const PlanCase& c) {
 
 class CpuPlans : public PlanDevice {
   bool serves(Plan plan, const PlanCase& c) const override {
-    return plan == Plan::dense || plan == Plan::compact || planes_serve(c);
+    if (plan == Plan::compact) return !c.mask.nothing_dead();  // or else it is dense
+    return plan == Plan::dense || planes_serve(c);
   }
   double cost(Plan plan, const PlanCase& c) const override {
     return prunekernels::cost(plan, c.shape, c.mask, c.direction);

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._ext import has_extension
 from ..functional import conv2d_with_tables
 from ..masks import make_table
 from . import breaks
@@ -29,6 +30,7 @@ class Passage(NamedTuple):
     pick: tuple[Tensor, int, int] | None = None  # mask table of its rows and columns in the weight, and their counts
     table: Tensor | None = None  # mask table of the small convolution; None: nothing is dead in it
     grad_table: Tensor | None = None
+    whole: Tensor | None = None  # table of the small convolution with nothing dead: it has plans to choose from
     rows: Tensor | None = None  # int64: its filters; None: all
     groups: int = 1
 
@@ -67,11 +69,18 @@ def _small_conv(layer: MaskedConv2d, x: Tensor, p: Passage) -> Tensor:
         bias = bias if bias is None else bias.index_select(0, p.rows)
         scale = scale if scale is None else scale.index_select(0, p.rows)
     x, padding = layer._pad(x)
-    if p.table is None and scale is None:
+    if p.table is None and scale is None and not _has_kernels(x):
         return F.conv2d(x, weight, bias, layer.stride, padding, layer.dilation, p.groups)
+    table = p.whole if p.table is None else p.table
+    grad_table = p.whole if p.grad_table is None else p.grad_table
     return conv2d_with_tables(
-        x, weight, bias, p.table, p.grad_table, scale, layer.stride, padding, layer.dilation, p.groups
+        x, weight, bias, table, grad_table, scale, layer.stride, padding, layer.dilation, p.groups
     )
+
+
+def _has_kernels(x: Tensor) -> bool:
+    """Whether plans other than the vendor's convolution may serve where nothing is dead."""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous() and has_extension()
 
 
 def passage_of(layer: MaskedConv2d, live: LiveList | None) -> Passage:
@@ -137,7 +146,8 @@ def _prepare_dense(
         table = grad_table = _table(device, None, small, read, *size)
         if layer.weight_grad == "dense":
             grad_table = None if read.all() else _table(device, None, None, read, *size)
-    return Passage("", out, True, None, pick, table, grad_table, None if out.full else out.rows(device))
+    whole = _table(device, None, None, None, out.count, live.count, 1)
+    return Passage("", out, True, None, pick, table, grad_table, whole, None if out.full else out.rows(device))
 
 
 def _prepare_depthwise(layer: MaskedConv2d, live: LiveList, rows: np.ndarray, kernels: np.ndarray) -> Passage:
@@ -151,5 +161,6 @@ def _prepare_depthwise(layer: MaskedConv2d, live: LiveList, rows: np.ndarray, ke
     small = kernels[out.host][:, None]
     table = None if small.all() else _table(device, None, small, None, out.count, out.count, out.count)
     grad_table = table if layer.weight_grad == "masked" else None
+    whole = _table(device, None, None, None, out.count, out.count, out.count)
     rows_index = None if out.full else out.rows(device)
-    return Passage("", out, True, move, pick, table, grad_table, rows_index, out.count)
+    return Passage("", out, True, move, pick, table, grad_table, whole, rows_index, out.count)
