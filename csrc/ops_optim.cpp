@@ -23,4 +23,26 @@ TORCH_LIBRARY_FRAGMENT(prunekernels, m) {
       "Tensor(d!)[] steps, Tensor?[] masks, Tensor(e!)[] abs_updates, Tensor(f!)[] square_updates, float lr, float "
       "beta1, float beta2, float eps, float weight_decay) -> ()",
       reads_on_host);
+
+  // g = where(E, grad_scale[k] * g, 0) in place, and of this g per row: abs_sums[k] (+)= sum |g|, square_sums[k] (+)=
+  // sum g^2, product_sums[k] (+)= sum w g; accumulated += g. A grad_scale of 0 gives exact zeros. Lists other than
+  // grads are [], or hold an empty tensor (or none) where nobody asks; sums and accumulated are float32 (of float64:
+  // float64).
+  m.def(
+      "mask_grad_(Tensor(a!)[] grads, Tensor?[] masks, Tensor?[] grad_scales, Tensor[] weights, Tensor(b!)[] "
+      "accumulated, Tensor(c!)[] abs_sums, Tensor(d!)[] square_sums, Tensor(e!)[] product_sums, bool add_to_sums) -> "
+      "()",
+      reads_on_host);
+
+  // Of each filter [K], or of each kernel [K, C / groups]: sum |w| and sum w^2 over what is live.
+  m.def("filter_norms(Tensor[] weights, Tensor?[] masks, bool per_kernel) -> (Tensor[] abs_sums, Tensor[] square_sums)",
+        reads_on_host);
+
+  // mean[c] = average over n, h, w of x[n, c, h, w], after relu where asked; float32 [C] each, 0 of nothing
+  m.def("channel_mean(Tensor[] xs, bool relu) -> Tensor[]");
+
+  // g[k] = mean over the members m of k's cluster of g[m] + strength * (w[k] - mean over m of w[m]); in place
+  // clusters: int32 [K], the cluster of each row; rows below 0, and those alone in theirs, stay. weights: [] without
+  // the second term.
+  m.def("cluster_mean_(Tensor(a!)[] grads, Tensor[] clusters, Tensor[] weights, float strength) -> ()", reads_on_host);
 }

@@ -63,4 +63,41 @@ def adamw_samples():
         yield weights, grads, averages, squares, steps, tables, [], sums(6, 0, 3), 0.1, 0.9, 0.99, 1e-8, 0.01
 
 
-SAMPLES = {"masked_sgd_": sgd_samples, "masked_adamw_": adamw_samples}
+def mask_grad_samples():
+    grads, weights, tables = _step_lists(0)[0], _step_lists(0)[1], _step_lists(0)[2]
+    scales = [torch.rand(6), None, torch.ones(3)]
+    yield grads, tables, scales, weights, [torch.ones_like(g) for g in grads], sums(6, 0, 3), [], sums(0, 6, 3), True
+    grads, _, tables = _step_lists(0, torch.float64, True)
+    yield grads, tables, [], [], [], [], [], [], False
+    grads, _, _ = _step_lists(0, torch.bfloat16)
+    yield grads, [], [], [], [], [], sums(6, 6, 3), [], False
+
+
+def norm_samples():
+    for dtype, last, per_kernel in ((torch.float32, False, False), (torch.float64, True, True)):
+        weights, _, tables = _step_lists(0, dtype, last)
+        at = slice(0, 1) if per_kernel else slice(None)
+        yield weights[at], tables[at], per_kernel
+
+
+def channel_samples():
+    xs = [torch.randn(2, 5, 3, 4), torch.randn(2, 6, 3, 4).contiguous(memory_format=torch.channels_last)]
+    yield xs, False
+    yield [xs[0].bfloat16()], True
+
+
+def cluster_samples():
+    grads, weights, _ = _step_lists(0)
+    clusters = [torch.tensor(ids, dtype=torch.int32) for ids in ([0, 1, 0, -1, 1, 0], [-1] * 6, [2, 2, 5])]
+    yield grads, clusters, weights, 0.5
+    yield grads[:1], clusters[:1], [], 0.0
+
+
+SAMPLES = {
+    "masked_sgd_": sgd_samples,
+    "masked_adamw_": adamw_samples,
+    "mask_grad_": mask_grad_samples,
+    "filter_norms": norm_samples,
+    "channel_mean": channel_samples,
+    "cluster_mean_": cluster_samples,
+}

@@ -1,9 +1,7 @@
 // masked_sgd_ and masked_adamw_ on CPU: checks, and one split of all parameters' live elements among the threads.
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <cmath>
 
 #include "check.h"
@@ -11,6 +9,7 @@
 #include "cpu/denormals.h"
 #include "cpu/kernels/optim.h"
 #include "cpu/row_mask.h"
+#include "cpu/shares.h"
 #include "cpu/tensor_access.h"
 
 namespace prunekernels {
@@ -18,8 +17,7 @@ namespace {
 
 using Masks = c10::List<std::optional<at::Tensor>>;
 
-constexpr int64_t kGrain = 32 << 10;  // elements; less per thread is not worth waking it
-constexpr int64_t kCut = 16;          // a parameter without rows is cut at multiples of this
+constexpr int64_t kCut = 16;  // a parameter without rows is cut at multiples of this
 
 struct Lists {
   const char* op;
@@ -153,8 +151,8 @@ void step_share(const Param& param, int64_t begin, int64_t end, RowBits& bits, c
     step(stretch<T>(param, cut(begin), cut(end) - cut(begin)));
     return;
   }
-  const int64_t units = param.units(), last = end * units / param.cost;
-  for (int64_t unit = begin * units / param.cost; unit < last; ++unit) {
+  const RowRange range(begin, end, param.cost, param.units());
+  for (int64_t unit = range.begin; unit < range.end; ++unit) {
     if (param.mask && param.is_vector()) {
       OptimRow<T> row = stretch<T>(param, 0, param.layout.rows);
       row.live = bits.of_vector(*param.mask);
@@ -174,16 +172,14 @@ void step_share(const Param& param, int64_t begin, int64_t end, RowBits& bits, c
 // step(i, row of parameter i) over all live elements.
 template <typename T, typename Step>
 void step_all(const std::vector<Param>& params, const Step& step) {
-  std::vector<int64_t> starts(params.size() + 1, 0);
-  for (size_t i = 0; i < params.size(); ++i) starts[i + 1] = starts[i] + params[i].cost;
-  at::parallel_for(0, starts.back(), kGrain, [&](int64_t begin, int64_t end) {
+  struct OfThread {
     const FlushDenormals flush;
     RowBits bits;
-    size_t i = std::upper_bound(starts.begin(), starts.end(), begin) - starts.begin() - 1;
-    for (; i < params.size() && starts[i] < end; ++i) {
-      const int64_t first = std::max(begin - starts[i], int64_t{0}), last = std::min(end - starts[i], params[i].cost);
-      if (first < last) step_share<T>(params[i], first, last, bits, [&](const OptimRow<T>& row) { step(i, row); });
-    }
+  };
+  std::vector<int64_t> costs;
+  for (const Param& param : params) costs.push_back(param.cost);
+  share_among_threads<OfThread>(costs, [&](OfThread& thread, size_t i, int64_t first, int64_t last) {
+    step_share<T>(params[i], first, last, thread.bits, [&](const OptimRow<T>& row) { step(i, row); });
   });
 }
 

@@ -11,6 +11,7 @@ from conv_cases import ConvCase, assert_same, assert_zero, capped, expected, inp
 
 import prunekernels as pk
 from prunekernels import reference
+from prunekernels.filter_ops import mask_grad_
 
 if not pk.has_extension():
     pytest.skip("the compiled extension is not there, so there is no kernel table", allow_module_level=True)
@@ -71,9 +72,8 @@ RUNNABLE = [
 def test_row(row, dtype, channels, density):
     gen = torch.Generator().manual_seed(channels)
     index = (torch.rand(channels, generator=gen) < density).nonzero().flatten().int()
-    operation = {"gather_pixels": gather, "scatter_pixels": scatter, "tiles": tiles, "optim": step}[row["operation"]]
     with capped(row["isa"]):
-        operation(channels, index, dtype, gen)
+        OPERATIONS[row["operation"]](channels, index, dtype, gen)
 
 
 def gather(channels, index, dtype, gen):
@@ -107,6 +107,24 @@ def step(channels, index, dtype, gen):
     expected = torch.where(live.view(1, -1, 1, 1), weight - 0.5 * grad, weight)
     torch.ops.prunekernels.masked_sgd_([weight], [grad], [], [mask], [], [], 0.5, 0.0, 0.0, 0.0, False, False)
     assert torch.equal(weight, expected)
+
+
+def mask_grad(channels, index, dtype, gen):
+    """The rest of it: test_filter_ops.py."""
+    grad = torch.randint(1, 9, (4, channels, 3, 1), generator=gen).to(dtype)
+    live = only(channels, *index.tolist()).expand(4, channels)
+    expected, sums = torch.where(live[:, :, None, None], grad, 0), torch.empty(4)
+    mask_grad_([grad], [live], abs_sums=[sums])
+    assert torch.equal(grad, expected) and torch.equal(sums, expected.flatten(1).sum(1))
+
+
+OPERATIONS = {
+    "gather_pixels": gather,
+    "scatter_pixels": scatter,
+    "tiles": tiles,
+    "optim": step,
+    "mask_grad": mask_grad,
+}
 
 
 def draw(n, c, dtype, gen):

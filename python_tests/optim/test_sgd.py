@@ -147,7 +147,7 @@ def test_dead_elements_of_a_vector(length):
 
 @pytest.mark.parametrize("isa", [None, *isas()])
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_update_norms(dtype, masked, isa):
     weight, grad = torch.randint(-4, 5, (2, 9, 21, 3, 3)).to(dtype)
     mask = table(chosen(9), chosen(9, 21)) if masked else None

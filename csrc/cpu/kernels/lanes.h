@@ -20,6 +20,7 @@ namespace prunekernels {
 template <typename T>
 struct ScalarLanes {
   using Element = T;
+  using Wide = ScalarLanes<typename Arithmetic<T>::type>;  // the lanes that sums are formed in
   using Vector = typename Arithmetic<T>::type;
   using Mask = bool;
   static constexpr int kLanes = 1;
@@ -56,6 +57,7 @@ struct ScalarLanes {
 
 struct Avx2Lanes {
   using Element = float;
+  using Wide = Avx2Lanes;
   using Vector = __m256;
   using Mask = __m256i;
   static constexpr int kLanes = 8;
@@ -99,6 +101,7 @@ struct Avx2Lanes {
 
 struct Avx512Lanes {
   using Element = float;
+  using Wide = Avx512Lanes;
   using Vector = __m512;
   using Mask = __mmask16;
   static constexpr int kLanes = 16;

@@ -73,6 +73,7 @@ template <typename V, typename Rule, bool kSums>
 struct StepVector {
   using T = typename V::Element;
   using Vector = typename V::Vector;
+  using Wide = typename V::Wide;
 
   const OptimRow<T> row;  // a copy: stores cannot alias it
   const Rule rule;
@@ -87,7 +88,7 @@ struct StepVector {
     V::store(row.weight + i, after);
     for (int s = 0; s < Rule::kStates; ++s)
       if (row.state[s]) V::store(row.state[s] + i, state[s]);
-    if constexpr (kSums) sum(V::sub(after, before));
+    if constexpr (kSums) sum(Wide::sub(after, before));
   }
 
   // The row is this thread's alone: what is dead gets its own bits back, which is faster than a store that spares it.
@@ -98,7 +99,7 @@ struct StepVector {
     V::store(row.weight + i, V::choose(live, after, before));
     for (int s = 0; s < Rule::kStates; ++s)
       if (row.state[s]) V::store(row.state[s] + i, V::choose(live, state[s], V::load(row.state[s] + i)));
-    if constexpr (kSums) sum(V::only(V::sub(after, before), live));
+    if constexpr (kSums) sum(V::only(Wide::sub(after, before), live));
   }
 
   __attribute__((always_inline)) void last(int64_t i, typename V::Mask live) {
@@ -107,7 +108,7 @@ struct StepVector {
     V::store(row.weight + i, after, live);
     for (int s = 0; s < Rule::kStates; ++s)
       if (row.state[s]) V::store(row.state[s] + i, state[s], live);
-    if constexpr (kSums) sum(V::only(V::sub(after, before), live));
+    if constexpr (kSums) sum(V::only(Wide::sub(after, before), live));
   }
 
   template <typename... Live>
@@ -119,8 +120,8 @@ struct StepVector {
   }
 
   __attribute__((always_inline)) void sum(Vector change) {
-    abs_sum = V::add(abs_sum, V::abs(change));
-    square_sum = V::fma(change, change, square_sum);
+    abs_sum = Wide::add(abs_sum, V::abs(change));
+    square_sum = Wide::fma(change, change, square_sum);
   }
 };
 
