@@ -184,7 +184,8 @@ def mask_at_random(net, seed, kept=0.6, norms=0.7, kernels=0.3):
         if isinstance(module, pk.MaskedConv2d):
             last = draw(module.out_channels) < kept
             kernel = draw(*module.kernel_mask.shape) < 0.5 if draw(1) < kernels else None
-            module.set_masks(filter=last, kernel=kernel)
+            inputs = draw(module.in_channels) < 0.8 if draw(1) < 0.2 else None
+            module.set_masks(filter=last, kernel=kernel, input=inputs)
         elif isinstance(module, pk.MaskedBatchNorm2d) and last is not None and draw(1) < norms:
             same = last.numel() == module.num_features
             module.set_mask(last if same else draw(module.num_features) < kept)

@@ -12,6 +12,7 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from .channels import Channels, Flow, Kept
+from .rules import op_name
 from .trace import argument, value_of
 
 Index = Mapping[int, Tensor]
@@ -26,7 +27,7 @@ class Build:
     def __init__(self, op: str, flow: Flow) -> None:
         self.op, self.flow, self.traced = op, flow, flow.traced
         self.kept, self.needed = self._choose()
-        self.graph, self.root = fx.Graph(), nn.Module()
+        self.graph, self.root, self.has_folded = fx.Graph(), nn.Module(), False
         self.origins: dict[int, tuple[str, Index | None]] = {}
         self.sources: dict[fx.Node, fx.Node] = {}  # new -> original
         self._small: dict[fx.Node, fx.Node] = {}
@@ -125,13 +126,17 @@ class Build:
         def small(n: fx.Node) -> fx.Node:
             return given[n] if n in given else self.full(n)
 
-        return self._new(node, node.op, node.target, fx.map_arg(node.args, small), fx.map_arg(node.kwargs, small))
+        name, new_args = op_name(node), fx.map_arg(node.args, small)
+        if name in ("view", "reshape", "expand", "repeat"):
+            return self.call_method(node, name, new_args)
+        return self._new(node, node.op, node.target, new_args, fx.map_arg(node.kwargs, small))
 
     def call(self, node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: Any = None) -> fx.Node:
         return self._new(node, "call_function", target, args, dict(kwargs or {}))
 
-    def call_method(self, node: fx.Node, name: str, args: tuple[Any, ...]) -> fx.Node:
-        return self._new(node, "call_method", name, args)
+    def call_method(self, node: fx.Node, name: str, args: tuple[Any, ...], kwargs: Any = None) -> fx.Node:
+        """For what takes sizes: torch.jit.trace follows them through methods, not through operators."""
+        return self._new(node, "call_method", name, args, dict(kwargs or {}))
 
     def _new(self, node: fx.Node, kind: str, target: Any, args: Any, kwargs: Any = None) -> fx.Node:
         new = self.graph.create_node(kind, target, args, kwargs, node.name)
@@ -168,6 +173,7 @@ class Build:
         new = nn.Parameter(values.to(old.device, old.dtype), old.requires_grad)
         name = self.traced.names[weight if bias is None else bias]
         self.origins[id(new)] = (name, None if bias is None else {0: rows})
+        self.has_folded = True
         return new
 
     def parameter(self, node: fx.Node, index: Index) -> fx.Node:

@@ -165,7 +165,9 @@ class CreateRule(SizeRule):
         sizes[1] = build.count(node)
         args: list[Any] = [build.compact(arg) if isinstance(arg, fx.Node) else arg for arg in node.args]
         args[self.sizes_at] = sizes
-        return build.call(node, node.target, tuple(args), node.kwargs)
+        if op_name(node).startswith("new_"):
+            return build.call_method(node, op_name(node), tuple(args), node.kwargs)
+        return build.call(node, getattr(torch, op_name(node)), tuple(args), node.kwargs)
 
 
 PIECES: dict[str, Rule] = {

@@ -57,9 +57,8 @@ class SizeRule(Rule):
         pass
 
     def emit(self, build: Build, node: fx.Node) -> fx.Node:
-        if node.target is torch.ops.aten.sym_size.int:  # the method keeps the batch free under torch.jit.trace
-            x, dim = node.args
-            return build.call_method(node, "size", (build.compact(x), dim))
+        if node.target is torch.ops.aten.sym_size.int:
+            return build.call_method(node, "size", (build.compact(argument(node, 0)), argument(node, 1)))
         return build.copy(node)
 
 
@@ -201,7 +200,7 @@ class ReshapeRule(TransparentRule):
             sizes = list(argument(node, 1))
             axis = build.axis(node)
             sizes[axis] = -1 if sizes[axis] == -1 else build.count(node)
-            return build.call(node, aten.reshape.default, (x, [build.size(size) for size in sizes]))
+            return build.call_method(node, "reshape", (x, [build.size(size) for size in sizes]))
         if node.target is aten.squeeze.default:  # or it would squeeze a single channel that is left
             ones = [dim for dim, size in enumerate(sizes_of(argument(node, 0))) if size == 1]
             return build.call(node, aten.squeeze.dims, (x, ones))
@@ -219,7 +218,7 @@ class ExpandRule(TransparentRule):
         sizes = list(argument(node, 1))
         sizes[build.axis(node)] = -1
         x = build.compact(argument(node, 0))
-        return build.call(node, node.target, (x, [build.size(size) for size in sizes]))
+        return build.call_method(node, "expand", (x, [build.size(size) for size in sizes]))
 
 
 class PermuteRule(TransparentRule):
