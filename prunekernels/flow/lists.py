@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -51,6 +52,7 @@ class LiveList:
         return LiveList.of(np.flatnonzero(mask.detach().cpu().numpy()), mask.numel())
 
     @staticmethod
+    @functools.cache  # or, where no layer has it, a step would make it and all that is derived from it anew
     def all(channels: int) -> LiveList:
         """The list with nothing dead."""
         return LiveList.of(np.arange(channels), channels)
