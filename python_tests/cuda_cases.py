@@ -8,6 +8,7 @@ from conv_cases import (
     assert_same,
     assert_zero,
 )
+from network_cases import IMAGE, NETWORKS
 
 import prunekernels as pk
 from prunekernels import reference
@@ -99,3 +100,26 @@ def assert_dead_is_zero(got, case, made):
     assert_zero(grad_w[~live])
     if grad_b is not None:
         assert_zero(grad_b[~filters])
+
+
+# ---- whole networks
+
+
+def flow_network(name, layout, device="cpu"):
+    """One of network_cases, masked, in training, and images for it."""
+    torch.manual_seed(0)
+    net, x = NETWORKS[name](), torch.randn(3, *IMAGE)
+    pk.convert(net)
+    for module in net.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # it draws other numbers for fewer channels
+    return net.to(device, memory_format=FORMATS[layout]), x.to(device, memory_format=FORMATS[layout])
+
+
+def flow_step(net, x):
+    """Forward and backward: the output and all gradients."""
+    for p in net.parameters():
+        p.grad = None
+    y = net(x)
+    y.square().mean().backward()
+    return [y.detach(), *(p.grad for p in net.parameters())]

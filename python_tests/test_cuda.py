@@ -46,6 +46,7 @@ from cuda_cases import (  # noqa: F401
 
 import prunekernels as pk
 from prunekernels import reference
+from prunekernels.flow import LiveList
 from prunekernels.plan import DIRECTIONS
 
 # ---- numbers
@@ -210,6 +211,46 @@ def test_channels(live, dtype, layout):
     assert torch.equal(full.cpu(), torch.zeros_like(x).index_copy(1, index.long(), x[:, index.long()]))
     if live:  # the strides of no channels say nothing of a layout
         assert all(t.is_contiguous(memory_format=FORMATS[layout]) for t in (compact, full))
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("dtype", [F32, F64, BF16, F16], ids=str)
+@pytest.mark.parametrize(("live", "to"), [(64, 31), (31, 64), (24, 24), (1, 63), (63, 1), (0, 9), (9, 0)])
+def test_channels_between_lists(live, to, dtype, layout):
+    """regroup_channels and join_channels: the numbers of the CPU."""
+    a, b = (LiveList.of(torch.randperm(64)[:count].sort().values.numpy(), 64) for count in (live, to))
+    x, z = (torch.randint(-4, 5, (3, each.count, 5, 7)).to(dtype).to(memory_format=FORMATS[layout]) for each in (a, b))
+
+    def run(device):
+        move = a.move(b, torch.device(device))
+        union = [each.move(a.union(b), torch.device(device)) for each in (a, b)]
+        lists = [list_ for pair in zip(*union, strict=True) for list_ in pair]
+        here, other = x.to(device), z.to(device)
+        ops = torch.ops.prunekernels
+        return ops.regroup_channels(here, *move), ops.join_channels(here, other, *lists, -0.5)
+
+    for got, want in zip(run(DEVICE), run("cpu"), strict=True):
+        assert torch.equal(got.cpu(), want) and got.stride() == want.stride()
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("dtype", [F32, F64, BF16, F16], ids=str)
+def test_packed_weights(dtype, layout, kernel):
+    """pack_weight and unpack_grad_weight: the numbers of the CPU."""
+    filters, inputs = torch.rand(72) < 0.5, torch.rand(48) < 0.5
+    table = torch.ops.prunekernels.conv_mask(filters, None, inputs, 72, 48, 1)
+    counts = int(filters.sum()), int(inputs.sum())
+    weight = torch.randn(72, 48, kernel, kernel).to(dtype).to(memory_format=FORMATS[layout])
+
+    def run(device):
+        packed = torch.ops.prunekernels.pack_weight(weight.to(device), table.to(device), *counts)
+        return packed, *(
+            torch.ops.prunekernels.unpack_grad_weight(packed, table.to(device), 72, 48, last) for last in (False, True)
+        )
+
+    for got, want in zip(run(DEVICE), run("cpu"), strict=True):
+        assert torch.equal(got.cpu(), want) and got.stride() == want.stride()
 
 
 def test_errors_name_operator_argument_and_device():

@@ -271,7 +271,7 @@ def test_plans_are_measured_once(events):
     made = masks(case, "filter")
     forward(case, made)
     tried = launched(events)
-    assert "launch_find_leaks" in tried and "igemm_fwd" in tried and tried.count("igemm_fwd") > 1
+    assert tried.count("launch_find_leaks") > 1 and "igemm_fwd" in tried  # the latter once, where it is hopeless
     forward(case, made)
     assert len(launched(events)) <= 4
 

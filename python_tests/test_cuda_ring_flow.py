@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 from conv_cases import lay_out
+from cuda_cases import flow_network, flow_step
+from network_cases import NETWORKS, mask_at_random
 from ring_cases import GATHER, JOIN, PACK, SCATTER, UNPACK, copies, events, launched, library  # noqa: F401
 
+import prunekernels as pk
 from prunekernels.flow import LiveList
 
 CPU = torch.device("cpu")
@@ -222,3 +225,73 @@ def test_errors(said, at, ring):
     with pytest.raises((ValueError, RuntimeError)) as as_on_the_cpu:
         getattr(OURS, said.partition(":")[0])(*WRONG[said][at])
     assert str(why.value).partition(" expected")[0] == str(as_on_the_cpu.value).partition(" expected")[0]
+
+
+# ---- networks
+
+
+RUNS = [(name, layout) for name in NETWORKS for layout in LAYOUTS[:2]]
+RUNS.remove(("plain", "channels_last"))  # its view() asks for the other one
+
+
+@pytest.fixture
+def steady(library, events, monkeypatch):
+    """Runs a step in which the host reads no tensor, copies none to the device, and the ring acts as if capturing."""
+    reading = ("cpu", "numpy", "item", "tolist", "nonzero", "__bool__", "__int__", "__float__", "__index__")
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("this waits for the device")
+
+    def run(step):
+        events()
+        library.pk_pretend_to_capture(True)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "from_numpy", refuse)
+            for name in reading:
+                patch.setattr(torch.Tensor, name, refuse)
+            result = step()
+        library.pk_pretend_to_capture(False)
+        assert copies(events) == []
+        return result
+
+    return run
+
+
+@pytest.mark.parametrize(("name", "layout"), RUNS)
+def test_networks(name, layout, steady):
+    """The numbers of the layer gear; from the second step on nothing waits for the device."""
+    net, x = flow_network(name, layout)
+    with pk.plan.force("compact"):
+        for seed in range(2):
+            mask_at_random(net, seed)
+            want = flow_step(pk.flow(net, False), x)
+            flow_step(pk.flow(net), x)
+            for a, b in zip(steady(lambda: flow_step(net, x)), want, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+class Combined(torch.nn.Module):
+    def __init__(self, combine):
+        super().__init__()
+        self.conv, self.combine = pk.MaskedConv2d(3, 13, 3), combine
+        self.conv.set_masks(filter=torch.arange(13) % 3 > 0)
+
+    def forward(self, x, plain):
+        return self.combine(self.conv(x), plain)
+
+
+COMBINE = {
+    "mul": torch.mul,
+    "add": torch.add,
+    "added": lambda a, b: torch.add(b, a),
+    "cat": lambda a, b: torch.cat([b, a], 1).relu(),
+}
+
+
+@pytest.mark.parametrize("name", COMBINE)
+def test_with_a_plain_tensor(name, steady):
+    """The list of a plain tensor's channels is in no layer's keeping."""
+    net, x, plain = pk.flow(Combined(COMBINE[name])), torch.randn(2, 3, 6, 6), torch.randn(2, 13, 4, 4)
+    net(x, plain)
+    got = steady(lambda: net(x, plain))
+    torch.testing.assert_close(got, pk.flow(net, False)(x, plain))

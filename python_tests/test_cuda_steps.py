@@ -1,5 +1,6 @@
 """Training steps on a real GPU: nothing waits for it, everything captures into graphs, on any stream and device."""
 
+import contextlib
 import gc
 
 import pytest
@@ -14,7 +15,20 @@ from conv_cases import (
     only,
     run,
 )
-from cuda_cases import BF16, DEVICE, F32, FORMATS, WIDE, assert_right, pytestmark, there, usual_settings  # noqa: F401
+from cuda_cases import (  # noqa: F401
+    BF16,
+    DEVICE,
+    F32,
+    FORMATS,
+    WIDE,
+    assert_right,
+    flow_network,
+    flow_step,
+    pytestmark,
+    there,
+    usual_settings,
+)
+from network_cases import NETWORKS, mask_at_random
 
 import prunekernels as pk
 from prunekernels import reference
@@ -66,12 +80,18 @@ def test_a_step_does_not_wait(dtype, layout, plan):
     model, x = network(dtype=dtype, layout=layout), data(0, dtype, layout)
     with pk.plan.measure(True):
         step(model, x, plan)
-        before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with no_waiting():
             step(model, x, plan)
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
+
+
+@contextlib.contextmanager
+def no_waiting():
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def captured(model, x, plan):
@@ -200,3 +220,66 @@ def test_training_with_masks_that_change(layout, plan):
     for a, b in zip(gpu.parameters(), cpu.parameters(), strict=True):
         torch.testing.assert_close(a.detach().cpu().double(), b.detach(), rtol=1e-3, atol=1e-4)
     assert all(name in FORCED for layer in (gpu[0], gpu[2]) for name in layer.plan)
+
+
+# ---- the network gear
+
+NETS = [(name, layout) for name in NETWORKS for layout in FORMATS]
+NETS.remove(("plain", "channels_last"))  # its view() asks for the other one
+
+
+def assert_close(got, want):
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=5e-3, atol=5e-4)
+
+
+def remask(net, seed):
+    return mask_at_random(net.cpu(), seed).to(DEVICE)
+
+
+def flow_gears(name, layout):
+    """A network in the network gear, images, and what the layer gear makes of them."""
+    net, x = flow_network(name, layout, DEVICE)
+    want = flow_step(pk.flow(remask(net, 0), False), x)
+    return pk.flow(net), x, want
+
+
+@pytest.mark.parametrize(("name", "layout"), NETS)
+def test_network_gear_does_not_wait(name, layout):
+    """The numbers of the layer gear, and steps that never wait for the device once they have met their lists."""
+    net, x, want = flow_gears(name, layout)
+    for seed in range(3):
+        assert_close(flow_step(net, x), want)
+        with no_waiting():
+            got = flow_step(net, x)
+        assert_close(got, want)
+        want = flow_step(pk.flow(remask(net, seed + 1), False), x)
+        pk.flow(net)
+
+
+@pytest.mark.parametrize(("name", "layout"), NETS)
+def test_network_gear_in_a_graph(name, layout):
+    net, x, want = flow_gears(name, layout)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            flow_step(net, x)
+    torch.cuda.current_stream().wait_stream(side)
+    net.zero_grad()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = flow_step(net, x)
+    for _ in range(2):
+        graph.replay()
+        assert_close(got, want)
+
+
+@pytest.mark.parametrize(("name", "layout"), NETS[::3])
+def test_network_gear_in_bfloat16(name, layout):
+    """As near to float32 as the layer gear is."""
+    net, x, want = flow_gears(name, layout)
+    with torch.autocast(DEVICE, dtype=BF16):
+        got = flow_step(net, x)[0], flow_step(pk.flow(net, False), x)[0]
+    near, usual = ((y.float() - want[0]).abs().max() for y in got)
+    assert near <= 4 * usual + 2e-2
