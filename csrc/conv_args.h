@@ -40,9 +40,14 @@ std::optional<MaskTable> read_filter_mask(const char* op, const char* argument, 
                                           int64_t K);
 
 // "auto" measures, "model" only reckons, a plan's name forces it; where a forced plan does not serve, as "auto".
+// "small" is "auto" for the convolution of a network's live part: nothing may be dead in it, and yet kernels of our own
+// be the fastest; elsewhere nothing dead means the vendor's convolution, bit for bit.
 struct PlanRequest {
   std::optional<Plan> forced;
   bool may_measure;
+  bool small = false;
+
+  bool settled(const MaskTable& mask) const { return mask.nothing_dead() && !small; }
 };
 PlanRequest read_plan(const char* op, std::string_view plan);
 

@@ -112,7 +112,7 @@ def _check_scale(op: str, scale: Tensor | None, K: int) -> None:
 
 
 def _check_plan(op: str, plan: str) -> None:
-    _expect(plan in PLANS, op, "plan", f"{', '.join(PLANS[:-1])} or {PLANS[-1]}", plan)
+    _expect(plan in PLANS or plan == "small", op, "plan", f"{', '.join(PLANS[:-1])} or {PLANS[-1]}", plan)
 
 
 def masked_conv2d(x, weight, bias, mask, grad_mask, grad_scale, stride, padding, dilation, groups, plan):

@@ -94,8 +94,9 @@ def conv2d_with_tables(
     padding: int | str | Sequence[int],
     dilation: int | Sequence[int],
     groups: int,
+    small: bool = False,
 ) -> Tensor:
-    """masked_conv2d once the masks are tables: what the layer calls at every step."""
+    """masked_conv2d once the masks are tables: what the layer calls at every step. small: see csrc/conv_args.h."""
     op = "masked_conv2d"
     stride, dilation = pair(op, "stride", stride), pair(op, "dilation", dilation)
     if isinstance(padding, str):
@@ -112,7 +113,7 @@ def conv2d_with_tables(
         pair(op, "padding", padding),
         dilation,
         groups,
-        plan.current(),
+        plan.current(small),
     )
     return y if x.dim() == 4 else y.squeeze(0)
 

@@ -54,9 +54,14 @@ _asked = _check(os.environ.get("PRUNEKERNELS_PLAN") or "auto", "PRUNEKERNELS_PLA
 _measuring = _check_switch(os.environ.get("PRUNEKERNELS_MEASURE", ""), "PRUNEKERNELS_MEASURE")
 
 
-def current() -> str:
-    """The plan in force: "auto" unless PRUNEKERNELS_PLAN or force() says otherwise; not measuring makes it "model"."""
-    return "model" if _asked == "auto" and not _measuring else _asked
+def current(small: bool = False) -> str:
+    """The plan in force: "auto" unless PRUNEKERNELS_PLAN or force() says otherwise; not measuring makes it "model".
+
+    small: "auto" for a convolution of live channels alone, which may have plans though nothing is dead in it.
+    """
+    if _asked == "auto":
+        return "model" if not _measuring else "small" if small else "auto"
+    return _asked
 
 
 @contextmanager

@@ -150,7 +150,8 @@ at::Tensor masked_conv2d(const at::Tensor& x, const at::Tensor& weight, const Op
   const at::MemoryFormat format = x.suggest_memory_format();
   if (s.N == 0) return at::empty({0, s.K, s.P, s.Q}, x.options().memory_format(format));
   const at::Tensor full_x = x.contiguous(format);
-  if (!mask) return vendor::conv(full_x, weight.contiguous(format), bias, p, groups).contiguous(format);
+  if (!mask || asked.settled(*mask))
+    return vendor::conv(full_x, weight.contiguous(format), bias, p, groups).contiguous(format);
 
   const OptionalTensor full_bias = bias ? OptionalTensor(bias->contiguous()) : std::nullopt;
   const auto run = [&](Plan plan) {
@@ -188,7 +189,8 @@ at::Tensor masked_conv2d_grad_input(const at::Tensor& grad_out, const at::Tensor
   if (s.N == 0 || (mask && (*mask)[kLivePairs] == 0)) return zeros(x_size, grad_out.options(), format);
   const at::Tensor grad = grad_out.contiguous(format);
   const auto like_x = [&] { return at::empty(x_size, grad.options().memory_format(format)); };  // sizes only
-  if (!mask) return vendor::grad_input(grad, like_x(), weight.contiguous(format), p, groups).contiguous(format);
+  if (!mask || asked.settled(*mask))
+    return vendor::grad_input(grad, like_x(), weight.contiguous(format), p, groups).contiguous(format);
 
   const auto run = [&](Plan plan) {
     switch (plan) {
@@ -225,7 +227,7 @@ at::Tensor masked_conv2d_grad_weight(const at::Tensor& grad_out, const at::Tenso
   if (s.N == 0 || (mask && (*mask)[kLivePairs] == 0))
     return zeros(weight.sizes(), weight.options(), weight.suggest_memory_format());
   const at::Tensor full_x = x.contiguous(format), grad = grad_out.contiguous(format);
-  if (!mask) return dense_grad_weight(grad, full_x, weight, nullptr, p, scale);
+  if (!mask || asked.settled(*mask)) return dense_grad_weight(grad, full_x, weight, nullptr, p, scale);
 
   const auto run = [&](Plan plan) {
     switch (plan) {

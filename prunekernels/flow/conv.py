@@ -41,7 +41,9 @@ def live_conv(layer: MaskedConv2d, x: Tensor) -> Tensor:
     if layer._forward_hooks or x.dim() != 4:
         return _layer_gear(layer, x, "a forward hook" if layer._forward_hooks else "an input that is not 4-D")
     if x.shape[1] != layer.in_channels:
-        return layer._full_forward(x.full() if type(x) is LiveTensor else x)  # which names what is wrong
+        raise ValueError(f"MaskedConv2d: input: expected {layer.in_channels} channels, got {list(x.shape)}")
+    if layer._mask_table.is_meta:
+        return layer._full_forward(x)
     passage = passage_of(layer, live)
     compact = x.compact if type(x) is LiveTensor else x
     if passage.reason:
@@ -74,7 +76,7 @@ def _small_conv(layer: MaskedConv2d, x: Tensor, p: Passage) -> Tensor:
     table = p.whole if p.table is None else p.table
     grad_table = p.whole if p.grad_table is None else p.grad_table
     return conv2d_with_tables(
-        x, weight, bias, table, grad_table, scale, layer.stride, padding, layer.dilation, p.groups
+        x, weight, bias, table, grad_table, scale, layer.stride, padding, layer.dilation, p.groups, small=True
     )
 
 
@@ -106,13 +108,13 @@ def _prepare(layer: MaskedConv2d, live: LiveList) -> Passage:
         return Passage('weight_grad="dense" trains dead filters', LiveList.all(K), emits=False)
     if groups == 1:
         kernels = kernels & (inputs & live.mask())[None, :]
-        rows = filters if has_bias else kernels.any(1)
+        rows = filters if has_bias or layer.weight_grad == "dense" else kernels.any(1)
         return _prepare_dense(layer, live, rows, kernels, inputs)
     depthwise = groups == K == layer.in_channels
     if not depthwise:
         return Passage("groups", LiveList.of(np.flatnonzero(filters), K))
-    kernels = kernels[:, 0] & inputs
-    return _prepare_depthwise(layer, live, filters if has_bias else kernels & live.mask(), kernels)
+    rows = filters if layer.weight_grad == "dense" else kernels[:, 0] & inputs
+    return _prepare_depthwise(layer, live, filters if has_bias else rows & live.mask(), kernels[:, 0], inputs)
 
 
 def _table(
@@ -150,7 +152,9 @@ def _prepare_dense(
     return Passage("", out, True, None, pick, table, grad_table, whole, None if out.full else out.rows(device))
 
 
-def _prepare_depthwise(layer: MaskedConv2d, live: LiveList, rows: np.ndarray, kernels: np.ndarray) -> Passage:
+def _prepare_depthwise(
+    layer: MaskedConv2d, live: LiveList, rows: np.ndarray, kernels: np.ndarray, inputs: np.ndarray
+) -> Passage:
     """Filters and channels are the same here: the input is brought to the filters that are live."""
     device, K = layer.weight.device, len(rows)
     out = LiveList.of(np.flatnonzero(rows), K)
@@ -158,9 +162,11 @@ def _prepare_depthwise(layer: MaskedConv2d, live: LiveList, rows: np.ndarray, ke
         return Passage("nothing is live", out)
     move = None if live is out else live.move(out, device)
     pick = None if out.full else (_table(device, rows, None, rows, K, K, K), out.count, 1)
-    small = kernels[out.host][:, None]
-    table = None if small.all() else _table(device, None, small, None, out.count, out.count, out.count)
-    grad_table = table if layer.weight_grad == "masked" else None
+    small, read, size = kernels[out.host][:, None], inputs[out.host], (out.count, out.count, out.count)
+    table = None if small.all() and read.all() else _table(device, None, small, read, *size)
+    grad_table = table
+    if layer.weight_grad == "dense":
+        grad_table = None if read.all() else _table(device, None, None, read, *size)
     whole = _table(device, None, None, None, out.count, out.count, out.count)
     rows_index = None if out.full else out.rows(device)
     return Passage("", out, True, move, pick, table, grad_table, whole, rows_index, out.count)
