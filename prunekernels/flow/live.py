@@ -33,7 +33,8 @@ class LiveTensor(Tensor):
     _compact: Tensor
     _full: Tensor | None
     _full_version: int  # of compact, when _full was made
-    _no_history: bool  # made where gradients are off: an autograd.Function may give this object a history later
+    _may_get_history: bool  # made where gradients are off, maybe in an autograd.Function, which sets one when it ends
+    _history: Any = None  # the one it has now, if so
     _family: Family | None = None
 
     @staticmethod
@@ -47,19 +48,19 @@ class LiveTensor(Tensor):
 
     def _hold(self, compact: Tensor, live: LiveList) -> None:
         self._compact, self.live, self._full = compact, live, None
-        self._no_history = not torch.is_grad_enabled()
+        self._may_get_history = not torch.is_grad_enabled()
 
     @property
     def compact(self) -> Tensor:
         """[N, live, ...]"""
-        if self._no_history and torch.is_grad_enabled():
+        if self._may_get_history and torch.is_grad_enabled():
             self._take_history()
         return self._compact
 
     def _take_history(self) -> None:
-        self._no_history = False
+        self._may_get_history = False
         with _without_rules():
-            if self.requires_grad and not self._compact.requires_grad:
+            if self.grad_fn is not self._history:
                 self._compact = self.index_select(1, self.live.rows(self._compact.device))
 
     @classmethod
@@ -101,9 +102,10 @@ class LiveTensor(Tensor):
 
     def become(self, compact: Tensor, live: LiveList) -> LiveTensor:
         """Other values for this very object, as an operation in place leaves them."""
-        if compact.requires_grad:
-            with _without_rules():
+        with _without_rules():
+            if compact.requires_grad:
                 autograd.attach_live(self, compact, live.index(compact.device))
+            self._history = None if torch.is_grad_enabled() else self.grad_fn
         self._hold(compact, live)
         return self
 
