@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from problems import Problem
 from rows import Row, geomean
@@ -18,8 +19,8 @@ class Goal:
 
     text: str
     target: float
-    ratio: Callable[[Row], float | None]
-    wanted: Callable[[Row], bool]
+    ratio: Callable[[Any], float | None]
+    wanted: Callable[[Any], bool]
     each: bool = False
     at_most: bool = False
     device: str = "cpu"
@@ -98,14 +99,7 @@ GOALS = (
 )
 
 
-def _which(r: Row) -> str:
-    """What tells a row from the others of its problem and kept share."""
-    if r.mask == "filter":
-        return "" if r.side == "both" else f" {r.side}"
-    return f" {r.mask}s"
-
-
-def _find(goal: Goal, rows: Sequence[Row]) -> Found | None:
+def _find(goal: Goal, rows: Sequence[Any]) -> Found | None:
     wanted = [r for r in rows if r.device == goal.device and goal.wanted(r)]
     values = [(value, r) for r in wanted if (value := goal.ratio(r)) is not None]
     if not values:
@@ -114,7 +108,7 @@ def _find(goal: Goal, rows: Sequence[Row]) -> Found | None:
     reached = values[0][0] if goal.each else geomean([r for _, r in values], goal.ratio)
     assert reached is not None
     failing = [(value, r) for value, r in values if goal.margin(value) < 1]
-    named = [f"{r.label}{_which(r)} kept {r.kept:g}: {value:.2f}" for value, r in failing[:NAMED]]
+    named = [f"{r.label}{r.which} kept {r.kept:g}: {value:.2f}" for value, r in failing[:NAMED]]
     kept = " ".join(f"{k:g}" for k in sorted({r.kept for _, r in values}, reverse=True))
     return Found(
         goal=f"{goal.text}; kept {kept}",
@@ -128,6 +122,6 @@ def _find(goal: Goal, rows: Sequence[Row]) -> Found | None:
     )
 
 
-def goals(rows: Sequence[Row]) -> list[Found]:
+def goals(rows: Sequence[Any], asked: Sequence[Goal] = GOALS) -> list[Found]:
     """Every goal that some of the rows can speak to."""
-    return [found for goal in GOALS if (found := _find(goal, rows)) is not None]
+    return [found for goal in asked if (found := _find(goal, rows)) is not None]

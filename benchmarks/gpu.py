@@ -7,16 +7,30 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
+from typing import Any, Protocol
 
 import torch
 
-from rivals import Ours, Rival, Wrong
+from rivals import Wrong
 from timing import WARMUPS, Clock
 
 Run = Callable[[], object]
 
 
-def record(rival: Rival) -> Run:
+class Recordable(Protocol):
+    """Who can be recorded: a rival of conv.py's or of network.py's."""
+
+    ours: bool
+    direction: str
+    problem: Any
+
+    def begin(self) -> None: ...
+    def rewind(self) -> None: ...
+    def run(self) -> Any: ...
+    def check(self, results: Any = None) -> None: ...
+
+
+def record(rival: Recordable) -> Run:
     """The rival's run as a graph, whose results have been checked too."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -28,19 +42,20 @@ def record(rival: Rival) -> Run:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream):  # the outer one leaves the stream even
         results = rival.run()  # after a capture that fails
+    rival.rewind()
     graph.replay()
     rival.check(results)
     return graph.replay
 
 
-def recorded(rivals: Mapping[str, Rival]) -> dict[str, Run] | None:
+def recorded(rivals: Mapping[str, Any]) -> dict[str, Run] | None:
     """Everybody's graph; None if there is somebody who cannot be recorded, for then all are timed call by call."""
     runs: dict[str, Run] = {}
     for key, rival in rivals.items():
         try:
             runs[key] = record(rival)
         except Exception as error:
-            if isinstance(rival, Ours) and isinstance(error, Wrong):
+            if isinstance(error, Wrong) and rival.ours:
                 raise Wrong(f"{error}, replayed from a CUDA graph") from None
             torch.cuda.synchronize()  # if the device is gone, say so here
             what = f"{rival.problem.format()}: {key}, {rival.direction}"

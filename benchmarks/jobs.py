@@ -7,10 +7,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
+from typing import Any
 
 from problems import Problem
 from report import Missing, read_results, write_csv, write_json, write_markdown
-from rows import Row
 
 WRITE_EVERY = 2.0  # seconds
 
@@ -60,9 +60,9 @@ class Record:
     """Rows as they come. Files are written every few seconds, so that a run that is killed loses next to nothing."""
 
     args: argparse.Namespace
-    natural: Sequence[Job]  # in the order of the tables
+    natural: Sequence[Any]  # jobs in the order of the tables
     header: dict[str, object]
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Any] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
     written: float = field(default_factory=time.monotonic)
@@ -70,22 +70,25 @@ class Record:
     def resume(self) -> None:
         """Starts from what the JSON file of an earlier run holds, if there is one."""
         if self.args.json.exists():
-            rows, missing = read_results(self.args.json)
+            rows, missing = self.read()
             self.rows = [row for row in rows if row.job not in missing.not_run]  # of some not all directions were run
             self.failed = dict(missing.failed)
             self.finished = {row.job for row in self.rows} | set(self.failed)
 
-    def todo(self) -> list[Job]:
+    def read(self) -> tuple[list[Any], Missing]:
+        return read_results(self.args.json)
+
+    def todo(self) -> list[Any]:
         return [job for job in self.natural if str(job) not in self.finished]
 
-    def finish(self, job: Job, error: str = "") -> None:
+    def finish(self, job: object, error: str = "") -> None:
         self.finished.add(str(job))
         if error:
             self.failed[str(job)] = error
         if time.monotonic() - self.written > WRITE_EVERY:
             self.write()
 
-    def in_order(self) -> list[Row]:
+    def in_order(self) -> list[Any]:
         place = {str(job): i for i, job in enumerate(self.natural)}
         return sorted(self.rows, key=lambda row: place.get(row.job, len(place)))
 
@@ -93,11 +96,13 @@ class Record:
         return Missing(self.failed, [str(job) for job in self.todo()])
 
     def write(self) -> None:
-        rows, missing = self.in_order(), self.missing()
+        self.write_files(self.in_order(), self.missing())
+        self.written = time.monotonic()
+
+    def write_files(self, rows: list[Any], missing: Missing) -> None:
         if self.args.json:
             write_json(self.args.json, rows, self.header, missing)
         if self.args.csv:
             write_csv(self.args.csv, rows)
         if self.args.md:
             write_markdown(self.args.md, rows, self.header, missing)
-        self.written = time.monotonic()

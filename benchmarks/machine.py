@@ -42,9 +42,9 @@ def commit() -> str | None:
     return found.stdout.strip() or None if found.returncode == 0 else None
 
 
-def header(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, object]:
+def header(args: argparse.Namespace, argv: Sequence[str], script: str = "conv.py") -> dict[str, object]:
     head: dict[str, object] = {
-        "command": shlex.join(["python", "benchmarks/conv.py", *argv]),
+        "command": shlex.join(["python", f"benchmarks/{script}", *argv]),
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "commit": commit(),
         "cpu": cpu_model(),
@@ -61,4 +61,5 @@ def header(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, object]:
         head |= {"gpu": torch.cuda.get_device_name(), "compute capability": f"{major}.{minor}", "driver": driver()}
         head |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "clock": args.clock}
         head |= ceilings(getattr(torch, args.dtype))
-    return head | {"dtype": args.dtype, "device": args.device, "plan": args.plan, "layout of ours": args.layout}
+    layout = {"layout of ours" if script == "conv.py" else "layout": args.layout}
+    return head | {"dtype": args.dtype, "device": args.device, "plan": args.plan} | layout

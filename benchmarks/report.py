@@ -10,8 +10,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
-from goals import LOSS, goals
+from goals import GOALS, LOSS, Goal, goals
 from rows import RATES, RATIOS, Row, geomean
 
 
@@ -84,9 +85,9 @@ def break_evens(summaries: Sequence[Summary]) -> dict[str, float | None]:
     return {name: break_even(curve) for name, curve in curves.items() if len(curve) > 1}
 
 
-def goals_table(rows: Sequence[Row], markdown: bool = False) -> str:
-    found = goals(rows)
-    return _table([asdict(f) for f in found], markdown) if found else ""
+def goals_table(rows: Sequence[Any], markdown: bool = False, asked: Sequence[Goal] = GOALS) -> str:
+    found = goals(rows, asked)
+    return text_table([asdict(f) for f in found], markdown) if found else ""
 
 
 def _cell(value: object) -> str:
@@ -95,7 +96,7 @@ def _cell(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _table(records: Sequence[dict[str, object]], markdown: bool) -> str:
+def text_table(records: Sequence[Mapping[str, object]], markdown: bool) -> str:
     cells = [list(records[0]), *([_cell(v) for v in record.values()] for record in records)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
@@ -121,12 +122,13 @@ def tables(rows: Sequence[Row], markdown: bool = False) -> tuple[str, str]:
     shown = [{c: (f["name"] or f["problem"]) if c == "name" else f[c] for c in columns} for f in flat]
     summaries = summarise(rows)
     told_apart = len({s.dtype for s in summaries}) > 1
-    summary = _table([{k: v for k, v in asdict(s).items() if k != "dtype" or told_apart} for s in summaries], markdown)
+    shortened = [{k: v for k, v in asdict(s).items() if k != "dtype" or told_apart} for s in summaries]
+    summary = text_table(shortened, markdown)
     bullet = "\n- " if markdown else ""
     for name, kept in break_evens(summaries).items():
         found = "none: dense is faster throughout" if kept is None else f"kept {kept:.2f}"
         summary += f"\n{bullet}break-even with dense, {name}: {found}"
-    return _table(shown, markdown), summary
+    return text_table(shown, markdown), summary
 
 
 @dataclass(frozen=True)
@@ -151,19 +153,25 @@ def not_run_text(jobs: Sequence[str]) -> str:
 
 def markdown(rows: Sequence[Row], header: Mapping[str, object], missing: Missing = NOTHING) -> str:
     table, summary = tables(rows, markdown=True) if rows else ("", "")
+    return document("Convolution benchmark", header, summary, goals_table(rows, markdown=True), missing, table)
+
+
+def document(
+    title: str, header: Mapping[str, object], summary: str, goals_found: str, missing: Missing, table: str
+) -> str:
     head = "\n".join(f"- {key}: {f'`{value}`' if key == 'command' else value}" for key, value in header.items())
     sections = {
         "Summary": summary,
-        "Goals": goals_table(rows, markdown=True),
+        "Goals": goals_found,
         "Failed": "\n".join(f"- {job}: {error}" for job, error in missing.failed.items()),
         "Not run, for want of time": not_run_text(missing.not_run),
         "Rows": table,
     }
-    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
-    return f"# Convolution benchmark\n\n{head}\n\n{body}\n"
+    body = "\n\n".join(f"## {name}\n\n{text}" for name, text in sections.items() if text)
+    return f"# {title}\n\n{head}\n\n{body}\n"
 
 
-def _replace(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """All of the new or all of the old: whoever is killed while writing leaves no torn file."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, newline="")
@@ -181,7 +189,7 @@ def write_json(path: Path, rows: Sequence[Row], header: Mapping[str, object], mi
         "not_run": list(missing.not_run),
         "rows": [row.flat() | {"quartiles": row.quartiles} for row in rows],
     }
-    _replace(path, json.dumps(body, indent=1) + "\n")
+    write_whole(path, json.dumps(body, indent=1) + "\n")
 
 
 def read_json(path: Path) -> list[Row]:
@@ -189,25 +197,25 @@ def read_json(path: Path) -> list[Row]:
     return read_results(path)[0]
 
 
-def read_results(path: Path) -> tuple[list[Row], Missing]:
+def read_results(path: Path, kind: type[Any] = Row) -> tuple[list[Any], Missing]:
     """The rows of a results file and what is missing; ValueError if it is none."""
-    names = {f.name for f in fields(Row)}
+    names = {f.name for f in fields(kind)}
     try:
         body = json.loads(path.read_text())
-        rows = [Row(**{name: value for name, value in row.items() if name in names}) for row in body["rows"]]
+        rows = [kind(**{name: value for name, value in row.items() if name in names}) for row in body["rows"]]
         return rows, Missing(dict(body.get("failed", {})), list(body.get("not_run", ())))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: no results file: {error}") from None
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
+def write_csv(path: Path, rows: Sequence[Any], kind: type[Any] = Row) -> None:
     text = io.StringIO(newline="")
     flat = [row.flat() for row in rows]
-    writer = csv.DictWriter(text, flat[0] if flat else [f.name for f in fields(Row)])
+    writer = csv.DictWriter(text, flat[0] if flat else [f.name for f in fields(kind)])
     writer.writeheader()
     writer.writerows(flat)
-    _replace(path, text.getvalue())
+    write_whole(path, text.getvalue())
 
 
 def write_markdown(path: Path, rows: Sequence[Row], header: Mapping[str, object], missing: Missing = NOTHING) -> None:
-    _replace(path, markdown(rows, header, missing))
+    write_whole(path, markdown(rows, header, missing))

@@ -33,6 +33,7 @@ class Rival:
     """Where-mask, then a dense convolution; the parent of all others."""
 
     family = "masked_dense"
+    ours = False
     layouts: tuple[str, ...] = tuple(FORMATS)
 
     def __init__(self, case: Case, direction: str, layout: str) -> None:
@@ -72,6 +73,9 @@ class Rival:
             return torch.autograd.grad(self.graph, self.leaves, self.g, retain_graph=True)
         y = self.forward()
         return (y, *torch.autograd.grad(y, self.leaves, self.g)) if self.leaves else (y,)
+
+    def rewind(self) -> None:
+        """Nothing to undo: a run leaves its operands as they are."""
 
     def full_width(self, name: str, got: Tensor) -> Tensor:
         """A result in the form of the reference's."""
@@ -206,6 +210,7 @@ class SparseProp(Rival):
 
 class Ours(Rival):
     family = "ours"
+    ours = True
 
     def prepare(self) -> None:
         m, p = self.case.masks, self.problem

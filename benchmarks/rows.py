@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from problems import Problem
 
@@ -49,6 +50,13 @@ class Row:
     @property
     def label(self) -> str:
         return self.name or self.problem
+
+    @property
+    def which(self) -> str:
+        """What tells a row from the others of its problem and kept share."""
+        if self.mask == "filter":
+            return "" if self.side == "both" else f" {self.side}"
+        return f" {self.mask}s"
 
     @property
     def job(self) -> str:
@@ -106,7 +114,7 @@ class Row:
         return {k: v for k, v in asdict(self).items() if k != "quartiles"} | derived
 
 
-def geomean(rows: Iterable[Row], ratio: Callable[[Row], float | None]) -> float | None:
+def geomean(rows: Iterable[Any], ratio: Callable[[Any], float | None]) -> float | None:
     """Geometric mean weighted by multiplicity, over the rows that have the ratio."""
     pairs = [(row.times, value) for row in rows if (value := ratio(row)) is not None]
     total = sum(times for times, _ in pairs)

@@ -55,12 +55,17 @@ def summarise(samples: list[float]) -> Timing:
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], object]], device: str, seconds: float, rounds: int | None = None
+    runs: Mapping[str, Callable[[], object]],
+    device: str,
+    seconds: float,
+    rounds: int | None = None,
+    warmups: int = WARMUPS,
 ) -> dict[str, Timing]:
-    """Time all `runs` side by side: `rounds` times, or for about `seconds`, MIN_ROUNDS to MAX_ROUNDS times."""
+    """Time all `runs` side by side: `rounds` times, or for about `seconds`, MIN_ROUNDS to MAX_ROUNDS times; the latter
+    needs a warm-up to go by."""
     clock = Clock(device)
     start = time.perf_counter()
-    for _ in range(WARMUPS):
+    for _ in range(warmups):
         round_start = time.perf_counter()
         for run in runs.values():
             clock(run)

@@ -367,7 +367,10 @@ def test_what_is_no_results_file_is_refused(tmp_path, text):
         report.read_json(tmp_path / "r.json")
 
 
-@pytest.mark.parametrize("path", sorted((Path(conv.__file__).parent / "results").glob("*.json")), ids=lambda p: p.name)
+RESULTS = [p for p in (Path(conv.__file__).parent / "results").glob("*.json") if "-network" not in p.name]
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS), ids=lambda p: p.name)
 def test_committed_results_can_be_read_again(path):
     assert report.goals(report.read_json(path))
 

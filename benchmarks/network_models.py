@@ -1,0 +1,184 @@
+"""The networks, which of their filters are masked, and how to cut the small network out of one of full width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekernels.train.models import PadShortcut, Residual, build, scaled
+
+MASKS = ("joint", "independent")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A reference network at the size at which it is timed."""
+
+    name: str
+    model: str  # of prunekernels.train.models
+    image: int
+    batch: int
+    classes: int
+    mmacs: float  # millions of multiply-adds of one image: a run's time is shared by it
+
+    def build(self, width: float = 1.0) -> nn.Module:
+        return build(self.model, self.classes, width=width)
+
+    def has_joins(self) -> bool:
+        """Whether any filters meet in an add; if not, masks of both kinds are the same."""
+        with torch.device("meta"):
+            found = wires(self.build())
+        return len({wire.group for wire in found}) < len(found)
+
+    @property
+    def work(self) -> float:
+        return self.mmacs * self.batch
+
+
+NETWORKS = {
+    network.name: network
+    for network in (
+        Network("resnet56", "resnet56", 32, 128, 10, 126),
+        Network("vgg16", "vgg16_bn", 32, 128, 10, 314),
+        Network("resnet18", "resnet18", 112, 16, 1000, 486),
+        Network("resnet50", "resnet50", 224, 128, 1000, 4112),
+        Network("tiny_resnet", "resnet20", 8, 4, 10, 2.54),
+        Network("tiny_vgg", "vgg_small", 8, 4, 10, 2.42),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Wire:
+    """A convolution with its norm. Filters of one group meet in an add."""
+
+    conv: str
+    norm: str
+    filters: int
+    group: str
+    reads: str | None  # the group that its input channels are; None: the image
+    after: str | None = None  # the group that a shortcut brings into this one's first channels
+
+
+def wires(model: nn.Module) -> list[Wire]:
+    """In the order in which they run, but for a shortcut's, which comes after the body that it goes around."""
+    return list(_walk("", model, None))
+
+
+def _walk(name: str, module: nn.Module, stream: str | None) -> Iterator[Wire]:
+    prefix = f"{name}." if name else ""
+    if isinstance(module, Residual):
+        plain = isinstance(module.shortcut, nn.Identity)
+        into = stream if plain else name
+        padded = stream if isinstance(module.shortcut, PadShortcut) else None
+        yield from _chain(f"{prefix}body", module.body, stream, into, padded)
+        yield from _chain(f"{prefix}shortcut", module.shortcut, stream, into)
+    elif any(isinstance(child, nn.Conv2d) for child in module.children()):
+        yield from _chain(name, module, stream)
+    else:
+        for child_name, child in module.named_children():
+            for wire in _walk(f"{prefix}{child_name}", child, stream):
+                yield wire
+                stream = wire.group
+
+
+def _chain(
+    name: str, module: nn.Module, reads: str | None, into: str | None = None, after: str | None = None
+) -> Iterator[Wire]:
+    """Convolution, norm, convolution, norm: the last one's filters are of the group `into`."""
+    convs = [(n, m) for n, m in module.named_children() if isinstance(m, nn.Conv2d)]
+    norms = [n for n, m in module.named_children() if isinstance(m, nn.BatchNorm2d)]
+    for i, ((conv, layer), norm) in enumerate(zip(convs, norms, strict=True)):
+        last = i == len(convs) - 1
+        group = into if last and into else f"{name}.{conv}"
+        yield Wire(f"{name}.{conv}", f"{name}.{norm}", layer.out_channels, group, reads, after if last else None)
+        reads = group
+
+
+@dataclass(frozen=True)
+class Live:
+    """What the masks leave: bool tensors by name of the convolution, True = live."""
+
+    filters: Mapping[str, Tensor]
+    inputs: Mapping[str, Tensor | None]  # channels that may carry something; None: the image
+    features: Tensor  # channels that the classifier reads
+
+
+def draw(found: Sequence[Wire], masks: str, kept: float, seed: int) -> Live:
+    """joint: a list for each group; independent: for each convolution. Counts are those of the network that is built
+    with this width, none is random but which filters they are."""
+    generator = torch.Generator().manual_seed(seed)
+    lists: dict[str, Tensor] = {}
+    for wire in found:
+        key = wire.group if masks == "joint" else wire.conv
+        if key not in lists:
+            first = lists[wire.after] if masks == "joint" and wire.after else torch.empty(0, dtype=torch.bool)
+            lists[key] = _pick(wire.filters, kept, first, generator)
+    return _follow(found, {w.conv: lists[w.group if masks == "joint" else w.conv] for w in found})
+
+
+def _pick(filters: int, kept: float, first: Tensor, generator: torch.Generator) -> Tensor:
+    """So many filters at random; the first ones, where the shortcut's channels arrive, are those of the shortcut."""
+    mask = torch.zeros(filters, dtype=torch.bool)
+    mask[: len(first)] = first
+    order = len(first) + torch.randperm(filters - len(first), generator=generator)
+    mask[order[: scaled(filters, kept) - int(first.sum())]] = True
+    return mask
+
+
+def _follow(found: Sequence[Wire], filters: dict[str, Tensor]) -> Live:
+    """The union of what meets is what the readers get."""
+    carried: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor | None] = {}
+    for wire in found:
+        inputs[wire.conv] = None if wire.reads is None else carried[wire.reads].clone()
+        if wire.group not in carried:
+            carried[wire.group] = torch.zeros(wire.filters, dtype=torch.bool)
+            if wire.after:
+                before = carried[wire.after]
+                carried[wire.group][: len(before)] = before
+        carried[wire.group] |= filters[wire.conv]
+    return Live(filters, inputs, carried[found[-1].group])
+
+
+def apply(model: nn.Module, found: Sequence[Wire], live: Live, device: str) -> None:
+    """Sets the masks of a converted network."""
+    modules: dict[str, Any] = dict(model.named_modules())
+    for wire in found:
+        conv, norm = modules[wire.conv], modules[wire.norm]
+        filters, inputs = live.filters[wire.conv].to(device), live.inputs[wire.conv]
+        conv.set_masks(filter=filters, input=None if inputs is None else inputs.to(device))
+        norm.set_mask(filters)
+
+
+class Cut:
+    """The small network's entries of each parameter and statistic of full width, by name."""
+
+    def __init__(self, found: Sequence[Wire], live: Live, device: str) -> None:
+        self.kept: dict[str, tuple[Tensor, Tensor | None]] = {}  # rows and columns, bool
+        for wire in found:
+            rows, columns = live.filters[wire.conv].to(device), live.inputs[wire.conv]
+            self.kept[f"{wire.conv}.weight"] = rows, None if columns is None else columns.to(device)
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                self.kept[f"{wire.norm}.{name}"] = rows, None
+        self.features = live.features.to(device)
+
+    def small(self, name: str, full: Tensor) -> Tensor:
+        if name == "classifier.weight":
+            return full[:, self.features]
+        if name not in self.kept:
+            return full
+        rows, columns = self.kept[name]
+        return full[rows] if columns is None else full[rows][:, columns]
+
+    def dead(self, name: str, full: Tensor) -> Tensor:
+        """The entries that a gradient of a masked layer must leave at zero."""
+        if name not in self.kept:
+            return full[:0]
+        rows, columns = self.kept[name]
+        mask = rows if columns is None else rows[:, None] & columns[None, :]
+        return full[~mask]
