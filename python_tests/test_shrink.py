@@ -356,7 +356,7 @@ def test_failing_forward_names_the_layer():
         shrink(net, X)
 
 
-@pytest.mark.parametrize("example", [None, "image", (X, 3)])
+@pytest.mark.parametrize("example", [None, "image", (X, 3), ()])
 def test_example_must_be_tensors(example):
     with pytest.raises(TypeError, match="shrink: example_input: expected a tensor or a tuple of tensors, got"):
         shrink(masked(conv_norm(3, 4)), example)
@@ -375,6 +375,22 @@ def test_any_batch(batch):
     small = shrink(net, images(batch))
     for size in (1, 2, 7):
         assert_same_function(net, small, images(size))
+
+
+def test_batch_that_the_network_fixes():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return self.conv(x) + torch.arange(int(x.shape[0])).view(-1, 1, 1, 1)
+
+    net, x = masked(Fixed()), X[:1]
+    small = shrink(net, x)
+    assert torch.equal(small(x), net(x))
+    with pytest.raises(AssertionError, match="expected size 1 in dimension 0, as in the example given to shrink"):
+        small(X)
 
 
 def test_untraceable_network():
@@ -411,6 +427,12 @@ def test_nan_in_dead_weights_is_gone():
         net[1].weight[:, 1] = torch.nan
     net[1].set_masks(input=KEEP)
     assert shrink(net, X)(X).isfinite().all()
+
+
+def test_channels_last_stays():
+    net = masked(nn.Sequential(conv_norm(3, 4), nn.Conv2d(4, 2, 3))).to(memory_format=torch.channels_last)
+    net[0][0].set_masks(filter=KEEP)
+    assert shrink(net, X).get_submodule("1").weight.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("root", [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(3)], ids=["conv", "norm"])

@@ -75,6 +75,9 @@ def test_small_network_trains(name):
 def test_dropout_drops_again():
     small = shrink(trained("plain"), images()).train()
     assert isinstance(small.get_submodule("4.drop"), nn.Dropout) and small.get_submodule("4.drop").training
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.Dropout2d(0.5))  # behind an unknown operator
+    small = shrink(net, images().float())
+    assert isinstance(small.get_submodule("2"), nn.Dropout2d)
 
 
 # Optimizers

@@ -161,7 +161,9 @@ class Build:
             part = full.detach()
             for dim, rows in index.items():
                 part = part.index_select(dim, rows.to(part.device))
-            part = part.clone()
+            part = part.clone(memory_format=torch.preserve_format)
+            if full.dim() == 4 and full.is_contiguous(memory_format=torch.channels_last) and not full.is_contiguous():
+                part = part.contiguous(memory_format=torch.channels_last)
             self._gathered[name] = nn.Parameter(part, full.requires_grad) if isinstance(full, nn.Parameter) else part
             self.origins[id(self._gathered[name])] = (name, dict(index))
         return self._gathered[name]

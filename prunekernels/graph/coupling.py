@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from .uses import any_weights, layer_uses
 Uses = Mapping[str, list[tuple[Channels, Channels]]]
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
     """Convolutions whose filters meet, directly or through others, in adds, products or depthwise layers.
 
@@ -113,24 +113,20 @@ def _components(filters: Mapping[str, Tensor]) -> list[list[str]]:
 
 
 def _group(members: list[str], filters: Mapping[str, Tensor], roots: Tensor, norms: Uses, readers: Uses) -> Group:
-    widest_first = sorted(members, key=lambda name: -filters[name].numel())  # so that it is in order
-    place: dict[int, int] = {}
-    for name in widest_first:
+    place = torch.full((roots.numel(),), -1)  # of a class among the joint channels
+    width = 0
+    for name in sorted(members, key=lambda name: -filters[name].numel()):  # the widest layer's are in order
         for c in filters[name].tolist():
-            place.setdefault(c, len(place))
-
-    def joint(classes: Iterable[int]) -> Tensor:
-        return torch.tensor([place.get(c, -1) for c in classes], dtype=torch.long)
-
-    seen_by, read_by = {}, {}
-    for name, uses in norms.items():
-        seen_by[name] = joint(roots[uses[0][1].ids].tolist())
+            if place[c] < 0:
+                place[c], width = width, width + 1
+    seen_by = {name: place[roots[uses[0][1].ids]] for name, uses in norms.items()}
+    read_by = {}
     for name, uses in readers.items():
         is_zero = torch.stack([x.values == 0 for x, _ in uses]).all(0)
-        read_by[name] = joint(roots[uses[0][0].ids].tolist()).where(is_zero, torch.tensor(-1))
-    return Group(
-        len(place),
-        {name: joint(filters[name].tolist()) for name in members},
-        {name: channels for name, channels in seen_by.items() if bool((channels >= 0).any())},
-        {name: channels for name, channels in read_by.items() if bool((channels >= 0).any())},
-    )
+        read_by[name] = place[roots[uses[0][0].ids]].masked_fill(~is_zero, -1)
+    return Group(width, {name: place[filters[name]] for name in members}, _some(seen_by), _some(read_by))
+
+
+def _some(channels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Layers that see the group at all."""
+    return {name: joint for name, joint in channels.items() if bool((joint >= 0).any())}

@@ -73,6 +73,8 @@ class WeightRule(LayerRule):
 
     def folded(self, flow: Flow, node: fx.Node, values: Tensor) -> Tensor:
         """[K]: what inputs with constant values add to the output; the live ones nothing."""
+        if not bool(((values != 0) & ~values.isnan()).any()):
+            return torch.zeros(sizes_of(argument(node, 1))[0], dtype=torch.float64)
         sums, alive = self._weight(flow, node)
         x = self._by_kernel(node, values)
         return torch.where(alive & ~x.isnan() & (x != 0), sums * x, 0.0).sum(1)

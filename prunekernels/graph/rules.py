@@ -120,8 +120,16 @@ class DropoutRule(TransparentRule):
         "alpha_dropout": nn.AlphaDropout,
     }
 
+    needs_state = False  # a layer of the small network in any case
+
     def values(self, node: fx.Node, values: Tensor) -> Tensor:
         return zeros_only(values) if argument(node, 2) else values
+
+    def backward(self, flow: Flow, node: fx.Node) -> None:
+        if flow.tracked(node) is None:
+            Rule.backward(self, flow, node)
+        else:
+            super().backward(flow, node)
 
     def emit(self, build: Build, node: fx.Node) -> fx.Node:
         if argument(node, 2):  # drops in eval mode too

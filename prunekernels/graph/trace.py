@@ -63,6 +63,8 @@ def as_inputs(op: str, example_input: Any) -> tuple[Tensor, ...]:
         if not isinstance(value, Tensor):
             raise TypeError(f"{op}: example_input: expected a tensor or a tuple of tensors, got {type(value).__name__}"
                             f"{f' at {i}' if inputs is example_input else ''}")  # fmt: skip
+    if not inputs:
+        raise TypeError(f"{op}: example_input: expected a tensor or a tuple of tensors, got none")
     return tuple(value.detach() for value in inputs)
 
 
@@ -141,9 +143,12 @@ def _export(op: str, plain: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any,
     for given, shapes in ((doubled, free), (inputs, None)):
         try:
             with _quiet():
-                return torch.export.export(plain, given, dynamic_shapes=shapes, strict=False), given
+                exported = torch.export.export(plain, given, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             errors.append(error)
+            continue
+        if given is inputs or all(x is y for x, y in zip(doubled, inputs, strict=True)) or exported.range_constraints:
+            return exported, given
     raise ValueError(f"{op}: model: expected a network that torch.export can trace, got: {errors[-1]}") from errors[0]
 
 
