@@ -257,9 +257,7 @@ def test_network_gear_does_not_wait(name, layout):
         pk.flow(net)
 
 
-@pytest.mark.parametrize(("name", "layout"), NETS)
-def test_network_gear_in_a_graph(name, layout):
-    net, x, want = flow_gears(name, layout)
+def flow_captured(net, x):
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -270,9 +268,31 @@ def test_network_gear_in_a_graph(name, layout):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         got = flow_step(net, x)
+    return graph, got
+
+
+@pytest.mark.parametrize(("name", "layout"), NETS)
+def test_network_gear_in_a_graph(name, layout):
+    net, x, want = flow_gears(name, layout)
+    graph, got = flow_captured(net, x)
     for _ in range(2):
         graph.replay()
         assert_close(got, want)
+
+
+@pytest.mark.parametrize(("name", "layout"), NETS[::3])
+def test_a_graph_of_the_network_gear_keeps_its_masks(name, layout):
+    net, x, want = flow_gears(name, layout)
+    graph, got = flow_captured(net, x)
+    for seed in (1, 2):
+        net.load_state_dict(mask_at_random(flow_network(name, layout)[0], seed).state_dict())  # other masks alone
+        flow_step(net, x)
+    gc.collect()
+    torch.cuda.empty_cache()
+    garbage = [torch.full((size,), 0x7F7F7F7F, dtype=torch.int32, device=DEVICE) for size in (64, 256, 1024) * 300]
+    graph.replay()
+    assert_close(got, want)
+    del garbage
 
 
 @pytest.mark.parametrize(("name", "layout"), NETS[::3])

@@ -31,7 +31,6 @@ class Passage(NamedTuple):
     table: Tensor | None = None  # mask table of the small convolution; None: nothing is dead in it
     grad_table: Tensor | None = None
     whole: Tensor | None = None  # table of the small convolution with nothing dead: it has plans to choose from
-    rows: Tensor | None = None  # int64: its filters; None: all
     groups: int = 1
 
 
@@ -67,9 +66,10 @@ def _small_conv(layer: MaskedConv2d, x: Tensor, p: Passage) -> Tensor:
         x = ops.regroup_channels(x, *p.move)
     if p.pick is not None:
         weight = ops.pack_weight(weight, *p.pick)
-    if p.rows is not None:
-        bias = bias if bias is None else bias.index_select(0, p.rows)
-        scale = scale if scale is None else scale.index_select(0, p.rows)
+    if not p.out.full and (bias is not None or scale is not None):
+        rows = p.out.rows(x.device)
+        bias = bias if bias is None else bias.index_select(0, rows)
+        scale = scale if scale is None else scale.index_select(0, rows)
     x, padding = layer._pad(x)
     if p.table is None and scale is None and not _has_kernels(x):
         return F.conv2d(x, weight, bias, layer.stride, padding, layer.dilation, p.groups)
@@ -149,7 +149,7 @@ def _prepare_dense(
         if layer.weight_grad == "dense":
             grad_table = None if read.all() else _table(device, None, None, read, *size)
     whole = _table(device, None, None, None, out.count, live.count, 1)
-    return Passage("", out, True, None, pick, table, grad_table, whole, None if out.full else out.rows(device))
+    return Passage("", out, True, None, pick, table, grad_table, whole)
 
 
 def _prepare_depthwise(
@@ -168,5 +168,4 @@ def _prepare_depthwise(
     if layer.weight_grad == "dense":
         grad_table = None if read.all() else _table(device, None, None, read, *size)
     whole = _table(device, None, None, None, out.count, out.count, out.count)
-    rows_index = None if out.full else out.rows(device)
-    return Passage("", out, True, move, pick, table, grad_table, whole, rows_index, out.count)
+    return Passage("", out, True, move, pick, table, grad_table, whole, out.count)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_captured: dict[int, Tensor] = {}  # graphs go on reading these, whatever becomes of their lists
 _KEPT = 256  # things derived from a list: one that outlives many others (masks change) must not collect them all
 
 
@@ -76,7 +77,10 @@ class LiveList:
 
     def rows(self, device: torch.device) -> Tensor:
         """int64 [count] on a device, as torch's own indexing wants it."""
-        return self._once(("rows", device), lambda: torch.from_numpy(self.host).to(device, torch.int64))
+        rows: Tensor = self._once(("rows", device), lambda: torch.from_numpy(self.host).to(device, torch.int64))
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            _captured[rows.data_ptr()] = rows
+        return rows
 
     def mask(self) -> np.ndarray:
         """bool [channels]."""
