@@ -1,0 +1,131 @@
+"""Small networks, data and training loops for the methods."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import prunekernels as pk
+from prunekernels import methods
+
+STEPS = 4
+
+
+def chain(seed=0, bias=False, dtype=torch.float32):
+    """Three convolutions with norms; channels of random means, so that norms and relus stop nobody."""
+    torch.manual_seed(seed)
+    layers, C = [], 3
+    for K in (8, 12, 10):
+        layers += [nn.Conv2d(C, K, 3, padding=1, bias=bias), nn.BatchNorm2d(K), nn.ReLU()]
+        nn.init.normal_(layers[-2].bias, std=0.3)
+        C = K
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(C, 4)).to(dtype)
+    pk.convert(net)
+    return net
+
+
+class Residual(nn.Module):
+    """Two convolutions meet in an add, a third one is inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.stem_norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.first, self.first_norm = nn.Conv2d(8, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.second, self.second_norm = nn.Conv2d(6, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.last, self.fc = nn.Conv2d(8, 5, 1), nn.Linear(5, 4)
+
+    def forward(self, x):
+        x = F.relu(self.stem_norm(self.stem(x)))
+        y = F.relu(self.first_norm(self.first(x)))
+        x = F.relu(self.second_norm(self.second(y)) + x)
+        return self.fc(self.last(x).mean((2, 3)))
+
+
+def residual(seed=0):
+    torch.manual_seed(seed)
+    net = Residual()
+    pk.convert(net)
+    return net
+
+
+def sgd(net, lr=0.05, momentum=0.9, weight_decay=1e-2, **options):
+    return torch.optim.SGD(net.parameters(), lr, momentum, weight_decay=weight_decay, **options)
+
+
+def batches(epoch, dtype=torch.float32, steps=STEPS):
+    """The same for the same epoch."""
+    generator = torch.Generator().manual_seed(1000 + epoch)
+    for _ in range(steps):
+        x = torch.randn(4, 3, 6, 6, generator=generator, dtype=torch.float64).to(dtype)
+        yield x, torch.randint(4, (4,), generator=generator)
+
+
+def train_epoch(net, optimizer, epoch, method=None, seen=None, dtype=torch.float32):
+    """One epoch of plain training; seen, if given, is called after each step."""
+    net.train()
+    for x, y in batches(epoch, dtype):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        if method is not None:
+            method.step()
+        if seen is not None:
+            seen()
+
+
+def train(net, optimizer, method, epochs, start=0, dtype=torch.float32):
+    for epoch in range(start, start + epochs):
+        train_epoch(net, optimizer, epoch, method, dtype=dtype)
+        method.end_epoch()
+
+
+def run(cls, epochs=3, net=None, total=10, optimizer=None, **options):
+    """A network, its optimizer and a method after some epochs."""
+    net = chain() if net is None else net
+    optimizer = sgd(net) if optimizer is None else optimizer(net)
+    method = cls(net, optimizer, **({"rate": 0.5, "epochs": total} | options))
+    train(net, optimizer, method, epochs)
+    return net, optimizer, method
+
+
+def convs(net):
+    return {name: m for name, m in net.named_modules() if isinstance(m, pk.MaskedConv2d)}
+
+
+def norms(net):
+    return {name: m for name, m in net.named_modules() if isinstance(m, pk.MaskedBatchNorm2d)}
+
+
+def momentum(optimizer, parameter):
+    return optimizer.state[parameter]["momentum_buffer"]
+
+
+def snapshot(net, optimizer):
+    """Parameters, statistics and momenta."""
+    state = {name: t.detach().clone() for name, t in net.state_dict().items() if not name.endswith("_mask")}
+    named = dict(net.named_parameters())
+    momenta = {f"{name}'": momentum(optimizer, p).clone() for name, p in named.items() if optimizer.state.get(p)}
+    return state | momenta
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different
+
+
+def twin(net):
+    return copy.deepcopy(net)
+
+
+EVERY = {
+    "sfp": methods.SFP,
+    "asfp": methods.ASFP,
+    "srfp": methods.SRFP,
+    "asrfp": methods.ASRFP,
+    "ghfp": methods.GHFP,
+    "pgp": methods.PGP,
+    "rpgp": methods.RPGP,
+    "while_training": methods.PruneWhileTraining,
+}
