@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import torch
+from torch import Tensor
 
 import prunekernels as pk
 from conv import LOST, fastest, progress, stop
@@ -29,7 +30,7 @@ from timing import Clock, Timing, interleaved
 
 SHORT = {"nchw": "nchw", "channels_last": "nhwc"}
 LEAST, MOST = 3, 25  # rounds
-WARMUPS = 3  # at most, after the checking run: until it measures no more plans
+WARMUPS = 3  # at most, after the run that is checked: until no more plans are measured
 SLOWER = 1.2  # a layout this much slower than the other is not run in the rounds,
 HOPELESS = 1.3  # and if it is dense's, for which all masks are one, not even tried again
 TRAINING = 0.8  # of a job's time
@@ -88,8 +89,8 @@ class Pace:
         return max(LEAST, min(MOST, int(1e3 * seconds / round_ms)))
 
 
-def checked(masked: Masked, direction: str, args: argparse.Namespace) -> Iterator[Rival]:
-    """Everybody whose step is right. A rival that is wrong or fails sits out the row; ours must not."""
+def checked(masked: Masked, direction: str, clock: Clock, args: argparse.Namespace) -> Iterator[Rival]:
+    """Everybody whose step is right, warmed up. A rival that is wrong or fails sits out the row; ours must not."""
     layouts = tuple(FORMATS) if args.layout == "both" else (args.layout,)
     wanted = [r for r in RIVALS if r is Dense or r.family in args.rivals]
     for contender, layout in product(wanted, layouts):
@@ -97,7 +98,7 @@ def checked(masked: Masked, direction: str, args: argparse.Namespace) -> Iterato
             continue
         try:
             rival = Dense.of(masked, direction, layout) if contender is Dense else contender(masked, direction, layout)
-            rival.check()
+            first_runs(rival, clock)
         except Exception as error:
             if contender.ours or not alive(args.device):
                 raise
@@ -111,30 +112,37 @@ def _hopeless(trials: Mapping[str, float], layout: str) -> bool:
     return trials.get(layout, 0.0) > HOPELESS * min(trials.values(), default=0.0)
 
 
-def warm(rival: Rival) -> None:
-    """Runs until no plan is measured any more."""
+def first_runs(rival: Rival, clock: Clock) -> None:
+    """Checks a run from the first weights on, and goes on until no plan is measured."""
+    results: list[Tensor] = []
+    known = len(pk.plan.table())
+    rival.rewind()
+    ms = clock(lambda: results.append(rival.run()))
+    rival.check(results[0])
     for _ in range(WARMUPS):
-        known = len(pk.plan.table())
-        rival.run()
         if len(pk.plan.table()) == known:
-            return
+            break
+        known = len(pk.plan.table())
+        ms = clock(rival.run)
+    rival.ms = min(rival.ms, ms)
 
 
-def trial(rival: Rival, device: str) -> tuple[float, float]:
-    """Milliseconds and peak memory of one run that finds no gradients of an earlier one."""
+def trial(rival: Rival, clock: Clock, device: str) -> float:
+    """Peak memory of one more run, which finds no gradients of an earlier one; a second sample of its time, too."""
     rival.optimizer.zero_grad()
-    clock, times = Clock(device), []
+    times: list[float] = []
     peak = peak_mb(lambda: times.append(clock(rival.run)), device)
-    return times[0], peak
+    rival.ms = min(rival.ms, *times)
+    return peak
 
 
-def finalists(trials: Mapping[str, tuple[float, float]]) -> list[str]:
+def finalists(trials: Mapping[str, float]) -> list[str]:
     """Without layouts that stand no chance."""
     best: dict[str, float] = {}
-    for key, (ms, _) in trials.items():
+    for key, ms in trials.items():
         family = key.split("/")[0]
         best[family] = min(ms, best.get(family, ms))
-    return [key for key, (ms, _) in trials.items() if ms <= SLOWER * best[key.split("/")[0]]]
+    return [key for key, ms in trials.items() if ms <= SLOWER * best[key.split("/")[0]]]
 
 
 def timed(rivals: dict[str, Rival], rounds: int, args: argparse.Namespace) -> tuple[dict[str, Timing], str]:
@@ -147,20 +155,19 @@ def timed(rivals: dict[str, Rival], rounds: int, args: argparse.Namespace) -> tu
 def measure(masked: Masked, direction: str, pace: Pace, args: argparse.Namespace) -> NetworkRow | None:
     """Check everybody, try everybody, time the faster layouts; None where no dense network is left to compare with."""
     setting = masked.setting
-    rivals = {f"{r.family}/{r.layout}": r for r in checked(masked, direction, args)}
+    clock = Clock(args.device)
+    rivals = {f"{r.family}/{r.layout}": r for r in checked(masked, direction, clock, args)}
     if not any(isinstance(r, Dense) for r in rivals.values()):
         return None
-    for rival in rivals.values():
-        warm(rival)
-    trials = {key: trial(rival, args.device) for key, rival in rivals.items()}
-    dense = {key.split("/")[1]: ms for key, (ms, _) in trials.items() if key.startswith(f"{Dense.family}/")}
+    peaks = {key: trial(rival, clock, args.device) for key, rival in rivals.items()}
+    trials = {key: rival.ms for key, rival in rivals.items()}
+    dense = {r.layout: r.ms for r in rivals.values() if isinstance(r, Dense)}
     setting.dense_trials.setdefault(direction, dense)
     rivals = {key: rivals[key] for key in finalists(trials)}
-    rounds = pace.rounds(direction, sum(trials[key][0] for key in rivals))
-    timings, clock = timed(rivals, rounds, args)
+    rounds = pace.rounds(direction, sum(r.ms for r in rivals.values()))
+    timings, how = timed(rivals, rounds, args)
     best = {f: fastest(timings, f) for f in FAMILIES if any(key.startswith(f"{f}/") for key in timings)}
     times = {family: timings[key].median for family, key in best.items()}
-    peaks = {family: trials[key][1] for family, key in best.items()}
     return NetworkRow(
         network=setting.network.name,
         batch=setting.network.batch,
@@ -171,12 +178,12 @@ def measure(masked: Masked, direction: str, pace: Pace, args: argparse.Namespace
         layouts=" ".join(SHORT[best[f].split("/")[1]] if f in best else "-" for f in FAMILIES),
         rounds=rounds,
         optimizer=args.optimizer,
-        **{f"{family}_peak_mb": peaks.get(family) for family in FAMILIES},
+        **{f"{family}_peak_mb": peaks[key] for family, key in best.items()},
         quartiles={key: [t.low, t.median, t.high] for key, t in timings.items()},
-        trials={key: ms for key, (ms, _) in trials.items()},
+        trials=trials,
         dtype=args.dtype,
         device=args.device,
-        clock=clock,
+        clock=how,
     )
 
 

@@ -149,6 +149,7 @@ class Rival:
         self.direction = direction
         self.model.train(direction == "train")
         self.run: Callable[[], Tensor] = self.step if direction == "train" else self.infer
+        self.ms = float("inf")  # the fastest single run before the rounds
         self.rewind()
 
     def begin(self) -> None:

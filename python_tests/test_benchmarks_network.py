@@ -257,18 +257,21 @@ def test_rounds_and_seconds_overrule_the_minutes(monkeypatch):
 
 
 def test_layouts_without_a_chance_sit_out():
-    trials = {"dense/nchw": (13.0, 0), "dense/channels_last": (10.0, 0), "small/nchw": (9.0, 0)}
+    trials = {"dense/nchw": 13.0, "dense/channels_last": 10.0, "small/nchw": 9.0}
     assert network.finalists(trials) == ["dense/channels_last", "small/nchw"]
     assert network._hopeless({"nchw": 14.0, "channels_last": 10.0}, "nchw")
     assert not network._hopeless({"nchw": 12.0, "channels_last": 10.0}, "nchw") and not network._hopeless({}, "nchw")
 
 
-def test_plans_are_measured_before_the_trial(monkeypatch):
-    counts = iter([1, 2, 2, 2])
-    runs = []
-    monkeypatch.setattr(pk.plan, "table", lambda: [0] * next(counts))
-    network.warm(SimpleNamespace(run=lambda: runs.append(1)))
-    assert len(runs) == 2
+@pytest.mark.parametrize(("known", "runs"), [([1, 1], 1), ([1, 2, 2, 2], 2), (list(range(20)), 1 + network.WARMUPS)])
+def test_plans_are_measured_before_anything_is_timed(monkeypatch, known, runs):
+    known, done, checked = iter(known), [], []
+    monkeypatch.setattr(pk.plan, "table", lambda: [0] * next(known))
+    rival = SimpleNamespace(run=lambda: done.append(1) or "result", rewind=lambda: done.clear(), check=checked.append)
+    rival.ms = 1e9
+    times = iter([7.0, 5.0, 4.0, 3.0])
+    network.first_runs(rival, lambda run: (run(), next(times))[1])
+    assert (len(done), checked, rival.ms) == (runs, ["result"], [7.0, 5.0, 4.0, 3.0][runs - 1])
 
 
 # ---- the command
