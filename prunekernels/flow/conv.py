@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from ..modules import MaskedConv2d
 
 
+_KEPT = 64  # passages of a layer: lists that arrive change with the masks of the layers before it
+
+
 class Passage(NamedTuple):
     """What a layer under its masks makes of an input with certain live channels."""
 
@@ -90,6 +93,8 @@ def passage_of(layer: MaskedConv2d, live: LiveList | None) -> Passage:
     key = (live, layer._mask_table.device)
     passage = layer._passages.get(key)
     if passage is None:
+        if len(layer._passages) >= _KEPT:
+            layer._passages.clear()
         with torch.no_grad():
             passage = layer._passages[key] = _prepare(layer, live or LiveList.all(layer.in_channels))
     return passage
