@@ -129,18 +129,32 @@ Param make_param(const Lists& lists, size_t i, Layouts& layouts) {
   return param;
 }
 
+// One row: the elements offset..offset + length, whatever rows the parameter has.
 template <typename T>
-OptimRow<T> stretch(const Param& param, int64_t offset, int64_t length) {
-  OptimRow<T> row{elements<T>(param.weight) + offset,
-                  const_elements<T>(param.grad) + offset,
-                  {},
-                  nullptr,
-                  length,
-                  nullptr,
-                  nullptr};
+OptimRows<T> stretch(const Param& param, int64_t offset, int64_t length) {
+  OptimRows<T> rows{};
+  rows.weight = elements<T>(param.weight) + offset;
+  rows.grad = const_elements<T>(param.grad) + offset;
   for (int s = 0; s < 2; ++s)
-    if (param.state[s].defined()) row.state[s] = elements<T>(param.state[s]) + offset;
-  return row;
+    if (param.state[s].defined()) rows.state[s] = elements<T>(param.state[s]) + offset;
+  rows.count = 1;
+  rows.elements = length;
+  return rows;
+}
+
+// Live rows begin..end of the list that a mask has of them; rows one after the other with the same channels together.
+template <typename T, typename Step>
+void step_listed(const Param& param, OptimRows<T> rows, RowRange range, RowBits& bits, const Step& step) {
+  const int32_t* list = param.mask->out_index();
+  while (range.begin < range.end) {
+    const int64_t first = range.begin++;
+    if (list[first] < 0) continue;  // padding of a ragged group
+    while (range.begin < range.end && same_channels(*param.mask, list[first], list[range.begin])) ++range.begin;
+    rows.index = list + first;
+    rows.count = range.begin - first;
+    rows.live = bits.of_row(*param.mask, param.layout, list[first]);
+    step(rows);
+  }
 }
 
 // The share begin..end of a parameter's live elements: the rows, or the elements, that start in it.
@@ -152,24 +166,26 @@ void step_share(const Param& param, int64_t begin, int64_t end, RowBits& bits, c
     return;
   }
   const RowRange range(begin, end, param.cost, param.units());
-  for (int64_t unit = range.begin; unit < range.end; ++unit) {
-    if (param.mask && param.is_vector()) {
-      OptimRow<T> row = stretch<T>(param, 0, param.layout.rows);
-      row.live = bits.of_vector(*param.mask);
-      step(row);
-      continue;
-    }
-    const int64_t k = param.mask ? param.mask->out_index()[unit] : unit;
-    if (k < 0) continue;  // padding of a ragged group
-    OptimRow<T> row = stretch<T>(param, k * param.layout.row_elements(), param.layout.row_elements());
-    if (param.mask) row.live = bits.of_row(*param.mask, param.layout, k);
-    if (param.abs_update) row.abs_update = param.abs_update + k;
-    if (param.square_update) row.square_update = param.square_update + k;
-    step(row);
+  if (range.begin == range.end) return;
+  if (param.mask && param.is_vector()) {
+    OptimRows<T> vector = stretch<T>(param, 0, param.layout.rows);
+    vector.live = bits.of_vector(*param.mask);
+    step(vector);
+    return;
+  }
+  const int64_t width = param.layout.row_elements(), first = param.mask ? 0 : range.begin;
+  OptimRows<T> rows = stretch<T>(param, first * width, width);
+  if (param.abs_update) rows.abs_update = param.abs_update + first;
+  if (param.square_update) rows.square_update = param.square_update + first;
+  if (param.mask) {
+    step_listed(param, rows, range, bits, step);
+  } else {
+    rows.count = range.end - range.begin;
+    step(rows);
   }
 }
 
-// step(i, row of parameter i) over all live elements.
+// step(i, rows of parameter i) over all live elements.
 template <typename T, typename Step>
 void step_all(const std::vector<Param>& params, const Step& step) {
   struct OfThread {
@@ -179,7 +195,7 @@ void step_all(const std::vector<Param>& params, const Step& step) {
   std::vector<int64_t> costs;
   for (const Param& param : params) costs.push_back(param.cost);
   share_among_threads<OfThread>(costs, [&](OfThread& thread, size_t i, int64_t first, int64_t last) {
-    step_share<T>(params[i], first, last, thread.bits, [&](const OptimRow<T>& row) { step(i, row); });
+    step_share<T>(params[i], first, last, thread.bits, [&](const OptimRows<T>& rows) { step(i, rows); });
   });
 }
 
@@ -214,7 +230,7 @@ void masked_sgd(at::TensorList weights, at::TensorList grads, at::TensorList mom
       else
         return optim_sgd<T, A>;
     }();
-    step_all<T>(params, [&](size_t, const OptimRow<T>& row) { step(row, numbers); });
+    step_all<T>(params, [&](size_t, const OptimRows<T>& rows) { step(rows, numbers); });
   });
   layouts.write_back();
 }
@@ -264,7 +280,7 @@ void masked_adamw(at::TensorList weights, at::TensorList grads, at::TensorList e
       else
         return optim_adamw<T, A>;
     }();
-    step_all<T>(params, [&](size_t i, const OptimRow<T>& row) { step(row, numbers[i]); });
+    step_all<T>(params, [&](size_t i, const OptimRows<T>& rows) { step(rows, numbers[i]); });
   });
   layouts.write_back();
 }

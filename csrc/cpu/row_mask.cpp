@@ -34,6 +34,12 @@ std::optional<MaskTable> read_row_mask(const char* op, const std::optional<at::T
   return table;
 }
 
+bool same_channels(const MaskTable& mask, int32_t a, int32_t b) {
+  if (a < 0 || b < 0) return false;
+  if (mask[kPairsFull] && mask[kGroups] == 1) return true;
+  return std::equal(mask.pairs(a), mask.pairs(a) + pair_words(mask.channels_per_group()), mask.pairs(b));
+}
+
 const uint32_t* RowBits::of_row(const MaskTable& mask, const RowLayout& layout, int64_t row) {
   const int64_t channels = layout.channels, words = pair_words(channels);
   const uint32_t* pairs = mask.pairs(row);

@@ -26,6 +26,9 @@ std::optional<RowLayout> row_layout(const at::Tensor& parameter);
 std::optional<MaskTable> read_row_mask(const char* op, const std::optional<at::Tensor>& mask,
                                        const at::Tensor& parameter);
 
+// Whether two live rows have the same live channels; none does if either is padding.
+bool same_channels(const MaskTable& mask, int32_t a, int32_t b);
+
 // Live elements of rows as kernels take them, for one thread: rows one after the other mostly have the same dead
 // channels, and then share the bits. Null: all live. Valid until the next call.
 class RowBits {

@@ -39,18 +39,18 @@ const OptimKernels& optim_kernels() {
 }
 
 template <typename T, typename A>
-void optim_sgd(const OptimRow<T>& row, const SgdNumbers<A>& numbers) {
-  step_row<ScalarLanes<T>, SgdRule<ScalarLanes<T>>>(row, numbers);
+void optim_sgd(const OptimRows<T>& rows, const SgdNumbers<A>& numbers) {
+  step_rows<ScalarLanes<T>, SgdRule<ScalarLanes<T>>>(rows, numbers);
 }
 
 template <typename T, typename A>
-void optim_adamw(const OptimRow<T>& row, const AdamwNumbers<A>& numbers) {
-  step_row<ScalarLanes<T>, AdamwRule<ScalarLanes<T>>>(row, numbers);
+void optim_adamw(const OptimRows<T>& rows, const AdamwNumbers<A>& numbers) {
+  step_rows<ScalarLanes<T>, AdamwRule<ScalarLanes<T>>>(rows, numbers);
 }
 
-#define PK_INSTANTIATE(T, A)                                         \
-  template void optim_sgd(const OptimRow<T>&, const SgdNumbers<A>&); \
-  template void optim_adamw(const OptimRow<T>&, const AdamwNumbers<A>&);
+#define PK_INSTANTIATE(T, A)                                          \
+  template void optim_sgd(const OptimRows<T>&, const SgdNumbers<A>&); \
+  template void optim_adamw(const OptimRows<T>&, const AdamwNumbers<A>&);
 PK_INSTANTIATE(double, double)
 PK_INSTANTIATE(BFloat16, float)
 PK_INSTANTIATE(Half, float)

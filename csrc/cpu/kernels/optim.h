@@ -1,4 +1,4 @@
-// Optimizer steps of one row of a parameter; dead elements, and what the optimizer remembers of them, are neither read
+// Optimizer steps of rows of a parameter; dead elements, and what the optimizer remembers of them, are neither read
 // nor written. Live ones follow torch.optim on the CPU to the bit: every operation rounds, and an fma stands where
 // torch's vector kernels have one (the CUDA kernels follow torch's CUDA kernels, which differ in AdamW):
 //   SGD     d = weight_decay ? fma(weight_decay, w, g) : g
@@ -15,14 +15,16 @@
 
 namespace prunekernels {
 
+// Rows of one parameter that have the same dead elements.
 template <typename T>
-struct OptimRow {
-  T* weight;             // [elements]
-  const T* grad;         // [elements]
-  T* state[2];           // [elements] each; SGD: momentum_buffer (null: momentum is 0); AdamW: exp_avg, exp_avg_sq
+struct OptimRows {
+  T* weight;             // [.., elements]
+  const T* grad;         // [.., elements]
+  T* state[2];           // [.., elements] each; SGD: momentum_buffer (null: momentum is 0); AdamW: exp_avg, exp_avg_sq
+  const int32_t* index;  // [count]: which rows, below 0: none; null: rows 0..count - 1
+  int64_t count, elements;
   const uint32_t* live;  // a bit per element; null: all live
-  int64_t elements;
-  float* abs_update;     // sum of |change of w| over the row; or null
+  float* abs_update;     // [..]: sum of |change of w| over each row; or null
   float* square_update;  // likewise of its square
 };
 
@@ -39,15 +41,15 @@ struct AdamwNumbers {
 };
 
 struct OptimKernels {
-  void (*sgd)(const OptimRow<float>& row, const SgdNumbers<float>& numbers);
-  void (*adamw)(const OptimRow<float>& row, const AdamwNumbers<float>& numbers);
+  void (*sgd)(const OptimRows<float>& rows, const SgdNumbers<float>& numbers);
+  void (*adamw)(const OptimRows<float>& rows, const AdamwNumbers<float>& numbers);
 };
 const OptimKernels& optim_kernels();  // the best the instruction set in force allows
 
 // Of any element type, by the scalar kernels.
 template <typename T, typename A>
-void optim_sgd(const OptimRow<T>& row, const SgdNumbers<A>& numbers);
+void optim_sgd(const OptimRows<T>& rows, const SgdNumbers<A>& numbers);
 template <typename T, typename A>
-void optim_adamw(const OptimRow<T>& row, const AdamwNumbers<A>& numbers);
+void optim_adamw(const OptimRows<T>& rows, const AdamwNumbers<A>& numbers);
 
 }  // namespace prunekernels

@@ -75,48 +75,60 @@ struct StepVector {
   using Vector = typename V::Vector;
   using Wide = typename V::Wide;
 
-  const OptimRow<T> row;  // a copy: stores cannot alias it
   const Rule rule;
+  T* weight;
+  const T* grad;
+  T* state[Rule::kStates];
   Vector abs_sum, square_sum;
 
-  __attribute__((always_inline)) StepVector(const OptimRow<T>& row, const typename Rule::Numbers& numbers)
-      : row(row), rule(numbers), abs_sum(V::set(0)), square_sum(V::set(0)) {}
+  __attribute__((always_inline)) StepVector(const OptimRows<T>& rows, const typename Rule::Numbers& numbers)
+      : rule(numbers) {
+    move_to(rows, 0);
+  }
+
+  __attribute__((always_inline)) void move_to(const OptimRows<T>& rows, int64_t row) {
+    const int64_t offset = row * rows.elements;
+    weight = rows.weight + offset;
+    grad = rows.grad + offset;
+    for (int s = 0; s < Rule::kStates; ++s) state[s] = rows.state[s] ? rows.state[s] + offset : nullptr;
+    abs_sum = square_sum = V::set(0);
+  }
 
   __attribute__((always_inline)) void whole(int64_t i) {
-    Vector before, after, state[Rule::kStates];
-    compute(i, before, after, state);
-    V::store(row.weight + i, after);
+    Vector before, after, kept[Rule::kStates];
+    compute(i, before, after, kept);
+    V::store(weight + i, after);
     for (int s = 0; s < Rule::kStates; ++s)
-      if (row.state[s]) V::store(row.state[s] + i, state[s]);
+      if (state[s]) V::store(state[s] + i, kept[s]);
     if constexpr (kSums) sum(Wide::sub(after, before));
   }
 
   // The row is this thread's alone: what is dead gets its own bits back, which is faster than a store that spares it.
   __attribute__((always_inline)) void some(int64_t i, typename V::Mask live) {
     if (!V::any(live)) return;
-    Vector before, after, state[Rule::kStates];
-    compute(i, before, after, state);
-    V::store(row.weight + i, V::choose(live, after, before));
+    Vector before, after, kept[Rule::kStates];
+    compute(i, before, after, kept);
+    V::store(weight + i, V::choose(live, after, before));
     for (int s = 0; s < Rule::kStates; ++s)
-      if (row.state[s]) V::store(row.state[s] + i, V::choose(live, state[s], V::load(row.state[s] + i)));
+      if (state[s]) V::store(state[s] + i, V::choose(live, kept[s], V::load(state[s] + i)));
     if constexpr (kSums) sum(V::only(Wide::sub(after, before), live));
   }
 
   __attribute__((always_inline)) void last(int64_t i, typename V::Mask live) {
-    Vector before, after, state[Rule::kStates];
-    compute(i, before, after, state, live);
-    V::store(row.weight + i, after, live);
+    Vector before, after, kept[Rule::kStates];
+    compute(i, before, after, kept, live);
+    V::store(weight + i, after, live);
     for (int s = 0; s < Rule::kStates; ++s)
-      if (row.state[s]) V::store(row.state[s] + i, state[s], live);
+      if (state[s]) V::store(state[s] + i, kept[s], live);
     if constexpr (kSums) sum(V::only(Wide::sub(after, before), live));
   }
 
   template <typename... Live>
-  __attribute__((always_inline)) void compute(int64_t i, Vector& before, Vector& after, Vector (&state)[Rule::kStates],
+  __attribute__((always_inline)) void compute(int64_t i, Vector& before, Vector& after, Vector (&kept)[Rule::kStates],
                                               Live... live) const {
-    before = V::load(row.weight + i, live...);
-    for (int s = 0; s < Rule::kStates; ++s) state[s] = row.state[s] ? V::load(row.state[s] + i, live...) : V::set(0);
-    after = rule(before, V::load(row.grad + i, live...), state);
+    before = V::load(weight + i, live...);
+    for (int s = 0; s < Rule::kStates; ++s) kept[s] = state[s] ? V::load(state[s] + i, live...) : V::set(0);
+    after = rule(before, V::load(grad + i, live...), kept);
   }
 
   __attribute__((always_inline)) void sum(Vector change) {
@@ -125,22 +137,44 @@ struct StepVector {
   }
 };
 
-template <typename V, typename Rule>
-void step_row(const OptimRow<typename V::Element>& row, const typename Rule::Numbers& numbers) {
-  if (!row.abs_update && !row.square_update) {
-    StepVector<V, Rule, false> step(row, numbers);
-    each_vector<V>(row.live, row.elements, step);
-    return;
+// The next row's first lines, which the CPU cannot guess where rows are skipped.
+template <typename Rule, typename T>
+PK_LANES_INLINE void prefetch_row(const OptimRows<T>& rows, int64_t row) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  const int64_t offset = row * rows.elements, length = rows.elements < 8 * kLine ? rows.elements : 8 * kLine;
+  for (int64_t i = offset; i < offset + length; i += kLine) {
+    __builtin_prefetch(rows.weight + i, 1);
+    __builtin_prefetch(rows.grad + i);
+    for (int s = 0; s < Rule::kStates; ++s)
+      if (rows.state[s]) __builtin_prefetch(rows.state[s] + i, 1);
   }
-  StepVector<V, Rule, true> step(row, numbers);
-  each_vector<V>(row.live, row.elements, step);
-  if (row.abs_update) *row.abs_update = static_cast<float>(V::sum(step.abs_sum));
-  if (row.square_update) *row.square_update = static_cast<float>(V::sum(step.square_sum));
+}
+
+template <typename V, typename Rule, bool kSums>
+void step_each(const OptimRows<typename V::Element>& rows, const typename Rule::Numbers& numbers) {
+  StepVector<V, Rule, kSums> step(rows, numbers);
+  for (int64_t i = 0; i < rows.count; ++i) {
+    const int64_t row = rows.index ? rows.index[i] : i;
+    if (row < 0) continue;
+    if (rows.index && i + 1 < rows.count && rows.index[i + 1] >= 0) prefetch_row<Rule>(rows, rows.index[i + 1]);
+    step.move_to(rows, row);
+    each_vector<V>(rows.live, rows.elements, step);
+    if constexpr (kSums) {
+      if (rows.abs_update) rows.abs_update[row] = static_cast<float>(V::sum(step.abs_sum));
+      if (rows.square_update) rows.square_update[row] = static_cast<float>(V::sum(step.square_sum));
+    }
+  }
+}
+
+template <typename V, typename Rule>
+void step_rows(const OptimRows<typename V::Element>& rows, const typename Rule::Numbers& numbers) {
+  const bool sums = rows.abs_update || rows.square_update;
+  sums ? step_each<V, Rule, true>(rows, numbers) : step_each<V, Rule, false>(rows, numbers);
 }
 
 template <typename V>
 OptimKernels optim_kernels_of() {
-  return {step_row<V, SgdRule<V>>, step_row<V, AdamwRule<V>>};
+  return {step_rows<V, SgdRule<V>>, step_rows<V, AdamwRule<V>>};
 }
 
 }  // namespace prunekernels
