@@ -20,7 +20,7 @@ KEPT = (0.95, 0.9, 0.7, 0.5, 0.3)
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 LAYOUTS = {"cpu": "both", "cuda": "channels_last"}
 OPTIMIZER = {"cpu": "masked", "cuda": "torch"}  # MaskedSGD looks at masks on the host, which no CUDA graph can hold
-MINUTES = 11.5
+MINUTES = 11.0
 QUICK = {"kept": [0.95, 0.5], "masks": ["joint"], "passes": ["train"], "rounds": 3}
 EXAMPLES = """\
   python benchmarks/network.py --device cpu --json n.json --md n.md
@@ -81,7 +81,7 @@ def _how(group: argparse._ArgumentGroup) -> None:
     note = "CUDA: time replays of a graph, or calls from Python; default graph"
     add("--clock", choices=("graph", "events"), default="graph", help=note)
     add("--plan", choices=pk.plan.PLANS, default="auto", help="of the gears, default auto")
-    note = f"of the whole run, which decides the rounds; what finds no time is named; default {MINUTES}"
+    note = f"of the whole run, which decides the rounds; what finds no time is named; default {MINUTES:g}"
     add("--minutes", type=minutes, default=MINUTES, metavar="M", help=note)
     add("--rounds", type=positive, metavar="N", help="run N rounds of every row, whatever the minutes")
     add("--seconds", type=float, metavar="S", help="run about S seconds of every row, at least three rounds")

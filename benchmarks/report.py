@@ -93,7 +93,9 @@ def goals_table(rows: Sequence[Any], markdown: bool = False, asked: Sequence[Goa
 def _cell(value: object) -> str:
     if value is None:
         return "-"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def text_table(records: Sequence[Mapping[str, object]], markdown: bool) -> str:
