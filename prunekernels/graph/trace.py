@@ -78,7 +78,7 @@ def check_forward(op: str, model: nn.Module, inputs: tuple[Tensor, ...]) -> None
         handles.append(module.register_forward_hook(lambda *_: stack.pop() and None))
     try:
         with torch.no_grad():
-            model(*inputs)
+            model(*(x.clone() for x in inputs))
     except Exception as error:
         where = stack[-1] if stack else f"forward ({type(model).__name__})"
         raise ValueError(
@@ -142,8 +142,10 @@ def _export(op: str, plain: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any,
     errors = []
     for given, shapes in ((doubled, free), (inputs, None)):
         try:
-            with _quiet():
-                exported = torch.export.export(plain, given, dynamic_shapes=shapes, strict=False)
+            with _quiet(), torch.no_grad():
+                exported = torch.export.export(
+                    plain, tuple(x.clone() for x in given), dynamic_shapes=shapes, strict=False
+                )
         except Exception as error:
             errors.append(error)
             continue
@@ -190,6 +192,8 @@ def _hint(size: Any) -> int:
 
 
 def _storage(node: fx.Node) -> int | None:
+    while "dropout" in str(node.target) and argument(node, 2) is False:
+        node = argument(node, 0)  # returns its argument, though not in the trace
     value = value_of(node)
     return None if value is None else value.untyped_storage()._cdata
 

@@ -31,7 +31,7 @@ def verify(model: nn.Module, build: Build) -> str:
     worst = [0.0, 0.0]
     for i, given in enumerate((inputs, *_random_inputs(build, inputs))):
         with torch.no_grad(), plan.measure(False):  # too few runs to be worth it
-            want, got = _leaves(masked(*given)), _leaves(small(*given))
+            want, got = _run(masked, given), _run(small, given)
         difference, magnitude = _compare(want, got)
         tolerance = ROUNDING * eps * magnitude
         if not difference <= tolerance:
@@ -62,7 +62,7 @@ def _doubled(masked: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) ->
     try:
         with torch.no_grad(), plan.measure(False):
             for network in pair:
-                network(*_as_double(inputs))
+                _run(network, _as_double(inputs))
     except Exception:  # a device or an operator without float64
         return None
     return pair
@@ -87,7 +87,9 @@ def _random_inputs(build: Build, inputs: tuple[Tensor, ...]) -> list[tuple[Tenso
     return result
 
 
-def _leaves(output: Any) -> list[Any]:
+def _run(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[Any]:
+    """The outputs in a row; the inputs stay, whatever the network writes into its own."""
+    output = network(*(x.clone() for x in inputs))
     return [leaf for leaf in pytree.tree_leaves(output) if leaf is not None]
 
 
@@ -128,8 +130,8 @@ def _first_difference(build: Build, inputs: tuple[Tensor, ...], rounding: float)
     original = _Recorder(traced.graph.owning_module, traced.graph)
     small = _Recorder(copy.deepcopy(build.network).to(dtype))
     with torch.no_grad():
-        original.run(*values)
-        small.run(*inputs)
+        original.run(*(x.clone() for x in values))
+        small.run(*(x.clone() for x in inputs))
     sources = {new.name: old for new, old in build.sources.items()}
     for node in small.module.graph.nodes:  # type: ignore[union-attr]
         source = sources.get(node.name)
