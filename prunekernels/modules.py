@@ -14,6 +14,7 @@ from . import _table
 from ._buffers import MaskBuffers
 from .flow import LiveTensor
 from .flow.conv import Passage, live_conv
+from .flow.live import can_flow
 from .functional import WEIGHT_GRADS, check_conv, check_grad_scale, conv2d_with_tables, pad_string
 from .masks import live_counts, make_table
 from .plan import LayerPlan, choose_for_table
@@ -159,9 +160,9 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         self._refresh_if_edited()
-        if (self._flow or type(input) is LiveTensor) and not torch.compiler.is_compiling():
+        if (self._flow or type(input) is LiveTensor) and can_flow(input):
             return live_conv(self, input)
-        return self._full_forward(input)
+        return self._full_forward(input.full() if isinstance(input, LiveTensor) else input)
 
     def _full_forward(self, input: Tensor) -> Tensor:
         """Full width in and out."""

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from ._buffers import MaskBuffers
 from ._ext import has_extension, ops
 from .flow import LiveList, LiveTensor
-from .flow.live import regroup, widen, wrap
+from .flow.live import can_flow, regroup, widen, wrap
 from .functional import gather_channels
-
 
 _BATCHES = "num_batches_tracked"
 
@@ -69,7 +68,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         else:
             compact = gather_channels(input, self._channels.index(input.device))
         y = self._normalize(compact)
-        if self._flow and not self._forward_hooks and not torch.compiler.is_compiling():
+        if self._flow and not self._forward_hooks and can_flow(input):
             return wrap(y, self._channels)
         return widen(y, self._channels)
 

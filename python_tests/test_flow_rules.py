@@ -329,6 +329,16 @@ def test_writing_to_an_alias(alias, change):
     assert_as_plain(f)
 
 
+def test_views_of_what_is_gone_see_each_other():
+    def f(o):
+        a = (o.x * 2).view(N, C, -1)
+        b = a[:, 1:]
+        a += 1
+        return a, b, b * 2
+
+    assert_as_plain(f)
+
+
 def test_padding_channels_copies():
     def f(o):
         wider = F.pad(o.x, (0, 0, 0, 0, 0, 2))

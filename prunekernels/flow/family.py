@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -22,7 +23,8 @@ class Family:
     """
 
     def __init__(self, root: LiveTensor) -> None:
-        self.root = weakref.ref(root)
+        self.root = root  # which knows its family weakly: the views keep both
+        root._family = weakref.ref(self)
         self.views: list[tuple[weakref.ref[LiveTensor], Callable[[Tensor], Tensor]]] = []
 
     def add(self, view: LiveTensor, parent: LiveTensor, replay: Callable[[Tensor], Tensor]) -> None:
@@ -31,14 +33,13 @@ class Family:
         view._family = self
 
     def shared(self) -> bool:
-        """Whether there is a tensor and a view of it."""
-        return self.root() is not None and any(ref() is not None for ref, _ in self.views)
+        """Whether two of them are in use."""
+        alive = sum(ref() is not None for ref, _ in self.views)
+        return alive > 1 or (alive == 1 and sys.getrefcount(self.root) > 2)
 
     @torch.enable_grad()
     def widen(self) -> None:
-        root = self.root()
-        assert root is not None
-        full = root.full()
+        root, full = self.root, self.root.full()
         root.become(full, LiveList.all(root.live.channels))
         root._family = None  # plain views of a plain tensor need none
         for ref, replay in self.views:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +36,7 @@ class LiveTensor(Tensor):
     _full_version: int  # of compact, when _full was made
     _may_get_history: bool  # made where gradients are off, maybe in an autograd.Function, which sets one when it ends
     _history: Any = None  # the one it has now, if so
-    _family: Family | None = None
+    _family: Family | weakref.ref[Family] | None = None  # of a view, of what it is a view of
 
     @staticmethod
     def __new__(cls, compact: Tensor, live: LiveList) -> LiveTensor:
@@ -78,10 +79,10 @@ class LiveTensor(Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Below autograd, for what did not pass __torch_function__ (C++ code, autograd.Function)."""
-        if func._schema.is_mutable:
-            raise NotImplementedError(f"{func}: expected a tensor of its own to write to, got a live tensor")
         breaks.note(func)
         with torch.no_grad():
+            if func._schema.is_mutable:
+                return _write_below(func, args, kwargs or {})
             args, kwargs = tree_map_only(LiveTensor, LiveTensor.full, (args, kwargs or {}))
             return func(*args, **kwargs)
 
@@ -113,8 +114,9 @@ class LiveTensor(Tensor):
         """From now on this object stores the full-width tensor, which is returned, and its views are views of that."""
         if self.live.full:
             return self.compact
-        if self.shares_memory():
-            self._family.widen()  # type: ignore[union-attr]
+        family = self._relatives()
+        if family is not None and family.shared():
+            family.widen()
             return self.compact
         full = self.full()
         self.become(full, LiveList.all(self.live.channels))
@@ -122,7 +124,12 @@ class LiveTensor(Tensor):
 
     def shares_memory(self) -> bool:
         """Whether a write to this tensor could be read through another."""
-        return self._family is not None and self._family.shared()
+        family = self._relatives()
+        return family is not None and family.shared()
+
+    def _relatives(self) -> Family | None:
+        family = self._family
+        return family() if isinstance(family, weakref.ref) else family
 
     def view_of(self, compact: Tensor, live: LiveList, replay: Callable[[Tensor], Tensor]) -> Tensor:
         """A view of this tensor. replay: makes it of the full-width tensor."""
@@ -130,13 +137,19 @@ class LiveTensor(Tensor):
             return compact
         with _without_rules():
             view = LiveTensor(compact, live)
-        if self._family is None:
-            self._family = Family(self)
-        self._family.add(view, self, replay)
+        (self._relatives() or Family(self)).add(view, self, replay)
         return view
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"LiveTensor({self.live.count}/{self.live.channels} live, {self.full()!r})"
+
+
+def can_flow(x: Tensor) -> bool:
+    """Whether a layer may make live tensors of x: not where torch records, compiles or transforms what it does."""
+    if type(x) is not Tensor and type(x) is not LiveTensor:
+        return False
+    recorded = torch.compiler.is_compiling() or torch._C._is_tracing()
+    return not recorded and not torch._C._are_functorch_transforms_active()
 
 
 def wrap(compact: Tensor, live: LiveList) -> Tensor:
@@ -210,9 +223,44 @@ def _on_full_width(func: Any, args: Any, kwargs: Any) -> Any:
     return result
 
 
+def _write_below(func: Any, args: Any, kwargs: Any) -> Any:
+    """func writes where no rule is asked: a live tensor that it writes to has full width from then on."""
+    names = [argument.name for argument in func._schema.arguments]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    to_write = [given.get(a.name) for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    wide = [(x, x.full().clone()) for x in to_write if type(x) is LiveTensor]
+    if any(x.shares_memory() for x, _ in wide):
+        raise NotImplementedError(f"{func}: expected a tensor without views to write to, got a live tensor with some")
+
+    def full(x: LiveTensor) -> Tensor:
+        return next((values for live, values in wide if live is x), x.full())
+
+    result = func(*tree_map_only(LiveTensor, full, args), **tree_map_only(LiveTensor, full, kwargs))
+    for x, values in wide:
+        x.become(values, LiveList.all(x.live.channels))
+        x._history = NotImplemented  # autograd sets another when this returns, or leaves that of this object
+        result = x if result is values else result
+    return result
+
+
 def _version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
 
 def _shares_memory(value: Any, wide: Tensor) -> bool:
     return isinstance(value, Tensor) and torch._C._is_alias_of(value, wide)  # type: ignore[attr-defined]
+
+
+def _skip_in_dynamo(*methods: Any) -> None:
+    """What these run is torch.compile's to leave alone: it cannot see through a tensor of another kind.
+
+    torch.compiler.disable says the same, at the cost of importing the compiler and of a microsecond a call.
+    """
+    frames: Any = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
+    if all(hasattr(frames, n) for n in ("set_code_exec_strategy", "_FrameExecStrategy", "_FrameAction")):
+        skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
+        for method in methods:
+            frames.set_code_exec_strategy(method.__func__.__code__, skip)
+
+
+_skip_in_dynamo(LiveTensor.__torch_function__, LiveTensor.__torch_dispatch__)

@@ -28,8 +28,9 @@ def flow(model: nn.Module, enabled: bool = True) -> nn.Module:
         raise ValueError(f"flow: model: expected masked layers, got none in {type(model).__name__}: see pk.convert")
     for module in masked:
         module._flow = enabled
-    for key in [key for key, hook in model._forward_hooks.items() if hook is _widen_result]:
-        del model._forward_hooks[key]
+    for part in model.modules():  # inside this model none of them has a caller of its own any more
+        for key in [key for key, hook in part._forward_hooks.items() if hook is _widen_result]:
+            del part._forward_hooks[key]
     if enabled:
         model.register_forward_hook(_widen_result)
     return model
