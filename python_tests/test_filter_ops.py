@@ -101,6 +101,14 @@ def test_mask_grad_of_many_layers():
         assert not total.numel() or torch.equal(total, then.reshape(len(then), -1).abs().sum(1))
 
 
+def test_sums_of_rows_without_elements():
+    sums = torch.full((3,), 7.0)
+    mask_grad_([torch.zeros(3, 0)], abs_sums=[sums], add_to_sums=True)
+    assert sums.tolist() == [7.0] * 3
+    mask_grad_([torch.zeros(3, 0)], abs_sums=[sums])
+    assert sums.tolist() == [0.0] * 3
+
+
 def test_accumulating_16_bits_does_not_round():
     grad, accumulated = torch.full((1, 1, 1, 1), 1.0, dtype=torch.bfloat16), torch.full((1, 1, 1, 1), 4096.0)
     mask_grad_([grad], accumulated=[accumulated])

@@ -30,7 +30,7 @@ bool row_is_dead(const std::optional<MaskTable>& mask, const at::Tensor& tensor,
 
 // A list's tensors where somebody asks for them: their elements, else null.
 template <typename A>
-std::vector<A*> asked(const char* op, const char* argument, at::TensorList list, const Rows& rows) {
+std::vector<A*> asked(const char* op, const char* argument, at::TensorList list, const Rows& rows, bool add_to_sums) {
   check_length(op, argument, list.size(), rows.size());
   std::vector<A*> pointers(rows.size(), nullptr);
   for (size_t i = 0; i < list.size(); ++i) {
@@ -41,6 +41,7 @@ std::vector<A*> asked(const char* op, const char* argument, at::TensorList list,
              op, argument, c10::str(toString(sum_type(rows[i])), " [", rows[i].size(0), "], contiguous"), sums.dtype(),
              " ", sums.sizes());
     sums.unsafeGetTensorImpl()->bump_version();
+    if (rows[i].numel() == 0 && !add_to_sums) sums.zero_();  // no row is passed over
     pointers[i] = static_cast<A*>(sums.mutable_data_ptr());
   }
   return pointers;
@@ -57,9 +58,9 @@ void mask_grad_of(const Rows& rows, const MaskGradLists& lists, bool add_to_sums
   using A = SumOf<T>;
   constexpr const char* op = "mask_grad_";
   const RowMasks masks = read_masks(op, lists.masks, rows);
-  const auto abs = asked<A>(op, "abs_sums", lists.abs_sums, rows);
-  const auto square = asked<A>(op, "square_sums", lists.square_sums, rows);
-  const auto product = asked<A>(op, "product_sums", lists.product_sums, rows);
+  const auto abs = asked<A>(op, "abs_sums", lists.abs_sums, rows, add_to_sums);
+  const auto square = asked<A>(op, "square_sums", lists.square_sums, rows, add_to_sums);
+  const auto product = asked<A>(op, "product_sums", lists.product_sums, rows, add_to_sums);
   check_length(op, "grad_scales", lists.scales.size(), rows.size());
   check_length(op, "accumulated", lists.accumulated.size(), rows.size());
   check_length(op, "weights", lists.weights.size(), rows.size(), lists.product_sums.empty());
