@@ -1,1 +1,1 @@
-"""Training: reference networks."""
+"""Training: reference networks, data, and a loop with checkpoints and a report."""

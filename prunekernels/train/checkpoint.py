@@ -1,0 +1,71 @@
+"""Checkpoints: written whole or not at all, and read without running anybody's code."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+FORMAT = "prunekernels training checkpoint 1"
+KEYS = ("config", "epoch", "model", "optimizer", "method", "random", "history", "layers")
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """write(temporary path beside it), then a rename: whatever happens, path is the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")  # some writers look at the suffix
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    write_atomically(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What save() wrote; an error says what the file is instead."""
+    expected = f"checkpoint: {path}: expected what `prunekernels train` wrote"
+    if not path.is_file():
+        raise FileNotFoundError(f"{expected}, got no such file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and pickle raise a dozen kinds for a broken file
+        reason = str(error).strip().splitlines()[:1]
+        raise ValueError(f"{expected}, got a truncated or foreign file ({''.join(reason)[:120]})") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        got = f"format {state['format']!r}" if isinstance(state, dict) and "format" in state else "something else"
+        raise ValueError(f"{expected}, got {got}")
+    missing = [key for key in KEYS if key not in state]
+    if missing:
+        raise ValueError(f"{expected}, got a file without {', '.join(missing)}")
+    return state
+
+
+def random_state() -> dict[str, Any]:
+    """Of torch, CUDA, Python and numpy, as plain values and tensors."""
+    numpy: Any = np.random.get_state(legacy=False)
+    key = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": {**numpy, "state": {**numpy["state"], "key": key}},
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    random.setstate(state["python"])
+    inner = state["numpy"]["state"]
+    np.random.set_state({**state["numpy"], "state": {**inner, "key": inner["key"].numpy().astype(np.uint32)}})

@@ -1,0 +1,222 @@
+"""Data sets, whole in memory: scikit-learn's digits, CIFAR-10's binary version, folders of images.
+
+data = load("digits")
+images, labels = data.train.images, data.train.labels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .extras import need
+
+TEST_SHARE = 0.2  # of data that come without a test set
+CIFAR_RECORDS, CIFAR_SIZE = 10_000, 32
+CIFAR_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+AUGMENTS = ("none", "shift", "shift+flip")
+
+
+@dataclass
+class Split:
+    """images: uint8 [N, C, H, W]; labels: int64 [N]."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass
+class Data:
+    """A training and a test set of the same classes; augment: what suits them."""
+
+    name: str
+    train: Split
+    test: Split
+    classes: list[str]
+    augment: str = "none"
+
+    def __post_init__(self) -> None:
+        for part, split in (("train", self.train), ("test", self.test)):
+            where = f"data: {self.name}: {part}"
+            if len(split) == 0:
+                raise ValueError(f"{where}: expected images, got none")
+            wrong = torch.nonzero((split.labels < 0) | (split.labels >= len(self.classes))).flatten()
+            if len(wrong):
+                i = int(wrong[0])
+                known = f"labels in [0, {len(self.classes)})"
+                raise ValueError(f"{where}: expected {known}, got {int(split.labels[i])} at image {i}")
+        pixels = self.train.images.transpose(0, 1).flatten(1)
+        count = pixels.shape[1]  # sums of integers: the same on any number of threads
+        mean = pixels.sum(1, dtype=torch.int64).double() / count
+        square = pixels.long().square_().sum(1).double() / count
+        self.mean = mean.float().view(-1, 1, 1)
+        self.std = (square - mean.square()).clamp(min=1).sqrt().float().view(-1, 1, 1)
+
+    @property
+    def channels(self) -> int:
+        return self.train.images.shape[1]
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """float32, mean 0 and variance 1 over the training set, by channel."""
+        device = images.device
+        return images.float().sub_(self.mean.to(device)).div_(self.std.to(device))
+
+
+def load(spec: str, size: int | None = None) -> Data:
+    """The data of a word like digits, cifar10:DIR or folder:DIR; size: height and width that images are resized to."""
+    kind, _, place = spec.partition(":")
+    if kind not in LOADERS:
+        raise ValueError(f"data: expected one of {', '.join(KNOWN)}, got {spec!r}")
+    if kind == "digits" and place or kind != "digits" and not place:
+        raise ValueError(f"data: expected {KNOWN[list(LOADERS).index(kind)]}, got {spec!r}")
+    if size is not None and size < 1:
+        raise ValueError(f"data: size: expected at least 1, got {size}")
+    return LOADERS[kind](place, size)
+
+
+def _digits(_: str, size: int | None) -> Data:
+    """1797 images of 8x8, grey; by default enlarged to 16x16, for networks that halve them twice."""
+    digits = need("sklearn.datasets", "data: digits").load_digits()
+    images = torch.from_numpy(digits.images).float().mul(255 / 16).round().byte().unsqueeze(1)
+    labels = torch.from_numpy(digits.target).long()
+    train, test = _split(labels)
+    images = _resized(images, size or 16)
+    return Data(
+        "digits", Split(images[train], labels[train]), Split(images[test], labels[test]), [str(d) for d in range(10)]
+    )
+
+
+def _cifar10(place: str, size: int | None) -> Data:
+    folder = Path(place)
+    nested = folder / "cifar-10-batches-bin"
+    folder = nested if nested.is_dir() else folder
+    train = [_cifar_batch(folder / f"data_batch_{i}.bin") for i in range(1, 6)]
+    splits = []
+    for batches in (train, [_cifar_batch(folder / "test_batch.bin")]):
+        records = np.concatenate(batches)
+        images = torch.from_numpy(records[:, 1:].reshape(-1, 3, CIFAR_SIZE, CIFAR_SIZE))
+        splits.append(Split(_resized(images, size), torch.from_numpy(records[:, 0]).long()))
+    return Data(f"cifar10:{folder}", splits[0], splits[1], CIFAR_CLASSES, "shift+flip")
+
+
+def _cifar_batch(path: Path) -> np.ndarray:
+    """uint8 [records, 1 + 3 * 32 * 32]: a label, then the planes."""
+    width = 1 + 3 * CIFAR_SIZE**2
+    if not path.is_file():
+        raise FileNotFoundError(f"data: expected CIFAR-10's binary version, got no file {path}")
+    if path.stat().st_size != CIFAR_RECORDS * width:
+        expected = f"{CIFAR_RECORDS * width} bytes ({CIFAR_RECORDS} records of {width})"
+        raise ValueError(f"data: {path}: expected {expected}, got {path.stat().st_size}")
+    records = np.fromfile(path, np.uint8).reshape(-1, width)
+    wrong = np.flatnonzero(records[:, 0] >= len(CIFAR_CLASSES))
+    if len(wrong):
+        raise ValueError(f"data: {path}: expected labels in [0, 10), got {records[wrong[0], 0]} in record {wrong[0]}")
+    return records
+
+
+def _folder(place: str, size: int | None) -> Data:
+    """DIR/class/image, or the same below DIR/train and DIR/test (or val); without a test set a fifth becomes it."""
+    root, size = Path(place), size or 32
+    if not root.is_dir():
+        raise FileNotFoundError(f"data: expected a folder of class folders, got no folder {root}")
+    tests = [root / name for name in ("test", "val") if (root / name).is_dir()]
+    if (root / "train").is_dir() and tests:
+        classes = _classes(root / "train")
+        if _classes(tests[0]) != classes:
+            raise ValueError(f"data: {tests[0]}: expected the classes of {root / 'train'}, got {_classes(tests[0])}")
+        splits = [_images(part, classes, size) for part in (root / "train", tests[0])]
+    else:
+        classes = _classes(root)
+        every = _images(root, classes, size)
+        splits = [Split(every.images[rows], every.labels[rows]) for rows in _split(every.labels)]
+    return Data(f"folder:{root}", splits[0], splits[1], classes, "shift+flip")
+
+
+def _classes(folder: Path) -> list[str]:
+    found = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not found:
+        raise ValueError(f"data: {folder}: expected class folders, got none")
+    return found
+
+
+def _images(folder: Path, classes: list[str], size: int) -> Split:
+    images, labels = [], []
+    for label, name in enumerate(classes):
+        paths = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in SUFFIXES)
+        if not paths:
+            raise ValueError(f"data: {folder / name}: expected images, got none ({' '.join(sorted(SUFFIXES))})")
+        images += [_image(path, size) for path in paths]
+        labels += [label] * len(paths)
+    return Split(torch.stack(images), torch.tensor(labels))
+
+
+def _image(path: Path, size: int) -> Tensor:
+    """uint8 [3, size, size]: the middle square."""
+    Image, ImageOps = need("PIL.Image", "data: folder"), need("PIL.ImageOps", "data: folder")
+    try:
+        with Image.open(path) as image:
+            square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"data: {path}: expected a readable image, got {type(error).__name__}: {error}") from error
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+
+def _split(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of a training and of a test set, every class in the same proportion, always the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    train, test = [], []
+    for label in labels.unique().tolist():
+        rows = torch.nonzero(labels == label).flatten()
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        count = round(len(rows) * TEST_SHARE)
+        test.append(rows[:count])
+        train.append(rows[count:])
+    return torch.cat(train), torch.cat(test)
+
+
+def _resized(images: Tensor, size: int | None) -> Tensor:
+    if size is None or images.shape[2:] == (size, size):
+        return images
+    large = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+    return large.round_().clamp_(0, 255).byte()
+
+
+LOADERS: dict[str, Callable[[str, int | None], Data]] = {"digits": _digits, "cifar10": _cifar10, "folder": _folder}
+KNOWN = ("digits", "cifar10:DIR", "folder:DIR")
+
+
+def train_batches(data: Data, batch: int, seed: int, epoch: int, augment: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Whole batches of uint8 images in an order that seed and epoch decide alone; what is left over is left out."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    split = data.train
+    order = torch.randperm(len(split), generator=generator)
+    for rows in order[: steps_per_epoch(data, batch) * batch].split(batch):
+        images = split.images[rows]
+        yield (augmented(images, augment, generator) if augment != "none" else images), split.labels[rows]
+
+
+def steps_per_epoch(data: Data, batch: int) -> int:
+    return max(1, len(data.train) // batch)
+
+
+def augmented(images: Tensor, augment: str, generator: torch.Generator) -> Tensor:
+    """Each image shifted by up to an eighth, into black, and with "shift+flip" mirrored half of the time."""
+    N, C, H, W = images.shape
+    pad = max(1, min(H, W) // 8)
+    down, right = (torch.randint(0, 2 * pad + 1, (N, 1), generator=generator) for _ in range(2))
+    rows, columns = torch.arange(H) + down, torch.arange(W) + right
+    if augment == "shift+flip":
+        mirrored = torch.rand(N, 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    n, c = torch.arange(N).view(N, 1, 1, 1), torch.arange(C).view(1, C, 1, 1)
+    return F.pad(images, (pad,) * 4)[n, c, rows[:, None, :, None], columns[:, None, None, :]]

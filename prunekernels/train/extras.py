@@ -1,0 +1,25 @@
+"""Packages that only training wants: imported where they are used, with a word on how to get them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# Import name -> (what pip calls it, the extra of this package that brings it).
+EXTRAS = {
+    "sklearn": ("scikit-learn", "demo"),
+    "matplotlib": ("matplotlib", "cli"),
+    "tqdm": ("tqdm", "cli"),
+    "PIL": ("Pillow", "cli"),
+    "onnx": ("onnx", "onnx"),
+    "onnxscript": ("onnxscript", "onnx"),
+}
+
+
+def need(module: str, why: str) -> Any:
+    """The module of this name; an error that says what to install where it is missing."""
+    package, extra = EXTRAS[module.partition(".")[0]]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f'{why}: expected {package}: pip install "prunekernels[{extra}]"; got: {error}') from error

@@ -1,0 +1,53 @@
+"""Config: what a run may be, and what may change when it goes on."""
+
+import pytest
+
+from prunekernels.train.config import FREE, Config
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"arch": "lenet"}, "train: arch: expected one of vgg16_bn, .*, got 'lenet'"),
+        ({"gear": "third"}, "train: gear: expected one of network, layer, dense, got 'third'"),
+        ({"rate": 1.0}, r"train: rate: expected a number in \[0, 1\), got 1.0"),
+        ({"rate": -0.1}, r"train: rate: expected a number in \[0, 1\), got -0.1"),
+        ({"rate": float("nan")}, "train: rate: .* got nan"),
+        ({"duty": 1.5}, r"train: duty: expected a number in \[0, 1\], got 1.5"),
+        ({"lr": 0}, "train: lr: expected a number above 0, got 0"),
+        ({"lr": float("inf")}, "train: lr: expected a number above 0, got inf"),
+        ({"momentum": -1}, "train: momentum: expected a number, at least 0, got -1"),
+        ({"epochs": 0}, "train: epochs: expected at least 1, got 0"),
+        ({"batch": 1}, "train: batch: expected at least 2, got 1"),
+        ({"seed": -1}, "train: seed: expected at least 0, got -1"),
+        ({"stop_after": 0}, "train: stop_after: expected at least 1, got 0"),
+        ({"augment": "mixup"}, "train: augment: expected one of none, shift, .*, got 'mixup'"),
+    ],
+)
+def test_values_that_are_refused(given, text):
+    with pytest.raises(ValueError, match=text):
+        Config("runs/a", **given)
+
+
+def test_resumed_takes_what_moves_no_weight():
+    saved = Config("runs/a", lr=0.3, stop_after=2).as_dict()
+    config = Config.resumed(saved, {"out": "runs/b", "onnx": True, "lr": 0.3}, "c.pt")
+    assert (config.out, config.onnx, config.lr, config.stop_after) == ("runs/b", True, 0.3, None)
+    assert {"out", "onnx", "stop_after"} <= set(FREE)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("arch", "vgg_small"),
+        ("method", "sfp"),
+        ("epochs", 31),
+        ("lr", 0.2),
+        ("options", {"hard": 1.0}),
+        ("data", "folder:x"),
+    ],
+)
+def test_resumed_refuses_what_does(name, value):
+    saved = Config("runs/a", method="ghfp").as_dict()
+    with pytest.raises(ValueError, match=f"train: {name}: expected .*, as in c.pt, got "):
+        Config.resumed(saved, {name: value}, "c.pt")
