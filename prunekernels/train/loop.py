@@ -1,0 +1,225 @@
+"""Trainer: epochs of a run, its checkpoints and its history.
+
+run = Trainer(Config("runs/a", method="ghfp", epochs=30))
+run.run()
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import plan
+from ..modules import MaskedConv2d
+from . import checkpoint, gears
+from .config import Config
+from .data import Data, load, steps_per_epoch, train_batches
+from .extras import need
+
+STATES = ("live", "soft-dead", "hard-dead")  # of a filter, by their number
+CHECKPOINT = "checkpoint.pt"
+EVALUATED = 256  # images a batch
+LOOK_EVERY = 20  # steps between two looks at the loss on a device that would have to be waited for
+
+
+class Trainer:
+    """Model, optimizer, method and data of a run, and its history: a row an epoch, and each filter's state.
+
+    state: a checkpoint's, to go on from. Nothing is written before run() has trained an epoch.
+    """
+
+    def __init__(self, config: Config, *, data: Data | None = None, state: Mapping[str, Any] | None = None) -> None:
+        gears.class_of(config)
+        self.config, self.out = config, Path(config.out)
+        self.data = data or load(config.data, config.size)
+        self.device = gears.device_of(config)
+        torch.manual_seed(config.seed)
+        random.seed(config.seed)
+        np.random.seed(config.seed % 2**32)
+        self.model = gears.masked(config, gears.network(config, self.data))
+        self.optimizer = gears.optimizer_of(config, self.model)
+        with gears.numerics(config):
+            self.method = gears.method_of(config, self.model, self.optimizer, self.data)
+        self.layers = {n: m for n, m in self.model.named_modules() if isinstance(m, nn.Conv2d)}
+        self.history: list[dict[str, float]] = []
+        self.states: list[Tensor] = []  # uint8 [filters], an epoch each
+        self.epoch = 0
+        self.augment = config.augment or self.data.augment
+        if state is not None:
+            self._restore(state)
+
+    @classmethod
+    def resumed(cls, out: str | Path, given: Mapping[str, Any] | None = None, *, data: Data | None = None) -> Trainer:
+        """The run in this folder as its last checkpoint has it; given: what its Config may be told anew."""
+        path = Path(out) / CHECKPOINT
+        state = checkpoint.load(path)
+        return cls(Config.resumed(state["config"], {**(given or {}), "out": str(out)}, path), data=data, state=state)
+
+    def run(self) -> None:
+        """Trains what is left of the epochs, or up to stop_after of them, and writes a checkpoint after each."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        while self.epoch < min(self.config.epochs, self.config.stop_after or self.config.epochs):
+            self.run_epoch()
+            checkpoint.save(self.out / CHECKPOINT, self.state())
+
+    def run_epoch(self) -> None:
+        """One epoch, the method's turn at its end, and a look at the test set."""
+        with gears.numerics(self.config):
+            row = self._train()
+        states = self._states()
+        with self.masked():
+            row |= {
+                "accuracy": accuracy(self.model, self.data, self.device),
+                "live": float((states == 0).double().mean()),
+            }
+        self.epoch += 1
+        self.history.append(row)
+        self.states.append(states)
+        if not self.config.quiet:
+            print(_line(self.epoch, self.config.epochs, row), flush=True)
+
+    def masked(self) -> AbstractContextManager[None]:
+        """Within it all dead filters are masked, in whatever phase the method is."""
+        return self.method.masked() if self.method is not None else nullcontext()
+
+    def _states(self) -> Tensor:
+        """uint8 [filters of all layers]."""
+        known = self.method.states if self.method is not None else {}
+        live = {name: torch.zeros(layer.out_channels, dtype=torch.uint8) for name, layer in self.layers.items()}
+        return torch.cat([known.get(name, zeros).cpu().to(torch.uint8) for name, zeros in live.items()])
+
+    def _train(self) -> dict[str, float]:
+        config, steps = self.config, steps_per_epoch(self.data, self.config.batch)
+        self.model.train()
+        batches = train_batches(self.data, config.batch, config.seed, self.epoch, self.augment)
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, right answers
+        images, computed, begun = 0, [], time.perf_counter()
+        with _bar(config, self.epoch, steps) as bar:
+            for step, (x, y) in enumerate(batches):
+                for group in self.optimizer.param_groups:
+                    group["lr"] = learning_rate(config, self.epoch + step / steps)
+                x, y = self.data.normalised(x.to(self.device)), y.to(self.device)
+                totals += self._step(x, y)
+                images += len(y)
+                if self.device.type == "cpu" or step % LOOK_EVERY == 0 or step == steps - 1:
+                    loss, right = (totals / images).tolist()
+                    computed.append(computed_share(self.layers.values()))
+                    self._check_loss(loss, step)
+                    if bar is not None:
+                        rate = images / (time.perf_counter() - begun)
+                        bar.set_postfix_str(
+                            f"loss {loss:.3f}  accuracy {right:.3f}  live {computed[-1]:.2f}  {rate:.0f} images/s"
+                        )
+                        bar.update(step + 1 - bar.n)
+            if self.method is not None:
+                self.method.end_epoch()
+        seconds = time.perf_counter() - begun
+        return {
+            "loss": loss, "train_accuracy": right, "seconds": seconds, "images_per_s": images / seconds,
+            "computed": sum(computed) / len(computed),
+        }  # fmt: skip
+
+    def _step(self, x: Tensor, y: Tensor) -> Tensor:
+        """[2]: the sum of the losses and the number of right answers."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            x = x.contiguous(memory_format=torch.channels_last)
+        with amp(self.config, self.device):
+            scores = self.model(x)
+            loss = F.cross_entropy(scores.float(), y)
+        loss.backward()
+        self.optimizer.step()
+        if self.method is not None:
+            self.method.step()
+        right = (scores.detach().argmax(1) == y).sum()
+        return torch.stack((loss.detach().double() * len(y), right.double()))
+
+    def _check_loss(self, loss: float, step: int) -> None:
+        if math.isfinite(loss):
+            return
+        kept = f"{self.out / CHECKPOINT} of epoch {self.epoch} is kept" if self.epoch else "nothing was written"
+        where = f"epoch {self.epoch + 1}, step {step + 1}, at lr {self.optimizer.param_groups[0]['lr']:.3g}"
+        raise FloatingPointError(f"train: loss: expected a finite number, got {loss} in {where}; {kept}")
+
+    def state(self) -> dict[str, Any]:
+        """All that the next epoch depends on; the order of its images follows from seed and epoch."""
+        return {
+            "config": self.config.as_dict(), "epoch": self.epoch, "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "random": checkpoint.random_state(), "history": self.history,
+            "method": self.method.state_dict() if self.method is not None else None, "states": self.states,
+            "layers": {name: layer.out_channels for name, layer in self.layers.items()},
+        }  # fmt: skip
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        layers = {name: layer.out_channels for name, layer in self.layers.items()}
+        where = f"train: resume: {self.out / CHECKPOINT}"
+        if state["layers"] != layers:
+            raise ValueError(f"{where}: expected the layers of {self.config.arch}, got those of another network")
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.method is not None:
+                self.method.load_state_dict(state["method"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{where}: expected this run's state, got {type(error).__name__}: {error}") from error
+        self.epoch, self.history, self.states = state["epoch"], list(state["history"]), list(state["states"])
+        checkpoint.set_random_state(state["random"])
+
+
+def learning_rate(config: Config, epoch: float) -> float:
+    """A cosine from lr to 0 over the epochs."""
+    return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
+
+
+def amp(config: Config, device: torch.device) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.bfloat16) if config.amp else nullcontext()
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, data: Data, device: torch.device) -> float:
+    return float((predictions(model, data, device) == data.test.labels).double().mean())
+
+
+@torch.no_grad()
+def predictions(model: nn.Module, data: Data, device: torch.device) -> Tensor:
+    """int64 [test images], in eval mode; the model's mode stays as it was."""
+    training = model.training
+    model.eval()
+    with plan.measure(False):  # too few steps to be worth measuring for
+        chosen = [model(data.normalised(x.to(device))).argmax(1).cpu() for x in data.test.images.split(EVALUATED)]
+    model.train(training)
+    return torch.cat(chosen)
+
+
+def computed_share(layers: Iterable[nn.Conv2d]) -> float:
+    """Share of all filters that a forward pass computes at present."""
+    live = total = 0
+    for layer in layers:
+        total += layer.out_channels
+        live += int(layer.filter_mask.sum()) if isinstance(layer, MaskedConv2d) else layer.out_channels
+    return live / total
+
+
+def _bar(config: Config, epoch: int, steps: int) -> AbstractContextManager[Any]:
+    if config.quiet:
+        return nullcontext()
+    tqdm = need("tqdm", "train: the progress bar").tqdm
+    layout = "{desc} {bar:20}{postfix}"
+    return tqdm(total=steps, desc=f"epoch {epoch + 1}/{config.epochs}", leave=False, bar_format=layout, disable=None)
+
+
+def _line(epoch: int, epochs: int, row: Mapping[str, float]) -> str:
+    return (
+        f"epoch {epoch:>{len(str(epochs))}}/{epochs}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}  "
+        f"live {row['live']:.3f}  {row['seconds']:.2f} s  {row['images_per_s']:.0f} images/s"
+    )

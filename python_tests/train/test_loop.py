@@ -1,0 +1,195 @@
+"""Trainer: epochs, gears and methods; a run that stops goes on to the same bits."""
+
+import pytest
+import torch
+from torch import nn
+from train_cases import tiny_config, tiny_data, tiny_run
+
+import prunekernels as pk
+from prunekernels.train import checkpoint
+from prunekernels.train.gears import class_of, known_methods, method_of, network, optimizer_of
+from prunekernels.train.loop import Trainer, learning_rate
+
+METHODS = [name for name in known_methods() if name != "none"]
+
+
+def flat(value):
+    """All leaves of nested dicts and lists, tensors as lists."""
+    if isinstance(value, dict):
+        return [leaf for key in value for leaf in [key, *flat(value[key])]]
+    if isinstance(value, (list, tuple)):
+        return [leaf for item in value for leaf in flat(item)]
+    return [value.tolist()] if isinstance(value, torch.Tensor) else [value]
+
+
+def comparable(state):
+    """Without what is time, and where."""
+    timed = ("seconds", "images_per_s")
+    history = [{key: value for key, value in row.items() if key not in timed} for row in state["history"]]
+    config = {**state["config"], "out": "", "stop_after": None}
+    return flat({**state, "history": history, "config": config})
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize(
+    ("method", "gear", "duty"),
+    [
+        ("none", "dense", None),
+        ("ghfp", "network", 0.34),
+        ("ghfp", "layer", 0.34),
+        ("sfp", "dense", None),
+        ("rpgp", "network", 0),
+    ],
+)
+def test_two_epochs_and_one_more_are_three(tmp_path, method, gear, duty, amp):
+    given = {"method": method, "gear": gear, "duty": duty, "amp": amp, "deterministic": True, "augment": "shift"}
+    whole = tiny_run(tmp_path / "whole", **given)
+    whole.run()
+    tiny_run(tmp_path / "parts", stop_after=2, **given).run()
+    torch.rand(3)  # the state of a new process is another
+    parts = Trainer.resumed(tmp_path / "parts", data=tiny_data())
+    assert parts.epoch == 2
+    parts.run()
+    states = [checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("whole", "parts")]
+    assert states[1]["epoch"] == 3 and comparable(states[0]) == comparable(states[1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods(tmp_path, method):
+    run = tiny_run(tmp_path, method=method, rate=0.5, width=0.5)
+    run.run()
+    counts = [torch.bincount(states.long(), minlength=3) for states in run.states]
+    share = run.history[-1]["live"]
+    assert share == float(counts[-1][0]) / len(run.states[-1]) and 0.5 <= share < 0.6
+    assert counts[-1][1] == 0  # after the last epoch what is dead stays so
+    again = Trainer.resumed(tmp_path, data=tiny_data())
+    assert torch.equal(again.states[-1], run.states[-1]) and again.method.history == run.method.history
+
+
+def test_gears_agree():
+    """The same steps in every gear, to rounding."""
+    losses = []
+    for gear in ("network", "layer", "dense"):
+        run = tiny_run("unused", method="ghfp", gear=gear, duty=0, deterministic=True, options={"hard": 1.0})
+        run.run_epoch()
+        losses.append(run.history[0]["loss"])
+        assert run.history[0]["computed"] < 0.6
+    torch.testing.assert_close(losses, [losses[0]] * 3, rtol=1e-3, atol=0)
+
+
+def test_plain_network_without_method():
+    run = tiny_run("unused", gear="dense")
+    assert not any(isinstance(m, pk.MaskedConv2d) for m in run.model.modules())
+    assert type(run.optimizer) is torch.optim.SGD
+
+
+def test_it_learns(tmp_path):
+    run = tiny_run(tmp_path, epochs=6, lr=0.1)
+    run.run()
+    assert run.history[-1]["accuracy"] > 0.9
+    assert run.history[-1]["images_per_s"] > 0 and len(run.states) == 6
+
+
+def test_progress_is_printed(capsys):
+    pytest.importorskip("tqdm")
+    tiny_run("unused", quiet=False).run_epoch()
+    assert capsys.readouterr().out.startswith("epoch 1/3  loss ")
+
+
+def test_learning_rate():
+    config = tiny_config("unused", epochs=10, lr=0.2)
+    assert [learning_rate(config, e) for e in (0, 5, 10)] == pytest.approx([0.2, 0.1, 0])
+
+
+# Bad input
+
+
+def test_a_loss_that_is_no_number(tmp_path):
+    tiny_run(tmp_path, stop_after=1).run()
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    run = Trainer.resumed(tmp_path, data=tiny_data())
+    with torch.no_grad():
+        run.model.classifier.weight[0] = float("nan")
+    text = r"train: loss: expected a finite number, got nan in epoch 2, step 1, at lr 0.0\d+; .*epoch 1 is kept"
+    with pytest.raises(FloatingPointError, match=text):
+        run.run()
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_loss_that_is_no_number_at_first(tmp_path):
+    run = tiny_run(tmp_path / "a", lr=1e30)
+    with pytest.raises(FloatingPointError, match="in epoch 1, step .*; nothing was written"):
+        run.run()
+    assert not (tmp_path / "a" / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("given", [{"arch": "vgg_small"}, {"method": "sfp"}, {"width": 0.5}, {"seed": 1}])
+def test_resume_as_another_run(tmp_path, given):
+    tiny_run(tmp_path, method="ghfp", stop_after=1).run()
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    name = next(iter(given))
+    with pytest.raises(ValueError, match=f"train: {name}: expected .*, as in .*checkpoint.pt, got {given[name]!r}"):
+        Trainer.resumed(tmp_path, given, data=tiny_data())
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def damage(state, what):
+    if what == "layers":
+        state["layers"]["stem.conv"] += 1
+    elif what == "model":
+        state["model"].pop("stem.conv.weight")
+    elif what == "optimizer":
+        state["optimizer"]["param_groups"][0]["params"].pop()
+    else:
+        state["method"]["method"] = "SFP"
+
+
+@pytest.mark.parametrize(
+    ("what", "text"),
+    [
+        ("layers", "expected the layers of resnet20, got those of another network"),
+        ("model", "expected this run's state, got RuntimeError: .*stem.conv.weight"),
+        ("optimizer", "expected this run's state, got ValueError: .*parameter group"),
+        ("method", "expected this run's state, got ValueError: GHFP.*: method: expected GHFP, got SFP"),
+    ],
+)
+def test_resume_from_a_changed_checkpoint(tmp_path, what, text):
+    tiny_run(tmp_path, method="ghfp", stop_after=1).run()
+    state = checkpoint.load(tmp_path / "checkpoint.pt")
+    damage(state, what)
+    checkpoint.save(tmp_path / "checkpoint.pt", state)
+    with pytest.raises(ValueError, match=rf"(?s)train: resume: .*checkpoint.pt: {text}"):
+        Trainer.resumed(tmp_path, data=tiny_data())
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"method": "magic"}, "train: method: expected one of none, .*ghfp.*, got 'magic'"),
+        ({"duty": 0.5}, "train: method: expected one that prunes, .*, got 'none'"),
+        (
+            {"method": "ghfp", "options": {"harder": 1}},
+            "train: ghfp: expected options among hard, schedule, .*, got 'harder'",
+        ),
+        ({"method": "ghfp", "options": {"hard": 2.0}}, r"GHFP: hard: expected a number in \[0, 1\].*, got 2.0"),
+    ],
+)
+def test_methods_that_are_refused(given, text):
+    with pytest.raises(ValueError, match=text):
+        tiny_run("unused", **given)
+
+
+def test_a_method_needs_masked_layers_and_its_optimizer():
+    config, data = tiny_config("unused", method="ghfp"), tiny_data()
+    plain = network(config, data)
+    with pytest.raises(ValueError, match=r"GHFP: model: expected MaskedConv2d layers \(see pk.convert\), got none"):
+        method_of(config, plain, optimizer_of(config, plain), data)
+    pk.convert(plain)
+    other = torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1)
+    with pytest.raises(ValueError, match="GHFP: optimizer: expected one over the model's parameters"):
+        method_of(config, plain, other, data)
+
+
+def test_names_of_methods():
+    assert class_of(tiny_config("unused", method="prune-while-training")).__name__ == "PruneWhileTraining"
+    assert {"none", "sfp", "ghfp", "pgp"} <= set(known_methods())
