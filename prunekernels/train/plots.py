@@ -1,0 +1,107 @@
+"""A run's pictures: accuracy and filters by epoch, each filter's state by epoch, time by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoint import write_atomically
+from .extras import need
+
+DPI, WIDTH = 110, 9.0
+LIVE, SOFT, HARD = "#0072B2", "#E69F00", "#DDDDDD"  # told apart by every kind of colour vision
+NAMED = {LIVE: "live", SOFT: "soft-dead: may come back", HARD: "hard-dead: gone"}
+DENSE, SMALL = "0.35", "#009E73"
+STYLE: dict[str, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+Rows = Sequence[Mapping[str, float]]
+
+
+@contextmanager
+def _figure(path: Path, rows: int, height: float) -> Iterator[list[Any]]:
+    """Axes one above the other; afterwards the file is written whole."""
+    need("matplotlib", "train: report").use("Agg")
+    pyplot = need("matplotlib.pyplot", "train: report")
+    with pyplot.rc_context(STYLE):
+        figure, axes = pyplot.subplots(rows, 1, figsize=(WIDTH, height), squeeze=False, layout="constrained")
+        yield list(axes.flat)
+        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=DPI))
+        pyplot.close(figure)
+
+
+def plot_accuracy(path: Path, history: Rows, states: Tensor, beside: Rows | None = None) -> None:
+    """Accuracy by epoch, and below it how many filters are live, soft-dead and hard-dead. states: [epochs, filters]."""
+    epochs = range(1, len(history) + 1)
+    with _figure(path, 2, 6.2) as (top, bottom):
+        if beside:
+            values = [row["accuracy"] for row in beside[: len(history)]]
+            top.plot(range(1, len(values) + 1), values, color=DENSE, linestyle="--", label="dense, test")
+        top.plot(epochs, [row["train_accuracy"] for row in history], color=LIVE, alpha=0.4, label="training")
+        top.plot(
+            epochs, [row["accuracy"] for row in history], color=LIVE, linewidth=2, label="test, pruned filters off"
+        )
+        top.set(ylabel="accuracy", ylim=(min(0.5, *(row["accuracy"] for row in history)), 1.005))
+        top.legend(loc="lower right")
+        below = torch.zeros(len(states), dtype=torch.long)
+        for state, (color, label) in enumerate(NAMED.items()):
+            count = (states == state).sum(1)
+            bottom.bar(epochs, count.tolist(), width=1, bottom=below.tolist(), color=color, label=label)
+            below += count
+        bottom.set(xlabel="epoch", ylabel="filters", ylim=(0, states.shape[1]))
+        bottom.legend(loc="lower left", frameon=True, ncols=3)
+        for axis in (top, bottom):
+            _epoch_axis(axis, len(history))
+
+
+def plot_filters(path: Path, layers: Mapping[str, int], states: Tensor) -> None:
+    """A row per filter, in each layer the longest-lived ones first, a column per epoch."""
+    colors = need("matplotlib.colors", "train: report").ListedColormap([LIVE, SOFT, HARD])
+    blocks = states.split(list(layers.values()), dim=1)
+    ordered = torch.cat([block[:, block.sum(0).argsort(stable=True)] for block in blocks], dim=1)
+    edges = torch.tensor([0, *layers.values()]).cumsum(0)
+    with _figure(path, 1, min(16.0, max(4.0, 0.24 * len(layers) + 1))) as (axis,):
+        area = (0.5, len(states) + 0.5, int(edges[-1]), 0)
+        axis.imshow(ordered.T.numpy(), cmap=colors, vmin=0, vmax=2, aspect="auto", interpolation="nearest", extent=area)
+        for edge in edges[1:-1].tolist():
+            axis.axhline(edge, color="white", linewidth=1.2)
+        every = max(1, len(layers) // 60)
+        middle = ((edges[1:] + edges[:-1]) / 2).tolist()[::every]
+        axis.set_yticks(middle, list(layers)[::every], fontsize=7)
+        axis.tick_params(axis="y", length=0)
+        axis.set(xlabel="epoch", title="filters, layer by layer")
+        _epoch_axis(axis, len(states))
+        patch = need("matplotlib.patches", "train: report").Patch
+        handles = [patch(color=color, label=label) for color, label in NAMED.items()]
+        axis.figure.legend(handles=handles, ncols=3, loc="outside lower left")
+
+
+def plot_time(path: Path, history: Rows, epoch_of: Mapping[str, float], label: str) -> None:
+    """Seconds of each epoch's training, and the levels of the dense and the small network, measured side by side."""
+    epochs = range(1, len(history) + 1)
+    seconds = [row["seconds"] for row in history]
+    with _figure(path, 1, 3.4) as (axis,):
+        axis.bar(
+            epochs, seconds, color=LIVE, alpha=0.75, width=0.8, label=f"{label}: measured, pruning and plans included"
+        )
+        levels = (
+            ("dense", DENSE, "--", "dense network"),
+            ("this", LIVE, ":", "last masks"),
+            ("small", SMALL, "-", "small network"),
+        )
+        for name, color, line, text in levels:
+            axis.axhline(
+                epoch_of[name], color=color, linestyle=line, linewidth=1.8, label=f"{text}: {epoch_of[name]:.2f} s"
+            )
+        high = max(*epoch_of.values(), sorted(seconds)[len(seconds) * 9 // 10])
+        axis.set(xlabel="epoch", ylabel="seconds", ylim=(0, 1.45 * high))  # one slow epoch must not squash the rest
+        axis.legend(loc="upper right", ncols=2, fontsize=9)
+        _epoch_axis(axis, len(history))
+
+
+def _epoch_axis(axis: Any, epochs: int) -> None:
+    axis.set_xlim(0.5, epochs + 0.5)
+    axis.xaxis.set_major_locator(need("matplotlib.ticker", "train: report").MaxNLocator(integer=True))

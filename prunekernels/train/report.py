@@ -1,0 +1,113 @@
+"""report.html: a run in one file, its pictures inside."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoint import write_atomically
+from .config import Config
+from .plots import plot_accuracy, plot_filters, plot_time
+
+PICTURES = ("accuracy.png", "filters.png", "time.png")
+CAPTIONS = {
+    "accuracy.png": "Test accuracy is that of the network with its dead filters off, whatever a training step does.",
+    "filters.png": "In each layer the filters that lived longest are on top.",
+    "time.png": "Bars: training steps and the method's work, epoch by epoch. Lines: steps of the dense network, of "
+    "this one with its last masks and of the small one, in turns after the last epoch; medians, times its steps.",
+}
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 960px; margin: 2em auto; padding: 0 1em }}
+h1 {{ font-size: 1.5em; margin-bottom: 0 }} h2 {{ font-size: 1.15em; margin-top: 2em }} .dim {{ color: #666 }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
+td, th {{ padding: .2em .9em .2em 0; text-align: right }}
+td:first-child, th:first-child {{ text-align: left }} th {{ border-bottom: 1px solid #bbb; font-weight: 600 }}
+tr:nth-child(even) td {{ background: #f6f6f6 }} img {{ max-width: 100% }}
+figure {{ margin: 1em 0 }} figcaption {{ color: #666 }}
+</style></head><body>
+<h1>{title}</h1><p class="dim">{subtitle}</p>
+{body}
+</body></html>
+"""
+
+
+def write_report(
+    out: Path,
+    config: Config,
+    history: Sequence[Mapping[str, float]],
+    layers: Mapping[str, int],
+    states: Tensor,
+    summary: Mapping[str, Any],
+    beside: Sequence[Mapping[str, float]] | None = None,
+) -> Path:
+    """Writes report.html and its pictures. states: uint8 [epochs, filters of all layers]; beside: a dense history."""
+    plot_accuracy(out / "accuracy.png", history, states, beside)
+    plot_filters(out / "filters.png", layers, states)
+    plot_time(out / "time.png", history, summary["epoch_of"], config.method)
+    title = f"{config.arch} on {config.data}" + (
+        "" if config.method == "none" else f": {config.method} at {config.rate:g}"
+    )
+    machine = f"{summary['device']}, {summary['threads']} threads, torch {summary['torch']}"
+    subtitle = f"{config.gear} gear, {summary['epochs']} epochs, {machine}"
+    parts = [_results(summary, beside), *(_figure(out / name) for name in PICTURES)]
+    parts += ["<h2>Layers</h2>", _layers(layers, states), "<h2>Settings</h2>", _settings(config)]
+    page = PAGE.format(title=html.escape(title), subtitle=html.escape(subtitle), body="\n".join(parts))
+    write_atomically(out / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
+    return out / "report.html"
+
+
+def _results(s: Mapping[str, Any], beside: Sequence[Mapping[str, float]] | None) -> str:
+    times = s["epoch_of"]
+    dense_accuracy = f"{beside[-1]['accuracy']:.4f}" if beside else ""
+    rows = [
+        ("accuracy on the test set", dense_accuracy, f"{s['accuracy']:.4f}", f"{s['small_accuracy']:.4f}"),
+        ("parameters", f"{s['parameters']:,}", "", f"{s['small_parameters']:,}"),
+        ("multiply-adds an image", f"{s['multiply_adds']:,}", "", f"{s['small_multiply_adds']:,}"),
+        ("seconds an epoch, steps in turns", *(f"{times[name]:.3f}" for name in ("dense", "this", "small"))),
+        ("times as fast as dense", "1.00", *(f"{times['dense'] / times[name]:.2f}" for name in ("this", "small"))),
+        ("seconds an epoch, training (median)", "", f"{s['epoch_seconds']:.3f}", ""),
+        (
+            "seconds, all epochs",
+            f"{sum(row['seconds'] for row in beside):.1f}" if beside else "",
+            f"{s['seconds']:.1f}",
+            "",
+        ),
+    ]
+    agreed = f"{s['agreed']} of {s['test_images']} test images"
+    note = f"Masked and small network agree on {agreed}. {html.escape(s['checked'])}."
+    return _table(("", "dense", "this run", "small network"), rows) + f'<p class="dim">{note}</p>'
+
+
+def _figure(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    caption = html.escape(CAPTIONS[path.name])
+    return (
+        f'<figure><img alt="{path.stem}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+    )
+
+
+def _layers(layers: Mapping[str, int], states: Tensor) -> str:
+    rows = []
+    for (name, filters), block in zip(layers.items(), states.split(list(layers.values()), dim=1), strict=True):
+        counts = torch.bincount(block[-1].long(), minlength=3).tolist()
+        returned = int(((block[1:] == 0) & (block[:-1] == 1)).any(0).sum())
+        rows.append((name, *map(str, (filters, *counts, returned))))
+    return _table(("layer", "filters", "live", "soft-dead", "hard-dead", "came back at least once"), rows)
+
+
+def _settings(config: Config) -> str:
+    return _table(("setting", "value"), [(name, str(value)) for name, value in config.as_dict().items()])
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return "<table>" + line(head, "th") + "".join(line(row, "td") for row in rows) + "</table>"
