@@ -1,0 +1,42 @@
+"""demo: the same network trained dense and pruned, and what that saved."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from .run import train
+
+DENSE = {"method": "none", "gear": "dense"}
+PRUNED = {"method": "ghfp", "rate": 0.5, "gear": "network", "duty": 0.1}
+
+
+def demo(out: Path, epochs: int, **more: Any) -> str:
+    """Trains both in out/dense and out/ghfp, over an earlier demo's files there; what is to be said of them."""
+    begun = time.perf_counter()
+    common = {"arch": "resnet20", "data": "digits", "size": 32, "epochs": epochs, **more}
+    print("ResNet-20 on digits, dense:")
+    dense = train({**common, **DENSE, "out": str(out / "dense"), "report": False}, overwrite=True)
+    print("The same with GHFP: half of the filters go, step by step for good (network gear):")
+    beside = {"beside": str(out / "dense")}
+    pruned = train({**common, **PRUNED, **beside, "out": str(out / "ghfp")}, overwrite=True)
+    assert dense is not None and pruned is not None
+    return _told(dense, pruned, time.perf_counter() - begun)
+
+
+def _told(dense: dict[str, Any], pruned: dict[str, Any], seconds: float) -> str:
+    times = pruned["epoch_of"]
+    rows = [
+        ("", "dense", "ghfp", "small network"),
+        ("test accuracy", f"{dense['accuracy']:.4f}", f"{pruned['accuracy']:.4f}", f"{pruned['small_accuracy']:.4f}"),
+        ("training, s", f"{dense['seconds']:.1f}", f"{pruned['seconds']:.1f}", ""),
+        ("an epoch of it, s", f"{dense['epoch_seconds']:.2f}", f"{pruned['epoch_seconds']:.2f}", ""),
+        ("an epoch now, s", *(f"{times[name]:.2f}" for name in ("dense", "this", "small"))),
+        ("parameters", f"{pruned['parameters']:,}", "", f"{pruned['small_parameters']:,}"),
+        ("multiply-adds", f"{pruned['multiply_adds']:,}", "", f"{pruned['small_multiply_adds']:,}"),
+    ]
+    table = "\n".join(f"{row[0]:<18}" + "".join(f"{cell:>15}" for cell in row[1:]) for row in rows)
+    whole, last = dense["seconds"] / pruned["seconds"], times["dense"] / times["this"]
+    speed = f"training was {whole:.2f} times as fast as dense over all epochs, {last:.2f} times with the last masks"
+    return f"{table}\n\n{speed}\n{seconds:.0f} s in all; the report: {pruned['report']}"

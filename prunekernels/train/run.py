@@ -1,0 +1,63 @@
+"""train and shrink_run: whole commands, from folder to folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import checkpoint
+from .config import Config
+from .extras import need
+from .finish import finish, save_small, shrunk
+from .loop import CHECKPOINT, Trainer
+from .report import write_report
+
+
+def train(given: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False) -> dict[str, Any] | None:
+    """Trains, shrinks and reports; the summary, or None where stop_after ended it before its last epoch.
+
+    given: fields of Config, at least out. A folder with a checkpoint is only touched with resume, which goes on from
+    it, or overwrite, which starts anew.
+    """
+    out = Path(given["out"])
+    path = out / CHECKPOINT
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"train: out: expected a folder, got the file {out}")
+    if path.exists() and not resume and not overwrite:
+        raise FileExistsError(f"train: out: expected a folder without a run, or --resume or --overwrite, got {path}")
+    run = Trainer.resumed(out, given) if resume else Trainer(Config(**given))
+    _check_extras(run.config)
+    beside = _dense_history(run.config.beside)
+    run.run()
+    if run.epoch < run.config.epochs:
+        print(f"stopped after {run.epoch} of {run.config.epochs} epochs: --resume goes on")
+        return None
+    summary = finish(run)
+    if run.config.report:
+        layers = {name: layer.out_channels for name, layer in run.layers.items()}
+        states = torch.stack(run.states)
+        summary["report"] = str(write_report(out, run.config, run.history, layers, states, summary, beside))
+    return summary
+
+
+def shrink_run(out: Path, onnx: bool = False) -> tuple[str, list[Path]]:
+    """Shrinks the network of a run's checkpoint: how it was checked, and the files written."""
+    run = Trainer.resumed(out, {"onnx": onnx, "quiet": True})
+    small, checked = shrunk(run)
+    return checked, save_small(run, small)
+
+
+def _check_extras(config: Config) -> None:
+    """What is missing is said before the first epoch, not after the last."""
+    if config.report:
+        need("matplotlib", "train: report")
+    if config.onnx:
+        need("onnx", "train: onnx")
+        need("onnxscript", "train: onnx")
+
+
+def _dense_history(place: str | None) -> list[dict[str, float]] | None:
+    return checkpoint.load(Path(place) / CHECKPOINT)["history"] if place is not None else None

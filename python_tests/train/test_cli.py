@@ -1,0 +1,142 @@
+"""python -m prunekernels: its commands, and errors in one line."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import prunekernels as pk
+from prunekernels import cli
+from prunekernels.train import finish
+from prunekernels.train import run as module
+from prunekernels.train.run import train
+
+QUICK = ["--arch", "vgg_small", "--width", "0.25", "--size", "8", "--batch", "512", "--epochs", "2", "--quiet"]
+
+
+def run_train(out, *arguments):
+    return cli.main(["train", "--out", str(out), *QUICK, *arguments])
+
+
+@pytest.fixture(autouse=True)
+def _extras(monkeypatch):
+    monkeypatch.setattr(finish, "SECONDS", 0.1)
+    for name in ("sklearn", "matplotlib", "tqdm"):
+        pytest.importorskip(name)
+
+
+def test_train_resume_shrink(tmp_path, capsys):
+    out = tmp_path / "a"
+    assert run_train(out, "--method", "ghfp", "--set", "hard=1.0", "--duty", "0", "--stop-after", "1") == 0
+    assert "stopped after 1 of 2 epochs: --resume goes on" in capsys.readouterr().out
+    assert [p.name for p in out.iterdir()] == ["checkpoint.pt"]
+    assert cli.main(["train", "--out", str(out), "--resume", "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert "small network" in said and str(out / "report.html") in said
+    files = {"checkpoint.pt", "small.pt", "summary.json", "report.html", "accuracy.png", "filters.png", "time.png"}
+    assert {p.name for p in out.iterdir()} == files
+    (out / "small.pt").unlink()
+    assert cli.main(["shrink", str(out)]) == 0
+    assert "shrink: " in capsys.readouterr().out and (out / "small.pt").exists()
+    assert cli.main(["train", "--out", str(out), "--resume", "--quiet"]) == 0  # nothing left to train
+
+
+def test_a_run_is_not_overwritten(tmp_path, capsys):
+    assert run_train(tmp_path, "--stop-after", "1") == 0
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    assert run_train(tmp_path) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: train: out: expected a folder without a run, or --resume or --overwrite, got ")
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert run_train(tmp_path, "--overwrite", "--seed", "1", "--stop-after", "1") == 0
+    assert (tmp_path / "checkpoint.pt").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--rate", "1"], r"train: rate: expected a number in [0, 1), got 1.0"),
+        (["--method", "magic"], "train: method: expected one of none, "),
+        (["--data", "folder:nowhere"], "data: expected a folder of class folders, got no folder nowhere"),
+        (["--resume"], "expected what `prunekernels train` wrote, got no such file"),
+        (["--beside", "nowhere"], "nowhere/checkpoint.pt: expected what"),
+    ],
+)
+def test_bad_input(tmp_path, capsys, arguments, text):
+    assert run_train(tmp_path / "a", *arguments) == 2
+    error = capsys.readouterr().err
+    assert text in error and error.count("\n") == 1 and not (tmp_path / "a").exists()
+
+
+def test_resume_as_another_run(tmp_path, capsys):
+    assert run_train(tmp_path, "--method", "ghfp", "--stop-after", "1") == 0
+    assert run_train(tmp_path, "--method", "pgp", "--resume") == 2
+    assert "train: method: expected 'ghfp', as in" in capsys.readouterr().err
+
+
+def test_out_is_a_file(tmp_path):
+    (tmp_path / "a").write_text("")
+    with pytest.raises(NotADirectoryError, match="train: out: expected a folder, got the file"):
+        train({"out": str(tmp_path / "a")})
+
+
+def test_missing_packages_are_named_before_the_first_epoch(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run_train(tmp_path / "a") == 2
+    assert 'expected matplotlib: pip install "prunekernels[cli]"' in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("text", ["hard", "=1", "a b=1"])
+def test_settings_that_are_none(tmp_path, text):
+    with pytest.raises(SystemExit):
+        run_train(tmp_path, "--set", text)
+
+
+def test_an_interrupted_run(tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "train", interrupted)
+    assert run_train(tmp_path) == 130
+    assert "train: interrupted" in capsys.readouterr().err
+
+
+def test_demo(tmp_path, monkeypatch, capsys):
+    from prunekernels.train import demo
+
+    more = {"arch": "vgg_small", "size": 8, "width": 0.25, "batch": 512, "quiet": True}
+    for _ in range(2):  # it may be shown again
+        text = demo.demo(tmp_path, 1, **more)
+        assert "times as fast as dense" in text and str(tmp_path / "ghfp" / "report.html") in text
+    assert (tmp_path / "dense" / "checkpoint.pt").exists() and (tmp_path / "ghfp" / "report.html").exists()
+
+
+def test_info(capsys):
+    assert cli.main(["info"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"prunekernels {pk.__version__}, torch {torch.__version__}")
+    assert ("isa: " in said) == pk.has_extension()
+
+
+def test_bench(tmp_path, monkeypatch, capsys):
+    called = []
+    monkeypatch.setattr(
+        cli.subprocess, "run", lambda command: called.append(command) or subprocess.CompletedProcess([], 0)
+    )
+    assert cli.main(["bench"]) == 0 and called[-1][1].endswith("conv.py") and called[-1][2:] == ["--suite", "tiny"]
+    assert cli.main(["bench", "conv", "--kept", "0.5"]) == 0 and called[-1][2:] == ["--kept", "0.5"]
+    assert cli.main(["bench", "nothing"]) == 2
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "prunekernels" / "cli.py"))
+    assert cli.main(["bench"]) == 2
+    assert "expected a checkout of the repository, got an installed package" in capsys.readouterr().err
+
+
+def test_the_package_needs_none_of_the_extras():
+    code = "import sys, prunekernels, prunekernels.cli, prunekernels.train.run\n"
+    code += (
+        "print([name for name in ('sklearn', 'matplotlib', 'PIL', 'onnx') if name in sys.modules])"  # torch loads tqdm
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
