@@ -8,8 +8,7 @@ CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inc' 'csrc/*.cu
 .PHONY: demo test lint format build bench cuda-check clean
 
 demo: $(VENV)/.ready build
-	mkdir -p out
-	$(BIN)/python benchmarks/conv.py --suite tiny --kept 1.0 0.7 0.5 0.3 --plot out/demo.png --json out/demo.json
+	$(BIN)/python -m prunekernels demo --out out/demo
 
 test: $(VENV)/.ready build
 	$(BIN)/python -m pytest python_tests
@@ -39,7 +38,7 @@ build: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "$(TORCH)" numpy ninja pybind11 "setuptools>=64" wheel
-	PRUNEKERNELS_NO_EXT=1 $(BIN)/python -m pip install -q --no-build-isolation -e ".[cli,test,dev]"
+	PRUNEKERNELS_NO_EXT=1 $(BIN)/python -m pip install -q --no-build-isolation -e ".[cli,demo,test,dev]"
 	touch $@
 
 clean:
