@@ -31,8 +31,7 @@ from timing import Clock, Timing, interleaved
 SHORT = {"nchw": "nchw", "channels_last": "nhwc"}
 LEAST, MOST = 3, 25  # rounds
 WARMUPS = 3  # at most, after the run that is checked: until no more plans are measured
-SLOWER = 1.2  # a layout this much slower than the other is not run in the rounds,
-HOPELESS = 1.3  # and if it is dense's, for which all masks are one, not even tried again
+SLOWER = 1.15  # a layout whose single runs are this much slower than the other's is not run in the rounds
 TRAINING = 0.8  # of a job's time
 
 
@@ -94,7 +93,7 @@ def checked(masked: Masked, direction: str, clock: Clock, args: argparse.Namespa
     layouts = tuple(FORMATS) if args.layout == "both" else (args.layout,)
     wanted = [r for r in RIVALS if r is Dense or r.family in args.rivals]
     for contender, layout in product(wanted, layouts):
-        if contender is Dense and _hopeless(masked.setting.dense_trials.get(direction, {}), layout):
+        if contender is Dense and layout != masked.setting.dense_layout.get(direction, layout):
             continue
         try:
             rival = Dense.of(masked, direction, layout) if contender is Dense else contender(masked, direction, layout)
@@ -106,10 +105,6 @@ def checked(masked: Masked, direction: str, clock: Clock, args: argparse.Namespa
             print(f"warning: {'' if isinstance(error, Wrong) else what}{error}; left out", file=sys.stderr)
         else:
             yield rival
-
-
-def _hopeless(trials: Mapping[str, float], layout: str) -> bool:
-    return trials.get(layout, 0.0) > HOPELESS * min(trials.values(), default=0.0)
 
 
 def first_runs(rival: Rival, clock: Clock) -> None:
@@ -161,13 +156,12 @@ def measure(masked: Masked, direction: str, pace: Pace, args: argparse.Namespace
         return None
     peaks = {key: trial(rival, clock, args.device) for key, rival in rivals.items()}
     trials = {key: rival.ms for key, rival in rivals.items()}
-    dense = {r.layout: r.ms for r in rivals.values() if isinstance(r, Dense)}
-    setting.dense_trials.setdefault(direction, dense)
     rivals = {key: rivals[key] for key in finalists(trials)}
     rounds = pace.rounds(direction, sum(r.ms for r in rivals.values()))
     timings, how = timed(rivals, rounds, args)
     best = {f: fastest(timings, f) for f in FAMILIES if any(key.startswith(f"{f}/") for key in timings)}
     times = {family: timings[key].median for family, key in best.items()}
+    setting.dense_layout[direction] = rivals[best[Dense.family]].layout  # under all masks
     return NetworkRow(
         network=setting.network.name,
         batch=setting.network.batch,

@@ -48,7 +48,7 @@ class Setting:
         _calibrate(model, self.images)
         self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
         self.dense: dict[str, Rival] = {}  # by layout: the same under all masks
-        self.dense_trials: dict[str, dict[str, float]] = {}  # by pass: ms of each layout
+        self.dense_layout: dict[str, str] = {}  # by pass, once it is known: the faster one
 
     def format(self) -> str:
         return self.network.name

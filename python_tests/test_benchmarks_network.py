@@ -259,8 +259,17 @@ def test_rounds_and_seconds_overrule_the_minutes(monkeypatch):
 def test_layouts_without_a_chance_sit_out():
     trials = {"dense/nchw": 13.0, "dense/channels_last": 10.0, "small/nchw": 9.0}
     assert network.finalists(trials) == ["dense/channels_last", "small/nchw"]
-    assert network._hopeless({"nchw": 14.0, "channels_last": 10.0}, "nchw")
-    assert not network._hopeless({"nchw": 12.0, "channels_last": 10.0}, "nchw") and not network._hopeless({}, "nchw")
+
+
+def test_dense_is_timed_in_the_faster_layout_of_the_first_masks(monkeypatch):
+    masked = make_masked()
+    args, _ = network_options.parse(["--rounds", "1", "--rivals", "small"])
+    pace = SimpleNamespace(rounds=lambda *_: 1)
+    monkeypatch.setattr(network, "fastest", lambda timings, family: f"{family}/channels_last")
+    monkeypatch.setattr(network, "SLOWER", 1e9)
+    first, second = (network.measure(masked, "infer", pace, args) for _ in range(2))
+    assert {"dense/nchw", "dense/channels_last"} <= set(first.trials)
+    assert set(second.quartiles) == {"dense/channels_last", "small/nchw", "small/channels_last"}
 
 
 @pytest.mark.parametrize(("known", "runs"), [([1, 1], 1), ([1, 2, 2, 2], 2), (list(range(20)), 1 + network.WARMUPS)])
