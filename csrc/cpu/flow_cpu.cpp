@@ -18,15 +18,18 @@ namespace {
 
 constexpr int64_t kGrainBytes = 32 << 10;  // less than this per thread is not worth waking it
 
-// int32 [any]: places below `channels`, or -1. Made by LiveList, which keeps each for its life.
+// int32 [any]: ascending places below `channels`, and -1 between them. Made by LiveList, which keeps each for its life.
 const int32_t* check_places(const char* op, const char* argument, const at::Tensor& index, int64_t channels) {
   PK_CHECK(index.device().is_cpu() && index.scalar_type() == at::kInt && index.dim() == 1 && index.is_contiguous(), op,
            argument, "contiguous int32 [channels] on the CPU", index.dtype(), " ", index.sizes(), " on ",
            index.device());
   const int32_t* at = index.const_data_ptr<int32_t>();
-  for (int64_t j = 0; j < index.numel(); ++j)
-    PK_CHECK(at[j] >= -1 && at[j] < channels, op, argument, "places below " + std::to_string(channels) + ", or -1",
-             at[j], " at position ", j);
+  for (int64_t j = 0, last = -1; j < index.numel(); ++j) {
+    const int64_t place = at[j];
+    PK_CHECK(place == -1 || (place > last && place < channels), op, argument,
+             c10::str("ascending places below ", channels, ", or -1"), place, " at position ", j);
+    last = std::max(last, place);
+  }
   return at;
 }
 
