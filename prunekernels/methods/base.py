@@ -13,6 +13,7 @@ from ..modules import MaskedConv2d
 from ..norm import MaskedBatchNorm2d
 from ..optim import bind
 from ..optim.step import MaskedStep
+from . import state
 from .counts import BUDGETS, Ranking, counts
 from .criteria import make_criterion
 from .structure import NormFinder, Structure, units_of
@@ -94,6 +95,7 @@ class Method:
         self.epoch = self.steps = 0  # epochs that are over, steps of this one
         self.history: list[dict[str, Counts]] = []
 
+        self.criterion = make_criterion(type(self).__name__, criterion)
         masked = self._masked_layers(skip)
         self.structure = Structure(model, example_input)
         self.units, self.left_out = units_of(masked, self.structure.groups if coupling == "joint" else None, skip)
@@ -102,19 +104,24 @@ class Method:
         self._check_optimizer()
         self._dead = [torch.zeros(unit.width, dtype=torch.bool) for unit in self.units]
         self._hard = [dead.clone() for dead in self._dead]
-        self._finder = NormFinder(model) if norms and self.structure.norms is None else None
-        self._setup(make_criterion(type(self).__name__, criterion))
+        self._finder: NormFinder | None = None
+        self._begin()
 
-    def _setup(self, criterion: Any) -> None:
+    def _begin(self) -> None:
         freeze = None if isinstance(self.optimizer, MaskedStep) else "dead"
         for group in self.optimizer.param_groups if freeze is None else ():
             group["freeze"] = "dead"
         self.binding = bind(self.optimizer, self.model, freeze=freeze)
-        self.criterion = criterion
-        criterion.start(self)
-        criterion.begin_epoch()
-        if self.prunes_first and not criterion.needs_steps:
-            self._prune(-1)
+        self.criterion.start(self)
+        try:
+            self.criterion.begin_epoch()
+            if self.prunes_first and not self.criterion.needs_steps:
+                self._prune(-1)
+        except BaseException:
+            self.detach()
+            raise
+        if self.with_norms and self.structure.norms is None:
+            self._finder = NormFinder(self.model)
         self._mask()
 
     # ---- checks
@@ -229,7 +236,7 @@ class Method:
     def _bury(self, name: str, rows: Tensor) -> None:
         """Zeros for hard-dead filters, their norms' parameters and the optimizer's state of both."""
         for parameter in self.parameters_of(name) if len(rows) else ():
-            parameter.data[rows] = 0
+            parameter[rows] = 0
             self.forget(parameter, rows)
 
     def norms_of(self, name: str) -> list[MaskedBatchNorm2d]:
@@ -244,9 +251,9 @@ class Method:
 
     def forget(self, parameter: nn.Parameter, rows: Tensor) -> None:
         """Zeros in the optimizer's state (momentum, averages) of these rows."""
-        for state in self.optimizer.state.get(parameter, {}).values():
-            if isinstance(state, Tensor) and state.shape == parameter.shape:
-                state[rows] = 0
+        for held in self.optimizer.state.get(parameter, {}).values():
+            if isinstance(held, Tensor) and held.shape == parameter.shape:
+                held[rows] = 0
 
     # ---- masks
 
@@ -284,51 +291,21 @@ class Method:
         self.structure.norms, self._finder = self._finder.stop(), None
         return True
 
-    # ---- checkpoints
+    # ---- the rest
 
     def state_dict(self) -> dict[str, Any]:
         """Of plain values and tensors."""
-        return {
-            "method": type(self).__name__,
-            "layers": {name: layer.out_channels for name, layer in self.layers.items()},
-            "units": [list(unit.layers) for unit in self.units],
-            "epoch": self.epoch,
-            "steps": self.steps,
-            "steps_per_epoch": self.steps_per_epoch,
-            "dead": [dead.clone() for dead in self._dead],
-            "hard": [hard.clone() for hard in self._hard],
-            "history": [{name: list(counts) for name, counts in epoch.items()} for epoch in self.history],
-            "norms": self.structure.norms,
-            "generator": self.generator.get_state(),
-            "criterion": self.criterion.state_dict(),
-        }
+        return state.save(self)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """What state_dict gave, for the same method and network; sets the masks. On an error nothing changes."""
-        self._check_state(state)
-        self.epoch, self.steps = state["epoch"], state["steps"]
-        if not self._fixed_steps:
-            self.steps_per_epoch = state["steps_per_epoch"]
-        self._dead = [dead.cpu().clone() for dead in state["dead"]]
-        self._hard = [hard.cpu().clone() for hard in state["hard"]]
-        self.history = [{name: Counts(*counts) for name, counts in epoch.items()} for epoch in state["history"]]
-        if state["norms"] is not None and self.structure.norms is None:
-            self._find_norms()
-            self.structure.norms = {name: list(norms) for name, norms in state["norms"].items()}
-        self.generator.set_state(state["generator"].cpu())
-        self.criterion.begin_epoch()
-        self.criterion.load_state_dict(state["criterion"])
-        self._mask()
+        state.load(self, state_dict)
 
-    def _check_state(self, state: dict[str, Any]) -> None:
-        expected: dict[str, Any] = {"method": type(self).__name__}
-        expected["layers"] = {name: layer.out_channels for name, layer in self.layers.items()}
-        expected["units"] = [list(unit.layers) for unit in self.units]
-        for key, value in expected.items():
-            got = state.get(key) if isinstance(state, dict) else None
-            if got != value and key != "method" and type(got) is type(value):
-                value, got = _first_difference(value, got)
-            self._expect(got == value, f"state: {key}", str(value), got)
+    def detach(self) -> None:
+        """Takes its hooks off optimizer and model; masks stay, but nothing keeps the optimizer from what is dead."""
+        self._find_norms()
+        self.criterion.stop()
+        self.binding.remove()
 
     def __repr__(self) -> str:
         states = torch.cat(list(self.states.values()))
@@ -336,10 +313,3 @@ class Method:
         return (
             f"{type(self).__name__}(epoch {self.epoch}/{self.epochs}; filters: {live} live, {soft} soft, {hard} hard)"
         )
-
-
-def _first_difference(a: Any, b: Any) -> tuple[Any, Any]:
-    """Of two lists or dictionaries, as short as an error should be."""
-    a, b = (list(value.items()) if isinstance(value, dict) else value for value in (a, b))
-    where = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return tuple(value[where] if where < len(value) else f"{len(value)} of them" for value in (a, b))  # type: ignore[return-value]

@@ -52,6 +52,9 @@ class Criterion:
         """[K] by layer."""
         raise NotImplementedError
 
+    def stop(self) -> None:
+        """Takes its hooks off."""
+
     def state_dict(self) -> dict[str, Any]:
         """What was gathered in this epoch so far."""
         return {}
@@ -91,10 +94,14 @@ class Gathered(Criterion):
         self.sums: Scores = {}
         optimizer = method.optimizer
         register = optimizer.register_step_pre_hook if self.before_step else optimizer.register_step_post_hook
-        self.hook = register(lambda *_: self.gather())
+        self.hooks: list[Any] = [register(lambda *_: None if method.finished else self.gather())]
 
     def begin_epoch(self) -> None:
         self.sums = {}
+
+    def stop(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
 
     @torch.no_grad()
     def gather(self) -> None:
@@ -203,12 +210,14 @@ class UpdateNorm(Gathered):
         if hasattr(method.optimizer, "track_updates"):
             method.optimizer.track_updates(weights)
         else:
-            self.copy_hook = method.optimizer.register_step_pre_hook(lambda *_: self._copy(weights))
+            self.hooks.append(method.optimizer.register_step_pre_hook(lambda *_: self._copy(weights)))
 
     @torch.no_grad()
     def _copy(self, weights: list[Tensor]) -> None:
-        for weight in weights:
-            self.before.setdefault(weight, torch.empty_like(weight)).copy_(weight)
+        if not self.before:
+            self.before = {weight: torch.empty_like(weight) for weight in weights}
+        for weight, before in self.before.items():
+            before.copy_(weight)
 
     @torch.no_grad()
     def gather(self) -> None:
@@ -237,16 +246,18 @@ class MeanActivation(Criterion):
         self.hooks: list[Any] = []
 
     def begin_epoch(self) -> None:
-        self._stop()
+        self.stop()
         self.sums: Scores = {}
         self.images: dict[str, int] = {}
         self.passes: dict[str, int] = {}
+        if self.method.finished:
+            return
         model, norms = self.method.model, self.method.structure.norms or {}
         for name in self.method.layers:
             where = model.get_submodule(next(iter(norms.get(name, [])), name))
             self.hooks.append(where.register_forward_hook(lambda m, _, y, name=name: self._add(name, m, y)))
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
         for hook in self.hooks:
             hook.remove()
         self.hooks = []
@@ -255,7 +266,7 @@ class MeanActivation(Criterion):
         if not module.training:
             return
         if self.passes.get(name, 0) == self.batches:
-            self._stop()
+            self.stop()
             return
         total = channel_mean([y.detach()], relu=True)[0] * len(y)
         self.sums[name] = total if name not in self.sums else self.sums[name] + total

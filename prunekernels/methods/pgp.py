@@ -74,8 +74,9 @@ class PGP(Method):
 
         >>> method.measure(F.cross_entropy(model(x), y) for x, y in data)
         """
-        is_sum = isinstance(self.criterion, GradientSum)
-        self._expect(is_sum, "criterion", "gradient_sum, whose scores can be measured", type(self.criterion).__name__)
+        if not isinstance(self.criterion, GradientSum):
+            got = type(self.criterion).__name__
+            raise ValueError(f"{type(self).__name__}: criterion: expected gradient_sum, to be measured, got {got}")
         self.criterion.measure(losses)
 
 

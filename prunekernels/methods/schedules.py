@@ -43,8 +43,11 @@ def asymptotic(final: float, epoch: int, epochs: int, *, share: float = 3 / 4, a
 def exponential(
     final: float, epoch: int, epochs: int, *, share: float = 3 / 4, at: float = 1 / 8, full_from: float = 0.9
 ) -> float:
-    """final (1 - e^(-k t)), share of final at at T; final itself from full_from T on. asymptotic as code has it."""
-    if epoch >= full_from * epochs:
+    """final (1 - e^(-k t)), which is share final at at T; final itself from full_from T on and in the last epoch.
+
+    asymptotic as code has it.
+    """
+    if epoch >= min(full_from * epochs, epochs - 1):
         return final
     return final * -math.expm1(math.log1p(-share) / at * _clamped(epoch, epochs))
 
