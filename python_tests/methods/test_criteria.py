@@ -1,0 +1,190 @@
+"""Scores against formulas written out."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from method_cases import batches, chain, convs, norms, sgd, train_epoch
+
+import prunekernels as pk
+from prunekernels.methods import PGP, SFP, criteria
+from prunekernels.methods.criteria import CRITERIA
+
+# a method that never prunes gathers
+NOTHING = {"rate": 0.0, "epochs": 10}
+
+
+def integers(*shape):
+    return torch.randint(-4, 5, shape).float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_norms(dtype):
+    weights = [integers(5, 3, 3, 3).to(dtype), integers(4, 2, 1, 1).to(dtype)]
+    for got, w in zip(criteria.l1(weights), weights, strict=True):
+        assert torch.equal(got.double(), w.double().abs().sum((1, 2, 3)))
+    for got, w in zip(criteria.l2(weights), weights, strict=True):
+        torch.testing.assert_close(got.double(), w.double().square().sum((1, 2, 3)).sqrt(), rtol=1e-6, atol=0)
+
+
+def test_layers_of_several_dtypes():
+    weights = [integers(5, 3, 3, 3), integers(4, 2, 1, 1).double()]
+    assert [len(score) for score in criteria.l1(weights)] == [5, 4]
+
+
+def test_geometric_median():
+    w = torch.randn(6, 4, 3, 3)
+    expected = [sum((a - b).norm() for b in w) for a in w]
+    torch.testing.assert_close(criteria.geometric_median([w])[0], torch.stack(expected))
+    middle = torch.tensor([0.0, 1.0, 10.0]).view(3, 1, 1, 1)
+    assert int(criteria.geometric_median([middle])[0].argmin()) == 1
+
+
+def gather(name, epochs=1, net=None, each_step=None, optimizer=sgd):
+    """Scores after epochs of training; each_step(net) is called between backward and step."""
+    net = chain() if net is None else net
+    optimizer = optimizer(net)
+    optimizer.register_step_pre_hook(lambda *_: each_step(net) if each_step else None)
+    method = SFP(net, optimizer, **NOTHING, criterion=name)
+    for epoch in range(epochs):
+        train_epoch(net, optimizer, epoch, method)
+        scores = method.criterion.scores()
+        method.end_epoch()
+    return scores
+
+
+def grads_of(net, seen):
+    seen.append({name: m.weight.grad.clone() for name, m in convs(net).items()})
+
+
+def weights_of(net, seen):
+    seen.append({name: m.weight.detach().clone() for name, m in convs(net).items()})
+
+
+def both(net, grads, weights):
+    grads_of(net, grads)
+    weights_of(net, weights)
+
+
+def test_gradient_sum_is_l1_of_the_sum():
+    seen = []
+    scores = gather("gradient_sum", each_step=lambda net: grads_of(net, seen))
+    for name, score in scores.items():
+        total = sum(grads[name] for grads in seen)
+        torch.testing.assert_close(score, total.abs().sum((1, 2, 3)))
+
+
+def test_gradient_norms_is_the_sum_of_l1():
+    seen = []
+    scores = gather("gradient_norms", each_step=lambda net: grads_of(net, seen))
+    for name, score in scores.items():
+        torch.testing.assert_close(score, sum(grads[name].abs().sum((1, 2, 3)) for grads in seen))
+
+
+def test_taylor_is_the_absolute_value_of_the_sum():
+    grads, weights = [], []
+    scores = gather("taylor", each_step=lambda net: both(net, grads, weights))
+    for name, score in scores.items():
+        terms = [(w[name] * g[name]).sum((1, 2, 3)) for w, g in zip(weights, grads, strict=True)]
+        torch.testing.assert_close(score, sum(terms).abs())
+
+
+@pytest.mark.parametrize("optimizer", [sgd, lambda net: pk.optim.MaskedSGD(net.parameters(), 0.05, 0.9)])
+def test_update_norm(optimizer):
+    net, before, after = chain(), [], []
+    scores = gather("update_norm", net=net, each_step=lambda net: weights_of(net, before), optimizer=optimizer)
+    weights_of(net, after)
+    for name, score in scores.items():
+        steps = [w[name] for w in before] + [after[0][name]]
+        changes = [(b - a).abs().sum((1, 2, 3)) for a, b in zip(steps, steps[1:], strict=False)]
+        torch.testing.assert_close(score, sum(changes))
+
+
+@pytest.mark.parametrize("name", ["gradient_sum", "gradient_norms", "taylor", "update_norm", "mean_activation"])
+def test_each_epoch_begins_anew(name):
+    net = chain()
+    first = gather(name, net=net)
+    optimizer = sgd(net)
+    method = SFP(net, optimizer, **NOTHING, criterion=name)
+    train_epoch(net, optimizer, 0, method)
+    method.end_epoch()
+    with pytest.raises(ValueError, match="SFP: 0: expected .* in this epoch"):
+        method.criterion.scores()
+    train_epoch(net, optimizer, 1, method)
+    seen = method.criterion.scores()
+    assert not torch.equal(seen["0"], first["0"])
+
+
+@pytest.mark.parametrize("flow", [False, True])
+def test_mean_activation_is_behind_the_norm(flow):
+    net = pk.flow(chain(), flow)
+    optimizer = sgd(net)
+    method = SFP(
+        net, optimizer, **NOTHING, criterion=criteria.MeanActivation(batches=2), example_input=torch.randn(1, 3, 6, 6)
+    )
+    behind, expected = {"0": "1", "3": "4", "6": "7"}, {}
+    for name, norm in behind.items():
+        norms(net)[norm].register_forward_hook(
+            lambda m, args, y, name=name: expected.setdefault(name, []).append(F.relu(y.detach()).mean((0, 2, 3)))
+        )
+    train_epoch(net, optimizer, 0, method)
+    net.eval()
+    net(next(batches(5))[0])
+    for name, score in method.criterion.scores().items():
+        torch.testing.assert_close(score, sum(expected[name][:2]) / 2)
+
+
+def test_random_is_the_same_for_the_same_seed():
+    draws = []
+    for seed in (0, 0, 1):
+        net = chain()
+        method = SFP(net, sgd(net), **NOTHING, criterion="random", seed=seed)
+        draws.append(torch.cat(list(method.criterion.scores().values())))
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize("name", sorted(CRITERIA))
+def test_every_name_prunes(name):
+    net = chain()
+    optimizer = sgd(net)
+    method = SFP(net, optimizer, 0.5, 10, criterion=name)
+    train_epoch(net, optimizer, 0, method)
+    assert [counts.soft for counts in method.end_epoch().values()] == [4, 6, 5]
+
+
+def test_function_of_weights():
+    net = chain()
+    last_first = SFP(net, sgd(net), 0.5, 10, criterion=lambda weights: [-torch.arange(len(w)) for w in weights])
+    assert last_first.states["0"].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_measure_replaces_what_was_gathered():
+    net = chain()
+    optimizer = sgd(net)
+    method = PGP(net, optimizer, **NOTHING)
+    train_epoch(net, optimizer, 0, method)
+    left_over = net[0].weight.grad.clone()
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    method.measure(F.cross_entropy(net(x), y) for x, y in batches(3))
+    assert net.training and torch.equal(net[0].weight.grad, left_over)
+    assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+    scores = method.criterion.scores()
+    net.eval().zero_grad()
+    sum(F.cross_entropy(net(x), y) for x, y in batches(3)).backward()
+    for name, conv in convs(net).items():
+        torch.testing.assert_close(scores[name], conv.weight.grad.abs().sum((1, 2, 3)))
+
+
+def test_a_layer_without_gradients_is_named():
+    net = chain()
+    optimizer = sgd(net)
+    net[3].weight.requires_grad_(False)
+    method = PGP(net, optimizer, 0.5, 3)
+    train_epoch(net, optimizer, 0, method)
+    with pytest.raises(ValueError, match=r"PGP: 3: expected gradients in this epoch's steps, got none \(see skip\)"):
+        method.end_epoch()
+
+
+def test_only_a_sum_of_gradients_is_measured():
+    net = chain()
+    with pytest.raises(ValueError, match="PGP: criterion: expected gradient_sum, .* got GradientNorms"):
+        PGP(net, sgd(net), 0.5, 3, criterion="gradient_norms").measure([])
