@@ -2,6 +2,7 @@
 
 from . import criteria, schedules
 from .base import Counts, Method
+from .centripetal import CSGD, FPAGL
 from .ghfp import GHFP
 from .pgp import PGP, RPGP
 from .soft import ASFP, ASRFP, SFP, SRFP
@@ -10,6 +11,8 @@ from .while_training import PruneWhileTraining
 __all__ = [
     "ASFP",
     "ASRFP",
+    "CSGD",
+    "FPAGL",
     "GHFP",
     "PGP",
     "RPGP",
