@@ -145,3 +145,24 @@ def test_layers(name, norms):
     assert_same_function(net, small, torch.randn(3, 3, 8, 8, dtype=torch.float64))
     if isinstance(layer, nn.BatchNorm2d):
         assert small.get_submodule("1").momentum == layer.momentum
+
+
+class DropoutIsNoCopy(nn.Module):
+    """In eval mode dropout returns its argument: what is written into the one is seen in the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.drop, self.last = conv_norm(3, 4), nn.Dropout(0.3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        x = self.conv(x)
+        y = self.drop(x)
+        z = y[:, 1:3].mul_(2).sum()
+        y.add_(1)
+        return self.last(x) + z
+
+
+def test_dropout_is_no_copy():
+    net = masked(DropoutIsNoCopy())
+    net.conv[0].set_masks(filter=KEEP)
+    assert_same_function(net, shrink(net, X), X)

@@ -191,11 +191,18 @@ def _hint(size: Any) -> int:
     return size.node.hint
 
 
-def _storage(node: fx.Node) -> int | None:
-    while "dropout" in str(node.target) and argument(node, 2) is False:
-        node = argument(node, 0)  # returns its argument, though not in the trace
-    value = value_of(node)
-    return None if value is None else value.untyped_storage()._cdata
+def _storages(graph: fx.Graph) -> dict[fx.Node, int]:
+    """Nodes of equal number share memory. Dropout in eval mode returns its argument, though not in the trace."""
+    storages: dict[fx.Node, int] = {}
+    same: dict[int, int] = {}
+    for node in graph.nodes:
+        value = value_of(node)
+        if value is not None:
+            own = value.untyped_storage()._cdata
+            if "dropout" in str(node.target) and argument(node, 2) is False:
+                same.setdefault(own, storages[argument(node, 0)])
+            storages[node] = same.get(own, own)
+    return storages
 
 
 def _written(node: fx.Node) -> fx.Node | None:
@@ -210,11 +217,12 @@ def _written(node: fx.Node) -> fx.Node | None:
 def _make_functional(traced: Traced) -> None:
     """In place: relu_ becomes relu and so on, unless a view shows the write to somebody else."""
     order = {node: i for i, node in enumerate(traced.graph.nodes)}
+    storages = _storages(traced.graph)
     for node in list(traced.graph.nodes):
         base = _written(node)
         if base is None:
             continue
-        aliases = {other for other in order if _storage(other) == _storage(base)}
+        aliases = {other for other in storages if storages[other] == storages[base]}
         later = {other for other in order if order[other] > order[node]}
         seen_through_view = {a for a in aliases - {base, node} - later if later & set(a.users)}
         functional = _functional_twin(node.target)
