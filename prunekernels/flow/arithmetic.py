@@ -26,9 +26,10 @@ def _sum(func: Any, args: Any, kwargs: Any, sign: int) -> Any:
     a, b = args[0], args[1] if len(args) > 1 else kwargs.get("other")
     if len(args) > 2 or not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return NotImplemented
-    if type(a) is LiveTensor and type(b) is LiveTensor and a.live is b.live and a.dim() == b.dim():
-        if a.compact.shape == b.compact.shape or not _writes(func):
-            return in_place_or_wrapped(a, func(a.compact, b.compact, **_rest(kwargs)))
+    if type(a) is LiveTensor and type(b) is LiveTensor and a.live is b.live:
+        x, y = a.compact, b.compact
+        if x.dim() == y.dim() and (x.shape == y.shape or not _writes(func)):
+            return in_place_or_wrapped(a, func(x, y, **_rest(kwargs)))
     alpha = kwargs.get("alpha", 1)
     if a.shape != b.shape or a.dim() < 2 or not isinstance(alpha, (int, float)):
         return NotImplemented

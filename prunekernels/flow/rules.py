@@ -48,7 +48,7 @@ def in_place_or_wrapped(x: LiveTensor, y: Tensor) -> Tensor:
 
 
 def has_live(*values: Any) -> bool:
-    return any(type(v) is LiveTensor for v in values)
+    return LiveTensor in map(type, values)
 
 
 def in_space(x: LiveTensor, dims: Sequence[Any]) -> bool:
@@ -73,7 +73,7 @@ _KEEP_ZERO = [
 @rule(*_KEEP_ZERO)
 def _keeps_zero(func: Any, args: Any, kwargs: Any) -> Any:
     x = args[0] if args else None
-    if type(x) is not LiveTensor or x.dim() < 2 or has_live(*args[1:], *kwargs.values()):
+    if type(x) is not LiveTensor or has_live(*args[1:], *kwargs.values()):
         return NotImplemented
     return in_place_or_wrapped(x, func(x.compact, *args[1:], **kwargs))
 
