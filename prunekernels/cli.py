@@ -89,10 +89,15 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("weight-decay", float, "0.0005")
     add("seed", int, "0")
     add("amp", None, "bfloat16 where autocast has it")
-    add("deterministic", None, "plans by a cost model, not by the clock: the same bits in every process, often slower")
+    add(
+        "deterministic",
+        None,
+        "plans not by the clock: the same bits in every process of as many threads, often slower",
+    )
     add("device", str, "cpu, cuda, ... (cuda if there is one)")
-    add("resume", None, "go on from the folder's checkpoint")
-    add("overwrite", None, "start anew in a folder that has a run")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
+    again.add_argument("--overwrite", action="store_true", help="start anew in a folder that has a run")
     add("stop-after", int, "end after this epoch, to be resumed")
     add("onnx", None, "write small.onnx as well")
     add("beside", str, "folder of a dense run, for the report")

@@ -6,6 +6,7 @@ images, labels = data.train.images, data.train.labels
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,15 @@ class Data:
     @property
     def channels(self) -> int:
         return self.train.images.shape[1]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of every image and label."""
+        check = 0
+        for split in (self.train, self.test):
+            for tensor in (split.images, split.labels):
+                check = zlib.crc32(tensor.contiguous().numpy().data, check)
+        return f"{len(self.train)} + {len(self.test)} images, crc {check:08x}"
 
     def normalised(self, images: Tensor) -> Tensor:
         """float32, mean 0 and variance 1 over the training set, by channel."""

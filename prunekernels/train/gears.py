@@ -32,7 +32,11 @@ def network(config: Config, data: Data, width: float | None = None) -> nn.Module
 
 def device_of(config: Config) -> torch.device:
     if config.device is not None:
-        return torch.device(config.device)
+        try:
+            return torch.empty(0, device=config.device).device
+        except (RuntimeError, AssertionError) as error:  # the latter from a torch built without that device
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"train: device: expected one that is here, got {config.device!r} ({reason})") from error
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

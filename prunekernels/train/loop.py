@@ -158,6 +158,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(), "random": checkpoint.random_state(), "history": self.history,
             "method": self.method.state_dict() if self.method is not None else None, "states": self.states,
             "layers": {name: layer.out_channels for name, layer in self.layers.items()},
+            "data": self.data.fingerprint,
         }  # fmt: skip
 
     def _restore(self, state: Mapping[str, Any]) -> None:
@@ -165,6 +166,8 @@ class Trainer:
         where = f"train: resume: {self.out / CHECKPOINT}"
         if state["layers"] != layers:
             raise ValueError(f"{where}: expected the layers of {self.config.arch}, got those of another network")
+        if state["data"] != self.data.fingerprint:
+            raise ValueError(f"{where}: expected its data, {state['data']}, got {self.data.fingerprint}")
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])

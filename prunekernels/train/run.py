@@ -52,6 +52,8 @@ def shrink_run(out: Path, onnx: bool = False) -> tuple[str, list[Path]]:
 
 def _check_extras(config: Config) -> None:
     """What is missing is said before the first epoch, not after the last."""
+    if not config.quiet:
+        need("tqdm", "train: the progress bar")
     if config.report:
         need("matplotlib", "train: report")
     if config.onnx:

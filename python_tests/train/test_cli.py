@@ -8,7 +8,7 @@ import torch
 
 import prunekernels as pk
 from prunekernels import cli
-from prunekernels.train import finish
+from prunekernels.train import demo, finish
 from prunekernels.train import run as module
 from prunekernels.train.run import train
 
@@ -81,10 +81,14 @@ def test_out_is_a_file(tmp_path):
         train({"out": str(tmp_path / "a")})
 
 
-def test_missing_packages_are_named_before_the_first_epoch(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert run_train(tmp_path / "a") == 2
-    assert 'expected matplotlib: pip install "prunekernels[cli]"' in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("module", "name", "extra"),
+    [("matplotlib", "matplotlib", "cli"), ("tqdm", "tqdm", "cli"), ("sklearn.datasets", "scikit-learn", "demo")],
+)
+def test_missing_packages_are_named_before_the_first_epoch(tmp_path, monkeypatch, capsys, module, name, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert cli.main(["train", "--out", str(tmp_path / "a"), "--epochs", "1"]) == 2
+    assert f'expected {name}: pip install "prunekernels[{extra}]"' in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
 
 
@@ -103,13 +107,9 @@ def test_an_interrupted_run(tmp_path, monkeypatch, capsys):
     assert "train: interrupted" in capsys.readouterr().err
 
 
-def test_demo(tmp_path, monkeypatch, capsys):
-    from prunekernels.train import demo
-
-    more = {"arch": "vgg_small", "size": 8, "width": 0.25, "batch": 512, "quiet": True}
-    for _ in range(2):  # it may be shown again
-        text = demo.demo(tmp_path, 1, **more)
-        assert "times as fast as dense" in text and str(tmp_path / "ghfp" / "report.html") in text
+def test_demo(tmp_path):
+    text = demo.demo(tmp_path, 1, arch="vgg_small", size=8, width=0.25, batch=512, quiet=True)
+    assert "times as fast as dense" in text and str(tmp_path / "ghfp" / "report.html") in text
     assert (tmp_path / "dense" / "checkpoint.pt").exists() and (tmp_path / "ghfp" / "report.html").exists()
 
 
