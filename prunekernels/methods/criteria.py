@@ -236,7 +236,7 @@ class MeanActivation(Criterion):
     """The mean of relu(activation) of each filter's channel, behind its norm if that is known.
 
     batches: of how many forward passes in training mode at the start of each epoch; hooks cost the network gear's
-    speed while they are there.
+    speed while they are there. In data-parallel training each process sees its own images: let one decide.
     """
 
     needs_steps = True
@@ -285,7 +285,8 @@ class MeanActivation(Criterion):
         return {"sums": sums, "images": dict(self.images), "passes": dict(self.passes)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.sums = dict(state["sums"])
+        layers = self.method.layers
+        self.sums = {name: total.to(layers[name].weight.device) for name, total in state["sums"].items()}
         self.images, self.passes = dict(state["images"]), dict(state["passes"])
 
 

@@ -196,6 +196,13 @@ def test_independent_coupling_in_a_residual_network():
     assert torch.equal(net.second.input_mask, method.states["first"] == 0)
 
 
+def test_a_reader_of_a_skipped_layer_sees_all_of_it():
+    net, _, method = run(SFP, 1, net=residual(), example_input=IMAGES, duty=0.0, skip=["second"])
+    assert bool((method.states["stem"] == 1).any()) and bool(net.last.input_mask.all())
+    assert bool(net.second_norm.channel_mask.all())
+    assert torch.equal(net.stem_norm.channel_mask, method.states["stem"] == 0)
+
+
 def test_joint_group_of_a_skipped_layer_stays():
     net = residual()
     method = GHFP(net, sgd(net), 0.5, 3, skip=["second"], coupling="joint", example_input=IMAGES)
