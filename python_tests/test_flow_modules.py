@@ -351,3 +351,11 @@ def test_a_list_is_one_object_and_its_own_union():
 def test_nothing_dead_is_a_plain_tensor():
     x = torch.zeros(1, 2, 3, 3)
     assert wrap(x, LiveList.all(2)) is x
+
+
+def test_training_after_inference_mode():
+    net = in_flow(mask_at_random(trained("basic", 0), 0))
+    with torch.inference_mode():
+        net.eval()(images())
+    net.train()(images()).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())

@@ -94,7 +94,7 @@ def passage_of(layer: MaskedConv2d, live: LiveList | None) -> Passage:
     if passage is None:
         if len(layer._passages) >= _KEPT:
             layer._passages.clear()
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # it outlives the mode it is made in
             passage = layer._passages[key] = _prepare(layer, live or LiveList.all(layer.in_channels))
     return passage
 

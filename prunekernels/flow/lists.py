@@ -68,7 +68,8 @@ class LiveList:
         if found is None:
             if len(self._derived) >= _KEPT:
                 self._derived.clear()
-            found = self._derived[key] = make()
+            with torch.inference_mode(False):  # it outlives the mode it is made in
+                found = self._derived[key] = make()
         return found
 
     def index(self, device: torch.device) -> Tensor:
