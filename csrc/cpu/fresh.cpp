@@ -21,7 +21,7 @@
 namespace prunekernels {
 namespace {
 
-constexpr size_t kKeepFrom = 4 << 20;  // smaller blocks are recycled well enough by the system's allocator
+constexpr size_t kKeepFrom = 1 << 20;  // smaller blocks are recycled well enough by the system's allocator
 constexpr uint64_t kPatience = 1024;   // requests a kept block sees without serving one before it goes
 
 // New pages come as huge ones where the system offers them: 26 MB cost 1.6 ms to take then, against 8.7.
