@@ -52,7 +52,7 @@ def plot_accuracy(path: Path, history: Rows, states: Tensor, beside: Rows | None
             bottom.bar(epochs, count.tolist(), width=1, bottom=below.tolist(), color=color, label=label)
             below += count
         bottom.set(xlabel="epoch", ylabel="filters", ylim=(0, states.shape[1]))
-        bottom.legend(loc="lower left", frameon=True, ncols=3)
+        bottom.legend(loc="lower left", frameon=True, framealpha=1, ncols=3)
         for axis in (top, bottom):
             _epoch_axis(axis, len(history))
 
