@@ -42,10 +42,11 @@ class Method:
     Make it before a checkpoint is loaded into the model, since SFP and its kin prune once before the first epoch. It
     binds the optimizer (freeze="dead"): what is masked neither moves nor loses its momentum.
 
-    rate: the share of filters that is pruned in the end; epochs: when that is. criterion: a name in criteria.CRITERIA,
-    a function of weights or a Criterion. skip: names of layers left alone. round_to: live filters stay a multiple of
-    it. coupling "joint" (needs example_input): filters that meet in an add are pruned together, by the sum of their
-    scores. budget "global": the share is that of all filters, by score over their layer's mean score.
+    rate: the share of filters that is pruned in the end, after `epochs` less fine_tune epochs; in those at the end what
+    is left trains on (0 but for PGP; worth some where the last pruning takes much at once). criterion: a name in
+    criteria.CRITERIA, a function of weights or a Criterion. skip: names of layers left alone. round_to: live filters
+    stay a multiple of it. coupling "joint" (needs example_input): filters that meet in an add are pruned together, by
+    the sum of their scores. budget "global": the share is that of all filters, by score over their layer's mean score.
 
     norms: a masked filter takes its channel in the masked norms behind it along, so that nothing downstream computes
     it; False: norms are left as the papers leave them, and a dead filter gives a constant. Which norms those are is
@@ -55,7 +56,7 @@ class Method:
     duty: share of an epoch's steps in the dense phase, which comes last; in the sparse phase before it soft-dead
     filters are masked. 1: no filter is masked unless it is hard-dead, as in the papers; 0: all are, always. Between,
     the method must know an epoch's length: steps_per_epoch, or else that of the last epoch (the first is all dense).
-    After `epochs` epochs all dead filters are hard-dead. masked() masks them for a while, say for validation.
+    In the end all dead filters are hard-dead. masked() masks them for a while, say for validation.
 
     history: by epoch, and in it by layer, Counts.
     """
@@ -78,6 +79,7 @@ class Method:
         norms: bool = True,
         duty: float = 1.0,
         steps_per_epoch: int | None = None,
+        fine_tune: int | None = None,
         seed: int = 0,
     ) -> None:
         self._expect(0 <= rate < 1, "rate", "a number in [0, 1)", rate)
@@ -88,7 +90,10 @@ class Method:
             self._expect(value is None or (isinstance(value, int) and value >= 1), name, "an integer from 1", value)
         is_known = coupling == "independent" or example_input is not None
         self._expect(is_known, "example_input", "an input, which joint coupling needs", None)
-        self.model, self.optimizer, self.rate, self.epochs, self.duty = model, optimizer, rate, epochs, duty
+        fine_tune = self.default_fine_tune(epochs) if fine_tune is None else fine_tune
+        self._expect(0 <= fine_tune < epochs, "fine_tune", f"fewer than the {epochs} epochs", fine_tune)
+        self.model, self.optimizer, self.rate, self.duty = model, optimizer, rate, duty
+        self.epochs = epochs - fine_tune  # those that prune
         self.round_to, self.budget, self.with_norms = round_to, budget, norms
         self.steps_per_epoch, self._fixed_steps = steps_per_epoch, steps_per_epoch is not None
         self.generator = torch.Generator().manual_seed(seed)
@@ -146,6 +151,11 @@ class Method:
         self._expect(bool(self.layers), "skip", "some layers left to prune", "none")
 
     # ---- what a subclass decides
+
+    @staticmethod
+    def default_fine_tune(epochs: int) -> int:
+        """How many of the epochs only train."""
+        return 0
 
     def pruned_share(self, epoch: int) -> float:
         """The share of filters that is dead from the end of this epoch on; epoch -1: before the first."""

@@ -33,12 +33,14 @@ class PruneWhileTraining(Method):
         end: int | None = None,
         **options: Any,
     ) -> None:
-        end = max(0, epochs // 2 - 1) if end is None else end
+        epochs_that_prune = epochs - (options.get("fine_tune") or 0)
+        end = max(0, min(epochs // 2, epochs_that_prune) - 1) if end is None else end
         self.period = max(1, min(5, epochs // 20)) if period is None else period
         self.start = min(5, epochs // 20, end) if start is None else start
         self.end = end
         self._expect(self.period >= 1, "period", "at least 1", period)
-        self._expect(0 <= self.start <= end < epochs, "start, end", f"0 <= start <= end < {epochs}", (self.start, end))
+        is_within = 0 <= self.start <= end < epochs_that_prune
+        self._expect(is_within, "start, end", f"0 <= start <= end < {epochs_that_prune}", (self.start, end))
         super().__init__(model, optimizer, rate, epochs, **{"criterion": "l1", **options})
 
     def pruned_share(self, epoch: int) -> float:

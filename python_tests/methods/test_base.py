@@ -66,6 +66,12 @@ def test_ends_in_a_small_network(name, flow, capsys):
         torch.testing.assert_close(small(x), net(x))
 
 
+def test_fine_tuning_is_part_of_the_epochs():
+    _, _, method = run(SFP, 2, total=3, fine_tune=1)
+    assert method.finished and method.history[-1]["3"] == Counts(6, 0, 6, method.history[-1]["3"].returned)
+    assert "epoch 2/2" in str(method)
+
+
 # ---- bad input
 
 BAD = {
@@ -83,6 +89,7 @@ BAD = {
     "skip a string": ({"skip": "0"}, "SFP: skip: expected a list of names, got '0'"),
     "skip all": ({"skip": ["0", "3", "6"]}, "SFP: skip: expected some layers left to prune, got none"),
     "criterion": ({"criterion": "l3"}, "SFP: criterion: expected one of l1, .*, a function or a Criterion, got 'l3'"),
+    "fine_tune": ({"epochs": 3, "fine_tune": 3}, "SFP: fine_tune: expected fewer than the 3 epochs, got 3"),
     "alpha": ({"alpha": 2.0}, r"SFP: alpha: expected a number in \[0, 1\], got 2.0"),
 }  # fmt: skip
 

@@ -86,7 +86,7 @@ def _plain(module):
 def test_masks_are_the_released_algorithm(cls, R, off_by_one):
     net = chain(dtype=torch.float64)
     optimizer = sgd(net)
-    method = cls(net, optimizer, 0.6, 4, remove=R, off_by_one=off_by_one)
+    method = cls(net, optimizer, 0.6, 4, remove=R, off_by_one=off_by_one, fine_tune=0)
     for epoch in range(4):
         train_epoch(net, optimizer, epoch, method, dtype=torch.float64)
         method.end_epoch()
@@ -149,8 +149,14 @@ def test_reset_filters_are_the_next_to_go():
 
 
 def test_linear_schedule():
-    _, _, method = run(PGP, 3, total=4, schedule=schedules.linear, rate=0.5)
+    _, _, method = run(PGP, 3, total=4, schedule=schedules.linear, rate=0.5, fine_tune=0)
     assert [epoch["0"].live for epoch in method.history] == [7, 6, 5]
+
+
+def test_a_third_of_the_epochs_trains_on():
+    net, _, method = run(PGP, 10)
+    assert [epoch["3"].live for epoch in method.history[5:]] == [7, 6, 6, 6, 6]
+    assert method.history[6]["3"].hard == 6 and method.history[5]["3"].hard < 5
 
 
 def test_off_by_one_prunes_more():
