@@ -3,6 +3,7 @@
 from . import criteria, schedules
 from .base import Counts, Method
 from .centripetal import CSGD, FPAGL
+from .coarse import CoarsePruning
 from .ghfp import GHFP
 from .pgp import PGP, RPGP
 from .soft import ASFP, ASRFP, SFP, SRFP
@@ -18,6 +19,7 @@ __all__ = [
     "RPGP",
     "SFP",
     "SRFP",
+    "CoarsePruning",
     "Counts",
     "Method",
     "PruneWhileTraining",

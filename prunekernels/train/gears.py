@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import methods, plan
 from ..convert import convert
@@ -20,6 +20,8 @@ from ..optim import MaskedSGD, bind
 from .config import Config
 from .data import Data, steps_per_epoch
 from .models import build
+
+JUDGED = 1024  # images that masks are judged by, at most
 
 
 def network(config: Config, data: Data, width: float | None = None) -> nn.Module:
@@ -96,6 +98,7 @@ def method_of(config: Config, model: nn.Module, optimizer: torch.optim.Optimizer
     offered: dict[str, Any] = {
         "steps_per_epoch": steps_per_epoch(data, config.batch), "seed": config.seed,
         "example_input": data.normalised(data.test.images[:2]).to(device_of(config)),
+        "data": lambda: judging(data),
     }  # fmt: skip
     given = {name: value for name, value in offered.items() if name in knobs}
     asked = config.options | ({} if config.duty is None else {"duty": config.duty})
@@ -103,6 +106,14 @@ def method_of(config: Config, model: nn.Module, optimizer: torch.optim.Optimizer
         if name not in knobs:
             raise ValueError(f"train: {config.method}: expected options among {', '.join(knobs)}, got {name!r}")
     return cls(model, optimizer, rate=config.rate, epochs=config.epochs, **(given | asked))
+
+
+def judging(data: Data) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches that a method may judge masks by: of the training set, as the test set is for the report alone."""
+    chosen = slice(None, None, -(-len(data.train) // JUDGED))  # across all of it: a folder's classes come in order
+    images, labels = data.train.images[chosen], data.train.labels[chosen]
+    for x, y in zip(images.split(256), labels.split(256), strict=True):
+        yield data.normalised(x), y
 
 
 def knobs_of(cls: type) -> list[str]:
