@@ -1,6 +1,6 @@
 """Masked 2-D convolutions in which pruned filters and kernels cost nothing, forward and backward."""
 
-from . import optim, plan, reference
+from . import methods, optim, plan, reference
 from ._ext import build_info, has_extension, kernels
 from .convert import Conversion, convert, restore
 from .explain import Explanation, explain
@@ -34,6 +34,7 @@ __all__ = [
     "has_extension",
     "kernels",
     "masked_conv2d",
+    "methods",
     "optim",
     "plan",
     "reference",

@@ -51,3 +51,22 @@ def test_measured_table_is_the_results_file():
         row = measured[name, float(kept)]
         assert ratios == [f"{row[key]:.2f}" for key in ("vs_dense", "vs_compaction", "of_limit")]
     assert any(float(vs_dense) < 1 or float(of_limit) < 0.6 for _, _, vs_dense, _, of_limit in lines), "a losing row"
+
+
+def test_network_table_is_the_results_file():
+    source = re.search(r"`(benchmarks/results/[^`]+-network\.json)`", README)
+    assert source is not None
+    rows = json.loads((ROOT / source[1]).read_text())["rows"]
+    trained = {(r["network"], r["masks"], r["kept"]): r for r in rows if r["direction"] == "train"}
+    lines = re.findall(r"^\| (\w+) \| (\w+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", README, flags=re.M)
+    assert len(lines) >= 4
+    for name, masks, kept, *ratios in lines:
+        row = trained[name, masks, float(kept)]
+        assert ratios == [f"{row[key]:.2f}" for key in ("layer_vs_dense", "network_vs_dense", "of_limit")]
+    assert any(float(vs_dense) < 1 for *_, vs_dense, _ in lines), "a losing row"
+    inferred = [r for r in rows if r["direction"] == "infer"]
+    shares = [r["of_limit"] for r in inferred]
+    full = [r["network_vs_dense"] for r in inferred if r["kept"] == 0.95]
+    said = re.search(r"Inference reaches ([\d.]+) to ([\d.]+) .*\(([\d.]+) to ([\d.]+)\)", README)
+    assert said is not None
+    assert said.groups() == tuple(f"{v:.2f}" for v in (min(shares), max(shares), min(full), max(full)))
