@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "check.h"
 #include "conv_args.h"
@@ -33,6 +34,11 @@ const int32_t* check_places(const char* op, const char* argument, const at::Tens
   return at;
 }
 
+bool has_gaps(const at::Tensor& places) {
+  const int32_t* at = places.const_data_ptr<int32_t>();
+  return std::find(at, at + places.numel(), -1) != at + places.numel();
+}
+
 at::Tensor regroup_channels(const at::Tensor& x, const at::Tensor& index, const at::Tensor& inverse) {
   constexpr const char* op = "regroup_channels";
   check_dtype(op, "x", x, x);
@@ -45,9 +51,49 @@ at::Tensor regroup_channels(const at::Tensor& x, const at::Tensor& index, const 
   const at::Tensor y = fresh({x.size(0), index.numel(), x.size(2), x.size(3)}, x.options(), format);
   if (y.numel() == 0) return y;
   if (x.size(1) == 0) return y.zero_();
-  const bool padded = std::find(places, places + index.numel(), -1) != places + index.numel();
-  ChannelMap(places, index.numel(), x.size(1), padded).gather(x.contiguous(format), y);
+  ChannelMap(places, index.numel(), x.size(1), has_gaps(index)).gather(x.contiguous(format), y);
   return y;
+}
+
+// One operand of a join in NHWC, pixel by pixel at the union's width.
+class Spread {
+ public:
+  Spread(const at::Tensor& operand, const at::Tensor& places, int64_t channels)
+      : map_(places.const_data_ptr<int32_t>(), places.numel(), channels, has_gaps(places)),
+        list_(map_.list()),
+        copy_(pick_scatter_pixels(operand.element_size(), list_)),
+        from_(static_cast<const char*>(operand.const_data_ptr())),
+        bytes_(operand.element_size()) {}
+  Spread(const Spread&) = delete;  // list_ points into map_
+
+  // Pixels first..first + count: where they lie, or else in buffer.
+  const char* pixels(int64_t first, int64_t count, std::vector<char>& buffer) const {
+    const char* from = from_ + first * list_.live * bytes_;
+    if (map_.identity()) return from;
+    buffer.resize(count * list_.channels * bytes_);
+    copy_(from, buffer.data(), 0, count, list_);
+    return buffer.data();
+  }
+
+ private:
+  ChannelMap map_;
+  ChannelList list_;
+  PixelCopy copy_;
+  const char* from_;
+  int64_t bytes_;
+};
+
+template <typename T>
+void join_pixels(const Spread& a, const Spread& b, T* y, int64_t channels, double alpha, int64_t begin, int64_t end) {
+  constexpr int64_t kBlockBytes = 8 << 10;  // two of them and the result stay in L1
+  const int64_t block = std::max<int64_t>(1, kBlockBytes / (channels * static_cast<int64_t>(sizeof(T))));
+  std::vector<char> a_buffer, b_buffer;
+  for (int64_t first = begin; first < end; first += block) {
+    const int64_t count = std::min(block, end - first);
+    const auto* from_a = reinterpret_cast<const T*>(a.pixels(first, count, a_buffer));
+    const auto* from_b = reinterpret_cast<const T*>(b.pixels(first, count, b_buffer));
+    join_run(from_a, from_b, y + first * channels, count * channels, alpha);
+  }
 }
 
 at::Tensor join_channels(const at::Tensor& a, const at::Tensor& b, const at::Tensor& a_index, const at::Tensor& b_index,
@@ -64,6 +110,7 @@ at::Tensor join_channels(const at::Tensor& a, const at::Tensor& b, const at::Ten
   PK_CHECK(b_index.numel() == channels, op, "b_index", c10::str("[", channels, "], as a_index"), b_index.sizes());
   PK_CHECK(a_inverse.numel() == a.size(1) && b_inverse.numel() == b.size(1), op, "a_inverse, b_inverse",
            "one place per channel of a and of b", a_inverse.sizes(), ", ", b_inverse.sizes());
+  check_places(op, "a_inverse", a_inverse, channels), check_places(op, "b_inverse", b_inverse, channels);
   // One channel is dense in both formats, so the wider operand decides.
   const at::MemoryFormat format = (a.size(1) >= b.size(1) ? a : b).suggest_memory_format();
   const at::Tensor x = a.contiguous(format), z = b.contiguous(format);
@@ -72,6 +119,7 @@ at::Tensor join_channels(const at::Tensor& a, const at::Tensor& b, const at::Ten
   const int64_t pixels = a.size(2) * a.size(3), bytes = a.element_size();
   const bool planes = format == at::MemoryFormat::Contiguous;
   const int64_t items = a.size(0) * (planes ? channels : pixels), item_bytes = bytes * (planes ? pixels : channels);
+  const Spread spread_a(x, a_inverse, channels), spread_b(z, b_inverse, channels);
   with_element(a.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const auto grain = std::max<int64_t>(1, kGrainBytes / item_bytes);
@@ -79,7 +127,7 @@ at::Tensor join_channels(const at::Tensor& a, const at::Tensor& b, const at::Ten
       if (planes)
         join_planes(const_elements<T>(x), const_elements<T>(z), elements<T>(y), pixels, alpha, begin, end, list);
       else
-        join_pixels(const_elements<T>(x), const_elements<T>(z), elements<T>(y), alpha, begin, end, list);
+        join_pixels(spread_a, spread_b, elements<T>(y), channels, alpha, begin, end);
     });
   });
   return y;

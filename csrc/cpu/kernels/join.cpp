@@ -45,21 +45,13 @@ void join_planes(const T* a, const T* b, T* y, int64_t pixels, double alpha, int
 }
 
 template <typename T>
-void join_pixels(const T* a, const T* b, T* y, double alpha, int64_t begin, int64_t end, const JoinList& list) {
-  for (int64_t pixel = begin; pixel < end; ++pixel) {
-    const T* from_a = a + pixel * list.a_channels;
-    const T* from_b = b + pixel * list.b_channels;
-    T* to = y + pixel * list.channels;
-    for (int64_t j = 0; j < list.channels; ++j) {
-      const int32_t i = list.a_index[j], k = list.b_index[j];
-      to[j] = i < 0 ? (k < 0 ? T{} : times(from_b[k], alpha)) : k < 0 ? from_a[i] : sum(from_a[i], from_b[k], alpha);
-    }
-  }
+void join_run(const T* a, const T* b, T* y, int64_t count, double alpha) {
+  for (int64_t i = 0; i < count; ++i) y[i] = sum<T>(a[i], b[i], static_cast<typename Arithmetic<T>::type>(alpha));
 }
 
 #define PK_INSTANTIATE(T)                                                                                   \
   template void join_planes<T>(const T*, const T*, T*, int64_t, double, int64_t, int64_t, const JoinList&); \
-  template void join_pixels<T>(const T*, const T*, T*, double, int64_t, int64_t, const JoinList&);
+  template void join_run<T>(const T*, const T*, T*, int64_t, double);
 PK_INSTANTIATE(float)
 PK_INSTANTIATE(double)
 PK_INSTANTIATE(BFloat16)

@@ -1,6 +1,7 @@
 // Sum of two compact activations over the union of their live channels:
 //   y[n, j] = a[n, a_index[j]] + alpha * b[n, b_index[j]], a term missing where its index is < 0
-// "planes": NCHW, a channel is contiguous. "pixels": NHWC, a pixel's channels are contiguous.
+// "planes": NCHW, a channel is contiguous. In NHWC both are first brought to the union's channels (gather_scatter.h), a
+// block at a time.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +19,8 @@ template <typename T>
 void join_planes(const T* a, const T* b, T* y, int64_t pixels, double alpha, int64_t begin, int64_t end,
                  const JoinList& list);
 
-// Range: pixels begin..end of [n * H * W].
+// y = a + alpha * b
 template <typename T>
-void join_pixels(const T* a, const T* b, T* y, double alpha, int64_t begin, int64_t end, const JoinList& list);
+void join_run(const T* a, const T* b, T* y, int64_t count, double alpha);
 
 }  // namespace prunekernels
