@@ -367,9 +367,9 @@ def test_what_is_no_results_file_is_refused(tmp_path, text):
         report.read_json(tmp_path / "r.json")
 
 
-RESULTS = [p for p in (Path(conv.__file__).parent / "results").glob("*.json") if "-network" not in p.name]
 FILES = (Path(conv.__file__).parent / "results").glob("*.json")
 RESULTS = [p for p in FILES if not any(other in p.name for other in ("-network", "-optim"))]
+
 
 @pytest.mark.parametrize("path", sorted(RESULTS), ids=lambda p: p.name)
 def test_committed_results_can_be_read_again(path):
