@@ -263,8 +263,6 @@ def test_saved_tensors_may_be_moved():
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_second_gradients_of_networks(name):
-    if name in ("basic", "type_a"):
-        return  # in place on what a hook may not see twice
     net, network = both(name)
     x = images(1).requires_grad_()
 
