@@ -5,15 +5,14 @@ import dataclasses
 import numpy as np
 
 from . import arrays
-from .mask_grad import ELEMENTS, Shifted
+from .mask_grad import ELEMENTS, MASK, Mask, Shifted, stored
 
-_POINTERS = ("weight", "grad", "momentum", "square_avg", "out_slot", "live", "abs_update", "square_update")
+_POINTERS = ("weight", "grad", "momentum", "square_avg", "abs_update", "square_update")
 PARAM = np.dtype(
     [(name, np.uintp) for name in _POINTERS]
-    + [("rows", "i8"), ("row_elements", "i8"), ("constant_is_dead", "?"), ("first_step", "?")],
+    + [("rows", "i8"), ("row_elements", "i8"), ("mask", MASK), ("correction", "f4"), ("negative_step_size", "f4")],
     align=True,
 )
-DEAD, CONSTANT = -1, -2
 f32 = np.float32
 
 
@@ -26,18 +25,18 @@ def fma(a, b, c) -> np.ndarray:
 # ---- the formulas of optim.h
 
 
-def sgd(hyper: dict, first_step: bool, w, g, states):
+def sgd(hyper: dict, t: int, w, g, states):
     d = fma(f32(hyper["weight_decay"]), w, g) if hyper["weight_decay"] else g
     if not hyper["momentum"]:
         return fma(-f32(hyper["lr"]), d, w), states
-    v = d if first_step else fma(f32(1 - hyper["dampening"]), d, f32(hyper["momentum"]) * states[0])
+    v = d if hyper["first_step"] else fma(f32(1 - hyper["dampening"]), d, f32(hyper["momentum"]) * states[0])
     u = fma(f32(hyper["momentum"]), v, d) if hyper["nesterov"] else v
     return fma(-f32(hyper["lr"]), u, w), [v]
 
 
-def adamw(hyper: dict, first_step: bool, w, g, states):
+def adamw(hyper: dict, t: int, w, g, states):
     m, v = states
-    share, t = f32(1 - hyper["beta1"]), hyper["t"]
+    share = f32(1 - hyper["beta1"])
     w = f32(1 - hyper["lr"] * hyper["weight_decay"]) * w
     gap = g - m
     m = fma(share, gap, m) if share < 0.5 else fma(-gap, f32(1) - share, g)
@@ -48,87 +47,83 @@ def adamw(hyper: dict, first_step: bool, w, g, states):
 
 
 RULES = {"optim_sgd": (sgd, 1), "optim_adamw": (adamw, 2)}
-SGD = {"lr": 0.1, "momentum": 0.9, "dampening": 0.0, "weight_decay": 5e-4, "nesterov": False}
-ADAMW = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 1e-2, "t": 3}
+SGD = {"lr": 0.1, "momentum": 0.9, "dampening": 0.0, "weight_decay": 5e-4, "nesterov": False, "first_step": False}
+ADAMW = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 1e-2}
 
 
 @dataclasses.dataclass(frozen=True)
 class Param:
-    rows: int
-    row_elements: int
-    dead: float | None = None  # share of dead rows; None: no mask
-    masks: str = "s"  # s: by slots, l: by bytes; both: half each
-    constant_is_dead: bool = True
+    filters: int
+    channels: int
+    taps: int = 1
+    dead_filters: float | None = None  # share, by out_slot; None: no list
+    dead_kernels: float | None = None  # share, by pairs
+    last: bool = False  # channels_last
     sums: str = ""  # a: of |change|, s: of its square
-    first_step: bool = False
     shift: int = 0  # elements that weight and states lie off a 16-byte boundary
     grad_shift: int = 0
+    t: int = 3
 
     def __str__(self):
-        marks = [f"{self.rows}x{self.row_elements}"]
-        marks += [f"dead{self.dead}by-{self.masks}"] * (self.dead is not None)
-        marks += ["constants-live"] * (not self.constant_is_dead) + [f"sums-{self.sums}"] * bool(self.sums)
-        marks += ["first"] * self.first_step + [f"shift{self.shift},{self.grad_shift}"] * bool(
-            self.shift or self.grad_shift
-        )
+        marks = [f"k{self.filters}c{self.channels}t{self.taps}"]
+        marks += [f"dead{self.dead_filters}"] * (self.dead_filters is not None)
+        marks += [f"pairs{self.dead_kernels}"] * (self.dead_kernels is not None)
+        marks += ["last"] * self.last + [f"sums-{self.sums}"] * bool(self.sums) + [f"step{self.t}"] * (self.t != 3)
+        marks += [f"shift{self.shift},{self.grad_shift}"] * bool(self.shift or self.grad_shift)
         return "-".join(marks)
 
 
 class Problem:
-    """Dead rows hold NaN in the gradient and what nobody may change in weight and states."""
+    """What is dead holds NaN in the gradient and what nobody may change in weight and states."""
 
-    def __init__(self, param: Param, element: str, operation: str, hyper: dict, rng: np.random.Generator):
-        self.param = param
+    def __init__(self, param: Param, element: str, operation: str, hyper: dict, rng: np.random.Generator, lib):
+        self.param, self.element = param, element
         rule, count = RULES[operation]
         count = 0 if operation == "optim_sgd" and not hyper["momentum"] else count
-        shape = (param.rows, param.row_elements)
-        draw = rng.random(param.rows)
-        dead = draw < (param.dead or 0.0)
-        by_slot = dead & (draw * 1e6 % 2 < 1) if "l" in param.masks else dead
-        by_slot = by_slot if "s" in param.masks else np.zeros_like(dead)
-        constant = rng.random(param.rows) < 0.5
-        slots = np.where(by_slot, np.where(constant, CONSTANT, DEAD), np.arange(param.rows))
-        if not param.constant_is_dead:
-            dead = dead & ~(by_slot & constant)
-        self.out_slot = arrays.guarded(slots, np.int32)
-        self.live = arrays.guarded(~(dead & ~by_slot) * np.uint8(255), np.uint8)
+        self.mask = Mask(param, rng)
+        shape = (param.filters, param.channels, param.taps)
+        live = stored(param, self.mask.live)
 
-        grad = np.where(dead[:, None], np.nan, rng.standard_normal(shape)).astype(f32)
-        w = rng.standard_normal(shape).astype(f32)
-        states = [np.abs(rng.standard_normal(shape)).astype(f32) for _ in range(count)]
-        before = [np.full(shape, np.nan, f32) if param.first_step else s for s in states]
-        self.weight = Shifted(w, "f32", param.shift)
-        self.states = [Shifted(s, "f32", param.shift) for s in before]
-        self.grad = Shifted(grad, element, param.grad_shift)
-        self.sums = [arrays.poison(param.rows) for _ in "as"]
+        def draw(change=lambda x: x):
+            return change(stored(param, rng.standard_normal(shape))).astype(f32)
 
-        g = arrays.widen(self.grad.array, element)
-        new_w, new_states = rule(hyper, param.first_step, w, g, states)
-        self.expected = np.where(dead[:, None], w, new_w)
-        pairs = zip(before, new_states, strict=True)
-        self.expected_states = [np.where(dead[:, None], old, new) for old, new in pairs]
-        change = (self.expected - w).astype(np.float64)
-        self.expected_sums = [np.abs(change).sum(1), (change * change).sum(1)]
+        self.weight = Shifted(draw(), element, param.shift)
+        self.grad = Shifted(np.where(live, draw(), np.nan), element, param.grad_shift)
+        states = [draw(np.abs) for _ in range(count)]
+        before = [np.full_like(s, np.nan) if hyper.get("first_step") else s for s in states]
+        self.states = [Shifted(s, element, param.shift) for s in before]
+        self.sums = [arrays.poison(param.filters) for _ in "as"]
+        self.age = arrays.poison(2)
+        if operation == "optim_adamw":
+            lib.call("pk_adamw_age", hyper["lr"], hyper["beta1"], hyper["beta2"], float(param.t), self.age)
+
+        w, g, *old = (arrays.widen(t.array, element) for t in (self.weight, self.grad, *self.states))
+        with np.errstate(over="ignore"):
+            new, new_states = rule(hyper, param.t, w, g, old)
+        pairs = zip((new, *new_states), (w, *old), strict=True)
+        self.expected = [np.where(live, self._round(after), before) for after, before in pairs]
+        change = (self.expected[0] - w).astype(np.float64)
+        self.expected_sums = [np.abs(change).sum((1, 2)), (change * change).sum((1, 2))]
+
+    def _round(self, values):
+        return arrays.widen(arrays.narrow(values, self.element), self.element)
 
     def descriptor(self):
         param = self.param
-        masks = ("s" in param.masks, "l" in param.masks) if param.dead is not None else (False, False)
         return (
             self.weight.address,
             self.grad.address,
             *[state.address for state in self.states],
             *[0] * (2 - len(self.states)),
-            *[m.ctypes.data if used else 0 for m, used in zip((self.out_slot, self.live), masks, strict=True)],
             *[s.ctypes.data if mark in param.sums else 0 for mark, s in zip("as", self.sums, strict=True)],
-            *(param.rows, param.row_elements, param.constant_is_dead, param.first_step),
+            *(param.filters, param.channels * param.taps, self.mask.fields, *self.age),
         )
 
     def check(self):
-        np.testing.assert_array_equal(self.weight.array, self.expected, "weight")
-        self.weight.check_surroundings("weight")
-        for state, expected in zip(self.states, self.expected_states, strict=True):
-            np.testing.assert_array_equal(state.array, expected, "state")
-            state.check_surroundings("state")
+        for i, (got, expected) in enumerate(zip((self.weight, *self.states), self.expected, strict=True)):
+            name = ("weight", "first state", "second state")[i]
+            np.testing.assert_array_equal(arrays.widen(got.array, self.element), expected, name)
+            got.check_surroundings(name)
         for mark, got, expected in zip("as", self.sums, self.expected_sums, strict=True):
             if mark in self.param.sums:
                 np.testing.assert_allclose(got, expected, rtol=1e-5, err_msg=f"sum {mark}")
@@ -142,7 +137,6 @@ class Case:
     params: tuple[Param, ...]
     name: str = ""
     changes: tuple = ()  # of SGD or ADAMW, as items
-    on_device: bool = False
 
     def __str__(self):
         return self.name or "-".join([str(self.params[0])] + [f"{k}{v}" for k, v in self.changes])
@@ -150,10 +144,9 @@ class Case:
     def run(self, lib):
         rng = np.random.default_rng(11)
         hyper = (SGD if self.operation == "optim_sgd" else ADAMW) | dict(self.changes)
-        problems = [Problem(p, self.element, self.operation, hyper, rng) for p in self.params]
+        problems = [Problem(p, self.element, self.operation, hyper, rng, lib) for p in self.params]
         params = arrays.guarded(np.array([p.descriptor() for p in problems], PARAM))
-        numbers = (*hyper.values(), self.on_device)
-        lib.call(f"pk_{self.operation}", ELEMENTS.index(self.element), params, len(problems), *numbers)
+        lib.call(f"pk_{self.operation}", ELEMENTS.index(self.element), params, len(problems), *hyper.values())
         for problem in problems:
             problem.check()
 
@@ -167,8 +160,9 @@ class TooLongCase:
         return "row-too-long"
 
     def run(self, lib):
-        params = arrays.guarded(np.array([(*[0] * 8, 1, 1 << 31, False, False)], PARAM))
-        numbers = (*(SGD if self.operation == "optim_sgd" else ADAMW).values(), False)
+        mask = (16, 0, 1, 1 << 30, 2, False)  # a list that nobody reads
+        params = arrays.guarded(np.array([(*[0] * 6, 1, 1 << 31, mask, 0, 0)], PARAM))
+        numbers = (SGD if self.operation == "optim_sgd" else ADAMW).values()
         assert lib.status(f"pk_{self.operation}", ELEMENTS.index(self.element), params, 1, *numbers)[0] == 1
 
 
@@ -176,31 +170,49 @@ def cases(operation: str, element: str) -> list:
     def case(*params, **more):
         return Case(operation, element, params, **more)
 
-    found = [case(Param(3, n, dead=0.3, sums="as")) for n in (1, 3, 4, 5, 127, 128, 129, 1023, 1024, 1025, 2049)]
-    found += [case(Param(n, 1, dead=0.5)) for n in (1, 255, 256, 257)]
-    found += [case(Param(1, n)) for n in (1, 5, 4095, 4096, 4097)]  # in pieces
-    found += [case(Param(n, 1023)) for n in (4, 5)]
-    found += [case(Param(9, 10, dead=d, masks=m)) for d in (0.0, 0.5, 1.0) for m in ("s", "l", "sl")]
-    found += [
-        case(Param(9, 10, dead=0.7, constant_is_dead=False)),
-        case(Param(4, 9, sums="a")),
-        case(Param(4, 9, sums="s")),
-    ]
-    found += [case(Param(5, 37, dead=0.3, shift=s, grad_shift=g)) for s, g in ((1, 1), (3, 3), (0, 1), (2, 0))]
+    some = dataclasses.replace
+    span = 4 if element == "f32" else 8
+    lengths = {
+        1,
+        3,
+        4,
+        5,
+        *(n * span + d for n in (1, 32, 256) for d in (-1, 0, 1)),
+        512 * span + 1,
+    }  # lanes, team, block
+    found = [case(Param(3, n, dead_filters=0.3, sums="as")) for n in sorted(lengths)]
+    found += [case(Param(n, 1, dead_filters=0.5)) for n in (1, 255, 256, 257)]
+    piece = 1024 * span
+    found += [case(Param(1, n)) for n in (1, 5, piece - 1, piece, piece + 1)]
+    found += [case(Param(n, piece // 4 - 1)) for n in (4, 5)]
+    found += [case(Param(9, 10, dead_filters=share)) for share in (0.0, 0.5, 1.0)]
+    for channels in (1, 31, 32, 33):
+        for taps, last in ((1, False), (9, False), (9, True)):
+            found.append(case(Param(4, channels, taps, dead_filters=0.3, dead_kernels=0.4, last=last, sums="as")))
+    plain = Param(4, 9, 4, dead_kernels=0.5)
+    found += [case(some(plain, dead_kernels=share)) for share in (0.0, 0.5, 1.0)]
+    found += [case(some(plain, dead_filters=share, last=True)) for share in (0.0, 1.0)]
+    found += [case(Param(4, 9, sums="a")), case(Param(4, 9, sums="s"))]
+    shifts = ((1, 1), (3, 3), (0, 1), (2, 0))
+    found += [case(Param(5, 37, dead_kernels=0.3, shift=s, grad_shift=g)) for s, g in shifts]
     found += [case(Param(3, 37, shift=1, grad_shift=1))]
-    many = [Param(n % 7, n % 11, dead=0.3 if n % 3 else None, sums="as" if n % 2 else "") for n in range(100)]
+    many = [
+        Param(
+            n % 7, n % 11, 1 + n % 2, 0.3 if n % 3 else None, 0.3 if n % 5 == 0 else None, sums="as" * (n % 2), t=1 + n
+        )
+        for n in range(100)
+    ]
     found += [case(*many, name="many-params"), case(name="no-params"), TooLongCase(operation, element)]
-    found += [case(Param(3, 37, dead=0.3), name="step-on-device", on_device=True)]
-    plain = Param(3, 37, dead=0.3)
     if operation == "optim_sgd":
-        first = dataclasses.replace(plain, first_step=True)
-        found += [case(first), case(Param(1, 37, first_step=True))]
-        for changes in ({"momentum": 0.0}, {"nesterov": True}, {"dampening": 0.1}, {"weight_decay": 0.0}):
-            found += [case(p, changes=tuple(changes.items())) for p in (plain, first)]
+        for first in (False, True):
+            for changes in ({}, {"momentum": 0.0}, {"nesterov": True}, {"dampening": 0.1}, {"weight_decay": 0.0}):
+                found.append(case(plain, changes=tuple((changes | {"first_step": first}).items())))
+        found.append(case(Param(1, 37), changes=(("first_step", True),)))
     else:
-        for changes in ({"weight_decay": 0.0}, {"t": 1}, {"t": 10**7}, {"beta1": 0.3}, {"eps": 1.0}):
+        found += [case(some(plain, t=t)) for t in (1, 10**7)]
+        for changes in ({"weight_decay": 0.0}, {"beta1": 0.3}, {"eps": 1.0}):
             found.append(case(plain, changes=tuple(changes.items())))
-        found.append(case(dataclasses.replace(plain, sums="as"), changes=(("eps", 0.0),)))  # 0 / 0 beside the row
+        found.append(case(some(plain, sums="as"), changes=(("eps", 0.0),)))  # 0 / 0 beside the row
     return found
 
 

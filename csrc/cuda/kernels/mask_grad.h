@@ -5,18 +5,9 @@
 #include <cstdint>
 
 #include "cuda/kernels/stream.h"
+#include "cuda/kernels/weight_mask.h"
 
 namespace prunekernels {
-
-// Which of a layer's weights are live; a null pointer leaves everything live. D = channels * taps.
-struct WeightMask {
-  const int32_t* out_slot;  // [filters]; < 0: the whole filter is dead
-  const uint32_t* pairs;    // [filters, ceil(channels / 32)]; a bit per kernel, as in the mask table
-  int32_t filters;          // K
-  int32_t channels;         // C / G
-  int32_t taps;             // R * S
-  bool channels_last;       // rows are [taps, channels]; else [channels, taps]
-};
 
 // g = live && scale != 0 ? g * scale : 0; all sums are of this g as it is stored. Pointers may be null where noted.
 struct MaskGradLayer {

@@ -117,6 +117,9 @@ PK_DEVICE void team_sum(float (&sum)[kCount], const RowTeam& team) {
 
 // ---- spans
 
+template <typename T>
+constexpr int kSpanOf = 16 / sizeof(T);
+
 // Where the vector grid of a row lies: spans begin at addresses that are multiples of kSpan elements, so a row's first
 // and last span may be cut.
 template <int kSpan, typename T>
