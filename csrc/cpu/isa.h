@@ -7,6 +7,12 @@ namespace prunekernels {
 
 enum class Isa { scalar, avx2, avx512, avx512vbmi2 };  // each includes those before it
 
+#if defined(__x86_64__)
+constexpr Isa kBestCompiled = Isa::avx512vbmi2;
+#else
+constexpr Isa kBestCompiled = Isa::scalar;  // the table has its x86 rows here too, but isa() never allows them
+#endif
+
 Isa isa();  // the one in force
 const char* isa_name(Isa isa);
 void cap_isa(const std::string& name);  // "" lifts the cap; throws std::invalid_argument on an unknown name

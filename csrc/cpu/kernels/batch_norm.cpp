@@ -1,6 +1,6 @@
 #include "cpu/kernels/batch_norm.h"
 
-#include "cpu/isa.h"
+#include "cpu/kernels/by_isa.h"
 
 namespace prunekernels {
 
@@ -11,25 +11,16 @@ namespace {
 
 #include "cpu/kernels/batch_norm_impl.h"
 
-struct Row {
-  Isa isa;
-  NormKernels (*kernels)();
-};
-
-constexpr Row kRows[] = {
-#define PK_NORM(isa) {Isa::isa, norm_kernels_##isa},
-#include "kernel_table.inc"
-};
-
 }  // namespace
 
-NormKernels norm_kernels_scalar() { return kernels(); }
+NormKernels norm_kernels_scalar() { return norm_kernels_of_target(); }
 
-NormKernels norm_kernels() {
-  const Isa allowed = isa();
-  const Row* row = kRows;
-  while (row->isa > allowed) ++row;  // ends: the last row is scalar
-  return row->kernels();
+const NormKernels& norm_kernels() {
+  static constexpr ByIsa<NormKernels> rows[] = {
+#define PK_NORM(isa) {Isa::isa, made<Isa::isa, norm_kernels_##isa>},
+#include "kernel_table.inc"
+  };
+  return best_allowed(rows);
 }
 
 }  // namespace prunekernels

@@ -38,6 +38,6 @@ struct NormKernels {
 constexpr int64_t kNormRows = 256;       // additions in one float
 constexpr int64_t kNormPositions = 512;  // of one run, so that its parameters and sums stay in L1
 
-NormKernels norm_kernels();  // of the instruction set in force
+const NormKernels& norm_kernels();  // the best the instruction set in force allows
 
 }  // namespace prunekernels

@@ -102,7 +102,7 @@ inline void grad_apply_rows(const float* __restrict grad, const float* __restric
     for (int64_t i = 0; i < length; ++i) grad_x[i] = scale[i] * grad[i] + (factor[i] * (x[i] - mean[i]) + offset[i]);
 }
 
-inline NormKernels kernels() {
+inline NormKernels norm_kernels_of_target() {
   return {sums_segment, apply_segment, grad_sums_segment, grad_apply_segment,
           sums_rows,    apply_rows,    grad_sums_rows,    grad_apply_rows};
 }

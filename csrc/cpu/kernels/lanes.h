@@ -1,5 +1,5 @@
 // Vectors of elements of which only some take part, by instruction set: for passes over rows that hold dead elements.
-// Include inside a PK_TARGET region.
+// Include inside a region of one target.
 #pragma once
 
 #include <cmath>

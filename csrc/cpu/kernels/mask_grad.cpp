@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/isa.h"
+#include "cpu/kernels/by_isa.h"
 #include "cpu/kernels/mask_grad_impl.h"
 
 namespace prunekernels {
@@ -13,32 +13,12 @@ namespace prunekernels {
 
 MaskGradKernels mask_grad_kernels_scalar() { return mask_grad_kernels_of<ScalarLanes<float>>(); }
 
-namespace {
-
-struct Row {
-  Isa isa;
-  const MaskGradKernels& (*kernels)();
-};
-
-// Filled in when first asked for: the code that does it may itself need the instruction set.
-template <MaskGradKernels (*kMake)()>
-const MaskGradKernels& made() {
-  static const MaskGradKernels kernels = kMake();
-  return kernels;
-}
-
-constexpr Row kRows[] = {
-#define PK_MASK_GRAD(isa) {Isa::isa, made<mask_grad_kernels_##isa>},
-#include "kernel_table.inc"
-};
-
-}  // namespace
-
 const MaskGradKernels& mask_grad_kernels() {
-  const Isa allowed = isa();
-  const Row* row = kRows;
-  while (row->isa > allowed) ++row;  // ends: the last row is scalar
-  return row->kernels();
+  static constexpr ByIsa<MaskGradKernels> rows[] = {
+#define PK_MASK_GRAD(isa) {Isa::isa, made<Isa::isa, mask_grad_kernels_##isa>},
+#include "kernel_table.inc"
+  };
+  return best_allowed(rows);
 }
 
 template <typename T>

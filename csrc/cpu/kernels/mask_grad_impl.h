@@ -1,4 +1,4 @@
-// The row passes of mask_grad.h for vectors of any instruction set. Include inside a PK_TARGET region.
+// The row passes of mask_grad.h for vectors of any instruction set. Include inside a region of one target.
 #pragma once
 
 #include "cpu/kernels/lanes.h"

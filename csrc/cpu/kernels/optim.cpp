@@ -1,6 +1,6 @@
 #include "cpu/kernels/optim.h"
 
-#include "cpu/isa.h"
+#include "cpu/kernels/by_isa.h"
 #include "cpu/kernels/optim_impl.h"
 
 namespace prunekernels {
@@ -10,32 +10,12 @@ namespace prunekernels {
 
 OptimKernels optim_kernels_scalar() { return optim_kernels_of<ScalarLanes<float>>(); }
 
-namespace {
-
-struct Row {
-  Isa isa;
-  const OptimKernels& (*kernels)();
-};
-
-// Filled in when first asked for: the code that does it may itself need the instruction set.
-template <OptimKernels (*kMake)()>
-const OptimKernels& made() {
-  static const OptimKernels kernels = kMake();
-  return kernels;
-}
-
-constexpr Row kRows[] = {
-#define PK_OPTIM(isa) {Isa::isa, made<optim_kernels_##isa>},
-#include "kernel_table.inc"
-};
-
-}  // namespace
-
 const OptimKernels& optim_kernels() {
-  const Isa allowed = isa();
-  const Row* row = kRows;
-  while (row->isa > allowed) ++row;  // ends: the last row is scalar
-  return row->kernels();
+  static constexpr ByIsa<OptimKernels> rows[] = {
+#define PK_OPTIM(isa) {Isa::isa, made<Isa::isa, optim_kernels_##isa>},
+#include "kernel_table.inc"
+  };
+  return best_allowed(rows);
 }
 
 template <typename T, typename A>

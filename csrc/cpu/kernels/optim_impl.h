@@ -1,4 +1,4 @@
-// The steps of optim.h for vectors of any instruction set. Include inside a PK_TARGET region.
+// The steps of optim.h for vectors of any instruction set. Include inside a region of one target.
 #pragma once
 
 #include "cpu/kernels/lanes.h"

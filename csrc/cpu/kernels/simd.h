@@ -1,4 +1,5 @@
-// Vectors of floats by instruction set, in the few operations the tile kernels need. Include inside a PK_TARGET region.
+// Vectors of floats by instruction set, in the few operations the tile kernels need. Include inside a region of
+// one target.
 #pragma once
 
 #include <cstdint>

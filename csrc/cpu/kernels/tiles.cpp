@@ -1,5 +1,6 @@
 #include "cpu/kernels/tiles.h"
 
+#include "cpu/kernels/by_isa.h"
 #include "cpu/kernels/tiles_impl.h"
 
 namespace prunekernels {
@@ -9,32 +10,12 @@ namespace prunekernels {
 
 TileKernels tile_kernels_scalar() { return Tiles<ScalarFloat>::table(); }
 
-namespace {
-
-struct Row {
-  Isa isa;
-  const TileKernels& (*kernels)();
-};
-
-// Filled in when first asked for: the code that does it may itself need the instruction set.
-template <TileKernels (*kMake)()>
-const TileKernels& made() {
-  static const TileKernels kernels = kMake();
-  return kernels;
-}
-
-constexpr Row kRows[] = {
-#define PK_TILES(isa) {Isa::isa, made<tile_kernels_##isa>},
-#include "kernel_table.inc"
-};
-
-}  // namespace
-
 const TileKernels& tile_kernels() {
-  const Isa allowed = isa();
-  const Row* row = kRows;
-  while (row->isa > allowed) ++row;  // ends: the last row is scalar
-  return row->kernels();
+  static constexpr ByIsa<TileKernels> rows[] = {
+#define PK_TILES(isa) {Isa::isa, made<Isa::isa, tile_kernels_##isa>},
+#include "kernel_table.inc"
+  };
+  return best_allowed(rows);
 }
 
 }  // namespace prunekernels

@@ -5,8 +5,6 @@
 
 #include <cstdint>
 
-#include "cpu/isa.h"
-
 namespace prunekernels {
 
 constexpr int kMaxFilters = 8;   // that share a list of steps
@@ -80,6 +78,6 @@ struct TileKernels {
   void (*from_lanes)(const float* from, const int32_t* cells, int64_t pixels, float* to, int64_t image, int images);
 };
 
-const TileKernels& tile_kernels();  // of the best instruction set in force
+const TileKernels& tile_kernels();  // the best the instruction set in force allows
 
 }  // namespace prunekernels

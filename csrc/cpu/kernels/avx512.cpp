@@ -1,4 +1,8 @@
+// The avx512 rows of kernel_table.inc; channel_copy.cpp has its own.
+#include "cpu/kernels/batch_norm.h"
+#include "cpu/kernels/mask_grad.h"
 #include "cpu/kernels/optim.h"
+#include "cpu/kernels/tiles.h"
 
 #if defined(__x86_64__)
 
@@ -9,6 +13,7 @@
 #include <cstring>
 #include <type_traits>
 
+// From here on all is compiled for this target, so headers whose functions others share come before.
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma"))), apply_to = function)
 #else
@@ -18,20 +23,24 @@
 #endif
 
 #define PK_AVX512
+#include "cpu/kernels/mask_grad_impl.h"
 #include "cpu/kernels/optim_impl.h"
+#include "cpu/kernels/tiles_impl.h"
 
 namespace prunekernels {
+namespace {
+#include "cpu/kernels/batch_norm_impl.h"
+}  // namespace
+
+TileKernels tile_kernels_avx512() { return Tiles<Avx512Float>::table(); }
 OptimKernels optim_kernels_avx512() { return optim_kernels_of<Avx512Lanes>(); }
+MaskGradKernels mask_grad_kernels_avx512() { return mask_grad_kernels_of<Avx512Lanes>(); }
+NormKernels norm_kernels_avx512() { return norm_kernels_of_target(); }
+
 }  // namespace prunekernels
 
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif
-
-#else  // the table's x86 rows exist everywhere, but isa() never allows them here
-
-namespace prunekernels {
-OptimKernels optim_kernels_avx512() { return {}; }
-}  // namespace prunekernels
 
 #endif

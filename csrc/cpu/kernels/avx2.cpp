@@ -1,0 +1,44 @@
+// The avx2 rows of kernel_table.inc; channel_copy.cpp has its own.
+#include "cpu/kernels/batch_norm.h"
+#include "cpu/kernels/mask_grad.h"
+#include "cpu/kernels/optim.h"
+#include "cpu/kernels/tiles.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+// From here on all is compiled for this target, so headers whose functions others share come before.
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma")
+#endif
+
+#define PK_AVX2
+#include "cpu/kernels/mask_grad_impl.h"
+#include "cpu/kernels/optim_impl.h"
+#include "cpu/kernels/tiles_impl.h"
+
+namespace prunekernels {
+namespace {
+#include "cpu/kernels/batch_norm_impl.h"
+}  // namespace
+
+TileKernels tile_kernels_avx2() { return Tiles<Avx2Float>::table(); }
+OptimKernels optim_kernels_avx2() { return optim_kernels_of<Avx2Lanes>(); }
+MaskGradKernels mask_grad_kernels_avx2() { return mask_grad_kernels_of<Avx2Lanes>(); }
+NormKernels norm_kernels_avx2() { return norm_kernels_of_target(); }
+
+}  // namespace prunekernels
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+#endif
