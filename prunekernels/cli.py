@@ -73,7 +73,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("size", int, "images are resized to this height and width (digits: 16, folder: 32)")
     add("augment", str, "none, shift or shift+flip (digits: none, others: shift+flip)")
     add("rate", float, "share of the filters that is pruned in the end (0.5)")
-    add("duty", float, "share of an epoch's steps in which soft-dead filters train along (1)")
+    add("duty", float, "share of an epoch's steps in which soft-dead filters train along; 1: as published (0.1)")
+    add("measure", None, "pgp: score by an extra pass over the training set after each epoch, as its released code")
     add(
         "set",
         _setting,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..graph import Group
 from ..modules import MaskedConv2d
 from ..norm import MaskedBatchNorm2d
 from ..optim import bind
 from ..optim.step import MaskedStep
 from . import state
+from .clip import SoftClip
 from .counts import BUDGETS, Ranking, counts
 from .criteria import make_criterion
 from .structure import NormFinder, Structure, units_of
@@ -46,7 +48,8 @@ class Method:
     is left trains on (0 but for PGP; worth some where the last pruning takes much at once). criterion: a name in
     criteria.CRITERIA, a function of weights or a Criterion. skip: names of layers left alone. round_to: live filters
     stay a multiple of it. coupling "joint" (needs example_input): filters that meet in an add are pruned together, by
-    the sum of their scores. budget "global": the share is that of all filters, by score over their layer's mean score.
+    the mean of their scores, each over its layer's mean. budget "global": the share is that of all filters, by score
+    over their layer's mean score.
 
     norms: a masked filter takes its channel in the masked norms behind it along, so that nothing downstream computes
     it; False: norms are left as the papers leave them, and a dead filter gives a constant. Which norms those are is
@@ -57,6 +60,10 @@ class Method:
     filters are masked. 1: no filter is masked unless it is hard-dead, as in the papers; 0: all are, always. Between,
     the method must know an epoch's length: steps_per_epoch, or else that of the last epoch (the first is all dense).
     In the end all dead filters are hard-dead. masked() masks them for a while, say for validation.
+
+    clip: gradients of soft-dead filters are scaled down to the mean length of their layer's live ones (see SoftClip);
+    None: where duty is below 1, as the papers have no such thing. Without it batch norms throw filters of zeros so far
+    that short trainings end where the network guesses.
 
     history: by epoch, and in it by layer, Counts.
     """
@@ -78,6 +85,7 @@ class Method:
         example_input: Any = None,
         norms: bool = True,
         duty: float = 1.0,
+        clip: bool | None = None,
         steps_per_epoch: int | None = None,
         fine_tune: int | None = None,
         seed: int = 0,
@@ -110,13 +118,14 @@ class Method:
         self._dead = [torch.zeros(unit.width, dtype=torch.bool) for unit in self.units]
         self._hard = [dead.clone() for dead in self._dead]
         self._finder: NormFinder | None = None
-        self._begin()
+        self._begin(duty < 1 if clip is None else clip)
 
-    def _begin(self) -> None:
+    def _begin(self, clips: bool) -> None:
         freeze = None if isinstance(self.optimizer, MaskedStep) else "dead"
         for group in self.optimizer.param_groups if freeze is None else ():
             group["freeze"] = "dead"
         self.binding = bind(self.optimizer, self.model, freeze=freeze)
+        self.clip = SoftClip(self) if clips else None
         self.criterion.start(self)
         try:
             self.criterion.begin_epoch()
@@ -212,6 +221,11 @@ class Method:
         """By layer, int8 [K]: 0 live, 1 soft-dead, 2 hard-dead."""
         return {n: self._of(self._dead, n).to(torch.int8) + self._of(self._hard, n).to(torch.int8) for n in self.layers}
 
+    @property
+    def hides_soft(self) -> bool:
+        """Whether soft-dead filters are masked at this step."""
+        return self.finished or self.steps < self._sparse_steps()
+
     # ---- pruning
 
     @torch.no_grad()
@@ -239,8 +253,7 @@ class Method:
             self._expect(not wrong, name, "finite scores", f"others for filters {wrong}")
         rankings = []
         for unit, dead, hard in zip(self.units, self._dead, self._hard, strict=True):
-            total = unit.combine({name: scores[name] for name in unit.layers})
-            rankings.append(Ranking.of(total, dead, hard, list(unit.filters.values())))
+            rankings.append(Ranking.of(of_unit(unit, scores), dead, hard, list(unit.filters.values())))
         return rankings
 
     def _bury(self, name: str, rows: Tensor) -> None:
@@ -289,8 +302,7 @@ class Method:
         return self.steps_per_epoch - max(1, round(self.duty * self.steps_per_epoch))
 
     def _mask(self, all_dead: bool = False) -> None:
-        hides_soft = all_dead or self.finished or self.steps < self._sparse_steps()
-        hidden = self._dead if hides_soft else self._hard
+        hidden = self._dead if all_dead or self.hides_soft else self._hard
         live = {name: ~self._of(hidden, name) for name in self.layers}
         hard = {name: ~self._of(self._hard, name) for name in self.layers}
         self.structure.set_masks(live, hard, self.with_norms)
@@ -314,6 +326,8 @@ class Method:
     def detach(self) -> None:
         """Takes its hooks off optimizer and model; masks stay, but nothing keeps the optimizer from what is dead."""
         self._find_norms()
+        if self.clip is not None:
+            self.clip.stop()
         self.criterion.stop()
         self.binding.remove()
 
@@ -323,3 +337,15 @@ class Method:
         return (
             f"{type(self).__name__}(epoch {self.epoch}/{self.epochs}; filters: {live} live, {soft} soft, {hard} hard)"
         )
+
+
+def of_unit(unit: Group, scores: Mapping[str, Tensor]) -> Tensor:
+    """float64 [width]. A mean, since in some networks a channel inside meets more layers than one at the edge."""
+    if len(unit.layers) == 1:
+        return unit.combine({name: scores[name] for name in unit.layers})
+    relative = {}
+    for name in unit.layers:
+        score = scores[name].double()
+        mean = score.mean()
+        relative[name] = score / mean if mean > 0 else score
+    return unit.combine(relative) / unit.combine({name: torch.ones_like(s) for name, s in relative.items()})

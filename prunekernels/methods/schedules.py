@@ -29,12 +29,15 @@ def cubic(final: float, epoch: int, epochs: int, *, full_from: float = 1.0) -> f
     return final * (1 - (1 - _passed(epoch, epochs)) ** 3)
 
 
-def asymptotic(final: float, epoch: int, epochs: int, *, share: float = 3 / 4, at: float = 1 / 8) -> float:
-    """ASFP's a e^(-k t) + b through (0, 0), (at T, share final) and (T, final); final itself in the last epoch.
+def asymptotic(
+    final: float, epoch: int, epochs: int, *, share: float = 3 / 4, at: float = 1 / 8, full_from: float = 1.0
+) -> float:
+    """ASFP's a e^(-k t) + b through (0, 0), (at T, share final) and (T, final); final itself from full_from T on and in
+    the last epoch.
 
     Sources disagree on share: 3/4 in most public code, 1/4 in PGP's baseline.
     """
-    if epoch >= epochs - 1:
+    if epoch >= min(full_from * epochs, epochs - 1):
         return final
     k = _rate_of_rise(share, at)
     return final * math.expm1(-k * _clamped(epoch, epochs)) / math.expm1(-k)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from . import schedules
 from .base import Method
 from .schedules import Schedule
+
+rising = partial(schedules.asymptotic, full_from=0.9)
 
 
 class SFP(Method):
@@ -60,10 +63,11 @@ class SFP(Method):
 class ASFP(SFP):
     """Asymptotic SFP: the pruned share rises from 0.
 
-    Sources disagree on how fast: schedules.asymptotic with share=3/4 (default) or 1/4; there is no official code.
+    Sources disagree on how fast: schedules.asymptotic with share=3/4 (default) or 1/4; there is no official code. As in
+    public code all of it is pruned from 0.9 of the epochs on, so that there is training after the last filters went.
     """
 
-    default_schedule = staticmethod(schedules.asymptotic)
+    default_schedule = staticmethod(rising)
 
 
 class SRFP(SFP):
@@ -75,4 +79,4 @@ class SRFP(SFP):
 class ASRFP(SRFP):
     """ASFP's rising share with SRFP's alpha."""
 
-    default_schedule = staticmethod(schedules.asymptotic)
+    default_schedule = staticmethod(rising)

@@ -11,13 +11,15 @@ from .data import AUGMENTS
 from .models import MODELS
 
 GEARS = ("network", "layer", "dense")
+DUTY = 0.1  # a method's, where nothing else is asked: soft-dead filters skip nine tenths of the steps
 # What may change when a run goes on: none of it moves a weight.
 FREE = ("out", "stop_after", "quiet", "onnx", "report", "beside")
 
 
 @dataclass
 class Config:
-    """A training run. size, augment, device: None = what suits the data and the machine; options: the method's own."""
+    """A training run. size, augment, device: None = what suits the data and the machine; duty: None = DUTY; options:
+    the method's own; measure: PGP's extra pass over the training set after each epoch, to score filters by."""
 
     out: str
     method: str = "none"
@@ -29,6 +31,7 @@ class Config:
     rate: float = 0.5
     duty: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    measure: bool = False
     gear: str = "network"
     epochs: int = 30
     batch: int = 64

@@ -9,7 +9,7 @@ from typing import Any
 from .run import train
 
 DENSE = {"method": "none", "gear": "dense"}
-PRUNED = {"method": "ghfp", "rate": 0.5, "gear": "network", "duty": 0.1}
+PRUNED = {"method": "ghfp", "rate": 0.5, "gear": "network"}
 
 
 def demo(out: Path, epochs: int, **more: Any) -> str:

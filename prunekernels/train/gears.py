@@ -17,7 +17,7 @@ from ..flow.switch import flow
 from ..methods import Method
 from ..modules import MaskedConv2d
 from ..optim import MaskedSGD, bind
-from .config import Config
+from .config import DUTY, Config
 from .data import Data, steps_per_epoch
 from .models import build
 
@@ -86,6 +86,8 @@ def class_of(config: Config) -> type[Method] | None:
         raise ValueError(f"train: method: expected one of {', '.join(known)}, got {config.method!r}")
     if config.method == "none" and (config.duty is not None or config.options):
         raise ValueError("train: method: expected one that prunes, as duty or its options are given, got 'none'")
+    if config.measure and config.method != "pgp":
+        raise ValueError(f"train: measure: expected the method pgp, got {config.method!r}")
     return known[config.method]
 
 
@@ -98,7 +100,7 @@ def method_of(config: Config, model: nn.Module, optimizer: torch.optim.Optimizer
     offered: dict[str, Any] = {
         "steps_per_epoch": steps_per_epoch(data, config.batch), "seed": config.seed,
         "example_input": data.normalised(data.test.images[:2]).to(device_of(config)),
-        "data": lambda: judging(data),
+        "data": lambda: judging(data), "duty": DUTY,
     }  # fmt: skip
     given = {name: value for name, value in offered.items() if name in knobs}
     asked = config.options | ({} if config.duty is None else {"duty": config.duty})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import plan
+from ..methods import PGP
 from ..modules import MaskedConv2d
 from . import checkpoint, gears
 from .config import Config
@@ -122,6 +123,8 @@ class Trainer:
                         )
                         bar.update(step + 1 - bar.n)
             if self.method is not None:
+                if isinstance(self.method, PGP) and config.measure and not self.method.finished:
+                    self.method.measure(self._losses())
                 self.method.end_epoch()
         seconds = time.perf_counter() - begun
         return {
@@ -143,6 +146,17 @@ class Trainer:
             self.method.step()
         right = (scores.detach().argmax(1) == y).sum()
         return torch.stack((loss.detach().double() * len(y), right.double()))
+
+    def _losses(self) -> Iterator[Tensor]:
+        """Of this epoch's batches."""
+        config = self.config
+        for x, y in train_batches(self.data, config.batch, config.seed, self.epoch, self.augment):
+            x = self.data.normalised(x.to(self.device))
+            if self.device.type == "cuda":
+                x = x.contiguous(memory_format=torch.channels_last)
+            with amp(config, self.device):
+                loss = F.cross_entropy(self.model(x).float(), y.to(self.device))
+            yield loss
 
     def _check_loss(self, loss: float, step: int) -> None:
         if math.isfinite(loss):

@@ -24,6 +24,7 @@ from torch import nn
 
 import prunekernels as pk
 from prunekernels.methods import GHFP, PGP, SFP, Counts, Method
+from prunekernels.methods.base import of_unit
 from prunekernels.methods.structure import NormFinder, find_norms
 
 IMAGES = torch.randn(1, 3, 6, 6)
@@ -191,6 +192,16 @@ def test_joint_coupling(duty):
         assert torch.equal(norm.channel_mask, ~hidden)
     for reader in (net.first, net.last):
         assert torch.equal(reader.input_mask, ~hidden)
+
+
+def test_joint_scores_do_not_add_up_over_layers():
+    """A channel of two layers is worth no more than one of a single layer, and a layer of large weights no more than
+    one of small weights."""
+    group = pk.graph.Group(6, {"a": torch.arange(6), "b": torch.arange(3)}, {}, {})
+    scores = {"a": torch.tensor([5.0, 1, 1, 9, 1, 1]), "b": torch.tensor([0.1, 0.3, 0.2])}
+    expected = torch.tensor([13, 11, 8, 36, 4, 4], dtype=torch.float64) / 12
+    torch.testing.assert_close(of_unit(group, scores), expected, rtol=1e-6, atol=0)
+    assert of_unit(pk.graph.Group(3, {"b": torch.arange(3)}, {}, {}), scores).tolist() == scores["b"].tolist()
 
 
 def test_independent_coupling_in_a_residual_network():

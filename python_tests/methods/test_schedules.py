@@ -31,6 +31,11 @@ def test_asymptotic(share, epoch, expected):
     assert s.asymptotic(0.4, epoch, 200, share=share) == pytest.approx(expected, abs=5e-4)
 
 
+def test_asymptotic_is_full_early_if_asked():
+    shares = [s.asymptotic(0.4, epoch, 20, full_from=0.9) for epoch in range(20)]
+    assert shares[18:] == [0.4, 0.4] and shares[17] == s.asymptotic(0.4, 17, 20) < 0.4
+
+
 def test_asymptotic_quarter_has_the_known_constant():
     k = s._rate_of_rise(1 / 4, 1 / 8)
     assert math.exp(-k) == pytest.approx(0.1467, abs=5e-5)

@@ -59,11 +59,20 @@ def alpha_of(start):
     return lambda t: schedules.decay(start, t, TOTAL)
 
 
+def rising(t):
+    return schedules.asymptotic(0.5, t, TOTAL, full_from=0.9)
+
+
 LETTER = {
     "sfp": (methods.SFP, {}, lambda t: 0.5, lambda t: 0.0),
-    "asfp": (methods.ASFP, {}, lambda t: schedules.asymptotic(0.5, t, TOTAL), lambda t: 0.0),
+    "asfp": (methods.ASFP, {}, rising, lambda t: 0.0),
     "srfp": (methods.SRFP, {}, lambda t: 0.5, alpha_of(0.5)),
-    "asrfp": (methods.ASRFP, {"alpha": 1.0}, lambda t: schedules.asymptotic(0.5, t, TOTAL), alpha_of(1.0)),
+    "asrfp": (
+        methods.ASRFP,
+        {"alpha": 1.0},
+        rising,
+        alpha_of(1.0),
+    ),
 }
 
 

@@ -7,6 +7,7 @@ from train_cases import tiny_config, tiny_data, tiny_run
 
 import prunekernels as pk
 from prunekernels.train import checkpoint
+from prunekernels.train.data import train_batches
 from prunekernels.train.gears import class_of, known_methods, method_of, network, optimizer_of
 from prunekernels.train.loop import Trainer, learning_rate
 
@@ -37,6 +38,7 @@ def comparable(state):
         ("ghfp", "network", 0.34, False),
         ("ghfp", "layer", 0.34, True),
         ("sfp", "dense", None, False),
+        ("asfp", "network", 1.0, False),
         ("rpgp", "network", 0, True),
         ("prune-while-training", "network", None, False),
     ],
@@ -64,6 +66,39 @@ def test_methods(tmp_path, method):
     assert counts[-1][1] == 0  # after the last epoch what is dead stays so
     again = Trainer.resumed(tmp_path, data=tiny_data())
     assert torch.equal(again.states[-1], run.states[-1]) and again.method.history == run.method.history
+
+
+@pytest.mark.parametrize("gear", ["network", "dense"])
+def test_measure_is_an_extra_pass(tmp_path, gear):
+    """Scores by the gradients of the whole training set at the epoch's end; weights, statistics and gradients stay."""
+    seen = []
+
+    def watched(measure):
+        run = tiny_run(tmp_path, method="pgp", gear=gear, deterministic=True, measure=measure)
+        end = run.method.end_epoch
+
+        def end_epoch():
+            seen.append({name: total.clone() for name, total in run.method.criterion.sums.items()})
+            return end()
+
+        run.method.end_epoch = end_epoch
+        run.run_epoch()
+        return run
+
+    plain, measured = watched(False), watched(True)
+    assert plain.history[0]["loss"] == measured.history[0]["loss"]
+    run = tiny_run(tmp_path, method="none", gear=gear, deterministic=True)
+    run.run_epoch()
+    expected = {name: torch.zeros_like(layer.weight) for name, layer in run.layers.items()}
+    run.model.eval()
+    for x, y in train_batches(run.data, run.config.batch, run.config.seed, 0, "none"):
+        run.model.zero_grad()
+        torch.nn.functional.cross_entropy(run.model(run.data.normalised(x)), y).backward()
+        for name, layer in run.layers.items():
+            expected[name] += layer.weight.grad
+    for name, total in expected.items():
+        torch.testing.assert_close(seen[1][name], total, rtol=1e-3, atol=1e-5)
+        assert not torch.allclose(seen[0][name], total, rtol=1e-2, atol=1e-5)
 
 
 def test_gears_agree():
@@ -172,6 +207,7 @@ def test_resume_from_a_changed_checkpoint(tmp_path, what, text):
         ({"device": "abacus"}, r"train: device: expected one that is here, got 'abacus' \("),
         ({"method": "magic"}, "train: method: expected one of none, .*ghfp.*, got 'magic'"),
         ({"duty": 0.5}, "train: method: expected one that prunes, .*, got 'none'"),
+        ({"method": "rpgp", "measure": True}, "train: measure: expected the method pgp, got 'rpgp'"),
         (
             {"method": "ghfp", "options": {"harder": 1}},
             "train: ghfp: expected options among hard, schedule, .*, got 'harder'",
