@@ -165,21 +165,6 @@ __attribute__((target("avx2,popcnt"))) void scatter_pixels_b32_avx2(const char* 
   }
 }
 
-#else  // the table's x86 rows exist everywhere, but isa() never allows them here
-
-#define PK_ABSENT(operation, bits, isa, fallback)                                                                     \
-  void operation##_b##bits##_##isa(const char* from, char* to, int64_t begin, int64_t end, const ChannelList& list) { \
-    operation##_b##bits##_##fallback(from, to, begin, end, list);                                                     \
-  }
-PK_ABSENT(gather_pixels, 16, avx512vbmi2, scalar)
-PK_ABSENT(gather_pixels, 32, avx512, scalar)
-PK_ABSENT(gather_pixels, 32, avx2, scalar)
-PK_ABSENT(gather_pixels, 64, avx512, scalar)
-PK_ABSENT(scatter_pixels, 16, avx512vbmi2, scalar)
-PK_ABSENT(scatter_pixels, 32, avx512, scalar)
-PK_ABSENT(scatter_pixels, 32, avx2, scalar)
-PK_ABSENT(scatter_pixels, 64, avx512, scalar)
-
 #endif
 
 }  // namespace prunekernels

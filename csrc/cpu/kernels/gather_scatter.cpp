@@ -44,8 +44,9 @@ struct Row {
 };
 
 constexpr Row kRows[] = {
-#define PK_CHANNEL_COPY(operation, element, isa) \
-  {Operation::operation, Element::element, Isa::isa, operation##_##element##_##isa},
+#define PK_CHANNEL_COPY(operation, element, isa)     \
+  {Operation::operation, Element::element, Isa::isa, \
+   Isa::isa <= kBestCompiled ? operation##_##element##_##isa : nullptr},
 #include "kernel_table.inc"
 };
 
