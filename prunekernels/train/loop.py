@@ -77,7 +77,7 @@ class Trainer:
         """One epoch, the method's turn at its end, and a look at the test set."""
         with gears.numerics(self.config):
             row = self._train()
-        states = self._states()
+        states = self.filter_states()
         with self.masked():
             row |= {
                 "accuracy": accuracy(self.model, self.data, self.device),
@@ -93,7 +93,7 @@ class Trainer:
         """Within it all dead filters are masked, in whatever phase the method is."""
         return self.method.masked() if self.method is not None else nullcontext()
 
-    def _states(self) -> Tensor:
+    def filter_states(self) -> Tensor:
         """uint8 [filters of all layers]."""
         known = self.method.states if self.method is not None else {}
         live = {name: torch.zeros(layer.out_channels, dtype=torch.uint8) for name, layer in self.layers.items()}
