@@ -2,8 +2,8 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
-#include <map>
-
+#include "check.h"
+#include "conv_args.h"
 #include "cpu/kernels/channel_stats.h"
 #include "cpu/kernels/cluster_mean.h"
 #include "cpu/rows.h"
@@ -37,24 +37,6 @@ std::vector<at::Tensor> channel_mean(at::TensorList xs, bool relu) {
   return means;
 }
 
-// Rows of the clusters with more than one, cluster by cluster.
-std::vector<std::vector<int32_t>> members_of(const at::Tensor& clusters, const at::Tensor& grad) {
-  PK_CHECK(clusters.device().is_cpu() && clusters.scalar_type() == at::kInt && clusters.dim() == 1 &&
-               clusters.size(0) == grad.size(0),
-           "cluster_mean_", "clusters", c10::str("int32 [", grad.size(0), "] on the CPU"), clusters.dtype(), " ",
-           clusters.sizes(), " on ", clusters.device());
-  const at::Tensor list = clusters.contiguous();
-  std::map<int32_t, std::vector<int32_t>> by_cluster;
-  for (int64_t k = 0; k < list.numel(); ++k) {
-    const int32_t cluster = list.const_data_ptr<int32_t>()[k];
-    if (cluster >= 0) by_cluster[cluster].push_back(static_cast<int32_t>(k));
-  }
-  std::vector<std::vector<int32_t>> members;
-  for (auto& [_, rows] : by_cluster)
-    if (rows.size() > 1) members.push_back(std::move(rows));
-  return members;
-}
-
 struct ClusterWork {
   size_t layer;
   std::vector<int32_t> members;
@@ -64,7 +46,7 @@ template <typename T>
 void cluster_means(const Rows& rows, const std::vector<ClusterWork>& works, const std::vector<at::Tensor>& weights,
                    double strength) {
   std::vector<int64_t> costs;
-  const auto elements_of = [&](size_t i) { return rows[i].dim() == 1 ? 1 : rows.layout(i).row_elements(); };
+  const auto elements_of = [&](size_t i) { return rows.layout(i).row_elements(); };
   for (const ClusterWork& work : works) costs.push_back(work.members.size() * elements_of(work.layer));
   share_among_threads<OfThread>(costs, [&](OfThread&, size_t at, int64_t, int64_t last) {
     if (last != costs[at]) return;  // a cluster belongs to the thread that has its end
@@ -83,7 +65,10 @@ void cluster_mean_lists(at::TensorList grads, at::TensorList clusters, at::Tenso
   std::vector<ClusterWork> works;
   std::vector<at::Tensor> beside;
   for (size_t i = 0; i < rows.size(); ++i) {
-    for (auto& members : members_of(clusters[i], rows[i])) works.push_back({i, std::move(members)});
+    check_clusters(op, clusters[i], rows[i]);
+    const at::Tensor ids = clusters[i].contiguous();
+    for (auto& members : members_of(ids.const_data_ptr<int32_t>(), ids.numel()))
+      works.push_back({i, std::move(members)});
     if (weights.empty()) continue;
     check_dtype(op, "weights", weights[i], rows[i]);
     beside.push_back(rows.beside(op, "weights", weights[i], i));

@@ -1,5 +1,4 @@
 // mask_grad_ and filter_norms on CPU.
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "cpu/kernels/mask_grad.h"
@@ -8,8 +7,6 @@
 
 namespace prunekernels {
 namespace {
-
-using OptionalTensors = c10::List<std::optional<at::Tensor>>;
 
 template <typename T>
 using SumOf = typename Arithmetic<T>::type;
@@ -28,95 +25,54 @@ bool row_is_dead(const std::optional<MaskTable>& mask, const at::Tensor& tensor,
   return tensor.dim() == 1 ? mask->out_slot()[row] == kDead : mask->out_slot()[row] < 0;
 }
 
-// A list's tensors where somebody asks for them: their elements, else null.
 template <typename A>
-std::vector<A*> asked(const char* op, const char* argument, at::TensorList list, const Rows& rows, bool add_to_sums) {
-  check_length(op, argument, list.size(), rows.size());
-  std::vector<A*> pointers(rows.size(), nullptr);
-  for (size_t i = 0; i < list.size(); ++i) {
-    const at::Tensor& sums = list[i];
-    if (sums.numel() == 0) continue;
-    PK_CHECK(sums.dim() == 1 && sums.size(0) == rows[i].size(0) && sums.is_contiguous() &&
-                 sums.scalar_type() == sum_type(rows[i]) && sums.device().is_cpu(),
-             op, argument, c10::str(toString(sum_type(rows[i])), " [", rows[i].size(0), "], contiguous"), sums.dtype(),
-             " ", sums.sizes());
-    sums.unsafeGetTensorImpl()->bump_version();
-    if (rows[i].numel() == 0 && !add_to_sums) sums.zero_();  // no row is passed over
-    pointers[i] = static_cast<A*>(sums.mutable_data_ptr());
-  }
-  return pointers;
+A* sums_of(const at::Tensor& t) {
+  return static_cast<A*>(t.mutable_data_ptr());
 }
 
-struct MaskGradLists {
-  const OptionalTensors& masks;
-  const OptionalTensors& scales;
-  at::TensorList weights, accumulated, abs_sums, square_sums, product_sums;
-};
-
 template <typename T>
-void mask_grad_of(const Rows& rows, const MaskGradLists& lists, bool add_to_sums) {
+void mask_grad_of(const Rows& rows, const RowMasks& masks, const MaskGradArgs& args, bool add_to_sums) {
   using A = SumOf<T>;
-  constexpr const char* op = "mask_grad_";
-  const RowMasks masks = read_masks(op, lists.masks, rows);
-  const auto abs = asked<A>(op, "abs_sums", lists.abs_sums, rows, add_to_sums);
-  const auto square = asked<A>(op, "square_sums", lists.square_sums, rows, add_to_sums);
-  const auto product = asked<A>(op, "product_sums", lists.product_sums, rows, add_to_sums);
-  check_length(op, "grad_scales", lists.scales.size(), rows.size());
-  check_length(op, "accumulated", lists.accumulated.size(), rows.size());
-  check_length(op, "weights", lists.weights.size(), rows.size(), lists.product_sums.empty());
-  std::vector<at::Tensor> scales(rows.size()), weights(rows.size()), accumulated(rows.size());
-  for (size_t i = 0; i < rows.size(); ++i) {
-    if (!lists.scales.empty() && lists.scales.get(i)) {
-      check_scale(op, lists.scales.get(i), rows[i].size(0));
-      scales[i] = lists.scales.get(i)->contiguous();
-    }
-    if (product[i]) {
-      check_dtype(op, "weights", lists.weights[i], rows[i]);
-      weights[i] = rows.beside(op, "weights", lists.weights[i], i);
-    }
-    if (lists.accumulated.empty() || (lists.accumulated[i].numel() == 0 && rows[i].numel() != 0)) continue;
-    PK_CHECK(lists.accumulated[i].scalar_type() == sum_type(rows[i]), op, "accumulated", toString(sum_type(rows[i])),
-             lists.accumulated[i].dtype());
-    accumulated[i] = rows.beside(op, "accumulated", lists.accumulated[i], i);
-  }
   auto* const kernel = [] {
     if constexpr (std::is_same_v<T, float>)
       return mask_grad_kernels().mask_grad;
     else
       return mask_grad<T>;
   }();
-  rows.each([&](OfThread& thread, size_t i, int64_t k) {
+  each_row(rows, [&](OfThread& thread, size_t i, int64_t k) {
     const RowLayout& layout = rows.layout(i);
-    const int64_t elements = rows[i].dim() == 1 ? 1 : layout.row_elements(), offset = k * elements;
+    const MaskGradTensors& tensors = args[i];
+    const int64_t elements = layout.row_elements(), offset = k * elements;
     const bool dead = row_is_dead(masks[i], rows[i], k);
     MaskGradRow<T> row{};
     row.grad = prunekernels::elements<T>(rows[i]) + offset;
     row.elements = elements;
-    row.scale = dead ? A{} : scales[i].defined() ? static_cast<A>(scales[i].const_data_ptr<float>()[k]) : A{1};
-    if (weights[i].defined()) row.weight = const_elements<T>(weights[i]) + offset;
-    if (accumulated[i].defined()) row.accumulated = static_cast<A*>(accumulated[i].mutable_data_ptr()) + offset;
+    row.scale = dead ? A{} : tensors.scale.defined() ? static_cast<A>(tensors.scale.const_data_ptr<float>()[k]) : A{1};
+    if (tensors.weight.defined()) row.weight = const_elements<T>(tensors.weight) + offset;
+    if (tensors.accumulated.defined()) row.accumulated = sums_of<A>(tensors.accumulated) + offset;
     if (masks[i] && !dead && rows[i].dim() > 1) row.live = thread.bits.of_row(*masks[i], layout, k);
-    if (abs[i]) row.abs_sum = abs[i] + k;
-    if (square[i]) row.square_sum = square[i] + k;
-    if (product[i]) row.product_sum = product[i] + k;
+    if (tensors.abs_sum.defined()) row.abs_sum = sums_of<A>(tensors.abs_sum) + k;
+    if (tensors.square_sum.defined()) row.square_sum = sums_of<A>(tensors.square_sum) + k;
+    if (tensors.product_sum.defined()) row.product_sum = sums_of<A>(tensors.product_sum) + k;
     row.add_to_sums = add_to_sums;
     kernel(row);
   });
-  rows.written();
-  for (size_t i = 0; i < lists.accumulated.size(); ++i) {
-    if (!accumulated[i].defined()) continue;
-    lists.accumulated[i].unsafeGetTensorImpl()->bump_version();
-    if (!accumulated[i].is_same(lists.accumulated[i])) lists.accumulated[i].copy_(accumulated[i]);
-  }
 }
 
 void mask_grads(at::TensorList grads, const OptionalTensors& masks, const OptionalTensors& scales,
                 at::TensorList weights, at::TensorList accumulated, at::TensorList abs_sums, at::TensorList square_sums,
                 at::TensorList product_sums, bool add_to_sums) {
+  constexpr const char* op = "mask_grad_";
   if (grads.empty()) return;
-  const Rows rows("mask_grad_", "grads", grads);
-  const MaskGradLists lists{masks, scales, weights, accumulated, abs_sums, square_sums, product_sums};
-  with_element(rows.type(), [&](auto element) { mask_grad_of<decltype(element)>(rows, lists, add_to_sums); });
+  const Rows rows(op, "grads", grads);
+  const RowMasks masked = read_masks(op, masks, rows);
+  const MaskGradArgs args(op, rows, {scales, weights, accumulated, abs_sums, square_sums, product_sums});
+  for (size_t i = 0; i < rows.size(); ++i)  // no row of such a tensor is passed over
+    for (const at::Tensor& sums : {args[i].abs_sum, args[i].square_sum, args[i].product_sum})
+      if (rows[i].numel() == 0 && sums.defined() && !add_to_sums) sums.zero_();
+  with_element(rows.type(), [&](auto element) { mask_grad_of<decltype(element)>(rows, masked, args, add_to_sums); });
+  rows.written();
+  args.written();
 }
 
 using TensorVectors = std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>>;
@@ -124,19 +80,18 @@ using TensorVectors = std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor
 template <typename T>
 void norms_of(const Rows& rows, const RowMasks& masks, bool per_kernel, const TensorVectors& sums) {
   using A = SumOf<T>;
-  const auto sums_of = [](const at::Tensor& t) { return static_cast<A*>(t.mutable_data_ptr()); };
   auto* const kernel = [] {
     if constexpr (std::is_same_v<T, float>)
       return mask_grad_kernels().norm;
     else
       return row_norm<T>;
   }();
-  rows.each([&](OfThread& thread, size_t i, int64_t k) {
+  each_row(rows, [&](OfThread& thread, size_t i, int64_t k) {
     const RowLayout& layout = rows.layout(i);
     const T* weight = const_elements<T>(rows[i]) + k * layout.row_elements();
     const int64_t width = per_kernel ? layout.channels : 1;
-    A* abs = sums_of(std::get<0>(sums)[i]) + k * width;
-    A* square = sums_of(std::get<1>(sums)[i]) + k * width;
+    A* abs = sums_of<A>(std::get<0>(sums)[i]) + k * width;
+    A* square = sums_of<A>(std::get<1>(sums)[i]) + k * width;
     if (row_is_dead(masks[i], rows[i], k)) {
       std::fill(abs, abs + width, A{});
       std::fill(square, square + width, A{});
@@ -155,13 +110,9 @@ TensorVectors filter_norms(at::TensorList weights, const OptionalTensors& masks,
   TensorVectors sums;
   if (weights.empty()) return sums;
   const Rows rows(op, "weights", weights);
-  for (size_t i = 0; i < rows.size(); ++i) {
-    PK_CHECK(!per_kernel || rows[i].dim() >= 2, op, "weights", "two or more dimensions for norms of kernels",
-             rows[i].sizes());
-    const auto size = per_kernel ? rows[i].sizes().slice(0, 2) : rows[i].sizes().slice(0, 1);
+  for (size_t i = 0; i < rows.size(); ++i)
     for (auto* list : {&std::get<0>(sums), &std::get<1>(sums)})
-      list->push_back(at::zeros(size, rows[i].options().dtype(sum_type(rows[i]))));
-  }
+      list->push_back(empty_sums(op, rows[i], per_kernel).zero_());
   const RowMasks masked = read_masks(op, masks, rows);
   with_element(rows.type(), [&](auto element) { norms_of<decltype(element)>(rows, masked, per_kernel, sums); });
   return sums;

@@ -8,16 +8,6 @@
 
 namespace prunekernels {
 
-std::optional<RowLayout> row_layout(const at::Tensor& parameter) {
-  const int64_t rows = parameter.dim() ? parameter.size(0) : 1;
-  const int64_t channels = parameter.dim() > 1 ? parameter.size(1) : 1;
-  const int64_t taps = parameter.numel() ? parameter.numel() / (rows * channels) : 0;
-  if (parameter.is_contiguous()) return RowLayout{rows, channels, taps, taps == 1};
-  if (parameter.dim() == 4 && parameter.is_contiguous(at::MemoryFormat::ChannelsLast))
-    return RowLayout{rows, channels, taps, true};
-  return std::nullopt;
-}
-
 std::optional<MaskTable> read_row_mask(const char* op, const std::optional<at::Tensor>& mask,
                                        const at::Tensor& parameter) {
   if (!mask) return std::nullopt;
@@ -25,12 +15,7 @@ std::optional<MaskTable> read_row_mask(const char* op, const std::optional<at::T
   const int32_t* words = mask->const_data_ptr<int32_t>();
   check_table_words(op, "masks", words, mask->size(0));
   const MaskTable table(words);
-  const int64_t filters = table[kFilters], channels = table.channels_per_group();
-  const bool is_vector = parameter.dim() == 1;
-  PK_CHECK(parameter.dim() >= 1 && parameter.size(0) == filters && (is_vector || parameter.size(1) == channels), op,
-           "masks", "a table for a parameter " + c10::str(parameter.sizes()),
-           "one of " + std::to_string(filters) + " filters of " + std::to_string(channels) + " channels");
-  if (is_vector ? table[kLiveFilters] == filters : table.nothing_dead()) return std::nullopt;
+  if (!masks_rows(op, table, parameter)) return std::nullopt;
   return table;
 }
 

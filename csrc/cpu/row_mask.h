@@ -7,19 +7,9 @@
 #include <vector>
 
 #include "core/mask_table.h"
+#include "row_args.h"
 
 namespace prunekernels {
-
-// A parameter as rows that lie one after the other: [rows, channels, taps], or [rows, taps, channels] if channels_last;
-// of a vector (a bias, a norm's parameter) each row is one element.
-struct RowLayout {
-  int64_t rows, channels, taps;
-  bool channels_last;
-  int64_t row_elements() const { return channels * taps; }
-};
-
-// Empty if the rows do not lie so.
-std::optional<RowLayout> row_layout(const at::Tensor& parameter);
 
 // Checks a table made by conv_mask against the parameter (of a vector, against its length); empty where nothing is
 // dead.

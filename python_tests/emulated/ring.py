@@ -16,7 +16,7 @@ from torch.utils.cpp_extension import include_paths, library_paths
 from . import build
 
 NAMESPACE = "prunekernels_emulated"
-SHARED = ("conv_args.cpp", "plan_choice.cpp", "plan_cache.cpp")  # with the CPU ring
+SHARED = ("conv_args.cpp", "optim_args.cpp", "plan_choice.cpp", "plan_cache.cpp", "row_args.cpp")  # with the CPU ring
 STREAM = build.CSRC / "cuda" / "kernels" / "stream.h"  # which everything includes
 _kept = []
 
@@ -77,13 +77,13 @@ def library() -> pathlib.Path:
 
 def load():
     """torch.ops.prunekernels_emulated, and the library itself for what is not an operator."""
-    from prunekernels import _fallback
+    from prunekernels import _fallback, _step_ops
 
     if not _kept:
         library_ = ctypes.CDLL(str(library()), mode=os.RTLD_NOW | os.RTLD_LOCAL)
         library_.pk_take_events.restype = ctypes.c_char_p
         definitions = torch.library.Library(NAMESPACE, "DEF")
-        for schema in _fallback.SCHEMAS:
+        for schema in _fallback.SCHEMAS + _step_ops.SCHEMAS:
             if not schema.startswith("conv_mask"):
                 definitions.define(schema)
         getattr(torch.ops, NAMESPACE).attach_live = torch.ops.prunekernels.attach_live  # no device's business
