@@ -4,6 +4,7 @@
 #include "conv_args.h"
 #include "cuda/kernels/channel_copy.h"
 #include "cuda/mirror.h"
+#include "row_args.h"
 
 namespace prunekernels {
 namespace {
@@ -170,22 +171,38 @@ const SparseLists& MaskMirror::sparse_lists(const char* op, const int32_t** devi
   return sparse_->host;
 }
 
+namespace {
+
+std::shared_ptr<const MaskMirror> find_mirror(const char* op, const char* argument, const at::Tensor& mask,
+                                              const at::Tensor& like) {
+  check_table_tensor(op, argument, mask, like.device());
+  return std::static_pointer_cast<const MaskMirror>(
+      mirror::find(op, argument, mask, -1, [&](const std::vector<int32_t>& words) {
+        check_table_words(op, argument, words.data(), static_cast<int64_t>(words.size()));
+        return std::make_shared<const MaskMirror>(words, like.device());
+      }));
+}
+
+}  // namespace
+
 std::shared_ptr<const MaskMirror> mirror_mask(const char* op, const char* argument,
                                               const std::optional<at::Tensor>& mask, int64_t K, int64_t C, int64_t G,
                                               const at::Tensor& like) {
   if (!mask) return nullptr;
-  check_table_tensor(op, argument, *mask, like.device());
-  auto found = std::static_pointer_cast<const MaskMirror>(
-      mirror::find(op, argument, *mask, -1, [&](const std::vector<int32_t>& words) {
-        check_table_words(op, argument, words.data(), static_cast<int64_t>(words.size()));
-        return std::make_shared<const MaskMirror>(words, like.device());
-      }));
+  auto found = find_mirror(op, argument, *mask, like);
   if (C < 0) {
     check_table_filters(op, argument, found->table(), K);
     return found;
   }
   check_table_sizes(op, argument, found->table(), K, C, G);
   return found->table().nothing_dead() ? nullptr : found;
+}
+
+std::shared_ptr<const MaskMirror> mirror_row_mask(const char* op, const std::optional<at::Tensor>& mask,
+                                                  const at::Tensor& parameter) {
+  if (!mask) return nullptr;
+  auto found = find_mirror(op, "masks", *mask, parameter);
+  return masks_rows(op, found->table(), parameter) ? found : nullptr;
 }
 
 }  // namespace prunekernels

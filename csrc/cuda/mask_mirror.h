@@ -87,4 +87,8 @@ std::shared_ptr<const MaskMirror> mirror_mask(const char* op, const char* argume
                                               const std::optional<at::Tensor>& mask, int64_t K, int64_t C, int64_t G,
                                               const at::Tensor& like);
 
+// The same for a parameter's rows: of a vector only its length is checked, and only dead filters count.
+std::shared_ptr<const MaskMirror> mirror_row_mask(const char* op, const std::optional<at::Tensor>& mask,
+                                                  const at::Tensor& parameter);
+
 }  // namespace prunekernels

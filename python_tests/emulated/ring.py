@@ -101,16 +101,21 @@ def register_gradients():
             torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup)
 
 
-def callers():
-    """Every module of prunekernels that calls operators, which it knows as `ops`."""
-    from prunekernels import autograd, functional
+def replacements():
+    """(module, name, what it calls there with the ring), of all of prunekernels that calls operators."""
+    from prunekernels import autograd, filter_ops, functional
     from prunekernels.flow import arithmetic, conv, live
+    from prunekernels.optim import adamw, sgd
 
-    return autograd, functional, arithmetic, conv, live
+    ops = load()[0]
+    for module in (autograd, filter_ops, functional, arithmetic, conv, live):
+        yield module, "ops", ops
+    yield sgd, "OPERATOR", ops.masked_sgd_.default
+    yield adamw, "OPERATOR", ops.masked_adamw_.default
 
 
 def use():
     """From now on prunekernels computes with the ring, in this process; tables are still made by its own conv_mask."""
-    for module in callers():
-        module.ops = load()[0]
+    for replacement in replacements():
+        setattr(*replacement)
     register_gradients()

@@ -1,0 +1,33 @@
+// The masks of parameters as kernels over rows take them, and as torch does.
+#pragma once
+
+#include "cuda/kernels/weight_mask.h"
+#include "cuda/mask_mirror.h"
+#include "row_args.h"
+
+namespace prunekernels {
+
+// The mask of a parameter, where anything of it is dead.
+class RowMask {
+ public:
+  RowMask(const char* op, const std::optional<at::Tensor>& mask, const at::Tensor& parameter)
+      : mirror_(mirror_row_mask(op, mask, parameter)) {
+    if (mirror_) words_ = *mask;
+  }
+
+  explicit operator bool() const { return mirror_ != nullptr; }
+  WeightMask of_rows(const char* op, const at::Tensor& parameter, const RowLayout& layout) const;
+
+  // value where the parameter is live, else other; by torch, for doubles
+  at::Tensor choose(const at::Tensor& value, const at::Tensor& other) const;
+  at::Tensor live(const at::Tensor& parameter) const;  // bool, to broadcast
+
+ private:
+  std::shared_ptr<const MaskMirror> mirror_;
+  at::Tensor words_;
+};
+
+// One for each parameter; masks may be [].
+std::vector<RowMask> read_row_masks(const char* op, const OptionalTensors& masks, at::TensorList parameters);
+
+}  // namespace prunekernels
