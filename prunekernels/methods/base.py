@@ -122,8 +122,9 @@ class Method:
 
     def _begin(self, clips: bool) -> None:
         freeze = None if isinstance(self.optimizer, MaskedStep) else "dead"
-        for group in self.optimizer.param_groups if freeze is None else ():
-            group["freeze"] = "dead"
+        if freeze is None:
+            for group in (self.optimizer.defaults, *self.optimizer.param_groups):  # the first: of groups to come
+                group["freeze"] = "dead"
         self.binding = bind(self.optimizer, self.model, freeze=freeze)
         self.clip = SoftClip(self) if clips else None
         self.criterion.start(self)

@@ -445,6 +445,17 @@ def test_masked_optimizers_freeze_what_is_dead(freeze):
     )
 
 
+def test_groups_that_come_later_freeze_too():
+    """Those of a state dict of torch's own optimizer, which says nothing of it, and those that are added."""
+    net = chain()
+    optimizer = pk.optim.MaskedSGD(net[:6].parameters(), 0.05, 0.9, weight_decay=0.01)
+    others = torch.optim.SGD(net[:6].parameters(), 0.05, 0.9, weight_decay=0.01).state_dict()
+    SFP(net, optimizer, 0.5, 10, duty=0.0, skip=["6"])
+    optimizer.load_state_dict(others)
+    optimizer.add_param_group({"params": net[6:].parameters()})
+    assert [group["freeze"] for group in optimizer.param_groups] == ["dead", "dead"]
+
+
 def test_adamw():
     net = chain()
     optimizer = torch.optim.AdamW(net.parameters(), 1e-3)
