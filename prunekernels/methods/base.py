@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from .criteria import make_criterion
 from .structure import NormFinder, Structure, units_of
 
 COUPLINGS = ("independent", "joint")
+FUNCTION = "a function (final, epoch, epochs), as those of schedules"
 
 
 class Counts(NamedTuple):
@@ -90,16 +92,20 @@ class Method:
         fine_tune: int | None = None,
         seed: int = 0,
     ) -> None:
-        self._expect(0 <= rate < 1, "rate", "a number in [0, 1)", rate)
-        self._expect(0 <= duty <= 1, "duty", "a number in [0, 1]", duty)
+        self._expect(is_share(rate) and rate < 1, "rate", "a number in [0, 1)", rate)
+        self._expect(is_share(duty), "duty", "a number in [0, 1]", duty)
         self._expect(coupling in COUPLINGS, "coupling", f"one of {', '.join(COUPLINGS)}", repr(coupling))
         self._expect(budget in BUDGETS, "budget", f"one of {', '.join(BUDGETS)}", repr(budget))
         for name, value in (("epochs", epochs), ("round_to", round_to), ("steps_per_epoch", steps_per_epoch)):
             self._expect(value is None or (isinstance(value, int) and value >= 1), name, "an integer from 1", value)
+        self._expect(isinstance(norms, bool), "norms", "True or False", repr(norms))
+        self._expect(clip is None or isinstance(clip, bool), "clip", "True, False or None", repr(clip))
+        self._expect(isinstance(seed, int), "seed", "an integer", repr(seed))
         is_known = coupling == "independent" or example_input is not None
         self._expect(is_known, "example_input", "an input, which joint coupling needs", None)
         fine_tune = self.default_fine_tune(epochs) if fine_tune is None else fine_tune
-        self._expect(0 <= fine_tune < epochs, "fine_tune", f"fewer than the {epochs} epochs", fine_tune)
+        is_less = isinstance(fine_tune, int) and 0 <= fine_tune < epochs
+        self._expect(is_less, "fine_tune", f"fewer than the {epochs} epochs", fine_tune)
         self.model, self.optimizer, self.rate, self.duty = model, optimizer, rate, duty
         self.epochs = epochs - fine_tune  # those that prune
         self.round_to, self.budget, self.with_norms = round_to, budget, norms
@@ -338,6 +344,11 @@ class Method:
         return (
             f"{type(self).__name__}(epoch {self.epoch}/{self.epochs}; filters: {live} live, {soft} soft, {hard} hard)"
         )
+
+
+def is_share(value: object) -> bool:
+    """Whether it is a number in [0, 1]."""
+    return isinstance(value, Real) and 0 <= float(value) <= 1
 
 
 def of_unit(unit: Group, scores: Mapping[str, Tensor]) -> Tensor:

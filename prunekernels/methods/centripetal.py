@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..filter_ops import cluster_mean_, mask_grad_
-from .base import Method
+from .base import Method, is_share
 from .clusters import CLUSTERINGS, Clustering
 from .counts import pruned_count, rounded
 from .streams import Stream, streams
@@ -65,7 +66,7 @@ class CSGD(Method):
     ) -> None:
         is_known = callable(clusters) or clusters in CLUSTERINGS
         self._expect(is_known, "clusters", f"one of {', '.join(CLUSTERINGS)} or a function", repr(clusters))
-        self._expect(strength >= 0, "strength", "a number, at least 0", strength)
+        self._expect(isinstance(strength, Real) and strength >= 0, "strength", "a number, at least 0", strength)
         last = max(-1, epochs - (options.get("fine_tune") or 0) - 2)
         self._expect(-1 <= start <= last, "start", f"an epoch from -1 to {last}", start)
         self._expect(example_input is not None, "example_input", "an input, as merging needs the graph", None)
@@ -252,8 +253,8 @@ class FPAGL(CSGD):
         **options: Any,
     ) -> None:
         self._expect(adaptive in ADAPTIVE, "adaptive", "filter, element or None", repr(adaptive))
-        is_share = collapse is None or 0 <= collapse <= 1
-        self._expect(is_share, "collapse", "a share of the epochs in [0, 1] or None", collapse)
+        holds = collapse is None or is_share(collapse)
+        self._expect(holds, "collapse", "a share of the epochs in [0, 1] or None", collapse)
         self.taylor, self.adaptive, self.collapse_at = taylor, adaptive, collapse
         self.collapsed = False
         self.importance: dict[Tensor, Tensor] = {}

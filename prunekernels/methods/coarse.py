@@ -14,7 +14,7 @@ from .. import plan
 from .._buffers import MaskBuffers
 from ..flow.switch import flow
 from ..modules import MaskedConv2d
-from .base import Method
+from .base import Method, is_share
 from .counts import Ranking, counts, pruned_count
 from .structure import find_norms
 
@@ -73,11 +73,15 @@ class CoarsePruning(Method):
         self.kernel_rate = rate if kernel_rate is None else kernel_rate
         self._expect(data is not None, "data", "batches (x, y) or a function that returns them", None)
         self._expect(isinstance(masks, int) and masks >= 1, "masks", "an integer from 1", masks)
-        holds = kernel_rate is None or 0 <= kernel_rate < 1
+        holds = kernel_rate is None or (is_share(kernel_rate) and kernel_rate < 1)
         self._expect(holds, "kernel_rate", "a number in [0, 1)", kernel_rate)
         holds, got = -1 <= self.start < self.kernel_start < total, (self.start, self.kernel_start)
         self._expect(holds, "start, kernel_start", f"-1 <= start < kernel_start < {total}", got)
-        holds = len(block) == 2 and all(isinstance(size, int) and size >= 1 for size in block)
+        holds = (
+            isinstance(block, Sequence)
+            and len(block) == 2
+            and all(isinstance(size, int) and size >= 1 for size in block)
+        )
         self._expect(holds, "block", "two integers from 1", block)
         self.data, self.masks, self.block, self.layerwise = data, masks, tuple(block), layerwise
         self.error_rates: list[list[float]] = []

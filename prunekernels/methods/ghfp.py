@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from . import schedules
+from .base import is_share
 from .counts import Ranking, counts
 from .schedules import Schedule
 from .soft import SFP
@@ -37,7 +38,7 @@ class GHFP(SFP):
         **options: Any,
     ) -> None:
         if not callable(hard):
-            self._expect(0 <= hard <= 1, "hard", "a number in [0, 1] or a schedule", hard)
+            self._expect(is_share(hard), "hard", "a number in [0, 1] or a schedule", hard)
         self.hard_schedule: Schedule = hard if callable(hard) else partial(_fixed, hard)
         super().__init__(model, optimizer, rate, epochs, **options)
 

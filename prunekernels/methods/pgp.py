@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import schedules
-from .base import Method
+from .base import FUNCTION, Method, is_share
 from .counts import Ranking
 from .criteria import GradientSum
 from .schedules import Schedule
@@ -29,8 +29,8 @@ class PGP(Method):
 
     schedule: the pruned share by epoch; by default each epoch prunes the same share of what is left, and
     schedules.linear is the other one released. off_by_one: the released exponent, which prunes more than rate. Other
-    options are Method's; with joint coupling the scores of filters that meet in an add are summed, where the released
-    code ranks by the stage's first convolution alone.
+    options are Method's; filters that meet in an add under joint coupling are ranked by the mean of their scores (see
+    Method), where the released code ranks by the stage's first convolution alone.
 
     Not carried over from the released code: the momentum of a first convolution's reset filters that it forgets to
     reset, and the optimizer that it makes anew without weight decay.
@@ -50,7 +50,8 @@ class PGP(Method):
         off_by_one: bool = False,
         **options: Any,
     ) -> None:
-        self._expect(0 <= remove <= 1, "remove", "a number in [0, 1]", remove)
+        self._expect(is_share(remove), "remove", "a number in [0, 1]", remove)
+        self._expect(schedule is None or callable(schedule), "schedule", FUNCTION, repr(schedule))
         self._expect(schedule is None or not off_by_one, "off_by_one", "False with a schedule", off_by_one)
         self.remove = remove
         self.schedule = schedule or partial(schedules.progressive, off_by_one=off_by_one)

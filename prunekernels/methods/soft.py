@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import schedules
-from .base import Method
+from .base import FUNCTION, Method, is_share
 from .schedules import Schedule
 
 rising = partial(schedules.asymptotic, full_from=0.9)
@@ -44,7 +44,9 @@ class SFP(Method):
     ) -> None:
         self.schedule = schedule or self.default_schedule
         self.alpha = self.default_alpha if alpha is None else alpha
-        self._expect(0 <= self.alpha <= 1, "alpha", "a number in [0, 1]", alpha)
+        self._expect(is_share(self.alpha), "alpha", "a number in [0, 1]", alpha)
+        for name, value in (("schedule", self.schedule), ("alpha_schedule", alpha_schedule)):
+            self._expect(callable(value), name, FUNCTION, repr(value))
         self.alpha_schedule, self.scale_norms = alpha_schedule, scale_norms
         super().__init__(model, optimizer, rate, epochs, **options)
 

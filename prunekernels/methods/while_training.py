@@ -33,6 +33,8 @@ class PruneWhileTraining(Method):
         end: int | None = None,
         **options: Any,
     ) -> None:
+        for name, value in (("start", start), ("period", period), ("end", end)):
+            self._expect(value is None or isinstance(value, int), name, "an integer", repr(value))
         epochs_that_prune = epochs - (options.get("fine_tune") or 0)
         end = max(0, min(epochs // 2, epochs_that_prune) - 1) if end is None else end
         self.period = max(1, min(5, epochs // 20)) if period is None else period

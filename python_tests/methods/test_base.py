@@ -91,6 +91,15 @@ BAD = {
     "skip all": ({"skip": ["0", "3", "6"]}, "SFP: skip: expected some layers left to prune, got none"),
     "criterion": ({"criterion": "l3"}, "SFP: criterion: expected one of l1, .*, a function or a Criterion, got 'l3'"),
     "fine_tune": ({"epochs": 3, "fine_tune": 3}, "SFP: fine_tune: expected fewer than the 3 epochs, got 3"),
+    "rate a word": ({"rate": "half"}, r"SFP: rate: expected a number in \[0, 1\), got half"),
+    "duty a word": ({"duty": "half"}, r"SFP: duty: expected a number in \[0, 1\], got half"),
+    "alpha a word": ({"alpha": "x"}, r"SFP: alpha: expected a number in \[0, 1\], got x"),
+    "part of an epoch": ({"epochs": 3, "fine_tune": 0.5}, "SFP: fine_tune: expected fewer than the 3 epochs, got 0.5"),
+    "norms": ({"norms": "none"}, "SFP: norms: expected True or False, got 'none'"),
+    "clip": ({"clip": "no"}, "SFP: clip: expected True, False or None, got 'no'"),
+    "seed": ({"seed": "x"}, "SFP: seed: expected an integer, got 'x'"),
+    "schedule": ({"schedule": "linear"}, r"SFP: schedule: expected a function \(final, epoch, .*, got 'linear'"),
+    "alpha_schedule": ({"alpha_schedule": 3}, r"SFP: alpha_schedule: expected a function .*, got 3"),
     "alpha": ({"alpha": 2.0}, r"SFP: alpha: expected a number in \[0, 1\], got 2.0"),
 }  # fmt: skip
 

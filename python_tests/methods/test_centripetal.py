@@ -401,6 +401,7 @@ def test_goes_on_where_it_stopped(cls, epochs):
     [
         ({"example_input": None}, "CSGD: example_input: expected an input, as merging needs the graph, got None"),
         ({"clusters": "rings"}, "CSGD: clusters: expected one of kmeans, even or a function, got 'rings'"),
+        ({"strength": "much"}, "CSGD: strength: expected a number, at least 0, got much"),
         ({"strength": -1}, "CSGD: strength: expected a number, at least 0, got -1"),
         ({"start": 2}, "CSGD: start: expected an epoch from -1 to 1, got 2"),
         ({"budget": "global"}, "CSGD: budget: expected layer, as clusters do not compare, got 'global'"),

@@ -216,6 +216,8 @@ def test_default_epochs(epochs, expected):
             {"start": 3, "kernel_start": 3},
             r"start, kernel_start: expected -1 <= start < kernel_start < 6, got \(3, 3\)",
         ),
+        ({"block": 3}, "block: expected two integers from 1, got 3"),
+        ({"kernel_rate": "half"}, r"kernel_rate: expected a number in \[0, 1\), got half"),
         ({"block": (0, 1)}, r"block: expected two integers from 1, got \(0, 1\)"),
         ({"rate": -0.5}, r"rate: expected a number in \[0, 1\), got -0.5"),
     ],

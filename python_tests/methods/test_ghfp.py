@@ -121,7 +121,7 @@ def test_hard_filters_take_their_norms_along():
         assert not p[hard].any() and not momentum(optimizer, p)[hard].any() and p[~hard].abs().sum() > 0
 
 
-@pytest.mark.parametrize("hard", [-0.1, 1.5])
+@pytest.mark.parametrize("hard", [-0.1, 1.5, "all"])
 def test_hard_share_is_checked(hard):
     net = chain()
     with pytest.raises(ValueError, match=r"GHFP: hard: expected a number in \[0, 1\] or a schedule, got"):

@@ -180,6 +180,8 @@ def test_joint_filters_are_scored_together():
     ("options", "error"),
     [
         ({"remove": 1.5}, r"PGP: remove: expected a number in \[0, 1\], got 1.5"),
+        ({"remove": "all"}, r"PGP: remove: expected a number in \[0, 1\], got all"),
+        ({"schedule": "linear"}, "PGP: schedule: expected a function .*, got 'linear'"),
         (
             {"schedule": schedules.linear, "off_by_one": True},
             "PGP: off_by_one: expected False with a schedule, got True",

@@ -67,6 +67,7 @@ def test_weakest_by_l1_go():
     [
         ({"start": 5, "end": 3}, r"PruneWhileTraining: start, end: expected 0 <= start <= end < 10, got \(5, 3\)"),
         ({"end": 10}, "expected 0 <= start <= end < 10"),
+        ({"end": "late"}, "PruneWhileTraining: end: expected an integer, got 'late'"),
         ({"period": 0}, "PruneWhileTraining: period: expected at least 1, got 0"),
     ],
 )
