@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from typing import Any, NamedTuple
@@ -208,6 +208,17 @@ class Method:
         self._mask()
         self.history.append({name: self._count(name, was_dead) for name, was_dead in before.items()})
         return self.history[-1]
+
+    def before_step(self, work: Callable[[], None]) -> Any:
+        """A hook that calls work before each optimizer.step(), which must find the gradients there."""
+
+        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            closure = (*args[1:], kwargs.get("closure"))[0]
+            expected = "steps without a closure, with the gradients there before"
+            self._expect(closure is None, "optimizer", expected, "one")
+            work()
+
+        return self.optimizer.register_step_pre_hook(hook)
 
     @contextmanager
     def masked(self) -> Iterator[None]:

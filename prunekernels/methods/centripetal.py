@@ -79,7 +79,7 @@ class CSGD(Method):
         self._rows_of: list[Rows] = []
         coupling = "joint" if self._alone else coupling
         super().__init__(model, optimizer, rate, epochs, example_input=example_input, coupling=coupling, **options)
-        self._hook = self.optimizer.register_step_pre_hook(lambda *_: self.pull())
+        self._hook = self.before_step(self.pull)
         try:
             self._find_streams(example_input)
             if start < 0:

@@ -25,7 +25,7 @@ class SoftClip:
         self.method = method
         self._seen: list[Tensor] | None = None
         self._soft: dict[str, tuple[Tensor, Tensor]] = {}  # soft-dead and live filters, by layer that has both
-        self._hook = method.optimizer.register_step_pre_hook(lambda *_: self._clip())
+        self._hook = method.before_step(self._clip)
 
     def stop(self) -> None:
         self._hook.remove()

@@ -92,8 +92,7 @@ class Gathered(Criterion):
     def start(self, method: Method) -> None:
         super().start(method)
         self.sums: Scores = {}
-        optimizer = method.optimizer
-        register = optimizer.register_step_pre_hook if self.before_step else optimizer.register_step_post_hook
+        register = method.before_step if self.before_step else method.optimizer.register_step_post_hook
         self.hooks: list[Any] = [register(lambda *_: None if method.finished else self.gather())]
 
     def begin_epoch(self) -> None:

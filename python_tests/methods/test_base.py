@@ -23,7 +23,7 @@ from method_cases import (
 from torch import nn
 
 import prunekernels as pk
-from prunekernels.methods import GHFP, PGP, SFP, Counts, Method
+from prunekernels.methods import CSGD, GHFP, PGP, SFP, Counts, Method
 from prunekernels.methods.base import of_unit
 from prunekernels.methods.structure import NormFinder, find_norms
 
@@ -452,6 +452,24 @@ def test_masked_optimizers_freeze_what_is_dead(freeze):
     assert torch.equal(
         (net[3].weight != before).flatten(1).any(1), ~dead | (before[:, 0, 0, 0] != net[3].weight[:, 0, 0, 0])
     )
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("by_name", [False, True])
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [(SFP, {"clip": True}), (SFP, {"criterion": "taylor"}), (CSGD, {"example_input": IMAGES})],
+)
+def test_what_needs_gradients_before_a_step_takes_no_closure(cls, options, by_name, masked):
+    """Its gradients are not there yet when the hooks look."""
+    net = chain()
+    optimizer = pk.optim.MaskedSGD(net.parameters(), 0.05) if masked else sgd(net)
+    method = cls(net, optimizer, 0.5, 10, **options)
+    with pytest.raises(ValueError, match=f"{cls.__name__}: optimizer: expected steps without a closure, .*, got one"):
+        optimizer.step(**{"closure": float}) if by_name else optimizer.step(float)
+    optimizer.step(None)
+    method.detach()
+    optimizer.step(float)
 
 
 def test_groups_that_come_later_freeze_too():
