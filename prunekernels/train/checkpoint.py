@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 FORMAT = "prunekernels training checkpoint 1"
-KEYS = ("config", "epoch", "model", "optimizer", "method", "random", "history", "layers", "data")
+KEYS = ("config", "epoch", "model", "optimizer", "method", "random", "history", "states", "layers", "data")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

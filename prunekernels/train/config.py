@@ -58,7 +58,7 @@ class Config:
             self._number(name, "a number, at least 0", lambda v: v >= 0)
         self._number("batch", "at least 2", lambda v: v >= 2)
         self._number("epochs", "at least 1", lambda v: v >= 1)
-        self._number("seed", "at least 0", lambda v: v >= 0)
+        self._number("seed", "a number in [0, 2^32)", lambda v: 0 <= v < 2**32)  # times 1e6 it must be an int64
         if self.augment is not None:
             self._among("augment", AUGMENTS)
         if self.duty is not None:

@@ -168,6 +168,10 @@ def test_resume_as_another_run(tmp_path, given):
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
+def test_a_checkpoint_without_any_of_its_parts_is_foreign(tmp_path):
+    assert sorted(tiny_run(tmp_path).state()) == sorted(checkpoint.KEYS)
+
+
 def damage(state, what):
     if what == "data":
         state["data"] = "60 + 15 images, crc 00c0ffee"
