@@ -112,7 +112,7 @@ def close(a, b):
 def after_one_epoch(cls=PGP, **options):
     net = chain(bias=True)
     optimizer = sgd(net)
-    method = cls(net, optimizer, 0.5, 2, **options)
+    method = cls(net, optimizer, 0.5, 2, fine_tune=0, **options)
     train_epoch(net, optimizer, 0, method)
     method.end_epoch()
     return net, optimizer, method
@@ -153,14 +153,16 @@ def test_linear_schedule():
     assert [epoch["0"].live for epoch in method.history] == [7, 6, 5]
 
 
-def test_a_third_of_the_epochs_trains_on():
-    net, _, method = run(PGP, 10)
-    assert [epoch["3"].live for epoch in method.history[5:]] == [7, 6, 6, 6, 6]
-    assert method.history[6]["3"].hard == 6 and method.history[5]["3"].hard < 5
+@pytest.mark.parametrize(("epochs", "pruning"), [(1, 1), (2, 1), (3, 1), (20, 7), (30, 10)])
+def test_by_default_two_thirds_of_the_epochs_only_train(epochs, pruning):
+    """10 and 20 in the released code."""
+    _, _, method = run(PGP, pruning, total=epochs)
+    assert method.finished and method.epochs == pruning
+    assert all(counts.soft == 0 and counts.hard == counts.live for counts in method.history[-1].values())
 
 
 def test_off_by_one_prunes_more():
-    lives = [run(PGP, 2, total=2, off_by_one=flag)[2].history[-1]["3"].live for flag in (False, True)]
+    lives = [run(PGP, 2, total=2, fine_tune=0, off_by_one=flag)[2].history[-1]["3"].live for flag in (False, True)]
     assert lives == [6, 5]
 
 
@@ -171,7 +173,7 @@ def test_joint_filters_are_scored_together():
     train_epoch(net, optimizer, 0, method)
     scores = method.criterion.scores()
     method.end_epoch()
-    order = (scores["stem"] + scores["second"]).argsort()
+    order = sum(scores[name] / scores[name].mean() for name in ("stem", "second")).argsort()
     assert torch.equal(method.states["stem"], method.states["second"])
     assert bool((method.states["stem"][order[:4]] == 2).all()) and not method.states["stem"][order[4:]].any()
 
