@@ -111,8 +111,19 @@ def _dead_entries(module: nn.Module) -> list[Tensor]:
 def plain_copy(model: nn.Module) -> nn.Module:
     """An independent network of plain layers, in eval mode, with zeros for all that is dead."""
     plain = copy.deepcopy(model).eval()
+    for module in plain.modules():
+        if isinstance(module, MaskedBatchNorm2d) and not module.affine and not bool(module.channel_mask.all()):
+            # A plain norm has no other way to give zeros.
+            _give_factors(module, next(plain.parameters()))
     restore(plain)
     return plain
+
+
+def _give_factors(norm: MaskedBatchNorm2d, like: Tensor) -> None:
+    like = like if norm.running_var is None else norm.running_var
+    norm.affine = True
+    norm.weight = nn.Parameter(torch.ones(norm.num_features, dtype=like.dtype, device=like.device))
+    norm.bias = nn.Parameter(torch.zeros_like(norm.weight))
 
 
 def trace(op: str, model: nn.Module, example_input: Any) -> Traced:

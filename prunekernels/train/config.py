@@ -18,8 +18,9 @@ FREE = ("out", "stop_after", "quiet", "onnx", "report", "beside")
 
 @dataclass
 class Config:
-    """A training run. size, augment, device: None = what suits the data and the machine; duty: None = DUTY; options:
-    the method's own; measure: PGP's extra pass over the training set after each epoch, to score filters by."""
+    """A training run. size, augment, device: None = what suits the data and the machine; duty: None = DUTY for a
+    method; options: the method's own; measure: PGP's extra pass over the training set after each epoch, to score
+    filters by."""
 
     out: str
     method: str = "none"
@@ -61,6 +62,8 @@ class Config:
         self._number("seed", "a number in [0, 2^32)", lambda v: 0 <= v < 2**32)  # times 1e6 it must be an int64
         if self.augment is not None:
             self._among("augment", AUGMENTS)
+        if self.duty is None and self.method != "none":
+            self.duty = DUTY  # a checkpoint must tell what was meant, even when another version reads it
         if self.duty is not None:
             self._number("duty", "a number in [0, 1]", lambda v: 0 <= v <= 1)
         if self.stop_after is not None:

@@ -17,7 +17,7 @@ from ..flow.switch import flow
 from ..methods import Method
 from ..modules import MaskedConv2d
 from ..optim import MaskedSGD, bind
-from .config import DUTY, Config
+from .config import Config
 from .data import Data, steps_per_epoch
 from .models import build
 
@@ -66,7 +66,7 @@ def numerics(config: Config) -> Iterator[None]:
 def optimizer_of(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     numbers: dict[str, Any] = {"momentum": config.momentum, "weight_decay": config.weight_decay}
     if not any(isinstance(module, MaskedConv2d) for module in model.modules()):
-        return torch.optim.SGD(model.parameters(), config.lr, **numbers)
+        return torch.optim.SGD(model.parameters(), config.lr, **numbers, foreach=True)
     optimizer = MaskedSGD(model.parameters(), config.lr, **numbers)
     bind(optimizer, model)
     return optimizer
@@ -100,7 +100,7 @@ def method_of(config: Config, model: nn.Module, optimizer: torch.optim.Optimizer
     offered: dict[str, Any] = {
         "steps_per_epoch": steps_per_epoch(data, config.batch), "seed": config.seed,
         "example_input": data.normalised(data.test.images[:2]).to(device_of(config)),
-        "data": lambda: judging(data), "duty": DUTY,
+        "data": lambda: judging(data),
     }  # fmt: skip
     given = {name: value for name, value in offered.items() if name in knobs}
     asked = config.options | ({} if config.duty is None else {"duty": config.duty})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from prunekernels.train.config import FREE, Config
+from prunekernels.train.config import DUTY, FREE, Config
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,14 @@ from prunekernels.train.config import FREE, Config
 def test_values_that_are_refused(given, text):
     with pytest.raises(ValueError, match=text):
         Config("runs/a", **given)
+
+
+def test_duty_is_that_of_its_time():
+    """Said in the checkpoint, so that another version's default changes nothing."""
+    assert (Config("runs/a").duty, Config("runs/a", method="sfp").duty) == (None, DUTY)
+    assert Config("runs/a", method="sfp", duty=1.0).as_dict()["duty"] == 1.0
+    saved = Config("runs/a", method="sfp").as_dict() | {"duty": 0.7}
+    assert Config.resumed(saved, {}, "c.pt").duty == 0.7
 
 
 def test_resumed_takes_what_moves_no_weight():
