@@ -114,7 +114,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
     for module in plain.modules():
         if isinstance(module, MaskedBatchNorm2d) and not module.affine and not bool(module.channel_mask.all()):
             # A plain norm has no other way to give zeros.
-            _give_factors(module, next(plain.parameters()))
+            _give_factors(module, next(plain.parameters(), torch.ones(())))
     restore(plain)
     return plain
 
