@@ -53,6 +53,22 @@ def test_measured_table_is_the_results_file():
     assert any(float(vs_dense) < 1 or float(of_limit) < 0.6 for _, _, vs_dense, _, of_limit in lines), "a losing row"
 
 
+def test_methods_table_is_the_results_files():
+    folder = "benchmarks/results/2026-11-24-epyc-2core-"
+    assert f"`{folder}9f10d70-methods.json`, `...-4b4d01a-methods-pgp.json`" in README
+    found = [json.loads((ROOT / f"{folder}{n}.json").read_text()) for n in ("4b4d01a-methods-pgp", "9f10d70-methods")]
+    rows = {(s["arch"], s["method"], s["rate"], s["duty"]): s for f in found for s in f["summary"] if s["clip"] is None}
+    pattern = r"^\| `([\w-]+)` \(([\d.]+)\) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$"
+    lines = re.findall(pattern, README, flags=re.M)
+    assert len(lines) >= 4
+    for name, duty, *printed in lines:
+        both = [rows[arch, name, 0.5, float(duty)] for arch in ("resnet20", "vgg_small")]
+        assert printed == [f"{s[key]:.2f}" for s in both for key in ("accuracy", "vs_dense")]
+    assert any(float(ratio) < 1 for *_, ratio in lines), "a losing row"
+    dense = [rows[arch, "none", 0, 1]["accuracy"] for arch in ("resnet20", "vgg_small")]
+    assert re.search(r"dense ([\d.]+) %.*dense ([\d.]+) %", README).groups() == tuple(f"{a:.2f}" for a in dense)
+
+
 def test_network_table_is_the_results_file():
     source = re.search(r"`(benchmarks/results/[^`]+-network\.json)`", README)
     assert source is not None
