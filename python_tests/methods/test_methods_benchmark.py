@@ -72,6 +72,15 @@ def test_goals(script, given, said):
     assert len(lines) == len(said) and all(text in line for text, line in zip(said, lines, strict=True))
 
 
+@pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("*-methods*.json")), ids=lambda p: p.name)
+def test_committed_results_say_what_their_rows_say(script, path):
+    body = json.loads(path.read_text())
+    summaries = script.summarise([script.MethodRow(**r) for r in body["rows"]])
+    assert body["goals"] == script.goal_lines(summaries, 0.1) and body["goals"]
+    text = path.with_suffix(".md").read_text()
+    assert script.table(summaries, markdown=True) in text and body["header"]["command"] in text
+
+
 def test_who_came_back(script):
     class Trainer:
         states = ()
