@@ -123,7 +123,8 @@ tests() {
     note tests 0 "not run: no python_tests/test_cuda.py"
     failed=1
   elif [[ $dry ]] || "$PYTHON" -c 'import pytest' 2>/dev/null; then
-    step tests "$seconds" "$PYTHON" -m pytest -q --maxfail=25 python_tests/test_cuda.py python_tests/test_cuda_steps.py
+    step tests "$seconds" "$PYTHON" -m pytest -q --maxfail=25 \
+      python_tests/test_cuda.py python_tests/test_cuda_steps.py python_tests/test_cuda_step_ops.py
   else
     note tests 0 "no pytest here: small problems instead"
     step "small problems" "$seconds" "$PYTHON" benchmarks/sanitize.py --minutes "$(minutes "$seconds")"
