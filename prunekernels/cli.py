@@ -103,6 +103,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("onnx", None, "write small.onnx as well")
     add("beside", str, "folder of a dense run, for the report")
     parser.add_argument("--no-report", dest="report", action="store_false", help="no report.html, no pictures")
+    parser.add_argument("--report", action="store_true", help="the report after all, of a run that was to have none")
     add("quiet", None, "no progress")
 
 

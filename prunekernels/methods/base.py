@@ -96,18 +96,15 @@ class Method:
         self._expect(is_share(duty), "duty", "a number in [0, 1]", duty)
         self._expect(coupling in COUPLINGS, "coupling", f"one of {', '.join(COUPLINGS)}", repr(coupling))
         self._expect(budget in BUDGETS, "budget", f"one of {', '.join(BUDGETS)}", repr(budget))
-        for name, value in (("epochs", epochs), ("round_to", round_to), ("steps_per_epoch", steps_per_epoch)):
+        for name, value in (("round_to", round_to), ("steps_per_epoch", steps_per_epoch)):
             self._expect(value is None or (isinstance(value, int) and value >= 1), name, "an integer from 1", value)
         self._expect(isinstance(norms, bool), "norms", "True or False", repr(norms))
         self._expect(clip is None or isinstance(clip, bool), "clip", "True, False or None", repr(clip))
         self._expect(isinstance(seed, int), "seed", "an integer", repr(seed))
         is_known = coupling == "independent" or example_input is not None
         self._expect(is_known, "example_input", "an input, which joint coupling needs", None)
-        fine_tune = self.default_fine_tune(epochs) if fine_tune is None else fine_tune
-        is_less = isinstance(fine_tune, int) and 0 <= fine_tune < epochs
-        self._expect(is_less, "fine_tune", f"fewer than the {epochs} epochs", fine_tune)
+        self.epochs = self._epochs_that_prune(epochs, fine_tune)
         self.model, self.optimizer, self.rate, self.duty = model, optimizer, rate, duty
-        self.epochs = epochs - fine_tune  # those that prune
         self.round_to, self.budget, self.with_norms = round_to, budget, norms
         self.steps_per_epoch, self._fixed_steps = steps_per_epoch, steps_per_epoch is not None
         self.generator = torch.Generator().manual_seed(seed)
@@ -124,6 +121,7 @@ class Method:
         self._dead = [torch.zeros(unit.width, dtype=torch.bool) for unit in self.units]
         self._hard = [dead.clone() for dead in self._dead]
         self._finder: NormFinder | None = None
+        self._masks_all = False
         self._begin(duty < 1 if clip is None else clip)
 
     def _begin(self, clips: bool) -> None:
@@ -146,6 +144,14 @@ class Method:
         self._mask()
 
     # ---- checks
+
+    def _epochs_that_prune(self, epochs: int, fine_tune: int | None) -> int:
+        """Those before the ones that only train; a subclass may ask before it is made."""
+        self._expect(isinstance(epochs, int) and epochs >= 1, "epochs", "an integer from 1", epochs)
+        fine_tune = self.default_fine_tune(epochs) if fine_tune is None else fine_tune
+        is_less = isinstance(fine_tune, int) and 0 <= fine_tune < epochs
+        self._expect(is_less, "fine_tune", f"fewer than the {epochs} epochs", fine_tune)
+        return epochs - fine_tune
 
     def _expect(self, holds: bool, argument: str, expected: str, got: object) -> None:
         if not holds:
@@ -223,10 +229,12 @@ class Method:
     @contextmanager
     def masked(self) -> Iterator[None]:
         """Within it all dead filters are masked, as they will be in the end."""
-        self._mask(True)
+        before, self._masks_all = self._masks_all, True
+        self._mask()
         try:
             yield
         finally:
+            self._masks_all = before
             self._mask()
 
     @property
@@ -319,8 +327,8 @@ class Method:
             return 0
         return self.steps_per_epoch - max(1, round(self.duty * self.steps_per_epoch))
 
-    def _mask(self, all_dead: bool = False) -> None:
-        hidden = self._dead if all_dead or self.hides_soft else self._hard
+    def _mask(self) -> None:
+        hidden = self._dead if self._masks_all or self.hides_soft else self._hard
         live = {name: ~self._of(hidden, name) for name in self.layers}
         hard = {name: ~self._of(self._hard, name) for name in self.layers}
         self.structure.set_masks(live, hard, self.with_norms)

@@ -67,7 +67,7 @@ class CSGD(Method):
         is_known = callable(clusters) or clusters in CLUSTERINGS
         self._expect(is_known, "clusters", f"one of {', '.join(CLUSTERINGS)} or a function", repr(clusters))
         self._expect(isinstance(strength, Real) and strength >= 0, "strength", "a number, at least 0", strength)
-        last = max(-1, epochs - (options.get("fine_tune") or 0) - 2)
+        last = max(-1, self._epochs_that_prune(epochs, options.get("fine_tune")) - 2)
         self._expect(-1 <= start <= last, "start", f"an epoch from -1 to {last}", start)
         self._expect(example_input is not None, "example_input", "an input, as merging needs the graph", None)
         budget = options.get("budget", "layer")

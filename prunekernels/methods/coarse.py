@@ -67,7 +67,7 @@ class CoarsePruning(Method):
         layerwise: bool = False,
         **options: Any,
     ) -> None:
-        total = epochs - (options.get("fine_tune") or 0)
+        total = self._epochs_that_prune(epochs, options.get("fine_tune"))
         self.start = total // 3 - 1 if start is None else start
         self.kernel_start = self.start + (total - self.start) // 2 if kernel_start is None else kernel_start
         self.kernel_rate = rate if kernel_rate is None else kernel_rate

@@ -38,11 +38,6 @@ class NormFinder:
         is_same = known is not None and known() is x and _version(x) == version  # type: ignore[arg-type]
         self._sources.setdefault(norm, set()).add(conv if is_same else None)
 
-    @property
-    def saw_any(self) -> bool:
-        """Whether a forward pass has been watched."""
-        return bool(self._outputs)
-
     def stop(self) -> dict[str, list[str]]:
         """Ends it; by convolution, the norms that see its output and no other."""
         for hook in self._hooks:

@@ -35,7 +35,7 @@ class PruneWhileTraining(Method):
     ) -> None:
         for name, value in (("start", start), ("period", period), ("end", end)):
             self._expect(value is None or isinstance(value, int), name, "an integer", repr(value))
-        epochs_that_prune = epochs - (options.get("fine_tune") or 0)
+        epochs_that_prune = self._epochs_that_prune(epochs, options.get("fine_tune"))
         end = max(0, min(epochs // 2, epochs_that_prune) - 1) if end is None else end
         self.period = max(1, min(5, epochs // 20)) if period is None else period
         self.start = min(5, epochs // 20, end) if start is None else start

@@ -115,6 +115,20 @@ def test_bad_input(case):
     assert not net[0]._forward_hooks
 
 
+@pytest.mark.parametrize("name", ["PGP", "PruneWhileTraining", "CoarsePruning", "CSGD"])
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"fine_tune": "x"}, "fine_tune: expected fewer than the 9 epochs, got x"),
+        ({"epochs": 2.5}, "epochs: expected an integer from 1, got 2.5"),
+    ],
+)
+def test_epochs_are_checked_before_they_are_counted(name, options, error):
+    net = chain()
+    with pytest.raises(ValueError, match=f"{name}: {error}"):
+        getattr(pk.methods, name)(net, sgd(net), **{"rate": 0.5, "epochs": 9} | options)
+
+
 def test_an_error_at_the_start_leaves_nothing_behind():
     net = chain()
     optimizer = sgd(net)
@@ -310,6 +324,11 @@ def test_masked_is_what_the_end_will_be():
         inside = net(x)
     assert all(bool(conv.filter_mask.all()) for conv in convs(net).values()) and torch.equal(net(x), free)
     assert not torch.equal(inside, free)
+    with method.masked():
+        with method.masked():
+            pass
+        assert torch.equal(net(x), inside)
+    assert torch.equal(net(x), free)
     method.epoch = method.epochs
     method._mask()
     assert torch.equal(net(x), inside)

@@ -42,6 +42,13 @@ def test_train_resume_shrink(tmp_path, capsys):
     assert cli.main(["train", "--out", str(out), "--resume", "--quiet"]) == 0  # nothing left to train
 
 
+def test_a_report_after_all(tmp_path):
+    assert run_train(tmp_path, "--no-report") == 0
+    assert not (tmp_path / "report.html").exists()
+    assert cli.main(["train", "--out", str(tmp_path), "--resume", "--report", "--quiet"]) == 0
+    assert (tmp_path / "report.html").exists()
+
+
 def test_a_run_is_not_overwritten(tmp_path, capsys):
     assert run_train(tmp_path, "--stop-after", "1") == 0
     before = (tmp_path / "checkpoint.pt").read_bytes()
