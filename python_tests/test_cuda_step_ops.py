@@ -135,7 +135,7 @@ def bound(model, **numbers):
 def train(model, optimizer, x):
     optimizer.zero_grad()
     model(x).float().square().sum().backward()
-    pk.filter_ops.mask_grad_([model[0].weight.grad], [model[0].mask])
+    pk.filter_ops.mask_grad_([model[0].weight.grad], [model[0]._mask_table])
     optimizer.step()
 
 
