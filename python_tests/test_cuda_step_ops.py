@@ -126,6 +126,18 @@ def test_same_bits_as_torch(setting):
         assert torch.equal(a, b)
 
 
+def test_goes_on_from_a_fused_adamw():
+    """Whose step counts are on the GPU."""
+    params = [torch.nn.Parameter(torch.ones(4, 3, device=DEVICE))]
+    theirs = torch.optim.AdamW(params, fused=True)
+    give_grads(params)
+    theirs.step()
+    ours = optim.MaskedAdamW(params)
+    ours.load_state_dict(theirs.state_dict())
+    ours.step()
+    assert ours.state[params[0]]["step"].is_cpu and float(ours.state[params[0]]["step"]) == 2
+
+
 def bound(model, **numbers):
     optimizer = optim.MaskedSGD(model.parameters(), 1e-5, 0.9, freeze="dead", **numbers)
     optim.bind(optimizer, model)

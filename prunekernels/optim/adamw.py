@@ -63,4 +63,6 @@ class MaskedAdamW(MaskedStep, torch.optim.AdamW):
             is_double = torch.get_default_dtype() == torch.float64  # as torch's own
             state["step"] = torch.zeros((), dtype=torch.float64 if is_double else torch.float32)
             state |= {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        elif not state["step"].is_cpu:  # a checkpoint's of a fused or capturable AdamW
+            state["step"] = state["step"].cpu()
         return state
