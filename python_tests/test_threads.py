@@ -1,5 +1,7 @@
 """Thread counts: one thread works, more threads give the same result."""
 
+import ast
+import subprocess
 import sys
 import time
 
@@ -58,5 +60,15 @@ def test_loops_share_torch_threads():
     alone, idle = seconds(1)
     _, others = seconds(2)
     assert idle < 0.01 * alone and others > 0.1 * alone, "one thread did all the work"
-    libraries = {line.split()[-1] for line in open("/proc/self/maps") if "/" in line}
-    assert len([name for name in libraries if "libgomp" in name or "libiomp" in name]) == 1
+
+
+@pytest.mark.skipif(not pk.has_extension() or sys.platform != "linux", reason="the compiled loops on Linux")
+def test_one_pool_of_threads():
+    """That of torch. In a process of its own: other packages bring others along."""
+    program = """if True:
+        import torch, prunekernels
+        prunekernels.gather_channels(torch.ones(8, 64, 64, 64), torch.arange(0, 64, 2, dtype=torch.int32))
+        print({line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line or "libiomp" in line})
+    """
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert len(ast.literal_eval(said)) == 1
