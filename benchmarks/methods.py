@@ -27,16 +27,16 @@ from torch import Tensor, nn
 
 from machine import header
 from methods_rows import RATE, MethodRow, Spec, goal_lines, summarise, table, write
-from prunekernels.flops import count_flops
-from prunekernels.train import gears
+from prunekernels.inspect.flops import count_flops
+from prunekernels.train import setup
 from prunekernels.train.config import DUTY, Config
 from prunekernels.train.data import load
-from prunekernels.train.finish import shrunk
+from prunekernels.train.finalize import shrunk
 from prunekernels.train.loop import Trainer, accuracy
 from prunekernels.train.models import MODELS
 from timing import interleaved
 
-METHODS = [name for name in gears.known_methods() if name != "none"]
+METHODS = [name for name in setup.known_methods() if name != "none"]
 DENSE = Spec("none")
 LATENCY_BATCHES = (1, 64)
 LATENCY_SECONDS = 0.4

@@ -1,17 +1,17 @@
 """Masked 2-D convolutions in which pruned filters and kernels cost nothing, forward and backward."""
 
 from . import methods, optim, plan, reference
-from ._ext import build_info, has_extension, kernels
-from .convert import Conversion, convert, restore
-from .explain import Explanation, explain
-from .flops import Flops, count_flops
-from .flow import LiveTensor
-from .flow.switch import flow
 from .functional import gather_channels, masked_conv2d, scatter_channels
 from .graph import Group, Tidied, coupled_groups, shrink, tidy_masks
+from .inspect.explain import Explanation, explain
+from .inspect.flops import Flops, count_flops
+from .live import LiveTensor
 from .masks import ConvMask
-from .modules import MaskedConv2d
-from .norm import MaskedBatchNorm2d
+from .nn.batch_norm import MaskedBatchNorm2d
+from .nn.conv import MaskedConv2d
+from .nn.convert import Conversion, convert, restore
+from .nn.flow import flow
+from .ops.extension import build_info, has_extension, kernels
 
 __version__ = "0.1.0"
 __all__ = [

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._step_ops import ops
 from .masks import ConvMask, make_table
+from .ops.fallback_steps import ops
 
 Mask = ConvMask | Tensor | None
 

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import autograd, plan
+from . import plan
 from .masks import ConvMask, check_mask, make_table
+from .ops import autograd
 
 ops = autograd.ops
 WEIGHT_GRADS = ("masked", "dense")

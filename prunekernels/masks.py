@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _ext, _table
+from .ops import extension, mask_table
 
 
 def check_mask(op: str, name: str, mask: Tensor, shape: Sequence[int], device: torch.device | None = None) -> Tensor:
@@ -30,14 +30,14 @@ def make_table(
     """The int32 table the operators read, on the device of the masks (built on the host)."""
     device = next((m.device for m in (filter_mask, kernel_mask, input_mask) if m is not None), torch.device("cpu"))
     if device.type == "meta":
-        return torch.empty(_table.words(K, C, G), dtype=torch.int32, device=device)
+        return torch.empty(mask_table.words(K, C, G), dtype=torch.int32, device=device)
     masks = (None if m is None else m.cpu() for m in (filter_mask, kernel_mask, input_mask))
-    return _ext.ops.conv_mask(*masks, K, C, G).to(device)
+    return extension.ops.conv_mask(*masks, K, C, G).to(device)
 
 
 def live_counts(table: Tensor) -> tuple[int, int, int]:
     """Live filters, inputs and kernels of a table, as integers: waits for the device, so only on mask changes."""
-    filters, inputs, kernels = table[_table.LIVE_FILTERS : _table.LIVE_PAIRS + 1].tolist()
+    filters, inputs, kernels = table[mask_table.LIVE_FILTERS : mask_table.LIVE_PAIRS + 1].tolist()
     return filters, inputs, kernels
 
 

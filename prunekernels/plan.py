@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from . import _ext
-from ._fallback import PLANS as PLANS
+from .ops import extension
+from .ops.fallback import PLANS as PLANS
 
 if TYPE_CHECKING:
     from .masks import ConvMask
@@ -137,23 +137,23 @@ def choose_for_table(
 ) -> str:
     """choose() for a mask table, read from its device; geometry: stride, padding, dilation, two integers each."""
     device = device or table.device
-    if _ext._C is None or device.type not in ("cpu", "cuda"):
+    if extension._C is None or device.type not in ("cpu", "cuda"):
         return "dense"
     if device.type == "cuda" and device.index is None and torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
     K, _, R, S = weight_shape
     sizes = [*x_shape, K, R, S, groups, *geometry]
     name, channels_last = str(dtype).removeprefix("torch."), memory_format == torch.channels_last
-    return _ext._C.choose_plan(current(), direction, sizes, table.cpu().numpy(), name, channels_last, str(device))
+    return extension._C.choose_plan(current(), direction, sizes, table.cpu().numpy(), name, channels_last, str(device))
 
 
 def table() -> list[dict[str, Any]]:
     """What was measured, a row for each kind of problem: its sizes, "live" (filters, input channels, and kernels among
     those, in sixteenths), "device", "threads", the "plan" kept, "ms" of each plan tried. [] without the extension."""
-    return _ext._C.plan_table() if _ext._C else []
+    return extension._C.plan_table() if extension._C else []
 
 
 def clear() -> None:
     """Forgets what was measured."""
-    if _ext._C:
-        _ext._C.clear_plans()
+    if extension._C:
+        extension._C.clear_plans()

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from prunekernels.flow import LiveList, LiveTensor, full_width, record
-from prunekernels.flow.live import wrap
+from prunekernels.live import LiveList, LiveTensor, full_width, record
+from prunekernels.live.tensor import wrap
 
 N, C, H, W = 2, 6, 4, 6
 X, OTHER = (0, 2, 3, 5), (1, 2, 5)

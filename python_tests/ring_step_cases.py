@@ -6,7 +6,7 @@ import pytest
 import torch
 from step_cases import chosen, table
 
-from prunekernels._step_ops import live_elements
+from prunekernels.ops.fallback_steps import live_elements
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 OURS = torch.ops.prunekernels

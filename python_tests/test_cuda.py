@@ -46,7 +46,7 @@ from cuda_cases import (  # noqa: F401
 
 import prunekernels as pk
 from prunekernels import reference
-from prunekernels.flow import LiveList
+from prunekernels.live import LiveList
 from prunekernels.plan import DIRECTIONS
 
 # ---- numbers

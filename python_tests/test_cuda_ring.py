@@ -21,7 +21,8 @@ from conv_cases import (
 from ring_cases import GATHER, PACK, SCATTER, UNPACK, copies, events, launched, library  # noqa: F401
 
 import prunekernels as pk
-from prunekernels import _fallback, autograd, functional, reference
+from prunekernels import functional, reference
+from prunekernels.ops import autograd, fallback
 
 WIDE = ConvCase(n=2, c=24, k=40, h=5, w=6)
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
@@ -335,7 +336,7 @@ def test_training_with_masks_that_change(events, monkeypatch):
 
 
 def test_every_schema_has_an_implementation(library):
-    for schema in _fallback.SCHEMAS:
+    for schema in fallback.SCHEMAS:
         name = schema.partition("(")[0]
         if name != "conv_mask":
             assert torch._C._dispatch_has_kernel_for_dispatch_key(f"prunekernels_emulated::{name}", "CPU"), name

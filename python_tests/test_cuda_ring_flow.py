@@ -12,7 +12,7 @@ from network_cases import NETWORKS, mask_at_random
 from ring_cases import GATHER, JOIN, PACK, SCATTER, UNPACK, copies, events, launched, library  # noqa: F401
 
 import prunekernels as pk
-from prunekernels.flow import LiveList
+from prunekernels.live import LiveList
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

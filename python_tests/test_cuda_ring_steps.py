@@ -24,7 +24,8 @@ from ring_step_cases import (  # noqa: F401
 from step_cases import SAMPLES
 
 import prunekernels as pk
-from prunekernels import _step_ops, optim
+from prunekernels import optim
+from prunekernels.ops import fallback_steps
 
 LAYOUTS = ["contiguous", "channels_last", "sliced", "mixed"]
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
@@ -33,7 +34,7 @@ masks = pytest.mark.parametrize("mask", MASKS)
 
 
 def test_every_schema_has_an_implementation(library):
-    for operator in _step_ops.OPERATORS:
+    for operator in fallback_steps.OPERATORS:
         name = f"prunekernels_emulated::{operator.__name__}"
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU"), name
 

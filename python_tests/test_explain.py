@@ -8,10 +8,10 @@ from layer_cases import FILTERS, INPUTS, KERNELS
 from torch import nn
 
 import prunekernels as pk
-from prunekernels.explain import explain
+from prunekernels.inspect.explain import explain
 from prunekernels.train.models import build
 
-module = sys.modules["prunekernels.explain"]  # the package's attribute of that name is the function
+module = sys.modules["prunekernels.inspect.explain"]  # the package's attribute of that name is the function
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from layer_cases import FILTERS, HARD, INPUTS, KERNELS
 from torch import nn
 
 import prunekernels as pk
-from prunekernels.flops import count_flops
+from prunekernels.inspect.flops import count_flops
 from prunekernels.train.models import build
 
 

@@ -10,8 +10,8 @@ from network_cases import EXACT, NETWORKS, Bottleneck, Head, conv_norm, images, 
 from torch import nn
 
 import prunekernels as pk
-from prunekernels.flow import LiveTensor, full_width, record
-from prunekernels.flow.live import wrap
+from prunekernels.live import LiveTensor, full_width, record
+from prunekernels.live.tensor import wrap
 
 
 def in_flow(net):

@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import prunekernels as pk
-from prunekernels.flow import LiveList, LiveTensor, record
-from prunekernels.flow.live import _without_rules, wrap
+from prunekernels.live import LiveList, LiveTensor, record
+from prunekernels.live.tensor import _without_rules, wrap
 
 
 def both(name="bottleneck", seed=1, training=False):

@@ -10,8 +10,8 @@ import torch
 from flow_cases import C, H, N, Operands, W, X, assert_as_plain, live_list
 from torch.utils.checkpoint import checkpoint
 
-from prunekernels.flow import LiveList, full_width
-from prunekernels.flow.live import wrap
+from prunekernels.live import LiveList, full_width
+from prunekernels.live.tensor import wrap
 
 
 def live(**args):

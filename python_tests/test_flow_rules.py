@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from flow_cases import OTHER, C, H, N, W, assert_as_plain, assert_breaks, assert_flows
 from torch import nn
 
-from prunekernels.flow import LiveTensor
+from prunekernels.live import LiveTensor
 
 ACTIVATIONS = {
     "relu": torch.relu, "relu method": lambda x: x.relu(), "F.relu": F.relu, "nn.ReLU": nn.ReLU(), "relu6": F.relu6,

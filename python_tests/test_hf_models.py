@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import prunekernels as pk
-from prunekernels.explain import explain
-from prunekernels.flops import count_flops
+from prunekernels.inspect.explain import explain
+from prunekernels.inspect.flops import count_flops
 
 transformers = pytest.importorskip("transformers")
 
@@ -17,7 +17,7 @@ transformers = pytest.importorskip("transformers")
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch):
     for name, value in (("SECONDS", 0), ("WARMUPS", 0), ("MIN_ROUNDS", 1)):
-        monkeypatch.setattr(sys.modules["prunekernels.explain"], name, value)
+        monkeypatch.setattr(sys.modules["prunekernels.inspect.explain"], name, value)
     with pk.plan.measure(False):
         yield
 

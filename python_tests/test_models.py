@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import prunekernels as pk
-from prunekernels.flow import record
+from prunekernels.live import record
 from prunekernels.train.models import MODELS, PadShortcut, build, scaled
 
 # Parameters and multiply-adds of convolutions and linear layers, at 32x32 with 10 classes or 224x224 with 1000.

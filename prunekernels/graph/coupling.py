@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..convert import convert
-from ..modules import MaskedConv2d
-from ..norm import MaskedBatchNorm2d
+from ..nn.batch_norm import MaskedBatchNorm2d
+from ..nn.conv import MaskedConv2d
+from ..nn.convert import convert
 from .channels import Channels, Flow
-from .layers import ConvRule, NormRule, WeightRule
+from .layer_uses import any_weights, layer_uses
+from .rules.layers import ConvRule, NormRule, WeightRule
 from .trace import trace
-from .uses import any_weights, layer_uses
 
 Uses = Mapping[str, list[tuple[Channels, Channels]]]
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modules import MaskedConv2d
-from ..norm import MaskedBatchNorm2d
+from ..nn.batch_norm import MaskedBatchNorm2d
+from ..nn.conv import MaskedConv2d
 from .channels import Channels, Flow
-from .layers import NormRule, WeightRule
+from .layer_uses import any_weights, layer_uses
+from .rules.layers import NormRule, WeightRule
 from .trace import trace
-from .uses import any_weights, layer_uses
 
 Uses = list[tuple[Channels, Channels]]
 

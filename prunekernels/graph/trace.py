@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..convert import restore
-from ..modules import MaskedConv2d
-from ..norm import MaskedBatchNorm2d
+from ..nn.batch_norm import MaskedBatchNorm2d
+from ..nn.conv import MaskedConv2d
+from ..nn.convert import restore
 
 
 @dataclass

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import Group
-from ..modules import MaskedConv2d
-from ..norm import MaskedBatchNorm2d
+from ..nn.batch_norm import MaskedBatchNorm2d
+from ..nn.conv import MaskedConv2d
 from ..optim import bind
 from ..optim.step import MaskedStep
-from . import state
+from . import checkpoint
+from .channel_masks import NormFinder, Structure, units_of
 from .clip import SoftClip
-from .counts import BUDGETS, Ranking, counts
 from .criteria import make_criterion
-from .structure import NormFinder, Structure, units_of
+from .ranking import BUDGETS, Ranking, counts
 
 COUPLINGS = ("independent", "joint")
 FUNCTION = "a function (final, epoch, epochs), as those of schedules"
@@ -343,11 +343,11 @@ class Method:
 
     def state_dict(self) -> dict[str, Any]:
         """Of plain values and tensors."""
-        return state.save(self)
+        return checkpoint.save(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """What state_dict gave, for the same method and network; sets the masks. On an error nothing changes."""
-        state.load(self, state_dict)
+        checkpoint.load(self, state_dict)
 
     def detach(self) -> None:
         """Takes its hooks off optimizer and model; masks stay, but nothing keeps the optimizer from what is dead."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..filter_ops import cluster_mean_, mask_grad_
 from .base import Method, is_share
 from .clusters import CLUSTERINGS, Clustering
-from .counts import pruned_count, rounded
-from .streams import Stream, streams
+from .merging import Stream, streams
+from .ranking import pruned_count, rounded
 
 ADAPTIVE = ("filter", "element", None)
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import plan
-from .._buffers import MaskBuffers
-from ..flow.switch import flow
-from ..modules import MaskedConv2d
+from ..nn.conv import MaskedConv2d
+from ..nn.flow import flow
+from ..nn.mask_buffers import MaskBuffers
 from .base import Method, is_share
-from .counts import Ranking, counts, pruned_count
-from .structure import find_norms
+from .channel_masks import find_norms
+from .ranking import Ranking, counts, pruned_count
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 HELD = 64 << 20  # bytes of images that are held while all masks are tried on them

@@ -10,7 +10,7 @@ from torch import nn
 
 from . import schedules
 from .base import is_share
-from .counts import Ranking, counts
+from .ranking import Ranking, counts
 from .schedules import Schedule
 from .soft import SFP
 

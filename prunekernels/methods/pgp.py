@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from . import schedules
 from .base import FUNCTION, Method, is_share
-from .counts import Ranking
 from .criteria import GradientSum
+from .ranking import Ranking
 from .schedules import Schedule
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .base import Method
-from .counts import Ranking
+from .ranking import Ranking
 
 
 class PruneWhileTraining(Method):

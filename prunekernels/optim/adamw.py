@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._step_ops import ops
+from ..ops.fallback_steps import ops
 from .dead_rows import check_freeze
 from .step import Closure, MaskedStep
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _table
-from ..modules import MaskedConv2d
-from ..norm import MaskedBatchNorm2d
+from ..nn.batch_norm import MaskedBatchNorm2d
+from ..nn.conv import MaskedConv2d
+from ..ops import mask_table
 from .dead_rows import DeadRows, MaskedLayer, check_freeze
 from .step import MaskedStep
 
@@ -127,8 +127,8 @@ def _frozen_index(parameter: Tensor, table: Tensor) -> Index:
     """Rows of a vector, or where all of a row's kernels are dead; else (rows, channels)."""
     K, C, groups = table[1:4].tolist()
     if parameter.dim() == 1:
-        return ((~_table.live_filters(table, K)).nonzero().flatten(),)
-    dead = ~_table.live_kernels(table, K, C, C // groups)
+        return ((~mask_table.live_filters(table, K)).nonzero().flatten(),)
+    dead = ~mask_table.live_kernels(table, K, C, C // groups)
     rows = dead.all(1)
     if int(dead.sum()) == int(rows.sum()) * dead.shape[1]:
         return (rows.nonzero().flatten(),)

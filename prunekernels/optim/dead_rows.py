@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .._buffers import _version
 from ..masks import live_counts, make_table
-from ..modules import MaskedConv2d
-from ..norm import MaskedBatchNorm2d
+from ..nn.batch_norm import MaskedBatchNorm2d
+from ..nn.conv import MaskedConv2d
+from ..nn.mask_buffers import _version
 
 FREEZES = ("hard", "dead")
 MaskedLayer = MaskedConv2d | MaskedBatchNorm2d

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .extras import need
+from .optional_deps import need
 
 TEST_SHARE = 0.2  # of data that come without a test set
 CIFAR_RECORDS, CIFAR_SIZE = 10_000, 32

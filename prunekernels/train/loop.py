@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from .. import plan
 from ..methods import PGP
-from ..modules import MaskedConv2d
-from . import checkpoint, gears
+from ..nn.conv import MaskedConv2d
+from . import checkpoint, setup
 from .config import Config
 from .data import Data, load, steps_per_epoch, train_batches
-from .extras import need
+from .optional_deps import need
 
 STATES = ("live", "soft-dead", "hard-dead")  # of a filter, by their number
 CHECKPOINT = "checkpoint.pt"
@@ -40,17 +40,17 @@ class Trainer:
     """
 
     def __init__(self, config: Config, *, data: Data | None = None, state: Mapping[str, Any] | None = None) -> None:
-        gears.class_of(config)
+        setup.class_of(config)
         self.config, self.out = config, Path(config.out)
         self.data = data or load(config.data, config.size)
-        self.device = gears.device_of(config)
+        self.device = setup.device_of(config)
         torch.manual_seed(config.seed)
         random.seed(config.seed)
         np.random.seed(config.seed % 2**32)
-        self.model = gears.masked(config, gears.network(config, self.data))
-        self.optimizer = gears.optimizer_of(config, self.model)
-        with gears.numerics(config):
-            self.method = gears.method_of(config, self.model, self.optimizer, self.data)
+        self.model = setup.masked(config, setup.network(config, self.data))
+        self.optimizer = setup.optimizer_of(config, self.model)
+        with setup.numerics(config):
+            self.method = setup.method_of(config, self.model, self.optimizer, self.data)
         self.layers = {n: m for n, m in self.model.named_modules() if isinstance(m, nn.Conv2d)}
         self.history: list[dict[str, float]] = []
         self.states: list[Tensor] = []  # uint8 [filters], an epoch each
@@ -75,7 +75,7 @@ class Trainer:
 
     def run_epoch(self) -> None:
         """One epoch, the method's turn at its end, and a look at the test set."""
-        with gears.numerics(self.config):
+        with setup.numerics(self.config):
             row = self._train()
         states = self.filter_states()
         with self.masked():

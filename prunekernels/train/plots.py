@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import write_atomically
-from .extras import need
+from .optional_deps import need
 
 DPI, WIDTH = 110, 9.0
 LIVE, SOFT, HARD = "#0072B2", "#E69F00", "#DDDDDD"  # told apart by every kind of colour vision

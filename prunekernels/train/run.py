@@ -10,9 +10,9 @@ import torch
 
 from . import checkpoint
 from .config import Config
-from .extras import need
-from .finish import finish, save_small, shrunk
+from .finalize import finish, save_small, shrunk
 from .loop import CHECKPOINT, Trainer
+from .optional_deps import need
 from .report import write_report
 
 

@@ -77,13 +77,13 @@ def library() -> pathlib.Path:
 
 def load():
     """torch.ops.prunekernels_emulated, and the library itself for what is not an operator."""
-    from prunekernels import _fallback, _step_ops
+    from prunekernels.ops import fallback, fallback_steps
 
     if not _kept:
         library_ = ctypes.CDLL(str(library()), mode=os.RTLD_NOW | os.RTLD_LOCAL)
         library_.pk_take_events.restype = ctypes.c_char_p
         definitions = torch.library.Library(NAMESPACE, "DEF")
-        for schema in _fallback.SCHEMAS + _step_ops.SCHEMAS:
+        for schema in fallback.SCHEMAS + fallback_steps.SCHEMAS:
             if not schema.startswith("conv_mask"):
                 definitions.define(schema)
         getattr(torch.ops, NAMESPACE).attach_live = torch.ops.prunekernels.attach_live  # no device's business
@@ -92,8 +92,8 @@ def load():
 
 
 def register_gradients():
-    """Those of prunekernels.autograd, which call whatever operators it calls."""
-    from prunekernels import autograd
+    """Those of prunekernels.ops.autograd, which call whatever operators it calls."""
+    from prunekernels.ops import autograd
 
     if len(_kept) == 2:
         _kept.append("gradients")
@@ -103,12 +103,14 @@ def register_gradients():
 
 def replacements():
     """(module, name, what it calls there with the ring), of all of prunekernels that calls operators."""
-    from prunekernels import autograd, filter_ops, functional
-    from prunekernels.flow import arithmetic, conv, live
+    from prunekernels import filter_ops, functional
+    from prunekernels.live import conv, tensor
+    from prunekernels.live.rules import elementwise
+    from prunekernels.ops import autograd
     from prunekernels.optim import adamw, sgd
 
     ops = load()[0]
-    for module in (autograd, filter_ops, functional, arithmetic, conv, live):
+    for module in (autograd, filter_ops, functional, elementwise, conv, tensor):
         yield module, "ops", ops
     yield sgd, "OPERATOR", ops.masked_sgd_.default
     yield adamw, "OPERATOR", ops.masked_adamw_.default

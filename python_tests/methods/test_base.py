@@ -22,7 +22,7 @@ from torch import nn
 import prunekernels as pk
 from prunekernels.methods import CSGD, GHFP, PGP, SFP, Counts, Method
 from prunekernels.methods.base import of_unit
-from prunekernels.methods.structure import NormFinder, find_norms
+from prunekernels.methods.channel_masks import NormFinder, find_norms
 
 IMAGES = torch.randn(1, 3, 6, 6)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prunekernels.methods.counts import Ranking, counts, pruned_count, rounded
+from prunekernels.methods.ranking import Ranking, counts, pruned_count, rounded
 
 
 def ranking(scores, dead=(), hard=(), members=None):

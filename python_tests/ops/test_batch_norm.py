@@ -76,7 +76,7 @@ def test_every_instruction_set(isa, layout):
     if isa not in [row["isa"] for row in pk.kernels() if row["operation"] == "norm"]:
         pytest.skip("not in this build")
     best = pk.build_info()["isa"]
-    pk._ext.cap_isa(isa)
+    pk.ops.extension.cap_isa(isa)
     try:
         if pk.build_info()["isa"] != isa and isa not in best:
             pytest.skip(f"this CPU has {best}")
@@ -85,7 +85,7 @@ def test_every_instruction_set(isa, layout):
             for a, b in zip(problem.outcome(True), problem.expected(True), strict=True):
                 torch.testing.assert_close(a.double(), b, rtol=2e-5, atol=2e-5 * float(b.detach().abs().max()))
     finally:
-        pk._ext.cap_isa(None)
+        pk.ops.extension.cap_isa(None)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])

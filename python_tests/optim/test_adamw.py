@@ -10,7 +10,7 @@ from torch import nn
 
 import prunekernels as pk
 from prunekernels import optim
-from prunekernels._step_ops import live_elements
+from prunekernels.ops.fallback_steps import live_elements
 
 SETTINGS = {
     "plain": {"weight_decay": 0.0},

@@ -8,7 +8,7 @@ import torch
 
 import prunekernels as pk
 from prunekernels import cli
-from prunekernels.train import demo, finish
+from prunekernels.train import demo, finalize
 from prunekernels.train import run as module
 from prunekernels.train.run import train
 
@@ -21,7 +21,7 @@ def run_train(out, *arguments):
 
 @pytest.fixture(autouse=True)
 def _extras(monkeypatch):
-    monkeypatch.setattr(finish, "SECONDS", 0.1)
+    monkeypatch.setattr(finalize, "SECONDS", 0.1)
     for name in ("sklearn", "matplotlib", "tqdm"):
         pytest.importorskip(name)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from train_cases import tiny_run
 
-from prunekernels.train.finish import finish
+from prunekernels.train.finalize import finish
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from train_cases import tiny_config, tiny_data, tiny_run
 import prunekernels as pk
 from prunekernels.train import checkpoint
 from prunekernels.train.data import train_batches
-from prunekernels.train.gears import class_of, known_methods, method_of, network, optimizer_of
 from prunekernels.train.loop import Trainer, learning_rate
+from prunekernels.train.setup import class_of, known_methods, method_of, network, optimizer_of
 
 METHODS = [name for name in known_methods() if name != "none"]
 

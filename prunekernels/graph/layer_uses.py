@@ -1,0 +1,46 @@
+"""Layers as the masks alone describe them: whatever their weights are, and wherever they are used."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..nn.batch_norm import MaskedBatchNorm2d
+from ..nn.conv import MaskedConv2d
+from ..nn.convert import restore
+from .channels import Channels, Flow
+from .rules.layers import LayerRule
+from .trace import Traced
+
+
+def any_weights(model: nn.Module, traced: Traced, all_dead: bool = False) -> dict[str, Tensor]:
+    """Parameters and statistics in which NaN stands for any value and zero for what masks make zero.
+
+    all_dead: as if every filter of a masked convolution and every channel of a masked norm were dead.
+    """
+    blank = copy.deepcopy(model)
+    with torch.no_grad():
+        for tensor in (*blank.parameters(), *blank.buffers()):
+            if tensor.is_floating_point():
+                tensor.fill_(torch.nan)
+        for module in blank.modules() if all_dead else ():
+            if isinstance(module, MaskedConv2d):
+                module.set_masks(filter=torch.zeros_like(module.filter_mask))
+            elif isinstance(module, MaskedBatchNorm2d):
+                module.set_mask(torch.zeros_like(module.channel_mask))
+    restore(blank)
+    named = dict(blank.named_buffers(remove_duplicate=False)) | dict(blank.named_parameters(remove_duplicate=False))
+    return {name: named.get(name, tensor) for name, tensor in traced.tensors.items()}
+
+
+def layer_uses(flow: Flow, kind: type[LayerRule]) -> dict[str, list[tuple[Channels, Channels]]]:
+    """Channels in and out of every use of every layer of a kind, by name; without those used otherwise too."""
+    uses: dict[str, list[tuple[Channels, Channels]]] = {}
+    for node, rule in flow.rules.items():
+        if isinstance(rule, kind) and flow.states[node] is not None:
+            parameters = [p for p in node.args[1:] if isinstance(p, fx.Node) and p in flow.traced.names]
+            if all(isinstance(flow.rules.get(user), kind) for p in parameters for user in p.users):
+                uses.setdefault(rule.name(flow.traced, node), []).append(rule.ends(flow, node))
+    return uses

@@ -1,0 +1,1 @@
+"""How each ATen operator carries channels through a network's graph."""

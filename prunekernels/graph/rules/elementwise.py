@@ -1,0 +1,177 @@
+"""Rules of operators in which channels of several values meet: they live and die together, or stand side by side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx
+
+from ..channels import Channels, Flow, Operand, State
+from ..trace import apply, argument, sizes_of, value_of
+from .pointwise import Rule, op_name
+
+if TYPE_CHECKING:
+    from ..build import Build
+
+
+class ElementwiseRule(Rule):
+    """add, sub, mul, ...: what is missing on one side only is kept there as zeros."""
+
+    def forward(self, flow: Flow, node: fx.Node) -> State:
+        sides = self.sides(flow, node)
+        if sides is None:
+            return None
+        from_right, count = sides
+        operands = [o for n in node.all_input_nodes if (o := self._operand(flow, n, from_right, count)) is not None]
+        if len(operands) != len(node.all_input_nodes):
+            return None
+        members = [operand for operand in operands if not operand.whole]
+        for operand in members[1:]:
+            flow.classes.tie(members[0].channels.ids, operand.channels.ids)
+        axis = len(sizes_of(node)) - from_right
+        flow.operands[node] = operands
+        return Channels.of(axis, self._values(flow, node, count), members[0].channels.ids)
+
+    def sides(self, flow: Flow, node: fx.Node) -> tuple[int, int] | None:
+        """The channels' place from the right, and how many they are."""
+        followed = [(n, x) for n in node.all_input_nodes if (x := flow.tracked(n)) is not None]
+        tracked = [(len(sizes_of(n)) - x.axis, len(x)) for n, x in followed]
+        wide = [side for side in tracked if side[1] > 1] or tracked
+        fits = wide and len(set(wide)) == 1 and len(sizes_of(node)) >= wide[0][0]
+        return wide[0] if fits and sizes_of(node)[-wide[0][0]] == wide[0][1] else None
+
+    def _operand(self, flow: Flow, node: fx.Node, from_right: int, count: int) -> Operand | None:
+        if value_of(node) is None:
+            return None
+        sizes = sizes_of(node)
+        if len(sizes) < from_right or (sizes[-from_right] == 1 and count > 1):
+            x = flow.tracked(node)
+            if x is not None:
+                flow.classes.pin(x.ids)
+            if flow.traced.is_parameter(node):
+                flow.pin_parameter(node)
+            return Operand(node, x or flow.new(0, 1), whole=True)
+        if flow.traced.is_parameter(node):
+            dim, x = len(sizes) - from_right, flow.new(0, count)
+            flow.share(node, dim, x.ids)
+            tensor = flow.tensor(node)
+            if tensor is not None and tensor.numel() == count:
+                x.values = tensor.flatten()
+            return Operand(node, x)
+        wide = flow.channels(node, len(sizes) - from_right)
+        return None if wide is None else Operand(node, wide)
+
+    def _values(self, flow: Flow, node: fx.Node, count: int) -> Tensor:
+        operands = flow.operands[node]
+        live = torch.full((count,), torch.nan, dtype=torch.float64)
+        known = {o.node: live if o.whole else o.channels.values for o in operands}
+        if op_name(node) == "expand_as":
+            return known[argument(node, 0)]
+        args = [known[arg] if isinstance(arg, fx.Node) else arg for arg in node.args]
+        values = apply(node, *args, **node.kwargs).double().expand(count)
+        if op_name(node) == "mul":
+            for side in known.values():
+                values = torch.where(side == 0, 0.0, values)
+        return values
+
+    def backward(self, flow: Flow, node: fx.Node) -> None:
+        out = flow.tracked(node)
+        assert out is not None
+        for operand in flow.operands[node]:
+            operand.channels.read |= out.needed.any() if operand.whole else out.needed
+
+    def operands(self, build: Build, node: fx.Node) -> list[fx.Node]:
+        alone = self._alone(build, node)
+        return node.all_input_nodes if alone is None else [alone]
+
+    def _alone(self, build: Build, node: fx.Node) -> fx.Node | None:
+        """The operand that is the result, where the other one has nothing but zeros."""
+        if (
+            op_name(node) not in ("add", "sub")
+            or len(node.all_input_nodes) != 2
+            or argument(node, 0) is argument(node, 1)
+        ):
+            return None
+        first, second = (o for n in node.args for o in build.flow.operands[node] if o.node is n)
+        for one, other in ((first, second), (second, first)):
+            if other is first and (op_name(node) == "sub" or node.kwargs):
+                continue
+            is_like_result = _shape_and_dtype(one.node) == _shape_and_dtype(node)
+            if is_like_result and not other.whole and not build.traced.is_parameter(one.node):
+                if bool((other.channels.values[build.kept.of(other.channels)] == 0).all()):
+                    return one.node
+        return None
+
+    def emit(self, build: Build, node: fx.Node) -> fx.Node:
+        alone = self._alone(build, node)
+        if alone is not None:
+            return build.compact(alone)
+        args: dict[fx.Node, fx.Node] = {}
+        for operand in build.flow.operands[node]:
+            if operand.whole:
+                args[operand.node] = build.full(operand.node)
+            elif build.traced.is_parameter(operand.node):
+                dim = len(sizes_of(operand.node)) - (len(sizes_of(node)) - build.axis(node))
+                args[operand.node] = build.parameter(operand.node, {dim: build.kept.of(operand.channels)})
+            else:
+                args[operand.node] = build.compact(operand.node)
+        return build.copy(node, args=args)
+
+
+def _shape_and_dtype(node: fx.Node) -> tuple[tuple[int, ...], torch.dtype]:
+    value = value_of(node)
+    assert value is not None
+    return sizes_of(node), value.dtype
+
+
+class CatRule(Rule):
+    """cat along the channels: side by side, each for itself. Along another dimension: as in an add."""
+
+    @staticmethod
+    def parts(node: fx.Node) -> list[fx.Node]:
+        return list(argument(node, 0))
+
+    @staticmethod
+    def dim(node: fx.Node) -> int:
+        return int(argument(node, 1, 0)) % len(sizes_of(node))
+
+    def forward(self, flow: Flow, node: fx.Node) -> State:
+        axes = {x.axis for n in self.parts(node) if (x := flow.tracked(n)) is not None}
+        if len(axes) != 1:
+            return None
+        axis = axes.pop()
+        parts = [flow.channels(n, axis) for n in self.parts(node)]
+        known = [part for part in parts if part is not None]
+        if self.dim(node) == axis:
+            return Channels.of(axis, torch.cat([p.values for p in known]), torch.cat([p.ids for p in known]))
+        values = known[0].values
+        for part in known[1:]:
+            flow.classes.tie(known[0].ids, part.ids)
+            values = torch.where(values == part.values, values, torch.nan)
+        return Channels.of(axis, values, known[0].ids)
+
+    def backward(self, flow: Flow, node: fx.Node) -> None:
+        out = flow.tracked(node)
+        assert out is not None
+        parts = [flow.channels(n, out.axis) for n in self.parts(node)]
+        sizes = [len(part) for part in parts if part is not None]
+        along = self.dim(node) == out.axis
+        for part, needed in zip(parts, out.needed.split(sizes) if along else [out.needed] * len(parts), strict=True):
+            assert part is not None
+            part.read |= needed
+
+    def operands(self, build: Build, node: fx.Node) -> list[fx.Node]:
+        if self.dim(node) != build.axis(node):
+            return self.parts(node)
+        return [n for n in self.parts(node) if build.count(n) > 0] or self.parts(node)[:1]
+
+    def emit(self, build: Build, node: fx.Node) -> fx.Node:
+        parts = [build.compact(n) for n in self.operands(build, node)]
+        return build.call(node, torch.ops.aten.cat.default, (parts, self.dim(node)))
+
+
+JOINS: dict[str, Rule] = {
+    **dict.fromkeys(("add", "sub", "mul", "div", "maximum", "minimum", "expand_as"), ElementwiseRule()),
+    "cat": CatRule(),
+}

@@ -1,0 +1,284 @@
+"""Rules of the layers with weights: a kernel that is zero is not read, a constant that is not padded becomes a bias."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..channels import Channels, Flow, State
+from ..trace import Traced, argument, sizes_of, value_of
+from .pointwise import Rule
+
+if TYPE_CHECKING:
+    from ..build import Build
+
+
+def are_parameters(flow: Flow, *nodes: Any) -> bool:
+    return all(node is None or flow.traced.is_parameter(node) for node in nodes)
+
+
+class LayerRule(Rule):
+    """A layer: parameters of its own, one input, the same axis behind it as before it."""
+
+    def axis(self, node: fx.Node) -> int:
+        return 1
+
+    def name(self, traced: Traced, node: fx.Node) -> str:
+        return traced.owner_of(node, argument(node, 1))
+
+    def ends(self, flow: Flow, node: fx.Node) -> tuple[Channels, Channels]:
+        """Channels that enter, of full width if they are not followed, and that leave."""
+        x, out = flow.channels(argument(node, 0), self.axis(node)), flow.tracked(node)
+        assert x is not None and out is not None
+        return x, out
+
+    def operands(self, build: Build, node: fx.Node) -> list[fx.Node]:
+        return [argument(node, 0)]
+
+    def call(self, build: Build, node: fx.Node, layer: nn.Module, **tensors: Any) -> fx.Node:
+        return build.layer(node, self.name(build.traced, node), _with(layer, **tensors), argument(node, 0))
+
+
+class WeightRule(LayerRule):
+    """out[k] = bias[k] + sum over c of weight[k, c] * x[c]: convolutions and linear layers."""
+
+    def groups(self, node: fx.Node) -> int:
+        return 1
+
+    def padded(self, node: fx.Node) -> bool:
+        return False
+
+    def fits(self, node: fx.Node) -> bool:
+        return True
+
+    def foldable(self, node: fx.Node) -> bool:
+        """A constant input is a constant share of the output, and the bias is this layer's alone."""
+        return not self.padded(node) and all(len(p.users) == 1 for p in node.args[1:3] if isinstance(p, fx.Node))
+
+    def _weight(self, flow: Flow, node: fx.Node) -> tuple[Tensor, Tensor]:
+        """[K, C / groups]: sums over the taps, and which kernels are not zero."""
+        if node not in flow.weights:
+            weight = flow.tensor(argument(node, 1))
+            assert weight is not None
+            taps = weight.flatten(2) if weight.dim() > 2 else weight.unsqueeze(2)
+            flow.weights[node] = taps.sum(2), (taps != 0).any(2)
+        return flow.weights[node]
+
+    def _by_kernel(self, node: fx.Node, channels: Tensor) -> Tensor:
+        """[C] -> [K, C / groups]"""
+        groups, K = self.groups(node), sizes_of(argument(node, 1))[0]
+        return channels.view(groups, -1).repeat_interleave(K // groups, 0)
+
+    def folded(self, flow: Flow, node: fx.Node, values: Tensor) -> Tensor:
+        """[K]: what inputs with constant values add to the output; the live ones nothing."""
+        if not bool(((values != 0) & ~values.isnan()).any()):
+            return torch.zeros(sizes_of(argument(node, 1))[0], dtype=torch.float64)
+        sums, alive = self._weight(flow, node)
+        x = self._by_kernel(node, values)
+        return torch.where(alive & ~x.isnan() & (x != 0), sums * x, 0.0).sum(1)
+
+    def forward(self, flow: Flow, node: fx.Node) -> State:
+        weight, bias = argument(node, 1), argument(node, 2)
+        if not are_parameters(flow, weight, bias) or weight is None or not self.fits(node):
+            return None
+        x = flow.channels(argument(node, 0), self.axis(node))
+        if x is None:
+            return None
+        ids = self._ids(flow, node, x)
+        flow.share(weight, 0, ids)
+        flow.share(bias, 0, ids)
+        _, alive = self._weight(flow, node)
+        given = self._by_kernel(node, x.values)
+        open_ = given.isnan() | ((given != 0) & (not self.foldable(node)))
+        values = self.folded(flow, node, x.values)
+        offset = flow.tensor(bias)
+        if offset is not None:
+            values = values + offset
+        return Channels.of(self.axis(node), values.masked_fill((alive & open_).any(1), torch.nan), ids)
+
+    def _ids(self, flow: Flow, node: fx.Node, x: Channels) -> Tensor:
+        K, groups = sizes_of(argument(node, 1))[0], self.groups(node)
+        if groups == 1:
+            flow.share(argument(node, 1), 1, x.ids)
+            return flow.classes.new(K)
+        by_group = x.ids.view(groups, -1)  # a group stays whole or goes, with all that it makes
+        for c in range(1, by_group.shape[1]):
+            flow.classes.tie(by_group[:, 0], by_group[:, c])
+        return by_group[:, 0].repeat_interleave(K // groups)
+
+    def backward(self, flow: Flow, node: fx.Node) -> None:
+        x, out = self.ends(flow, node)
+        _, alive = self._weight(flow, node)
+        groups = self.groups(node)
+        read = (alive & out.needed[:, None]).view(groups, -1, alive.shape[1]).any(1).flatten()
+        x.read |= read
+        if not self.foldable(node):
+            flow.classes.pin(x.ids[read & ~x.live & (x.values != 0)])
+
+    def _parts(self, build: Build, node: fx.Node) -> tuple[Tensor, nn.Parameter | Tensor, nn.Parameter | Tensor | None]:
+        """Inputs that stay [kept], small weight, small bias."""
+        x, out = self.ends(build.flow, node)
+        rows, columns = build.kept.of(out), build.kept.of(x)
+        index = {0: rows} if self.groups(node) > 1 else {0: rows, 1: columns}
+        weight = build.gather(argument(node, 1), index)
+        bias = argument(node, 2)
+        small = None if bias is None else build.gather(bias, {0: rows})
+        if self.foldable(node):
+            values = x.values.clone()
+            values[columns] = torch.nan
+            extra = self.folded(build.flow, node, values)[rows]
+            if bool((extra != 0).any()):
+                small = build.folded_bias(argument(node, 1), bias, rows, extra)
+        return columns, weight, small
+
+
+class ConvRule(WeightRule):
+    def groups(self, node: fx.Node) -> int:
+        return argument(node, 6, 1)
+
+    def fits(self, node: fx.Node) -> bool:
+        return len(sizes_of(argument(node, 0))) == 4
+
+    def padded(self, node: fx.Node) -> bool:
+        padding = argument(node, 4, 0)
+        if isinstance(padding, str):
+            return padding == "same" and max(sizes_of(argument(node, 1))[2:]) > 1
+        return any(padding) if isinstance(padding, (list, tuple)) else bool(padding)
+
+    def emit(self, build: Build, node: fx.Node) -> fx.Node:
+        columns, weight, bias = self._parts(build, node)
+        stride, padding, dilation = argument(node, 3, [1, 1]), argument(node, 4, [0, 0]), argument(node, 5, [1, 1])
+        kernel: Any = tuple(weight.shape[2:])
+        layer = nn.Conv2d(
+            columns.numel(), weight.shape[0], kernel, _pair(stride),
+            padding if isinstance(padding, str) else _pair(padding), _pair(dilation),
+            1 if self.groups(node) == 1 else columns.numel() // weight.shape[1], bias is not None, device="meta",
+        )  # fmt: skip
+        return self.call(build, node, layer, weight=weight, bias=bias)
+
+
+class LinearRule(WeightRule):
+    def axis(self, node: fx.Node) -> int:
+        return len(sizes_of(node)) - 1
+
+    def fits(self, node: fx.Node) -> bool:
+        return len(sizes_of(node)) >= 2
+
+    def emit(self, build: Build, node: fx.Node) -> fx.Node:
+        columns, weight, bias = self._parts(build, node)
+        layer = nn.Linear(columns.numel(), weight.shape[0], bias is not None, device="meta")
+        return self.call(build, node, layer, weight=weight, bias=bias)
+
+
+class NormRule(LayerRule):
+    """Batch norm: a constant stays one, a channel with weight 0 is its bias."""
+
+    tensors = ("weight", "bias", "running_mean", "running_var")
+
+    def forward(self, flow: Flow, node: fx.Node) -> State:
+        parameters = node.args[1:5]
+        x = flow.channels(argument(node, 0), 1)
+        by_pairs = [a is None for a in parameters[::2]] == [b is None for b in parameters[1::2]]
+        if x is None or not are_parameters(flow, *parameters) or not by_pairs:
+            return None
+        for parameter in parameters:
+            flow.share(parameter, 0, x.ids)
+        weight, bias, mean, var = (flow.tensor(p) for p in parameters)
+        weight = torch.ones(len(x), dtype=torch.float64) if weight is None else weight
+        bias = torch.zeros(len(x), dtype=torch.float64) if bias is None else bias
+        if argument(node, 5) or mean is None or var is None:  # by the batch: of a constant nothing but the bias is left
+            values = bias.masked_fill(x.values != 0, torch.nan)
+        else:
+            values = (x.values - mean) / (var + float(argument(node, 7))).sqrt() * weight + bias
+        return Channels.of(1, torch.where(weight == 0, bias, values), x.ids)
+
+    def _passes(self, flow: Flow, node: fx.Node) -> Tensor | bool:
+        weight = flow.tensor(argument(node, 1))
+        return True if weight is None else weight != 0
+
+    def backward(self, flow: Flow, node: fx.Node) -> None:
+        x, out = self.ends(flow, node)
+        x.read |= out.needed & self._passes(flow, node)
+
+    def name(self, traced: Traced, node: fx.Node) -> str:
+        for attribute, parameter in zip(self.tensors, node.args[1:5], strict=True):
+            if parameter is not None:
+                return traced.owner_of(node, parameter, attribute)
+        return traced.module_of(node) or node.name
+
+    def emit(self, build: Build, node: fx.Node) -> fx.Node:
+        out = build.flow.tracked(node)
+        assert out is not None
+        kept, old = build.kept.of(out), build.traced.modules.get(self.name(build.traced, node))
+        small = [None if p is None else build.gather(p, {0: kept}) for p in node.args[1:5]]
+        kind: Any = nn.BatchNorm2d if len(sizes_of(node)) == 4 else nn.BatchNorm1d
+        momentum, affine, tracks = (
+            getattr(old, "momentum", argument(node, 6)),
+            small[0] is not None,
+            small[2] is not None,
+        )
+        layer = kind(kept.numel(), argument(node, 7), momentum, affine, tracks, device="meta")
+        if tracks:
+            seen = getattr(old, "num_batches_tracked", None)
+            fresh = torch.zeros((), dtype=torch.long, device=value_of(node).device)
+            layer.num_batches_tracked = fresh if seen is None else seen.clone()
+        return self.call(build, node, layer, **dict(zip(self.tensors, small, strict=True)))
+
+
+class PReLURule(LayerRule):
+    """prelu with one slope, or one for each channel."""
+
+    def forward(self, flow: Flow, node: fx.Node) -> State:
+        x = flow.tracked(argument(node, 0))
+        if x is None or x.axis != 1 or not flow.traced.is_parameter(argument(node, 1)):
+            return None
+        slope = flow.tensor(argument(node, 1))
+        assert slope is not None
+        if slope.numel() == len(x):
+            flow.share(argument(node, 1), 0, x.ids)
+        else:
+            flow.pin_parameter(argument(node, 1))
+        values = torch.where(x.values < 0, x.values * slope, x.values)
+        return Channels.of(1, values, x.ids)
+
+    def backward(self, flow: Flow, node: fx.Node) -> None:
+        x, out = flow.ends(node)
+        x.read |= out.needed
+
+    def emit(self, build: Build, node: fx.Node) -> fx.Node:
+        out, slope = build.flow.tracked(node), value_of(argument(node, 1))
+        assert out is not None and slope is not None
+        by_channel = slope.numel() == len(out)
+        small = build.gather(argument(node, 1), {0: build.kept.of(out)} if by_channel else {})
+        layer = nn.PReLU(small.numel(), device="meta")
+        return self.call(build, node, layer, weight=small)
+
+
+def _pair(value: Any) -> Any:
+    return value if isinstance(value, int) else tuple(value) if len(value) == 2 else (value[0], value[0])
+
+
+def _with(layer: Any, **tensors: Any) -> Any:
+    """The layer with these parameters and buffers; a buffer may stand where a parameter is expected."""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        is_parameter = isinstance(tensor, nn.Parameter)
+        layer._parameters.pop(name, None)
+        if is_parameter:
+            layer.register_parameter(name, tensor)
+        elif name in layer._buffers:
+            layer._buffers[name] = tensor
+        else:
+            layer.register_buffer(name, tensor)
+    return layer
+
+
+LAYERS: dict[str, Rule] = {
+    "conv2d": ConvRule(),
+    "linear": LinearRule(),
+    "batch_norm": NormRule(),
+    "prelu": PReLURule(),
+}

@@ -1,0 +1,182 @@
+"""Rules of operators that cut values into pieces of channels, pad them, or make new ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx
+
+from ..channels import Channels, Flow, State
+from ..trace import argument, sizes_of, value_of
+from .pointwise import Rule, SizeRule, op_name
+
+if TYPE_CHECKING:
+    from ..build import Build
+
+
+class SplitRule(Rule):
+    """chunk, split: several values, followed by getitem."""
+
+    def forward(self, flow: Flow, node: fx.Node) -> State:
+        x = flow.tracked(argument(node, 0))
+        if x is None:
+            return None
+        if not self._along(node, x):
+            return [Channels.of(x.axis, x.values, x.ids) for _ in node.meta["val"]]
+        sizes = [int(part.shape[x.axis]) for part in node.meta["val"]]
+        return [Channels.of(x.axis, v, i) for v, i in zip(x.values.split(sizes), x.ids.split(sizes), strict=True)]
+
+    def backward(self, flow: Flow, node: fx.Node) -> None:
+        x, parts = flow.tracked(argument(node, 0)), flow.states[node]
+        assert x is not None and isinstance(parts, list)
+        needed = [part.needed for part in parts if part is not None]
+        if self._along(node, x):
+            x.read |= torch.cat(needed)
+        else:
+            x.read |= torch.stack(needed).any(0)
+
+    @staticmethod
+    def _along(node: fx.Node, x: Channels) -> bool:
+        return argument(node, 2, 0) % len(sizes_of(argument(node, 0))) == x.axis
+
+    def emit(self, build: Build, node: fx.Node) -> fx.Node:
+        x = build.flow.tracked(argument(node, 0))
+        parts = build.flow.states[node]
+        assert x is not None and isinstance(parts, list)
+        if not self._along(node, x):
+            return build.copy(node, compact=node.args[:1])
+        sizes = [build.kept.of(part).numel() for part in parts if part is not None]
+        given = build.compact(argument(node, 0))
+        return build.call(node, torch.ops.aten.split_with_sizes.default, (given, sizes, x.axis))
+
+
+class ItemRule(Rule):
+    def forward(self, flow: Flow, node: fx.Node) -> State:
+        parts, i = flow.states.get(argument(node, 0)), argument(node, 1)
+        return parts[i] if isinstance(parts, list) and isinstance(i, int) else None
+
+    def backward(self, flow: Flow, node: fx.Node) -> None:
+        if flow.states[node] is None:
+            super().backward(flow, node)
+
+    def emit(self, build: Build, node: fx.Node) -> fx.Node:
+        return build.copy(node, compact=node.args[:1])
+
+
+class SliceRule(Rule):
+    """A slice of channels keeps their classes; one of other dimensions keeps all channels."""
+
+    @staticmethod
+    def arguments(node: fx.Node) -> tuple[int, Any, Any, Any]:
+        dim, start, end, step = (argument(node, i, default) for i, default in enumerate((0, None, None, 1), 1))
+        return dim % len(sizes_of(argument(node, 0))), start, end, step
+
+    def _positions(self, node: fx.Node, x: Channels) -> Tensor:
+        dim, start, end, step = self.arguments(node)
+        every = torch.arange(len(x))
+        return every[start:end:step] if dim == x.axis else every
+
+    def forward(self, flow: Flow, node: fx.Node) -> State:
+        x = flow.tracked(argument(node, 0))
+        if x is None or len(node.all_input_nodes) != 1:
+            return None
+        at = self._positions(node, x)
+        return Channels.of(x.axis, x.values[at], x.ids[at])
+
+    def backward(self, flow: Flow, node: fx.Node) -> None:
+        x, out = flow.ends(node)
+        x.read[self._positions(node, x)] |= out.needed
+
+    def emit(self, build: Build, node: fx.Node) -> fx.Node:
+        x, out = build.flow.ends(node)
+        if self.arguments(node)[0] != x.axis:
+            return build.copy(node, compact=node.args[:1])
+        kept = self._positions(node, x)[build.kept.of(out)]
+        return build.select(node, build.compact(argument(node, 0)), x.axis, torch.searchsorted(build.kept.of(x), kept))
+
+
+class PadRule(Rule):
+    """Padding with a constant: new channels that hold it; a channel stays constant if it holds the same."""
+
+    @staticmethod
+    def arguments(node: fx.Node) -> tuple[list[int], float, bool]:
+        """Padding from the last dimension on, the value, and whether it is a constant."""
+        pad: Any = argument(node, 1)
+        if op_name(node) == "constant_pad_nd":
+            return pad, float(argument(node, 2, 0)), True
+        mode = argument(node, 2, "constant")
+        value = argument(node, 3)
+        return pad, float(value or 0), mode == "constant"
+
+    def _around(self, node: fx.Node, x: Channels) -> tuple[int, int]:
+        """Channels before and behind."""
+        pad, at = self.arguments(node)[0], 2 * (len(sizes_of(argument(node, 0))) - 1 - x.axis)
+        return (pad[at], pad[at + 1]) if at < len(pad) else (0, 0)
+
+    def forward(self, flow: Flow, node: fx.Node) -> State:
+        x = flow.tracked(argument(node, 0))
+        if x is None or len(node.all_input_nodes) != 1:
+            return None
+        pad, value, constant = self.arguments(node)
+        before, behind = self._around(node, x)
+        at = 2 * (len(sizes_of(argument(node, 0))) - 1 - x.axis)
+        if min(before, behind) < 0 or ((before or behind) and not constant):
+            return None
+        elsewhere = any(amount > 0 for i, amount in enumerate(pad) if i not in (at, at + 1))
+        inner = torch.where(x.values == value, x.values, torch.nan) if elsewhere and constant else x.values
+        filled = torch.full((before + behind,), value, dtype=torch.float64)
+        fresh = flow.classes.new(before + behind)
+        values = torch.cat([filled[:before], inner, filled[before:]])
+        return Channels.of(x.axis, values, torch.cat([fresh[:before], x.ids, fresh[before:]]))
+
+    def backward(self, flow: Flow, node: fx.Node) -> None:
+        x, out = flow.ends(node)
+        before = self._around(node, x)[0]
+        x.read |= out.needed[before : before + len(x)]
+
+    def emit(self, build: Build, node: fx.Node) -> fx.Node:
+        x, out = build.flow.ends(node)
+        pad, (before, _) = list(self.arguments(node)[0]), self._around(node, x)
+        kept, at = build.kept.of(out), 2 * (len(sizes_of(argument(node, 0))) - 1 - x.axis)
+        if at < len(pad):
+            pad[at], pad[at + 1] = int((kept < before).sum()), int((kept >= before + len(x)).sum())
+        args = (build.compact(argument(node, 0)), pad, *node.args[2:])
+        return build.call(node, node.target, args, node.kwargs)
+
+
+class CreateRule(SizeRule):
+    """zeros and ones of a given size."""
+
+    def __init__(self, value: float, sizes_at: int) -> None:
+        self.value, self.sizes_at = value, sizes_at
+
+    needs_state = True
+
+    def forward(self, flow: Flow, node: fx.Node) -> State:
+        if value_of(node) is None or len(sizes_of(node)) < 2:
+            return None
+        out = flow.new(1, sizes_of(node)[1])
+        out.values[:] = self.value
+        return out
+
+    def emit(self, build: Build, node: fx.Node) -> fx.Node:
+        sizes = [build.size(size) for size in argument(node, self.sizes_at)]
+        sizes[1] = build.count(node)
+        args: list[Any] = [build.compact(arg) if isinstance(arg, fx.Node) else arg for arg in node.args]
+        args[self.sizes_at] = sizes
+        if op_name(node).startswith("new_"):
+            return build.call_method(node, op_name(node), tuple(args), node.kwargs)
+        return build.call(node, getattr(torch, op_name(node)), tuple(args), node.kwargs)
+
+
+PIECES: dict[str, Rule] = {
+    **dict.fromkeys(("chunk", "split", "split_with_sizes"), SplitRule()),
+    "getitem": ItemRule(),
+    "slice": SliceRule(),
+    **dict.fromkeys(("pad", "constant_pad_nd"), PadRule()),
+    "zeros": CreateRule(0, 0),
+    "ones": CreateRule(1, 0),
+    "new_zeros": CreateRule(0, 1),
+    "new_ones": CreateRule(1, 1),
+}

@@ -1,0 +1,1 @@
+"""What a network computes and skips: plans, times, multiply-adds."""

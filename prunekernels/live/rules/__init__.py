@@ -1,0 +1,1 @@
+"""How each torch operation carries live channels."""

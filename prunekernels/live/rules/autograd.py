@@ -1,0 +1,96 @@
+"""Rules of whoever asks for the gradient of a live tensor, or for its memory: the full-width tensor's."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import fallbacks
+from ..channel_list import LiveList
+from ..tensor import LiveTensor, _without_rules, full_width, regroup, widen
+from .pointwise import rule
+
+_set_requires, _set_grad = (getattr(Tensor, name).__set__ for name in ("requires_grad", "grad"))
+_OWN: list[Any] = [_set_requires, Tensor.requires_grad_, _set_grad]
+_OWN += [getattr(Tensor, name).__get__ for name in ("data",)]
+_OWN += [Tensor.register_post_accumulate_grad_hook, Tensor.numpy, Tensor.__array__, Tensor.data_ptr]
+_OWN += [Tensor.untyped_storage, Tensor.__dlpack__]
+
+
+@rule(*_OWN)
+def _own(func: Any, args: Any, kwargs: Any) -> Any:
+    """From now on this very tensor is stored at full width."""
+    x = args[0]
+    fallbacks.note(func)
+    full = x.become_full()
+    with _without_rules():
+        result = func(full, *args[1:], **kwargs)
+    if func in (_set_requires, Tensor.requires_grad_):
+        x.become(full, x.live)
+    return x if result is full else result
+
+
+@rule(Tensor.register_hook, Tensor.retain_grad)
+def _hook(func: Any, args: Any, kwargs: Any) -> Any:
+    """Stored at full width from now on; what was computed of the live channels before reaches the hook as well."""
+    x, live, compact = args[0], args[0].live, args[0].compact
+    fallbacks.note(func)
+    full = x.become_full()
+    with _without_rules():
+        handle = func(full, *args[1:], **kwargs)
+    if not live.full and full.grad_fn is not None:
+        hook = args[1] if func is Tensor.register_hook else _keeper(full)
+        _hook_earlier_uses(compact, live, full, hook)
+    return handle
+
+
+def _keeper(full: Tensor) -> Callable[[Tensor], None]:
+    holder = weakref.ref(full)  # a hook that held it would hold itself
+
+    def keep(grad: Tensor) -> None:
+        kept = holder()
+        if kept is not None:
+            kept.grad = grad if kept.grad is None else kept.grad + grad
+
+    return keep
+
+
+def _hook_earlier_uses(compact: Tensor, live: LiveList, full: Tensor, hook: Callable[[Tensor], Any]) -> None:
+    """compact's gradient is that of its earlier uses and, through full, that which the hook has seen already."""
+    through_full: list[Tensor] = []
+
+    def note(grads: Any) -> None:
+        through_full[:] = [grads[0]]
+
+    def on_compact(grad: Tensor) -> Tensor | None:
+        seen = regroup(through_full.pop(), LiveList.all(live.channels), live) if through_full else None
+        rest = grad if seen is None else grad - seen
+        if seen is not None and not bool(rest.any()):
+            return None
+        changed = hook(widen(rest, live))
+        if changed is None:
+            return None
+        changed = regroup(changed, LiveList.all(live.channels), live)
+        return changed if seen is None else changed + seen
+
+    assert full.grad_fn is not None
+    full.grad_fn.register_prehook(note)
+    compact.register_hook(on_compact)
+
+
+@rule(torch.autograd.grad)
+def _autograd_grad(func: Any, args: Any, kwargs: Any) -> Any:
+    """Of a live tensor it is known at its live channels; the others count as zeros."""
+    given = dict(zip(("outputs", "inputs", "grad_outputs"), args, strict=False)) | kwargs
+    rest = args[3:]
+    inputs = given.pop("inputs")
+    inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    given = full_width(given)
+    compact = [x.compact if type(x) is LiveTensor else x for x in inputs]
+    grads = func(given.pop("outputs"), compact, given.pop("grad_outputs", None), *rest, **given)
+    pairs = zip(inputs, grads, strict=True)
+    return tuple(g if type(x) is not LiveTensor or g is None else widen(g, x.live) for x, g in pairs)

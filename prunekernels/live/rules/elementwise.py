@@ -1,0 +1,151 @@
+"""Rules of sums, products and concatenations of live tensors."""
+
+from __future__ import annotations
+
+import math
+from numbers import Number
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..channel_list import LiveList
+from ..tensor import FLOATS, LiveTensor, ops, regroup, wrap
+from .pointwise import in_place_or_wrapped, rule
+
+
+def _parts(x: Tensor) -> tuple[Tensor, LiveList]:
+    return (x.compact, x.live) if type(x) is LiveTensor else (x, LiveList.all(x.shape[1]))
+
+
+def _writes(func: Any) -> bool:
+    return func.__name__.endswith("_") and not func.__name__.endswith("__")
+
+
+def _sum(func: Any, args: Any, kwargs: Any, sign: int) -> Any:
+    a, b = args[0], args[1] if len(args) > 1 else kwargs.get("other")
+    if len(args) > 2 or not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return NotImplemented
+    if type(a) is LiveTensor and type(b) is LiveTensor and a.live is b.live:
+        x, y = a.compact, b.compact
+        if x.dim() == y.dim() and (x.shape == y.shape or not _writes(func)):
+            return in_place_or_wrapped(a, func(x, y, **_rest(kwargs)))
+    alpha = kwargs.get("alpha", 1)
+    if a.shape != b.shape or a.dim() < 2 or not isinstance(alpha, (int, float)):
+        return NotImplemented
+    if a.dtype != b.dtype or a.dtype not in FLOATS or _writes_elsewhere(func, a):
+        return NotImplemented
+    y, live = join(*_parts(a), *_parts(b), sign * alpha)
+    return a.become(y, live) if _writes(func) else wrap(y, live)
+
+
+def _rest(kwargs: Any) -> Any:
+    return {name: value for name, value in kwargs.items() if name != "other"} if kwargs else kwargs
+
+
+def _writes_elsewhere(func: Any, a: Tensor) -> bool:
+    """Whether it is in place and new memory for the result would not do: others see this one's."""
+    return _writes(func) and (type(a) is not LiveTensor or a.live.full or a.shares_memory())
+
+
+def join(a: Tensor, a_live: LiveList, b: Tensor, b_live: LiveList, alpha: float) -> tuple[Tensor, LiveList]:
+    """a + alpha * b of two lists, over the union of both, in one pass."""
+    live = a_live.union(b_live)
+    a_move, b_move = a_live.move(live, a.device), b_live.move(live, b.device)
+    shape = (a.shape[0], live.count, *a.shape[2:])
+    if a.dim() != 4:
+        pixels = math.prod(shape[2:])
+        a, b = (t.reshape(*t.shape[:2], pixels, 1) for t in (a, b))
+    y = ops.join_channels(a, b, a_move.taken, b_move.taken, a_move.placed, b_move.placed, float(alpha))
+    return (y if len(shape) == 4 else y.reshape(shape)), live
+
+
+@rule(torch.add, Tensor.add, Tensor.add_)
+def _add(func: Any, args: Any, kwargs: Any) -> Any:
+    return _sum(func, args, kwargs, 1)
+
+
+@rule(torch.sub, Tensor.sub, Tensor.sub_, torch.subtract, Tensor.subtract, Tensor.subtract_)
+def _sub(func: Any, args: Any, kwargs: Any) -> Any:
+    return _sum(func, args, kwargs, -1)
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, Number) or (
+        type(value) is not LiveTensor and isinstance(value, Tensor) and not value.dim()
+    )
+
+
+def _factor(x: LiveTensor, b: Tensor) -> Tensor | None:
+    """What of a plain tensor meets the live channels of x by broadcasting; None where that is not seen at once."""
+    channels = x.live.channels
+    behind = x.dim() - 2  # dimensions behind the channels
+    if b.dim() <= behind:
+        return b
+    if b.dim() > x.dim():
+        return None
+    size = b.shape[b.dim() - 1 - behind]
+    if size == 1:
+        return b
+    if size != channels:
+        return None
+    if b.dim() == 4 and b.dtype in FLOATS:
+        return regroup(b, LiveList.all(channels), x.live)
+    return b.index_select(b.dim() - 1 - behind, x.live.rows(b.device))
+
+
+@rule(torch.mul, Tensor.mul, Tensor.mul_, torch.multiply, Tensor.multiply, Tensor.multiply_)
+def _mul(func: Any, args: Any, kwargs: Any) -> Any:
+    a, b = args[0], args[1] if len(args) > 1 else kwargs.get("other")
+    if len(args) > 2:
+        return NotImplemented
+    if type(a) is not LiveTensor:
+        if _writes(func) or not isinstance(a, (Tensor, Number)):
+            return NotImplemented
+        a, b = b, a
+    if _is_scalar(b):
+        return in_place_or_wrapped(a, func(a.compact, b))
+    if not isinstance(b, Tensor):
+        return NotImplemented
+    if type(b) is LiveTensor:
+        if a.dim() != b.dim() or a.live.channels != b.live.channels:
+            return NotImplemented
+        if a.live is b.live:
+            return in_place_or_wrapped(a, func(a.compact, b.compact))
+        if _writes(func) and (a.shape != b.shape or a.dtype != b.dtype or _writes_elsewhere(func, a)):
+            return NotImplemented
+        both = a.live.meet(b.live)
+        y = torch.mul(regroup(a.compact, a.live, both), regroup(b.compact, b.live, both))
+        return a.become(y, both) if _writes(func) else wrap(y, both)
+    factor = _factor(a, b)
+    return NotImplemented if factor is None else in_place_or_wrapped(a, func(a.compact, factor))
+
+
+@rule(torch.div, Tensor.div, Tensor.div_, torch.divide, Tensor.divide, torch.true_divide, Tensor.true_divide)
+def _div(func: Any, args: Any, kwargs: Any) -> Any:
+    a, b = args[0], args[1] if len(args) > 1 else kwargs.get("other")
+    if type(a) is not LiveTensor or type(b) is LiveTensor:
+        return NotImplemented
+    factor = b if _is_scalar(b) else _factor(a, b) if isinstance(b, Tensor) else None
+    return NotImplemented if factor is None else in_place_or_wrapped(a, func(a.compact, factor, **_rest(kwargs)))
+
+
+@rule(torch.cat, torch.concat, torch.concatenate)
+def _cat(func: Any, args: Any, kwargs: Any) -> Any:
+    tensors = args[0]
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    if not isinstance(tensors, (list, tuple)) or not isinstance(dim, int):
+        return NotImplemented
+    rank = tensors[0].dim()
+    if rank < 2 or not -rank <= dim < rank or any(t.dim() != rank for t in tensors):
+        return NotImplemented
+    parts = [_parts(t) for t in tensors]
+    lists = [live for _, live in parts]
+    if dim % rank == 1:
+        return wrap(torch.cat([compact for compact, _ in parts], 1), LiveList.cat(lists))
+    if any(live.channels != lists[0].channels for live in lists):
+        return NotImplemented
+    union = lists[0]
+    for live in lists[1:]:
+        union = union.union(live)
+    return wrap(torch.cat([regroup(compact, live, union) for compact, live in parts], dim), union)

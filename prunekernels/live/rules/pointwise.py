@@ -1,0 +1,224 @@
+"""Rules of the operations that leave dead channels dead: channel by channel, and reductions over space.
+
+A rule is called as rule(func, args, kwargs) and may return NotImplemented: then the operation gets full width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..tensor import RULES, LiveTensor, _without_rules, wrap
+
+Rule = Callable[[Any, Any, Any], Any]
+
+
+def rule(*funcs: Any) -> Callable[[Rule], Rule]:
+    """Registers a rule for torch functions."""
+
+    def register(body: Rule) -> Rule:
+        for func in funcs:
+            RULES[func] = body
+        return body
+
+    return register
+
+
+def methods(*names: str) -> list[Any]:
+    """torch.name and Tensor.name, and both with a trailing _ (in place), as far as they exist."""
+    found = []
+    for name in names:
+        for owner in (torch, Tensor):
+            found += [getattr(owner, n) for n in (name, name + "_") if hasattr(owner, n)]
+    return found
+
+
+def functions(*names: str) -> list[Any]:
+    """torch.nn.functional.name, and with a trailing _, as far as they exist."""
+    return [getattr(F, n) for name in names for n in (name, name + "_") if hasattr(F, n)]
+
+
+def in_place_or_wrapped(x: LiveTensor, y: Tensor) -> Tensor:
+    """What an operation on x.compact gave, as a live tensor: x itself where the operation was in place."""
+    return x.become(y, x.live) if y is x.compact else wrap(y, x.live)
+
+
+def has_live(*values: Any) -> bool:
+    return LiveTensor in map(type, values)
+
+
+def in_space(x: LiveTensor, dims: Sequence[Any]) -> bool:
+    """Whether these dimensions all lie behind the channels."""
+    rank = x.dim()
+    return all(isinstance(d, int) and -rank <= d < rank and d % rank >= 2 for d in dims)
+
+
+# ---- f(0) = 0 -------------------------------------------------------------------------------------------------------
+
+_KEEP_ZERO = [
+    *methods("relu", "tanh", "abs", "neg", "negative", "sign", "square", "sin", "tan", "asin", "atan"),
+    *methods("sinh", "asinh", "erf", "expm1", "log1p", "trunc", "round", "floor", "ceil", "positive", "selu", "celu"),
+    *functions("relu", "relu6", "leaky_relu", "silu", "gelu", "hardswish", "elu", "celu", "selu", "mish", "rrelu"),
+    *functions("softsign", "tanhshrink", "softshrink", "hardshrink", "tanh"),
+    *functions("dropout", "dropout2d", "feature_dropout"), *methods("dropout", "feature_dropout"),
+    Tensor.contiguous, Tensor.clone, torch.clone, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16,
+    Tensor.cpu, Tensor.cuda,
+]  # fmt: skip
+
+
+@rule(*_KEEP_ZERO)
+def _keeps_zero(func: Any, args: Any, kwargs: Any) -> Any:
+    x = args[0] if args else None
+    if type(x) is not LiveTensor or has_live(*args[1:], *kwargs.values()):
+        return NotImplemented
+    return in_place_or_wrapped(x, func(x.compact, *args[1:], **kwargs))
+
+
+@rule(Tensor.detach, torch.detach)
+def _detach(func: Any, args: Any, kwargs: Any) -> Any:
+    x = args[0]
+    return x.view_of(x.compact.detach(), x.live, torch.detach)
+
+
+@rule(Tensor.to)
+def _to(func: Any, args: Any, kwargs: Any) -> Any:
+    return NotImplemented if has_live(*args[1:], *kwargs.values()) else _keeps_zero(func, args, kwargs)
+
+
+@rule(
+    *(F.max_pool2d, torch.max_pool2d, F.adaptive_max_pool2d, F.lp_pool2d),
+    *functions("avg_pool2d", "adaptive_avg_pool2d", "interpolate", "upsample"),
+)
+def _pool(func: Any, args: Any, kwargs: Any) -> Any:
+    x = args[0]
+    if type(x) is not LiveTensor or x.dim() != 4 or kwargs.get("return_indices") or has_live(*args[1:]):
+        return NotImplemented
+    if not x.live.count:  # torch pools nothing but what is there
+        return wrap(func(x.full(), *args[1:], **kwargs)[:, :0], x.live)
+    return wrap(func(x.compact, *args[1:], **kwargs), x.live)
+
+
+@rule(*functions("hardtanh"), *methods("clamp", "clip"))
+def _clamp(func: Any, args: Any, kwargs: Any) -> Any:
+    bounds = list(args[1:3])
+    for i, names in enumerate((("min", "min_val"), ("max", "max_val"))):
+        if len(bounds) == i:
+            default = None if func not in _HARDTANH else (-1.0, 1.0)[i]
+            bounds.append(next((kwargs[n] for n in names if n in kwargs), default))
+    low, high = bounds
+    if any(isinstance(b, Tensor) for b in bounds) or (low is not None and low > 0) or (high is not None and high < 0):
+        return NotImplemented
+    return _keeps_zero(func, args, kwargs)
+
+
+_HARDTANH = set(functions("hardtanh"))
+
+
+@rule(*methods("clamp_min", "clamp_max"))
+def _clamp_one(func: Any, args: Any, kwargs: Any) -> Any:
+    bound = args[1] if len(args) > 1 else kwargs.get("min", kwargs.get("max"))
+    keeps = isinstance(bound, (int, float)) and (bound <= 0 if func.__name__.startswith("clamp_min") else bound >= 0)
+    return _keeps_zero(func, args, kwargs) if keeps else NotImplemented
+
+
+@rule(*methods("pow"), Tensor.__pow__, Tensor.__ipow__)
+def _pow(func: Any, args: Any, kwargs: Any) -> Any:
+    exponent = args[1] if len(args) > 1 else kwargs.get("exponent")
+    if isinstance(exponent, (int, float)) and exponent > 0:
+        return _keeps_zero(func, args, kwargs)
+    return NotImplemented
+
+
+@rule(F.prelu, torch.prelu)
+def _prelu(func: Any, args: Any, kwargs: Any) -> Any:
+    x, weight = args if len(args) == 2 else (args[0], kwargs["weight"])
+    if type(x) is not LiveTensor or has_live(weight) or weight.numel() not in (1, x.live.channels):
+        return NotImplemented
+    if weight.numel() > 1:
+        weight = weight.index_select(0, x.live.rows(x.compact.device))
+    return wrap(func(x.compact, weight), x.live)
+
+
+# ---- over space -----------------------------------------------------------------------------------------------------
+
+
+@rule(*(getattr(owner, name) for owner in (torch, Tensor) for name in ("mean", "sum", "amax", "amin", "var", "std")))
+def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
+    """Over dimensions behind the channels."""
+    x, *rest = args
+    dims = rest[0] if rest else kwargs.get("dim", kwargs.get("axis"))
+    dims = [dims] if isinstance(dims, int) and not isinstance(dims, bool) else dims
+    if type(x) is not LiveTensor or not isinstance(dims, (list, tuple)) or not dims or not in_space(x, dims):
+        return NotImplemented
+    return wrap(func(x.compact, *rest, **kwargs), x.live)
+
+
+# ---- weights that read channels -------------------------------------------------------------------------------------
+
+
+def _reader(args: Any, kwargs: Any, rank: int) -> tuple[LiveTensor, Tensor] | None:
+    """The live input and the weight [any, channels, ...] that reads it, where that is what they are."""
+    x, weight = args[0], args[1] if len(args) > 1 else kwargs.get("weight")
+    if type(x) is not LiveTensor or x.dim() != rank or not x.live.count or not isinstance(weight, Tensor):
+        return None
+    if weight.dim() != rank or weight.shape[1] != x.live.channels or has_live(*args[1:], *kwargs.values()):
+        return None
+    return x, weight
+
+
+def _read(func: Any, args: Any, kwargs: Any, x: LiveTensor, weight: Tensor) -> Any:
+    kwargs = {name: value for name, value in kwargs.items() if name != "weight"}
+    return func(x.compact, weight.index_select(1, x.live.rows(weight.device)), *args[2:], **kwargs)
+
+
+@rule(F.linear)
+def _linear(func: Any, args: Any, kwargs: Any) -> Any:
+    """Reads the live columns of the weight alone."""
+    reader = _reader(args, kwargs, 2)
+    return NotImplemented if reader is None else _read(func, args, kwargs, *reader)
+
+
+@rule(torch.conv2d)
+def _plain_conv(func: Any, args: Any, kwargs: Any) -> Any:
+    """A convolution that is not masked reads the live channels alone, and computes all its filters."""
+    reader = _reader(args, kwargs, 4)
+    groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
+    return NotImplemented if reader is None or groups != 1 else _read(func, args, kwargs, *reader)
+
+
+# ---- what an object is ----------------------------------------------------------------------------------------------
+
+_PROPERTIES = (
+    "shape dtype device layout ndim requires_grad grad_fn is_leaf is_cuda is_cpu is_sparse is_quantized is_meta "
+    "is_mkldnn is_nested is_xpu is_mps itemsize nbytes _version output_nr grad retains_grad"
+).split()
+_ABOUT = [getattr(Tensor, name).__get__ for name in _PROPERTIES if hasattr(Tensor, name)]
+_ABOUT += [getattr(Tensor, name) for name in (
+    "size", "dim", "numel", "nelement", "ndimension", "stride", "is_contiguous", "is_floating_point", "is_complex",
+    "is_signed", "get_device", "element_size", "__len__", "is_inference", "dim_order", "type", "__hash__",
+)]  # fmt: skip
+_ABOUT += [torch.numel, torch.is_floating_point, torch.is_complex, torch.is_signed, torch.is_inference]
+
+
+@rule(*_ABOUT)
+def _about(func: Any, args: Any, kwargs: Any) -> Any:
+    x = args[0]
+    if len(args) > 1 and func is Tensor.type:
+        return NotImplemented  # a conversion
+    with _without_rules():
+        return func(x.compact if x.live.full and func is not Tensor.__hash__ else x, *args[1:], **kwargs)
+
+
+@rule(*methods("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"))
+@rule(*(getattr(Tensor, name) for name in ("new_zeros", "new_ones", "new_empty", "new_full")), Tensor.type_as)
+def _about_another(func: Any, args: Any, kwargs: Any) -> Any:
+    """What is asked of a live tensor is its size and dtype alone."""
+    if func is Tensor.type_as:
+        return args[0].to(args[1].device, args[1].dtype)
+    x = args[0]
+    like = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+    return func(like, *args[1:], **kwargs)

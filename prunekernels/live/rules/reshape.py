@@ -1,0 +1,243 @@
+"""Rules of what cuts, joins and renames dimensions, as long as channels stay dimension 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..channel_list import LiveList
+from ..tensor import LiveTensor, wrap
+from .pointwise import in_space, methods, rule
+
+
+def _argument(args: Any, kwargs: Any, position: int, name: str, default: Any = None) -> Any:
+    return args[position] if len(args) > position else kwargs.get(name, default)
+
+
+def _replay(func: Any, args: Any, kwargs: Any, part: int | None = None) -> Callable[[Tensor], Tensor]:
+    """The same view of the full-width tensor."""
+
+    def view(full: Tensor) -> Tensor:
+        made = func(full, *args[1:], **kwargs)
+        return made if part is None else made[part]
+
+    return view
+
+
+def _numbers(args: Any, kwargs: Any, name: str) -> list[int] | None:
+    """Sizes or dimensions given one by one or as one sequence."""
+    given = args[1:] if len(args) > 1 else (kwargs.get(name),)
+    numbers = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
+    return list(numbers) if all(isinstance(number, int) for number in numbers) else None
+
+
+def _reshaped(x: LiveTensor, shape: list[int], replay: Callable[[Tensor], Tensor]) -> Any:
+    """x in another full-width shape, where its channels stay dimension 1 or spread into columns there."""
+    if shape.count(-1) == 1:
+        known = -math.prod(shape)
+        if known <= 0 or x.numel() % known:
+            return NotImplemented
+        shape = [x.numel() // known if size == -1 else size for size in shape]
+    N, C, *behind = x.shape
+    pixels = math.prod(behind)
+    if len(shape) < 2 or shape[0] != N or min(shape) < 0 or math.prod(shape) != x.numel():
+        return NotImplemented
+    if shape[1] == C and math.prod(shape[2:]) == pixels:
+        return x.view_of(x.compact.reshape(N, x.live.count, *shape[2:]), x.live, replay)
+    if len(shape) == 2 and shape[1] == C * pixels:
+        return x.view_of(x.compact.reshape(N, x.live.count * pixels), x.live.spread(pixels), replay)
+    return NotImplemented
+
+
+@rule(Tensor.view, Tensor.reshape, torch.reshape)
+def _view(func: Any, args: Any, kwargs: Any) -> Any:
+    shape = _numbers(args, kwargs, "size" if func is Tensor.view else "shape")
+    if shape is None or type(args[0]) is not LiveTensor:
+        return NotImplemented
+    return _reshaped(args[0], shape, _replay(func, args, kwargs))
+
+
+@rule(Tensor.view_as, Tensor.reshape_as)
+def _view_as(func: Any, args: Any, kwargs: Any) -> Any:
+    x, other = args[0], _argument(args, kwargs, 1, "other")
+    shape = list(other.shape)
+    plain = Tensor.view if func is Tensor.view_as else Tensor.reshape
+    if type(x) is not LiveTensor:
+        return plain(x, shape)
+    return _reshaped(x, shape, _replay(plain, (x, shape), {}))
+
+
+@rule(torch.flatten, Tensor.flatten)
+def _flatten(func: Any, args: Any, kwargs: Any) -> Any:
+    x, start, end = args[0], _argument(args, kwargs, 1, "start_dim", 0), _argument(args, kwargs, 2, "end_dim", -1)
+    if not (isinstance(start, int) and isinstance(end, int)):
+        return NotImplemented
+    rank, shape = x.dim(), list(x.shape)
+    if not (-rank <= start < rank and -rank <= end < rank):
+        return NotImplemented
+    start, end = start % rank, end % rank
+    if start < 1 or end < start:
+        return NotImplemented
+    flat = [*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :]]
+    return _reshaped(x, flat, _replay(func, args, kwargs))
+
+
+@rule(torch.squeeze, Tensor.squeeze)
+def _squeeze(func: Any, args: Any, kwargs: Any) -> Any:
+    x, dims = args[0], _argument(args, kwargs, 1, "dim")
+    shape = list(x.shape)
+    dims = range(len(shape)) if dims is None else [dims] if isinstance(dims, int) else dims
+    if any(not -len(shape) <= d < len(shape) for d in dims):
+        return NotImplemented
+    ones = {d % len(shape) for d in dims if shape[d] == 1}
+    if ones & {0, 1}:
+        return NotImplemented
+    return _reshaped(x, [size for d, size in enumerate(shape) if d not in ones], _replay(func, args, kwargs))
+
+
+@rule(torch.unsqueeze, Tensor.unsqueeze)
+def _unsqueeze(func: Any, args: Any, kwargs: Any) -> Any:
+    x, dim = args[0], _argument(args, kwargs, 1, "dim")
+    rank = x.dim() + 1
+    if not isinstance(dim, int) or not -rank <= dim < rank or dim % rank < 2:
+        return NotImplemented
+    return x.view_of(x.compact.unsqueeze(dim % rank), x.live, _replay(func, args, kwargs))
+
+
+@rule(*methods("transpose", "swapaxes", "swapdims"))
+def _transpose(func: Any, args: Any, kwargs: Any) -> Any:
+    x, *dims = args
+    if type(x) is not LiveTensor or kwargs or len(dims) != 2 or not in_space(x, dims) or func.__name__.endswith("_"):
+        return NotImplemented
+    return x.view_of(func(x.compact, *dims), x.live, _replay(func, args, kwargs))
+
+
+@rule(torch.permute, Tensor.permute)
+def _permute(func: Any, args: Any, kwargs: Any) -> Any:
+    dims = _numbers(args, kwargs, "dims")
+    x = args[0]
+    if dims is None or len(dims) != x.dim() or [d % x.dim() for d in dims[:2]] != [0, 1]:
+        return NotImplemented
+    return x.view_of(torch.permute(x.compact, dims), x.live, _replay(func, args, kwargs))
+
+
+@rule(Tensor.expand)
+def _expand(func: Any, args: Any, kwargs: Any) -> Any:
+    sizes, x = _numbers(args, kwargs, "size"), args[0]
+    if sizes is None or len(sizes) != x.dim() or sizes[1] not in (-1, x.shape[1]):
+        return NotImplemented
+    sizes = [sizes[0], x.live.count, *sizes[2:]]
+    return x.view_of(x.compact.expand(sizes), x.live, _replay(func, args, kwargs))
+
+
+@rule(Tensor.expand_as)
+def _expand_as(func: Any, args: Any, kwargs: Any) -> Any:
+    x, other = args[0], _argument(args, kwargs, 1, "other")
+    return x.expand(other.shape)
+
+
+@rule(F.pad)
+def _pad(func: Any, args: Any, kwargs: Any) -> Any:
+    """Zeros around space move nothing; dead channels put around (a shortcut to more filters) move the list alone."""
+    x, pad = args[0], list(_argument(args, kwargs, 1, "pad", ()))
+    mode, value = _argument(args, kwargs, 2, "mode", "constant"), _argument(args, kwargs, 3, "value")
+    behind = 2 * (x.dim() - 2)
+    if mode != "constant":
+        fits = len(pad) <= behind and x.live.count
+        return wrap(func(x.compact, pad, mode, value), x.live) if fits else NotImplemented
+    before, after = (pad + [0] * (behind + 2))[behind : behind + 2]
+    if value not in (None, 0) or len(pad) > behind + 2 or min(before, after) < 0:
+        return NotImplemented
+    space = pad[:behind]
+    compact = F.pad(x.compact, space) if any(space) else x.compact.clone()
+    return wrap(compact, x.live.pad(before, after))
+
+
+def _channels(x: LiveTensor, start: int, stop: int) -> tuple[Tensor, LiveList]:
+    live, first, count = x.live.slice(start, stop)
+    return x.compact.narrow(1, first, count), live
+
+
+@rule(torch.narrow, Tensor.narrow)
+def _narrow(func: Any, args: Any, kwargs: Any) -> Any:
+    if len(args) != 4 or not all(isinstance(v, int) for v in args[1:]):
+        return NotImplemented
+    x, dim, start, length = args
+    if not -x.dim() <= dim < x.dim():
+        return NotImplemented
+    dim, size = dim % x.dim(), x.shape[dim]
+    start = start + size if start < 0 else start
+    if not 0 <= start <= start + length <= size:
+        return NotImplemented
+    part = _channels(x, start, start + length) if dim == 1 else (x.compact.narrow(dim, start, length), x.live)
+    return x.view_of(*part, _replay(func, args, kwargs))
+
+
+@rule(torch.chunk, Tensor.chunk)
+def _chunk(func: Any, args: Any, kwargs: Any) -> Any:
+    x, chunks, dim = args[0], _argument(args, kwargs, 1, "chunks"), _argument(args, kwargs, 2, "dim", 0)
+    if not isinstance(chunks, int) or chunks < 1:
+        return NotImplemented
+    return _split_by(x, max(1, -(-x.shape[dim] // chunks)), dim, _replay_part(func, args, kwargs))
+
+
+@rule(torch.split, Tensor.split)
+def _split(func: Any, args: Any, kwargs: Any) -> Any:
+    sizes = args[1] if len(args) > 1 else kwargs.get("split_size_or_sections", kwargs.get("split_size"))
+    return _split_by(args[0], sizes, _argument(args, kwargs, 2, "dim", 0), _replay_part(func, args, kwargs))
+
+
+def _replay_part(func: Any, args: Any, kwargs: Any) -> Callable[[int], Callable[[Tensor], Tensor]]:
+    return lambda part: _replay(func, args, kwargs, part)
+
+
+def _split_by(x: LiveTensor, sizes: Any, dim: int, replay: Callable[[int], Callable[[Tensor], Tensor]]) -> Any:
+    total = x.shape[dim]
+    dim %= x.dim()
+    if isinstance(sizes, int):
+        if sizes < 1:
+            return NotImplemented
+        sizes = [min(sizes, total - start) for start in range(0, max(total, 1), sizes)]
+    if not isinstance(sizes, (list, tuple)) or sum(sizes) != total or min(sizes, default=0) < 0:
+        return NotImplemented
+    if dim != 1:
+        parts = [(part, x.live) for part in x.compact.split(list(sizes), dim)]
+    else:
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        parts = [_channels(x, start, start + size) for start, size in zip(starts, sizes, strict=True)]
+    return tuple(x.view_of(*part, replay(i)) for i, part in enumerate(parts))
+
+
+@rule(Tensor.__getitem__)
+def _getitem(func: Any, args: Any, kwargs: Any) -> Any:
+    """Slices on any dimension, numbers and new dimensions behind the channels; a list of images."""
+    x, index = args
+    if type(x) is not LiveTensor:
+        return NotImplemented
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if len(parts) == 1 and isinstance(parts[0], Tensor):
+        one = type(parts[0]) is not LiveTensor and parts[0].dim() == 1
+        return wrap(x.compact[index], x.live) if one else NotImplemented
+    parts = _spelled_out(parts, x.dim())
+    if len(parts) < 2 or not all(isinstance(part, slice) for part in parts[:2]):
+        return NotImplemented
+    if any(part is not None and type(part) not in (slice, int) for part in parts[2:]):
+        return NotImplemented
+    start, stop, step = parts[1].indices(x.live.channels)
+    if step != 1:
+        return NotImplemented
+    live, first, count = x.live.slice(start, max(start, stop))
+    compact = x.compact[(parts[0], slice(first, first + count), *parts[2:])]
+    return x.view_of(compact, live, _replay(func, args, kwargs))
+
+
+def _spelled_out(parts: Sequence[Any], rank: int) -> list[Any]:
+    """An index with its dots and what it leaves out written as slices."""
+    given = sum(part is not None and part is not Ellipsis for part in parts)
+    at = next((i for i, part in enumerate(parts) if part is Ellipsis), len(parts))
+    return [*parts[:at], *[slice(None)] * (rank - given), *parts[at + 1 :]]

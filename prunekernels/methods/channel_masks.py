@@ -1,0 +1,154 @@
+"""Structure: the norms behind a filter and the inputs that read it, so that its whole channel can die with it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..graph import Group, coupled_groups
+from ..nn.batch_norm import MaskedBatchNorm2d
+from ..nn.conv import MaskedConv2d
+
+
+class NormFinder:
+    """Watches forward passes for the masked norms that get a convolution's output as it is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._outputs: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}
+        self._sources: dict[str, set[str | None]] = {}
+        self._hooks: list[Any] = []
+        for name, module in model.named_modules():
+            if isinstance(module, MaskedConv2d):
+                self._hooks.append(module.register_forward_hook(lambda *args, name=name: self._leave(name, args[2])))
+            elif isinstance(module, MaskedBatchNorm2d):
+                self._hooks.append(
+                    module.register_forward_pre_hook(lambda *args, name=name: self._enter(name, args[1]))
+                )
+
+    def _leave(self, conv: str, y: Tensor) -> None:
+        self._outputs[id(y)] = (weakref.ref(y), _version(y), conv)
+
+    def _enter(self, norm: str, args: tuple[Any, ...]) -> None:
+        x = args[0] if args else None
+        known, version, conv = self._outputs.get(id(x), (None, 0, ""))
+        is_same = known is not None and known() is x and _version(x) == version  # type: ignore[arg-type]
+        self._sources.setdefault(norm, set()).add(conv if is_same else None)
+
+    def stop(self) -> dict[str, list[str]]:
+        """Ends it; by convolution, the norms that see its output and no other."""
+        for hook in self._hooks:
+            hook.remove()
+        norms: dict[str, list[str]] = {}
+        for norm, sources in self._sources.items():
+            conv = next(iter(sources))
+            if len(sources) == 1 and conv is not None:
+                norms.setdefault(conv, []).append(norm)
+        return norms
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+@torch.no_grad()
+def find_norms(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, list[str]]:
+    """The norms behind each convolution, by one forward pass in eval mode that leaves no trace."""
+    finder = NormFinder(model)
+    was_training = {module: module.training for module in model.modules()}
+    try:
+        model.eval()(*inputs)
+    finally:
+        for module, training in was_training.items():
+            module.training = training
+        norms = finder.stop()
+    return norms
+
+
+class Structure:
+    """Sets masks by convolution, and all that follows from them in norms and readers.
+
+    norms: by convolution, the masked norms that see its output as it is. groups: the network's, if its graph is known;
+    other norms, and inputs, then die where everything that meets there is dead.
+    """
+
+    def __init__(self, model: nn.Module, example_input: Any = None) -> None:
+        self.model = model
+        self.norms: dict[str, list[str]] | None = None
+        self.groups: list[Group] = []
+        if example_input is not None:
+            inputs = tuple(example_input) if isinstance(example_input, (tuple, list)) else (example_input,)
+            self.groups = coupled_groups(model, inputs)
+            self.norms = find_norms(model, inputs)
+
+    @torch.no_grad()
+    def set_masks(self, live: Mapping[str, Tensor], hard: Mapping[str, Tensor], with_norms: bool) -> None:
+        """live, hard: bool [K] on the CPU by convolution, True = live. with_norms: whole channels."""
+        for name, keep in live.items():
+            layer = self.model.get_submodule(name)
+            assert isinstance(layer, MaskedConv2d)
+            new = {"filter": keep & hard[name], "hard": hard[name]}
+            new = {kind: mask.to(layer.weight.device) for kind, mask in new.items()}
+            if any(not torch.equal(mask, getattr(layer, f"{kind}_mask")) for kind, mask in new.items()):
+                layer.set_masks(**new)
+        if not with_norms:
+            return
+        seen = set()
+        for name, norms in (self.norms or {}).items():
+            if name in live:
+                seen.update(norms)
+                for norm in norms:
+                    self._set_norm(norm, live[name])
+        for group in self.groups:
+            self._set_beyond(group, live, seen)
+
+    def _set_beyond(self, group: Group, live: Mapping[str, Tensor], seen: Iterable[str]) -> None:
+        """What sees all convolutions of a group: a channel is live where one of them has it live."""
+        if not any(name in live for name in group.filters):
+            return
+        keep = torch.zeros(group.width, dtype=torch.bool)
+        for name, channels in group.filters.items():
+            keep[channels[live[name]] if name in live else channels] = True
+        for name, channels in group.norms.items():
+            if name not in seen:
+                norm = self.model.get_submodule(name)
+                if isinstance(norm, MaskedBatchNorm2d):
+                    self._set_norm(name, Group._spread(keep, channels, norm.channel_mask))
+        for name, channels in group.readers.items():
+            layer = self.model.get_submodule(name)
+            if isinstance(layer, MaskedConv2d):
+                mask = Group._spread(keep, channels, layer.input_mask)
+                if not torch.equal(mask, layer.input_mask):
+                    layer.set_masks(input=mask)
+
+    def _set_norm(self, name: str, keep: Tensor) -> None:
+        norm = self.model.get_submodule(name)
+        assert isinstance(norm, MaskedBatchNorm2d)
+        keep = keep.to(norm.channel_mask.device)
+        if not torch.equal(keep, norm.channel_mask):
+            norm.set_mask(keep)
+
+
+def units_of(
+    layers: Mapping[str, MaskedConv2d], groups: list[Group] | None, skip: Iterable[str]
+) -> tuple[list[Group], dict[str, str]]:
+    """What is pruned together, and by layer why the others are not. groups None: every layer by itself."""
+    skip = set(skip)
+    left_out: dict[str, str] = {}
+    if groups is None:
+        alone = {name: torch.arange(layer.out_channels) for name, layer in layers.items() if name not in skip}
+        return [Group(len(c), {n: c}, {}, {}) for n, c in alone.items()], {name: "skip" for name in skip}
+    units = []
+    for group in groups:
+        stays = {name: "skip" for name in group.layers if name in skip}
+        stays |= {name: "it is not masked" for name in group.layers if name not in layers}
+        if stays:
+            left_out |= {name: stays.get(name, f"it meets {next(iter(stays))}") for name in group.layers}
+        else:
+            units.append(Group(group.width, group.filters, {}, {}))
+    known = {name for group in groups for name in group.layers}
+    left_out |= {name: "the graph does not follow it" for name in layers if name not in known}
+    return units, {name: why for name, why in left_out.items() if name in layers}

@@ -1,0 +1,154 @@
+"""MaskedBatchNorm2d: nn.BatchNorm2d whose dead channels are exactly zero and cost nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..functional import gather_channels
+from ..live import LiveList, LiveTensor
+from ..live.tensor import can_flow, regroup, widen, wrap
+from ..ops.extension import has_extension, ops
+from .mask_buffers import MaskBuffers
+
+_BATCHES = "num_batches_tracked"
+
+
+class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
+    """nn.BatchNorm2d in which a dead channel gives exact 0, keeps its running statistics and gets no gradient.
+
+    Arguments as in nn.BatchNorm2d; channel_mask [C] is a buffer, bool, True = live, all live at birth. Without it a
+    dead filter leaves a constant behind the norm (beta, in training) and is not dead downstream.
+    """
+
+    _mask_names = ("channel_mask",)
+    _own_state = ("channel_mask", "_seen", "_channels", "_all_live")
+    channel_mask: Tensor
+    _channels: LiveList
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._init_masks()
+
+    def _init_masks(self) -> None:
+        known = next((t for t in (self.weight, self.running_mean) if t is not None), torch.empty(0))
+        self.register_buffer("channel_mask", torch.ones(self.num_features, dtype=torch.bool, device=known.device))
+        self._refresh()
+
+    def _derive(self) -> None:
+        mask = self.channel_mask
+        # No buffer: its length changes with the mask, which a buffer's must not while ranks broadcast theirs.
+        self._channels = LiveList.all(mask.numel()) if mask.is_meta else LiveList.of_mask(mask)
+        self._all_live = self._channels.full
+
+    def set_mask(self, channel: Tensor | str) -> None:
+        """Changes the mask in place: a bool tensor [C] or "all". On an error nothing changes."""
+        op = "MaskedBatchNorm2d.set_mask"
+        mask = self._parse(op, "channel", channel, self.channel_mask)
+        if mask is None:
+            raise ValueError(f"{op}: channel: expected a bool tensor or 'all', got None")
+        with torch.no_grad():
+            self.channel_mask.copy_(mask)
+        self._refresh()
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._refresh_if_edited()
+        if self._all_live and type(input) is not LiveTensor:
+            return super().forward(input)
+        self._check_input_dim(input)
+        if input.shape[1] != self.num_features:
+            raise ValueError(
+                f"MaskedBatchNorm2d: input: expected {self.num_features} channels, got {list(input.shape)}"
+            )
+        if type(input) is LiveTensor:  # a live channel that arrives dead is still normalized: zeros become beta
+            compact = regroup(input.compact, input.live, self._channels)
+        else:
+            compact = gather_channels(input, self._channels.index(input.device))
+        y = self._normalize(compact)
+        if self._flow and not self._forward_hooks and can_flow(input):
+            return wrap(y, self._channels)
+        return widen(y, self._channels)
+
+    def _normalize(self, live: Tensor) -> Tensor:
+        """The norm of the live channels alone."""
+        buffers, weight, bias = self._buffers, self.weight, self.bias  # Module's __getattr__ costs 0.5 us a name
+        running_mean, running_var, batches = (buffers[n] for n in ("running_mean", "running_var", _BATCHES))
+        update = self.training and self.track_running_stats
+        if update and batches is not None:
+            batches.add_(1)
+        factor = self.momentum or 0.0
+        if self.momentum is None and update and batches is not None:
+            factor = 1.0 / float(batches)
+        by_batch = self.training or running_mean is None
+        if not (update or not by_batch):
+            running_mean = running_var = None
+        statistics = (running_mean, running_var, weight, bias)
+        if self._has_kernel(live, statistics):
+            index = self._channels.index(live.device)
+            weight, bias = statistics[2:]
+            return ops.masked_batch_norm(
+                live, weight, bias, running_mean, running_var, index, self.num_features, by_batch, factor, self.eps
+            )[0]
+        return _by_torch(live, *statistics, self._channels.rows(live.device), by_batch, factor, self.eps, update)
+
+    def _has_kernel(self, live: Tensor, statistics: tuple[Tensor | None, ...]) -> bool:
+        if not has_extension() or torch.compiler.is_compiling() or live.device.type != "cpu" or live.numel() < 2:
+            return False
+        return live.dtype == torch.float32 and all(t is None or t.dtype == torch.float32 for t in statistics)
+
+    @classmethod
+    def from_norm(cls, norm: nn.BatchNorm2d) -> MaskedBatchNorm2d:
+        """A masked layer over the same parameters and statistics; norm itself stays as it is."""
+        return cls._over(norm)
+
+    def to_norm(self) -> nn.BatchNorm2d:
+        """An independent nn.BatchNorm2d of the same function: dead channels get weight and bias 0."""
+        norm = self._plain_copy(nn.BatchNorm2d)
+        self.zero_dead(norm.weight, norm.bias)
+        return norm
+
+    @torch.no_grad()
+    def zero_dead(self, weight: Tensor | None = None, bias: Tensor | None = None) -> None:
+        """Writes exact zeros into the dead entries of weight and bias, in place (by default the layer's own)."""
+        if weight is None:
+            weight, bias = self.weight, self.bias
+        self._refresh_if_edited()
+        if self._all_live:
+            return
+        if weight is None or bias is None:
+            raise ValueError("MaskedBatchNorm2d: affine: expected True, got dead channels no plain norm can zero")
+        weight.masked_fill_(~self.channel_mask, 0)
+        bias.masked_fill_(~self.channel_mask, 0)
+
+    def extra_repr(self) -> str:
+        live = "" if self._all_live else f", channels={self._channels.count}/{self.num_features}"
+        return super().extra_repr() + live
+
+
+def _by_torch(
+    live: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    rows: Tensor,
+    by_batch: bool,
+    factor: float,
+    eps: float,
+    update: bool,
+) -> Tensor:
+    """masked_batch_norm by torch's batch norm of gathered parameters."""
+    weight, bias = (None if p is None else p.index_select(0, rows) for p in (weight, bias))
+    if rows.numel() == 0:  # nothing to normalize, yet the parameters stay in the graph, with zero gradients
+        shape = (1, -1, 1, 1)
+        return live if weight is None or bias is None else live * weight.view(shape) + bias.view(shape)
+    live_mean, live_var = (None if t is None else t.index_select(0, rows) for t in (mean, var))
+    y = F.batch_norm(live, live_mean, live_var, weight, bias, by_batch, factor, eps)
+    if update and mean is not None and var is not None:
+        with torch.no_grad():
+            mean.index_copy_(0, rows, live_mean)  # type: ignore[arg-type]
+            var.index_copy_(0, rows, live_var)  # type: ignore[arg-type]
+    return y

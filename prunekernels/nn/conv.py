@@ -1,0 +1,220 @@
+"""MaskedConv2d: nn.Conv2d whose dead filters, channels and kernels cost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
+
+from ..functional import WEIGHT_GRADS, check_conv, check_grad_scale, conv2d_with_tables, pad_string
+from ..live import LiveTensor
+from ..live.conv import Passage, live_conv
+from ..live.tensor import can_flow
+from ..masks import live_counts, make_table
+from ..ops import mask_table
+from ..plan import LayerPlan, choose_for_table
+from .mask_buffers import MaskBuffers
+
+MaskArgument = Tensor | str | None
+
+
+class MaskedConv2d(MaskBuffers, nn.Conv2d):
+    """nn.Conv2d in which dead filters, input channels and kernels are skipped, forward and backward.
+
+    Arguments, weight and bias as in nn.Conv2d. Masks are buffers, bool, True = live, all live at birth: filter_mask
+    [K], kernel_mask [K, C / groups], input_mask [C], hard_mask [K] (False = dead for good: such a filter is dead in
+    filter_mask too, and its weights get no gradient even when weight_grad is "dense").
+
+        >>> layer = pk.MaskedConv2d(64, 128, 3, padding=1)
+        >>> layer.set_masks(filter=layer.weight.flatten(1).norm(dim=1) > 0.57)
+    """
+
+    _mask_names = ("filter_mask", "kernel_mask", "input_mask", "hard_mask")
+    _own_state = (
+        *_mask_names, "_mask_table", "_grad_table", "_grad_scale", "_weight_grad", "_seen", "_live", "_all_live",
+        "_last_input", "_passages",
+    )  # fmt: skip
+    filter_mask: Tensor
+    kernel_mask: Tensor
+    input_mask: Tensor
+    hard_mask: Tensor
+    bias: nn.Parameter | None
+    _mask_table: Tensor
+    _grad_table: Tensor
+    _grad_scale: Tensor | None
+    _live: tuple[int, int, int]  # filters, inputs, kernels
+    _passages: dict[Any, Passage]  # by the live channels that came in
+    _last_input: tuple[torch.Size, tuple[int, ...], torch.dtype] | None = None  # size, stride, the result's dtype
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._init_masks()
+
+    def _init_masks(self) -> None:
+        K, Cg, device = self.out_channels, self.in_channels // self.groups, self.weight.device
+        shapes = ((K,), (K, Cg), (self.in_channels,), (K,))
+        for name, shape in zip(self._mask_names, shapes, strict=True):
+            self.register_buffer(name, torch.ones(shape, dtype=torch.bool, device=device))
+        # Buffers of fixed size, written in place: they move with the module and survive a broadcast between ranks.
+        table = torch.zeros(mask_table.words(K, self.in_channels, self.groups), dtype=torch.int32, device=device)
+        self.register_buffer("_mask_table", table, persistent=False)
+        self.register_buffer("_grad_table", table.clone(), persistent=False)
+        self.register_buffer("_grad_scale", None, persistent=False)
+        self._weight_grad = "masked"
+        self._refresh()
+
+    def _derive(self) -> None:
+        sizes = (self.out_channels, self.in_channels, self.groups)
+        table = make_table(self.filter_mask & self.hard_mask, self.kernel_mask, self.input_mask, *sizes)
+        self._mask_table.copy_(table)
+        self._grad_table.copy_(make_table(self.hard_mask, None, self.input_mask, *sizes))
+        if table.is_meta:
+            self._live = (self.out_channels, self.in_channels, self.kernel_mask.numel())
+        else:
+            self._live = live_counts(table)
+        self._all_live = self._live[2] == self.kernel_mask.numel()
+        self._passages = {}
+
+    @torch.no_grad()
+    def set_masks(
+        self,
+        filter: MaskArgument = None,
+        kernel: MaskArgument = None,
+        input: MaskArgument = None,
+        hard: MaskArgument = None,
+    ) -> None:
+        """Changes masks in place: a bool tensor, "all" (live again) or None (as it is). On an error nothing changes.
+
+        hard: its dead filters die in filter_mask as well. They stay so: reviving one through filter= is an error, and
+        filter="all" revives the others.
+        """
+        op = "MaskedConv2d.set_masks"
+        given = {"filter": filter, "kernel": kernel, "input": input, "hard": hard}
+        new = {name: self._parse(op, name, mask, self._buffers[f"{name}_mask"]) for name, mask in given.items()}  # type: ignore[arg-type]
+        hard_mask = self.hard_mask if new["hard"] is None else new["hard"]
+        if isinstance(filter, Tensor) and bool((filter & ~hard_mask).any()):
+            revived = torch.nonzero(filter & ~hard_mask).flatten().tolist()
+            raise ValueError(f"{op}: filter: expected hard-dead filters to stay dead, got filters {revived} live")
+        new["filter"] = (self.filter_mask if new["filter"] is None else new["filter"]) & hard_mask
+        for name, mask in new.items():
+            if mask is not None:
+                getattr(self, f"{name}_mask").copy_(mask)
+        self._refresh()
+
+    @property
+    def weight_grad(self) -> str:
+        """Gradient of dead weights: "masked" (zero) or "dense" (as if live: soft-dead filters train)."""
+        return self._weight_grad
+
+    @weight_grad.setter
+    def weight_grad(self, value: str) -> None:
+        if value not in WEIGHT_GRADS:
+            raise ValueError(f"MaskedConv2d: weight_grad: expected one of {', '.join(WEIGHT_GRADS)}, got {value!r}")
+        self._weight_grad = value
+        self._passages = {}
+
+    @property
+    def grad_scale(self) -> Tensor | None:
+        """None, or float32 [K] that multiplies the rows of weight's gradient."""
+        return self._grad_scale
+
+    @grad_scale.setter
+    def grad_scale(self, value: Tensor | None) -> None:
+        if value is not None:
+            check_grad_scale("MaskedConv2d", value, self.out_channels, self.weight.device)
+        self._grad_scale = value
+
+    @property
+    def density(self) -> float:
+        """Share of kernels that are live."""
+        self._refresh_if_edited()
+        return self._live[2] / max(1, self.kernel_mask.numel())
+
+    @property
+    def plan(self) -> LayerPlan | None:
+        """The plans that the last input's size, layout and dtype get under the present masks; None before any input."""
+        if self._last_input is None:
+            return None
+        self._refresh_if_edited()
+        size, stride, dtype = self._last_input
+        x, padding = self._pad(torch.empty_strided(size, stride, dtype=dtype, device="meta"))
+        if isinstance(padding, str):
+            x, padding = pad_string("MaskedConv2d", x, padding, self.kernel_size, self.stride, self.dilation)
+        x = x if x.dim() == 4 else x.unsqueeze(0)
+        geometry = (*self.stride, *padding, *self.dilation)
+        grad_table = self._mask_table if self._weight_grad == "masked" else self._grad_table
+        about = (geometry, self.groups, dtype, suggest_memory_format(x))
+
+        def choose(direction: str, table: Tensor) -> str:
+            return choose_for_table(direction, x.shape, self.weight.shape, table, *about)
+
+        return LayerPlan(
+            choose("forward", self._mask_table),
+            choose("grad_input", self._mask_table),
+            choose("grad_weight", grad_table),
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._refresh_if_edited()
+        if (self._flow or type(input) is LiveTensor) and can_flow(input):
+            return live_conv(self, input)
+        return self._full_forward(input.full() if isinstance(input, LiveTensor) else input)
+
+    def _full_forward(self, input: Tensor) -> Tensor:
+        """Full width in and out."""
+        if self._all_live and self._grad_scale is None:
+            y = super().forward(input)
+        else:
+            y = self._masked_forward(input)
+        if type(input) is Tensor and not torch.compiler.is_compiling():
+            self.__dict__["_last_input"] = (input.size(), input.stride(), y.dtype)  # past Module's slow __setattr__
+        return y
+
+    def _masked_forward(self, input: Tensor) -> Tensor:
+        weight, bias, buffers = self.weight, self.bias, self._buffers  # Module's __getattr__ costs 0.5 us a name
+        check_conv("MaskedConv2d", input, weight, bias, self.groups)
+        input, padding = self._pad(input)
+        table, scale = buffers["_mask_table"], buffers["_grad_scale"]
+        grad_table = table if self._weight_grad == "masked" else buffers["_grad_table"]
+        return conv2d_with_tables(
+            input, weight, bias, table, grad_table, scale, self.stride, padding, self.dilation, self.groups
+        )
+
+    def _pad(self, x: Tensor) -> tuple[Tensor, str | Sequence[int]]:
+        """x padded as the layer's mode asks, and the padding left to the convolution."""
+        if self.padding_mode == "zeros":
+            return x, self.padding
+        return F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d) -> MaskedConv2d:
+        """A masked layer over the same parameters; conv itself stays as it is."""
+        return cls._over(conv)
+
+    def to_conv(self) -> nn.Conv2d:
+        """An independent nn.Conv2d of the same function: parameters copied, dead weights and biases zero."""
+        conv = self._plain_copy(nn.Conv2d)
+        self.zero_dead(conv.weight, conv.bias)
+        return conv
+
+    @torch.no_grad()
+    def zero_dead(self, weight: Tensor | None = None, bias: Tensor | None = None) -> None:
+        """Writes exact zeros into the dead entries of weight and bias, in place (by default the layer's own)."""
+        if weight is None:
+            weight, bias = self.weight, self.bias
+        self._refresh_if_edited()
+        K, C, Cg = self.out_channels, self.in_channels, self.in_channels // self.groups
+        weight.masked_fill_(~mask_table.live_kernels(self._mask_table, K, C, Cg).view(K, Cg, 1, 1), 0)
+        if bias is not None:
+            bias.masked_fill_(~mask_table.live_filters(self._mask_table, K), 0)
+
+    def extra_repr(self) -> str:
+        if self._all_live:
+            return super().extra_repr()
+        filters, inputs, kernels = self._live
+        parts = [f"filters={filters}/{self.out_channels}", f"inputs={inputs}/{self.in_channels}"]
+        return ", ".join([super().extra_repr(), *parts, f"kernels={kernels}/{self.kernel_mask.numel()}"])

@@ -1,0 +1,94 @@
+"""What the masked layers share: mask buffers that plain checkpoints may lack and that notice edits in place."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..masks import check_mask
+
+Layer = TypeVar("Layer", bound="MaskBuffers")
+Plain = TypeVar("Plain", bound=nn.Module)
+
+
+def _version(mask: Tensor) -> int:
+    return 0 if mask.is_inference() else mask._version
+
+
+def _twin(module: nn.Module, cls: type[Plain]) -> Plain:
+    """A cls with the same parameters, buffers, hooks and attributes, in dictionaries of its own."""
+    twin = cls.__new__(cls)
+    for name, value in module.__dict__.items():
+        twin.__dict__[name] = value.copy() if isinstance(value, (dict, set)) else value
+    return twin
+
+
+class MaskBuffers(nn.Module):
+    """Mixin of the masked layers. A subclass names its mask buffers and derives from them what its forward reads."""
+
+    _mask_names: tuple[str, ...] = ()
+    _own_state: tuple[str, ...] = ()  # every buffer and attribute the plain layer does not have
+    _seen: tuple[int, ...]
+    _flow: bool = False  # network gear: hands on live tensors
+
+    def _init_masks(self) -> None:
+        raise NotImplementedError
+
+    def _derive(self) -> None:
+        raise NotImplementedError
+
+    def _refresh(self) -> None:
+        with torch.no_grad():
+            self._derive()
+        self._seen = self._versions()
+
+    def _versions(self) -> tuple[int, ...]:
+        buffers = self._buffers
+        return tuple([_version(buffers[name]) for name in self._mask_names])  # type: ignore[arg-type]
+
+    def _refresh_if_edited(self) -> None:
+        if not torch.compiler.is_compiling() and self._seen != self._versions():
+            self._refresh()
+
+    def _parse(self, op: str, name: str, mask: Tensor | str | None, buffer: Tensor) -> Tensor | None:
+        """None, "all" or a mask to check -> the new mask, or None for no change."""
+        if mask is None:
+            return None
+        if isinstance(mask, str):
+            if mask != "all":
+                raise ValueError(f"{op}: {name}: expected a bool tensor, 'all' or None, got {mask!r}")
+            return torch.ones_like(buffer)
+        return check_mask(op, name, mask, buffer.shape, buffer.device)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        for name in self._mask_names:  # a plain layer's checkpoint says nothing of masks: all live
+            state_dict.setdefault(prefix + name, torch.ones_like(self._buffers[name]))  # type: ignore[arg-type]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._refresh()
+
+    @classmethod
+    def _over(cls: type[Layer], plain: nn.Module) -> Layer:
+        """A masked layer over the parameters and buffers of a plain one, which stays as it is."""
+        layer = _twin(plain, cls)
+        layer._init_masks()
+        return layer
+
+    def _plain_copy(self, plain: type[Plain]) -> Plain:
+        """An independent plain layer with copies of the parameters and buffers."""
+        twin = _twin(self, type(self))
+        twin._drop_masks()
+        for name, parameter in twin._parameters.items():
+            if parameter is not None:
+                twin._parameters[name] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+        for name, buffer in twin._buffers.items():
+            twin._buffers[name] = None if buffer is None else buffer.clone()
+        return _twin(twin, plain)
+
+    def _drop_masks(self) -> None:
+        """Removes all that a masked layer has beyond the plain one."""
+        for name in (*self._own_state, "_flow"):
+            self._buffers.pop(name, None)
+            self._non_persistent_buffers_set.discard(name)
+            self.__dict__.pop(name, None)

@@ -1,0 +1,116 @@
+"""What comes after the last epoch: the small network, checked, measured and saved."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..graph import shrink
+from ..inspect.flops import count_flops
+from . import setup
+from .checkpoint import write_atomically
+from .data import steps_per_epoch, train_batches
+from .loop import Trainer, accuracy, amp, predictions
+
+SECONDS = 4.0  # spent on timing steps, about
+ROUNDS = (3, 15)  # least and most
+
+
+def finish(run: Trainer) -> dict[str, Any]:
+    """Shrinks the run's network and writes small.pt, small.onnx if asked for, and summary.json, which it returns."""
+    small, checked = shrunk(run)
+    save_small(run, small)
+    plain = setup.network(run.config, run.data)
+    image = run.data.normalised(run.data.test.images[:1]).to(run.device)
+    agreed = predictions(run.model, run.data, run.device) == predictions(small, run.data, run.device)
+    summary: dict[str, Any] = {
+        "accuracy": run.history[-1]["accuracy"], "small_accuracy": accuracy(small, run.data, run.device),
+        "agreed": int(agreed.sum()), "test_images": len(agreed), "checked": checked, "epochs": run.epoch,
+        "seconds": sum(row["seconds"] for row in run.history),
+        "epoch_seconds": statistics.median(row["seconds"] for row in run.history),
+        "parameters": _parameters(plain), "small_parameters": _parameters(small),
+        "multiply_adds": count_flops(plain, image).dense, "small_multiply_adds": count_flops(small, image).dense,
+        "epoch_of": _epoch_times(run, plain, small), "threads": torch.get_num_threads(), "device": str(run.device),
+        "torch": torch.__version__,
+    }  # fmt: skip
+    text = json.dumps(summary, indent=1)
+    write_atomically(run.out / "summary.json", lambda path: path.write_text(text))
+    return summary
+
+
+def shrunk(run: Trainer) -> tuple[nn.Module, str]:
+    """The small network in training mode, and the line that says how it was checked."""
+    example = run.data.normalised(run.data.test.images[:2]).to(run.device)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), run.masked():
+        small = shrink(run.model, example)
+    assert isinstance(small, nn.Module)
+    return small.train(), said.getvalue().strip()
+
+
+def save_small(run: Trainer, small: nn.Module) -> list[Path]:
+    """small.pt, a whole module of plain torch.nn layers, and with onnx small.onnx for any batch."""
+    module = copy.deepcopy(small).cpu().eval()
+    paths = [run.out / "small.pt"]
+    write_atomically(paths[0], lambda path: torch.save(module, path))
+    if run.config.onnx:
+        example = run.data.normalised(run.data.test.images[:2])
+        shapes = ({0: torch.export.Dim.DYNAMIC},)
+        options: dict[str, Any] = {"dynamo": True, "dynamic_shapes": shapes, "external_data": False, "verbose": False}
+        paths.append(run.out / "small.onnx")
+        write_atomically(paths[1], lambda path: torch.onnx.export(module, (example,), path, **options))
+    return paths
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _epoch_times(run: Trainer, plain: nn.Module, small: nn.Module) -> dict[str, float]:
+    """Seconds of an epoch of the plain network, the run's with its last masks and the small one: steps in turns."""
+    x, y = next(train_batches(run.data, run.config.batch, run.config.seed, 0, "none"))
+    x, y = run.data.normalised(x.to(run.device)), y.to(run.device)
+    small = copy.deepcopy(small)
+    stepped = {"dense": plain, "this": copy.deepcopy(run.model), "small": small}
+    steps = {name: _stepper(run, model, x, y) for name, model in stepped.items()}
+    with setup.numerics(run.config):
+        for _ in range(2):  # plans are chosen, memory is warm
+            round_time = sum(_timed(step, run.device) for step in steps.values())
+        rounds = max(ROUNDS[0], min(ROUNDS[1], round(SECONDS / max(round_time, 1e-9))))
+        times = [{name: _timed(step, run.device) for name, step in steps.items()} for _ in range(rounds)]
+    count = steps_per_epoch(run.data, run.config.batch)
+    return {name: count * statistics.median(t[name] for t in times) for name in steps}
+
+
+def _stepper(run: Trainer, model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
+    """A training step that changes nothing but this model."""
+    model.train()
+    optimizer = setup.optimizer_of(run.config, model)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with amp(run.config, run.device):
+            loss = F.cross_entropy(model(x).float(), y)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def _timed(step: Callable[[], None], device: torch.device) -> float:
+    begun = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begun
