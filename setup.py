@@ -40,7 +40,7 @@ def extension():
     flags = ["-O0", "-g"] if debug else ["-O3", "-g0", "-fvisibility=hidden"]
     if sys.platform == "win32":
         flags = ["/Od", "/Zi"] if debug else ["/O2"]
-    files = sources("*.cpp") + sources("core/*.cpp") + sources("cpu/**/*.cpp")
+    files = [file for room in ("", "core/", "plan/", "ops/", "cpu/**/") for file in sources(f"{room}*.cpp")]
     # at::parallel_for is a plain loop without it. The runtime is the one torch has loaded by then.
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
     common = {

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
-#include "cpu/plans.h"
+#include "cpu/plans_cpu.h"
 #if defined(PRUNEKERNELS_WITH_CUDA)
 #include "cuda/choose.h"
 #endif

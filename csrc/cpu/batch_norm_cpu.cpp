@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "check.h"
+#include "cpu/caching_allocator.h"
 #include "cpu/denormals.h"
-#include "cpu/fresh.h"
 #include "cpu/kernels/batch_norm.h"
 
 namespace prunekernels {

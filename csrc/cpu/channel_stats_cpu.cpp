@@ -3,11 +3,11 @@
 #include <torch/library.h>
 
 #include "check.h"
-#include "conv_args.h"
 #include "cpu/kernels/channel_stats.h"
 #include "cpu/kernels/cluster_mean.h"
 #include "cpu/rows.h"
 #include "cpu/tensor_access.h"
+#include "ops/conv_args.h"
 
 namespace prunekernels {
 namespace {

@@ -3,8 +3,8 @@
 #include <torch/library.h>
 
 #include "check.h"
-#include "conv_args.h"
 #include "cpu/channel_map.h"
+#include "ops/conv_args.h"
 
 namespace prunekernels {
 namespace {

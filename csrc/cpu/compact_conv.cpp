@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "cpu/fresh.h"
+#include "cpu/caching_allocator.h"
 #include "cpu/kernels/weights.h"
 #include "cpu/tensor_access.h"
 

@@ -4,9 +4,9 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "conv_args.h"
 #include "cpu/channel_map.h"
 #include "cpu/kernels/weights.h"
+#include "ops/conv_args.h"
 
 namespace prunekernels {
 

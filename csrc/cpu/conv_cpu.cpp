@@ -5,13 +5,13 @@
 #include <algorithm>
 
 #include "check.h"
-#include "conv_args.h"
+#include "cpu/caching_allocator.h"
 #include "cpu/compact_conv.h"
 #include "cpu/dense_conv.h"
 #include "cpu/direct_conv.h"
-#include "cpu/fresh.h"
-#include "cpu/plans.h"
-#include "vendor_conv.h"
+#include "cpu/plans_cpu.h"
+#include "ops/conv_args.h"
+#include "ops/vendor_conv.h"
 
 namespace prunekernels {
 namespace {

@@ -9,7 +9,7 @@
 #include <cstring>
 #include <vector>
 
-#include "cpu/fresh.h"
+#include "cpu/caching_allocator.h"
 #include "cpu/kernels/channels.h"
 #include "cpu/kernels/weights.h"
 #include "cpu/tensor_access.h"

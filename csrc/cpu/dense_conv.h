@@ -4,7 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#include "conv_args.h"
+#include "ops/conv_args.h"
 
 namespace prunekernels {
 

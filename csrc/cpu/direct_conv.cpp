@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
+#include "cpu/caching_allocator.h"
 #include "cpu/denormals.h"
-#include "cpu/fresh.h"
 #include "cpu/kernels/plane_conv.h"
 #include "cpu/kernels/plane_grad_weight.h"
 #include "cpu/tensor_access.h"

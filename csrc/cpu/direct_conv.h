@@ -6,7 +6,7 @@
 
 #include <optional>
 
-#include "conv_args.h"
+#include "ops/conv_args.h"
 
 namespace prunekernels {
 

@@ -5,10 +5,10 @@
 
 #include "cpu/denormals.h"
 #include "cpu/kernels/optim.h"
+#include "cpu/parallel.h"
 #include "cpu/row_mask.h"
-#include "cpu/shares.h"
 #include "cpu/tensor_access.h"
-#include "optim_args.h"
+#include "ops/optim_args.h"
 
 namespace prunekernels {
 namespace {

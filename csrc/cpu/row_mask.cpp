@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "check.h"
-#include "conv_args.h"
-#include "cpu/kernels/live_bits.h"
+#include "cpu/kernels/row_bitmask.h"
+#include "ops/conv_args.h"
 
 namespace prunekernels {
 

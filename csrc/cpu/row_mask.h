@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "core/mask_table.h"
-#include "row_args.h"
+#include "ops/parameter_args.h"
 
 namespace prunekernels {
 

@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "cpu/denormals.h"
+#include "cpu/parallel.h"
 #include "cpu/row_mask.h"
-#include "cpu/shares.h"
 
 namespace prunekernels {
 

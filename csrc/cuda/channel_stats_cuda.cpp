@@ -7,10 +7,10 @@
 
 #include "check.h"
 #include "cuda/conv_call.h"
+#include "cuda/host_cache.h"
 #include "cuda/kernels/channel_stats.h"
 #include "cuda/kernels/cluster_mean.h"
-#include "cuda/mirror.h"
-#include "row_args.h"
+#include "ops/parameter_args.h"
 
 namespace prunekernels {
 namespace {

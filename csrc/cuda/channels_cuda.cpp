@@ -4,10 +4,10 @@
 #include <torch/library.h>
 
 #include "check.h"
-#include "conv_args.h"
 #include "core/mask_table.h"
+#include "cuda/host_cache.h"
 #include "cuda/kernels/channel_copy.h"
-#include "cuda/mirror.h"
+#include "ops/conv_args.h"
 
 namespace prunekernels {
 namespace {

@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "conv_args.h"
+#include "ops/conv_args.h"
 
 namespace prunekernels {
 

@@ -1,6 +1,6 @@
 #include "cuda/compact_conv.h"
 
-#include "vendor_conv.h"
+#include "ops/vendor_conv.h"
 
 namespace prunekernels {
 namespace {

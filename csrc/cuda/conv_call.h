@@ -5,8 +5,8 @@
 
 #include <optional>
 
-#include "conv_args.h"
-#include "cuda/mask_mirror.h"
+#include "cuda/device_mask.h"
+#include "ops/conv_args.h"
 
 namespace prunekernels {
 

@@ -8,10 +8,10 @@
 #include "cuda/choose.h"
 #include "cuda/compact_conv.h"
 #include "cuda/dense_conv.h"
-#include "cuda/own_conv.h"
+#include "cuda/direct_conv.h"
 #include "cuda/plain_conv.h"
-#include "cuda/plans.h"
-#include "vendor_conv.h"
+#include "cuda/plans_cuda.h"
+#include "ops/vendor_conv.h"
 
 namespace prunekernels {
 namespace {

@@ -2,8 +2,8 @@
 
 #include <ATen/ops/empty.h>
 
-#include "cuda/kernels/dense_guard.h"
-#include "vendor_conv.h"
+#include "cuda/kernels/nan_repair.h"
+#include "ops/vendor_conv.h"
 
 namespace prunekernels {
 namespace {

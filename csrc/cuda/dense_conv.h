@@ -1,5 +1,5 @@
 // The dense plan: the vendor's convolution at full width of weights whose dead kernels are zeros, and a guard against
-// what 0 * NaN makes of that (kernels/dense_guard.h). It costs a pass over the weights and, where something is dead on
+// what 0 * NaN makes of that (kernels/nan_repair.h). It costs a pass over the weights and, where something is dead on
 // the way, two small launches more than the plain convolution; no pass over activations.
 #pragma once
 

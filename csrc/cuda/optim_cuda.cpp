@@ -9,7 +9,7 @@
 #include "cuda/conv_call.h"
 #include "cuda/kernels/optim.h"
 #include "cuda/row_mask.h"
-#include "optim_args.h"
+#include "ops/optim_args.h"
 
 namespace prunekernels {
 namespace {

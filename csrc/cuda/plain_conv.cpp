@@ -4,7 +4,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/where.h>
 
-#include "vendor_conv.h"
+#include "ops/vendor_conv.h"
 
 namespace prunekernels {
 namespace {

@@ -1,9 +1,9 @@
 // The masks of parameters as kernels over rows take them, and as torch does.
 #pragma once
 
+#include "cuda/device_mask.h"
 #include "cuda/kernels/weight_mask.h"
-#include "cuda/mask_mirror.h"
-#include "row_args.h"
+#include "ops/parameter_args.h"
 
 namespace prunekernels {
 

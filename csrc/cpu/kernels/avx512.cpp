@@ -1,8 +1,8 @@
 // The avx512 rows of kernel_table.inc; channel_copy.cpp has its own.
 #include "cpu/kernels/batch_norm.h"
 #include "cpu/kernels/mask_grad.h"
+#include "cpu/kernels/microkernels.h"
 #include "cpu/kernels/optim.h"
-#include "cpu/kernels/tiles.h"
 
 #if defined(__x86_64__)
 
@@ -24,8 +24,8 @@
 
 #define PK_AVX512
 #include "cpu/kernels/mask_grad_impl.h"
+#include "cpu/kernels/microkernels_impl.h"
 #include "cpu/kernels/optim_impl.h"
-#include "cpu/kernels/tiles_impl.h"
 
 namespace prunekernels {
 namespace {

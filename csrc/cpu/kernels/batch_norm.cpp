@@ -1,6 +1,6 @@
 #include "cpu/kernels/batch_norm.h"
 
-#include "cpu/kernels/by_isa.h"
+#include "cpu/kernels/isa_dispatch.h"
 
 namespace prunekernels {
 

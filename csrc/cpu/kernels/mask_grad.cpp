@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/kernels/by_isa.h"
+#include "cpu/kernels/isa_dispatch.h"
 #include "cpu/kernels/mask_grad_impl.h"
 
 namespace prunekernels {

@@ -1,8 +1,8 @@
 // The row passes of mask_grad.h for vectors of any instruction set. Include inside a region of one target.
 #pragma once
 
-#include "cpu/kernels/lanes.h"
 #include "cpu/kernels/mask_grad.h"
+#include "cpu/kernels/masked_simd.h"
 
 namespace prunekernels {
 

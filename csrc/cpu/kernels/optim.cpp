@@ -1,6 +1,6 @@
 #include "cpu/kernels/optim.h"
 
-#include "cpu/kernels/by_isa.h"
+#include "cpu/kernels/isa_dispatch.h"
 #include "cpu/kernels/optim_impl.h"
 
 namespace prunekernels {

@@ -1,7 +1,7 @@
 // The steps of optim.h for vectors of any instruction set. Include inside a region of one target.
 #pragma once
 
-#include "cpu/kernels/lanes.h"
+#include "cpu/kernels/masked_simd.h"
 #include "cpu/kernels/optim.h"
 
 namespace prunekernels {

@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
-#include "core/correlation.h"
-#include "cpu/kernels/tiles.h"
+#include "core/conv_axes.h"
+#include "cpu/kernels/microkernels.h"
 
 namespace prunekernels {
 

@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "core/mask_table.h"
+#include "cpu/kernels/microkernels.h"
 #include "cpu/kernels/packed_planes.h"
 #include "cpu/kernels/tile_grid.h"
-#include "cpu/kernels/tiles.h"
 #include "cpu/kernels/weights.h"
 
 namespace prunekernels {

@@ -1,7 +1,7 @@
 // Host code of igemm.h: what is served, which tile, and the numbers that the kernels need.
 #include <algorithm>
 
-#include "core/correlation.h"
+#include "core/conv_axes.h"
 #include "cuda/kernels/igemm.h"
 #include "cuda/kernels/igemm_grad_launch.cuh"
 

@@ -1,5 +1,5 @@
 // sparse_fwd and sparse_grad_input: one launch for each class of outputs, by the windows that fit its taps.
-#include "core/correlation.h"
+#include "core/conv_axes.h"
 #include "cuda/kernels/sparse_conv.h"
 #include "cuda/kernels/sparse_correlation.cuh"
 

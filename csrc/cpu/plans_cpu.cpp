@@ -1,0 +1,43 @@
+#include "cpu/plans_cpu.h"
+
+#include <ATen/Parallel.h>
+
+#include <chrono>
+
+namespace prunekernels {
+namespace {
+
+// The plane kernels: floats, NCHW, offsets that fit 32 bits. A tensor dense in both formats is NCHW to them.
+bool planes_serve(const PlanCase& c) {
+  constexpr int64_t kMost = 1 << 30;
+  return c.dtype == at::kFloat && c.format == at::MemoryFormat::Contiguous && c.shape.C * c.shape.in_pixels() < kMost &&
+         c.shape.K * c.shape.out_pixels() < kMost;
+}
+
+class CpuPlans : public PlanDevice {
+  bool serves(Plan plan, const PlanCase& c) const override {
+    if (plan == Plan::compact) return !c.mask.nothing_dead();  // or else it is dense
+    return plan == Plan::dense || planes_serve(c);
+  }
+  double cost(Plan plan, const PlanCase& c) const override {
+    return prunekernels::cost(plan, c.shape, c.mask, c.direction);
+  }
+  double milliseconds(c10::function_ref<void()> work) const override {
+    const auto start = std::chrono::steady_clock::now();
+    work();
+    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  }
+  void describe(const PlanCase&, PlanKey& key) const override {
+    key.device_index = -1;
+    key.threads = at::get_num_threads();
+  }
+};
+
+}  // namespace
+
+const PlanDevice& cpu_plans() {
+  static const CpuPlans plans;
+  return plans;
+}
+
+}  // namespace prunekernels

@@ -1,0 +1,35 @@
+// The dense plan's guard for ctypes.
+#include "cuda/kernels/nan_repair.h"
+
+using namespace prunekernels;
+
+extern "C" {
+
+// found: [*blocks], of which there are at most 4096
+int pk_find_leaks(const void* result, const int32_t* witnesses, int64_t count, int64_t images, int64_t pixels,
+                  int64_t channels, int element, bool channels_last, int32_t* found, int32_t* blocks) {
+  const LeakSearch search{
+      result, images, pixels, channels, static_cast<Element>(element), channels_last, {witnesses, count}};
+  *blocks = leak_blocks(search);
+  return launch_find_leaks(search, found, nullptr);
+}
+
+// sizes: N C H W K R S P Q G, stride, padding, dilation; strides of the weight: row, channel, tap
+int pk_repair(const int64_t* sizes, const int64_t* strides, int element, bool channels_last, bool forward,
+              const void* operand, const void* weight, const void* bias, void* result, const int32_t* slot,
+              const uint32_t* pairs, const int32_t* found, int count) {
+  ConvShape s{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8], sizes[9]};
+  for (int i = 0; i < 2; ++i) s.stride[i] = sizes[10 + i], s.padding[i] = sizes[12 + i], s.dilation[i] = sizes[14 + i];
+  const Repair repair{s,
+                      static_cast<Element>(element),
+                      channels_last,
+                      operand,
+                      weight,
+                      {strides[0], strides[1], strides[2]},
+                      bias,
+                      result,
+                      slot,
+                      pairs};
+  return (forward ? launch_repair_fwd : launch_repair_grad_input)(repair, found, count, nullptr);
+}
+}

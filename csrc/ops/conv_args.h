@@ -1,0 +1,54 @@
+// What every masked convolution operator checks and derives first, whatever the device.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/ArrayRef.h>
+
+#include <optional>
+#include <string_view>
+
+#include "core/conv_shape.h"
+#include "core/mask_table.h"
+#include "plan/plan.h"
+
+namespace prunekernels {
+
+struct ConvParams {  // as the operators receive them
+  c10::IntArrayRef stride, padding, dilation;
+  int64_t groups;
+};
+
+// Sizes of the problem, checked; x_size is [N, C, H, W], weight [K, C / groups, R, S].
+ConvShape make_shape(const char* op, c10::IntArrayRef x_size, const at::Tensor& weight, const ConvParams& params);
+
+void check_dtype(const char* op, const char* argument, const at::Tensor& tensor, const at::Tensor& like);
+void check_grad_out(const char* op, const at::Tensor& grad_out, const ConvShape& shape);
+void check_scale(const char* op, const std::optional<at::Tensor>& scale, int64_t K, at::Device device = at::kCPU);
+
+// A mask table in three steps, for a device whose tables the host cannot read: the tensor, its words, their sizes.
+void check_table_tensor(const char* op, const char* argument, const at::Tensor& mask, at::Device device);
+void check_table_words(const char* op, const char* argument, const int32_t* words, int64_t count);
+void check_table_sizes(const char* op, const char* argument, const MaskTable& table, int64_t K, int64_t C, int64_t G);
+void check_table_filters(const char* op, const char* argument, const MaskTable& table, int64_t K);
+
+// The host view of a mask table on the CPU for these sizes; empty where there is none.
+std::optional<MaskTable> read_mask(const char* op, const char* argument, const std::optional<at::Tensor>& mask,
+                                   int64_t K, int64_t C, int64_t G);
+
+// The same where only the number of filters is known.
+std::optional<MaskTable> read_filter_mask(const char* op, const char* argument, const std::optional<at::Tensor>& mask,
+                                          int64_t K);
+
+// "auto" measures, "model" only reckons, a plan's name forces it; where a forced plan does not serve, as "auto".
+// "small" is "auto" for the convolution of a network's live part: nothing may be dead in it, and yet kernels of our own
+// be the fastest; elsewhere nothing dead means the vendor's convolution, bit for bit.
+struct PlanRequest {
+  std::optional<Plan> forced;
+  bool may_measure;
+  bool small = false;
+
+  bool settled(const MaskTable& mask) const { return mask.nothing_dead() && !small; }
+};
+PlanRequest read_plan(const char* op, std::string_view plan);
+
+}  // namespace prunekernels
