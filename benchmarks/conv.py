@@ -13,18 +13,18 @@ from typing import Any, TypeVar
 import torch
 
 import prunekernels as pk
-from case import Case
-from gpu import alive, recorded
-from jobs import Job, Record, jobs, most_telling_first
-from machine import header
-from memory import peak_mb
-from options import parse, parser
-from plot import write_plot
-from problems import make_masks
-from report import goals_table, not_run_text, read_json, tables
-from rivals import FORMATS, RIVALS, Dense, Ours, Rival, Wrong
-from rows import Row
-from timing import Timing, interleaved
+from harness.gpu import alive, recorded
+from harness.machine import header
+from harness.memory import peak_mb
+from harness.timing import Timing, interleaved
+from layers.baselines import FORMATS, RIVALS, Dense, Ours, Rival, Wrong
+from layers.case import Case
+from layers.jobs import Job, Record, jobs, most_telling_first
+from layers.options import parse, parser
+from layers.plot import write_plot
+from layers.problems import make_masks
+from layers.report import goals_table, not_run_text, read_json, tables
+from layers.rows import Row
 
 LOST = 3  # exit code: the device was lost on the way, --resume does the rest
 

@@ -119,12 +119,12 @@ architecture() {
 tests() {
   local seconds
   seconds=$(share 35 110)
-  if [[ ! $dry && ! -f python_tests/test_cuda.py ]]; then
-    note tests 0 "not run: no python_tests/test_cuda.py"
+  if [[ ! $dry && ! -f python_tests/cuda/test_conv.py ]]; then
+    note tests 0 "not run: no python_tests/cuda/test_conv.py"
     failed=1
   elif [[ $dry ]] || "$PYTHON" -c 'import pytest' 2>/dev/null; then
     step tests "$seconds" "$PYTHON" -m pytest -q --maxfail=25 \
-      python_tests/test_cuda.py python_tests/test_cuda_steps.py python_tests/test_cuda_step_ops.py
+      python_tests/cuda/test_conv.py python_tests/cuda/test_steps.py python_tests/cuda/test_step_ops.py
   else
     note tests 0 "no pytest here: small problems instead"
     step "small problems" "$seconds" "$PYTHON" benchmarks/sanitize.py --minutes "$(minutes "$seconds")"

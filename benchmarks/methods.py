@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from machine import header
-from methods_rows import RATE, MethodRow, Spec, goal_lines, summarise, table, write
+from harness.machine import header
+from harness.timing import interleaved
 from prunekernels.inspect.flops import count_flops
 from prunekernels.train import setup
 from prunekernels.train.config import DUTY, Config
@@ -34,7 +34,7 @@ from prunekernels.train.data import load
 from prunekernels.train.finalize import shrunk
 from prunekernels.train.loop import Trainer, accuracy
 from prunekernels.train.models import MODELS
-from timing import interleaved
+from trainings.rows import RATE, MethodRow, Spec, goal_lines, summarise, table, write
 
 METHODS = [name for name in setup.known_methods() if name != "none"]
 DENSE = Spec("none")

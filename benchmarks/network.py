@@ -16,17 +16,17 @@ from torch import Tensor
 
 import prunekernels as pk
 from conv import LOST, fastest, progress, stop
-from gpu import alive, recorded
-from machine import header
-from memory import peak_mb
-from network_models import Network, draw
-from network_options import parse
-from network_report import NetworkRecord, network_goals, tables
-from network_rivals import FAMILIES, RIVALS, Dense, Masked, Rival, Setting
-from network_rows import NetworkRow
-from report import not_run_text
-from rivals import FORMATS, Wrong
-from timing import Clock, Timing, interleaved
+from harness.gpu import alive, recorded
+from harness.machine import header
+from harness.memory import peak_mb
+from harness.timing import Clock, Timing, interleaved
+from layers.baselines import FORMATS, Wrong
+from layers.report import not_run_text
+from networks.baselines import FAMILIES, RIVALS, Dense, Masked, Rival, Setting
+from networks.models import Network, draw
+from networks.options import parse
+from networks.report import NetworkRecord, network_goals, tables
+from networks.rows import NetworkRow
 
 SHORT = {"nchw": "nchw", "channels_last": "nhwc"}
 LEAST, MOST = 3, 25  # rounds

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 import prunekernels as pk
-from machine import header
-from network_models import NETWORKS, apply, draw, wires
-from options import kept_share
+from harness.machine import header
+from harness.timing import interleaved
+from layers.options import kept_share
+from layers.report import NOTHING, document, text_table, write_whole
+from networks.models import NETWORKS, apply, draw, wires
 from prunekernels.optim import MaskedAdamW, MaskedSGD, bind
-from report import NOTHING, document, text_table, write_whole
-from timing import interleaved
 
 OURS = {"sgd": MaskedSGD, "adamw": MaskedAdamW}
 THEIRS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}

@@ -18,10 +18,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import prunekernels as pk
-from case import Case
-from options import Parser, minutes
-from problems import Problem, make_masks
-from rivals import FORMATS, Ours
+from layers.baselines import FORMATS, Ours
+from layers.case import Case
+from layers.options import Parser, minutes
+from layers.problems import Problem, make_masks
 
 # Odd counts, a tile and one more, strides, dilation, groups, depthwise, an image, padding beyond the kernel.
 LINES = (

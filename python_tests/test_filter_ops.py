@@ -4,10 +4,10 @@ import contextlib
 
 import pytest
 import torch
-from conv_cases import assert_zero, capped, isas
-from step_cases import OPS, chosen, table
 
 import prunekernels as pk
+from cases.conv import assert_zero, capped, isas
+from cases.steps import OPS, chosen, table
 from prunekernels.filter_ops import channel_mean, cluster_mean_, filter_norms, mask_grad_
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

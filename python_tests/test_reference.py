@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conv_cases import CASES, ConvCase, assert_same, assert_zero, inputs, masks, patterns
 
+from cases.conv import CASES, ConvCase, assert_same, assert_zero, inputs, masks, patterns
 from prunekernels import reference
 
 SMALL = [case for case in CASES if case.n * case.c * case.k * case.h * case.w * case.r * case.s < 60000]

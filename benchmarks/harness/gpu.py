@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
-from rivals import Wrong
-from timing import WARMUPS, Clock
+from harness.timing import WARMUPS, Clock
+from layers.baselines import Wrong
 
 Run = Callable[[], object]
 

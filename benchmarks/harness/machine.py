@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 import prunekernels as pk
-from gpu import ceilings, driver
+from harness.gpu import ceilings, driver
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def cpu_model() -> str:

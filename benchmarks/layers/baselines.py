@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import prunekernels as pk
-from case import RESULTS, Case
+from layers.case import RESULTS, Case
 
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 DIRECTIONS = {"fwd": ("y",), "grad_input": ("grad_x",), "grad_weight": ("grad_w",), "fwd+bwd": RESULTS}

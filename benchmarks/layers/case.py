@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from problems import Masks, Problem
+from layers.problems import Masks, Problem
 
 RESULTS = ("y", "grad_x", "grad_w")
 REFERENCE_FP64_MACS = 2e8  # beyond, double precision would take longer than the timing

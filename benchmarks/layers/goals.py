@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from problems import Problem
-from rows import Row, geomean
+from layers.problems import Problem
+from layers.rows import Row, geomean
 
 LOSS = 0.98  # below this share of a rival's speed a problem counts as lost
 NAMED = 3

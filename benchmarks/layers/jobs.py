@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
-from problems import Problem
-from report import Missing, read_results, write_csv, write_json, write_markdown
+from layers.problems import Problem
+from layers.report import Missing, read_results, write_csv, write_json, write_markdown
 
 WRITE_EVERY = 2.0  # seconds
 

@@ -12,9 +12,9 @@ from typing import NoReturn
 import torch
 
 import prunekernels as pk
-from jobs import rebatched
-from problems import Problem, load_suite, parse_block, suites
-from rivals import DIRECTIONS, FORMATS, RIVALS, Dense
+from layers.baselines import DIRECTIONS, FORMATS, RIVALS, Dense
+from layers.jobs import rebatched
+from layers.problems import Problem, load_suite, parse_block, suites
 
 SIDES = ("both", "out", "in")
 MASKS = ("filter", "kernel", "block")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rows import Row, geomean
+from layers.rows import Row, geomean
 
 DPI = 150
 WIDTH, HEIGHT = 8.0, 4.1  # inches: 1200 pixels wide, and what a row of panels adds to the height

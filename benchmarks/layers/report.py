@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from goals import GOALS, LOSS, Goal, goals
-from rows import RATES, RATIOS, Row, geomean
+from layers.goals import GOALS, LOSS, Goal, goals
+from layers.rows import RATES, RATIOS, Row, geomean
 
 
 def break_even(speedups: dict[float, float]) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from problems import Problem
+from layers.problems import Problem
 
 RATIOS = ("vs_dense", "vs_compaction", "vs_sparseprop", "of_limit", "of_dense_peak")
 RATES = ("tflops", "gb_s")

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunekernels as pk
-from network_models import Cut, Live, Network, Wire, apply, wires
-from rivals import FORMATS, Wrong
+from layers.baselines import FORMATS, Wrong
+from networks.models import Cut, Live, Network, Wire, apply, wires
 
 PASSES = ("train", "infer")
 OPTIMIZERS = ("masked", "torch")

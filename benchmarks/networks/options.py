@@ -9,10 +9,10 @@ from dataclasses import replace
 import torch
 
 import prunekernels as pk
-from network_models import MASKS, NETWORKS, Network
-from network_rivals import FAMILIES, OPTIMIZERS, PASSES
-from options import Parser, kept_share, minutes, output_file, positive
-from rivals import FORMATS
+from layers.baselines import FORMATS
+from layers.options import Parser, kept_share, minutes, output_file, positive
+from networks.baselines import FAMILIES, OPTIMIZERS, PASSES
+from networks.models import MASKS, NETWORKS, Network
 
 SUITES = {"cpu": ("resnet56", "vgg16", "resnet18"), "cuda": ("resnet50", "resnet56", "vgg16", "resnet18")}
 TINY = ("tiny_resnet", "tiny_vgg")

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from goals import goals
-from jobs import Record
-from network_rows import GOALS, RATIOS, NetworkRow, summarise
-from report import NOTHING, Missing, document, goals_table, read_results, text_table, write_csv, write_whole
+from layers.goals import goals
+from layers.jobs import Record
+from layers.report import NOTHING, Missing, document, goals_table, read_results, text_table, write_csv, write_whole
+from networks.rows import GOALS, RATIOS, NetworkRow, summarise
 
 COLUMNS = (
     *("network", "masks", "kept", "direction", "dense_ms", "layer_ms", "network_ms", "small_ms", *RATIOS, "layouts"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from goals import LOSS, Goal
-from rows import geomean
+from layers.goals import LOSS, Goal
+from layers.rows import geomean
 
 RATIOS = ("layer_vs_dense", "network_vs_dense", "of_limit")
 

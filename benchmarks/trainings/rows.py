@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from report import Missing, document, text_table, write_whole
+from layers.report import Missing, document, text_table, write_whole
 
 POINTS_BELOW, FASTER = 1.0, 1.5  # the goals, at RATE
 RATE = 0.5

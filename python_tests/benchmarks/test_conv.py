@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
 import conv
 import prunekernels as pk
-import report
-import timing
-from case import Case
-from memory import peak_mb
-from problems import SHAPES, Problem, live_count, load_suite, make_masks, suites
-from rivals import DIRECTIONS, RIVALS, Compaction, Dense, Limit, Ours
+from cases.benchmark_layers import SMALL, found, make_case, make_row
+from harness import timing
+from harness.memory import peak_mb
+from layers import report
+from layers.baselines import DIRECTIONS, RIVALS, Compaction, Dense, Limit, Ours
+from layers.case import Case
+from layers.problems import SHAPES, Problem, live_count, load_suite, make_masks, suites
 
 LINES = [line for path in SHAPES.glob("*.txt") for line in path.read_text().splitlines() if line and line[0] != "#"]
-SMALL = 'n1c8h6k8r3s1p1g1 "test:small*2"'
 VARIED = ["n2c8h6w5k12r3s2p1g1", "n1c6h5k4r1s1p0g1", "n2c8h6k16r3s1p1g4", "n1c12h6k12r3s1p2g12d2", "n1c3h8k6r3s1p1g1"]
 # Multiply-adds of one image in millions, convolutions only, as the papers and the usual counting tools give them.
 LITERATURE = {"resnet50": 4087, "vgg16_cifar": 313, "resnet56_cifar": 125.5, "mobilenet_v2": 299.5}
@@ -123,11 +119,6 @@ def test_an_image_is_not_pruned_and_gets_no_gradient():
     masks = make_masks(p, "filter", "both", 0.5)
     assert masks.input is None and masks.live_filters.sum() == 4
     assert Ours(Case.make(p, masks, torch.float32, "cpu"), "fwd+bwd", "nchw").outputs == ["y", "grad_w"]
-
-
-def make_case(line, pattern="filter", side="both", kept=0.5):
-    p = Problem.parse(line)
-    return Case.make(p, make_masks(p, pattern, side, kept), torch.float32, "cpu")
 
 
 @pytest.mark.parametrize("direction", ["fwd", "grad_weight", "fwd+bwd"])
@@ -238,13 +229,6 @@ def test_rounds_can_be_forced(rounds):
     assert timing.interleaved({"a": lambda: None}, "cpu", 0, rounds)["a"].rounds == rounds
 
 
-def make_row(**changes):
-    texts = dict(problem="p", name="n", mask="filter", side="both", direction="fwd", layout="nchw", plan="dense")
-    counts = dict(times=1, kept=0.5, live_k=1, live_c=1, live_kernels=1)
-    times = dict(ms=1.0, dense_ms=2.0, masked_dense_ms=3.0, compaction_ms=1.0, sparseprop_ms=None, limit_ms=0.5)
-    return replace(report.Row(**texts, **counts, **times), **changes)
-
-
 def test_summary_weights_by_multiplicity_and_counts_losses():
     rows = [make_row(), make_row(name="slow", times=3, ms=4.0, compaction_ms=3.96), make_row(kept=0.9, limit_ms=None)]
     summary, other = report.summarise(rows)
@@ -265,10 +249,6 @@ def test_summary_weights_by_multiplicity_and_counts_losses():
 )
 def test_break_even(speedups, expected):
     assert report.break_even(speedups) == (None if expected is None else pytest.approx(expected))
-
-
-def found(rows):
-    return {f.goal.partition(";")[0] + " " + f.target: f for f in report.goals(rows)}
 
 
 def test_goals_of_filters():

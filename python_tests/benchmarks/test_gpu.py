@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-from test_benchmarks import SMALL, found, make_case, make_row
-
 import conv
-import gpu
-import machine
-import report
-from problems import Problem
-from rivals import Ours, Wrong
+from cases.benchmark_layers import SMALL, found, make_case, make_row
+from harness import gpu, machine
+from layers import report
+from layers.baselines import Ours, Wrong
+from layers.problems import Problem
 
 # ---- CUDA graphs
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,20 +11,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
 import network
-import network_options
-import network_report
-import network_rivals
+import networks.baselines as network_rivals
+import networks.options as network_options
+import networks.report as network_report
 import prunekernels as pk
-from goals import goals
-from network_models import MASKS, NETWORKS, apply, draw, wires
-from network_rivals import FAMILIES, PASSES, RIVALS, Dense, LayerGear, Masked, NetworkGear, Setting, Small
-from network_rows import GOALS, NetworkRow, summarise
+from cases.benchmark_networks import make_masked, make_setting
+from layers.baselines import Wrong
+from layers.goals import goals
+from layers.report import Missing, read_results
+from networks.baselines import FAMILIES, PASSES, RIVALS, Dense, LayerGear, Masked, NetworkGear, Small
+from networks.models import MASKS, NETWORKS, apply, draw, wires
+from networks.rows import GOALS, NetworkRow, summarise
 from prunekernels.train.models import scaled
-from report import Missing, read_results
-from rivals import Wrong
 
 TINY = ["--rounds", "1", "--threads", "1", "--layout", "nchw"]
 RESNET = ["--suite", "tiny_resnet", *TINY]
@@ -38,15 +36,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def make_setting(name="tiny_resnet", optimizer="masked", dtype=torch.float32, batch=2):
-    return Setting(replace(NETWORKS[name], batch=batch), "cpu", dtype, optimizer, 0)
-
-
-def make_masked(name="tiny_resnet", masks="joint", kept=0.5, **options):
-    setting = make_setting(name, **options)
-    return Masked(setting, masks, kept, draw(setting.wires, masks, kept, 0))
 
 
 # ---- networks and masks

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-from test_benchmarks_network import make_masked
-
-import gpu
-import machine
 import network
-import network_options
-from network_rivals import PASSES, RIVALS, NetworkGear, Small
-from rivals import Wrong
+import networks.options as network_options
+from cases.benchmark_networks import make_masked
+from harness import gpu, machine
+from layers.baselines import Wrong
+from networks.baselines import PASSES, RIVALS, NetworkGear, Small
 
 
 class Graph:

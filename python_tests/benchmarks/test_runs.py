@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-from test_benchmarks import SMALL
-
 import conv
-import jobs
-import report
-from problems import Problem, live_count, load_suite, make_masks
-from rivals import Ours
+from cases.benchmark_layers import SMALL
+from layers import jobs, report
+from layers.baselines import Ours
+from layers.problems import Problem, live_count, load_suite, make_masks
 
 TWO = ["--problem", SMALL, "--problem", 'n1c8h6k16r1 "test:light"', "--rounds", "1", "--threads", "1"]
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import conv
 import prunekernels as pk
@@ -113,7 +110,7 @@ def test_gpu_script_reports_every_tool(gpu_machine):
     found = results(done)
     assert found["memcheck"] == "ok" and found["racecheck"] == "failed, exit code 9"
     assert "caching off: 1" in done.stdout and done.stdout.count("--kernel-name kns=prunekernels") == 2
-    assert "no python_tests/test_cuda.py" in found["tests"] or "no pytest" in found["tests"]
+    assert "no python_tests/cuda/test_conv.py" in found["tests"] or "no pytest" in found["tests"]
 
 
 def test_gpu_script_keeps_to_its_limit(gpu_machine):

@@ -1,16 +1,13 @@
 """What the tests on a real GPU share: whether there is one, tensors there and back, which plan ran, what is right."""
 
+import contextlib
+
 import pytest
 import torch
-from conv_cases import (
-    TOLERANCE,
-    ConvCase,
-    assert_same,
-    assert_zero,
-)
-from network_cases import IMAGE, NETWORKS
 
 import prunekernels as pk
+from cases.conv import TOLERANCE, ConvCase, assert_same, assert_zero
+from cases.networks import IMAGE, NETWORKS
 from prunekernels import reference
 from prunekernels.functional import pad_string
 from prunekernels.plan import DIRECTIONS
@@ -106,7 +103,7 @@ def assert_dead_is_zero(got, case, made):
 
 
 def flow_network(name, layout, device="cpu"):
-    """One of network_cases, masked, in training, and images for it."""
+    """One of cases/networks.py, masked, in training, and images for it."""
     torch.manual_seed(0)
     net, x = NETWORKS[name](), torch.randn(3, *IMAGE)
     pk.convert(net)
@@ -123,3 +120,33 @@ def flow_step(net, x):
     y = net(x)
     y.square().mean().backward()
     return [y.detach(), *(p.grad for p in net.parameters())]
+
+
+def network(plan="model", dtype=F32, layout="channels_last"):
+    """Two masked layers of integers, one after the other; ReLU between."""
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(pk.MaskedConv2d(16, 24, 3, padding=1), torch.nn.ReLU(), pk.MaskedConv2d(24, 40, 1))
+    model.to(DEVICE, dtype, memory_format=FORMATS[layout])
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randint(-1, 2, p.shape))
+    set_masks(model, 0)
+    return model
+
+
+def set_masks(model, seed):
+    gen = torch.Generator().manual_seed(seed)
+    live = torch.rand(24, generator=gen) < 0.6
+    live[seed % 24] = True
+    model[0].set_masks(filter=live.to(DEVICE))
+    model[2].set_masks(input=live.to(DEVICE), filter=(torch.rand(40, generator=gen) < 0.5).to(DEVICE))
+
+
+@contextlib.contextmanager
+def no_waiting():
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

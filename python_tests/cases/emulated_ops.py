@@ -1,9 +1,9 @@
 """What the tests of the torch ring of csrc/cuda share: the ring in the place of prunekernels' operators, its log."""
 
 import pytest
-from emulated import build
 
 import prunekernels as pk
+from cases.emulated import build
 
 if not pk.has_extension():
     pytest.skip("the compiled extension is not there, so nothing makes tables", allow_module_level=True)
@@ -11,7 +11,7 @@ if not pk.has_extension():
 
 @pytest.fixture(scope="module")
 def library():
-    from emulated import ring
+    from cases.emulated import operators as ring
 
     try:
         return ring.load()[1]
@@ -22,7 +22,7 @@ def library():
 @pytest.fixture
 def events(library, monkeypatch):
     """Lets prunekernels compute with the ring; a function that tells what it did since the last call."""
-    from emulated import ring
+    from cases.emulated import operators as ring
 
     for replacement in ring.replacements():
         monkeypatch.setattr(*replacement)

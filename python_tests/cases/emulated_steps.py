@@ -4,8 +4,8 @@ compared.
 
 import pytest
 import torch
-from step_cases import chosen, table
 
+from cases.steps import chosen, table
 from prunekernels.ops.fallback_steps import live_elements
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16

@@ -1,9 +1,9 @@
 """A small masked layer, its masks, and what it has to compute: shared by the tests of the layer."""
 
 import torch
-from conv_cases import assert_same
 
 import prunekernels as pk
+from cases.conv import assert_same
 from prunekernels import reference
 
 MASKS = ("filter_mask", "kernel_mask", "input_mask", "hard_mask")

@@ -1,10 +1,13 @@
 """The same operands as live tensors and as plain ones, and functions given both."""
 
+import copy
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+import prunekernels as pk
 from prunekernels.live import LiveList, LiveTensor, full_width, record
 from prunekernels.live.tensor import wrap
 
@@ -76,3 +79,36 @@ def assert_flows(f, **args):
 def assert_breaks(f, **args):
     _, breaks = assert_as_plain(f, **args)
     assert breaks
+
+
+def in_flow(net):
+    return pk.flow(copy.deepcopy(net))
+
+
+def step(net, x):
+    """Outputs, gradients of the input and the parameters, statistics: all that a training step computes."""
+    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    y = full_width(net(x))
+    (y * torch.arange(1.0, y.numel() + 1).view(y.shape)).sum().backward()
+    named = {"y": y.detach(), "x.grad": x.grad}
+    named |= {f"{name}.grad": p.grad for name, p in net.named_parameters()}
+    return named | {name: b.clone() for name, b in net.named_buffers()}
+
+
+def assert_same_step(got, want, exact=False):
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        assert (value is None) == (got[name] is None), name
+        if value is None:
+            continue
+        if exact or not value.is_floating_point():
+            assert torch.equal(got[name], value), name
+        else:
+            torch.testing.assert_close(got[name], value, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def without_dropout(net):
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return net

@@ -1,12 +1,14 @@
 """The operators and the layer on a real GPU: the shared problem list through every plan, and what only hardware has:
-tf32, tensors of more than 2^31 elements. Streams, graphs and steps: test_cuda_steps.py.
+tf32, tensors of more than 2^31 elements. Streams, graphs and steps: test_steps.py.
 
 Our own kernels are exact on integers. cuDNN may use Winograd's algorithm, which is not: there a tolerance, and zeros.
 """
 
 import pytest
 import torch
-from conv_cases import (
+
+import prunekernels as pk
+from cases.conv import (
     CASES,
     FEW_CASES,
     FORCED,
@@ -26,7 +28,7 @@ from conv_cases import (
     patterns,
     run,
 )
-from cuda_cases import (  # noqa: F401
+from cases.cuda import (
     BF16,
     DEVICE,
     F16,
@@ -39,12 +41,8 @@ from cuda_cases import (  # noqa: F401
     assert_right,
     chosen,
     here,
-    pytestmark,
     there,
-    usual_settings,
 )
-
-import prunekernels as pk
 from prunekernels import reference
 from prunekernels.live import LiveList
 from prunekernels.plan import DIRECTIONS

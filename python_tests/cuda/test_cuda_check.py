@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-PATH = pathlib.Path(__file__).parents[1] / "csrc" / "cuda" / "cuda_check.py"
+PATH = pathlib.Path(__file__).parents[2] / "csrc" / "cuda" / "cuda_check.py"
 spec = importlib.util.spec_from_file_location("cuda_check", PATH)
 cuda_check = importlib.util.module_from_spec(spec)
 sys.modules["cuda_check"] = cuda_check  # dataclasses look their module up

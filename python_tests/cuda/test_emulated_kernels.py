@@ -9,9 +9,10 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from emulated import build
 
-HERE = pathlib.Path(__file__).parent
+from cases.emulated import build
+
+TESTS = pathlib.Path(__file__).parents[1]
 NOT_FAMILIES = {"__init__", "__main__", "build", "arrays"}
 
 
@@ -23,11 +24,11 @@ def _table() -> set[str]:
 def _families() -> dict:
     """NAME -> its CASES, or why they cannot be had."""
     found = {}
-    for path in sorted((HERE / "emulated").glob("*.py")):
+    for path in sorted((TESTS / "cases" / "emulated").glob("*.py")):
         if path.stem in NOT_FAMILIES or "CASES" not in path.read_text():
             continue
         try:
-            found[path.stem] = importlib.import_module(f"emulated.{path.stem}").CASES
+            found[path.stem] = importlib.import_module(f"cases.emulated.{path.stem}").CASES
         except Exception as error:  # one family's mistake is not the others'
             found[path.stem] = error
     return found
@@ -48,8 +49,8 @@ def sanitized():
     build.build(list(FAMILIES), sanitized=True)
 
     def run(family):
-        command = [sys.executable, "-m", "emulated", family, "--sanitized"]
-        return subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+        command = [sys.executable, "-m", "cases.emulated", family, "--sanitized"]
+        return subprocess.run(command, cwd=TESTS, capture_output=True, text=True)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield {family: pool.submit(run, family) for family in FAMILIES}

@@ -6,12 +6,12 @@ host reads and when, and whole networks.
 import numpy as np
 import pytest
 import torch
-from conv_cases import lay_out
-from cuda_cases import flow_network, flow_step
-from network_cases import NETWORKS, mask_at_random
-from ring_cases import GATHER, JOIN, PACK, SCATTER, UNPACK, copies, events, launched, library  # noqa: F401
 
 import prunekernels as pk
+from cases.conv import lay_out
+from cases.cuda import flow_network, flow_step
+from cases.emulated_ops import GATHER, JOIN, PACK, SCATTER, UNPACK, copies, events, launched, library  # noqa: F401
+from cases.networks import NETWORKS, mask_at_random
 from prunekernels.live import LiveList
 
 CPU = torch.device("cpu")

@@ -1,26 +1,15 @@
 """The torch ring of csrc/cuda over CPU tensors, its kernels under the emulator: which kernels run, what the host knows
-of masks and when, padding, capturing, layers. The operators' own tests run on it too: pytest -p emulated.ring_plugin.
+of masks and when, padding, capturing, layers. The operators' own tests run on it
+too: pytest -p cases.emulated.operators_plugin.
 """
 # ruff: noqa: F811 (fixtures)
 
 import pytest
 import torch
-from conv_cases import (
-    FORCED,
-    GROUPED,
-    PLAIN,
-    ConvCase,
-    assert_near,
-    assert_same,
-    expected,
-    inputs,
-    masks,
-    only,
-    run,
-)
-from ring_cases import GATHER, PACK, SCATTER, UNPACK, copies, events, launched, library  # noqa: F401
 
 import prunekernels as pk
+from cases.conv import FORCED, GROUPED, PLAIN, ConvCase, assert_near, assert_same, expected, inputs, masks, only, run
+from cases.emulated_ops import GATHER, PACK, SCATTER, UNPACK, copies, events, launched, library  # noqa: F401
 from prunekernels import functional, reference
 from prunekernels.ops import autograd, fallback
 

@@ -5,9 +5,10 @@ capturing, errors.
 
 import pytest
 import torch
-from ring_cases import events, library  # noqa: F401
-from ring_step_cases import CLUSTERS, F32, OURS, SGD, assert_like_the_cpu, ids, parameters, ring  # noqa: F401
-from step_cases import chosen, table
+
+from cases.emulated_ops import events, library  # noqa: F401
+from cases.emulated_steps import CLUSTERS, F32, OURS, SGD, assert_like_the_cpu, ids, parameters, ring  # noqa: F401
+from cases.steps import chosen, table
 
 
 def new_tables():

@@ -5,8 +5,10 @@ launched, and the optimizers over them.
 
 import pytest
 import torch
-from ring_cases import events, launched, library  # noqa: F401
-from ring_step_cases import (  # noqa: F401
+
+import prunekernels as pk
+from cases.emulated_ops import events, launched, library  # noqa: F401
+from cases.emulated_steps import (
     BF16,
     CLUSTERS,
     F16,
@@ -18,12 +20,9 @@ from ring_step_cases import (  # noqa: F401
     draw,
     ids,
     parameters,
-    ring,
     sums,
 )
-from step_cases import SAMPLES
-
-import prunekernels as pk
+from cases.steps import SAMPLES
 from prunekernels import optim
 from prunekernels.ops import fallback_steps
 

@@ -1,15 +1,17 @@
 """The emulator itself: the instructions it models, and that it finds what it is there to find."""
 
+import pathlib
 import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from emulated import arrays, build
-from emulated.__main__ import sanitized_environment
-from test_cuda_emulated import HERE
 
+from cases.emulated import arrays, build
+from cases.emulated.__main__ import sanitized_environment
+
+TESTS = pathlib.Path(__file__).parents[1]
 ALL = 0xFFFFFFFF
 
 
@@ -107,7 +109,7 @@ def test_sanitizers(name, n, told, bug):
     done = subprocess.run(
         [sys.executable, "-c", SANITIZED, name, str(bug), str(n)],
         env=sanitized_environment(),
-        cwd=HERE,
+        cwd=TESTS,
         capture_output=True,
         text=True,
     )

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from cuda_cases import BF16, DEVICE, F16, F32, F64, here, pytestmark, there  # noqa: F401
-from ring_step_cases import CLUSTERS, MASKS, SGD, parameters, sums
-from step_cases import SAMPLES, give_grads
-from test_cuda_steps import network, no_waiting, set_masks
 
 import prunekernels as pk
+from cases.cuda import BF16, DEVICE, F16, F32, F64, here, network, no_waiting, pytestmark, set_masks, there  # noqa: F401
+from cases.emulated_steps import CLUSTERS, MASKS, SGD, parameters, sums
+from cases.steps import SAMPLES, give_grads
 from prunekernels import optim
 
 OPS = torch.ops.prunekernels

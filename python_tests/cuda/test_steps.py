@@ -1,21 +1,13 @@
 """Training steps on a real GPU: nothing waits for it, everything captures into graphs, on any stream and device."""
 
-import contextlib
 import gc
 
 import pytest
 import torch
-from conv_cases import (
-    FORCED,
-    PLAIN,
-    PLANS,
-    expected,
-    inputs,
-    masks,
-    only,
-    run,
-)
-from cuda_cases import (  # noqa: F401
+
+import prunekernels as pk
+from cases.conv import FORCED, PLAIN, PLANS, expected, inputs, masks, only, run
+from cases.cuda import (
     BF16,
     DEVICE,
     F32,
@@ -24,34 +16,13 @@ from cuda_cases import (  # noqa: F401
     assert_right,
     flow_network,
     flow_step,
-    pytestmark,
+    network,
+    no_waiting,
+    set_masks,
     there,
-    usual_settings,
 )
-from network_cases import NETWORKS, mask_at_random
-
-import prunekernels as pk
+from cases.networks import NETWORKS, mask_at_random
 from prunekernels import reference
-
-
-def network(plan="model", dtype=F32, layout="channels_last"):
-    """Two masked layers of integers, one after the other; ReLU between."""
-    torch.manual_seed(1)
-    model = torch.nn.Sequential(pk.MaskedConv2d(16, 24, 3, padding=1), torch.nn.ReLU(), pk.MaskedConv2d(24, 40, 1))
-    model.to(DEVICE, dtype, memory_format=FORMATS[layout])
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randint(-1, 2, p.shape))
-    set_masks(model, 0)
-    return model
-
-
-def set_masks(model, seed):
-    gen = torch.Generator().manual_seed(seed)
-    live = torch.rand(24, generator=gen) < 0.6
-    live[seed % 24] = True
-    model[0].set_masks(filter=live.to(DEVICE))
-    model[2].set_masks(input=live.to(DEVICE), filter=(torch.rand(40, generator=gen) < 0.5).to(DEVICE))
 
 
 def step(model, x, plan):
@@ -82,16 +53,6 @@ def test_a_step_does_not_wait(dtype, layout, plan):
         step(model, x, plan)
         with no_waiting():
             step(model, x, plan)
-
-
-@contextlib.contextmanager
-def no_waiting():
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
 
 
 def captured(model, x, plan):

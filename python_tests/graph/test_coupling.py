@@ -3,11 +3,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from layer_cases import bools
-from network_cases import NETWORKS, Basic, conv_norm, images, trained
 from torch import nn
 
 import prunekernels as pk
+from cases.layers import bools
+from cases.networks import NETWORKS, Basic, conv_norm, images, trained
 from prunekernels.graph import coupled_groups, shrink
 
 

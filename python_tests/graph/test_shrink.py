@@ -3,12 +3,22 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from layer_cases import bools
-from network_cases import EXACT, NETWORKS, Basic, Head, assert_same_function, conv_norm, images, mask_at_random, trained
 from torch import nn
 from torch.utils import _pytree as pytree
 
 import prunekernels as pk
+from cases.layers import bools
+from cases.networks import (
+    EXACT,
+    NETWORKS,
+    Basic,
+    Head,
+    assert_same_function,
+    conv_norm,
+    images,
+    mask_at_random,
+    trained,
+)
 from prunekernels.graph import coupled_groups, shrink, tidy_masks
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64)

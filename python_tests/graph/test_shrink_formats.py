@@ -5,10 +5,10 @@ import io
 
 import pytest
 import torch
-from network_cases import NETWORKS, assert_same_function, images, mask_at_random, trained
 from torch import nn
 
 import prunekernels as pk
+from cases.networks import NETWORKS, assert_same_function, images, mask_at_random, trained
 from prunekernels.graph import coupled_groups, shrink, tidy_masks
 from prunekernels.train import models
 

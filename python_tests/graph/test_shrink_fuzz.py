@@ -4,10 +4,10 @@ import copy
 
 import torch
 import torch.nn.functional as F
-from network_cases import mask_at_random
 from torch import nn
 
 import prunekernels as pk
+from cases.networks import mask_at_random
 from prunekernels.graph import coupled_groups, shrink, tidy_masks
 
 WIDTHS = (4, 6, 8)

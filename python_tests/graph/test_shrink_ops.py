@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from layer_cases import bools
-from network_cases import assert_same_function, conv_norm
 from torch import nn
 
 import prunekernels as pk
+from cases.layers import bools
+from cases.networks import assert_same_function, conv_norm
 from prunekernels.graph import shrink, tidy_masks
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64)

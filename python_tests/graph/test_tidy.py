@@ -3,11 +3,11 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from layer_cases import bools
-from network_cases import NETWORKS, images, mask_at_random, trained
 from torch import nn
 
 import prunekernels as pk
+from cases.layers import bools
+from cases.networks import NETWORKS, images, mask_at_random, trained
 from prunekernels.graph import tidy_masks
 
 

@@ -4,10 +4,10 @@ import sys
 
 import pytest
 import torch
-from layer_cases import FILTERS, INPUTS, KERNELS
 from torch import nn
 
 import prunekernels as pk
+from cases.layers import FILTERS, INPUTS, KERNELS
 from prunekernels.inspect.explain import explain
 from prunekernels.train.models import build
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from layer_cases import FILTERS, HARD, INPUTS, KERNELS
 from torch import nn
 
 import prunekernels as pk
+from cases.layers import FILTERS, HARD, INPUTS, KERNELS
 from prunekernels.inspect.flops import count_flops
 from prunekernels.train.models import build
 

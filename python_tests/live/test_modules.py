@@ -7,13 +7,12 @@ import threading
 
 import pytest
 import torch
-from flow_cases import Operands, live_list
-from network_cases import NETWORKS, images, mask_at_random, trained
-from test_flow import assert_same_step, in_flow, step, without_dropout
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import prunekernels as pk
+from cases.live import Operands, assert_same_step, in_flow, live_list, step, without_dropout
+from cases.networks import NETWORKS, images, mask_at_random, trained
 from prunekernels.live import LiveList, LiveTensor, record
 from prunekernels.live.tensor import _without_rules, wrap
 

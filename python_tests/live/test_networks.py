@@ -5,39 +5,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from flow_cases import live_list
-from network_cases import EXACT, NETWORKS, Bottleneck, Head, conv_norm, images, mask_at_random, trained
 from torch import nn
 
 import prunekernels as pk
+from cases.live import assert_same_step, in_flow, live_list, step, without_dropout
+from cases.networks import EXACT, NETWORKS, Bottleneck, Head, conv_norm, images, mask_at_random, trained
 from prunekernels.live import LiveTensor, full_width, record
 from prunekernels.live.tensor import wrap
-
-
-def in_flow(net):
-    return pk.flow(copy.deepcopy(net))
-
-
-def step(net, x):
-    """Outputs, gradients of the input and the parameters, statistics: all that a training step computes."""
-    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-    y = full_width(net(x))
-    (y * torch.arange(1.0, y.numel() + 1).view(y.shape)).sum().backward()
-    named = {"y": y.detach(), "x.grad": x.grad}
-    named |= {f"{name}.grad": p.grad for name, p in net.named_parameters()}
-    return named | {name: b.clone() for name, b in net.named_buffers()}
-
-
-def assert_same_step(got, want, exact=False):
-    assert got.keys() == want.keys()
-    for name, value in want.items():
-        assert (value is None) == (got[name] is None), name
-        if value is None:
-            continue
-        if exact or not value.is_floating_point():
-            assert torch.equal(got[name], value), name
-        else:
-            torch.testing.assert_close(got[name], value, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def assert_gears_agree(net, x, exact=False, flows=None):
@@ -62,13 +36,6 @@ def test_exact_on_integers(name, layout):
     for seed in range(2):
         net = mask_at_random(trained(name, seed, exact=True), seed, kernels=0 if seed == 1 else 0.3)
         assert_gears_agree(net.to(memory_format=layout), images(exact=True).to(memory_format=layout), exact=True)
-
-
-def without_dropout(net):
-    for module in net.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return net
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from test_fallback import python
+
+from cases.without_extension import python
 
 OPS = torch.ops.prunekernels
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -199,8 +200,9 @@ def test_without_the_extension():
     """The same operators, rules and objects in pure torch."""
     chosen = "every_dtype or gradients or packed or in_place or aliases or alias or autograd or leaf or hooks_on"
     select = f"({chosen}) and not bad_arguments and not without_the_extension"
-    files = ["test_flow_ops.py", "test_flow_objects.py", "test_flow_rules.py"]
-    flags = ["-q", "--no-header", "-p", "no:cacheprovider", *(f"python_tests/{file}" for file in files), "-k", select]
+    files = ["test_ops.py", "test_tensor.py", "test_rules.py"]
+    paths = [f"python_tests/live/{file}" for file in files]
+    flags = ["-q", "--no-header", "-p", "no:cacheprovider", *paths, "-k", select]
     done = python(f"import sys, pytest; sys.exit(pytest.main({flags!r}))")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert " passed" in done.stdout

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from flow_cases import OTHER, C, H, N, W, assert_as_plain, assert_breaks, assert_flows
 from torch import nn
 
+from cases.live import OTHER, C, H, N, W, assert_as_plain, assert_breaks, assert_flows
 from prunekernels.live import LiveTensor
 
 ACTIVATIONS = {

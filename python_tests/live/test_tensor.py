@@ -7,9 +7,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from flow_cases import C, H, N, Operands, W, X, assert_as_plain, live_list
 from torch.utils.checkpoint import checkpoint
 
+from cases.live import C, H, N, Operands, W, X, assert_as_plain, live_list
 from prunekernels.live import LiveList, full_width
 from prunekernels.live.tensor import wrap
 

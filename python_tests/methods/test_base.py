@@ -5,21 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from method_cases import (
-    EVERY,
-    chain,
-    convs,
-    norms,
-    residual,
-    run,
-    sgd,
-    snapshot,
-    train,
-    train_epoch,
-)
 from torch import nn
 
 import prunekernels as pk
+from cases.methods import EVERY, chain, convs, norms, residual, run, sgd, snapshot, train, train_epoch
 from prunekernels.methods import CSGD, GHFP, PGP, SFP, Counts, Method
 from prunekernels.methods.base import of_unit
 from prunekernels.methods.channel_masks import NormFinder, find_norms

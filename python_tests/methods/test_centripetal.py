@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from method_cases import STEPS, batches, chain, convs, norms, residual, sgd, train, train_epoch
 from torch import nn
 
 import prunekernels as pk
+from cases.methods import STEPS, batches, chain, convs, norms, residual, sgd, train, train_epoch
 from prunekernels.methods import CSGD, FPAGL
 from prunekernels.methods.clusters import even, kmeans
 

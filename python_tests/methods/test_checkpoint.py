@@ -5,19 +5,9 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
-from method_cases import (
-    EVERY,
-    assert_same,
-    batches,
-    chain,
-    residual,
-    run,
-    sgd,
-    snapshot,
-    train,
-)
 
 import prunekernels as pk
+from cases.methods import EVERY, assert_same, batches, chain, residual, run, sgd, snapshot, train
 from prunekernels.methods import GHFP, SFP
 
 IMAGES = torch.randn(1, 3, 6, 6)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from method_cases import batches, chain, convs, sgd, train_epoch
 
+from cases.methods import batches, chain, convs, sgd, train_epoch
 from prunekernels.methods import GHFP, SFP
 
 

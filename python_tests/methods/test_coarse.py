@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from method_cases import batches, chain, convs, momentum, norms, residual, sgd, train, train_epoch
 from torch import nn
 
 import prunekernels as pk
+from cases.methods import batches, chain, convs, momentum, norms, residual, sgd, train, train_epoch
 from prunekernels.methods import CoarsePruning, coarse
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(3))

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from method_cases import batches, chain, convs, norms, sgd, train_epoch
 
 import prunekernels as pk
+from cases.methods import batches, chain, convs, norms, sgd, train_epoch
 from prunekernels.methods import PGP, SFP, criteria
 from prunekernels.methods.criteria import CRITERIA
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from method_cases import assert_same, batches, chain, convs, momentum, norms, run, sgd, snapshot, train_epoch, twin
 
+from cases.methods import assert_same, batches, chain, convs, momentum, norms, run, sgd, snapshot, train_epoch, twin
 from prunekernels import methods
 from prunekernels.methods import GHFP, schedules
 

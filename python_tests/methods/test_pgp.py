@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from method_cases import batches, chain, convs, momentum, norms, residual, run, sgd, train_epoch
 from torch import nn
 
+from cases.methods import batches, chain, convs, momentum, norms, residual, run, sgd, train_epoch
 from prunekernels.methods import PGP, RPGP, schedules
 
 CONVS, NORMS, WIDTHS = ("0", "3", "6"), ("1", "4", "7"), (8, 12, 10)

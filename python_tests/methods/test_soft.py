@@ -3,21 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from method_cases import (
-    assert_same,
-    batches,
-    chain,
-    convs,
-    momentum,
-    run,
-    sgd,
-    snapshot,
-    train,
-    train_epoch,
-    twin,
-)
 
 import prunekernels as pk
+from cases.methods import assert_same, batches, chain, convs, momentum, run, sgd, snapshot, train, train_epoch, twin
 from prunekernels import methods
 from prunekernels.methods import schedules
 

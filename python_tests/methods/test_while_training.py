@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from method_cases import chain, convs, norms, run, sgd, train
 
+from cases.methods import chain, convs, norms, run, sgd, train
 from prunekernels.methods import PruneWhileTraining
 
 K = 12

@@ -5,10 +5,10 @@ import pickle
 
 import pytest
 import torch
-from conv_cases import assert_zero
 from torch import nn
 
 import prunekernels as pk
+from cases.conv import assert_zero
 
 LIVE = torch.tensor([True, False, True, True, False])
 KINDS = {

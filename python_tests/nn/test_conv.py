@@ -7,11 +7,11 @@ import pickle
 import pytest
 import torch
 import torch.utils.checkpoint
-from conv_cases import assert_zero
-from layer_cases import FILTERS, INPUTS, KERNELS, MASKS, assert_computes, integers, make
 from torch import nn
 
 import prunekernels as pk
+from cases.conv import assert_zero
+from cases.layers import FILTERS, INPUTS, KERNELS, MASKS, assert_computes, integers, make
 from prunekernels import reference
 
 

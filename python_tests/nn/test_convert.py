@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from conv_cases import assert_zero
 from torch import nn
 from torch.nn.utils import prune
 
 import prunekernels as pk
+from cases.conv import assert_zero
 
 
 class OwnForward(nn.Conv2d):

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from layer_cases import FILTERS, HARD, INPUTS, KERNELS, MASKS, assert_computes, bools, integers, make, state
 from torch import nn
+
+from cases.layers import FILTERS, HARD, INPUTS, KERNELS, MASKS, assert_computes, bools, integers, make, state
 
 
 @pytest.mark.parametrize("grad", ["masked", "dense"])

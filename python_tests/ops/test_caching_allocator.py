@@ -9,9 +9,9 @@ import sys
 
 import pytest
 import torch
-from conv_cases import ConvCase, assert_same, assert_zero, capped, expected, inputs, isas, masks, only, run
 
 import prunekernels as pk
+from cases.conv import ConvCase, assert_same, assert_zero, capped, expected, inputs, isas, masks, only, run
 from prunekernels import reference
 
 if not pk.has_extension():
@@ -167,7 +167,7 @@ def test_nothing_stale_in_a_workspace(case, plan, n, isa):
 GUARDED = """
 import ctypes, mmap, sys
 import torch
-from conv_cases import ConvCase, capped, expected, assert_same, inputs, isas, masks, run
+from cases.conv import ConvCase, capped, expected, assert_same, inputs, isas, masks, run
 
 libc = ctypes.CDLL(None, use_errno=True)
 PAGE = mmap.PAGESIZE
@@ -208,7 +208,7 @@ for isa in isas():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mmap and mprotect")
 def test_nothing_is_read_before_or_behind_an_operand():
-    tests = str(pathlib.Path(__file__).parent)
+    tests = str(pathlib.Path(__file__).parents[1])
     root = str(pathlib.Path(pk.__file__).resolve().parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, tests])}
     done = subprocess.run([sys.executable, "-c", GUARDED], env=environment, capture_output=True, text=True)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conv_cases import assert_zero, generator, lay_out
 
 import prunekernels as pk
+from cases.conv import assert_zero, generator, lay_out
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 CHANNELS = [1, 15, 16, 17, 31, 32, 33, 64, 65]

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from conv_cases import (
+
+import prunekernels as pk
+from cases.conv import (
     BIG_CASES,
     CASES,
     FEW_CASES,
@@ -19,8 +21,6 @@ from conv_cases import (
     patterns,
     run,
 )
-
-import prunekernels as pk
 from prunekernels import reference
 
 SCALE = torch.tensor([0, 0.5, 1, 2, 0.25, 0])

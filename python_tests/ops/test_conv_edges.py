@@ -5,7 +5,9 @@ import contextlib
 import pytest
 import torch
 import torch.nn.functional as F
-from conv_cases import (
+
+import prunekernels as pk
+from cases.conv import (
     FORCED,
     GROUPED,
     KINDS,
@@ -19,8 +21,6 @@ from conv_cases import (
     only,
     run,
 )
-
-import prunekernels as pk
 from prunekernels import reference
 
 

@@ -3,8 +3,8 @@
 import random
 
 import torch
-from conv_cases import LARGEST, LAYOUTS, PLANS, ConvCase, assert_near, assert_same, lay_out, out_size, run
 
+from cases.conv import LARGEST, LAYOUTS, PLANS, ConvCase, assert_near, assert_same, lay_out, out_size, run
 from prunekernels import reference
 
 MASKS = ("filter_mask", "kernel_mask", "input_mask")

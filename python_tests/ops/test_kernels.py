@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
-from conv_cases import ConvCase, assert_same, assert_zero, capped, expected, inputs, isas, masks, only, run
 
 import prunekernels as pk
+from cases.conv import ConvCase, assert_same, assert_zero, capped, expected, inputs, isas, masks, only, run
 from prunekernels import reference
 from prunekernels.filter_ops import mask_grad_
 

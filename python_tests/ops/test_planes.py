@@ -5,21 +5,9 @@ import itertools
 
 import pytest
 import torch
-from conv_cases import (
-    KINDS,
-    ConvCase,
-    assert_same,
-    capped,
-    expected,
-    inputs,
-    isas,
-    lay_out,
-    masks,
-    patterns,
-    run,
-)
 
 import prunekernels as pk
+from cases.conv import KINDS, ConvCase, assert_same, capped, expected, inputs, isas, lay_out, masks, patterns, run
 from prunekernels import reference
 
 if not pk.has_extension():

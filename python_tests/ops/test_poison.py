@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from conv_cases import (
+
+from cases.conv import (
     GROUPED,
     KINDS,
     PLAIN,
@@ -19,7 +20,6 @@ from conv_cases import (
     only,
     run,
 )
-
 from prunekernels import reference
 
 WIDE = ConvCase(n=3, c=12, k=6, h=5, w=19, groups=2)

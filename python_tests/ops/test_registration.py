@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from conv_cases import ConvCase, inputs
-from step_cases import SAMPLES as STEP_SAMPLES
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import prunekernels as pk
+from cases.conv import ConvCase, inputs
+from cases.steps import SAMPLES as STEP_SAMPLES
 from prunekernels import reference
 
 OPS = torch.ops.prunekernels
@@ -102,7 +102,7 @@ SAMPLES = {
         (*(norm_sample(True)[0].detach() for _ in range(2)), torch.ones(5), torch.zeros(4), torch.ones(4), PLACES, 5, t)
         for t in (True, False)
     ],
-    "attach_live": lambda: [],  # changes an object, not its values: test_flow.py
+    "attach_live": lambda: [],  # changes an object, not its values: live/test_tensor.py
 }
 # Four channels to six places and back, two of them filled; the same from the other end.
 MOVE = [torch.tensor(x, dtype=torch.int32) for x in ([0, -1, 1, 2, -1, 3], [0, 2, 3, 5])]

@@ -7,9 +7,9 @@ import time
 
 import pytest
 import torch
-from conv_cases import TOLERANCE
 
 import prunekernels as pk
+from cases.conv import TOLERANCE
 
 
 def step(layout):

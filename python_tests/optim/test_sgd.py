@@ -6,11 +6,11 @@ import io
 
 import pytest
 import torch
-from conv_cases import capped, isas
-from step_cases import OPS, chosen, give_grads, parameters, table
 from torch import nn
 
 import prunekernels as pk
+from cases.conv import capped, isas
+from cases.steps import OPS, chosen, give_grads, parameters, table
 from prunekernels import optim
 from prunekernels.ops.fallback_steps import live_elements
 

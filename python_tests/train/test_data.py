@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from train_cases import tiny_data
 
+from cases.train import tiny_data
 from prunekernels.train import data as module
 from prunekernels.train.data import Data, Split, augmented, load, steps_per_epoch, train_batches
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from train_cases import tiny_run
 
+from cases.train import tiny_run
 from prunekernels.train.finalize import finish
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from torch import nn
-from train_cases import tiny_config, tiny_data, tiny_run
 
 import prunekernels as pk
+from cases.train import tiny_config, tiny_data, tiny_run
 from prunekernels.train import checkpoint
 from prunekernels.train.data import train_batches
 from prunekernels.train.loop import Trainer, learning_rate

@@ -1,4 +1,4 @@
-"""python -m emulated FAMILY [part of a test id] [--sanitized]: the family's cases, in a process without torch."""
+"""python -m cases.emulated FAMILY [part of a test id] [--sanitized]: the family's cases, in a process without torch."""
 
 import importlib
 import os
@@ -29,10 +29,10 @@ def main(arguments: list[str]) -> int:
         if isinstance(path, build.Broken):
             print(path)
             return 1
-        command = [sys.executable, "-m", "emulated", *arguments]
+        command = [sys.executable, "-m", "cases.emulated", *arguments]
         return subprocess.run(command, env=sanitized_environment()).returncode
     library = build.load(family, sanitized)
-    module = importlib.import_module(f"emulated.{family}")
+    module = importlib.import_module(f"cases.emulated.{family}")
     failures = 0
     for row, cases in module.CASES.items():
         for case in cases:

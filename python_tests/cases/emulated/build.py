@@ -18,7 +18,7 @@ import numpy as np
 
 from . import arrays
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 CSRC = ROOT / "csrc"
 EMULATOR = CSRC / "cuda" / "emulator"
 CXX = os.environ.get("CXX", "g++")

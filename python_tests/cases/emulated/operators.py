@@ -1,7 +1,7 @@
 """The torch ring of csrc/cuda over kernels that run under the emulator: its operators for CPU tensors, under
 torch.ops.prunekernels_emulated. Its objects lie beside those of the families, and the kernels' are theirs.
 
-use() lets prunekernels itself call them, so that the tests of the operators run on the ring: see ring_plugin.py.
+use() lets prunekernels itself call them, so that the tests of the operators run on the ring: see operators_plugin.py.
 """
 
 import ctypes
@@ -16,7 +16,13 @@ from torch.utils.cpp_extension import include_paths, library_paths
 from . import build
 
 NAMESPACE = "prunekernels_emulated"
-SHARED = ("conv_args.cpp", "optim_args.cpp", "plan_choice.cpp", "plan_cache.cpp", "row_args.cpp")  # with the CPU ring
+SHARED = (
+    "ops/conv_args.cpp",
+    "ops/optim_args.cpp",
+    "ops/parameter_args.cpp",
+    "plan/plan_cache.cpp",
+    "plan/plan_choice.cpp",
+)  # with the CPU ring
 STREAM = build.CSRC / "cuda" / "kernels" / "stream.h"  # which everything includes
 _kept = []
 

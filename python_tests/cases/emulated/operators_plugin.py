@@ -1,5 +1,5 @@
-"""pytest -p emulated.ring_plugin: the tests chosen run on the torch ring of csrc/cuda, under the emulator."""
+"""pytest -p cases.emulated.operators_plugin: the tests run on the device implementation, emulated."""
 
-from . import ring
+from . import operators as ring
 
 ring.use()
