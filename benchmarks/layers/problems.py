@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SHAPES = Path(__file__).resolve().parent / "shapes"
+SHAPES = Path(__file__).resolve().parents[1] / "shapes"
 IMAGE_CHANNELS = 4  # so few channels are an image: never pruned, and no training step wants their gradient
 
 _LINE = re.compile(
