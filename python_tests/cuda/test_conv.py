@@ -28,7 +28,7 @@ from cases.conv import (
     patterns,
     run,
 )
-from cases.cuda import (
+from cases.cuda import (  # noqa: F401
     BF16,
     DEVICE,
     F16,
@@ -41,6 +41,7 @@ from cases.cuda import (
     assert_right,
     chosen,
     here,
+    pytestmark,
     there,
 )
 from prunekernels import reference

@@ -8,7 +8,7 @@ import torch
 
 import prunekernels as pk
 from cases.emulated_ops import events, launched, library  # noqa: F401
-from cases.emulated_steps import (
+from cases.emulated_steps import (  # noqa: F401
     BF16,
     CLUSTERS,
     F16,
@@ -20,6 +20,7 @@ from cases.emulated_steps import (
     draw,
     ids,
     parameters,
+    ring,
     sums,
 )
 from cases.steps import SAMPLES

@@ -7,7 +7,7 @@ import torch
 
 import prunekernels as pk
 from cases.conv import FORCED, PLAIN, PLANS, expected, inputs, masks, only, run
-from cases.cuda import (
+from cases.cuda import (  # noqa: F401
     BF16,
     DEVICE,
     F32,
@@ -18,6 +18,7 @@ from cases.cuda import (
     flow_step,
     network,
     no_waiting,
+    pytestmark,
     set_masks,
     there,
 )
