@@ -43,6 +43,7 @@ from cases.cuda import (  # noqa: F401
     here,
     pytestmark,
     there,
+    usual_settings,
 )
 from prunekernels import reference
 from prunekernels.live import LiveList

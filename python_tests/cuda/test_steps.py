@@ -21,6 +21,7 @@ from cases.cuda import (  # noqa: F401
     pytestmark,
     set_masks,
     there,
+    usual_settings,
 )
 from cases.networks import NETWORKS, mask_at_random
 from prunekernels import reference
