@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
-#include "core/conv_axes.h"
 #include "cpu/kernels/microkernels.h"
+#include "cpu/kernels/plane_layout.h"
 
 namespace prunekernels {
 
