@@ -15,7 +15,7 @@ int pk_pack_mask(const bool* filter, const bool* kernel, const bool* input, int6
 int pk_pack_weights(const void* jobs, int64_t count, int packed, bool tf32) {
   return pack_weights(static_cast<const PackJob*>(jobs), count, static_cast<Element>(packed), tf32, nullptr);
 }
-int pk_unpack_weight_grad(const void* jobs, int64_t count, int full) {
-  return unpack_weight_grad(static_cast<const UnpackJob*>(jobs), count, static_cast<Element>(full), nullptr);
+int pk_unpack_grad_weight(const void* jobs, int64_t count, int full) {
+  return unpack_grad_weight(static_cast<const UnpackJob*>(jobs), count, static_cast<Element>(full), nullptr);
 }
 }

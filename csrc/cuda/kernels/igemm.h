@@ -8,7 +8,7 @@
 //   block_sparse_*     the same three with tile lists: steps of the reduction in which every kernel is dead are skipped
 // clang-format on
 //
-// The first two are one kernel (igemm_core.cuh): core/correlation.h makes the input gradient a forward convolution with
+// The first two are one kernel (igemm_core.cuh): core/conv_axes.h makes the input gradient a forward convolution with
 // the lists swapped and a class of results per residue of the stride.
 //
 // Floors, N P Q pixels, L live of C channels, M live of K filters, 2-byte elements:
@@ -16,7 +16,7 @@
 //           and must be written. 1x1 layers under about 300 live channels sit on this floor.
 //   flops   2 N P Q taps L M, at the rate of mma.sync (about 60 % of the wgmma rate on sm_90)
 //   grad_weight   bytes 2 (N H W C + N P Q K) + 8 splits M taps L: slices are written, and read again by
-//           unpack_weight_grad
+//           unpack_grad_weight
 // What limits between the floors: shared memory bandwidth (64 x 32 warp tiles use 75 % of it at full mma rate); with
 // the element loader, issue slots (about one half of them go to the loads). A block takes at most 72 KB of shared
 // memory and its threads at most 128 registers: two large ones fit a multiprocessor of sm_80, sm_90 or sm_100.
@@ -126,7 +126,7 @@ struct GradWeightPlan {
 GradWeightPlan plan_grad_weight(const ConvShape& shape, Element element, int64_t live_filters, int64_t live_channels,
                                 int multiprocessors);
 
-// partial[i, f, t, j] = the i-th range's share of gw[filters[f], t, channels[j]]. unpack_weight_grad adds the slices in
+// partial[i, f, t, j] = the i-th range's share of gw[filters[f], t, channels[j]]. unpack_grad_weight adds the slices in
 // order, so that results repeat bit by bit. Every entry of a live kernel is written; with lists, entries of skipped
 // chunks are not, nor is the padding of the channels. No pixels: zeros. No live filter or channel: nothing is launched.
 cudaError_t igemm_grad_weight(const IgemmGradWeightArgs& args, cudaStream_t stream);

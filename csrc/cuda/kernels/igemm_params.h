@@ -9,7 +9,7 @@ namespace prunekernels {
 constexpr int kMaxStride = 8;
 constexpr size_t kMaxSharedBytes = 99 << 10;  // of a block, whatever the architecture from sm_80 on
 
-// One axis of one class of results (core/correlation.h). A class's taps are in arithmetic progression.
+// One axis of one class of results (core/conv_axes.h). A class's taps are in arithmetic progression.
 struct AxisWalk {
   int32_t first, every, count;  // results first, first + every, ...
   int32_t taps;                 // number

@@ -21,7 +21,7 @@ bool axis_served(const ConvShape& s, int axis, int64_t in, int64_t out, int64_t 
          taps * s.dilation[axis] <= kMaxSide && out <= kMaxSide;
 }
 
-// AxisClass of core/correlation.h with its taps as a progression.
+// AxisClass of core/conv_axes.h with its taps as a progression.
 AxisWalk walk_of(const AxisClass& c) {
   AxisWalk walk{};
   walk.first = static_cast<int32_t>(c.first), walk.every = static_cast<int32_t>(c.every);

@@ -148,7 +148,7 @@ PK_DEVICE bool full_grad(const UnpackJob& job, const Lists& lists, int filter, i
 // full[k, c, t] = scale[k] * sum over slices of packed[out_slot[k], t, in_slot[c]], dead 0. A thread owns kUnpackSpan
 // neighbours in memory; the last one may have fewer.
 template <typename T>
-__global__ void __launch_bounds__(kPackThreads) unpack_weight_grad_kernel(const Batch<UnpackWork> batch) {
+__global__ void __launch_bounds__(kPackThreads) unpack_grad_weight_kernel(const Batch<UnpackWork> batch) {
   const int item = item_of_block(batch);
   const UnpackWork& work = batch.items[item];
   const UnpackJob& job = work.job;
@@ -193,7 +193,7 @@ cudaError_t unpack(const UnpackJob* jobs, int64_t count, cudaStream_t stream) {
                       dense && aligned && elements % kUnpackSpan == 0 && !job.add};
   };
   return launch_in_batches<UnpackWork>(count, plan, [&](const Batch<UnpackWork>& batch, unsigned grid) {
-    return launch(unpack_weight_grad_kernel<T>, {dim3(grid), dim3(kPackThreads), 0}, stream, batch);
+    return launch(unpack_grad_weight_kernel<T>, {dim3(grid), dim3(kPackThreads), 0}, stream, batch);
   });
 }
 
@@ -230,7 +230,7 @@ cudaError_t pack_weights(const PackJob* jobs, int64_t count, Element packed, boo
   return cudaErrorInvalidValue;
 }
 
-cudaError_t unpack_weight_grad(const UnpackJob* jobs, int64_t count, Element full, cudaStream_t stream) {
+cudaError_t unpack_grad_weight(const UnpackJob* jobs, int64_t count, Element full, cudaStream_t stream) {
   for (int64_t i = 0; i < count; ++i) {
     const PackMask& mask = jobs[i].mask;
     if (jobs[i].rows_per_group < mask.out_per_group || jobs[i].columns < mask.in_per_group ||

@@ -1,7 +1,7 @@
 // Weights between full width [K, C / G, R, S] and the compact convolution, for many layers in one launch.
 //
 //   pack_weights         packed[i, t, j] = full[out_index[i], in_index[j], t] where that kernel is live, else 0
-//   unpack_weight_grad   full[k, c, t]   = grad_scale[k] * sum over slices of packed[out_slot[k], t, in_slot[c]] where
+//   unpack_grad_weight   full[k, c, t]   = grad_scale[k] * sum over slices of packed[out_slot[k], t, in_slot[c]] where
 //                                          that kernel is live and the scale is not 0, else 0
 //
 // Floor: bytes of the live rows and columns read once, of the result written once. Weights are small: the launch is
@@ -68,6 +68,6 @@ struct UnpackJob {  // one layer
 
 // Writes every element of `full`: dead ones as zeros (left as they are where `add`). Entries of packed that belong to
 // no live kernel are not read.
-cudaError_t unpack_weight_grad(const UnpackJob* jobs, int64_t count, Element full, cudaStream_t stream);
+cudaError_t unpack_grad_weight(const UnpackJob* jobs, int64_t count, Element full, cudaStream_t stream);
 
 }  // namespace prunekernels

@@ -1,4 +1,4 @@
-// One class of outputs of a correlation (core/correlation.h) over live kernels: forward, or a residue class of the
+// One class of outputs of a correlation (core/conv_axes.h) over live kernels: forward, or a residue class of the
 // input gradient.
 //   result[n, k, first + every * o] = start[k] + sum over operands c and taps t of w[k, c, t] * operand[n, c, step * o
 //   + at[t]]

@@ -1,4 +1,4 @@
-"""pack_weights and unpack_weight_grad, to the bit; NaN in every kernel that is dead, on both sides."""
+"""pack_weights and unpack_grad_weight, to the bit; NaN in every kernel that is dead, on both sides."""
 
 import dataclasses
 
@@ -193,10 +193,10 @@ class Unpack:
                 full.address,
             )
             kept.append((full, packed, guarded_scale, memory))
-        lib.call("pk_unpack_weight_grad", records, len(jobs), ELEMENTS.index(self.element))
+        lib.call("pk_unpack_grad_weight", records, len(jobs), ELEMENTS.index(self.element))
         for layer, (full, _, _, expected) in zip(self.layers, kept, strict=True):
             np.testing.assert_array_equal(full.memory, expected, err_msg=str(layer))  # gaps and what lies before, too
-            arrays.check_surroundings("unpack_weight_grad", full.memory)
+            arrays.check_surroundings("unpack_grad_weight", full.memory)
 
 
 class Refused:
@@ -219,9 +219,9 @@ class Refused:
         for layer in (Layer(more_rows=-1, **dense), Layer(more_columns=-1, **dense), Layer(layout="columns", **dense)):
             job = np.zeros(1, UNPACK_JOB)
             job[0] = (*Job(layer, rng, lib).head(), (1, 1, 1), 1, 0, False, 0, 0, 0, 0)
-            assert lib.status("pk_unpack_weight_grad", job, 1, 0)[0] == 1, str(layer)
+            assert lib.status("pk_unpack_grad_weight", job, 1, 0)[0] == 1, str(layer)
         assert lib.status("pk_pack_weights", np.zeros(1, PACK_JOB), 0, 0, False)[0] == 0, "no layers at all"
-        assert lib.status("pk_unpack_weight_grad", np.zeros(1, UNPACK_JOB), 0, 0)[0] == 0, "no layers at all"
+        assert lib.status("pk_unpack_grad_weight", np.zeros(1, UNPACK_JOB), 0, 0)[0] == 0, "no layers at all"
 
 
 NOTHING_DEAD = {"dead_filters": 0.0, "dead_inputs": 0.0}
@@ -320,6 +320,6 @@ def _unpack(element: str) -> list:
 
 CASES: dict[str, list] = {
     **{f"pack_weights_{e}_sm80": _pack(e) for e in ("f32", "tf32", "bf16", "f16")},
-    **{f"unpack_weight_grad_{e}_sm80": _unpack(e) for e in ELEMENTS},
+    **{f"unpack_grad_weight_{e}_sm80": _unpack(e) for e in ELEMENTS},
 }
 CASES["pack_weights_f32_sm80"].append(Refused())
