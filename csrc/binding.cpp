@@ -56,7 +56,7 @@ std::vector<py::dict> kernels() {
   };
 #define PK_CHANNEL_COPY(operation, element, isa) \
   add(#operation "_" #element "_" #isa, #operation, "cpu", #element, "isa", #isa, true);
-#define PK_TILES(isa) add("tiles_" #isa, "tiles", "cpu", "f32", "isa", #isa, true);
+#define PK_MICROKERNELS(isa) add("microkernels_" #isa, "microkernels", "cpu", "f32", "isa", #isa, true);
 #define PK_OPTIM(isa) add("optim_" #isa, "optim", "cpu", "f32", "isa", #isa, true);
 #define PK_MASK_GRAD(isa) add("mask_grad_" #isa, "mask_grad", "cpu", "f32", "isa", #isa, true);
 #define PK_NORM(isa) add("norm_" #isa, "norm", "cpu", "f32", "isa", #isa, true);

@@ -19,12 +19,12 @@ constexpr int64_t kPartialFloats = 32 << 20;  // of all partial gradients togeth
 
 // A vector of images wants that many of them, and pays for its transposition where several taps read what it moved. In
 // the gradient of the weight, where every tap adds into every row, it always does.
-Lanes choose_lanes(const ConvShape& s, Direction direction, bool sparse) {
-  const int64_t lanes = tile_kernels().lanes, groups = (s.N + lanes - 1) / lanes;
+LaneAxis choose_lane_axis(const ConvShape& s, Direction direction, bool sparse) {
+  const int64_t lanes = microkernels().lanes, groups = (s.N + lanes - 1) / lanes;
   const bool filled = lanes > 1 && s.N * 4 >= groups * lanes * 3;
-  if (!filled || s.taps() == 1) return Lanes::pixels;
+  if (!filled || s.taps() == 1) return LaneAxis::pixels;
   const bool shares = groups >= at::get_num_threads() || s.Q < 14;
-  return direction == Direction::grad_weight || sparse || shares ? Lanes::images : Lanes::pixels;
+  return direction == Direction::grad_weight || sparse || shares ? LaneAxis::images : LaneAxis::pixels;
 }
 
 at::Tensor run(const PlaneConv& conv, const at::Tensor& operand, const at::Tensor& weight, const at::Tensor* bias,
@@ -51,14 +51,14 @@ at::Tensor run(const PlaneConv& conv, const at::Tensor& operand, const at::Tenso
 
 at::Tensor direct_forward(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                           const ConvShape& s, const MaskTable& mask, bool sparse) {
-  const PlaneConv conv(PlaneConv::kForward, s, mask, !sparse, choose_lanes(s, Direction::forward, sparse),
+  const PlaneConv conv(PlaneConv::kForward, s, mask, !sparse, choose_lane_axis(s, Direction::forward, sparse),
                        at::get_num_threads());
   return run(conv, x, weight, bias ? &*bias : nullptr, {s.N, s.K, s.P, s.Q});
 }
 
 at::Tensor direct_grad_input(const at::Tensor& grad_out, const at::Tensor& weight, const ConvShape& s,
                              const MaskTable& mask, bool sparse) {
-  const PlaneConv conv(PlaneConv::kGradInput, s, mask, !sparse, choose_lanes(s, Direction::grad_input, sparse),
+  const PlaneConv conv(PlaneConv::kGradInput, s, mask, !sparse, choose_lane_axis(s, Direction::grad_input, sparse),
                        at::get_num_threads());
   return run(conv, grad_out, weight, nullptr, {s.N, s.C, s.H, s.W});
 }
@@ -66,7 +66,7 @@ at::Tensor direct_grad_input(const at::Tensor& grad_out, const at::Tensor& weigh
 at::Tensor direct_grad_weight(const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight,
                               const ConvShape& s, const MaskTable& mask, const float* scale, bool sparse) {
   const int64_t threads = at::get_num_threads();
-  const PlaneGradWeight work(s, mask, !sparse, choose_lanes(s, Direction::grad_weight, sparse), threads);
+  const PlaneGradWeight work(s, mask, !sparse, choose_lane_axis(s, Direction::grad_weight, sparse), threads);
   // Threads share out the blocks, each with a gradient of its own to add to, or else the filters.
   const int64_t floats = work.partial_floats(), fit = kPartialFloats / std::max<int64_t>(1, floats);
   const int64_t shares = std::clamp<int64_t>(fit, 1, std::min(threads, work.blocks()));

@@ -121,7 +121,7 @@ def mask_grad(channels, index, dtype, gen):
 OPERATIONS = {
     "gather_pixels": gather,
     "scatter_pixels": scatter,
-    "tiles": tiles,
+    "microkernels": tiles,
     "optim": step,
     "mask_grad": mask_grad,
 }

@@ -14,7 +14,7 @@ if not pk.has_extension():
     pytest.skip("the tile kernels are compiled", allow_module_level=True)
 
 LANES = {"scalar": 1, "avx2": 8, "avx512": 16}
-ISAS = [row["isa"] for row in pk.kernels() if row["operation"] == "tiles" and row["isa"] in isas()]
+ISAS = [row["isa"] for row in pk.kernels() if row["operation"] == "microkernels" and row["isa"] in isas()]
 WIDE = [isa for isa in ISAS if LANES[isa] > 1]
 PLANS = ("direct", "sparse")
 # Few images: a vector holds neighbouring pixels. Nearly as many as a vector has lanes: it holds one pixel of each.

@@ -30,9 +30,9 @@ namespace {
 #include "cpu/kernels/batch_norm_impl.h"
 }  // namespace
 
-TileKernels tile_kernels_avx2() { return Tiles<Avx2Float>::table(); }
-OptimKernels optim_kernels_avx2() { return optim_kernels_of<Avx2Lanes>(); }
-MaskGradKernels mask_grad_kernels_avx2() { return mask_grad_kernels_of<Avx2Lanes>(); }
+Microkernels microkernels_avx2() { return MicrokernelSet<Avx2Float>::table(); }
+OptimKernels optim_kernels_avx2() { return optim_kernels_of<MaskedAvx2>(); }
+MaskGradKernels mask_grad_kernels_avx2() { return mask_grad_kernels_of<MaskedAvx2>(); }
 NormKernels norm_kernels_avx2() { return norm_kernels_of_target(); }
 
 }  // namespace prunekernels

@@ -32,9 +32,9 @@ namespace {
 #include "cpu/kernels/batch_norm_impl.h"
 }  // namespace
 
-TileKernels tile_kernels_avx512() { return Tiles<Avx512Float>::table(); }
-OptimKernels optim_kernels_avx512() { return optim_kernels_of<Avx512Lanes>(); }
-MaskGradKernels mask_grad_kernels_avx512() { return mask_grad_kernels_of<Avx512Lanes>(); }
+Microkernels microkernels_avx512() { return MicrokernelSet<Avx512Float>::table(); }
+OptimKernels optim_kernels_avx512() { return optim_kernels_of<MaskedAvx512>(); }
+MaskGradKernels mask_grad_kernels_avx512() { return mask_grad_kernels_of<MaskedAvx512>(); }
 NormKernels norm_kernels_avx512() { return norm_kernels_of_target(); }
 
 }  // namespace prunekernels

@@ -16,8 +16,8 @@ namespace {
 NormKernels norm_kernels_scalar() { return norm_kernels_of_target(); }
 
 const NormKernels& norm_kernels() {
-  static constexpr ByIsa<NormKernels> rows[] = {
-#define PK_NORM(isa) {Isa::isa, made<Isa::isa, norm_kernels_##isa>},
+  static constexpr IsaKernels<NormKernels> rows[] = {
+#define PK_NORM(isa) {Isa::isa, kernels_of<Isa::isa, norm_kernels_##isa>},
 #include "kernel_table.inc"
   };
   return best_allowed(rows);

@@ -6,14 +6,14 @@
 namespace prunekernels {
 
 template <typename Kernels>
-struct ByIsa {
+struct IsaKernels {
   Isa isa;
   const Kernels& (*kernels)();
 };
 
 // Filled in when first asked for: the code that does it may itself need the instruction set.
 template <Isa kIsa, auto kMake>
-const auto& made() {
+const auto& kernels_of() {
   static const auto kernels = [] {
     if constexpr (kIsa <= kBestCompiled)
       return kMake();
@@ -24,7 +24,7 @@ const auto& made() {
 }
 
 template <typename Kernels>
-const Kernels& best_allowed(const ByIsa<Kernels>* row) {
+const Kernels& best_allowed(const IsaKernels<Kernels>* row) {
   const Isa allowed = isa();
   while (row->isa > allowed) ++row;  // ends: the last row is scalar
   return row->kernels();

@@ -11,11 +11,11 @@ namespace prunekernels {
 #define PK_MASK_GRAD(isa) MaskGradKernels mask_grad_kernels_##isa();
 #include "kernel_table.inc"
 
-MaskGradKernels mask_grad_kernels_scalar() { return mask_grad_kernels_of<ScalarLanes<float>>(); }
+MaskGradKernels mask_grad_kernels_scalar() { return mask_grad_kernels_of<MaskedScalar<float>>(); }
 
 const MaskGradKernels& mask_grad_kernels() {
-  static constexpr ByIsa<MaskGradKernels> rows[] = {
-#define PK_MASK_GRAD(isa) {Isa::isa, made<Isa::isa, mask_grad_kernels_##isa>},
+  static constexpr IsaKernels<MaskGradKernels> rows[] = {
+#define PK_MASK_GRAD(isa) {Isa::isa, kernels_of<Isa::isa, mask_grad_kernels_##isa>},
 #include "kernel_table.inc"
   };
   return best_allowed(rows);
@@ -23,12 +23,12 @@ const MaskGradKernels& mask_grad_kernels() {
 
 template <typename T>
 void mask_grad(const MaskGradRow<T>& row) {
-  mask_grad_row<ScalarLanes<T>>(row);
+  mask_grad_row<MaskedScalar<T>>(row);
 }
 
 template <typename T>
 void row_norm(const NormRow<T>& row) {
-  norm_row<ScalarLanes<T>>(row);
+  norm_row<MaskedScalar<T>>(row);
 }
 
 template <typename T>

@@ -62,7 +62,7 @@ struct MaskGradVector {
 };
 
 template <typename Sum>
-PK_LANES_INLINE void put_sum(Sum* sums, Sum value, bool add) {
+PK_INLINE void put_sum(Sum* sums, Sum value, bool add) {
   if (sums) *sums = add ? *sums + value : value;
 }
 

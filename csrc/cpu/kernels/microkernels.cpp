@@ -5,14 +5,14 @@
 
 namespace prunekernels {
 
-#define PK_TILES(isa) TileKernels tile_kernels_##isa();
+#define PK_MICROKERNELS(isa) Microkernels microkernels_##isa();
 #include "kernel_table.inc"
 
-TileKernels tile_kernels_scalar() { return Tiles<ScalarFloat>::table(); }
+Microkernels microkernels_scalar() { return MicrokernelSet<ScalarFloat>::table(); }
 
-const TileKernels& tile_kernels() {
-  static constexpr ByIsa<TileKernels> rows[] = {
-#define PK_TILES(isa) {Isa::isa, made<Isa::isa, tile_kernels_##isa>},
+const Microkernels& microkernels() {
+  static constexpr IsaKernels<Microkernels> rows[] = {
+#define PK_MICROKERNELS(isa) {Isa::isa, kernels_of<Isa::isa, microkernels_##isa>},
 #include "kernel_table.inc"
   };
   return best_allowed(rows);

@@ -38,7 +38,7 @@ struct DotTile {
   float* out;
 };
 
-struct TileKernels {
+struct Microkernels {
   using Conv = void (*)(const ConvTile&);
   using Dot = void (*)(const DotTile&);
 
@@ -50,17 +50,18 @@ struct TileKernels {
   // One filter, [rows][vectors]: several rows of positions share what they read.
   int rows_vectors, most_row_vectors;  // the largest tile, and its longest row
   Conv conv_rows[kMaxRows + 1][kMaxVectors + 1];
-  // The same of a 3x3 kernel at stride 1 and its dot products (tiles_window.h), null where registers do not suffice;
-  // whole: of a plane that is one tile. dot_window: of `down` times `across` tiles from g and x on; out is [9].
+  // The same of a 3x3 kernel at stride 1 and its dot products (microkernels_window.h), null where registers do not
+  // suffice; whole: of a plane that is one tile. dot_window: of `down` times `across` tiles from g and x on; out is
+  // [9].
   using DotWindow = void (*)(const DotTile&, const float* g, const float* x, int64_t down, int64_t across, float* out);
   Conv window[kMaxRows + 1][kMaxWindowVectors + 1], window_whole[kMaxRows + 1][kMaxRows + 1];
   DotWindow dot_window[kMaxRows + 1][kMaxWindowVectors + 1], dot_window_whole[kMaxRows + 1][kMaxRows + 1];
   int dot_filters, dot_xs;
   Dot dot[kMaxDotFilters + 1][kMaxDotXs + 1];  // [filters][xs]
-  // Here every x stands for three: x and the two positions behind it (dot3), or the two vectors (dot3_lanes). out is
+  // Here every x stands for three: x and the two positions behind it (dot3), or the two vectors (dot3_images). out is
   // [filters][xs][3].
-  int dot3_filters, dot3_lanes_filters;
-  Dot dot3[kMaxDotFilters + 1][4], dot3_lanes[kMaxDotFilters + 1][4];
+  int dot3_filters, dot3_images_filters;
+  Dot dot3[kMaxDotFilters + 1][4], dot3_images[kMaxDotFilters + 1][4];
 
   // to[j][t] = from[at[j] * stride + order[t]] for the kernels of a list, each of `kernel` floats
   void (*pack_list)(const float* from, int64_t stride, int64_t kernel, const int32_t* at, int64_t count,
@@ -73,11 +74,13 @@ struct TileKernels {
   // to[2 i] = even[i], to[2 i + 1] = odd[i]; writes exactly count floats
   void (*merge)(const float* even, const float* odd, float* to, int64_t count);
   // The same pixels of up to `lanes` images as vectors: to[cells[p]][n] = from[n * image + p], absent images 0
-  void (*to_lanes)(const float* from, int64_t image, int images, int64_t pixels, const int32_t* cells, float* to);
+  void (*images_to_lanes)(const float* from, int64_t image, int images, int64_t pixels, const int32_t* cells,
+                          float* to);
   // to[n * image + p] = from[cells[p]][n]
-  void (*from_lanes)(const float* from, const int32_t* cells, int64_t pixels, float* to, int64_t image, int images);
+  void (*lanes_to_images)(const float* from, const int32_t* cells, int64_t pixels, float* to, int64_t image,
+                          int images);
 };
 
-const TileKernels& tile_kernels();  // the best the instruction set in force allows
+const Microkernels& microkernels();  // the best the instruction set in force allows
 
 }  // namespace prunekernels

@@ -1,5 +1,5 @@
-// The kernels of tiles.h for one vector type. Each tile's accumulators fill the register file: filters x vectors of
-// them, one vector of x each, and one broadcast weight.
+// The kernels of microkernels.h for one vector type. Each tile's accumulators fill the register file: filters x vectors
+// of them, one vector of x each, and one broadcast weight.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 namespace prunekernels {
 
 template <class S>
-struct Tiles {
+struct MicrokernelSet {
   using Vector = typename S::Vector;
   static constexpr int L = S::kLanes;
 
@@ -118,7 +118,7 @@ struct Tiles {
         PK_UNROLL for (int j = 0; j < J; ++j) x[j] += a.x_row;
       }
     }
-    Sums<S>::add(&sums[0][0][0], a.out, std::integral_constant<int, F * J * kShifts>());
+    HorizontalSums<S>::add(&sums[0][0][0], a.out, std::integral_constant<int, F * J * kShifts>());
   }
 
   static void pack_list(const float* from, int64_t stride, int64_t kernel, const int32_t* at, int64_t count,
@@ -157,7 +157,8 @@ struct Tiles {
     if (i < count) S::store_first(to + i, S::zero(), static_cast<int>(count - i));
   }
 
-  static void to_lanes(const float* from, int64_t image, int images, int64_t pixels, const int32_t* cells, float* to) {
+  static void images_to_lanes(const float* from, int64_t image, int images, int64_t pixels, const int32_t* cells,
+                              float* to) {
     for (int64_t p = 0; p < pixels; p += L) {
       const int count = pixels - p < L ? static_cast<int>(pixels - p) : L;
       Vector v[L];
@@ -176,8 +177,8 @@ struct Tiles {
     }
   }
 
-  static void from_lanes(const float* from, const int32_t* cells, int64_t pixels, float* to, int64_t image,
-                         int images) {
+  static void lanes_to_images(const float* from, const int32_t* cells, int64_t pixels, float* to, int64_t image,
+                              int images) {
     for (int64_t p = 0; p < pixels; p += L) {
       const int count = pixels - p < L ? static_cast<int>(pixels - p) : L;
       Vector v[L];
@@ -218,7 +219,7 @@ struct Tiles {
   }
 
   template <int I, int V>
-  static void fill_conv(TileKernels& k) {
+  static void fill_conv(Microkernels& k) {
     k.conv[I][V] = conv<I, V, false>;
     k.conv_part[I][V] = conv<I, V, true>;
     if constexpr (V < most_vectors(I))
@@ -231,7 +232,7 @@ struct Tiles {
   static constexpr int kRowsVectors = kMany ? 28 : 12, kRowVectors = kMany ? 8 : 4;
 
   template <int R, int V>
-  static void fill_rows(TileKernels& k) {
+  static void fill_rows(Microkernels& k) {
     if constexpr (R * V <= kRowsVectors) k.conv_rows[R][V] = conv_rows<R, V>;
     if constexpr (V < kRowVectors)
       fill_rows<R, V + 1>(k);
@@ -240,7 +241,7 @@ struct Tiles {
   }
 
   template <int F, int J>
-  static void fill_dot(TileKernels& k) {
+  static void fill_dot(Microkernels& k) {
     k.dot[F][J] = dot<F, J, 1, 1>;
     if constexpr (J < (kMany ? 6 : 3))
       fill_dot<F, J + 1>(k);
@@ -249,17 +250,17 @@ struct Tiles {
   }
 
   template <int F, int J>
-  static void fill_dot3(TileKernels& k) {
+  static void fill_dot3(Microkernels& k) {
     k.dot3[F][J] = dot<F, J, 3, 1>;
-    k.dot3_lanes[F][J] = dot<F, J, 3, L>;
+    k.dot3_images[F][J] = dot<F, J, 3, L>;
     if constexpr (J < 3)
       fill_dot3<F, J + 1>(k);
     else if constexpr (F < (kMany ? 3 : 1))
       fill_dot3<F + 1, 1>(k);
   }
 
-  static TileKernels table() {
-    TileKernels k{};
+  static Microkernels table() {
+    Microkernels k{};
     k.lanes = L;
     for (int i = 1; i <= kMaxFilters; ++i) {
       k.conv_vectors[i] = most_vectors(i);
@@ -268,12 +269,12 @@ struct Tiles {
     k.dot_filters = kMany ? 4 : 3;
     k.dot_xs = kMany ? 6 : 3;
     k.dot3_filters = kMany ? 3 : 1;
-    k.dot3_lanes_filters = kMany ? 2 : 1;
+    k.dot3_images_filters = kMany ? 2 : 1;
     fill_conv<1, 1>(k);
     k.rows_vectors = kRowsVectors;
     k.most_row_vectors = kRowVectors;
     fill_rows<1, 1>(k);
-    Windows<S>::template fill<1, 1>(k);
+    WindowMicrokernels<S>::template fill<1, 1>(k);
     fill_dot<1, 1>(k);
     fill_dot3<1, 1>(k);
     k.pack_list = pack_list;
@@ -281,8 +282,8 @@ struct Tiles {
     k.zero = zero;
     k.split = split;
     k.merge = merge;
-    k.to_lanes = to_lanes;
-    k.from_lanes = from_lanes;
+    k.images_to_lanes = images_to_lanes;
+    k.lanes_to_images = lanes_to_images;
     return k;
   }
 };

@@ -13,7 +13,7 @@
 namespace prunekernels {
 
 template <class S>
-struct Windows {
+struct WindowMicrokernels {
   using Vector = typename S::Vector;
   static constexpr int L = S::kLanes;
   static constexpr int kTaps = 9;
@@ -81,11 +81,11 @@ struct Windows {
           }
         }
       }
-    Sums<S>::add(sum, out, std::integral_constant<int, kTaps>());
+    HorizontalSums<S>::add(sum, out, std::integral_constant<int, kTaps>());
   }
 
   template <int R, int V>
-  static void fill(TileKernels& k) {
+  static void fill(Microkernels& k) {
     if constexpr (fits(R, V)) {
       k.window[R][V] = conv<R, V, false>;
       k.dot_window[R][V] = dot<R, V, false>;

@@ -8,11 +8,11 @@ namespace prunekernels {
 #define PK_OPTIM(isa) OptimKernels optim_kernels_##isa();
 #include "kernel_table.inc"
 
-OptimKernels optim_kernels_scalar() { return optim_kernels_of<ScalarLanes<float>>(); }
+OptimKernels optim_kernels_scalar() { return optim_kernels_of<MaskedScalar<float>>(); }
 
 const OptimKernels& optim_kernels() {
-  static constexpr ByIsa<OptimKernels> rows[] = {
-#define PK_OPTIM(isa) {Isa::isa, made<Isa::isa, optim_kernels_##isa>},
+  static constexpr IsaKernels<OptimKernels> rows[] = {
+#define PK_OPTIM(isa) {Isa::isa, kernels_of<Isa::isa, optim_kernels_##isa>},
 #include "kernel_table.inc"
   };
   return best_allowed(rows);
@@ -20,12 +20,12 @@ const OptimKernels& optim_kernels() {
 
 template <typename T, typename A>
 void optim_sgd(const OptimRows<T>& rows, const SgdNumbers<A>& numbers) {
-  step_rows<ScalarLanes<T>, SgdRule<ScalarLanes<T>>>(rows, numbers);
+  step_rows<MaskedScalar<T>, SgdRule<MaskedScalar<T>>>(rows, numbers);
 }
 
 template <typename T, typename A>
 void optim_adamw(const OptimRows<T>& rows, const AdamwNumbers<A>& numbers) {
-  step_rows<ScalarLanes<T>, AdamwRule<ScalarLanes<T>>>(rows, numbers);
+  step_rows<MaskedScalar<T>, AdamwRule<MaskedScalar<T>>>(rows, numbers);
 }
 
 #define PK_INSTANTIATE(T, A)                                          \

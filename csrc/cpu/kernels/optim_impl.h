@@ -139,7 +139,7 @@ struct StepVector {
 
 // The next row's first lines, which the CPU cannot guess where rows are skipped.
 template <typename Rule, typename T>
-PK_LANES_INLINE void prefetch_row(const OptimRows<T>& rows, int64_t row) {
+PK_INLINE void prefetch_row(const OptimRows<T>& rows, int64_t row) {
   constexpr int64_t kLine = 64 / sizeof(T);
   const int64_t offset = row * rows.elements, length = rows.elements < 8 * kLine ? rows.elements : 8 * kLine;
   for (int64_t i = offset; i < offset + length; i += kLine) {

@@ -22,14 +22,14 @@ int64_t balanced_rows(int64_t rows, int64_t fit, int64_t groups, int64_t threads
   return divide_up(rows, even ? more : blocks);
 }
 
-PackedPlanes::PackedPlanes(PlaneLayout layout, std::vector<int32_t> live, int64_t channels, Lanes lanes,
-                           const TileKernels& kernels)
+PackedPlanes::PackedPlanes(PlaneLayout layout, std::vector<int32_t> live, int64_t channels, LaneAxis lane_axis,
+                           const Microkernels& kernels)
     : layout_(std::move(layout)),
       live_(std::move(live)),
       place_(channels, -1),
-      lanes_(lanes),
+      lane_axis_(lane_axis),
       kernels_(kernels),
-      cell_(lanes == Lanes::images ? kernels.lanes : 1) {
+      cell_(lane_axis == LaneAxis::images ? kernels.lanes : 1) {
   line_floats_ = (layout_.width + kernels.lanes) * layout_.columns.step;
   for (size_t i = 0; i < live_.size(); ++i) place_[live_[i]] = static_cast<int32_t>(i);
 }
@@ -37,11 +37,11 @@ PackedPlanes::PackedPlanes(PlaneLayout layout, std::vector<int32_t> live, int64_
 void PackedPlanes::set_block(int64_t rows, int64_t images) {
   const Axis &down = layout_.rows, &across = layout_.columns;
   // Last vectors read on, for outputs that nobody keeps.
-  const int64_t slack = lanes_ == Lanes::images ? 0 : kMaxVectors * kernels_.lanes;
+  const int64_t slack = lane_axis_ == LaneAxis::images ? 0 : kMaxVectors * kernels_.lanes;
   block_images_ = images;
   phase_cells_ = divide_up(layout_.phase_floats(images * rows, slack), kernels_.lanes) * kernels_.lanes;
   channel_floats_ = in_place() ? down.operand * across.operand : layout_.phases * phase_cells_ * cell_;
-  if (lanes_ == Lanes::pixels) return;
+  if (lane_axis_ == LaneAxis::pixels) return;
   const int64_t unread = layout_.phases * phase_cells_;  // a cell for pixels no tap reads
   channel_floats_ += cell_;
   cells_.clear();
@@ -123,8 +123,8 @@ void PackedPlanes::pack_images(const float* plane, int64_t image_floats, int ima
   const int64_t top = operand_row(first_row, 0, 0), bottom = top + packed_rows * down.step;
   const int64_t begin = std::clamp<int64_t>(top, 0, down.operand), end = std::clamp(bottom, begin, down.operand);
   if (begin < end)
-    kernels_.to_lanes(plane + begin * across.operand, image_floats, images, (end - begin) * across.operand,
-                      &cells_[(begin - top) * across.operand], to);
+    kernels_.images_to_lanes(plane + begin * across.operand, image_floats, images, (end - begin) * across.operand,
+                             &cells_[(begin - top) * across.operand], to);
 }
 
 void PackedPlanes::pack(const float* image, int64_t image_floats, int images, int64_t first_row, int64_t rows,
@@ -132,7 +132,7 @@ void PackedPlanes::pack(const float* image, int64_t image_floats, int images, in
   const int64_t pixels = layout_.rows.operand * layout_.columns.operand;
   for (int64_t place = 0; place < count(); ++place) {
     const float* plane = image + live_[place] * pixels;
-    if (lanes_ == Lanes::images)
+    if (lane_axis_ == LaneAxis::images)
       pack_images(plane, image_floats, images, first_row, rows, packed + place * channel_floats_);
     else
       pack_pixels(plane, image_floats, images, first_row, rows, packed + place * channel_floats_, lines);

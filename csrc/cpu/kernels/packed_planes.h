@@ -14,7 +14,7 @@
 
 namespace prunekernels {
 
-enum class Lanes { pixels, images };
+enum class LaneAxis { pixels, images };
 
 std::vector<int32_t> without_padding(const int32_t* index, int64_t begin, int64_t end);
 
@@ -26,8 +26,8 @@ int64_t balanced_rows(int64_t rows, int64_t fit, int64_t groups, int64_t threads
 
 class PackedPlanes {
  public:
-  PackedPlanes(PlaneLayout layout, std::vector<int32_t> live, int64_t channels, Lanes lanes,
-               const TileKernels& kernels);
+  PackedPlanes(PlaneLayout layout, std::vector<int32_t> live, int64_t channels, LaneAxis lane_axis,
+               const Microkernels& kernels);
 
   // What a block has: so many output rows of one image, or in a gapless layout all rows of several, one after the
   // other.
@@ -38,7 +38,7 @@ class PackedPlanes {
   int32_t place(int32_t channel) const { return place_[channel]; }
   int64_t cell() const { return cell_; }
 
-  bool in_place() const { return layout_.in_place && lanes_ == Lanes::pixels && block_images_ == 1; }
+  bool in_place() const { return layout_.in_place && lane_axis_ == LaneAxis::pixels && block_images_ == 1; }
   int64_t floats() const { return in_place() ? 0 : count() * channel_floats_; }  // of a packed block
   int64_t line_floats() const { return 2 * line_floats_; }                       // of pack's workspace
   // Where output 0 of the block finds its operand, from start(): the plane of this place, and then a tap.
@@ -49,7 +49,7 @@ class PackedPlanes {
   const float* start(const float* image, int64_t first_row, const float* packed) const {
     return in_place() ? image + first_row * layout_.pitch : packed;
   }
-  // images of [channels, rows, columns] -> packed, for output rows first_row..first_row + rows. Lanes::pixels: one
+  // images of [channels, rows, columns] -> packed, for output rows first_row..first_row + rows. LaneAxis::pixels: one
   // image.
   void pack(const float* image, int64_t image_floats, int images, int64_t first_row, int64_t rows, float* packed,
             float* lines) const;
@@ -68,12 +68,12 @@ class PackedPlanes {
   const PlaneLayout layout_;
   const std::vector<int32_t> live_;
   std::vector<int32_t> place_;  // channel -> place, -1
-  const Lanes lanes_;
-  const TileKernels& kernels_;
+  const LaneAxis lane_axis_;
+  const Microkernels& kernels_;
   const int64_t cell_;
   int64_t block_images_ = 1;
   int64_t phase_cells_ = 0, channel_floats_ = 0, line_floats_ = 0;
-  std::vector<int32_t> cells_;  // Lanes::images: [rows of a block][columns of the operand] -> cell
+  std::vector<int32_t> cells_;  // LaneAxis::images: [rows of a block][columns of the operand] -> cell
 };
 
 }  // namespace prunekernels

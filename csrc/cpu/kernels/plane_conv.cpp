@@ -9,14 +9,14 @@ namespace {
 constexpr int64_t kPackedFloats = 256 << 10;  // of a block of rows: a good part of L2
 constexpr int64_t kPositions = 8 << 10;       // of a block of rows: the sums of 8 filters stay in L2 beside it
 
-PlaneLayout plane_layout(PlaneConv::Side side, const ConvShape& s) {
-  if (side == PlaneConv::kForward) return {forward_axis(s, 0), forward_axis(s, 1)};
+PlaneLayout plane_layout(PlaneConv::Direction direction, const ConvShape& s) {
+  if (direction == PlaneConv::kForward) return {forward_axis(s, 0), forward_axis(s, 1)};
   return {grad_input_axis(s, 0), grad_input_axis(s, 1)};
 }
 
-std::vector<int32_t> operands(PlaneConv::Side side, const MaskTable& mask) {
-  return side == PlaneConv::kForward ? without_padding(mask.in_index(), 0, mask.in_count())
-                                     : without_padding(mask.out_index(), 0, mask.out_count());
+std::vector<int32_t> operands(PlaneConv::Direction direction, const MaskTable& mask) {
+  return direction == PlaneConv::kForward ? without_padding(mask.in_index(), 0, mask.in_count())
+                                          : without_padding(mask.out_index(), 0, mask.out_count());
 }
 
 // Clock cycles of a tile's step: two multiply-adds or two loads each, but four before a sum can be added to again.
@@ -24,24 +24,25 @@ double step_cycles(int filters, int64_t vectors) {
   return std::max({4.0, filters * vectors / 2.0, (filters + vectors) / 2.0}) + 0.5;
 }
 
-double run_cycles(const TileKernels& kernels, int filters, int64_t vectors) {
+double run_cycles(const Microkernels& kernels, int filters, int64_t vectors) {
   const int64_t tiles = divide_up(vectors, kernels.conv_vectors[filters]), whole = vectors % tiles;
   return whole * step_cycles(filters, vectors / tiles + 1) + (tiles - whole) * step_cycles(filters, vectors / tiles);
 }
 
 }  // namespace
 
-PlaneConv::PlaneConv(Side side, const ConvShape& shape, const MaskTable& mask, bool shared, Lanes lanes,
-                     int64_t threads)
-    : side_(side),
+PlaneConv::PlaneConv(Direction direction, const ConvShape& shape, const MaskTable& mask, bool shared,
+                     LaneAxis lane_axis, int64_t threads)
+    : direction_(direction),
       shared_(shared),
       shape_(shape),
       mask_(mask),
-      lanes_(lanes),
-      kernels_(tile_kernels()),
-      planes_(plane_layout(side, shape), operands(side, mask), side == kForward ? shape.C : shape.K, lanes, kernels_),
+      lane_axis_(lane_axis),
+      kernels_(microkernels()),
+      planes_(plane_layout(direction, shape), operands(direction, mask), direction == kForward ? shape.C : shape.K,
+              lane_axis, kernels_),
       layout_(planes_.layout()),
-      group_images_(lanes == Lanes::images ? kernels_.lanes : images_that_fit(threads)),
+      group_images_(lane_axis == LaneAxis::images ? kernels_.lanes : images_that_fit(threads)),
       groups_(divide_up(shape.N, group_images_)) {
   const int32_t* slot = forward() ? mask.out_slot() : mask.in_slot();
   const int64_t filters = forward() ? shape.K : shape.C;
@@ -55,7 +56,7 @@ PlaneConv::PlaneConv(Side side, const ConvShape& shape, const MaskTable& mask, b
       add_taps(c);
       find_window(c);
       for (int i = 1; i <= kMaxFilters; ++i) c.by_row[i] = pays_by_row(columns, i);
-      if (!c.tap.empty() && lanes_ == Lanes::images)
+      if (!c.tap.empty() && lane_axis_ == LaneAxis::images)
         for (int64_t r = 0; r <= block_rows_; ++r) c.grid.push_back(grid_of(c, r));
       classes_.push_back(c);
     }
@@ -84,7 +85,8 @@ void PlaneConv::add_taps(Class& c) const {
 
 void PlaneConv::find_window(Class& c) const {
   const int64_t H = layout_.rows.operand, W = layout_.columns.operand;
-  c.window = lanes_ == Lanes::images && c.offset.size() == 9 && c.rows->taps.size() == 3 && kernels_.window[1][1];
+  c.window =
+      lane_axis_ == LaneAxis::images && c.offset.size() == 9 && c.rows->taps.size() == 3 && kernels_.window[1][1];
   for (int64_t t = 0; c.window && t < 9; ++t)
     c.window = c.offset[t] == (t / 3 * layout_.pitch + t % 3) * kernels_.lanes;
   const bool around = layout_.low_row == -1 && layout_.low_column == -1 && c.rows->count == H && c.columns->count == W;
@@ -92,7 +94,7 @@ void PlaneConv::find_window(Class& c) const {
 }
 
 bool PlaneConv::pays_by_row(const AxisClass& columns, int filters) const {
-  if (lanes_ == Lanes::pixels || !kernels_.conv_vectors[filters]) return false;
+  if (lane_axis_ == LaneAxis::pixels || !kernels_.conv_vectors[filters]) return false;
   return block_rows_ * run_cycles(kernels_, filters, columns.count) <=
          run_cycles(kernels_, filters, layout_.positions(block_rows_, columns.count));
 }
@@ -113,7 +115,7 @@ TileGrid PlaneConv::grid_of(const Class& c, int64_t rows) const {
                    [&](int64_t height, int64_t width) { return height * width <= kernels_.rows_vectors; });
 }
 
-// Lanes::pixels: where planes have no gaps, but are no whole vectors, several images make one long plane.
+// LaneAxis::pixels: where planes have no gaps, but are no whole vectors, several images make one long plane.
 int64_t PlaneConv::images_that_fit(int64_t threads) const {
   const int64_t pixels = layout_.rows.longest() * layout_.columns.longest();
   if (!layout_.gapless() || pixels % kernels_.lanes == 0 || shape_.N <= threads) return 1;
@@ -131,21 +133,21 @@ void PlaneConv::cut_rows(int64_t threads) {
   const int64_t fit = std::min(std::max(kPackedFloats - halo, halo) / row_floats, kPositions / pitch);
   block_rows_ = balanced_rows(rows, fit, groups_, threads);
   row_blocks_ = divide_up(rows, block_rows_);
-  const bool joined = lanes_ == Lanes::pixels && group_images_ > 1;
+  const bool joined = lane_axis_ == LaneAxis::pixels && group_images_ > 1;
   if (joined) row_blocks_ = 1, block_rows_ = rows;
   parts_ = divide_up(threads, groups_ * row_blocks_);
 
   planes_.set_block(block_rows_, joined ? group_images_ : 1);
   const auto &row_classes = layout_.rows.classes, &column_classes = layout_.columns.classes;
   const int64_t classes = static_cast<int64_t>(row_classes.size() * column_classes.size());
-  const int64_t slack = lanes_ == Lanes::images ? 0 : kMaxVectors * kernels_.lanes;
-  stores_in_place_ = lanes_ == Lanes::pixels && !joined && classes == 1 && layout_.pitch == layout_.columns.result &&
-                     layout_.phases > 0;
+  const int64_t slack = lane_axis_ == LaneAxis::images ? 0 : kMaxVectors * kernels_.lanes;
+  stores_in_place_ = lane_axis_ == LaneAxis::pixels && !joined && classes == 1 &&
+                     layout_.pitch == layout_.columns.result && layout_.phases > 0;
   const int64_t class_cells =
       layout_.positions(block_rows_ * (joined ? group_images_ : 1), layout_.columns.longest()) + slack;
   class_floats_ = class_cells * planes_.cell();
   sums_floats_ = stores_in_place_ ? 0 : kMaxFilters * classes * class_floats_;
-  if (lanes_ == Lanes::pixels) return;
+  if (lane_axis_ == LaneAxis::pixels) return;
   const int64_t every = row_classes[0].every;
   for (int64_t y = 0; y < block_rows_ * every; ++y)
     for (int64_t x = 0; x < layout_.columns.result; ++x) {

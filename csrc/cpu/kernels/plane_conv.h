@@ -18,10 +18,11 @@ namespace prunekernels {
 
 class PlaneConv {
  public:
-  enum Side { kForward, kGradInput };
+  enum Direction { kForward, kGradInput };
 
   // shared: filters share lists, and dead kernels among them are zeros; otherwise each has a list of its own.
-  PlaneConv(Side side, const ConvShape& shape, const MaskTable& mask, bool shared, Lanes lanes, int64_t threads);
+  PlaneConv(Direction direction, const ConvShape& shape, const MaskTable& mask, bool shared, LaneAxis lane_axis,
+            int64_t threads);
 
   int64_t blocks() const { return static_cast<int64_t>(blocks_.size()); }
   int64_t weight_floats() const { return weight_floats_; }
@@ -51,7 +52,7 @@ class PlaneConv {
     std::vector<int32_t> tap;      // r * S + s, in the order of
     std::vector<int32_t> offset;   // its operand
     std::vector<TileGrid> grid;    // [rows of a block]: one filter's tiles
-    bool window, whole;            // they are those of tiles_window.h
+    bool window, whole;            // they are those of microkernels_window.h
     bool by_row[kMaxFilters + 1];  // tiles of so many filters end with a row, and compute nothing between rows
   };
   struct Pass {  // what one task works on
@@ -81,15 +82,15 @@ class PlaneConv {
   void unpack_images(const Block& block, const Pass& pass) const;
   std::pair<int64_t, int64_t> result_rows(const Pass& pass) const;
   void write_zeros(int32_t filter, const Pass& pass) const;
-  bool forward() const { return side_ == kForward; }
+  bool forward() const { return direction_ == kForward; }
   int64_t result_pixels() const { return layout_.rows.result * layout_.columns.result; }
 
-  const Side side_;
+  const Direction direction_;
   const bool shared_;
   const ConvShape shape_;
   const MaskTable mask_;
-  const Lanes lanes_;
-  const TileKernels& kernels_;
+  const LaneAxis lane_axis_;
+  const Microkernels& kernels_;
   PackedPlanes planes_;
   const PlaneLayout& layout_;
   std::vector<Class> classes_;
@@ -100,7 +101,7 @@ class PlaneConv {
   int64_t block_rows_, row_blocks_, parts_;
   int64_t class_floats_, sums_floats_, weight_floats_ = 0;
   bool stores_in_place_;
-  std::vector<int32_t> cells_;  // Lanes::images: [result rows of a block][columns] -> cell of the sums
+  std::vector<int32_t> cells_;  // LaneAxis::images: [result rows of a block][columns] -> cell of the sums
 };
 
 }  // namespace prunekernels

@@ -61,7 +61,7 @@ void PlaneConv::compute(const Block& block, const Pass& pass) const {
     const int64_t rows = std::min(pass.rows, c.rows->count - pass.first_row), columns = c.columns->count;
     const int64_t taps = static_cast<int64_t>(c.tap.size());
     int64_t positions = taps ? layout_.positions(rows, columns) : 0;
-    if (positions > 0 && lanes_ == Lanes::pixels) positions += (pass.images - 1) * pass.rows * layout_.pitch;
+    if (positions > 0 && lane_axis_ == LaneAxis::pixels) positions += (pass.images - 1) * pass.rows * layout_.pitch;
     ConvTile tile{};
     tile.x = pass.x, tile.weights = weights, tile.start = pass.start ? start : nullptr;
     tile.channels = channels_.data() + block.list.first, tile.channel_count = block.list.count;
@@ -71,7 +71,7 @@ void PlaneConv::compute(const Block& block, const Pass& pass) const {
       y[i] = stores_in_place_ ? pass.result + block.filter[i] * result_pixels() + pass.first_row * layout_.pitch
                               : sums + i * class_floats_;
     if (positions < 1) {
-    } else if (lanes_ == Lanes::pixels) {
+    } else if (lane_axis_ == LaneAxis::pixels) {
       const int64_t vectors = divide_up(positions, lanes);
       if (planes_.in_place() || stores_in_place_) tile.last = static_cast<int>(positions - (vectors - 1) * lanes);
       tiles(block, tile, vectors, y, planes_.in_place() && &block == pass.first);
@@ -89,7 +89,7 @@ void PlaneConv::compute(const Block& block, const Pass& pass) const {
     weights += block.list.count * taps * block.filters;
     sums += kMaxFilters * class_floats_;
   }
-  if (lanes_ == Lanes::images)
+  if (lane_axis_ == LaneAxis::images)
     unpack_images(block, pass);
   else if (!stores_in_place_)
     unpack_pixels(block, pass);
@@ -134,9 +134,9 @@ void PlaneConv::unpack_images(const Block& block, const Pass& pass) const {
   const auto [begin, end] = result_rows(pass);
   const int64_t width = layout_.columns.result;
   for (int i = 0; i < block.filters; ++i)
-    kernels_.from_lanes(pass.sums + i * class_floats_, cells_.data(), (end - begin) * width,
-                        pass.result + block.filter[i] * result_pixels() + begin * width, pass.result_image,
-                        pass.images);
+    kernels_.lanes_to_images(pass.sums + i * class_floats_, cells_.data(), (end - begin) * width,
+                             pass.result + block.filter[i] * result_pixels() + begin * width, pass.result_image,
+                             pass.images);
 }
 
 void PlaneConv::write_zeros(int32_t filter, const Pass& pass) const {
@@ -166,7 +166,7 @@ void PlaneConv::run(const float* operand, const float* weights, float* result, c
   pass.sums = sums;
   pass.zeros = zeros;
   std::fill(zeros, zeros + layout_.columns.result, 0.f);
-  for (size_t i = 0; i < classes_.size() && lanes_ == Lanes::images; ++i)
+  for (size_t i = 0; i < classes_.size() && lane_axis_ == LaneAxis::images; ++i)
     if (classes_[i].tap.empty()) kernels_.zero(sums + i * kMaxFilters * class_floats_, kMaxFilters * class_floats_);
   if (!planes_.in_place()) planes_.pack(x, operand_image, pass.images, pass.first_row, pass.rows, scratch, lines);
   const auto share = [&](int64_t count, int64_t p) { return count * p / parts_; };

@@ -5,40 +5,41 @@
 namespace prunekernels {
 namespace {
 
-constexpr int64_t kPlaneFloats = 2048;       // of a block: the planes of one tile stay in L1
-constexpr int64_t kLanesPlaneFloats = 4096;  // the same, where the rows of a plane are read one after the other
-constexpr int64_t kBlockFloats = 256 << 10;  // of a block: its planes stay in L2
+constexpr int64_t kPlaneFloats = 2048;        // of a block: the planes of one tile stay in L1
+constexpr int64_t kImagesPlaneFloats = 4096;  // the same, where the rows of a plane are read one after the other
+constexpr int64_t kBlockFloats = 256 << 10;   // of a block: its planes stay in L2
 
 }  // namespace
 
-PlaneGradWeight::PlaneGradWeight(const ConvShape& shape, const MaskTable& mask, bool shared, Lanes lanes,
+PlaneGradWeight::PlaneGradWeight(const ConvShape& shape, const MaskTable& mask, bool shared, LaneAxis lane_axis,
                                  int64_t threads)
     : shape_(shape),
       mask_(mask),
-      lanes_(lanes),
-      kernels_(tile_kernels()),
+      lane_axis_(lane_axis),
+      kernels_(microkernels()),
       x_({forward_axis(shape, 0), forward_axis(shape, 1)}, without_padding(mask.in_index(), 0, mask.in_count()),
-         shape.C, lanes, kernels_) {
-  const bool three = shape.S == 3 && shape.dilation[1] == 1 && shape.stride[1] == 1, images = lanes == Lanes::images;
+         shape.C, lane_axis, kernels_) {
+  const bool three = shape.S == 3 && shape.dilation[1] == 1 && shape.stride[1] == 1,
+             images = lane_axis == LaneAxis::images;
   taps_per_operand_ = three ? 3 : 1;
-  filters_per_tile_ = !three ? kernels_.dot_filters : images ? kernels_.dot3_lanes_filters : kernels_.dot3_filters;
+  filters_per_tile_ = !three ? kernels_.dot_filters : images ? kernels_.dot3_images_filters : kernels_.dot3_filters;
 
   const PlaneLayout& layout = x_.layout();
-  const int64_t lanes_count = kernels_.lanes, pitch = layout.pitch * x_.cell();
-  const int64_t planes = images ? divide_up(shape.N, lanes_count) : shape.N;
+  const int64_t lanes = kernels_.lanes, pitch = layout.pitch * x_.cell();
+  const int64_t planes = images ? divide_up(shape.N, lanes) : shape.N;
   const int64_t channels = std::max<int64_t>(1, static_cast<int64_t>(x_.live().size()) * layout.phases);
-  const int64_t most = std::min(images ? kLanesPlaneFloats : kPlaneFloats, kBlockFloats / channels);
+  const int64_t most = std::min(images ? kImagesPlaneFloats : kPlaneFloats, kBlockFloats / channels);
   block_rows_ = balanced_rows(shape.P, most / pitch, planes, threads);
   row_blocks_ = divide_up(shape.P, block_rows_);
   const int64_t fit = std::clamp<int64_t>(most / (block_rows_ * pitch), 1, divide_up(planes, threads));
   group_planes_ = row_blocks_ > 1 ? 1 : fit;
   groups_ = divide_up(planes, group_planes_);
-  joined_ = !images && layout.gapless() && group_planes_ > 1 && shape.out_pixels() % lanes_count != 0;
+  joined_ = !images && layout.gapless() && group_planes_ > 1 && shape.out_pixels() % lanes != 0;
   grad_in_place_ = !images && layout.pitch == shape.Q && !joined_;
   const int64_t positions = layout.positions(block_rows_, shape.Q) * (joined_ ? group_planes_ : 1);
   grad_floats_ = grad_in_place_ ? shape.out_pixels()
-                 : images       ? block_rows_ * shape.Q * lanes_count
-                                : divide_up(positions, lanes_count) * lanes_count;
+                 : images       ? block_rows_ * shape.Q * lanes
+                                : divide_up(positions, lanes) * lanes;
   for (int32_t i = 0; images && i < block_rows_ * shape.Q; ++i) cells_.push_back(i);
   x_.set_block(block_rows_, joined_ ? group_planes_ : 1);
   find_window(shared);
@@ -52,7 +53,7 @@ PlaneGradWeight::PlaneGradWeight(const ConvShape& shape, const MaskTable& mask, 
 void PlaneGradWeight::find_window(bool shared) {
   const ConvShape& s = shape_;
   const bool three = taps_per_operand_ == 3 && s.R == 3 && s.dilation[0] == 1 && s.stride[0] == 1;
-  window_ = !shared && three && lanes_ == Lanes::images && kernels_.dot_window[1][1];
+  window_ = !shared && three && lane_axis_ == LaneAxis::images && kernels_.dot_window[1][1];
   const bool around = s.padding[0] == 1 && s.padding[1] == 1 && row_blocks_ == 1;
   whole_ = window_ && around && s.P <= kMaxRows && s.Q <= kMaxRows && kernels_.dot_window_whole[s.P][s.Q];
   for (int64_t rows = 0; window_ && rows <= block_rows_; ++rows)
@@ -125,12 +126,13 @@ void PlaneGradWeight::add_own() {
   }
 }
 
-// image [P, Q]. Lanes::pixels: rows as the packed operand has them, zeros between, so that what meets them adds
+// image [P, Q]. LaneAxis::pixels: rows as the packed operand has them, zeros between, so that what meets them adds
 // nothing.
 void PlaneGradWeight::pack_grad(const float* plane, int images, int64_t first_row, int64_t rows, float* packed) const {
   const int64_t pitch = x_.layout().pitch, Q = shape_.Q, image = shape_.K * shape_.out_pixels();
   const float* from = plane + first_row * Q;
-  if (lanes_ == Lanes::images) return kernels_.to_lanes(from, image, images, rows * Q, cells_.data(), packed);
+  if (lane_axis_ == LaneAxis::images)
+    return kernels_.images_to_lanes(from, image, images, rows * Q, cells_.data(), packed);
   float *to = packed, *end = packed + grad_floats_;
   for (int n = 0; n < images; ++n) {
     if (pitch == Q) {
@@ -161,7 +163,7 @@ void PlaneGradWeight::dot_windows(const DotTile& tile, float* out) const {
 void PlaneGradWeight::compute(const Filters& f, const Block& block, float* partial) const {
   const int64_t x_image = shape_.C * shape_.in_pixels(), grad_image = shape_.K * shape_.out_pixels();
   const int lanes = kernels_.lanes;
-  const int64_t tile_floats = kMaxDotFilters * grad_floats_, plane_images = lanes_ == Lanes::images ? lanes : 1;
+  const int64_t tile_floats = kMaxDotFilters * grad_floats_, plane_images = lane_axis_ == LaneAxis::images ? lanes : 1;
   const float *grads[kMaxDotFilters], *xs[kMaxDotXs];
   for (int i = 0; i < f.count; ++i) {
     const float* grad = block.grad + f.filter[i] * shape_.out_pixels();
@@ -180,16 +182,16 @@ void PlaneGradWeight::compute(const Filters& f, const Block& block, float* parti
   tile.g_plane = grad_in_place_ ? grad_image : tile_floats;
   tile.x_plane = x_.in_place() ? x_image : x_.floats();
   tile.last = lanes;
-  if (lanes_ == Lanes::images) {
+  if (lane_axis_ == LaneAxis::images) {
     tile.rows = block.rows, tile.vectors = shape_.Q;
     tile.g_row = shape_.Q * lanes, tile.x_row = x_.layout().pitch * lanes;
   } else {
     tile.rows = 1, tile.vectors = divide_up(block.positions, lanes);
     if (x_.in_place() || grad_in_place_) tile.last = static_cast<int>(block.positions - (tile.vectors - 1) * lanes);
   }
-  const auto& kernels = taps_per_operand_ == 1    ? kernels_.dot[f.count]
-                        : lanes_ == Lanes::images ? kernels_.dot3_lanes[f.count]
-                                                  : kernels_.dot3[f.count];
+  const auto& kernels = taps_per_operand_ == 1           ? kernels_.dot[f.count]
+                        : lane_axis_ == LaneAxis::images ? kernels_.dot3_images[f.count]
+                                                         : kernels_.dot3[f.count];
   tile.out = partial + f.dot;
   for (int64_t o = f.operands; o < f.end; ++o) {
     const Operands& operands = operands_[order_[o]];
@@ -210,7 +212,8 @@ void PlaneGradWeight::run(const float* x, const float* grad, int64_t first, int6
   std::fill(partial + filters_[begin_tile].dot, partial + (end_tile < tiles ? filters_[end_tile].dot : partial_floats_),
             0.f);
   const int64_t x_image = shape_.C * shape_.in_pixels(), grad_image = shape_.K * shape_.out_pixels();
-  const int64_t copies = joined_ ? 1 : group_planes_, plane_images = lanes_ == Lanes::images ? kernels_.lanes : 1;
+  const int64_t copies = joined_ ? 1 : group_planes_,
+                plane_images = lane_axis_ == LaneAxis::images ? kernels_.lanes : 1;
   float *packed_grad = scratch + copies * x_.floats(),
         *lines = packed_grad + (grad_in_place_ ? 0 : copies * kMaxDotFilters * grad_floats_);
   for (int64_t b = first; b < end; ++b) {

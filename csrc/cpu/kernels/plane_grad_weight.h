@@ -16,7 +16,7 @@ namespace prunekernels {
 class PlaneGradWeight {
  public:
   // shared: all live filters of a group meet all its live channels; otherwise each filter those of its live kernels.
-  PlaneGradWeight(const ConvShape& shape, const MaskTable& mask, bool shared, Lanes lanes, int64_t threads);
+  PlaneGradWeight(const ConvShape& shape, const MaskTable& mask, bool shared, LaneAxis lane_axis, int64_t threads);
 
   int64_t partial_floats() const { return partial_floats_; }
   int64_t scratch_floats() const;
@@ -46,7 +46,7 @@ class PlaneGradWeight {
     const float *x, *grad;
     int64_t images, first_row, rows;
     int64_t planes;     // images, or vectors of images
-    int64_t positions;  // Lanes::pixels: of the rows, of all images if they are joined
+    int64_t positions;  // LaneAxis::pixels: of the rows, of all images if they are joined
     float* packed_grad;
   };
 
@@ -61,12 +61,12 @@ class PlaneGradWeight {
 
   const ConvShape shape_;
   const MaskTable mask_;
-  const Lanes lanes_;
-  const TileKernels& kernels_;
+  const LaneAxis lane_axis_;
+  const Microkernels& kernels_;
   PackedPlanes x_;
   bool grad_in_place_, joined_;  // joined: several images without gaps make one long plane
   int taps_per_operand_, filters_per_tile_;
-  bool window_, whole_;  // dot products by tiles_window.h
+  bool window_, whole_;  // dot products by microkernels_window.h
   std::vector<Operands> operands_;
   std::vector<int32_t> order_;  // places in operands_, as the filters meet them
   std::vector<Filters> filters_;
@@ -76,7 +76,7 @@ class PlaneGradWeight {
   int64_t grad_floats_;            // of a packed plane
   int64_t partial_floats_ = 0;
   std::vector<TileGrid> grid_;  // window_: [rows of a block]
-  std::vector<int32_t> cells_;  // Lanes::images: 0, 1, 2, ...
+  std::vector<int32_t> cells_;  // LaneAxis::images: 0, 1, 2, ...
 };
 
 }  // namespace prunekernels

@@ -8,7 +8,7 @@
 namespace prunekernels {
 
 template <class S>
-struct Sums {
+struct HorizontalSums {
   using Vector = typename S::Vector;
   static constexpr int L = S::kLanes;
 
