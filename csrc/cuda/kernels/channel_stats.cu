@@ -152,19 +152,6 @@ cudaError_t launch_partials(const ChannelStats& problem, const T* x, float* part
                 stream, x, partial, work);
 }
 
-cudaError_t launch_partials(const ChannelStats& problem, const void* x, float* partial, const Work& work,
-                            cudaStream_t stream) {
-  switch (problem.element) {
-    case Element::f32:
-      return launch_partials(problem, static_cast<const float*>(x), partial, work, stream);
-    case Element::bf16:
-      return launch_partials(problem, static_cast<const BFloat16*>(x), partial, work, stream);
-    case Element::f16:
-      return launch_partials(problem, static_cast<const Half*>(x), partial, work, stream);
-  }
-  return cudaErrorInvalidValue;
-}
-
 }  // namespace
 
 int64_t channel_stats_workspace(const ChannelStats& problem) { return part_count(problem) * problem.C; }
@@ -178,7 +165,9 @@ cudaError_t launch_channel_stats(const ChannelStats& problem,
   const Work work{problem.N, problem.C,    problem.pixels,    static_cast<int32_t>(part_count(problem)),
                   0,         problem.relu, problem.accumulate};
   if (work.parts > 0) {
-    const cudaError_t status = launch_partials(problem, x, workspace, work, stream);
+    const cudaError_t status = with_element(problem.element, [&](auto zero) {
+      return launch_partials(problem, static_cast<const decltype(zero)*>(x), workspace, work, stream);
+    });
     if (status != cudaSuccess) return status;
   }
   const unsigned blocks = static_cast<unsigned>(ceil_div(problem.C, kFinishChannels));

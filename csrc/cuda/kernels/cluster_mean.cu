@@ -104,15 +104,8 @@ cudaError_t launch_cluster_mean(Element element, const ClusterLayer* layers, int
   constexpr int64_t kLimit = std::numeric_limits<int32_t>::max() - kRowThreads;  // numbers of spans are 32-bit
   for (int64_t i = 0; i < count; ++i)
     if (layers[i].clusters * layers[i].elements > kLimit) return cudaErrorInvalidValue;
-  switch (element) {
-    case Element::f32:
-      return cluster_mean_of<float>(layers, count, strength, stream);
-    case Element::bf16:
-      return cluster_mean_of<BFloat16>(layers, count, strength, stream);
-    case Element::f16:
-      return cluster_mean_of<Half>(layers, count, strength, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_element(element,
+                      [&](auto zero) { return cluster_mean_of<decltype(zero)>(layers, count, strength, stream); });
 }
 
 }  // namespace prunekernels

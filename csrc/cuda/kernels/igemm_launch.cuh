@@ -17,15 +17,7 @@ bool loads_vectors(const void* data, const ChannelView& view, Element element);
 // visit(Math{}) for the multiplication that args ask for
 template <typename Visit>
 cudaError_t with_math(Element element, bool tf32, Visit visit) {
-  switch (element) {
-    case Element::f32:
-      return tf32 ? visit(Tf32{}) : visit(float{});
-    case Element::bf16:
-      return visit(BFloat16{});
-    case Element::f16:
-      return visit(Half{});
-  }
-  return cudaErrorInvalidValue;
+  return tf32 && element == Element::f32 ? visit(Tf32{}) : with_element(element, visit);
 }
 
 // visit(BlockTile{}); with lists there is no large one

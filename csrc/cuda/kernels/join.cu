@@ -114,26 +114,16 @@ struct Join {
   }
 };
 
-template <typename T>
-cudaError_t run(const void* a, const int32_t* slot_a, const void* b, const int32_t* slot_b, void* out,
-                const ChannelJoin& join, cudaStream_t stream) {
-  return Join<T>{static_cast<const T*>(a), slot_a, static_cast<const T*>(b), slot_b, static_cast<T*>(out), join, stream}
-      .run();
-}
-
 }  // namespace
 
 cudaError_t launch_join(const void* a, const int32_t* slot_a, const void* b, const int32_t* slot_b, void* out,
                         const ChannelJoin& join, cudaStream_t stream) {
-  switch (join.element) {
-    case Element::f32:
-      return run<float>(a, slot_a, b, slot_b, out, join, stream);
-    case Element::bf16:
-      return run<BFloat16>(a, slot_a, b, slot_b, out, join, stream);
-    case Element::f16:
-      return run<Half>(a, slot_a, b, slot_b, out, join, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_element(join.element, [&](auto zero) {
+    using T = decltype(zero);
+    return Join<T>{
+        static_cast<const T*>(a), slot_a, static_cast<const T*>(b), slot_b, static_cast<T*>(out), join, stream}
+        .run();
+  });
 }
 
 }  // namespace prunekernels

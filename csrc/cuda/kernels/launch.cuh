@@ -1,6 +1,6 @@
-// What every kernel stands on, for the device and for the emulator alike: launching, and the block's shared memory.
-// Kernels are written in plain CUDA C++ with three exceptions, so that the same file also compiles as host C++ and runs
-// under the emulator, which sees every access:
+// Launching, and the block's shared memory, for the device and for the emulator alike. Kernels are written in plain
+// CUDA C++ with three exceptions, so that the same file also compiles as host C++ and runs under the emulator, which
+// sees every access:
 //   launch(...)    instead of <<<>>>
 //   Shared<T>      instead of __shared__ arrays: all shared memory is dynamic, and is read and written by get() and
 //                  set()
@@ -10,9 +10,10 @@
 #include <cstddef>
 #include <cstdint>
 
-#if defined(PK_EMULATED)
-#include "cuda/emulator/simt.h"
-#else
+#include "core/scalar_types.h"
+#include "cuda/kernels/stream.h"
+
+#if !defined(PK_EMULATED)
 #include <cuda_runtime.h>
 #endif
 
@@ -39,7 +40,7 @@ cudaError_t launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStre
 
 constexpr size_t kSharedWithoutAsking = 48 << 10;
 
-// Nothing is launched where the grid is empty. Returns what the launch itself met with, not what the kernel will.
+// An empty grid launches nothing. Returns the error of the launch itself, not one that the kernel runs into later.
 template <typename... Params, typename... Args>
 cudaError_t launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStream_t stream, Args... args) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return cudaSuccess;
@@ -55,6 +56,20 @@ cudaError_t launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStre
 }
 
 #endif
+
+// visit(T{}) for the type T of an element.
+template <typename Visit>
+cudaError_t with_element(Element element, Visit visit) {
+  switch (element) {
+    case Element::f32:
+      return visit(float{});
+    case Element::bf16:
+      return visit(BFloat16{});
+    case Element::f16:
+      return visit(Half{});
+  }
+  return cudaErrorInvalidValue;
+}
 
 // An address as the instructions of ptx.cuh take it: bytes into the shared window.
 using SharedAddress = uint32_t;

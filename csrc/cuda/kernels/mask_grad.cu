@@ -203,41 +203,18 @@ cudaError_t kernel_norms_of(const NormLayer* layers, int64_t count, cudaStream_t
 cudaError_t launch_mask_grad(Element element, const MaskGradLayer* layers, int64_t count, bool add_to_sums,
                              cudaStream_t stream) {
   if (any_too_large(layers, count)) return cudaErrorInvalidValue;
-  switch (element) {
-    case Element::f32:
-      return mask_grad_of<float>(layers, count, add_to_sums, stream);
-    case Element::bf16:
-      return mask_grad_of<BFloat16>(layers, count, add_to_sums, stream);
-    case Element::f16:
-      return mask_grad_of<Half>(layers, count, add_to_sums, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_element(element,
+                      [&](auto zero) { return mask_grad_of<decltype(zero)>(layers, count, add_to_sums, stream); });
 }
 
 cudaError_t launch_filter_norms(Element element, const NormLayer* layers, int64_t count, cudaStream_t stream) {
   if (any_too_large(layers, count)) return cudaErrorInvalidValue;
-  switch (element) {
-    case Element::f32:
-      return filter_norms_of<float>(layers, count, stream);
-    case Element::bf16:
-      return filter_norms_of<BFloat16>(layers, count, stream);
-    case Element::f16:
-      return filter_norms_of<Half>(layers, count, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_element(element, [&](auto zero) { return filter_norms_of<decltype(zero)>(layers, count, stream); });
 }
 
 cudaError_t launch_kernel_norms(Element element, const NormLayer* layers, int64_t count, cudaStream_t stream) {
   if (any_too_large(layers, count)) return cudaErrorInvalidValue;
-  switch (element) {
-    case Element::f32:
-      return kernel_norms_of<float>(layers, count, stream);
-    case Element::bf16:
-      return kernel_norms_of<BFloat16>(layers, count, stream);
-    case Element::f16:
-      return kernel_norms_of<Half>(layers, count, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_element(element, [&](auto zero) { return kernel_norms_of<decltype(zero)>(layers, count, stream); });
 }
 
 }  // namespace prunekernels

@@ -180,28 +180,18 @@ AdamwAge adamw_age(double lr, double beta1, double beta2, double t) {
 
 cudaError_t launch_optim_sgd(Element element, const OptimParam* params, int64_t count, const SgdStep& step,
                              cudaStream_t stream) {
-  switch (element) {
-    case Element::f32:
-      return launch_steps<float>(optim_sgd_kernel<float>, params, count, step, stream);
-    case Element::bf16:
-      return launch_steps<BFloat16>(optim_sgd_kernel<BFloat16>, params, count, step, stream);
-    case Element::f16:
-      return launch_steps<Half>(optim_sgd_kernel<Half>, params, count, step, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_element(element, [&](auto zero) {
+    using T = decltype(zero);
+    return launch_steps<T>(optim_sgd_kernel<T>, params, count, step, stream);
+  });
 }
 
 cudaError_t launch_optim_adamw(Element element, const OptimParam* params, int64_t count, const AdamwStep& step,
                                cudaStream_t stream) {
-  switch (element) {
-    case Element::f32:
-      return launch_steps<float>(optim_adamw_kernel<float>, params, count, step, stream);
-    case Element::bf16:
-      return launch_steps<BFloat16>(optim_adamw_kernel<BFloat16>, params, count, step, stream);
-    case Element::f16:
-      return launch_steps<Half>(optim_adamw_kernel<Half>, params, count, step, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_element(element, [&](auto zero) {
+    using T = decltype(zero);
+    return launch_steps<T>(optim_adamw_kernel<T>, params, count, step, stream);
+  });
 }
 
 }  // namespace prunekernels

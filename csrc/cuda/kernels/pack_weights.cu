@@ -219,15 +219,8 @@ cudaError_t pack_weights(const PackJob* jobs, int64_t count, Element packed, boo
         (jobs[i].layout == PackLayout::columns && mask.live_groups > 1))
       return cudaErrorInvalidValue;
   }
-  switch (packed) {
-    case Element::f32:
-      return tf32 ? pack<Tf32>(jobs, count, stream) : pack<float>(jobs, count, stream);
-    case Element::bf16:
-      return pack<BFloat16>(jobs, count, stream);
-    case Element::f16:
-      return pack<Half>(jobs, count, stream);
-  }
-  return cudaErrorInvalidValue;
+  if (tf32 && packed == Element::f32) return pack<Tf32>(jobs, count, stream);
+  return with_element(packed, [&](auto zero) { return pack<decltype(zero)>(jobs, count, stream); });
 }
 
 cudaError_t unpack_grad_weight(const UnpackJob* jobs, int64_t count, Element full, cudaStream_t stream) {
@@ -238,15 +231,7 @@ cudaError_t unpack_grad_weight(const UnpackJob* jobs, int64_t count, Element ful
         !fits(static_cast<int64_t>(mask.filters) * mask.channels_per_group * jobs[i].taps + kPackThreads * kUnpackSpan))
       return cudaErrorInvalidValue;
   }
-  switch (full) {
-    case Element::f32:
-      return unpack<float>(jobs, count, stream);
-    case Element::bf16:
-      return unpack<BFloat16>(jobs, count, stream);
-    case Element::f16:
-      return unpack<Half>(jobs, count, stream);
-  }
-  return cudaErrorInvalidValue;
+  return with_element(full, [&](auto zero) { return unpack<decltype(zero)>(jobs, count, stream); });
 }
 
 }  // namespace prunekernels

@@ -1,4 +1,4 @@
-// The two CUDA types that launchers show to the outer ring.
+// What every launcher's header needs: cudaStream_t, cudaError_t, and the element types of the kernels.
 #pragma once
 
 #if defined(PK_EMULATED)
