@@ -56,9 +56,9 @@ std::vector<int32_t> find_witnesses(const int32_t* result, int64_t results, cons
     const int32_t* const other = operand + g * operands / groups;
     const int32_t* const dead = std::find_if(first, last, is_dead);
     if (dead != last)
-      words.push_back(witness_word(dead - result, true));
+      words.push_back(sentinel_word(dead - result, true));
     else if (std::any_of(other, other + operands / groups, [](int32_t slot) { return slot < 0; }))
-      words.push_back(witness_word(first - result, false));
+      words.push_back(sentinel_word(first - result, false));
   }
   return words;
 }

@@ -1,4 +1,4 @@
-// The dense plan's guard for ctypes.
+// find_leaks and the repair for ctypes.
 #include "cuda/kernels/nan_repair.h"
 
 using namespace prunekernels;
@@ -6,10 +6,10 @@ using namespace prunekernels;
 extern "C" {
 
 // found: [*blocks], of which there are at most 4096
-int pk_find_leaks(const void* result, const int32_t* witnesses, int64_t count, int64_t images, int64_t pixels,
+int pk_find_leaks(const void* result, const int32_t* sentinels, int64_t count, int64_t images, int64_t pixels,
                   int64_t channels, int element, bool channels_last, int32_t* found, int32_t* blocks) {
   const LeakSearch search{
-      result, images, pixels, channels, static_cast<Element>(element), channels_last, {witnesses, count}};
+      result, images, pixels, channels, static_cast<Element>(element), channels_last, {sentinels, count}};
   *blocks = leak_blocks(search);
   return launch_find_leaks(search, found, nullptr);
 }

@@ -8,7 +8,7 @@ namespace prunekernels {
 
 namespace simt {
 
-struct Rows {  // of ldmatrix: the row that this lane names, its fragments
+struct LdmatrixLane {  // the row that this lane names, and the fragments that it receives
   uint16_t row[8];
   uint32_t r[4];
 };
@@ -20,9 +20,9 @@ void resolve_ldmatrix(void* const* lanes, uint32_t) {
       for (int i = 0; i < 2; ++i) {
         const int row = kTransposed ? 2 * (lane % 4) + i : lane / 4;
         const int column = kTransposed ? lane / 4 : 2 * (lane % 4) + i;
-        pair[i] = static_cast<const Rows*>(lanes[8 * m + row])->row[column];
+        pair[i] = static_cast<const LdmatrixLane*>(lanes[8 * m + row])->row[column];
       }
-      static_cast<Rows*>(lanes[lane])->r[m] = pair[0] | pair[1] << 16;
+      static_cast<LdmatrixLane*>(lanes[lane])->r[m] = pair[0] | pair[1] << 16;
     }
 }
 
@@ -37,7 +37,7 @@ void mma_m16n8k8_tf32(void* const* lanes, uint32_t);
 
 template <int kMatrices, bool kTransposed>
 void ldmatrix(const char* name, uint32_t (&r)[kMatrices], uint32_t address) {
-  Rows mine{};
+  LdmatrixLane mine{};
   if (lane() < 8 * kMatrices) load_shared(address, mine.row, 16, 16);
   meet({name, resolve_ldmatrix<kMatrices, kTransposed>, true}, 0xffffffff, &mine);
   for (int i = 0; i < kMatrices; ++i) r[i] = mine.r[i];

@@ -1,4 +1,4 @@
-// The dense plan's guard: witnesses of leaked NaNs and infinities, and the repair.
+// Looks for NaNs and infinities that the dense plan let through, and repairs the result.
 #include <algorithm>
 
 #include "cuda/kernels/channel_copy.cuh"
@@ -7,21 +7,21 @@
 namespace prunekernels {
 namespace {
 
-constexpr int kGuardThreads = 256;
+constexpr int kRepairThreads = 256;
 constexpr int kReadsInFlight = 4;
 constexpr int kStretchBlocks = 256;
 constexpr int kMostRepairBlocks = 1056;
 
-// Item i is a witness at a pixel of an image; neighbours are neighbours in memory: pixels of a plane (NCHW), witnesses
-// of a pixel (NHWC).
+// Item i is a sentinel channel at one pixel of one image. Neighbouring items are neighbours in memory: pixels of a
+// plane (NCHW), sentinel channels of a pixel (NHWC).
 struct LeakSplit {
   uint32_t items;
-  FastDivide inner, count;  // pixels of a plane (NHWC: witnesses), witnesses
+  FastDivide inner, count;  // pixels of a plane (NHWC: sentinels), sentinels
   int64_t channels, pixels;
   bool channels_last;
 
   struct Place {
-    uint32_t witness;
+    uint32_t sentinel;
     int64_t at;  // element of channel 0
   };
   PK_DEVICE Place place(uint32_t i) const {
@@ -32,14 +32,15 @@ struct LeakSplit {
   }
 };
 
-// found[block] = some value of this block's items is not what its witness says. A value is +0 if its bits are, finite
-// if its exponent is not all ones. Blocks and threads take items in turn.
+// found[block] = some item of the block is not what its sentinel word demands: all bits 0, or an exponent that is not
+// all ones (finite). Blocks and threads take items in turn.
 template <typename Bits>
-__global__ void __launch_bounds__(kGuardThreads)
-    find_leaks_kernel(const Bits* __restrict__ result, const int32_t* __restrict__ witnesses,
+__global__ void __launch_bounds__(kRepairThreads)
+    find_leaks_kernel(const Bits* __restrict__ result, const int32_t* __restrict__ sentinels,
                       int32_t* __restrict__ found, uint32_t exponent, LeakSplit split, uint32_t step) {
   bool leaked = false;
-  for (uint32_t first = blockIdx.x * kGuardThreads + threadIdx.x; first < split.items; first += step * kReadsInFlight) {
+  for (uint32_t first = blockIdx.x * kRepairThreads + threadIdx.x; first < split.items;
+       first += step * kReadsInFlight) {
     uint32_t value[kReadsInFlight];
     bool zero[kReadsInFlight];
 #pragma unroll
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(kGuardThreads)
       value[j] = 0, zero[j] = true;
       if (i >= split.items) continue;
       const LeakSplit::Place place = split.place(i);
-      const int32_t word = witnesses[place.witness];
+      const int32_t word = sentinels[place.sentinel];
       value[j] = result[place.at + static_cast<int64_t>(word >> 1) * (split.channels_last ? 1 : split.pixels)];
       zero[j] = word & 1;
     }
@@ -59,22 +60,22 @@ __global__ void __launch_bounds__(kGuardThreads)
   if (threadIdx.x == 0) found[blockIdx.x] = any;
 }
 
-// Images searched by one launch: indices are of 32 bits, and run past the last item by less than a round.
+// Images that one launch searches: indices have 32 bits, and run past the last item by less than a round.
 int64_t stretch_images(const LeakSearch& s) {
-  constexpr int64_t kMost = (int64_t{1} << 31) - kStretchBlocks * kGuardThreads * kReadsInFlight;
-  return std::min(s.images, kMost / std::max<int64_t>(1, s.pixels * s.witnesses.count));
+  constexpr int64_t kMost = (int64_t{1} << 31) - kStretchBlocks * kRepairThreads * kReadsInFlight;
+  return std::min(s.images, kMost / std::max<int64_t>(1, s.pixels * s.sentinels.count));
 }
 
 int stretch_blocks(const LeakSearch& s, int64_t images) {
-  const int64_t items = images * s.pixels * s.witnesses.count;
-  return static_cast<int>(std::min<int64_t>((items + kGuardThreads - 1) / kGuardThreads, kStretchBlocks));
+  const int64_t items = images * s.pixels * s.sentinels.count;
+  return static_cast<int>(std::min<int64_t>((items + kRepairThreads - 1) / kRepairThreads, kStretchBlocks));
 }
 
 template <typename Bits>
 cudaError_t find_leaks(const LeakSearch& s, uint32_t exponent, int32_t* found, cudaStream_t stream) {
   const int64_t stretch = stretch_images(s);
   if (stretch == 0) return cudaErrorInvalidValue;
-  const auto count = static_cast<uint32_t>(s.witnesses.count);
+  const auto count = static_cast<uint32_t>(s.sentinels.count);
   const auto inner = s.channels_last ? count : static_cast<uint32_t>(s.pixels);
   for (int64_t n = 0; n < s.images; n += stretch) {
     const int64_t images = std::min(stretch, s.images - n);
@@ -86,9 +87,9 @@ cudaError_t find_leaks(const LeakSearch& s, uint32_t exponent, int32_t* found, c
                           s.pixels,
                           s.channels_last};
     const cudaError_t status =
-        launch(find_leaks_kernel<Bits>, {static_cast<unsigned>(blocks), kGuardThreads, 0}, stream,
-               static_cast<const Bits*>(s.result) + n * s.channels * s.pixels, s.witnesses.words, found, exponent,
-               split, static_cast<uint32_t>(blocks * kGuardThreads));
+        launch(find_leaks_kernel<Bits>, {static_cast<unsigned>(blocks), kRepairThreads, 0}, stream,
+               static_cast<const Bits*>(s.result) + n * s.channels * s.pixels, s.sentinels.words, found, exponent,
+               split, static_cast<uint32_t>(blocks * kRepairThreads));
     if (status != cudaSuccess) return status;
     found += blocks;
   }
@@ -97,7 +98,7 @@ cudaError_t find_leaks(const LeakSearch& s, uint32_t exponent, int32_t* found, c
 
 // ---- repair
 
-// What a kernel needs of struct Repair. result [images, to, height, width], operand [images, from, ...].
+// The sizes in struct Repair as the kernel takes them: result [images, to, height, width], operand [images, from, ...].
 struct RepairShape {
   int64_t images;
   int32_t to, height, width, from, from_height, from_width;
@@ -118,7 +119,7 @@ PK_DEVICE int meets(int at, int tap, int stride, int padding, int dilation, int 
   return p >= 0 && p < size ? p : -1;
 }
 
-// One element of the result: sums over the live kernels between its channel and the operand's of its group.
+// One element of the result: the sum over the live kernels between its channel and the operand channels of its group.
 template <bool kForward, typename T>
 PK_DEVICE float repaired(const RepairShape& s, const T* image, const T* weight, const uint32_t* pairs, int channel,
                          int row, int column) {
@@ -152,8 +153,8 @@ PK_DEVICE void repair_all(const RepairShape& s, const T* operand, const T* weigh
                           const int32_t* slot, const uint32_t* pairs) {
   const int64_t pixels = static_cast<int64_t>(s.height) * s.width, count = s.images * s.to * pixels;
   const int64_t operand_image = static_cast<int64_t>(s.from) * s.from_height * s.from_width;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kGuardThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kGuardThreads + threadIdx.x; i < count; i += step) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kRepairThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kRepairThreads + threadIdx.x; i < count; i += step) {
     const int64_t inner = s.channels_last ? s.to : pixels, outer = i / inner, rest = i - outer * inner;
     const int64_t image = outer / (s.channels_last ? pixels : s.to);
     const int64_t other = outer - image * (s.channels_last ? pixels : s.to);
@@ -171,19 +172,19 @@ PK_DEVICE void repair_all(const RepairShape& s, const T* operand, const T* weigh
 
 PK_DEVICE bool nothing_found(const int32_t* found, int count) {
   bool any = found == nullptr;
-  for (int i = threadIdx.x; i < count; i += kGuardThreads) any |= found[i] != 0;
+  for (int i = threadIdx.x; i < count; i += kRepairThreads) any |= found[i] != 0;
   return !__syncthreads_or(any);
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kGuardThreads)
+__global__ void __launch_bounds__(kRepairThreads)
     repair_fwd_kernel(RepairShape shape, const T* operand, const T* weight, const T* bias, T* result,
                       const int32_t* slot, const uint32_t* pairs, const int32_t* found, int count) {
   if (nothing_found(found, count)) return;
   repair_all<true>(shape, operand, weight, bias, result, slot, pairs);
 }
 template <typename T>
-__global__ void __launch_bounds__(kGuardThreads)
+__global__ void __launch_bounds__(kRepairThreads)
     repair_grad_input_kernel(RepairShape shape, const T* operand, const T* weight, const T* bias, T* result,
                              const int32_t* slot, const uint32_t* pairs, const int32_t* found, int count) {
   if (nothing_found(found, count)) return;
@@ -211,23 +212,16 @@ RepairShape repair_shape(const Repair& r, bool forward) {
 template <typename T>
 cudaError_t repair(const Repair& r, bool forward, const int32_t* found, int count, cudaStream_t stream) {
   const RepairShape shape = repair_shape(r, forward);
-  const int64_t needed = (shape.images * shape.to * shape.height * shape.width + kGuardThreads - 1) / kGuardThreads;
+  const int64_t needed = (shape.images * shape.to * shape.height * shape.width + kRepairThreads - 1) / kRepairThreads;
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(needed, kMostRepairBlocks));
-  return launch(forward ? repair_fwd_kernel<T> : repair_grad_input_kernel<T>, {blocks, kGuardThreads, 0}, stream, shape,
-                static_cast<const T*>(r.operand), static_cast<const T*>(r.weight), static_cast<const T*>(r.bias),
+  return launch(forward ? repair_fwd_kernel<T> : repair_grad_input_kernel<T>, {blocks, kRepairThreads, 0}, stream,
+                shape, static_cast<const T*>(r.operand), static_cast<const T*>(r.weight), static_cast<const T*>(r.bias),
                 static_cast<T*>(r.result), r.slot, r.pairs, found, count);
 }
 
 cudaError_t repair(const Repair& r, bool forward, const int32_t* found, int count, cudaStream_t stream) {
   if (found && count == 0) return cudaSuccess;
-  switch (r.element) {
-    case Element::bf16:
-      return repair<BFloat16>(r, forward, found, count, stream);
-    case Element::f16:
-      return repair<Half>(r, forward, found, count, stream);
-    default:
-      return repair<float>(r, forward, found, count, stream);
-  }
+  return with_element(r.element, [&](auto zero) { return repair<decltype(zero)>(r, forward, found, count, stream); });
 }
 
 }  // namespace
@@ -240,7 +234,7 @@ int leak_blocks(const LeakSearch& s) {
 }
 
 cudaError_t launch_find_leaks(const LeakSearch& s, int32_t* found, cudaStream_t stream) {
-  if (s.images * s.pixels * s.witnesses.count == 0) return cudaSuccess;
+  if (s.images * s.pixels * s.sentinels.count == 0) return cudaSuccess;
   switch (s.element) {
     case Element::bf16:
       return find_leaks<uint16_t>(s, 0x7f80, found, stream);

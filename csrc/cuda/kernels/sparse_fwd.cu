@@ -134,7 +134,8 @@ struct Correlation {
   }
 };
 
-struct Side {  // of the convolution
+// One convolution, or input gradient, on its way to the device.
+struct CorrelationLaunch {
   bool forward;
   const float *operand, *weight, *bias;
   float* result;
@@ -248,12 +249,12 @@ struct Side {  // of the convolution
 
 cudaError_t launch_sparse_fwd(const float* x, const float* weight, const float* bias, float* y, const SparseConv& conv,
                               cudaStream_t stream) {
-  return Side{true, x, weight, bias, y, conv, stream}.run();
+  return CorrelationLaunch{true, x, weight, bias, y, conv, stream}.run();
 }
 
 cudaError_t launch_sparse_grad_input(const float* dy, const float* weight, float* dx, const SparseConv& conv,
                                      cudaStream_t stream) {
-  return Side{false, dy, weight, nullptr, dx, conv, stream}.run();
+  return CorrelationLaunch{false, dy, weight, nullptr, dx, conv, stream}.run();
 }
 
 bool sparse_correlation_serves(const ConvShape& s) {

@@ -1,4 +1,4 @@
-"""find_leaks and repair: every kind of witness and of number, every place; repaired results against the reference."""
+"""find_leaks and repair: every kind of sentinel channel and of number, every place; repaired results against the reference."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,10 @@ ROUND = 256 * 256 * 4  # items that all threads of a launch read in one round
 
 @dataclass
 class Leak:
-    """witnesses: channel -> must be +0; put: (image, channel, pixel, value); found: whether that is a leak."""
+    """sentinels: channel -> must be +0; put: (image, channel, pixel, value); found: whether that is a leak."""
 
     element: str
-    witnesses: dict
+    sentinels: dict
     put: tuple | None
     found: bool
     images: int = 2
@@ -26,17 +26,17 @@ class Leak:
 
     def __str__(self):
         layout = "nhwc" if self.channels_last else "nchw"
-        return f"{layout}-n{self.images}c{self.channels}p{self.pixels}-{self.witnesses}-{self.put}".replace(" ", "")
+        return f"{layout}-n{self.images}c{self.channels}p{self.pixels}-{self.sentinels}-{self.put}".replace(" ", "")
 
     def run(self, lib):
         x = np.ones((self.images, self.channels, self.pixels), np.float32)
-        for channel, zero in self.witnesses.items():
+        for channel, zero in self.sentinels.items():
             x[:, channel] = 0 if zero else 3
         if self.put:
             image, channel, pixel, value = self.put
             x[image, channel, pixel] = value
         x = np.ascontiguousarray(x.transpose(0, 2, 1)) if self.channels_last else x
-        words = np.array([2 * c + zero for c, zero in self.witnesses.items()], np.int32)
+        words = np.array([2 * c + zero for c, zero in self.sentinels.items()], np.int32)
         found, blocks = np.full(4096, 0x7F7F7F7F, np.int32), np.zeros(1, np.int32)
         sizes = (self.images, self.pixels, self.channels)
         flags = (ELEMENTS.index(self.element), self.channels_last)
@@ -48,7 +48,7 @@ class Leak:
 
 
 def _leaks(element):
-    tail = {"images": 3, "channels": 4, "pixels": 85}  # 255, 256 and 257 items of one witness; several blocks
+    tail = {"images": 3, "channels": 4, "pixels": 85}  # 255, 256 and 257 items of one sentinel; several blocks
     for last in (False, True):
         layout = {"channels_last": last}
         for zero in (False, True):
@@ -56,7 +56,7 @@ def _leaks(element):
             yield Leak(element, one, None, False, **layout)
             for value in (NAN, INF, -INF):
                 yield Leak(element, one, (1, 2, 6, value), True, **layout)
-                yield Leak(element, one, (1, 3, 6, value), False, **layout)  # in a channel that is no witness
+                yield Leak(element, one, (1, 3, 6, value), False, **layout)  # in a channel that is no sentinel
             yield Leak(element, one, (0, 2, 0, -0.0), zero, **layout)
             yield Leak(element, one, (0, 2, 0, 1e-4), zero, **layout)
             yield Leak(element, one, (0, 2, 3, 3e4), zero, **layout)  # large, yet finite in every type
