@@ -13,7 +13,7 @@
 #include <cstring>
 #include <type_traits>
 
-// From here on all is compiled for this target, so headers whose functions others share come before.
+// Everything below is compiled for AVX-512. Headers whose functions other files share must come before.
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma"))), apply_to = function)
 #else

@@ -1,7 +1,8 @@
-// The loops of batch_norm.h, once for each instruction set; written for the compiler to vectorise. Included inside a
-// region of one target, in an anonymous namespace.
+// The loops of batch_norm.h, which the compiler vectorises. Included once for each instruction set, in an anonymous
+// namespace, inside a region that is compiled for it.
 
-constexpr int kVector = 16, kChains = 4;  // as many sums side by side as hide an addition's latency
+constexpr int kVector = 16;
+constexpr int kChains = 4;  // independent sums, enough to hide the latency of an addition
 
 typedef float Vector __attribute__((vector_size(4 * kVector)));
 
@@ -11,7 +12,7 @@ inline Vector load(const float* p) {
   return v;
 }
 
-// Sums of a segment, of terms that term(i, first, second) makes from floats or vectors at i: in float over
+// Sums over a segment; term(i, first, second) adds the terms of the float, or of the vector, at i. In float over
 // kChains * kVector * kNormRows terms, then in double.
 template <typename Term>
 inline void sum_terms(int64_t length, NormSums& sums, Term term) {

@@ -1,6 +1,6 @@
-// NHWC gather and scatter, one pixel at a time: the live list is a bit mask per vector of channels, the same for every
-// pixel, and the CPU's compress and expand instructions close or open the gaps. Tails are masked loads and stores, so
-// neighbours are never touched and threads may own adjacent pixels.
+// NHWC gather and scatter, pixel by pixel. The live list comes as a bit per channel; compress and expand instructions
+// close and open the gaps of one vector of channels. Tails are masked loads and stores: nothing beyond a pixel is
+// touched, so that threads may work on neighbouring pixels.
 #include "cpu/kernels/channel_copy.h"
 
 #include <array>
@@ -56,9 +56,8 @@ PK_SCALAR(64)
 #define PK_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,popcnt,bmi2")))
 #define PK_AVX512VBMI2 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi2,popcnt,bmi2")))
 
-// One body per element width; the intrinsics differ by suffix only. LANES divides 64, so a vector's mask lies in one
-// word of bits. A function template cannot carry the target attribute to its lambdas in g++ 12, hence a macro over
-// named functions.
+// One body for all element widths; the intrinsics differ by suffix only. LANES divides 64, so a vector's mask lies in
+// one word of bits. A macro, since lambdas in a function template do not inherit its target attribute (g++ 12).
 #define PK_COMPRESS(bits_per_element, isa, TARGET, LANES, MASK, SUFFIX)                                          \
   TARGET void gather_pixels_b##bits_per_element##_##isa(const char* from, char* to, int64_t begin, int64_t end,  \
                                                         const ChannelList& list) {                               \
@@ -102,7 +101,7 @@ PK_COMPRESS(64, avx512, PK_AVX512, 8, __mmask8, epi64)
 
 namespace {
 
-struct Permutations {  // of 8 lanes, by the byte that says which are live
+struct Permutations {  // of 8 lanes, by the byte whose bits say which lanes are live
   std::array<std::array<int32_t, 8>, 256> compress{}, expand{};
   constexpr Permutations() {
     for (int live = 0; live < 256; ++live)

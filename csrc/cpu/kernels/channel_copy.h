@@ -1,4 +1,4 @@
-// Declarations of the kernels in channel_copy.cpp, one per row of the kernel table, and their x86 stand-ins elsewhere.
+// Declares the kernels of channel_copy.cpp, one for each PK_CHANNEL_COPY row of kernel_table.inc.
 #pragma once
 
 #include "cpu/kernels/gather_scatter.h"

@@ -22,7 +22,7 @@ void add_plane(const T* x, int64_t pixels, double (&lanes)[kLanes]) {
   for (int64_t i = 0; p + i < pixels; ++i) lanes[i] += activated<T, kRelu>(x[p + i]);
 }
 
-// Up to kLanes channels from `first` on.
+// lanes[i] += the sum of channel first + i, for `count` channels (at most kLanes).
 template <typename T, bool kRelu>
 void add_pixels(const ChannelView<const T>& x, int64_t first, int64_t count, double (&lanes)[kLanes]) {
   for (int64_t n = 0; n < x.batches; ++n)

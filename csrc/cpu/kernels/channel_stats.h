@@ -1,5 +1,5 @@
-// means[c] = average of x[n, c, p], after relu where asked, over n and p; 0 where there are none. Sums are formed in
-// double, a channel by one thread. NaN stays NaN.
+// means[c] = mean over n and p of x(n, c, p), or of its relu; 0 if there are no pixels. Sums are formed in double, each
+// channel's by one thread. NaN stays NaN.
 #pragma once
 
 #include "core/scalar_types.h"

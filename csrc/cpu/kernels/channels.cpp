@@ -40,7 +40,7 @@ struct BitsOfSize<8> {
 template <typename T>
 using BitsOf = typename BitsOfSize<sizeof(T)>::type;
 
-// All ones in a NaN and in an infinity.
+// The bits that are all ones in a NaN or an infinity, and in no other number.
 template <typename T>
 constexpr BitsOf<T> kExponent = 0;
 template <>
@@ -93,7 +93,7 @@ template <typename T>
 bool channel_is(Property property, const ChannelView<const T>& x, int64_t c, int64_t begin, int64_t end) {
   for (int64_t n = begin; n < end; ++n) {
     const BitsOf<T>* at = reinterpret_cast<const BitsOf<T>*>(x.data + n * x.batch + c * x.channel);
-    BitsOf<T> offence = 0;  // no exit inside: the loop vectorises
+    BitsOf<T> offence = 0;  // no exit from within the loop, so that it vectorises
     for (int64_t p = 0; p < x.pixels; ++p) offence |= offends<T>(property, at[p * x.pixel]);
     if (offence) return false;
   }

@@ -1,4 +1,5 @@
-// Kernels by instruction set: for each kind, kernel_table.inc lists the functions that make them, best first.
+// Chooses the kernels of one kind (microkernels, optim, ...) by instruction set, from the rows that kernel_table.inc
+// lists for that kind, best first.
 #pragma once
 
 #include "cpu/isa.h"
@@ -11,7 +12,7 @@ struct IsaKernels {
   const Kernels& (*kernels)();
 };
 
-// Filled in when first asked for: the code that does it may itself need the instruction set.
+// The kernels that kMake makes. Made on first use only: the code that makes them may itself need the instruction set.
 template <Isa kIsa, auto kMake>
 const auto& kernels_of() {
   static const auto kernels = [] {

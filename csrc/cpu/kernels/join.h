@@ -1,7 +1,7 @@
 // Sum of two compact activations over the union of their live channels:
 //   y[n, j] = a[n, a_index[j]] + alpha * b[n, b_index[j]], a term missing where its index is < 0
-// "planes": NCHW, a channel is contiguous. In NHWC both are first brought to the union's channels (gather_scatter.h), a
-// block at a time.
+// join_planes is for NCHW. In NHWC, a block of pixels of each is first scattered to the union's channels
+// (gather_scatter.h) and then added by join_run.
 #pragma once
 
 #include <cstdint>

@@ -46,7 +46,8 @@ void kernel_norms(const T* weight, const uint32_t* pairs, int64_t channels, int6
     }
   if (!pairs) return;
   for (int64_t c = 0; c < channels; ++c)
-    if (!(pairs[c >> 5] >> (c & 31) & 1)) abs_sums[c] = square_sums[c] = A{};  // whatever was there, NaN included
+    if (!(pairs[c >> 5] >> (c & 31) & 1))
+      abs_sums[c] = square_sums[c] = A{};  // whatever the weights held, NaN included
 }
 
 #define PK_INSTANTIATE(T)                         \

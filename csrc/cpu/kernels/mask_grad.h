@@ -1,5 +1,5 @@
-// One row of a weight's gradient masked and scaled in place, with the sums that pruning criteria read; and norms. Sums
-// are formed in float (of doubles: in double), in an order that depends on the instruction set alone.
+// Masks and scales one row of a weight's gradient in place and forms the sums that pruning criteria read; and norms of
+// a row. Sums are formed in float (of doubles: in double), in an order that depends on the instruction set alone.
 #pragma once
 
 #include <cstdint>
@@ -40,13 +40,13 @@ struct MaskGradKernels {
 };
 const MaskGradKernels& mask_grad_kernels();  // the best the instruction set in force allows
 
-// Of any element type, by the scalar kernels.
+// The same for any element type, by the scalar kernels.
 template <typename T>
 void mask_grad(const MaskGradRow<T>& row);
 template <typename T>
 void row_norm(const NormRow<T>& row);
 
-// The same sums of each kernel of a row: [channels]. The row is [channels, taps], or [taps, channels] if channels_last;
+// The norms of each kernel of a row: [channels]. The row is [channels, taps], or [taps, channels] if channels_last;
 // pairs: a bit per channel, null: all live.
 template <typename T>
 void kernel_norms(const T* weight, const uint32_t* pairs, int64_t channels, int64_t taps, bool channels_last,

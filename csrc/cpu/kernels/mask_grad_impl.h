@@ -1,4 +1,5 @@
-// The row passes of mask_grad.h for vectors of any instruction set. Include inside a region of one target.
+// The row passes of mask_grad.h for the vectors of masked_simd.h. Include inside a region that is compiled for one
+// instruction set.
 #pragma once
 
 #include "cpu/kernels/mask_grad.h"

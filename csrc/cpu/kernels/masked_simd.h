@@ -1,5 +1,5 @@
-// Vectors of elements of which only some take part, by instruction set: for passes over rows that hold dead elements.
-// Include inside a region of one target.
+// A vector of elements with a mask of its live lanes, one struct for each instruction set: for passes over rows of
+// which some elements are dead. Include inside a region that is compiled for that instruction set.
 #pragma once
 
 #include <cmath>
@@ -11,11 +11,11 @@
 
 namespace prunekernels {
 
-// One lane. Every result is rounded to T, as torch's elementwise operators round theirs.
+// One lane. Every result is rounded to T, as torch's elementwise operators do it.
 template <typename T>
 struct MaskedScalar {
   using Element = T;
-  using Wide = MaskedScalar<typename Arithmetic<T>::type>;  // the lanes that sums are formed in
+  using Wide = MaskedScalar<typename Arithmetic<T>::type>;  // for sums
   using Vector = typename Arithmetic<T>::type;
   using Mask = bool;
   static constexpr int kLanes = 1;
@@ -125,10 +125,10 @@ struct MaskedAvx512 {
 
 #endif
 
-// visit.whole(i) for each vector of live elements of a row; visit.some(i, lanes) for those with dead ones among them;
-// visit.last(i, lanes) for the end of the row, where a vector may reach past it. live: a bit per element, null: all
-// live. A word of bits decides for its vectors together: with dead channels at random, a branch for each is a wrong
-// guess.
+// Walks a row of `elements` vector by vector: visit.whole(i) where every element is live, visit.some(i, mask) where
+// some are dead, visit.last(i, mask) at the end of the row, where a vector may reach past it. live: a bit per element;
+// null: all live. One test serves 32 elements: with dead channels at random, a branch for each vector is mispredicted
+// too often.
 template <typename V, typename Visit>
 PK_INLINE void each_vector(const uint32_t* live, int64_t elements, Visit& visit) {
   constexpr int kLanes = V::kLanes;

@@ -1,25 +1,26 @@
-// The inner loops of the direct and sparse plans. A convolution over planes (channel after channel, each a run of
-// floats) is, for one filter, a list of steps: a weight, and how far from the output's position its operand lies.
-// A kernel is then only a few steps that are not in the list, so a dead one costs nothing.
+// The inner loops of the direct and sparse plans. For one filter, a convolution over planes (channel after channel,
+// each a run of floats) is a list of steps. A step is a weight and the distance from an output's position to the
+// operand which that weight multiplies. The steps of a dead kernel are not in the list, so it costs nothing.
 #pragma once
 
 #include <cstdint>
 
 namespace prunekernels {
 
-constexpr int kMaxFilters = 8;   // that share a list of steps
-constexpr int kMaxVectors = 16;  // of positions, in one tile
-constexpr int kMaxRows = 4;      // of positions, in one tile of conv_rows or window
+// The largest tiles of any instruction set.
+constexpr int kMaxFilters = 8;   // filters that share a list of steps
+constexpr int kMaxVectors = 16;  // vectors of output positions
+constexpr int kMaxRows = 4;      // rows of output positions (conv_rows, window)
 constexpr int kMaxWindowVectors = 8;
 constexpr int kMaxDotFilters = 4;
 constexpr int kMaxDotXs = 6;
 
-// y[i][p] = start[i] + sum over channels c and taps t of weights[c, t, i] * x[channels[c] + taps[t] + p], for
-// p = 0..vectors * lanes - 1
+// One call of a convolution: a tile of `vectors` vectors of outputs (positions p) for each of a few filters i.
+//   y[i][p] = start[i] + sum over channels c and taps t of weights[c, t, i] * x[channels[c] + taps[t] + p]
 struct ConvTile {
   const float* x;
-  int64_t x_row, y_row;            // conv_rows, window: between the rows of a tile
-  const int32_t *channels, *taps;  // offsets
+  int64_t x_row, y_row;            // floats from one row of the tile to the next (conv_rows, window)
+  const int32_t *channels, *taps;  // offsets in floats
   int64_t channel_count, tap_count;
   const float* weights;
   const float* start;  // null: 0
@@ -27,7 +28,8 @@ struct ConvTile {
   int last;  // lanes of the last vector that are read and written
 };
 
-// out[f * xs + j] += sum over planes n, rows r and positions p of g[f][n, r, p] * x[j][n, r, p]
+// One call of a weight gradient: the dot products of a few output gradients f with a few operands j (`xs` of them).
+//   out[f * xs + j] += sum over planes n, rows r and positions p of g[f][n, r, p] * x[j][n, r, p]
 struct DotTile {
   const float* const* g;
   const float* const* x;
@@ -44,22 +46,22 @@ struct Microkernels {
 
   int lanes;
   int most_filters;
-  int conv_vectors[kMaxFilters + 1];                 // the largest tile of so many filters
+  int conv_vectors[kMaxFilters + 1];                 // [filters]: the most vectors of a tile
   Conv conv[kMaxFilters + 1][kMaxVectors + 1];       // [filters][vectors]
-  Conv conv_part[kMaxFilters + 1][kMaxVectors + 1];  // the same where the last vector is not whole
-  // One filter, [rows][vectors]: several rows of positions share what they read.
-  int rows_vectors, most_row_vectors;  // the largest tile, and its longest row
+  Conv conv_part[kMaxFilters + 1][kMaxVectors + 1];  // the same; the last vector has ConvTile::last lanes only
+  // Of one filter, [rows][vectors of a row]: the rows of the tile share what they read.
+  int rows_vectors, most_row_vectors;  // the most vectors of a tile, and of a row of it
   Conv conv_rows[kMaxRows + 1][kMaxVectors + 1];
-  // The same of a 3x3 kernel at stride 1 and its dot products (microkernels_window.h), null where registers do not
-  // suffice; whole: of a plane that is one tile. dot_window: of `down` times `across` tiles from g and x on; out is
-  // [9].
+  // The same for a 3x3 kernel at stride 1, and its dot products (microkernels_window.h); null where the registers do
+  // not suffice. _whole: the tile is the whole plane. dot_window: of `down` times `across` tiles from g and x on; out
+  // is [9].
   using DotWindow = void (*)(const DotTile&, const float* g, const float* x, int64_t down, int64_t across, float* out);
   Conv window[kMaxRows + 1][kMaxWindowVectors + 1], window_whole[kMaxRows + 1][kMaxRows + 1];
   DotWindow dot_window[kMaxRows + 1][kMaxWindowVectors + 1], dot_window_whole[kMaxRows + 1][kMaxRows + 1];
   int dot_filters, dot_xs;
   Dot dot[kMaxDotFilters + 1][kMaxDotXs + 1];  // [filters][xs]
-  // Here every x stands for three: x and the two positions behind it (dot3), or the two vectors (dot3_images). out is
-  // [filters][xs][3].
+  // Every x stands for three operands, x and its two neighbours to the right: one float apart (dot3), or one vector
+  // apart, where a vector holds one pixel of several images (dot3_images). out is [filters][xs][3].
   int dot3_filters, dot3_images_filters;
   Dot dot3[kMaxDotFilters + 1][4], dot3_images[kMaxDotFilters + 1][4];
 
@@ -73,7 +75,7 @@ struct Microkernels {
   void (*split)(const float* from, float* even, float* odd, int64_t count);
   // to[2 i] = even[i], to[2 i + 1] = odd[i]; writes exactly count floats
   void (*merge)(const float* even, const float* odd, float* to, int64_t count);
-  // The same pixels of up to `lanes` images as vectors: to[cells[p]][n] = from[n * image + p], absent images 0
+  // One vector a pixel, one lane an image: to[cells[p]][n] = from[n * image + p], 0 for n >= images
   void (*images_to_lanes)(const float* from, int64_t image, int images, int64_t pixels, const int32_t* cells,
                           float* to);
   // to[n * image + p] = from[cells[p]][n]

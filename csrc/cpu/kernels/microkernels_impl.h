@@ -1,5 +1,5 @@
-// The kernels of microkernels.h for one vector type. Each tile's accumulators fill the register file: filters x vectors
-// of them, one vector of x each, and one broadcast weight.
+// The microkernels for one vector type S of simd.h. The largest tiles fill the register file: filters x vectors sums,
+// the vectors of x, and one broadcast weight.
 #pragma once
 
 #include <cstdint>
@@ -86,7 +86,7 @@ struct MicrokernelSet {
         S::store(a.y[0] + r * a.y_row + v * L, sums[r][v]);
   }
 
-  // Every x stands for kShifts, kShift floats apart.
+  // Every x stands for kShifts operands that lie kShift floats apart.
   template <int F, int J, int kShifts, int kShift>
   static void dot(const DotTile& a) {
     Vector sums[F][J][kShifts];
@@ -123,7 +123,7 @@ struct MicrokernelSet {
 
   static void pack_list(const float* from, int64_t stride, int64_t kernel, const int32_t* at, int64_t count,
                         const int32_t* order, int64_t taps, float* to) {
-    constexpr int64_t kAhead = 8;  // no prefetcher sees where the next live kernel lies
+    constexpr int64_t kAhead = 8;  // the hardware cannot guess where the next live kernel lies
     const auto ahead = [&](int64_t j) {
       if (j + kAhead < count) __builtin_prefetch(from + at[j + kAhead] * stride);
     };

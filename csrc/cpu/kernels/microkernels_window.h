@@ -1,7 +1,8 @@
-// 3x3 at stride 1 where each filter has a list of its own, a vector holding the same pixel of as many images. Sharing
-// nothing between filters, a multiply-add would need a load each; here a cell is read once, into a register, and meets
-// every output (or output's gradient) within reach, while the nine weights (or their sums) stay in registers too.
-// kWhole: the tile is all of a plane with one cell of padding around it, which is neither read nor multiplied.
+// 3x3 convolutions at stride 1 of one filter (the sparse plan); a vector (a cell) holds the same pixel of several
+// images. One filter alone would need a load for each multiply-add. Here each cell of the tile's input is loaded once
+// and added into every output within its reach, while the nine weights (in the weight gradient: nine sums) stay in
+// registers.
+// kWhole: the tile is the whole plane, with one cell of padding around it that is neither read nor multiplied.
 #pragma once
 
 #include <type_traits>
@@ -17,7 +18,7 @@ struct WindowMicrokernels {
   using Vector = typename S::Vector;
   static constexpr int L = S::kLanes;
   static constexpr int kTaps = 9;
-  // Beside the nine weights or sums and one cell.
+  // Registers for outputs: all but the nine weights (or sums), the cell and a spare one.
   static constexpr int kMostCells = S::kRegisters - kTaps - 2;
 
   static constexpr bool fits(int rows, int vectors) { return L > 1 && rows * vectors <= kMostCells; }

@@ -1,6 +1,6 @@
-// Optimizer steps of rows of a parameter; dead elements, and what the optimizer remembers of them, are neither read
-// nor written. Live ones follow torch.optim on the CPU to the bit: every operation rounds, and an fma stands where
-// torch's vector kernels have one (the CUDA kernels follow torch's CUDA kernels, which differ in AdamW):
+// Optimizer steps over rows of a parameter. Dead elements and their optimizer state are neither read nor changed. Live
+// ones follow torch.optim on the CPU to the bit: every operation rounds, and an fma stands where torch's vector kernels
+// have one. (cuda/kernels/optim.h follows torch's CUDA kernels, whose AdamW rounds elsewhere.)
 //   SGD     d = weight_decay ? fma(weight_decay, w, g) : g
 //           v = first_step ? d : fma(1 - dampening, d, momentum * v)
 //           u = nesterov ? fma(momentum, v, d) : v               (momentum 0: u = d, and there is no v)
@@ -21,7 +21,7 @@ struct OptimRows {
   T* weight;             // [.., elements]
   const T* grad;         // [.., elements]
   T* state[2];           // [.., elements] each; SGD: momentum_buffer (null: momentum is 0); AdamW: exp_avg, exp_avg_sq
-  const int32_t* index;  // [count]: which rows, below 0: none; null: rows 0..count - 1
+  const int32_t* index;  // [count]: the rows to step (< 0: skipped); null: rows 0..count - 1
   int64_t count, elements;
   const uint32_t* live;  // a bit per element; null: all live
   float* abs_update;     // [..]: sum of |change of w| over each row; or null
@@ -46,7 +46,7 @@ struct OptimKernels {
 };
 const OptimKernels& optim_kernels();  // the best the instruction set in force allows
 
-// Of any element type, by the scalar kernels.
+// The same for any element type, by the scalar kernels.
 template <typename T, typename A>
 void optim_sgd(const OptimRows<T>& rows, const SgdNumbers<A>& numbers);
 template <typename T, typename A>

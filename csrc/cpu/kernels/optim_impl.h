@@ -1,4 +1,5 @@
-// The steps of optim.h for vectors of any instruction set. Include inside a region of one target.
+// The steps of optim.h for the vectors of masked_simd.h: one formula for every instruction set and element type.
+// Include inside a region that is compiled for that instruction set.
 #pragma once
 
 #include "cpu/kernels/masked_simd.h"
@@ -68,7 +69,8 @@ struct AdamwRule {
   }
 };
 
-// One vector of a row at a time: reads, applies the rule, writes, and where asked sums the change.
+// For each_vector(): reads a vector of weight, gradient and states, applies the rule, writes back; kSums: sums up how
+// the weight changes.
 template <typename V, typename Rule, bool kSums>
 struct StepVector {
   using T = typename V::Element;
@@ -103,7 +105,7 @@ struct StepVector {
     if constexpr (kSums) sum(Wide::sub(after, before));
   }
 
-  // The row is this thread's alone: what is dead gets its own bits back, which is faster than a store that spares it.
+  // Writes dead elements back with their own bits: no other thread has the row, and a masked store is slower.
   __attribute__((always_inline)) void some(int64_t i, typename V::Mask live) {
     if (!V::any(live)) return;
     Vector before, after, kept[Rule::kStates];
@@ -137,7 +139,7 @@ struct StepVector {
   }
 };
 
-// The next row's first lines, which the CPU cannot guess where rows are skipped.
+// Prefetches the first lines of the next row: the hardware cannot guess it where rows are skipped.
 template <typename Rule, typename T>
 PK_INLINE void prefetch_row(const OptimRows<T>& rows, int64_t row) {
   constexpr int64_t kLine = 64 / sizeof(T);

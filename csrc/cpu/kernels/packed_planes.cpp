@@ -36,13 +36,13 @@ PackedPlanes::PackedPlanes(PlaneLayout layout, std::vector<int32_t> live, int64_
 
 void PackedPlanes::set_block(int64_t rows, int64_t images) {
   const Axis &down = layout_.rows, &across = layout_.columns;
-  // Last vectors read on, for outputs that nobody keeps.
+  // The last vector of a tile reads past the plane; what it computes there is thrown away.
   const int64_t slack = lane_axis_ == LaneAxis::images ? 0 : kMaxVectors * kernels_.lanes;
   block_images_ = images;
   phase_cells_ = divide_up(layout_.phase_floats(images * rows, slack), kernels_.lanes) * kernels_.lanes;
   channel_floats_ = in_place() ? down.operand * across.operand : layout_.phases * phase_cells_ * cell_;
   if (lane_axis_ == LaneAxis::pixels) return;
-  const int64_t unread = layout_.phases * phase_cells_;  // a cell for pixels no tap reads
+  const int64_t unread = layout_.phases * phase_cells_;  // the cell that takes pixels which no tap reads
   channel_floats_ += cell_;
   cells_.clear();
   for (int64_t y = 0; y < (rows + layout_.extra_rows) * down.step; ++y)
@@ -57,7 +57,7 @@ void PackedPlanes::set_block(int64_t rows, int64_t images) {
     }
 }
 
-// One row into its phases of a packed plane, `at` floats into each. A null row is a row of padding.
+// Copies one row into its phases of a packed plane, `at` floats into each. A null row is a row of padding.
 void PackedPlanes::pack_row(const float* row, const int* phase, float* plane, int64_t at, float* lines) const {
   const Axis& columns = layout_.columns;
   const int64_t steps = columns.step, length = layout_.width * steps;

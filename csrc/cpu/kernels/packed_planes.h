@@ -1,8 +1,8 @@
-// The live planes of an operand as a PlaneLayout wants them, in one of two forms:
-//   pixels  a vector holds neighbouring pixels of an image; planes that lie right already are not copied
-//   images  a vector holds the same pixel of as many images, so that neither the width of a plane nor the tap's column
-//           costs anything; the price is a transposition
-// A cell is what moves one pixel on: a float, or a vector.
+// Copies the live planes of an operand into the form that PlaneLayout describes. What the lanes of a vector hold:
+//   LaneAxis::pixels  neighbouring pixels of one image; planes that lie right already are not copied
+//   LaneAxis::images  the same pixel of as many images, so that neither narrow planes nor unaligned taps cost anything;
+//                     the price is a transposition
+// A cell is one pixel in that form: a float, or a vector.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +20,8 @@ std::vector<int32_t> without_padding(const int32_t* index, int64_t begin, int64_
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Rows a block, about `fit` at most, such that the blocks of all groups are shared out evenly among the threads; where
-// that would leave a row or two to each, as many as fit.
+// Rows of a block: about `fit` at most, and such that the threads get equally many blocks of all groups; where blocks
+// would shrink to a row or two for that, as many rows as fit.
 int64_t balanced_rows(int64_t rows, int64_t fit, int64_t groups, int64_t threads);
 
 class PackedPlanes {
@@ -29,8 +29,7 @@ class PackedPlanes {
   PackedPlanes(PlaneLayout layout, std::vector<int32_t> live, int64_t channels, LaneAxis lane_axis,
                const Microkernels& kernels);
 
-  // What a block has: so many output rows of one image, or in a gapless layout all rows of several, one after the
-  // other.
+  // The size of a block: so many output rows of one image; or, in a gapless layout, all rows of several images.
   void set_block(int64_t rows, int64_t images = 1);
 
   const PlaneLayout& layout() const { return layout_; }
@@ -40,8 +39,8 @@ class PackedPlanes {
 
   bool in_place() const { return layout_.in_place && lane_axis_ == LaneAxis::pixels && block_images_ == 1; }
   int64_t floats() const { return in_place() ? 0 : count() * channel_floats_; }  // of a packed block
-  int64_t line_floats() const { return 2 * line_floats_; }                       // of pack's workspace
-  // Where output 0 of the block finds its operand, from start(): the plane of this place, and then a tap.
+  int64_t line_floats() const { return 2 * line_floats_; }                       // of the workspace `lines` of pack()
+  // Output 0 of the block reads its operand at start() + channel_offset() + tap_offset().
   int64_t channel_offset(int64_t place) const { return (in_place() ? live_[place] : place) * channel_floats_; }
   int64_t tap_offset(const Tap& row, const Tap& column) const {
     return layout_.offset(row, column, phase_cells_) * cell_;
@@ -49,8 +48,7 @@ class PackedPlanes {
   const float* start(const float* image, int64_t first_row, const float* packed) const {
     return in_place() ? image + first_row * layout_.pitch : packed;
   }
-  // images of [channels, rows, columns] -> packed, for output rows first_row..first_row + rows. LaneAxis::pixels: one
-  // image.
+  // image [images, channels, rows, columns] -> packed, as output rows first_row..first_row + rows need it.
   void pack(const float* image, int64_t image_floats, int images, int64_t first_row, int64_t rows, float* packed,
             float* lines) const;
 

@@ -6,8 +6,9 @@
 namespace prunekernels {
 namespace {
 
-constexpr int64_t kPackedFloats = 256 << 10;  // of a block of rows: a good part of L2
-constexpr int64_t kPositions = 8 << 10;       // of a block of rows: the sums of 8 filters stay in L2 beside it
+// Limits of a block of rows.
+constexpr int64_t kPackedFloats = 256 << 10;  // a good part of L2
+constexpr int64_t kPositions = 8 << 10;       // the sums of 8 filters stay in L2 beside it
 
 PlaneLayout plane_layout(PlaneConv::Direction direction, const ConvShape& s) {
   if (direction == PlaneConv::kForward) return {forward_axis(s, 0), forward_axis(s, 1)};
@@ -19,7 +20,8 @@ std::vector<int32_t> operands(PlaneConv::Direction direction, const MaskTable& m
                                           : without_padding(mask.out_index(), 0, mask.out_count());
 }
 
-// Clock cycles of a tile's step: two multiply-adds or two loads each, but four before a sum can be added to again.
+// Clock cycles of one step of a tile: a cycle does two multiply-adds and two loads; the next step has to wait four
+// cycles for the sums of this one.
 double step_cycles(int filters, int64_t vectors) {
   return std::max({4.0, filters * vectors / 2.0, (filters + vectors) / 2.0}) + 0.5;
 }
@@ -72,7 +74,7 @@ PlaneConv::PlaneConv(Direction direction, const ConvShape& shape, const MaskTabl
   }
 }
 
-// In the order in which they lie, which in the input gradient is the kernel turned round.
+// Sorted by offset: in the input gradient that is the kernel turned round.
 void PlaneConv::add_taps(Class& c) const {
   std::vector<std::pair<int32_t, int32_t>> taps;
   for (const Tap& r : c.rows->taps)
@@ -115,7 +117,7 @@ TileGrid PlaneConv::grid_of(const Class& c, int64_t rows) const {
                    [&](int64_t height, int64_t width) { return height * width <= kernels_.rows_vectors; });
 }
 
-// LaneAxis::pixels: where planes have no gaps, but are no whole vectors, several images make one long plane.
+// LaneAxis::pixels: planes without gaps whose size is no multiple of a vector are joined, several images to one plane.
 int64_t PlaneConv::images_that_fit(int64_t threads) const {
   const int64_t pixels = layout_.rows.longest() * layout_.columns.longest();
   if (!layout_.gapless() || pixels % kernels_.lanes == 0 || shape_.N <= threads) return 1;
@@ -124,7 +126,7 @@ int64_t PlaneConv::images_that_fit(int64_t threads) const {
   return divide_up(shape_.N, divide_up(divide_up(shape_.N, fit), threads) * threads);
 }
 
-// Blocks of rows small enough for L2, and tasks enough for the threads.
+// Cuts the planes into blocks of rows that fit into L2, and into enough tasks for the threads.
 void PlaneConv::cut_rows(int64_t threads) {
   const int64_t rows = layout_.rows.longest(), live = static_cast<int64_t>(planes_.live().size());
   const int64_t pitch = layout_.pitch * planes_.cell(),

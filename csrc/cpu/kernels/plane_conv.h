@@ -1,8 +1,8 @@
-// Convolution over planes by lists of steps: the direct plan (up to 8 filters share a list) and the sparse one (a list
-// per filter). NCHW, float. Its tasks share nothing but what they read.
+// Convolution over planes by lists of steps: the direct plan (up to 8 filters share a list) and the sparse plan (each
+// filter has its own). NCHW, float. The work is cut into tasks that write disjoint parts of the result.
 //
-// In the input gradient everything swaps sides: a "filter" here is an input channel, an "operand" a channel of the
-// output's gradient.
+// The input gradient is the same with input and output exchanged: a "filter" is then an input channel, an "operand" a
+// channel of the output's gradient.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ class PlaneConv {
  public:
   enum Direction { kForward, kGradInput };
 
-  // shared: filters share lists, and dead kernels among them are zeros; otherwise each has a list of its own.
+  // shared: filters share lists, in which dead kernels are zeros (direct). Else each filter has its own list (sparse).
   PlaneConv(Direction direction, const ConvShape& shape, const MaskTable& mask, bool shared, LaneAxis lane_axis,
             int64_t threads);
 
@@ -38,31 +38,31 @@ class PlaneConv {
            float* scratch) const;
 
  private:
-  struct List {  // of operands: a stretch of operands_ and channels_
+  struct List {  // the operands of a block: a stretch of operands_ and channels_
     int64_t first, count;
   };
   struct Block {  // filters that share a list
     int filters;
     int32_t filter[kMaxFilters];
     List list;
-    int64_t weight;  // start in the packed weights: [class][channel][tap][filter]
+    int64_t weight;  // where its packed weights begin: [class][channel][tap][filter]
   };
-  struct Class {  // outputs of a class of rows and a class of columns
+  struct Class {  // the outputs of one class of rows and one class of columns (core/conv_axes.h)
     const AxisClass *rows, *columns;
-    std::vector<int32_t> tap;      // r * S + s, in the order of
-    std::vector<int32_t> offset;   // its operand
-    std::vector<TileGrid> grid;    // [rows of a block]: one filter's tiles
-    bool window, whole;            // they are those of microkernels_window.h
-    bool by_row[kMaxFilters + 1];  // tiles of so many filters end with a row, and compute nothing between rows
+    std::vector<int32_t> tap;      // r * S + s, in ascending order of
+    std::vector<int32_t> offset;   // where it reads, in floats from the output's position
+    std::vector<TileGrid> grid;    // [rows of a block]: the tiles of one filter
+    bool window, whole;            // its taps are a 3x3 window (microkernels_window.h); its tile is the whole plane
+    bool by_row[kMaxFilters + 1];  // [filters]: tiles end where a row ends, so nothing is computed between rows
   };
   struct Pass {  // what one task works on
     int images;
     int64_t first_row, rows;
     const float *x, *weights, *start;
     float *result, *sums;
-    int64_t result_image;  // floats of one image of it
-    const float* zeros;    // a row
-    const Block* first;    // the block that finds x in no cache
+    int64_t result_image;  // floats from one image of the result to the next
+    const float* zeros;    // one row
+    const Block* first;    // computed first, when x is in no cache yet
   };
 
   void cut_rows(int64_t threads);
@@ -94,10 +94,10 @@ class PlaneConv {
   PackedPlanes planes_;
   const PlaneLayout& layout_;
   std::vector<Class> classes_;
-  std::vector<int32_t> dead_;                 // filters that nobody computes
+  std::vector<int32_t> dead_;                 // dead filters: their results are zeros
   std::vector<int32_t> operands_, channels_;  // the lists, and the offsets of their packed planes
   std::vector<Block> blocks_;
-  int64_t group_images_, groups_;  // images that are computed together
+  int64_t group_images_, groups_;  // images of a group, which are computed together
   int64_t block_rows_, row_blocks_, parts_;
   int64_t class_floats_, sums_floats_, weight_floats_ = 0;
   bool stores_in_place_;

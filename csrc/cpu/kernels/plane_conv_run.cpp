@@ -14,7 +14,8 @@ void prefetch_next(const ConvTile& tile, int64_t floats, int64_t lanes) {
 
 }  // namespace
 
-// vectors of positions from tile.x on, cut into tiles of about equal size; y: where those of each filter begin.
+// Computes `vectors` vectors of positions from tile.x on, in tiles of about equal size. y: [filters], where the results
+// of each begin.
 void PlaneConv::tiles(const Block& block, const ConvTile& tile, int64_t vectors, float* const* y, bool prefetch) const {
   const int64_t tiles = divide_up(vectors, kernels_.conv_vectors[block.filters]);
   float* to[kMaxFilters];
@@ -30,7 +31,7 @@ void PlaneConv::tiles(const Block& block, const ConvTile& tile, int64_t vectors,
   }
 }
 
-// The same for one filter over rows of cells: tiles of several rows.
+// Computes all rows of one filter, in tiles of several rows.
 void PlaneConv::own_tiles(ConvTile tile, const Class& c, int64_t rows, float* y) const {
   const float* x = tile.x;
   float* to;
@@ -95,7 +96,7 @@ void PlaneConv::compute(const Block& block, const Pass& pass) const {
     unpack_pixels(block, pass);
 }
 
-// The sums of all classes, garbage between rows left out, into rows of the result.
+// Copies the sums of all classes into rows of the result and leaves out the garbage between rows.
 void PlaneConv::unpack_pixels(const Block& block, const Pass& pass) const {
   const size_t columns = layout_.columns.classes.size();
   const int64_t length = layout_.columns.result, pitch = layout_.pitch;

@@ -6,7 +6,7 @@ namespace prunekernels {
 namespace {
 
 constexpr int64_t kPlaneFloats = 2048;        // of a block: the planes of one tile stay in L1
-constexpr int64_t kImagesPlaneFloats = 4096;  // the same, where the rows of a plane are read one after the other
+constexpr int64_t kImagesPlaneFloats = 4096;  // the same for LaneAxis::images, which reads one row after the other
 constexpr int64_t kBlockFloats = 256 << 10;   // of a block: its planes stay in L2
 
 }  // namespace
@@ -126,8 +126,8 @@ void PlaneGradWeight::add_own() {
   }
 }
 
-// image [P, Q]. LaneAxis::pixels: rows as the packed operand has them, zeros between, so that what meets them adds
-// nothing.
+// plane [P, Q] of each image -> packed. LaneAxis::pixels: with the pitch of the packed input and zeros between the
+// rows, so that what the input holds there adds nothing.
 void PlaneGradWeight::pack_grad(const float* plane, int images, int64_t first_row, int64_t rows, float* packed) const {
   const int64_t pitch = x_.layout().pitch, Q = shape_.Q, image = shape_.K * shape_.out_pixels();
   const float* from = plane + first_row * Q;
@@ -148,7 +148,7 @@ void PlaneGradWeight::pack_grad(const float* plane, int images, int64_t first_ro
   if (to < end) kernels_.zero(to, end - to);
 }
 
-// One filter and channel: all nine taps.
+// All nine taps of one filter and channel.
 void PlaneGradWeight::dot_windows(const DotTile& tile, float* out) const {
   const int64_t lanes = kernels_.lanes;
   grid_[tile.rows].each(tile.rows, tile.vectors,

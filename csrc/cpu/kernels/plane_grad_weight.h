@@ -1,5 +1,5 @@
-// Gradient of the weight over planes: for every live kernel and tap, the dot product of the output's gradient with the
-// operand moved by the tap. NCHW, float. Each share of the images adds into a partial gradient of its own.
+// Weight gradient over planes: for each live kernel and tap, the dot product of the output's gradient with the input
+// shifted by the tap. NCHW, float. Threads that share out the images each add into a partial gradient of their own.
 #pragma once
 
 #include <cstdint>
@@ -15,32 +15,33 @@ namespace prunekernels {
 
 class PlaneGradWeight {
  public:
-  // shared: all live filters of a group meet all its live channels; otherwise each filter those of its live kernels.
+  // shared: computes all live filters of a group times all its live channels (direct). Else live kernels only (sparse).
   PlaneGradWeight(const ConvShape& shape, const MaskTable& mask, bool shared, LaneAxis lane_axis, int64_t threads);
 
   int64_t partial_floats() const { return partial_floats_; }
   int64_t scratch_floats() const;
-  // Blocks of rows, or of whole images: partial gradients of disjoint blocks add up.
+  // A block is a few rows of an image, or a few whole images. Partial gradients of disjoint blocks add up.
   int64_t blocks() const { return groups_ * row_blocks_; }
-  // partial = the products of blocks first..end, for the part-th share of the filters.
+  // partial = the gradient from blocks first..end alone, of the part-th of `parts` shares of the filters.
   void run(const float* x, const float* grad, int64_t first, int64_t end, int64_t part, int64_t parts, float* partial,
            float* scratch) const;
-  // Filters begin..end of grad_weight, every element, from the sum of `count` partial gradients that lie in a row.
+  // Writes every element of filters begin..end of grad_weight: scale times the sum of `count` partial gradients, which
+  // lie one after the other.
   void write(const float* partial, int64_t count, const float* scale, const WeightLayout& layout, float* grad_weight,
              int64_t begin, int64_t end) const;
 
  private:
-  struct Operands {  // of one tile: channels, each moved by a tap, or by a kernel row's three taps
+  struct Operands {  // of one tile: channels shifted by a tap each (or by the three taps of a kernel row)
     int count;
     int32_t channel[kMaxDotXs];  // within its group
-    int32_t tap[kMaxDotXs];      // the first of them
+    int32_t tap[kMaxDotXs];      // r * S + s; of three the first
     int64_t offset[kMaxDotXs];
   };
-  struct Filters {  // of one tile, and the operands they meet
+  struct Filters {  // of one tile, and the operands to multiply them with
     int count;
     int32_t filter[kMaxDotFilters];
     int64_t operands, end;  // in order_
-    int64_t dot;            // start in a partial gradient: [tile][filter][operand][tap]
+    int64_t dot;            // where its products begin in a partial gradient: [tile][filter][operand][tap]
   };
   struct Block {  // of images and rows, packed
     const float *x, *grad;
@@ -68,11 +69,11 @@ class PlaneGradWeight {
   int taps_per_operand_, filters_per_tile_;
   bool window_, whole_;  // dot products by microkernels_window.h
   std::vector<Operands> operands_;
-  std::vector<int32_t> order_;  // places in operands_, as the filters meet them
+  std::vector<int32_t> order_;  // indices into operands_, in the order of the filters' tiles
   std::vector<Filters> filters_;
-  std::vector<int32_t> tile_of_;  // filter -> which of filters_, -1: dead
+  std::vector<int32_t> tile_of_;  // filter -> index into filters_; -1: dead
   int64_t block_rows_, row_blocks_;
-  int64_t group_planes_, groups_;  // images, or vectors of images, of a block; blocks of a row block
+  int64_t group_planes_, groups_;  // images (or vectors of images) of a block; how many such groups there are
   int64_t grad_floats_;            // of a packed plane
   int64_t partial_floats_ = 0;
   std::vector<TileGrid> grid_;  // window_: [rows of a block]

@@ -1,4 +1,4 @@
-// Where a plane's rows lie when the microkernels read it.
+// Where the rows of a plane lie when the microkernels read it.
 #pragma once
 
 #include <algorithm>
@@ -10,15 +10,15 @@
 
 namespace prunekernels {
 
-// How the operand's planes are laid out for the tile kernels: rows of `pitch` floats with the padding as zeros, a
-// strided axis taken apart into `step` phases, so that whatever the stride one vector of outputs reads one vector of
-// floats. The zeros right of a row and left of the next are the same ones.
+// Rows of `pitch` floats, padding included as zeros; the zeros at the right end of a row are those at the left end of
+// the next. A strided axis is taken apart into `step` phases, so that a vector of outputs reads a vector of
+// neighbouring floats, whatever the stride.
 struct PlaneLayout {
   Axis rows, columns;
   int64_t low_row, low_column, extra_rows, width, pitch;
   std::vector<int> phase;  // [row phase * columns.step + column phase] -> place, -1: no tap reads it
   int phases = 0;
-  bool in_place;  // the plane as it is serves: nothing to copy
+  bool in_place;  // the plane already lies so: nothing to copy
 
   PlaneLayout(Axis r, Axis c) : rows(std::move(r)), columns(std::move(c)) {
     low_row = rows.lowest(), low_column = columns.lowest();
@@ -39,7 +39,7 @@ struct PlaneLayout {
                width == columns.operand && rows.longest() == rows.operand;
   }
 
-  // Nothing lies between the rows of outputs, nor would between images.
+  // No padding lies between rows of outputs, so images that follow one another make one long plane.
   bool gapless() const { return extra_rows == 0 && pitch == columns.longest(); }
 
   template <typename Visit>
@@ -50,7 +50,7 @@ struct PlaneLayout {
           for (const Tap& b : c.taps) visit(a, b);
   }
 
-  // Positions, garbage between the rows included, of a block of output rows.
+  // Positions that are computed for a block of output rows, those between the rows (garbage) included.
   int64_t positions(int64_t block_rows, int64_t row_length) const {
     return block_rows < 1 || row_length < 1 ? 0 : (block_rows - 1) * pitch + row_length;
   }

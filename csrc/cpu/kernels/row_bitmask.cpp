@@ -14,7 +14,7 @@ void set_range(uint32_t* bits, int64_t begin, int64_t end) {
   }
 }
 
-// visit(begin, end) for each stretch of set bits.
+// Calls visit(begin, end) for each stretch of set bits.
 template <typename Visit>
 void each_run(const uint32_t* bits, int64_t count, Visit visit) {
   int64_t begin = -1;

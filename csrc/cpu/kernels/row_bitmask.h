@@ -1,4 +1,4 @@
-// Which elements of a row are live, a bit each: one form for every layout, for kernels that pass over rows as they lie.
+// A bit for each element of a row of a weight, in the order of memory: set if the element is live.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@ namespace prunekernels {
 
 inline int64_t bit_words(int64_t elements) { return (elements + 31) / 32; }
 
-// bits of a row [channels, taps], or of [taps, channels] if channels_last, from a bit per channel. Bits past the end
+// pairs (a bit per channel) -> bits of a row [channels, taps], or [taps, channels] if channels_last. Bits past the end
 // are 0.
 void spread_bits(const uint32_t* pairs, int64_t channels, int64_t taps, bool channels_last, uint32_t* bits);
 

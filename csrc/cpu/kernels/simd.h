@@ -1,5 +1,5 @@
-// Vectors of floats by instruction set, in the few operations the tile kernels need. Include inside a region of
-// one target.
+// A vector of floats and the operations that the microkernels need, one struct for each instruction set. Include inside
+// a region that is compiled for that instruction set. load_first and store_first touch the first `count` lanes only.
 #pragma once
 
 #include <cstdint>
@@ -57,7 +57,7 @@ struct Avx2Float {
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
   }
-  // The compiler must not load a vector again for each use of it: loads are what limits these kernels.
+  // Keeps v in a register: else the compiler may load it again for each use, and loads are what limits these kernels.
   PK_INLINE void keep(Vector& v) { asm("" : "+x"(v)); }
   PK_INLINE void split(const float* p, Vector& even, Vector& odd) {
     const __m256 a = load(p), b = load(p + 8);
@@ -106,7 +106,7 @@ struct Avx512Float {
   PK_INLINE void store_first(float* p, Vector v, int count) { _mm512_mask_storeu_ps(p, first(count), v); }
   PK_INLINE Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
   PK_INLINE float sum(Vector v) { return _mm512_reduce_add_ps(v); }
-  // Lane i: the sum of v[i]. Each level halves the vectors and doubles how many sums a vector holds.
+  // Lane i of the result: the sum of v[i]. Each level halves the number of vectors and doubles the sums in each.
   PK_INLINE Vector sums(Vector (&v)[16]) {
     PK_UNROLL for (int i = 0; i < 8; ++i) v[i] = _mm512_add_ps(_mm512_shuffle_f32x4(v[i], v[i + 8], 0b01000100),
                                                                _mm512_shuffle_f32x4(v[i], v[i + 8], 0b11101110));

@@ -1,4 +1,4 @@
-// How to cut rows of cells into tiles.
+// How a plane of cells is cut into tiles: the best grid for tiles that also read cells around them.
 #pragma once
 
 #include <algorithm>
@@ -9,8 +9,8 @@ namespace prunekernels {
 struct TileGrid {
   int64_t down, across;
 
-  // Tiles differ by one row and one column at most, the larger ones first. visit(row, height, tiles, column, width,
-  // tiles) for every stretch of equal ones.
+  // Calls visit(row, height, tiles down, column, width, tiles across) for each rectangle of equal tiles. Tiles differ
+  // by one row and one column at most; the larger ones come first.
   template <typename Visit>
   void each(int64_t rows, int64_t columns, Visit visit) const {
     const auto stretches = [](int64_t size, int64_t tiles, auto take) {
@@ -25,8 +25,8 @@ struct TileGrid {
   }
 };
 
-// The grid that reads the fewest cells, for tiles that also read `over` rows and `beside` columns next to them, with
-// so many multiply-adds a cell. has(height, width): there is a kernel for such a tile.
+// The cheapest grid for tiles that read `over` rows and `beside` columns more than they have, with `taps` multiply-adds
+// a cell. has(height, width): whether there is a microkernel for such a tile.
 template <typename Has>
 TileGrid best_grid(int64_t rows, int64_t columns, int64_t over, int64_t beside, int64_t taps, int64_t most_rows,
                    int64_t most_columns, Has has) {
@@ -36,7 +36,7 @@ TileGrid best_grid(int64_t rows, int64_t columns, int64_t over, int64_t beside, 
     for (int64_t height = 1; height <= std::min(rows, most_rows) && has(height, width); ++height) {
       const TileGrid grid{(rows + height - 1) / height, (columns + width - 1) / width};
       const double tiles = static_cast<double>(grid.down * grid.across);
-      // A cell comes from L2 once and is read at every tap; fewer than 8 sums wait for one another.
+      // Each cell is fetched from L2 once and read at every tap. A tile of fewer than 8 sums waits for its own sums.
       const double cells = rows * columns + tiles * (over * width + beside * height + over * beside);
       const double cost = 1.7 * cells + taps * std::max(0.5 * rows * columns, 4.0 * tiles);
       if (!best.down || cost < least) best = grid, least = cost;

@@ -1,4 +1,4 @@
-// What a dot product ends with.
+// How a dot product ends: each vector of partial sums becomes one number.
 #pragma once
 
 #include <type_traits>

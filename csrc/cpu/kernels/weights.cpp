@@ -26,7 +26,7 @@ void copy_taps(const T* from, int64_t from_stride, T* to, int64_t to_stride, int
   for (int64_t t = 0; t < taps; ++t) to[t * to_stride] = from ? from[t * from_stride] : T{};
 }
 
-// The dead channels of row k, in order; live stretches pass 32 a step.
+// Lists the dead channels of row k in ascending order. 32 live channels cost one step.
 void list_dead_channels(const MaskTable& mask, int64_t k, std::vector<int64_t>& dead_channels) {
   const int64_t channels = mask.channels_per_group();
   dead_channels.clear();
@@ -37,7 +37,7 @@ void list_dead_channels(const MaskTable& mask, int64_t k, std::vector<int64_t>& 
   }
 }
 
-// No exit before the end: loads overlap, and runs vectorise.
+// No early exit, so that loads overlap and the loop vectorises.
 template <typename T>
 bool all_zero(const T* run, int64_t count) {
   bool zero = true;

@@ -1,5 +1,5 @@
-// Weights between full width [K, C / G, R, S] and the compact convolution [live_groups * out_per_group, in_per_group,
-// R, S].
+// Copies weights from full width [K, C / G, R, S] to the compact convolution's
+// [live_groups * out_per_group, in_per_group, R, S], and its gradient back.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@ struct WeightLayout {  // strides in elements; taps of an OHWI tensor are Cg apa
   int64_t row, channel, tap;
 };
 
-// One launch of pack or unpack. columns: the live channels, where one list serves every row (one group, no single dead
-// kernel, no padding), else null; with it rows of channel stride 1 are moved by the vector copies of gather_scatter.h.
+// columns: the live channels where one list serves every row (one group, no single dead kernels, no padding); else
+// null. With such a list, rows of channel stride 1 are moved by the vector copies of gather_scatter.h.
 struct WeightMove {
   const MaskTable& mask;
   const ChannelList* columns;
