@@ -1,5 +1,5 @@
-// What gather, scatter and join share: result[n, o] comes from channel map[o] of a source, or from nowhere. How blocks,
-// threads and vectors divide the result, for planes (NCHW) and for pixels (NHWC).
+// How gather, scatter and join divide their result among blocks, threads and vectors, for planes (NCHW) and for pixels
+// (NHWC). result[n, o] comes from channel map[o] of a source; it is 0 where map[o] < 0.
 #pragma once
 
 #include <algorithm>
@@ -10,16 +10,16 @@
 namespace prunekernels {
 
 constexpr int kCopyThreads = 256;
-constexpr int kCopyInFlight = 4;       // vectors a thread asks for before it waits for the first
-constexpr int64_t kCopyBlocks = 1024;  // about as many as a large device holds: beyond, blocks get longer
-constexpr int64_t kCopyRounds = 8;     // up to so much
+constexpr int kCopyInFlight = 4;       // vectors that a thread loads before it stores the first
+constexpr int64_t kCopyBlocks = 1024;  // about as many as a large device holds; beyond, blocks do more rounds
+constexpr int64_t kCopyRounds = 8;     // at most
 
 template <typename T, int kCount>
 struct alignas(sizeof(T) * kCount) Pack {
   T at[kCount];
 };
 
-// NCHW: the result is one row of vectors, plane after plane; each thread has kCopyInFlight of them, a block apart.
+// NCHW: the result is one row of vectors, plane after plane. Each thread has kCopyInFlight of them, kCopyThreads apart.
 struct PlaneSplit {
   FastDivide plane, channels;  // vectors of a plane, planes of an image of the result
   uint32_t vectors;            // in all
@@ -36,7 +36,7 @@ struct PlaneSplit {
   }
 };
 
-// visit(split, first image of it) over stretches of images short enough for 32-bit indices.
+// Calls visit(split, first image) for each stretch of images that is short enough for 32-bit indices.
 template <typename Visit>
 cudaError_t each_plane_split(int64_t images, int64_t channels, int64_t plane_vectors, Visit visit) {
   constexpr int64_t kMost = (int64_t{1} << 31) - kCopyThreads * kCopyInFlight;
@@ -57,8 +57,8 @@ inline LaunchShape plane_launch(const PlaneSplit& split) {
   return {dim3((split.vectors + kPerBlock - 1) / kPerBlock), dim3(kCopyThreads), 0};
 }
 
-// NHWC: a thread keeps to one unit (a few neighbouring channels) of the result and walks down the pixels, so that it
-// looks up its channels once. A block is `rows` pixels x `units`, whole rows of threads; what is left over idles.
+// NHWC: a thread keeps to one unit (a few neighbouring channels of the result) and walks down the pixels, so that it
+// looks up its channels once. A block covers `rows` pixels x `block_units` units; left-over threads idle.
 struct PixelSplit {
   int64_t pixels;  // in all
   int32_t units;   // of a pixel of the result
@@ -79,7 +79,7 @@ struct PixelSplit {
   }
   bool too_large() const { return launch_shape().grid.y > 65535; }
 
-  // Of this thread; -1 if it idles.
+  // The unit of this thread; -1 if it idles.
   PK_DEVICE int32_t unit() const {
     const int32_t thread = static_cast<int32_t>(threadIdx.x);
     const int32_t unit = static_cast<int32_t>(blockIdx.y) * block_units + thread % block_units;

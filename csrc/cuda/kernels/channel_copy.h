@@ -1,10 +1,10 @@
-// Activations between full width and compact, and between two live lists: NHWC or NCHW, dense, of any dtype.
+// Copies activations from full width to compact, back, and between two live lists. NHWC or NCHW, dense, of any dtype.
 //   gather_channels   compact[n, j] = full[n, index[j]]                       (0 where index[j] < 0)
 //   scatter_channels  full[n, c] = compact[n, slot[c]]                        (0 where slot[c] < 0: dead or constant)
 //   join              out[n, o] = a[n, slot_a[o]] + alpha * b[n, slot_b[o]]   (a term whose slot is < 0 left out)
-// Every element of the result is written, once. A range of images is a matter of the two pointers and `images`. The
-// gradients of a join are two gathers. Between two lists either of gather and scatter serves, holes (-1) and all: the
-// gather is made for a narrower result, the scatter for a wider one.
+// Every element of the result is written, once. The gradients of a join are two gathers. From one live list to another,
+// gather and scatter compute the same (entries of -1 included): gather is faster where the result is narrower than the
+// source, scatter where it is wider.
 #pragma once
 
 #include <cstdint>
@@ -15,14 +15,14 @@ namespace prunekernels {
 
 struct ChannelCopy {
   int64_t images, pixels;  // N, H * W
-  int64_t full, compact;   // channels of either side, padding of ragged groups included
-  int element_bytes;       // 2, 4 or 8; these kernels only move bits
+  int64_t full, compact;   // channels, padding of ragged groups included
+  int element_bytes;       // 2, 4 or 8: whatever the type, these kernels only copy
   bool channels_last;
-  int64_t granule = 1;  // as channel_granule() says, or 1; it only makes things faster
+  int64_t granule = 1;  // channel_granule(), for speed; 1 always serves
 };
 
-// The most channels, up to 8, that always come together: aligned groups of so many on the full side are listed whole,
-// in order and aligned, or not at all. Then channels_last moves whole vectors.
+// The largest granule (8, 4, 2 or 1) such that the list consists of granules: each aligned group of so many channels at
+// full width is listed whole, in order and aligned, or not at all. channels_last then copies granules as vectors.
 inline int64_t channel_granule(const int32_t* index,  // [compact], on the host
                                int64_t compact, int64_t full) {
   const auto together = [&](int64_t j, int64_t granule) {

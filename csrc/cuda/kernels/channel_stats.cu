@@ -21,7 +21,7 @@ struct Work {
 PK_DEVICE float activated(float value, bool relu) { return relu && value < 0.0f ? 0.0f : value; }
 
 // partial[part, c] = sum over the part's pixels. A block owns lanes * kSpan channels and a stretch of pixels; thread
-// (lane, row) every rows-th pixel of its span. kSpan > 1 wants rows of whole, aligned spans: C % kSpan == 0.
+// (lane, row) sums every rows-th pixel for its kSpan channels. kSpan > 1 needs C % kSpan == 0 and an aligned x.
 template <typename T, int kSpan>
 __global__ void __launch_bounds__(kThreads) channel_stats_nhwc_kernel(const T* x,      // [N * pixels, C]
                                                                       float* partial,  // [parts, C]
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads) channel_stats_nhwc_kernel(const T* x
   for (int i = 0; i < kSpan; ++i) partial[blockIdx.y * work.C + channel + i] = sum[i];
 }
 
-// The same of planes. A warp owns a channel and a part of the N * pieces pieces of its planes; `lanes` lanes share a
+// The same for NCHW. A warp owns a channel and a part of the N * pieces pieces of its planes. `lanes` lanes share a
 // piece, so a warp sums several small planes at once. Both ends of a piece may be cut spans.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) channel_stats_nchw_kernel(const T* x,      // [N, C, pixels]
@@ -122,7 +122,7 @@ int32_t lanes_of_piece(const ChannelStats& problem) {
   return lanes_for(ceil_div(std::min<int64_t>(problem.pixels, kPiece), span));
 }
 
-// Enough blocks to fill a large GPU; of the problem alone, so that results do not depend on the device.
+// Enough blocks to fill a large GPU. Depends on the problem alone, so that results do not depend on the device.
 int64_t part_count(const ChannelStats& problem) {
   const int64_t C = std::max<int64_t>(problem.C, 1);
   int64_t wanted = 2048 / ceil_div(C, 256), most = ceil_div(problem.N * problem.pixels, 64);

@@ -1,5 +1,5 @@
-// mean[c] (+)= average over n, h, w of x[n, c, h, w], after relu where asked. In two stages and a fixed order: partial
-// sums in fp32 to a workspace, then their sum. NaN stays NaN.
+// mean[c] = (or +=) mean over n, h, w of x[n, c, h, w], or of its relu. In two kernels, in a fixed order: partial sums
+// in fp32 into a workspace, then their sum. NaN stays NaN.
 #pragma once
 
 #include <cstdint>
@@ -13,12 +13,12 @@ struct ChannelStats {
   Element element;
   bool channels_last;  // x is [N, H, W, C], else [N, C, H, W]; dense either way
   bool relu;
-  bool accumulate;  // add to what mean holds, as for a running sum over batches; else replace it
+  bool accumulate;  // add to what mean holds (a running sum over batches); else replace it
 };
 
 int64_t channel_stats_workspace(const ChannelStats& problem);  // in floats
 
-// Of no pixels at all the mean is 0.
+// Without any pixels the mean is 0.
 cudaError_t launch_channel_stats(const ChannelStats& problem,
                                  const void* x,     // [N, C, H, W]
                                  float* mean,       // [C]

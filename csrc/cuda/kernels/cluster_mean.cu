@@ -18,7 +18,7 @@ struct ClusterSpan {
   int64_t elements;
   int first;  // element of the row
 
-  // In sum[kSpan]: the mean over the members.
+  // sum[i] = mean over the members of element first + i.
   PK_DEVICE void mean_of(float (&sum)[kSpan], const T* rows) const {  // rows: [.., elements]
 #pragma unroll
     for (int i = 0; i < kSpan; ++i) sum[i] = 0.0f;
@@ -68,7 +68,7 @@ PK_DEVICE void average_span(const ClusterLayer& layer, uint32_t cluster, uint32_
   }
 }
 
-// A thread owns a span of all rows of a cluster; neighbours have neighbouring spans.
+// A thread owns one span in all rows of a cluster; neighbouring threads have neighbouring spans.
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads) cluster_mean_kernel(const Batch<ClusterWork> batch, float strength) {
   const int item = item_of_block(batch);

@@ -1,6 +1,6 @@
-// Centripetal averaging of the rows of many layers in one launch: each row of a cluster gets the mean of the cluster's
-// rows, and where asked a pull of its weight towards the cluster's mean weight. Means are formed in fp32, in the order
-// of the members.
+// Centripetal averaging for many layers in one launch: the gradient of each row of a cluster becomes the mean of the
+// cluster's gradients, plus, where there are weights, a pull of the row's weight towards the cluster's mean weight.
+// Means are formed in fp32, in the order of the members.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,8 @@
 
 namespace prunekernels {
 
-// grad[k] = mean over members m of grad[m], + strength (weight[k] - mean over m of weight[m]) where there are weights;
-// for the members k of each cluster. Rows of no cluster are neither read nor written.
+// grad[k] = mean over members m of grad[m] + strength * (weight[k] - mean over m of weight[m]), for each member k of
+// each cluster. A null weight leaves out the second term. Rows of no cluster are neither read nor written.
 struct ClusterLayer {
   void* grad;              // [rows, elements]
   const void* weight;      // [rows, elements], of the gradient's type; or null

@@ -4,7 +4,7 @@
 
 namespace prunekernels {
 
-// n / by for n < 2^31 without a division.
+// n / by for n < 2^31, by a multiplication and a shift.
 struct FastDivide {
   uint32_t by, multiplier = 0, shift = 0;
   explicit FastDivide(uint32_t divisor) : by(divisor) {

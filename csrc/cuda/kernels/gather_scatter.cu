@@ -1,5 +1,5 @@
-// Channel gather and scatter. Both are result[n, o] = map[o] >= 0 ? source[n, map[o]] : 0, and read and write what they
-// must once; they differ in which side is narrow, and so in the units that serve them.
+// Channel gather and scatter: result[n, o] = map[o] >= 0 ? source[n, map[o]] : 0. They differ in whether the result or
+// the source is the narrow one, and so in the units that copy fastest.
 #include "cuda/kernels/channel_copy.cuh"
 #include "cuda/kernels/channel_copy.h"
 
@@ -11,7 +11,8 @@ using Bytes4 = uint32_t;
 using Bytes8 = uint64_t;
 using Bytes16 = Pack<uint64_t, 2>;
 
-// NCHW. Vector: the widest that planes of this size are made of; lanes are neighbours in a plane on both sides.
+// NCHW. Vector: the widest type that divides planes of this size. Neighbouring lanes read and write neighbours of a
+// plane.
 template <typename Vector>
 PK_DEVICE void copy_planes(const Vector* __restrict__ source, const int32_t* __restrict__ map,
                            Vector* __restrict__ result, uint32_t source_channels, const PlaneSplit& split) {
@@ -31,7 +32,7 @@ PK_DEVICE void copy_planes(const Vector* __restrict__ source, const int32_t* __r
     if (first + i * kCopyThreads < split.vectors) result[first + i * kCopyThreads] = moved[i];
 }
 
-// NHWC. A "channel" T is 2^granule_shift real ones that always come together.
+// NHWC. A "channel" of type T is a granule: 2^granule_shift real channels that are copied together.
 template <typename T, int kPerUnit>
 PK_DEVICE void copy_pixels(const T* __restrict__ source, const int32_t* __restrict__ map, T* __restrict__ result,
                            int64_t source_channels, int granule_shift, const PixelSplit& split) {
@@ -128,8 +129,8 @@ struct Copy {
     else
       return go(scatter_channels_pixels_kernel<T, kPerUnit>);
   }
-  // Several channels to a unit: for a scatter as many as make 16 bytes, its sources lie side by side. A gather's lie
-  // apart, and lanes that are neighbours in the result share more cache lines of the source the fewer they each take.
+  // How many channels make a unit. A scatter reads channels that lie side by side: 16 bytes of them. A gather reads
+  // channels that lie apart: the fewer each lane takes, the more cache lines neighbouring lanes share.
   template <typename T, int kMost>
   cudaError_t units(int shift) const {
     const auto made_of = [&](int64_t count) {

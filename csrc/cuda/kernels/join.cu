@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kCopyThreads)
     if (first + i * kCopyThreads < split.vectors) out[first + i * kCopyThreads] = sum(from_a[i], from_b[i], alpha);
 }
 
-// NHWC, in units of kCount channels: 4 bytes, so that lanes that are neighbours share cache lines of a and of b.
+// NHWC, in units of kCount channels (4 bytes), so that neighbouring lanes share cache lines of a and of b.
 template <typename T, int kCount>
 __global__ void __launch_bounds__(kCopyThreads)
     join_pixels_kernel(const T* __restrict__ a, const int32_t* __restrict__ slot_a, const T* __restrict__ b,

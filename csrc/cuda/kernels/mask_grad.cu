@@ -16,7 +16,7 @@ struct NormWork {
   int64_t blocks() const { return row_blocks(layer.mask.filters, team_log); }
 };
 
-// The team's part of one row, and its part of the three sums.
+// Masks this thread's spans of one row and adds their part to the three sums.
 template <typename T>
 PK_DEVICE void mask_row(const MaskGradLayer& layer, const RowTeam& team, float (&sums)[3]) {
   constexpr int kSpan = kSpanOf<T>;
@@ -125,7 +125,7 @@ struct KernelNormWork {
   int64_t blocks() const { return row_blocks(static_cast<int64_t>(layer.mask.filters) * layer.mask.channels, 0); }
 };
 
-// The same of each kernel: [K, channels]. A thread owns a kernel; neighbours read neighbours, in either layout.
+// The same sums for each kernel: [K, channels]. A thread owns a kernel; neighbouring threads read neighbouring kernels.
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads) kernel_norms_kernel(const Batch<KernelNormWork> batch) {
   const int item = item_of_block(batch);
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kRowThreads) kernel_norms_kernel(const Batch<K
   put_sum(layer.square_sum, pair, sums[1], false);
 }
 
-// Offsets within a row and numbers of kernels are 32-bit.
+// The kernels hold offsets within a row, and indices of (filter, channel) pairs, in 32 bits.
 bool too_large(const WeightMask& mask) {
   constexpr int64_t kLimit = std::numeric_limits<int32_t>::max() - kRowThreads * 8;
   const int64_t channels = mask.channels;

@@ -1,5 +1,5 @@
-// Weight gradients of many layers, masked and scaled in place in one pass, with the sums that pruning criteria read;
-// and the norms of filters and of single kernels. Sums are formed in fp32, in a fixed order.
+// mask_grad masks and scales the weight gradients of many layers in place, in one pass, and forms the sums that pruning
+// criteria read. filter_norms and kernel_norms are norms of live weights. Sums are formed in fp32, in a fixed order.
 #pragma once
 
 #include <cstdint>
@@ -21,12 +21,13 @@ struct MaskGradLayer {
   float* product_sum;       // [K]; sum of w g; or null
 };
 
-// add_to_sums: the three sums are added to what their arrays hold; else they replace it. What does not change is not
-// written, and what nobody asks for is not read: without scale, sums and accumulation the cost is writing the zeros.
+// add_to_sums: the three sums are added to what their arrays hold; else they replace it. Elements that do not change
+// are not written, and live ones are read only if a scale, a sum or the accumulation needs them: a plain mask costs no
+// more than writing its zeros.
 cudaError_t launch_mask_grad(Element element, const MaskGradLayer* layers, int64_t count, bool add_to_sums,
                              cudaStream_t stream);
 
-// Of live weights; dead ones count 0, whatever they hold.
+// Norms of the live weights; dead ones count as 0, whatever they hold.
 struct NormLayer {
   WeightMask mask;
   const void* weight;  // [K, D]

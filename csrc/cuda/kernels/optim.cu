@@ -6,12 +6,12 @@
 namespace prunekernels {
 namespace {
 
-constexpr int kBlocks = 2;  // of a multiprocessor, at least: told nothing, ptxas saves registers until it spills
-constexpr int kPieceVectors = 4 * kRowThreads;  // a parameter without rows is cut into pieces of so many
+constexpr int kBlocks = 2;  // at least so many on a multiprocessor; without this bound ptxas spills registers
+constexpr int kPieceVectors = 4 * kRowThreads;  // vectors of a piece, where a parameter without rows is cut up
 
 struct OptimWork {
   OptimParam param;
-  int64_t elements;  // rows * row_elements; the last row of a parameter that was cut into pieces may be short
+  int64_t elements;  // of the parameter; the last row of one that was cut into pieces may be short
   int32_t team_log;
   int64_t blocks() const { return row_blocks(param.rows, team_log); }
 };
@@ -49,7 +49,7 @@ struct Adamw {
 
 // ---- one row
 
-// The team's part of a live row, and its part of the sums of |change| and change^2.
+// Steps this thread's spans of a live row and adds their part to the sums of |change| and change^2.
 template <typename Rule, typename T>
 PK_DEVICE void step_row(const OptimParam& param, const typename Rule::Step& step, const RowTeam& team, int elements,
                         float (&sums)[2]) {
@@ -118,8 +118,8 @@ PK_DEVICE void step_block(const Batch<OptimWork>& batch, const typename Rule::St
   if (param.square_update) param.square_update[team.row] = sums[1];
 }
 
-// A team of lanes owns a row, lane l its spans l, l + lanes, ...; both ends of a row may be cut spans, and what is dead
-// within a span is not written.
+// A team of threads owns a row, its lane l the spans l, l + lanes, ...; both ends of a row may be cut spans. Dead
+// elements of a span are not written.
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads, kBlocks)
     optim_sgd_kernel(const Batch<OptimWork> batch, const SgdStep step) {

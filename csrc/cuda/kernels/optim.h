@@ -1,6 +1,6 @@
-// Optimizer steps over many parameters in one launch: what is dead, and what the optimizer remembers of it, stays as it
-// is. Live rows follow torch.optim's single-tensor CUDA steps to the bit; every operation rounds to fp32, and an
-// fma stands where torch's kernels have one:
+// Optimizer steps over many parameters in one launch. Dead weights and their optimizer state stay as they are. Live
+// ones follow torch.optim's single-tensor CUDA steps to the bit: every operation rounds to fp32, and an fma stands
+// where torch's kernels have one (SGD as in cpu/kernels/optim.h; AdamW divides and multiplies in another order):
 //   SGD     d = weight_decay ? fma(weight_decay, w, g) : g
 //           v = first_step ? d : fma(1 - dampening, d, momentum * v)
 //           u = nesterov ? fma(momentum, v, d) : v               (momentum 0: u = d, and there is no v)
@@ -9,8 +9,7 @@
 //           m = fma(1 - beta1, g - m, m)                         (beta1 <= 0.5: fma(m - g, beta1, g))
 //           v = fma(1 - beta2, g g, beta2 v)
 //           w = fma(-lr / (1 - beta1^t), m / (sqrt(v) (1 / sqrt(1 - beta2^t)) + eps), w)
-// 16-bit parameters are computed so in fp32 and rounded when stored. Sums formed of the change of a row are
-// deterministic.
+// 16-bit parameters are computed in fp32 and rounded when stored. Sums over a row are formed in a fixed order.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +19,7 @@
 
 namespace prunekernels {
 
-// What a parameter's own number of steps, t, decides of AdamW.
+// The numbers of AdamW that depend on how many steps, t, the parameter has made.
 struct AdamwAge {
   float correction, negative_step_size;  // 1 / sqrt(1 - beta2^t), -lr / (1 - beta1^t)
 };
@@ -35,15 +34,15 @@ struct OptimParam {
   float* abs_update;     // [rows]; sum of |change of w|, 0 of a dead row; or null
   float* square_update;  // [rows]; likewise of its square
   int64_t rows, row_elements;
-  WeightMask mask;  // its sizes are those of the rows, and matter only with a mask
+  WeightMask mask;  // its sizes are those of the rows; not read where nothing is dead
   AdamwAge age;
 };
 
-// The numbers of one step as the kernels take them. Host arithmetic is in double, as torch's is.
+// The numbers of one step as the kernels take them; the host computes them in double, as torch does.
 struct SgdStep {
   float weight_decay, momentum, gradient_share, negative_lr;  // gradient_share: 1 - dampening
   bool nesterov;
-  bool first_step;  // momentum is uninitialised where it lives, and becomes d
+  bool first_step;  // live momentum is uninitialised, and becomes d
 };
 SgdStep sgd_step(double lr, double momentum, double dampening, double weight_decay, bool nesterov, bool first_step);
 
@@ -52,7 +51,7 @@ struct AdamwStep {
 };
 AdamwStep adamw_step(double lr, double beta1, double beta2, double eps, double weight_decay);
 
-// The element is that of weights, gradients and states.
+// element: of weights, gradients and states.
 cudaError_t launch_optim_sgd(Element element, const OptimParam* params, int64_t count, const SgdStep& step,
                              cudaStream_t stream);
 cudaError_t launch_optim_adamw(Element element, const OptimParam* params, int64_t count, const AdamwStep& step,

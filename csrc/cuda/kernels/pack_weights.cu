@@ -7,7 +7,7 @@ namespace {
 constexpr int kPackThreads = 256, kPackLines = kPackThreads / kWarp;
 constexpr int kUnpackSpan = 4;
 
-struct Tf32 {};  // kept as float
+struct Tf32 {};  // stored as float, rounded to tf32
 template <typename T>
 struct PackedAs {
   using type = T;
@@ -55,7 +55,7 @@ struct PackWork {
   int64_t blocks() const { return static_cast<int64_t>(inner_blocks) * outer_blocks; }
 };
 
-// Offset of the kernel that packed (row, column) is made of, in the full weight; -1: zeros.
+// Offset in the full weight of the kernel that goes to packed (row, column); -1: zeros go there.
 PK_DEVICE int64_t full_kernel(const PackJob& job, int row, int column) {
   const PackMask& mask = job.mask;
   const int group = row / job.rows_per_group, within = row - group * job.rows_per_group;
@@ -120,7 +120,7 @@ struct UnpackWork {
   int64_t blocks() const { return (elements + kPackThreads * kUnpackSpan - 1) / (kPackThreads * kUnpackSpan); }
 };
 
-// The gradient of full (filter, channel in its group, tap), and whether it is live.
+// Returns whether full (filter, channel in its group, tap) is live; if so, *value is its gradient.
 PK_DEVICE bool full_grad(const UnpackJob& job, const Lists& lists, int filter, int channel, int tap, float* value) {
   const PackMask& mask = job.mask;
   const int slot = lists.out_slot[filter];

@@ -1,12 +1,13 @@
-// Weights between full width [K, C / G, R, S] and the compact convolution, for many layers in one launch.
+// Copies weights from full width [K, C / G, R, S] to the compact convolution, and its gradient back, for many layers in
+// one launch.
 //
 //   pack_weights         packed[i, t, j] = full[out_index[i], in_index[j], t] where that kernel is live, else 0
 //   unpack_grad_weight   full[k, c, t]   = grad_scale[k] * sum over slices of packed[out_slot[k], t, in_slot[c]] where
 //                                          that kernel is live and the scale is not 0, else 0
 //
-// Floor: bytes of the live rows and columns read once, of the result written once. Weights are small: the launch is
-// what costs, hence one for many layers (about 30, as many descriptors as a kernel's parameters hold). A large layer is
-// bound by sectors: lanes lie along packed columns, which in a contiguous full weight are R S elements apart.
+// Least cost: live rows and columns read once, the result written once. Weights are small, so the launch costs most,
+// and one launch serves many layers (about 30: as many descriptors as kernel parameters hold). Large layers are bound
+// by memory sectors: lanes lie along packed columns, which in a contiguous full weight are R S elements apart.
 #pragma once
 
 #include "core/mask_table.h"
@@ -14,20 +15,20 @@
 
 namespace prunekernels {
 
-// Where packed[i, t, j] lies; i in packed_rows, t in taps, j in packed_columns.
+// The order of packed[i, t, j] in memory: row i, tap t, column j.
 enum class PackLayout : int32_t {
   rows,      // [rows, taps, columns]: igemm_fwd, igemm_grad_weight, a channels_last compact weight
   columns,   // [columns, taps, rows]: igemm_grad_input (one group)
   channels,  // [rows, columns, taps]: a contiguous compact weight
 };
 
-// Host copies of the numbers that the kernels need of a mask table, and the table itself.
+// A mask table on the device, and copies of the numbers in its header that the host and the kernels need.
 struct PackMask {
   const int32_t* words;                              // device mask table (core/mask_table.h)
   int32_t filters, channels_per_group, groups;       // K, C / G, G
   int32_t live_groups, out_per_group, in_per_group;  // as in the table's header
 };
-// host words[] -> PackMask; device_words: the same table on the device.
+// From the table on the host (host_words) and the same table on the device (device_words).
 PackMask pack_mask(const int32_t* host_words, const int32_t* device_words);
 
 struct WeightStrides {  // of the full weight, in elements; contiguous: {Cg T, T, 1}, channels_last: {T Cg, 1, Cg}
@@ -47,7 +48,8 @@ struct PackJob {  // one layer
   void* packed;      // device [live_groups * rows_per_group, taps, columns] in the order of `layout`
 };
 
-// jobs: host array of `count`. Packed elements are of type `packed`; tf32: f32, rounded to tf32. 2^31 elements a layer.
+// jobs: host array of `count`. packed: the type of packed elements (tf32: f32 rounded to tf32). Up to 2^31 elements a
+// layer.
 cudaError_t pack_weights(const PackJob* jobs, int64_t count, Element packed, bool tf32, cudaStream_t stream);
 
 struct UnpackJob {  // one layer
@@ -66,8 +68,8 @@ struct UnpackJob {  // one layer
   void* full;               // device [K, C / G, R, S], any strides
 };
 
-// Writes every element of `full`: dead ones as zeros (left as they are where `add`). Entries of packed that belong to
-// no live kernel are not read.
+// Writes every element of `full`: zeros where dead (with `add` dead ones are left as they are). Entries of packed that
+// belong to no live kernel are not read.
 cudaError_t unpack_grad_weight(const UnpackJob* jobs, int64_t count, Element full, cudaStream_t stream);
 
 }  // namespace prunekernels

@@ -1,5 +1,5 @@
-// Every instruction that C++ does not have, one function each; cuda/emulator/ptx_host.h has their host twins. A
-// fragment is what one lane of the warp holds; the layouts are those of the PTX manual's mma.m16n8k* pages.
+// One function for each instruction that C++ does not have; cuda/emulator/ptx_host.h has the same functions for the
+// host. A fragment is what one lane of the warp holds; its layout is that of the PTX manual's mma.m16n8k* pages.
 #pragma once
 
 #include "core/scalar_types.h"
@@ -11,8 +11,8 @@
 
 namespace prunekernels {
 
-// Copies kBytes (4, 8 or 16, both ends aligned to them) from global to shared memory behind the thread's back; zeros
-// instead, and nothing is read, where valid is false.
+// Starts a copy of kBytes (4, 8 or 16; both addresses aligned to as many) from global to shared memory. valid = false:
+// reads nothing and writes zeros.
 template <int kBytes>
 PK_DEVICE void cp_async(SharedAddress to, const void* from, bool valid) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
@@ -24,14 +24,15 @@ PK_DEVICE void cp_async(SharedAddress to, const void* from, bool valid) {
                  : "memory");
 }
 PK_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until at most kPending of this thread's groups are under way. Other threads see the data after a barrier.
+// Waits until at most kPending of this thread's committed groups are unfinished. Other threads see the data after a
+// barrier.
 template <int kPending>
 PK_DEVICE void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// Lane 8 m + i names row i (16 bytes) of matrix m; the lane receives of each matrix row lane / 4, elements
-// 2 (lane % 4) and the next. trans: of each matrix's transpose.
+// Lane 8 m + i passes the address of row i (16 bytes) of matrix m. Each lane receives, of every matrix, elements
+// 2 (lane % 4) and 2 (lane % 4) + 1 of row lane / 4. trans: of the transposed matrix.
 PK_DEVICE void ldmatrix_x2(uint32_t (&r)[2], SharedAddress row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
                : "=r"(r[0]), "=r"(r[1])
@@ -57,7 +58,7 @@ PK_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], SharedAddress row) {
                : "memory");
 }
 
-// d += a b of one warp: a 16 x 16, b 16 x 8, d 16 x 8, element types of a and b by the tag.
+// d += a b by one warp: a 16 x 16, b 16 x 8, d 16 x 8. The last argument gives the element type of a and b.
 PK_DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], BFloat16) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
@@ -72,7 +73,7 @@ PK_DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-// a 16 x 8, b 8 x 8, elements as round_to_tf32 gives them.
+// d += a b by one warp: a 16 x 8, b 8 x 8, d 16 x 8. Elements of a and b are rounded by round_to_tf32.
 PK_DEVICE void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
@@ -93,7 +94,7 @@ PK_DEVICE float to_float(Half value) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value.bits));
   return wide;
 }
-// To the nearest, ties to even.
+// Rounds to the nearest, ties to even.
 template <typename T>
 PK_DEVICE T from_float(float value);
 template <>

@@ -1,7 +1,7 @@
-// One pass over the rows of many matrices in one launch: what mask_grad, filter_norms and the optimizer steps share.
-//   Batch     as many descriptors as a kernel's parameters hold, each with a stretch of the grid
+// One pass over the rows of many matrices in one launch, as mask_grad, filter_norms and the optimizer steps make it.
+//   Batch     the descriptors of one launch, as many as kernel parameters hold; each has a stretch of the grid
 //   RowTeam   the threads that share a row: 1, 2, 4 ... 32 lanes of a warp, or the whole block for a long row
-//   Span      kSpan neighbours of a row, loaded and stored in 16-byte accesses where the span is whole
+//   Span      kSpan neighbouring elements of a row, loaded and stored in 16-byte accesses where all are in the row
 // Sums over a row are formed in an order that depends on the row's length and alignment alone.
 #pragma once
 
@@ -28,7 +28,7 @@ struct Batch {
   Item items[kRoom];
 };
 
-// The last item that begins at this block or before it.
+// The item that this block belongs to: the last one that begins at or before it.
 template <typename Item>
 PK_DEVICE int item_of_block(const Batch<Item>& batch) {
   int item = 0;
@@ -42,7 +42,8 @@ PK_DEVICE int item_of_block(const Batch<Item>& batch) {
   return item;
 }
 
-// plan(i) makes item i, an Item with a method blocks(); run(batch, grid) launches. Items without blocks drop out.
+// Launches items 0..count - 1 in as few batches as possible. plan(i) makes item i; its method blocks() says how many
+// blocks it needs (0: it is left out). run(batch, grid) launches a batch.
 template <typename Item, typename Plan, typename Run>
 cudaError_t launch_in_batches(int64_t count, Plan plan, Run run) {
   constexpr int64_t kMaxGrid = std::numeric_limits<int32_t>::max();
@@ -69,7 +70,8 @@ cudaError_t launch_in_batches(int64_t count, Plan plan, Run run) {
 
 // ---- rows and the threads that share them
 
-// log2 of the lanes that share a row of that many spans: one span a lane, until a warp has more than 8 each.
+// log2 of the threads that share a row of that many spans: one span a thread up to a warp, a whole block where a warp
+// would have more than 8 spans a thread.
 inline int32_t team_log(int64_t spans) {
   if (spans > 8 << kWarpLog) return kRowThreadsLog;
   int32_t log = 0;
@@ -95,7 +97,7 @@ struct RowTeam {
 
 constexpr size_t kTeamSumBytes = 3 * sizeof(float) * kRowThreads / kWarp;
 
-// Sums over the team, in its lane 0. Every thread of the block comes here, once.
+// Sums over the team; lane 0 receives them. Every thread of the block must call it, once.
 template <int kCount>
 PK_DEVICE void team_sum(float (&sum)[kCount], const RowTeam& team) {
   static_assert(kCount <= 3, "kTeamSumBytes");
@@ -120,8 +122,8 @@ PK_DEVICE void team_sum(float (&sum)[kCount], const RowTeam& team) {
 template <typename T>
 constexpr int kSpanOf = 16 / sizeof(T);
 
-// Where the vector grid of a row lies: spans begin at addresses that are multiples of kSpan elements, so a row's first
-// and last span may be cut.
+// How many elements the row begins behind a span's start: spans start at addresses that are multiples of kSpan
+// elements, so a row's first and last span may be cut.
 template <int kSpan, typename T>
 PK_DEVICE int row_phase(const T* row) {
   return static_cast<int>(reinterpret_cast<uintptr_t>(row) / sizeof(T) % kSpan);
@@ -130,7 +132,7 @@ PK_DEVICE int row_phase(const T* row) {
 template <int kSpan>
 struct Span {
   static constexpr uint32_t kAll = (1u << kSpan) - 1;
-  int first;        // element of the row, < 0 in a span that the row's beginning cuts
+  int first;        // element of the row; < 0 where the span begins before the row
   uint32_t inside;  // bit i: element first + i lies in the row
 
   PK_DEVICE Span(int index, int phase, int row_elements) : first(index * kSpan - phase), inside(kAll) {
@@ -145,7 +147,8 @@ struct alignas(sizeof(T) * kSpan < 16 ? sizeof(T) * kSpan : 16) Vector {
   T lanes[kSpan];
 };
 
-// value[i] = wanted bit i ? row[first + i] : 0. `whole`: the span is, and aligned; else only wanted ones are read.
+// value[i] = bit i of wanted ? row[first + i] : 0. `whole`: the span is all in the row and aligned, and is read in one
+// access; else only wanted elements are read.
 template <int kSpan, typename T>
 PK_DEVICE void load_span(float (&value)[kSpan], const T* row, const Span<kSpan>& span, uint32_t wanted, bool whole) {
   if (whole) {
@@ -158,7 +161,7 @@ PK_DEVICE void load_span(float (&value)[kSpan], const T* row, const Span<kSpan>&
   }
 }
 
-// row[first + i] = value[i] for the wanted ones, or for all where `whole`.
+// row[first + i] = value[i] for the wanted elements; for all of them, in one access, where `whole`.
 template <int kSpan, typename T>
 PK_DEVICE void store_span(const float (&value)[kSpan], T* row, const Span<kSpan>& span, uint32_t wanted, bool whole) {
   if (whole) {

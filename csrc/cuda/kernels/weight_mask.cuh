@@ -6,7 +6,7 @@
 
 namespace prunekernels {
 
-// Bit i: the span's element i is in the row and its kernel is live. For rows of live filters.
+// Bit i: element i of the span is in the row, and its kernel is live. The filter must be live.
 template <int kSpan>
 PK_DEVICE uint32_t live_elements(const WeightMask& mask, int64_t filter, const Span<kSpan>& span) {
   if (!mask.pairs) return span.inside;

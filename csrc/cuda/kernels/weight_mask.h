@@ -1,11 +1,11 @@
-// Which weights of a layer are live, as kernels over rows take it.
+// The mask of a layer's weights, as kernels that pass over its rows take it.
 #pragma once
 
 #include <cstdint>
 
 namespace prunekernels {
 
-// A null pointer leaves everything live. D = channels * taps; of a vector (a bias) both are 1.
+// A null pointer: everything is live. A row has D = channels * taps elements; of a vector (a bias) both are 1.
 struct WeightMask {
   const int32_t* out_slot;  // [filters]; < 0: the whole filter is dead
   const uint32_t* pairs;    // [filters, ceil(channels / 32)]; a bit per kernel, as in the mask table
