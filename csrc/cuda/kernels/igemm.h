@@ -1,26 +1,26 @@
-// Convolutions as implicit matrix products on channels_last activations: they gather live channels as they load and
-// write the full width, zeros included, as they store, so that nothing is copied beforehand or afterwards.
+// Convolutions as implicit matrix products on channels_last activations. They gather the live channels while they load
+// and write the full width, zeros included, while they store, so nothing is copied before or after.
 //
 // clang-format off
-//   igemm_fwd          y[n, p, q, k]  = bias[k] + sum over taps r, s and live c of x[n, h(p, r), w(q, s), c] w[k, r, s, c]
-//   igemm_grad_input   gx[n, h, w, c] = sum over taps r, s and live k of gy[n, p(h, r), q(w, s), k] w[k, r, s, c]
+//   igemm_fwd          y[n, p, q, k]  = bias[k] + sum over r, s, live c of x[n, h(p, r), w(q, s), c] w[k, r, s, c]
+//   igemm_grad_input   gx[n, h, w, c] = sum over r, s, live k of gy[n, p(h, r), q(w, s), k] w[k, r, s, c]
 //   igemm_grad_weight  gw[k, r, s, c] = sum over n, p, q of gy[n, p, q, k] x[n, h(p, r), w(q, s), c]    (fp32, in slices)
-//   block_sparse_*     the same three with tile lists: steps of the reduction in which every kernel is dead are skipped
+//   block_sparse_*     the same with tile lists: skips steps of the reduction in which every kernel is dead
 // clang-format on
 //
 // The first two are one kernel (igemm_core.cuh): core/conv_axes.h makes the input gradient a forward convolution with
 // the lists swapped and a class of results per residue of the stride.
 //
-// Floors, N P Q pixels, L live of C channels, M live of K filters, 2-byte elements:
+// Least cost for N P Q pixels, L live of C channels, M live of K filters, elements of 2 bytes:
 //   bytes   2 (N H W C + N P Q K) + weights: the full width is read (32-byte sectors hold live and dead channels alike)
-//           and must be written. 1x1 layers under about 300 live channels sit on this floor.
+//           and must be written. This bounds 1x1 layers under about 300 live channels.
 //   flops   2 N P Q taps L M, at the rate of mma.sync (about 60 % of the wgmma rate on sm_90)
 //   grad_weight   bytes 2 (N H W C + N P Q K) + 8 splits M taps L: slices are written, and read again by
 //           unpack_grad_weight
-// What limits between the floors: shared memory bandwidth (64 x 32 warp tiles use 75 % of it at full mma rate); with
-// the element loader, issue slots (about one half of them go to the loads). A block takes at most 72 KB of shared
-// memory and its threads at most 128 registers: two large ones fit a multiprocessor of sm_80, sm_90 or sm_100.
-// These shares, igemm_tile() and plan_grad_weight() are reckoned from instruction counts and wait for measurements.
+// Other layers are bound by shared memory bandwidth (64 x 32 warp tiles use 75 % of it at full mma rate) or, with the
+// element loader, by issue slots (about half of which go to the loads). A block takes at most 72 KB of shared memory
+// and 128 registers a thread: two large blocks fit a multiprocessor of sm_80, sm_90 or sm_100. These numbers,
+// igemm_tile() and plan_grad_weight() are estimates from instruction counts, not measured yet.
 #pragma once
 
 #include "core/conv_shape.h"
@@ -28,7 +28,8 @@
 
 namespace prunekernels {
 
-// A channels_last tensor's channels, and which of them take part. Positions in the list are compact channels.
+// The channels of a channels_last tensor, and the list of those that take part: the positions of the list are the
+// compact channels.
 struct ChannelView {
   int64_t channels;  // full width, the stride of a pixel
   int64_t live;      // length of the list
@@ -37,21 +38,22 @@ struct ChannelView {
   // device [channels]: channel -> compact, kDead or kConstant. Read for the written tensor only. Null: identity,
   // live == channels
   const int32_t* slot;
-  bool vectors;  // the list is made of aligned 16-byte runs: list_is_vectors(). Ignored for the written tensor
+  bool vectors;  // list_is_vectors(). Ignored for the written tensor
 };
 
-// host index[live] (null: identity). Whole runs only, since a vector's every channel is read and multiplied. The tensor
-// must start at a multiple of 16 bytes; a launcher that meets another one takes the element loader.
+// Whether the list (host index[live]; null: identity) consists of whole aligned 16-byte runs of channels. Then the
+// vector loader serves, which reads and multiplies every channel of a vector; it also needs a tensor that starts at a
+// multiple of 16 bytes, else the launcher takes the element loader.
 bool list_is_vectors(const int32_t* index, int64_t live, int64_t channels, Element element);
 
-// Channels that fill 16 bytes: packed weights have a multiple of them as their innermost size, lists count in them.
+// Channels that fill 16 bytes. The innermost size of packed weights is a multiple of it; tile lists count in it.
 constexpr int64_t vector_channels(Element element) { return element == Element::f32 ? 4 : 8; }
 
 // The innermost size of packed weights and of weight gradients: live channels, rounded up to a multiple of 8.
 constexpr int64_t packed_count(int64_t live) { return (live + 7) / 8 * 8; }
 
 // Device copy of core/tile_lists.h. Tiles of the result channels, chunks of vector_channels(element) operand channels.
-// Null first: no list, everything is computed.
+// Null first: no list; everything is computed.
 struct DeviceTileLists {
   const int32_t* first;   // device [tiles + 1]
   const int32_t* chunks;  // device
@@ -65,11 +67,11 @@ constexpr int64_t tile_channels(IgemmTile tile) {
   return tile == IgemmTile::m128n128 ? 128 : tile == IgemmTile::m128n64 ? 64 : 32;
 }
 
-// Whether these kernels serve a problem: one group, strides up to 8, sides and counts that the indices hold.
+// Whether these kernels serve a problem: one group, strides up to 8, and sizes that their 32-bit indices hold.
 bool igemm_serves(const ConvShape& shape);
 
-// The tile that igemm_fwd (pixels = N P Q, channels = live filters) or igemm_grad_input (N H W, live channels) should
-// take: the fewest waves of the device's multiprocessors, weighed by what each tile reaches.
+// The tile with the least estimated time for igemm_fwd (pixels = N P Q, channels = live filters) or igemm_grad_input
+// (pixels = N H W, channels = live channels): the number of waves on the device times the cost of a tile.
 IgemmTile igemm_tile(int64_t pixels, int64_t channels, int multiprocessors);
 // With tile lists there is no m128n128. mask_block: result channels that share their live kernels (a mask's block
 // size).
@@ -91,8 +93,8 @@ struct IgemmArgs {
   DeviceTileLists lists;  // block_sparse_* only: tiles of tile_channels(tile) result channels
 };
 
-// The result is written in full: sums where live, the bias (or 0) where kConstant, 0 where dead. Operand channels that
-// are not listed are never read. No pixels: nothing is launched. cudaErrorInvalidValue: not served.
+// Write the whole result: sums where live, the bias (or 0) where kConstant, 0 where dead. Never read operand channels
+// that are not listed. Without pixels nothing is launched. cudaErrorInvalidValue: not served.
 cudaError_t igemm_fwd(const IgemmArgs& args, cudaStream_t stream);
 cudaError_t igemm_grad_input(const IgemmArgs& args, cudaStream_t stream);
 cudaError_t block_sparse_fwd(const IgemmArgs& args, cudaStream_t stream);
@@ -117,7 +119,7 @@ struct IgemmGradWeightArgs {
   DeviceTileLists lists;  // block_sparse_grad_weight only: tiles of tile_filters(tile) filters
 };
 
-// Tile and number of slices for a problem: enough blocks for every multiprocessor, at least 8 steps each.
+// Tile and number of slices for a problem: enough blocks for all multiprocessors, each with at least 8 steps.
 struct GradWeightPlan {
   GradWeightTile tile;
   int64_t splits;

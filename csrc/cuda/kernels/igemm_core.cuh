@@ -1,12 +1,13 @@
-// The kernel of igemm_fwd, igemm_grad_input and their block-sparse kin:
+// The kernel of igemm_fwd, igemm_grad_input and both block_sparse_*:
 //
 //   result[pixel, to_index[n]] = bias + sum over taps and packed channels j of
 //                                operand[pixel at tap, from_index[j]] weight[n, tap, j]
 //
-// A block owns kM pixels of one class x kN compact result channels, and of the full-width result the channels from its
-// first live one to the next block's (the first block from 0, the last to the end), so that each element is written
-// once. A warp owns kWarpM x kWarpN sums. A thread loads one vector (or word) of several pixels and filters. Tails:
-// pixels beyond the last one are nowhere, channels beyond the last one are zeros and are not stored.
+// A block owns kM pixels of one class x kN compact result channels. Of the full-width result it writes the channels
+// from its first live channel up to the next block's first (the first block starts at 0, the last goes to the end), so
+// each element is written once. A warp owns kWarpM x kWarpN sums. A thread loads one vector (or word) for several
+// pixels and filters. Tails: pixels beyond the last are kNowhere, channels beyond the last are zeros; neither is
+// stored.
 #pragma once
 
 #include "core/mask_table.h"
@@ -15,7 +16,7 @@
 namespace prunekernels {
 
 constexpr int kStages = 4;        // a power of two
-constexpr int kStorePadding = 8;  // elements: rows of the staged result shift banks
+constexpr int kStorePadding = 8;  // elements between rows of the staged result, so that rows differ in banks
 
 template <typename T, typename Tile>
 struct ConvolveShared {
@@ -28,7 +29,7 @@ struct ConvolveShared {
   static_assert(kBytes <= kMaxSharedBytes);
 };
 
-// Where the block's pixels read and where they are stored (-1: nowhere).
+// Fills, for each pixel of the block, where it reads the operand and where its result is stored (-1: nowhere).
 template <typename Tile>
 PK_DEVICE void fill_tables(const ConvolveParams& p, const AxisWalk& rows, const AxisWalk& columns, int first,
                            Shared<Pixel> pixels, Shared<int32_t> results) {
@@ -45,7 +46,7 @@ PK_DEVICE void fill_tables(const ConvolveParams& p, const AxisWalk& rows, const 
   }
 }
 
-// Sums begin with the bias.
+// The sums start from the bias.
 template <typename T, int kM, int kN>
 PK_DEVICE void start_sums(const ConvolveParams& p, int first, Sums<kM, kN>& sums) {
 #pragma unroll
@@ -84,7 +85,7 @@ PK_DEVICE uint4 pack_vector(const T (&v)[8]) {
   return make_uint4(pack_pair(v[0], v[1]), pack_pair(v[2], v[3]), pack_pair(v[4], v[5]), pack_pair(v[6], v[7]));
 }
 
-// A thread's kSpan neighbouring channels of the result, and where their values come from.
+// kSpan neighbouring channels of the result, which one thread stores, and where their values come from.
 template <typename T, int kSpan>
 struct ResultSpan {
   int slot[kSpan];  // of the tile, < 0: fill
@@ -177,7 +178,7 @@ PK_DEVICE void convolve(const ConvolveParams& p) {
 
   for (int step = 1 - kStages; step < steps; ++step) {  // multiplies from 0 on, loads kStages - 1 ahead
     cp_async_wait<kStages - 2>();
-    __syncthreads();  // this step's chunk has arrived, and nobody reads the last one any more
+    __syncthreads();  // this step's chunk has arrived, and all threads have read the previous one
     const int next = step + kStages - 1;
     const bool loads = next < steps;
     const Shared<T> from = stages + (step & (kStages - 1)) * Layout::kStage,

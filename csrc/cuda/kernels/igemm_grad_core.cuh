@@ -3,11 +3,11 @@
 //   partial[split, i, tap, j] = sum over the split's pixels of
 //                               grad_out[pixel, filter_index[i]] x[pixel at tap, channel_index[j]]
 //
-// A block owns kM filters x kN columns x a range of pixels. Columns are the vectors of listed channels at every tap,
-// one after the other, so that few channels still fill a tile. The reduction goes over pixels, kChunk a step: both
-// operands lie in shared memory as they lie in global memory, [pixel][channel], and are transposed on the way into the
-// fragments. A thread loads one vector (or word) of several pixels, always of the same channels and tap. Tails: pixels
-// beyond the last and vectors beyond the last are zeros; filters beyond the last are not stored.
+// A block owns kM filters x kN columns x a range of pixels. Columns are the vectors of listed channels at all taps, one
+// tap after the other, so that few channels still fill a tile. The reduction goes over pixels, kChunk in a step. Both
+// operands lie in shared memory as in global memory, [pixel][channel], and are transposed on the way into the
+// fragments. A thread loads one vector (or word) for several pixels, always of the same channels and tap. Tails: pixels
+// and vectors beyond the last are zeros; filters beyond the last are not stored.
 #pragma once
 
 #include "cuda/kernels/igemm_load.cuh"
@@ -23,7 +23,8 @@ struct alignas(16) GradPixel {
   int32_t unused;
 };
 
-// Thread r < kChunk follows the r-th pixel of every chunk. Kept in shared memory: every thread would pay the registers.
+// The r-th pixel of the current chunk, for thread r < kChunk. In shared memory, since in registers it would cost every
+// thread.
 struct alignas(16) PixelWalk {
   int image, row, column, unused;
 
@@ -56,7 +57,7 @@ struct GradShared {
   static_assert(kBytes <= kMaxSharedBytes);
 };
 
-// A column of vectors: which packed channels and which tap, offset in [taps, packed_channels]; -1: none.
+// The packed vector and the tap of a column of vectors; vector -1: none. offset(): in [taps, packed_channels].
 struct TapVector {
   int vector, tap;
   PK_DEVICE int offset(const GradWeightParams& p, int vector_channels) const {
@@ -180,7 +181,7 @@ PK_DEVICE void grad_weight(const GradWeightParams& p) {
   const int first_chunk = static_cast<int>(static_cast<int64_t>(p.chunks) * blockIdx.z / gridDim.z);
   const int steps = static_cast<int>(static_cast<int64_t>(p.chunks) * (blockIdx.z + 1) / gridDim.z) - first_chunk;
   if (threadIdx.x < kChunk<T>) walks.set(threadIdx.x, PixelWalk(p, first_chunk * kChunk<T>));
-  // Pixels of the chunk after the one being loaded; two chunks' worth, taken in turn.
+  // Notes the pixels of the next chunk to load, in one of two buffers in turn.
   const auto note_pixels = [&](int step) {
     if (threadIdx.x >= kChunk<T>) return;
     PixelWalk walk = walks.get(threadIdx.x);
@@ -195,7 +196,7 @@ PK_DEVICE void grad_weight(const GradWeightParams& p) {
   Sums<Tile::kWarpM, Tile::kWarpN> sums{};
   for (int step = 1 - kGradStages; step < steps; ++step) {  // multiplies from 0 on, loads kGradStages - 1 ahead
     cp_async_wait<kGradStages - 2>();
-    __syncthreads();  // this step's chunk has arrived, and nobody reads the last one any more
+    __syncthreads();  // this step's chunk has arrived, and all threads have read the previous one
     const int next = step + kGradStages - 1;
     const bool loads = next < steps;
     const Shared<T> a = stages + (step & (kGradStages - 1)) * Layout::kStage, b = a + Layout::kChannels;

@@ -1,4 +1,4 @@
-// From IgemmGradWeightArgs to a launch of one instance of a kernel: element type, tile, loaders.
+// Launches the instance of a kernel that IgemmGradWeightArgs ask for: element type, tile, loaders.
 #pragma once
 
 #include "cuda/kernels/igemm_grad_core.cuh"
@@ -11,7 +11,7 @@ using SmallGradTile = BlockTile<64, 64, 2, 2, 4>;
 
 cudaError_t grad_weight_params(const IgemmGradWeightArgs& args, bool listed, GradWeightParams* params);
 
-// Kernels::kernel<Math, Tile, kFilterVectors, kChannelVectors>() names the instance.
+// Kernels::kernel<Math, Tile, kFilterVectors, kChannelVectors>() is the kernel to launch.
 template <typename Kernels, typename Math, typename Tile>
 cudaError_t launch_grad_weight(GradWeightParams p, const IgemmGradWeightArgs& args, bool listed, cudaStream_t stream) {
   using T = Storage<Math>;

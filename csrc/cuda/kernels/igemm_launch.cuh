@@ -1,4 +1,4 @@
-// From IgemmArgs to a launch of one instance of a kernel: element type, tile, loader.
+// Launches the instance of a kernel that IgemmArgs ask for: element type, tile, loader.
 #pragma once
 
 #include "cuda/kernels/igemm_core.cuh"
@@ -9,18 +9,18 @@ using LargeTile = BlockTile<128, 128, 2, 4, 2>;
 using MediumTile = BlockTile<128, 64, 2, 2, 4>;
 using SmallTile = BlockTile<64, 32, 2, 2, 4>;
 
-// Everything but what the tile decides. cudaErrorInvalidValue: not served, or a misaligned weight.
+// Fills the parameters, but for `tiles`. cudaErrorInvalidValue: not served, or a misaligned weight.
 cudaError_t convolve_params(const IgemmArgs& args, bool grad_input, bool listed, ConvolveParams* params);
-// Whether the operand's pixels begin at multiples of 16 bytes and its list is made of vectors.
+// Whether the vector loader serves: the list consists of vectors, and pixels begin at multiples of 16 bytes.
 bool loads_vectors(const void* data, const ChannelView& view, Element element);
 
-// visit(Math{}) for the multiplication that args ask for
+// visit(Math{}) for the element type, or Tf32.
 template <typename Visit>
 cudaError_t with_math(Element element, bool tf32, Visit visit) {
   return tf32 && element == Element::f32 ? visit(Tf32{}) : with_element(element, visit);
 }
 
-// visit(BlockTile{}); with lists there is no large one
+// visit(BlockTile{}). There is no large tile with lists.
 template <bool kListed, typename Visit>
 cudaError_t with_tile(IgemmTile tile, Visit visit) {
   if (tile == IgemmTile::m64n32) return visit(SmallTile{});
@@ -49,7 +49,7 @@ cudaError_t launch_convolve(ConvolveParams p, bool vectors, cudaStream_t stream)
                 shape, stream, p);
 }
 
-// Kernels::kernel<Math, Tile, kVectors>() names the instance.
+// Kernels::kernel<Math, Tile, kVectors>() is the kernel to launch.
 template <typename Kernels, bool kListed>
 cudaError_t launch_convolution(const IgemmArgs& args, bool grad_input, cudaStream_t stream) {
   ConvolveParams params;

@@ -1,8 +1,8 @@
-// How a convolution's operands come into shared memory, a chunk of the reduction at a time.
-//   vectors   the channel list is made of aligned 16-byte runs: cp.async of 16 bytes, kStages - 1 chunks ahead
-//   elements  any list: 4-byte elements by cp.async; 2-byte ones through registers, loaded before a chunk is multiplied
-//             and stored after it. The lanes of a row lie along the channels: live ones of a pixel share their sectors
-// Weights are packed and always come as vectors. Dead channels, padding and what is beyond the tile become zeros
+// Loads the operands of a convolution into shared memory, one chunk of the reduction at a time.
+//   vectors   for channel lists of aligned 16-byte runs: cp.async of 16 bytes, kStages - 1 chunks ahead
+//   elements  for any list: 4-byte elements by cp.async; 2-byte elements through registers, loaded before a chunk is
+//             multiplied and stored after it. Lanes lie along the channels, so that they share memory sectors
+// Weights are packed and always loaded as vectors. Dead channels, padding and anything beyond the tile become zeros
 // without being read.
 #pragma once
 
@@ -21,7 +21,7 @@ struct BlockTile {
   static_assert(kM % (16 * kWarpsM) == 0 && kN % (16 * kWarpsN) == 0);
 };
 
-// A pixel of the operand as the first tap, had it offset 0, would read it.
+// The operand position that a result pixel would read through a tap with offset 0.
 struct Pixel {
   int32_t index;   // (image * rows + row) * columns + column
   int32_t corner;  // row << 16 | column; kNowhere: no tap is inside
@@ -33,7 +33,8 @@ PK_DEVICE bool reaches(const ConvolveParams& p, int32_t corner, int at_row, int 
          static_cast<uint32_t>(static_cast<int16_t>(corner) + at_column) < static_cast<uint32_t>(p.operand_columns);
 }
 
-// A thread's way through the reduction, tap by tap, its vector kChunkVectors further each time.
+// A thread's position in the reduction. It goes through the taps one by one, and through the vectors of each tap in
+// steps of kChunkVectors.
 template <typename T, bool kListed, int kOwn>
 struct Walk {
   const int32_t* list;  // vectors of this tile, if kListed
@@ -42,7 +43,7 @@ struct Walk {
   int columns_left, rows_left;
   int at_row, at_column, tap;
   int vector;         // packed
-  int channel[kOwn];  // this thread's of the vector, -1: none. Loaded a step before they are needed
+  int channel[kOwn];  // the thread's channels of the vector, -1: none. Looked up a step before they are needed
 
   PK_DEVICE Walk(const ConvolveParams& p, const AxisWalk& rows, const AxisWalk& columns, int tile, int first,
                  int within)
@@ -79,7 +80,7 @@ struct Walk {
       tap += rows.tap_step * p.kernel_columns - columns.taps * columns.tap_step;
       at_row += rows.at_step, at_column = columns.at;
     }
-    if (done()) {  // what is computed from here on is never used, but must not overflow
+    if (done()) {  // later values are never used, but must not overflow
       tap = vector = 0;
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) channel[i] = -1;
@@ -138,7 +139,7 @@ struct OperandLoader<T, Tile, false> {  // elements: 16 lanes a row, a word each
 
   PK_DEVICE static int vector() { return threadIdx.x / 4 % kChunkVectors; }
   PK_DEVICE static int within() { return threadIdx.x % 4 * kOwn; }
-  // Any way to share out the weights' rows that leaves a thread its vector.
+  // Any assignment of the weights' rows serves in which a thread keeps its vector.
   PK_DEVICE static int weight_line() { return threadIdx.x / 16 * 4 + threadIdx.x % 4; }
   PK_DEVICE explicit OperandLoader(Shared<Pixel>) {}
 

@@ -1,5 +1,5 @@
-// What a convolution of igemm.h becomes on its way to the device. The reduction runs over vectors: 16 bytes of listed
-// operand channels at a tap.
+// Kernel parameters of the convolutions of igemm.h. The reduction runs over vectors: 16 bytes of listed operand
+// channels at one tap.
 #pragma once
 
 #include "cuda/kernels/igemm.h"

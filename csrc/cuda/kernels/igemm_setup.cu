@@ -1,4 +1,4 @@
-// Host code of igemm.h: what is served, which tile, and the numbers that the kernels need.
+// Host code of igemm.h: which problems are served, the choice of tiles, and the kernel parameters.
 #include <algorithm>
 
 #include "core/conv_axes.h"
@@ -9,8 +9,8 @@ namespace prunekernels {
 namespace {
 
 constexpr int64_t kMaxSide = 1 << 14, kMaxPixels = 1 << 30, kMaxWeights = INT32_MAX;
-constexpr int64_t kMinSteps = 8;                 // of a split: below, filling and draining the pipeline shows
-constexpr int64_t kMaxPartialFloats = 16 << 20;  // of all slices, unless one alone is larger
+constexpr int64_t kMinSteps = 8;                 // of a split; with fewer, filling and draining the pipeline shows
+constexpr int64_t kMaxPartialFloats = 16 << 20;  // of all slices together, unless one alone is larger
 constexpr int64_t kMaxSplits = 1024;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -21,7 +21,7 @@ bool axis_served(const ConvShape& s, int axis, int64_t in, int64_t out, int64_t 
          taps * s.dilation[axis] <= kMaxSide && out <= kMaxSide;
 }
 
-// AxisClass of core/conv_axes.h with its taps as a progression.
+// An AxisClass of core/conv_axes.h, its taps as an arithmetic progression.
 AxisWalk walk_of(const AxisClass& c) {
   AxisWalk walk{};
   walk.first = static_cast<int32_t>(c.first), walk.every = static_cast<int32_t>(c.every);
@@ -74,8 +74,8 @@ bool igemm_serves(const ConvShape& s) {
 
 namespace {
 
-// A block's time in units of a 64 x 32 tile at full rate: larger tiles read less from shared memory per product. Blocks
-// that one multiprocessor (of sm_90) holds run at once. To be measured.
+// Estimates, not measured yet. block: the time of a block in units of a 64 x 32 tile at full rate; larger tiles read
+// less from shared memory for each product. resident: blocks that one multiprocessor of sm_90 runs at once.
 struct TileCost {
   IgemmTile tile;
   double block;

@@ -1,10 +1,10 @@
-// A warp's share of a block's product, from tiles in shared memory: 16 x 8 tiles of tensor cores, or the same sums in
-// the same places by FFMA.
+// A warp's share of a block's product, from tiles in shared memory: 16 x 8 tiles of tensor cores, or (fp32) the same
+// sums in the same registers by FFMA.
 //
-// Two kinds of tiles. In neither do the loads that fill it or the reads below meet in a bank.
+// Two kinds of tiles, both free of bank conflicts when they are filled and when they are read:
 //   row tile     [rows][kChunk], vectors at swizzled places     convolutions: a row is a pixel or a filter
 //   column tile  [kChunk][columns], rows padded                 weight gradient: a row is a pixel
-// A chunk is what one tile holds of the reduction; it is multiplied in kSlices steps of one mma each.
+// A tile holds one chunk of the reduction, which is multiplied in kSlices steps of one mma each.
 #pragma once
 
 #include <type_traits>
@@ -97,7 +97,7 @@ struct MultiplyRows {
 template <int kM, int kN>
 struct MultiplyRows<float, kM, kN> {
   PK_DEVICE static void slice(Sums<kM, kN>& sums, Shared<float> a, Shared<float> b, int slice) {
-#pragma unroll 1  // else more is loaded ahead than there are registers
+#pragma unroll 1  // unrolled, it would load ahead more than the registers hold
     for (int pair = 0; pair < 4; ++pair) {
       const int vector = 2 * slice + pair / 2, within = pair % 2 * 2;
       float2 b_part[kN / 4];

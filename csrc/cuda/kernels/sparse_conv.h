@@ -3,8 +3,9 @@
 //   sparse_fwd          y[n, k] = bias[k] + sum over c with m[k, c] of x[n, c] * w[k, c];  0 for a dead filter
 //   sparse_grad_input   dx[n, c] = sum over k with m[k, c] of the transposed convolution of dy[n, k] with w[k, c]
 //   sparse_grad_weight  dw[k, c] = scale[k] * correlation over n of x[n, c] with dy[n, k];  0 where not m[k, c]
-// A weight, channel or gradient that no live kernel touches is never read; every element of a result is written, once.
-// Sums are in float; the same call gives the same bits. Inf or NaN in what is live may reach all of a pair's taps.
+// Weights, channels and gradients that no live kernel touches are never read. Every element of a result is written,
+// once. Sums are in float; the same call gives the same bits. An Inf or NaN in a live channel may spread to all taps of
+// a kernel's gradient.
 #pragma once
 
 #include <cstdint>
@@ -17,19 +18,19 @@ namespace prunekernels {
 
 struct SparseConv {
   ConvShape shape;
-  const SparseLists* lists;     // on the host: counts and where things are
+  const SparseLists* lists;     // on the host: counts and offsets
   const int32_t* device_words;  // copy of lists->words() on the device, 16-byte aligned
   // Floats between filters, channels (of one group) and taps (r * S + s) of the weight, or of its gradient; row-major:
   // {C / G * R * S, R * S, 1}, channels last: {C / G * R * S, 1, C / G}.
   int64_t filter_stride, channel_stride, tap_stride;
-  int multiprocessors;  // of the device: work is cut so that all have some
+  int multiprocessors;  // of the device; the work is cut so that all of them have some
 };
 
-// Whether these kernels serve the shape: R, S <= 32, offsets within 32 bits where the kernels keep them so, and a tile
-// that fits into shared memory (a dilation of hundreds does not).
+// Whether these kernels serve the shape: R, S <= 32, offsets of 32 bits suffice, and a tile fits into shared memory
+// (with a dilation of hundreds it does not).
 bool sparse_serves(const ConvShape& shape);
 
-// cudaErrorInvalidValue for a shape that sparse_serves() refuses; so below.
+// This and the others return cudaErrorInvalidValue for a shape that sparse_serves() refuses.
 cudaError_t launch_sparse_fwd(const float* x,       // [N, C, H, W]
                               const float* weight,  // [K, C / G, R, S], strides as given
                               const float* bias,    // [K] or null
@@ -41,8 +42,7 @@ cudaError_t launch_sparse_grad_input(const float* dy,      // [N, K, P, Q]
                                      float* dx,            // [N, C, H, W]
                                      const SparseConv& conv, cudaStream_t stream);
 
-// Floats that launch_sparse_grad_weight() needs: a partial gradient for each of the shares that the images are split
-// into.
+// Floats of workspace for launch_sparse_grad_weight(): a partial gradient for each split of the images.
 int64_t sparse_grad_weight_workspace(const SparseConv& conv);
 
 cudaError_t launch_sparse_grad_weight(const float* x,         // [N, C, H, W]

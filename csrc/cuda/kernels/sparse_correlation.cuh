@@ -1,13 +1,14 @@
-// One class of outputs of a correlation (core/conv_axes.h) over live kernels: forward, or a residue class of the
-// input gradient.
+// One class of outputs (core/conv_axes.h) of a convolution over live kernels: the forward pass, or a residue class of
+// the input gradient.
 //   result[n, k, first + every * o] = start[k] + sum over operands c and taps t of w[k, c, t] * operand[n, c, step * o
 //   + at[t]]
-// A block computes a tile of outputs (512: lanes x 4 x 4, of one image or of several small ones) of 32 results, or of
-// 16 where blocks are few; each of its 8 warps an eighth of the results, all outputs. It walks the steps of its list:
-// the operand's cells are staged in shared memory three stages deep, and a warp works only on the kernels that are
-// live. Outputs beyond the planes and images beyond the last are computed from zeros and not stored.
-//   windows (kR x kS neighbouring taps, step 1)  a thread has 4 x 4 neighbouring outputs and keeps what they read in
-//                                                registers; weights are staged too
+// A block computes a tile of 512 outputs (lanes x 4 x 4, of one image or of several small ones) for 32 result channels,
+// or for 16 where there are few blocks. Each of its 8 warps computes all outputs for an eighth of the channels. The
+// block goes through the steps of its list: the operand's cells come into shared memory, three stages deep, and a warp
+// works on live kernels only. Outputs beyond the planes and images beyond the last are computed from zeros and not
+// stored.
+//   windows (kR x kS neighbouring taps, step 1)  a thread has 4 x 4 neighbouring outputs and holds the cells that they
+//                                                read in registers; weights are staged too
 //   any taps (kR = 0)                            a thread's outputs lie a row of lanes apart; weights come through L1
 #pragma once
 
@@ -18,12 +19,12 @@
 
 namespace prunekernels {
 
-bool sparse_correlation_serves(const ConvShape& shape);  // sparse_fwd and sparse_grad_input do
+bool sparse_correlation_serves(const ConvShape& shape);  // of sparse_serves(): sparse_fwd and sparse_grad_input
 
 constexpr int kSparseStages = 3;
 constexpr int kMostStaged = 4;  // steps of a stage
 constexpr int kWindowTaps = 9;  // at most
-constexpr int kListed = 256;    // steps of a block that lie in shared memory at a time
+constexpr int kListed = 256;    // steps of the list that shared memory holds at a time
 constexpr int kStepWords = sizeof(SparseStep) / 4;
 
 struct SparseClass {
@@ -39,9 +40,9 @@ struct SparseClass {
   const int32_t *order, *begin;  // the lists
   const SparseStep* steps;
   int64_t result_stride, operand_stride;  // of the weight, in floats
-  int weight_results;                     // the weight's axis of results starts again after so many: groups
+  int weight_results;                     // results on the weight's axis: the same indices serve each group
   int staged;                             // steps of a stage
-  int patch_rows;  // of a thread's outputs: kPatch, or fewer where the cells of so many do not fit (any taps)
+  int patch_rows;  // rows of a thread's outputs: kPatch, or fewer where their cells do not fit (any taps)
   int vector;      // outputs that are stored at once: 4, 2, 1
   int taps_down, taps_across;
   int tap_weight[kWindowTaps];  // windows: floats from a kernel's start, down a row after a row
@@ -49,7 +50,7 @@ struct SparseClass {
   int row_at[kSparseTaps], column_at[kSparseTaps], row_weight[kSparseTaps], column_weight[kSparseTaps];
 };
 
-// Of a block's shared memory, in words.
+// Where the parts of a block's shared memory begin, in words.
 template <int kR, int kS, int kResults>
 struct SparseRooms {
   static constexpr int kParts = kBlockResults / (kSparseWarps * kResults);
@@ -101,7 +102,7 @@ class SparseBlock {
     const int end = p.taps_down * p.taps_across > 0 ? p.begin[list + 1] : p.begin[list];
     for (int first = p.begin[list]; first < end; first += kListed) {
       const int count = min(kListed, end - first);
-      __syncthreads();  // nobody reads the previous steps any more
+      __syncthreads();  // all threads have read the previous steps
       if (static_cast<int>(threadIdx.x) < count)
         steps.set_vector(threadIdx.x * kStepWords, reinterpret_cast<const int4*>(p.steps)[first + threadIdx.x]);
       __syncthreads();
@@ -135,7 +136,7 @@ class SparseBlock {
     }
   }
 
-  // The f-th result of this warp: ~result if it is dead, p.results if there is none.
+  // The f-th result channel of this warp; its complement if it is dead; p.results if there is none.
   PK_DEVICE int result_of(int f) const {
     const int i = list * kBlockResults + first_result + f;
     return i < p.results ? p.order[i] : p.results;
@@ -154,7 +155,7 @@ class SparseBlock {
     }
     for (int s = 0; s < stages; ++s) {
       cp_async_wait<kSparseStages - 2>();
-      __syncthreads();  // stage s is there, and nobody works on stage s - 1 any more
+      __syncthreads();  // stage s has arrived, and all threads are done with stage s - 1
       if (s + kSparseStages - 1 < stages) stage((s + kSparseStages - 1) * p.staged, count, to);
       cp_async_commit();
       compute(s * p.staged, min(count, (s + 1) * p.staged), from);
@@ -171,7 +172,7 @@ class SparseBlock {
     return {s.x, s.y, static_cast<uint32_t>(s.z), 0};
   }
 
-  // Asks for the operands, and this warp's weights, of steps first, first + 1, ...
+  // Starts the copies of the operands, and of this warp's weights, of steps first, first + 1, ...
   PK_DEVICE void stage(int first, int count, int buffer) const {
     const Shared<float> to = stage_at(buffer);
     const int here = min(p.staged, count - first);
@@ -193,7 +194,7 @@ class SparseBlock {
         cp_async<4>(to.address(e * p.tile.cells + i), planes[e] + max(from, 0), from >= 0);
     }
   }
-  // kKernelLanes lanes to a kernel, of which a warp has kResults in each of up to 4 steps.
+  // kKernelLanes lanes copy a kernel; a warp has kResults kernels in each of up to 4 steps.
   PK_DEVICE void stage_weights(const Shared<float>& to, int first, int here) const {
     const int kernel = lane / kKernelLanes, e = kernel / kResults, f = kernel % kResults;
     if (e >= here) return;
@@ -327,9 +328,9 @@ class SparseBlock {
   const int warp, lane;
   const float* operand;  // from the tile's first image on
   static constexpr int kKernels = kWindow ? 1 : kResults, kKernelLanes = kWarp / (kMostStaged * kResults);
-  const float* kernels[kKernels];  // what operand 0 meets; a window's lane stages those of one result
-  int list, first_result;          // this warp's results are the list's from there on
-  int image, row, column;          // what the tile begins with
+  const float* kernels[kKernels];  // weights of operand 0 for each result; with windows, of the result this lane stages
+  int list, first_result;          // the warp's results begin at first_result of the list's
+  int image, row, column;          // where the tile begins
   int lane_image, lane_row, lane_column;
   float sums[kResults][kPatch][kPatch];
 };

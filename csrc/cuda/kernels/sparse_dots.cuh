@@ -1,12 +1,12 @@
 // Weight gradient over live kernels: for each live pair (k, c) and tap t the dot product
 //   partial[split, pair, t] = sum over the split's outputs o of dy[n, k, o] * x[n, c, step * o + at[t]]
-// A block takes up to 32 jobs (a channel and up to 8 filters that read it) through a stretch of tiles. A tile is `rows`
-// rows of 32 outputs, of one view or of up to 8 narrow ones (a view: so many rows of an image). dy of the block's
-// filters and what they read of x of the jobs' channels lie in shared memory, two tiles deep. Eight lanes work on a
-// job, 4 outputs of a row each; a lane sums 8 filters x kTaps, and the eight add up at the end, so that each is left
-// with one filter. Outputs beyond the planes count as 0.
-//   windows (kR x kS taps, step 1)  a lane's outputs are neighbours, x comes in vectors, a row of it serves kR rows
-//   any taps (kR = 0)               kSomeTaps of them a block; a lane's outputs lie apart
+// A block has up to 32 jobs (a channel, and up to 8 filters that read it) and computes them over a stretch of tiles. A
+// tile is `rows` rows of 32 outputs: of one view, or of up to 8 narrow ones (a view is so many rows of an image). dy of
+// the block's filters and the cells of x that they read lie in shared memory, two tiles deep. Eight lanes work on a
+// job, each on 4 outputs of a row; a lane sums 8 filters x kTaps. At the end the eight lanes add their sums, so that
+// each has those of one filter. Outputs beyond the planes count as 0.
+//   windows (kR x kS taps, step 1)  a lane's outputs are neighbours; x is read in vectors, and a row serves kR rows
+//   any taps (kR = 0)               a block has kSomeTaps of them; a lane's outputs lie apart
 #pragma once
 
 #include "core/sparse_lists.h"
@@ -38,7 +38,7 @@ struct SparseDots {
   int row_at[kSparseTaps], column_at[kSparseTaps];  // cell that output 0 reads
 };
 
-struct DotRooms {  // of a block's shared memory, in words
+struct DotRooms {  // where the parts of a block's shared memory begin, in words
   int cells = 0, channels, filters, stages, grads, stage_words;
   PK_HOST_DEVICE DotRooms(int x_cells, int grad_cells, int jobs)
       : channels((x_cells + 3) / 4 * 4), filters(channels + kBlockJobs), stages(filters + kBlockFilters) {
@@ -90,9 +90,9 @@ class DotBlock {
       if (t + 1 < end) stage(t + 1, buffer ^ 1);
       cp_async_commit();
       cp_async_wait<1>();
-      __syncthreads();  // tile t is there
+      __syncthreads();  // tile t has arrived
       compute(stage_at(buffer));
-      __syncthreads();  // nobody reads tile t any more
+      __syncthreads();  // all threads have read tile t
     }
     write(partial, any);
   }
@@ -135,7 +135,7 @@ class DotBlock {
     else
       stage_grad<1>(unit, column, stage_at(buffer) + rooms.grads);
   }
-  // A thread to a cell, for all channels.
+  // A thread copies one cell of all channels.
   PK_DEVICE void stage_x(int unit, int column, const Shared<float>& to) const {
     const int plane = p.H * p.W;
     for (int i = threadIdx.x; i < p.x.cells; i += blockDim.x) {
@@ -150,7 +150,7 @@ class DotBlock {
         cp_async<4>(to.address(j * p.x.cells + i), from + channels.get(j) * plane, inside);
     }
   }
-  // A warp to a filter, kVector rows of 32 outputs at a time.
+  // A warp copies one filter's dy, kVector rows of 32 outputs at a time.
   template <int kVector>
   PK_DEVICE void stage_grad(int unit, int column, const Shared<float>& to) const {
     constexpr int kRowLanes = kWarp / kVector;
@@ -236,7 +236,7 @@ class DotBlock {
       }
   }
 
-  // Adds up over the job's lanes; each goes on with half of the filters, and ends with the one of its own number.
+  // Adds up over the job's lanes. In each call a lane keeps half of its filters; lane l ends with filter l.
   template <int kCount>
   PK_DEVICE void halve() {
     const bool upper = job_lane & kCount;

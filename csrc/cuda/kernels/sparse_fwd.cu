@@ -1,4 +1,4 @@
-// sparse_fwd and sparse_grad_input: one launch for each class of outputs, by the windows that fit its taps.
+// sparse_fwd and sparse_grad_input: one launch for each class of outputs, with the window that its taps form, if any.
 #include "core/conv_axes.h"
 #include "cuda/kernels/sparse_conv.h"
 #include "cuda/kernels/sparse_correlation.cuh"
@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kSparseThreads, 2)
 
 int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
-// Taps of an axis in the order of what they read.
+// The taps of an axis, sorted by the position they read.
 std::vector<Tap> sorted(const AxisClass& axis) {
   std::vector<Tap> taps = axis.taps;
   std::sort(taps.begin(), taps.end(), [](const Tap& a, const Tap& b) { return a.at < b.at; });
@@ -91,7 +91,7 @@ struct ClassPlan {
   }
 
   void choose(int64_t images, int64_t image_floats) {
-    constexpr int64_t kWork = 2000;  // of a tile for a step, in cells copied: about 5 of 32 kernels live
+    constexpr int64_t kWork = 2000;  // the work of a tile in one step, in cells copied, if 5 of 32 kernels are live
     int64_t least = 0;
     for (int a = 0; 1 << a <= kWarp; ++a)
       for (int d = 0; 1 << (a + d) <= kWarp; ++d)
@@ -120,7 +120,7 @@ struct Correlation {
     image_floats = (forward ? s.C : s.K) * rows.operand * columns.operand;
   }
 
-  // Of every class; none if one of them is beyond these kernels.
+  // The plans of all classes; empty if these kernels do not serve one of them.
   std::vector<ClassPlan> plans() const {
     std::vector<ClassPlan> all;
     const size_t classes = rows.classes.size() * columns.classes.size();

@@ -6,7 +6,7 @@
 namespace prunekernels {
 namespace {
 
-constexpr int64_t kMostPartials = 8 << 20;  // floats, where the images are split only to occupy the device
+constexpr int64_t kMostPartials = 8 << 20;  // floats of all partial gradients, unless one split alone has more
 constexpr int64_t kBlocksPerProcessor = 4;
 
 template <int kR, int kS>
@@ -22,8 +22,8 @@ struct SparseSum {
 };
 
 // dw[k, c, t] = scale[k] * sum over splits of partial[split, pair, t], 0 where (k, c) is dead or the scale is 0.
-// A warp has 32 channels of a filter: one word of the pairs, whose bits say which pair is whose. Neighbouring lanes
-// write neighbouring elements, whichever way the weight lies.
+// A warp owns 32 channels of a filter, that is one word of `pairs`; a kernel's pair is the word's rank plus the live
+// bits below its own. Neighbouring lanes write neighbouring elements, in either layout of the weight.
 __global__ void __launch_bounds__(kSparseThreads)
     sparse_grad_weight_sum_kernel(const float* __restrict__ partial,  // [splits, live_pairs, taps]
                                   const uint32_t* __restrict__ pairs, const int32_t* __restrict__ rank,
@@ -55,7 +55,7 @@ int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
 // How outputs are cut into tiles.
 struct DotPlan {
-  ConvShape s;  // folded, stride 1 where only single pixels are read
+  ConvShape s;  // folded; of stride 1 where the kernel is 1x1
   int64_t spread_row = 1, spread_column = 1;
   bool window;
   SparseTile x{};
@@ -63,7 +63,7 @@ struct DotPlan {
   int grad_view_pitch = 0, grad_cells = 0;
 
   explicit DotPlan(const ConvShape& shape) : s(fold_pixelwise(shape)) {
-    if (s.taps() == 1) {  // what lies between the pixels that are read is not copied
+    if (s.taps() == 1) {  // copies only the pixels that are read, not those between them
       std::swap(s.stride[0], spread_row), std::swap(s.stride[1], spread_column);
       window = true;
     } else {

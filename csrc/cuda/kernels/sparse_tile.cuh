@@ -1,6 +1,6 @@
-// What a tile of outputs reads of one operand channel, as it lies in shared memory: `images` pieces, each of `rows`
-// rows of `columns` cells. A strided axis is taken apart into `phases` of columns, so that whatever the stride, lanes
-// that are neighbours in the output read neighbouring cells; pitches are such that they meet in no bank.
+// How the cells of one operand channel that a tile of outputs reads lie in shared memory: `images` pieces, each of
+// `rows` rows of `columns` cells. A strided axis is taken apart into `phases` of columns, so that lanes which are
+// neighbours in the output read neighbouring cells, whatever the stride. The pitches avoid bank conflicts.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@ constexpr size_t kSparseShared = 96 << 10;  // bytes; every architecture from sm
 constexpr int kPatch = 4;                   // a thread's outputs along a row (and, where it has several rows, down)
 constexpr int kSparseTaps = 32;             // of an axis, at most
 
-// A plane that is only ever read pixel by pixel is as well kPatch long rows: no lane idles at their ends.
+// A 1x1 convolution may take a plane for kPatch long rows, so that no lane idles at the ends of rows.
 inline ConvShape fold_pixelwise(ConvShape s) {
   const bool pixelwise = s.taps() == 1 && s.stride[0] == 1 && s.stride[1] == 1 && !s.padding[0] && !s.padding[1];
   const int64_t pixels = s.in_pixels();
@@ -30,18 +30,18 @@ inline int odd_multiple(int n, int unit) {
 }
 
 struct SparseTile {
-  int across_log2, down_log2, images;  // lanes along a row of outputs, rows of lanes, pieces: what a warp computes
-  int rows, columns;                   // of a piece: what its outputs read
+  int across_log2, down_log2, images;  // of a warp: lanes along a row of outputs, rows of lanes, pieces
+  int rows, columns;                   // cells of a piece
   int phases, phase_pitch, pitch, image_pitch, cells;
 
   PK_HOST_DEVICE int across() const { return 1 << across_log2; }
   PK_HOST_DEVICE int down() const { return 1 << down_log2; }
 
-  // Cells copied for a channel, each stretch of a row counted with what memory fetches in vain at its ends.
+  // Cells copied for a channel. 7 cells are added to each row for what memory fetches in vain at its ends.
   int64_t copied() const { return int64_t{images} * rows * (columns + 7); }
 
   struct Cell {
-    int image, row, column;  // column < 0: nobody reads it
+    int image, row, column;  // column < 0: no output reads it
   };
   PK_DEVICE Cell cell(int place) const {
     const int image = place / image_pitch, in_image = place % image_pitch;
@@ -51,7 +51,7 @@ struct SparseTile {
     return {image, row, read ? column : -1};
   }
 
-  // Lanes read 4 outputs' cells at once (windows), in vectors of 16 bytes: eight lanes at a time must fit the banks.
+  // For windows: a lane reads the cells of 4 outputs at once, 16 bytes. Eight lanes at a time must hit different banks.
   static SparseTile in_vectors(int across_log2, int down_log2, int images, int rows, int columns) {
     SparseTile t{across_log2, down_log2, images, rows, (columns + 1) & ~1, 1, 0, 0, 0, 0};
     t.phase_pitch = t.pitch = odd_multiple(t.columns, 4);
@@ -59,7 +59,7 @@ struct SparseTile {
     t.cells = images * t.image_pitch;
     return t;
   }
-  // Lanes read single cells, rows of lanes `row_step` rows of cells apart.
+  // For any taps: a lane reads single cells; rows of lanes are `row_step` rows of cells apart.
   static SparseTile in_cells(int across_log2, int down_log2, int images, int rows, int columns, int row_step,
                              int column_step) {
     SparseTile t{across_log2, down_log2, images, rows, columns, column_step, 0, 0, 0, 0};
