@@ -4,7 +4,7 @@
 // clang-format off
 //   igemm_fwd          y[n, p, q, k]  = bias[k] + sum over r, s, live c of x[n, h(p, r), w(q, s), c] w[k, r, s, c]
 //   igemm_grad_input   gx[n, h, w, c] = sum over r, s, live k of gy[n, p(h, r), q(w, s), k] w[k, r, s, c]
-//   igemm_grad_weight  gw[k, r, s, c] = sum over n, p, q of gy[n, p, q, k] x[n, h(p, r), w(q, s), c]    (fp32, in slices)
+//   igemm_grad_weight  gw[k, r, s, c] = sum over n, p, q of gy[n, p, q, k] x[n, h(p, r), w(q, s), c]  (fp32, in slices)
 //   block_sparse_*     the same with tile lists: skips steps of the reduction in which every kernel is dead
 // clang-format on
 //
