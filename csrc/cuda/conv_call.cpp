@@ -54,7 +54,7 @@ at::Tensor packed_weight(const ConvCall& call, const at::Tensor& weight, const P
                     call.element(),
                     full.const_data_ptr(),
                     packed.mutable_data_ptr()};
-  PK_LAUNCH(call.op, pack_weights, &job, 1, call.element(), tf32, device::current_stream());
+  PK_LAUNCH(call.op, launch_pack_weights, &job, 1, call.element(), tf32, device::current_stream());
   return packed;
 }
 
@@ -91,7 +91,7 @@ void write_grad_weight(const ConvCall& call, const at::Tensor& packed, Element e
                       packed.const_data_ptr(),
                       scale ? scale->const_data_ptr<float>() : nullptr,
                       full.mutable_data_ptr()};
-  PK_LAUNCH(call.op, unpack_grad_weight, &job, 1, call.element(), device::current_stream());
+  PK_LAUNCH(call.op, launch_unpack_grad_weight, &job, 1, call.element(), device::current_stream());
 }
 
 at::Tensor picked(const char* op, const at::Tensor& values, const int32_t* index, int64_t count) {

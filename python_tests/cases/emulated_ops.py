@@ -44,5 +44,5 @@ def copies(events):
     return [event for event in events() if event in ("upload", "download")]
 
 
-PACK, UNPACK, JOIN = "pack_weights", "unpack_grad_weight", "launch_join"
+PACK, UNPACK, JOIN = "launch_pack_weights", "launch_unpack_grad_weight", "launch_join"
 GATHER, SCATTER = "launch_gather_channels", "launch_scatter_channels"

@@ -1,4 +1,4 @@
-// Packed weights for ctypes; arrays of jobs come as they are.
+// pack_weights and unpack_grad_weight for ctypes, which passes arrays of PackJob and UnpackJob as they are.
 #include "cuda/kernels/pack_weights.h"
 
 using namespace prunekernels;
@@ -13,9 +13,9 @@ int pk_pack_mask(const bool* filter, const bool* kernel, const bool* input, int6
   return cudaSuccess;
 }
 int pk_pack_weights(const void* jobs, int64_t count, int packed, bool tf32) {
-  return pack_weights(static_cast<const PackJob*>(jobs), count, static_cast<Element>(packed), tf32, nullptr);
+  return launch_pack_weights(static_cast<const PackJob*>(jobs), count, static_cast<Element>(packed), tf32, nullptr);
 }
 int pk_unpack_grad_weight(const void* jobs, int64_t count, int full) {
-  return unpack_grad_weight(static_cast<const UnpackJob*>(jobs), count, static_cast<Element>(full), nullptr);
+  return launch_unpack_grad_weight(static_cast<const UnpackJob*>(jobs), count, static_cast<Element>(full), nullptr);
 }
 }

@@ -211,7 +211,7 @@ PackMask pack_mask(const int32_t* host_words, const int32_t* device_words) {
           word(kInPerGroup)};
 }
 
-cudaError_t pack_weights(const PackJob* jobs, int64_t count, Element packed, bool tf32, cudaStream_t stream) {
+cudaError_t launch_pack_weights(const PackJob* jobs, int64_t count, Element packed, bool tf32, cudaStream_t stream) {
   for (int64_t i = 0; i < count; ++i) {
     const PackMask& mask = jobs[i].mask;
     const int64_t rows = static_cast<int64_t>(mask.live_groups) * jobs[i].rows_per_group;
@@ -223,7 +223,7 @@ cudaError_t pack_weights(const PackJob* jobs, int64_t count, Element packed, boo
   return with_element(packed, [&](auto zero) { return pack<decltype(zero)>(jobs, count, stream); });
 }
 
-cudaError_t unpack_grad_weight(const UnpackJob* jobs, int64_t count, Element full, cudaStream_t stream) {
+cudaError_t launch_unpack_grad_weight(const UnpackJob* jobs, int64_t count, Element full, cudaStream_t stream) {
   for (int64_t i = 0; i < count; ++i) {
     const PackMask& mask = jobs[i].mask;
     if (jobs[i].rows_per_group < mask.out_per_group || jobs[i].columns < mask.in_per_group ||

@@ -50,7 +50,7 @@ struct PackJob {  // one layer
 
 // jobs: host array of `count`. packed: the type of packed elements (tf32: f32 rounded to tf32). Up to 2^31 elements a
 // layer.
-cudaError_t pack_weights(const PackJob* jobs, int64_t count, Element packed, bool tf32, cudaStream_t stream);
+cudaError_t launch_pack_weights(const PackJob* jobs, int64_t count, Element packed, bool tf32, cudaStream_t stream);
 
 struct UnpackJob {  // one layer
   PackMask mask;
@@ -70,6 +70,6 @@ struct UnpackJob {  // one layer
 
 // Writes every element of `full`: zeros where dead (with `add` dead ones are left as they are). Entries of packed that
 // belong to no live kernel are not read.
-cudaError_t unpack_grad_weight(const UnpackJob* jobs, int64_t count, Element full, cudaStream_t stream);
+cudaError_t launch_unpack_grad_weight(const UnpackJob* jobs, int64_t count, Element full, cudaStream_t stream);
 
 }  // namespace prunekernels
