@@ -1,8 +1,9 @@
-"""make cuda-check: compiles every kernel for the architectures below with nvcc, and the torch ring against the headers
-of torch, whatever torch was built for; needs no GPU. Prints what ptxas says of each kernel.
+"""make cuda-check: compiles every kernel for the architectures below with nvcc, and the device implementation in
+csrc/cuda/*.cpp against the headers of torch (a CPU build of torch will do). Needs no GPU. Prints registers, shared
+memory, stack and spills of each kernel.
 
 Fails on a stack frame or a spill, on a kernel that no row of kernel_table.inc names, on a row without a kernel, and on
-whatever the compilers refuse. What has not changed since it last passed is not compiled again (build/cuda-check).
+compiler errors. Files that have not changed since they last passed are not compiled again (build/cuda-check).
 """
 
 import argparse
@@ -29,8 +30,8 @@ ELEMENTS = {  # a kernel's template argument -> what kernel_table.inc calls it
     "unsigned short": "b16", "unsigned int": "b32", "unsigned long": "b64", "unsigned long long": "b64",
 }  # fmt: skip
 
-# What torch's CUDA headers want and a CPU build of torch, or a toolkit without the maths libraries, does not bring.
-# Only names: nothing that is compiled here runs.
+# Headers that torch's CUDA headers include, but that are missing from a CPU build of torch or from a toolkit without the
+# maths libraries. They declare names only: nothing that is compiled here runs.
 STAND_INS = {
     "c10/cuda/impl/cuda_cmake_macros.h": "#define C10_CUDA_BUILD_SHARED_LIBS",
     "cublas_v2.h": "typedef struct cublasContext* cublasHandle_t; enum cublasStatus_t : int;",
@@ -41,7 +42,7 @@ STAND_INS = {
 }
 
 
-# ---- what ptxas says
+# ---- reading the output of ptxas
 
 
 @dataclasses.dataclass
@@ -81,7 +82,7 @@ def parse_ptxas(log: str) -> list[Kernel]:
 
 
 def split_signature(signature: str) -> tuple[str, tuple[str, ...]]:
-    """A demangled function -> its name and its template's arguments, both without our namespaces."""
+    """A demangled function -> its name and template arguments, both without the namespaces of this project."""
     signature = re.sub(r"\b(prunekernels|\(anonymous namespace\))::|\(anonymous namespace\)::", "", signature)
     head = re.match(r"(?:void )?(\w+)", signature)
     if not head:
@@ -107,7 +108,7 @@ def demangled(names: list[str]) -> list[str]:
     return subprocess.run([program], input="\n".join(names), text=True, capture_output=True).stdout.splitlines()
 
 
-# ---- what is wrong
+# ---- finding problems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,7 @@ def table_rows(text: str) -> list[Row]:
 
 
 def operation_of(name: str, rows: list[Row]) -> str | None:
-    """The longest operation that the kernel's name begins with."""
+    """The longest operation in rows that the kernel's name begins with."""
     found = [row.operation for row in rows if name.startswith(f"{row.operation}_")]
     return max(found, key=len, default=None)
 
@@ -147,14 +148,14 @@ def problems(kernels: list[Kernel], rows: list[Row]) -> list[str]:
     for row in rows:
         for arch in sorted({k.arch for k in kernels if number(k.arch) >= number(row.arch)}, key=number):
             elements = compiled.get((row.operation, arch))
-            # a kernel without a type among its arguments is of floats, where no other kernel of the operation has one
+            # if no kernel of the operation has an element type among its template arguments, they are of floats
             if elements is None or row.element not in (elements or {"f32"}):
                 found.append(f"{row}: no such kernel is compiled for {arch}")
     return list(dict.fromkeys(found))
 
 
 def table(kernels: list[Kernel], each_variant: bool) -> list[str]:
-    """A line per kernel and element, or per template instance; of several the most."""
+    """One line for each kernel and element (or template instance), with the largest numbers of its variants."""
     archs = sorted({k.arch for k in kernels}, key=number)
     merged: dict[tuple[str, str], list[Kernel]] = {}
     for kernel in kernels:
@@ -174,7 +175,7 @@ def table(kernels: list[Kernel], each_variant: bool) -> list[str]:
 
 
 def included(source: Path) -> list[Path]:
-    """The source and all of csrc that it includes."""
+    """The source and all files of csrc that it includes, directly or not."""
     found = [source]
     for path in found:  # grows meanwhile
         names = re.findall(r'^\s*#\s*include "([^"]+)"', path.read_text(), re.MULTILINE)
@@ -210,7 +211,7 @@ class Job:
 
 
 def find_toolkit() -> Path | None:
-    """The folder of bin/nvcc and include/: by CUDA_HOME, PATH (through wrappers), the usual place."""
+    """The folder with bin/nvcc and include/, from CUDA_HOME, PATH (nvcc may be a wrapper) or /usr/local/cuda."""
     home = os.environ.get("CUDA_HOME")
     candidates = [home and f"{home}/bin/nvcc", shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"]
     for nvcc in candidates:
@@ -230,7 +231,7 @@ def kernel_jobs(toolkit: Path) -> list[Job]:
     return [Job(source, [nvcc, *flags, str(source)]) for source in sorted((CSRC / "cuda" / "kernels").glob("*.cu"))]
 
 
-def ring_jobs(toolkit: Path, python_torch: Path) -> list[Job]:
+def host_jobs(toolkit: Path, python_torch: Path) -> list[Job]:
     include = BUILD / "include"
     torch = [python_torch / "include", python_torch / "include/torch/csrc/api/include"]
     for name, text in STAND_INS.items():
@@ -253,18 +254,18 @@ def find_torch() -> Path | None:
 
 
 def compile_changed(toolkit: Path, torch: Path) -> tuple[list[Job], list[Job]]:
-    """Of the kernels, of the ring."""
+    """The jobs of the kernels and of the device implementation, done."""
     BUILD.mkdir(parents=True, exist_ok=True)
-    kernels, ring = kernel_jobs(toolkit), ring_jobs(toolkit, torch)
+    kernels, host = kernel_jobs(toolkit), host_jobs(toolkit, torch)
     versions = [
         subprocess.run([program, "--version"], capture_output=True, text=True).stdout
         for program in (str(toolkit / "bin" / "nvcc"), CXX)
     ]
     key = "".join(versions) + (torch / "version.py").read_text()
-    longest_first = sorted(kernels + ring, key=lambda job: -sum(p.stat().st_size for p in included(job.source)))
+    longest_first = sorted(kernels + host, key=lambda job: -sum(p.stat().st_size for p in included(job.source)))
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda job: job.run(key), longest_first))
-    return kernels, ring
+    return kernels, host
 
 
 def main() -> int:
@@ -279,8 +280,8 @@ def main() -> int:
         print(f"cuda-check: {'failed' if asked.require else 'skipped'}: {missing} cannot be found")
         return 1 if asked.require else 0
 
-    kernel_files, ring = compile_changed(toolkit, torch)
-    jobs = kernel_files + ring
+    kernel_files, host_files = compile_changed(toolkit, torch)
+    jobs = kernel_files + host_files
     for job in jobs:
         if job.failed or "warning" in job.log:
             print(job.log)
@@ -289,8 +290,8 @@ def main() -> int:
         kernel.name, kernel.arguments = split_signature(signature)
     print("Registers by architecture; bytes of static shared memory, stack frames and spills.")
     print(*table(kernels, asked.all), sep="\n")
-    fresh = sum(job.seconds > 0 for job in jobs)
-    print(f"\n{len(kernel_files)} kernel files, {len(ring)} of the torch ring; {fresh} compiled, ", end="")
+    compiled = sum(job.seconds > 0 for job in jobs)
+    print(f"\n{len(kernel_files)} kernel files, {len(host_files)} host files; {compiled} compiled, ", end="")
     print(f"{time.monotonic() - started:.1f} s")
     found = [f"{job.source.relative_to(CSRC.parent)} does not compile" for job in jobs if job.failed]
     if not any(job.failed for job in kernel_files):  # else rows miss their kernels

@@ -1,4 +1,4 @@
-"""make cuda-check: what it reads out of ptxas's words, and what it calls a failure."""
+"""make cuda-check: what it reads from the output of ptxas, and what it reports as a problem."""
 
 import importlib.util
 import pathlib
