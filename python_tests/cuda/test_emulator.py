@@ -34,15 +34,15 @@ PLANTED = {
     "missing_syncwarp": RACE.format("reads", 120, 30, "wrote"),
     "barrier_not_reached": "barrier not reached by all threads: 63 of 64 wait there, 1 have returned",
     "barriers_of_two_kinds": "barriers of different kinds",
-    "unwritten": "thread (5, 0, 0): reads shared byte 20, which nobody wrote",
-    "left_by_another_block": "block (1, 0, 0), thread (0, 0, 0): reads shared byte 0, which nobody wrote",
+    "unwritten": "thread (5, 0, 0): reads shared byte 20, which was never written",
+    "left_by_another_block": "block (1, 0, 0), thread (0, 0, 0): reads shared byte 0, which was never written",
     "out_of_range": "thread (63, 0, 0): reads shared bytes [256, 260) out of range: the block has 256",
     "misaligned_vector": "reads 16 shared bytes at 8: misaligned, must be a multiple of 16",
-    "missing_wait": "reads shared byte 0 under a cp.async of thread (0, 0, 0) that nobody waited for",
-    "missing_commit": "reads shared byte 0 under a cp.async of thread (0, 0, 0) that nobody waited for",
-    "waits_for_too_few": "reads shared byte 256 under a cp.async of thread (0, 0, 0) that nobody waited for",
+    "missing_wait": "reads shared byte 0 under an unfinished cp.async of thread (0, 0, 0)",
+    "missing_commit": "reads shared byte 0 under an unfinished cp.async of thread (0, 0, 0)",
+    "waits_for_too_few": "reads shared byte 256 under an unfinished cp.async of thread (0, 0, 0)",
     "no_barrier_after_wait": "thread (1, 0, 0): " + RACE.format("reads", 0, 0, "wrote"),
-    "written_under_a_copy": "writes shared byte 0 under a cp.async of thread (0, 0, 0) that nobody waited for",
+    "written_under_a_copy": "writes shared byte 0 under an unfinished cp.async of thread (0, 0, 0)",
     "misaligned_copy": "cp.async reads 16 global bytes at",
     "misaligned_copy_target": "cp.async writes 8 shared bytes at 4: misaligned, must be a multiple of 8",
     "half_a_warp": "__shfl_xor_sync entered by only part of its mask 0xffffffff: lane 16 has returned",
@@ -89,7 +89,7 @@ def test_a_wrong_fragment_gives_a_wrong_product(bug, lib):
 
 SANITIZED = """
 import sys
-from emulated import arrays, build
+from cases.emulated import arrays, build
 name, bug, n = sys.argv[1], sys.argv[2] == "True", int(sys.argv[3])
 build.load("emulator", sanitized=True).call("pk_planted", name.encode(), bug, arrays.poison(n), arrays.poison(n), n)
 """
@@ -101,7 +101,7 @@ build.load("emulator", sanitized=True).call("pk_planted", name.encode(), bug, ar
     [
         ("off_by_one", 63, "AddressSanitizer"),
         ("misaligned_global_vector", 64, "misaligned address"),
-        ("missing_barrier", 64, "reads shared byte 248, which nobody wrote"),
+        ("missing_barrier", 64, "reads shared byte 248, which was never written"),
     ],
 )
 def test_sanitizers(name, n, told, bug):

@@ -1,10 +1,10 @@
-// Where threads wait for each other: the block's barrier, the collectives of a warp.
+// Where threads wait for each other: the barrier of a block, and the collectives of a warp.
 #include "cuda/emulator/block.h"
 
 namespace prunekernels::simt {
 namespace {
 
-// Each of the mask's lanes now knows what any of them did or knew.
+// From now on, whatever any lane of the mask did or knew happened before what any of them does next.
 void share_knowledge(Thread* lanes, uint32_t mask) {
   const Time now = block.now++;
   Time known[kLanes] = {};
@@ -18,8 +18,8 @@ void share_knowledge(Thread* lanes, uint32_t mask) {
     std::memcpy(lanes[__builtin_ctz(left)].knows, known, sizeof(known));
 }
 
-// Whether every lane of self's mask is at self's collective. One that is at another need not be wrong: it may be on its
-// way, waiting for lanes outside of the mask.
+// Whether every lane of self's mask has reached self's collective. A lane that waits at another one need not be an
+// error: it may be on its way here, waiting for lanes outside of the mask.
 bool all_there(const Thread* lanes, uint32_t meeting, const Thread& self, void** structures) {
   if ((meeting & self.mask) != self.mask) return false;
   for (uint32_t left = self.mask; left; left &= left - 1) {

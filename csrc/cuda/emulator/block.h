@@ -1,4 +1,4 @@
-// What the emulator's own files know of the block that runs: its threads, and what happened before what.
+// The state of the running block, shared by the emulator's own files: its threads, and what happened before what.
 #pragma once
 
 #include <array>
@@ -15,11 +15,11 @@ constexpr int kMaxThreads = 1024;
 constexpr uint32_t kMaxSharedBytes = 227 << 10;
 constexpr uint32_t kAllLanes = 0xffffffff;
 
-// Time of a block, counted in synchronisations: it stands still between two of them. Never 0, never goes back from one
-// block to the next, so that what is noted of an earlier block is recognised by its age.
+// The time of a block: the number of its synchronisations so far. It is never 0 and is not reset from one block to the
+// next, so that what was noted by an earlier block is recognised by its age.
 using Time = uint32_t;
 
-struct Copy {  // of cp.async, under way
+struct Copy {  // a cp.async that has not arrived
   uint32_t to, bytes;
   int group;
   std::array<unsigned char, 16> data;
@@ -32,14 +32,14 @@ struct Thread {
   uint3 index;
   int rank;
   At at;
-  Vote vote;  // at a barrier: its kind, and first what the thread says, then the outcome
-  int voted;
-  Collective collective;  // at a collective: which, with whom, and what it brings
+  Vote vote;              // at a barrier: its kind
+  int voted;              // the thread's vote; after the barrier the outcome
+  Collective collective;  // at a collective: which one, its mask, and the lane's operands
   uint32_t mask;
   void* structure;
-  Time knows[kLanes];  // what that lane of the warp did until then happened before what this thread does now
+  Time knows[kLanes];  // what lane i did up to knows[i] happened before what this thread does now
   std::vector<Copy> copies;
-  int groups;  // of copies, committed
+  int groups;  // committed groups of copies
 
   int lane() const { return rank % kLanes; }
   int warp() const { return rank / kLanes; }
@@ -47,8 +47,8 @@ struct Thread {
 
 struct Warp {
   uint32_t exist;    // lanes
-  uint32_t ready;    // lanes to go on
-  uint32_t meeting;  // lanes at a collective
+  uint32_t ready;    // lanes that can go on
+  uint32_t meeting;  // lanes that wait at a collective
 };
 
 struct Block {
@@ -56,12 +56,12 @@ struct Block {
   Warp warps[kMaxThreads / kLanes];
   int thread_count, warp_count;
   int at_barrier, returned;
-  Time now = 1, begun, barrier;  // the block's begin, its last barrier
-  Thread* self = nullptr;        // the one that runs
+  Time now = 1, begun, barrier;  // begun: when the block began; barrier: its last barrier
+  Thread* self = nullptr;        // the running thread
   Fiber scheduler;
 
   Thread* lanes_of(const Thread& thread) { return threads + thread.warp() * kLanes; }
-  // Whether what thread rank did then happened before what self does now.
+  // Whether what thread `rank` did at time `then` happened before what self does now.
   bool ordered(int rank, Time then) const {
     return rank == self->rank || then <= barrier ||
            (rank / kLanes == self->warp() && then <= self->knows[rank % kLanes]);
@@ -69,15 +69,15 @@ struct Block {
 };
 extern Block block;
 
-// Leaves the thread that runs: for another of its warp if one is ready, else for the scheduler.
+// Switches from the running thread to a ready one of its warp, or else to the scheduler.
 void leave();
 
 void begin_shared(uint32_t bytes);
-void forget_shared();  // for a clock that starts again
+void forget_shared();  // before the clock starts again
 
-// Makes what self does the launch's failure, its place in the source included where fail() has a place.
+// Records `what` as the reason why the launch fails, with self's block and thread and the place in the kernel.
 void note_failure(const char* what);
 bool failed();
-void refuse(const char* why);  // the whole launch
+void refuse(const char* why);  // records why a launch cannot even start
 
 }  // namespace prunekernels::simt

@@ -1,4 +1,5 @@
-// The words of CUDA C++ that kernels use, for a host compiler. What has to do with other threads is in simt.h.
+// The keywords, types and functions of CUDA C++ that kernels use, for a host compiler. Those that concern several
+// threads are in simt.h.
 #pragma once
 
 #include <cmath>
@@ -44,7 +45,9 @@ struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(16) double2 { double x, y; };
 
 inline ushort2 make_ushort2(unsigned short x, unsigned short y) { return {x, y}; }
-inline ushort4 make_ushort4(unsigned short x, unsigned short y, unsigned short z, unsigned short w) { return {x, y, z, w}; }
+inline ushort4 make_ushort4(unsigned short x, unsigned short y, unsigned short z, unsigned short w) {
+  return {x, y, z, w};
+}
 inline int2 make_int2(int x, int y) { return {x, y}; }
 inline int3 make_int3(int x, int y, int z) { return {x, y, z}; }
 inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
@@ -145,7 +148,7 @@ void __stcg(T* to, T value) {
   *to = value;
 }
 
-// Of a number and a NaN the number, as the device has it.
+// Of a number and a NaN: the number, as on the device.
 template <typename A, typename B, typename = std::enable_if_t<std::is_arithmetic_v<A> && std::is_arithmetic_v<B>>>
 constexpr std::common_type_t<A, B> min(A a, B b) {
   using T = std::common_type_t<A, B>;

@@ -1,4 +1,4 @@
-// Kernels for the emulator's own tests: single instructions, and programs of reads, writes and barriers.
+// Kernels for the tests of the emulator itself: single instructions, and programs of reads, writes and barriers.
 #include "cuda/kernels/ptx.cuh"
 
 namespace prunekernels {
@@ -90,7 +90,8 @@ __global__ void warp_kernel(const int64_t* from,  // [threads]
 
 enum Step : int { kNothing, kRead, kWrite, kSyncwarp, kBarrier };
 
-// Thread i does steps[i]: reads or writes shared byte operands[i], or meets the lanes of that mask.
+// Thread i executes steps[i]: it reads or writes shared byte operands[i], or calls __syncwarp(operands[i]) or
+// __syncthreads().
 __global__ void program_kernel(const int* steps,          // [threads, count]
                                const unsigned* operands,  // [threads, count]
                                int count) {

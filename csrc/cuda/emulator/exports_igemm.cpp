@@ -1,4 +1,4 @@
-// Implicit matrix products forwards and to the input, tile lists, loaders and tiles for ctypes.
+// Implicit matrix products (forward and input gradient), tile lists, and the choice of loaders and tiles, for ctypes.
 #include <algorithm>
 
 #include "core/tile_lists.h"

@@ -1,4 +1,4 @@
-// Weight gradients as implicit matrix products, and how their pixels are cut, for ctypes.
+// Weight gradients as implicit matrix products, and plan_grad_weight(), for ctypes.
 #include "cuda/emulator/exports_shape.h"
 #include "cuda/kernels/igemm.h"
 

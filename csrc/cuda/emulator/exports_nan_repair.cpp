@@ -1,4 +1,5 @@
 // find_leaks and the repair for ctypes.
+#include "cuda/emulator/exports_shape.h"
 #include "cuda/kernels/nan_repair.h"
 
 using namespace prunekernels;
@@ -14,13 +15,11 @@ int pk_find_leaks(const void* result, const int32_t* sentinels, int64_t count, i
   return launch_find_leaks(search, found, nullptr);
 }
 
-// sizes: N C H W K R S P Q G, stride, padding, dilation; strides of the weight: row, channel, tap
+// sizes: as shape_of() takes them. strides of the weight: row, channel, tap
 int pk_repair(const int64_t* sizes, const int64_t* strides, int element, bool channels_last, bool forward,
               const void* operand, const void* weight, const void* bias, void* result, const int32_t* slot,
               const uint32_t* pairs, const int32_t* found, int count) {
-  ConvShape s{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8], sizes[9]};
-  for (int i = 0; i < 2; ++i) s.stride[i] = sizes[10 + i], s.padding[i] = sizes[12 + i], s.dilation[i] = sizes[14 + i];
-  const Repair repair{s,
+  const Repair repair{shape_of(sizes),
                       static_cast<Element>(element),
                       channels_last,
                       operand,

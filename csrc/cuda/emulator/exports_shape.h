@@ -1,3 +1,4 @@
+// Sizes of a convolution as ctypes passes them.
 #pragma once
 
 #include "core/conv_shape.h"

@@ -1,7 +1,8 @@
-// Sparse convolution for ctypes. What the outer ring has on the device - the lists, the mask table - is made here, from
-// the masks.
+// Sparse convolution for ctypes. The mask table and the lists, which the device implementation keeps on the device, are
+// made here from the masks.
 #include <vector>
 
+#include "cuda/emulator/exports_shape.h"
 #include "cuda/kernels/sparse_conv.h"
 
 using namespace prunekernels;
@@ -13,15 +14,12 @@ struct Problem {
   SparseLists lists;
   SparseConv conv;
 
-  // sizes: N, C, H, W, K, R, S, P, Q, G, stride, padding, dilation (two each). weight_strides: filter, channel, tap.
+  // sizes: as shape_of() takes them. weight_strides: filter, channel, tap.
   Problem(const bool* filter, const bool* kernel, const bool* input, const int64_t* sizes,
           const int64_t* weight_strides, int multiprocessors)
       : table(mask_table_words(sizes[4], sizes[1], sizes[9])), lists(make_lists(filter, kernel, input, sizes, table)) {
-    conv = {make_shape(sizes), &lists,         lists.words().data(), weight_strides[0], weight_strides[1],
+    conv = {shape_of(sizes),   &lists,         lists.words().data(), weight_strides[0], weight_strides[1],
             weight_strides[2], multiprocessors};
-  }
-  static ConvShape make_shape(const int64_t* z) {
-    return {z[0], z[1], z[2], z[3], z[4], z[5], z[6], z[7], z[8], z[9], {z[10], z[11]}, {z[12], z[13]}, {z[14], z[15]}};
   }
   static SparseLists make_lists(const bool* filter, const bool* kernel, const bool* input, const int64_t* z,
                                 std::vector<int32_t>& table) {
@@ -48,7 +46,7 @@ int pk_sparse_grad_input(const float* dy, const float* weight, float* dx, const 
 }
 
 int pk_sparse_serves(const int64_t* sizes, bool* serves) {
-  *serves = sparse_serves(Problem::make_shape(sizes));
+  *serves = sparse_serves(shape_of(sizes));
   return cudaSuccess;
 }
 

@@ -13,7 +13,8 @@
 
 #if !defined(PK_UCONTEXT)
 extern "C" void prunekernels_simt_switch(void** save, void* load);
-// What a call must preserve: six registers and the stack pointer. (Nobody changes the rounding mode.)
+// Saves what a call must preserve, six registers and the stack pointer, and loads those of the other fiber. (No kernel
+// changes the rounding mode.)
 asm(R"(
 .text
 .p2align 4
@@ -45,7 +46,7 @@ constexpr size_t kPage = 4096;
 constexpr size_t kStackBytes = (PK_ASAN ? 256 : 64) << 10;
 
 #if PK_ASAN
-Fiber* left;  // the one that switched last
+Fiber* left;  // the fiber that called switch_to() last
 #endif
 
 std::vector<char*>& stacks() {
@@ -53,7 +54,7 @@ std::vector<char*>& stacks() {
   return all;
 }
 
-char* stack(int i) {  // its lowest page may not be touched
+char* stack(int i) {  // its lowest page is a guard page
   while (static_cast<int>(stacks().size()) <= i) {
     void* memory = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED || mprotect(memory, kPage, PROT_NONE) != 0) std::abort();
@@ -67,7 +68,7 @@ char* stack(int i) {  // its lowest page may not be touched
 void prepare(Fiber& fiber, int i, void (*entry)()) {
   char* bottom = stack(i);
 #if PK_ASAN
-  __asan_unpoison_memory_region(bottom + kPage, kStackBytes - kPage);  // an abandoned fiber leaves its marks
+  __asan_unpoison_memory_region(bottom + kPage, kStackBytes - kPage);  // an abandoned fiber may have left poison
   fiber.stack = bottom + kPage;
   fiber.stack_bytes = kStackBytes - kPage;
   fiber.fake_stack = nullptr;

@@ -1,9 +1,9 @@
-// Fibers: threads of control that change places only where they say so.
+// Fibers: threads of control of which one runs until it calls switch_to().
 #pragma once
 
 #include <cstddef>
 
-#if !defined(__x86_64__) && !defined(PK_UCONTEXT)  // slower, and everywhere
+#if !defined(__x86_64__) && !defined(PK_UCONTEXT)  // slower than the assembly of fiber.cpp, but portable
 #define PK_UCONTEXT
 #endif
 #if defined(PK_UCONTEXT)
@@ -31,12 +31,12 @@ struct Fiber {
 #endif
 };
 
-// Makes fiber begin at entry, on stack number i of the pool. entry must leave by switch_to() and never return.
+// Prepares fiber to begin at entry, on stack i of the pool. entry must call entered() first, and must leave by
+// switch_to(), never by returning.
 void prepare(Fiber& fiber, int i, void (*entry)());
-// The first thing an entry does.
 void entered();
 void switch_to(Fiber& from, Fiber& to);
-// Whether address lies in the page that ends a stack.
+// Whether address lies in the guard page below a stack.
 bool is_stack_end(const void* address);
 
 }  // namespace prunekernels::simt

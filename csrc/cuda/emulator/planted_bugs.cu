@@ -1,4 +1,4 @@
-// Kernels with a bug each, and the same kernels without: what the emulator must report, and what it must not.
+// Kernels with one bug each, which the emulator must report, and the same kernels without it, which must run clean.
 //     to[i] = from[...]   one block (two where it says so) of 64 threads, thread i writes element i
 #include <cstring>
 

@@ -35,7 +35,7 @@ void mma_m16n8k16_of(void* const* lanes) {
   }
 }
 
-// The hardware looks at the upper 19 bits.
+// The hardware reads the upper 19 bits only.
 float tf32(uint32_t bits) { return float_from_bits(bits & 0xffffe000); }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The functions of kernels/ptx.cuh for the emulator.
+// The functions of cuda/kernels/ptx.cuh for the emulator.
 #pragma once
 
 #include "core/scalar_types.h"
@@ -26,7 +26,7 @@ void resolve_ldmatrix(void* const* lanes, uint32_t) {
     }
 }
 
-struct Fragments {  // of mma
+struct Fragments {  // what a lane brings to mma
   float* d;
   const uint32_t* a;
   const uint32_t* b;

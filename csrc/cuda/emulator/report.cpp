@@ -1,4 +1,4 @@
-// What went wrong, and where. The first failure counts, until somebody takes the report.
+// The report of a failed launch: what went wrong, and where. The first failure counts, until take_report() clears it.
 #include <dlfcn.h>
 #include <execinfo.h>
 
@@ -13,7 +13,7 @@ namespace {
 
 std::string text;
 
-// "\n  at LIBRARY+0xOFFSET", from the access outwards, of the frames outside of the emulator.
+// A line "\n  at LIBRARY+0xOFFSET" for each stack frame outside of the emulator, innermost first.
 std::string places() {
   void* frames[32];
   const int count = backtrace(frames, 32);

@@ -22,7 +22,7 @@ void (*tell)(const char*);
 struct sigaction before;
 
 void on_fault(int signal, siginfo_t* info, void*) {
-  if (!guarding) {  // some other thread's: as if this handler had never been
+  if (!guarding) {  // the fault of another thread: the previous handler shall have it
     sigaction(signal, &before, nullptr);
     return;
   }
@@ -35,7 +35,7 @@ void on_fault(int signal, siginfo_t* info, void*) {
   siglongjmp(back, 1);
 }
 
-// The fault may come from a stack that has run over: the handler needs one of its own.
+// The handler needs a stack of its own, since the fault may come from a stack that has overflowed.
 void lend_signal_stack() {
   static thread_local char stack[64 << 10];
   stack_t lent{};

@@ -1,10 +1,10 @@
-// A kernel that touches a page nobody may touch ends its launch, not the process.
+// Makes a kernel that touches a protected page end its launch instead of the process.
 #pragma once
 
 namespace prunekernels::simt {
 
-// Calls body. On a segmentation fault in it: calls told with what happened, abandons body, and returns. (Under
-// AddressSanitizer the fault is left to it.)
+// Calls body. On a segmentation fault in it: calls told with a description, abandons body, and returns. (Under
+// AddressSanitizer it only calls body: the sanitizer reports the fault.)
 void guarded_run(void (*body)(), void (*told)(const char*));
 
 }  // namespace prunekernels::simt

@@ -9,14 +9,14 @@
 namespace prunekernels::simt {
 namespace {
 
-// A byte. Of its readers since the block's last barrier: the lanes of the warp that read last, and the last other warp.
-// Where they do not all fit, some are forgotten: a race may be missed, none is made up.
+// The record of one byte. Of its readers since the block's last barrier it holds the lanes of the warp that read last
+// and one other warp; more are forgotten, so a race may be missed, but none is made up.
 struct Cell {
   Time written, read, read_by_other;
   uint32_t lanes;
   uint16_t writer;
   uint8_t warp, other_warp;
-  bool in_flight;  // a cp.async of writer
+  bool in_flight;  // written by a cp.async of writer that has not been waited for
 };
 
 unsigned char arena[kMaxSharedBytes];
@@ -50,9 +50,8 @@ bool all_ordered(const Cell& cell) {
 }
 
 void note_read(Cell& cell, uint32_t address) {
-  if (cell.written <= block.begun) fail("reads shared byte %u, which nobody wrote", address);
-  if (cell.in_flight)
-    fail("reads shared byte %u under a cp.async of %s that nobody waited for", address, Name(cell.writer).text);
+  if (cell.written <= block.begun) fail("reads shared byte %u, which was never written", address);
+  if (cell.in_flight) fail("reads shared byte %u under an unfinished cp.async of %s", address, Name(cell.writer).text);
   if (!block.ordered(cell.writer, cell.written)) race("reads", "wrote", cell.writer, address);
 
   const auto warp = static_cast<uint8_t>(block.self->warp());
@@ -73,7 +72,7 @@ void note_write(Cell& cell, uint32_t address, bool in_flight) {
   const char* does = in_flight ? "cp.async writes" : "writes";
   if (cell.written > block.begun) {
     if (cell.in_flight)
-      fail("%s shared byte %u under a cp.async of %s that nobody waited for", does, address, Name(cell.writer).text);
+      fail("%s shared byte %u under an unfinished cp.async of %s", does, address, Name(cell.writer).text);
     if (!block.ordered(cell.writer, cell.written)) race(does, "wrote", cell.writer, address);
   }
   if (cell.read > block.barrier) {

@@ -1,4 +1,4 @@
-// The shared memory of the block that runs, and who did what to each of its bytes.
+// The shared memory of the running block, with a record of the reads and writes of each byte.
 #pragma once
 
 #include <cstddef>

@@ -19,7 +19,7 @@ namespace {
 
 const std::function<void()>* kernel;
 
-// Blocks, warps and lanes from the last to the first: nothing may depend on their order.
+// Run blocks, warps and lanes from the last to the first: results must not depend on their order.
 const bool backwards = std::getenv("PRUNEKERNELS_EMULATE_BACKWARDS") != nullptr;
 
 Thread& take_ready(int w) {
@@ -66,7 +66,7 @@ std::string whereabouts(const Thread& thread) {
   return text;
 }
 
-// Says what holds up the block: nobody is ready, and not everybody has returned.
+// Reports why the block is stuck: no thread is ready, and not all have returned.
 void note_stuck() {
   char what[256];
   for (int i = 0; i < block.thread_count; ++i) {
@@ -135,7 +135,7 @@ void leave() {
 cudaError_t run(dim3 grid, dim3 shape, size_t shared_bytes, const std::function<void()>& body) {
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> lock(one_at_a_time);
-  if (failed()) return cudaErrorLaunchFailure;  // as on the device: what follows a failure fails
+  if (failed()) return cudaErrorLaunchFailure;  // as on the device, launches after a failure fail
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
   if (const char* why = why_refused(grid, shape, shared_bytes)) {
     refuse(why);

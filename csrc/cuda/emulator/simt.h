@@ -1,7 +1,7 @@
-// A SIMT machine in ordinary C++: kernels compiled for the host run on it, and what real hardware would leave undefined
-// is reported. Blocks run one after another, each thread of a block on a fiber that goes on until a barrier of the
-// block or a collective of its warp. Stricter than hardware in one respect: threads that have returned do not count as
-// having reached a barrier or a collective.
+// Runs kernels that are compiled for the host, and reports what is undefined on real hardware (races, missing barriers,
+// accesses out of range). Blocks run one after another. Each thread of a block is a fiber, which runs until it reaches
+// a barrier of the block or a collective of its warp. Stricter than hardware in one respect: threads that have returned
+// do not count as having reached a barrier or a collective.
 #pragma once
 
 #include <cstddef>
@@ -17,20 +17,21 @@ constexpr int warpSize = 32;
 
 namespace prunekernels::simt {
 
-// Runs the kernel on every thread of every block. cudaErrorLaunchFailure where there is something to report: the launch
-// stops there, and launches fail until the report is taken.
+// Runs the kernel on every thread of every block. On a failure the launch stops and returns cudaErrorLaunchFailure, as
+// do all later launches until the report is taken.
 cudaError_t run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
-const char* take_report();  // "" where nothing failed
+const char* take_report();  // "" if nothing failed
 
-// Ends the launch. Of the text: which block and thread does what; printf's words.
+// Ends the launch with a report: the running block and thread, then the message, formatted as by printf.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
-// Where the lanes of a warp meet: each brings a structure of its own, the last to arrive resolves all of them.
+// An operation of the lanes of a warp together: each brings a structure with its operands, and the last lane to arrive
+// calls resolve, which writes the results into all of them.
 struct Collective {
   const char* name;
   void (*resolve)(void* const* lanes, uint32_t mask);  // [32] structures, null for lanes outside of mask
   bool whole_warp = false;                             // needs 32 threads, as .aligned instructions do
-  bool orders_memory = false;  // as __syncwarp does, and neither shuffles and votes nor ldmatrix and mma do
+  bool orders_memory = false;                          // __syncwarp does; shuffles, votes, ldmatrix and mma do not
   bool operator==(const Collective& other) const { return name == other.name && resolve == other.resolve; }
 };
 void meet(const Collective& collective, uint32_t mask, void* mine);
@@ -39,7 +40,7 @@ int lane();
 enum class Vote { none, any, all, count };
 int block_barrier(Vote vote, bool mine);
 
-// What a lane that takes no part would have given: garbage, so that its use shows.
+// What a shuffle from a lane outside of the mask gives: garbage, so that its use shows.
 template <typename T>
 T garbage() {
   T value;
@@ -74,7 +75,7 @@ unsigned ballot(const char* name, uint32_t mask, bool mine);
 
 }  // namespace prunekernels::simt
 
-// ---- the words of CUDA C++ that concern other threads ----
+// ---- the functions of CUDA C++ that concern several threads ----
 
 inline void __syncthreads() { prunekernels::simt::block_barrier(prunekernels::simt::Vote::none, false); }
 inline int __syncthreads_or(int mine) { return prunekernels::simt::block_barrier(prunekernels::simt::Vote::any, mine); }
@@ -115,7 +116,7 @@ inline unsigned __ballot_sync(unsigned mask, int mine) {
 inline int __any_sync(unsigned mask, int mine) { return prunekernels::simt::ballot("__any_sync", mask, mine) != 0; }
 inline int __all_sync(unsigned mask, int mine) { return prunekernels::simt::ballot("__all_sync", mask, !mine) == 0; }
 
-// On global memory. Threads change places only at barriers and collectives, so that plain code is atomic here.
+// Atomics on global memory. Fibers switch only at barriers and collectives, so plain code is atomic here.
 template <typename T>
 T atomicAdd(T* at, std::common_type_t<T> value) {
   const T old = *at;

@@ -1,4 +1,4 @@
-"""find_leaks and repair: every kind of sentinel channel and of number, every place; repaired results against the reference."""
+"""find_leaks: every kind of sentinel channel, of number and of place. repair: its results against arrays.py."""
 
 from dataclasses import dataclass
 
