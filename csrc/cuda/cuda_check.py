@@ -30,8 +30,8 @@ ELEMENTS = {  # a kernel's template argument -> what kernel_table.inc calls it
     "unsigned short": "b16", "unsigned int": "b32", "unsigned long": "b64", "unsigned long long": "b64",
 }  # fmt: skip
 
-# Headers that torch's CUDA headers include, but that are missing from a CPU build of torch or from a toolkit without the
-# maths libraries. They declare names only: nothing that is compiled here runs.
+# Headers that torch's CUDA headers include, but that are missing from a CPU build of torch, or from a toolkit without
+# the maths libraries. They declare names only: nothing that is compiled here runs.
 STAND_INS = {
     "c10/cuda/impl/cuda_cmake_macros.h": "#define C10_CUDA_BUILD_SHARED_LIBS",
     "cublas_v2.h": "typedef struct cublasContext* cublasHandle_t; enum cublasStatus_t : int;",
