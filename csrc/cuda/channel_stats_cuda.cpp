@@ -28,7 +28,7 @@ at::Tensor mean_of_channels(const at::Tensor& x, bool relu) {
   }
   const bool last = pixels == 1 || (x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast));
   const at::Tensor dense = last && pixels != 1 ? x : x.contiguous();
-  const ChannelStats problem{N, C, pixels, element_of(x.scalar_type()), last, relu, false};
+  const ChannelStats problem{N, C, pixels, element_of(x.scalar_type()), last, relu};
   const at::Tensor mean = at::empty({C}, options), workspace = at::empty({channel_stats_workspace(problem)}, options);
   PK_LAUNCH(op, launch_channel_stats, problem, dense.const_data_ptr(), mean.mutable_data_ptr<float>(),
             workspace.mutable_data_ptr<float>(), device::current_stream());

@@ -86,7 +86,6 @@ void write_grad_weight(const ConvCall& call, const at::Tensor& packed, Element e
                       strides_of(full),
                       small(grad.slices),
                       mask.live_groups * grad.rows_per_group * taps * grad.columns,
-                      false,
                       element,
                       packed.const_data_ptr(),
                       scale ? scale->const_data_ptr<float>() : nullptr,

@@ -14,7 +14,7 @@ struct Work {
   int64_t N, C, pixels;
   int32_t parts;
   int32_t lanes;  // NHWC: threads side by side over channels; NCHW: of a warp over one piece. A power of two
-  bool relu, accumulate;
+  bool relu;
 };
 
 // Keeps NaN.
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads) channel_stats_nchw_kernel(const T* x
   if (threadIdx.x % kWarp == 0) partial[blockIdx.y * work.C + channel] = sum;
 }
 
-// mean[c] (+)= sum over parts of partial[part, c] / (N * pixels). Thread (c, row) adds every kFinishRows-th part.
+// mean[c] = sum over parts of partial[part, c] / (N * pixels). Thread (c, row) adds every kFinishRows-th part.
 __global__ void __launch_bounds__(kFinishThreads) channel_stats_finish_kernel(const float* partial,  // [parts, C]
                                                                               float* mean,           // [C]
                                                                               Work work) {
@@ -105,8 +105,7 @@ __global__ void __launch_bounds__(kFinishThreads) channel_stats_finish_kernel(co
   if (row != 0 || channel >= work.C) return;
   for (int other = 1; other < kFinishRows; ++other) sum += shared.get(other * kFinishChannels + lane);
   const int64_t count = work.N * work.pixels;
-  const float value = count == 0 ? 0.0f : sum / static_cast<float>(count);
-  mean[channel] = work.accumulate ? mean[channel] + value : value;
+  mean[channel] = count == 0 ? 0.0f : sum / static_cast<float>(count);
 }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -162,8 +161,7 @@ cudaError_t launch_channel_stats(const ChannelStats& problem,
                                  float* workspace,  // [channel_stats_workspace(problem)]
                                  cudaStream_t stream) {
   if (problem.C == 0) return cudaSuccess;
-  const Work work{problem.N, problem.C,    problem.pixels,    static_cast<int32_t>(part_count(problem)),
-                  0,         problem.relu, problem.accumulate};
+  const Work work{problem.N, problem.C, problem.pixels, static_cast<int32_t>(part_count(problem)), 0, problem.relu};
   if (work.parts > 0) {
     const cudaError_t status = with_element(problem.element, [&](auto zero) {
       return launch_partials(problem, static_cast<const decltype(zero)*>(x), workspace, work, stream);

@@ -13,7 +13,6 @@ struct ChannelStats {
   Element element;
   bool channels_last;  // x is [N, H, W, C], else [N, C, H, W]; dense either way
   bool relu;
-  bool accumulate;  // add to what mean holds (a running sum over batches); else replace it
 };
 
 int64_t channel_stats_workspace(const ChannelStats& problem);  // in floats

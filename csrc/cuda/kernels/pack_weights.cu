@@ -120,12 +120,12 @@ struct UnpackWork {
   int64_t blocks() const { return (elements + kPackThreads * kUnpackSpan - 1) / (kPackThreads * kUnpackSpan); }
 };
 
-// Returns whether full (filter, channel in its group, tap) is live; if so, *value is its gradient.
-PK_DEVICE bool full_grad(const UnpackJob& job, const Lists& lists, int filter, int channel, int tap, float* value) {
+// The gradient of full (filter, channel in its group, tap); 0 if it is dead.
+PK_DEVICE float full_grad(const UnpackJob& job, const Lists& lists, int filter, int channel, int tap) {
   const PackMask& mask = job.mask;
   const int slot = lists.out_slot[filter];
   const float scale = job.grad_scale ? job.grad_scale[filter] : 1.0f;
-  if (slot < 0 || scale == 0.0f || !lists.pair(filter, channel)) return false;
+  if (slot < 0 || scale == 0.0f || !lists.pair(filter, channel)) return 0;
   int row = slot, column = channel;
   if (mask.groups == 1) {
     column = lists.in_slot[channel];
@@ -141,8 +141,7 @@ PK_DEVICE bool full_grad(const UnpackJob& job, const Lists& lists, int filter, i
   float sum = 0;
   for (int split = 0; split < job.splits; ++split)
     sum += load_as_float(job.packed, job.packed_element, split * job.slice + at);
-  *value = sum * scale;
-  return true;
+  return sum * scale;
 }
 
 // full[k, c, t] = scale[k] * sum over slices of packed[out_slot[k], t, in_slot[c]], dead 0. A thread owns kUnpackSpan
@@ -164,15 +163,10 @@ __global__ void __launch_bounds__(kPackThreads) unpack_grad_weight_kernel(const 
   for (int i = 0; i < kUnpackSpan; ++i) {
     if (first + i >= work.elements) break;
     const int channel = work.channels_last ? inner : outer, tap = work.channels_last ? outer : inner;
-    float value = 0;
-    const bool live = full_grad(job, lists, filter, channel, tap, &value);
-    if (!work.whole_spans) {
-      T* at =
-          static_cast<T*>(job.full) + filter * job.strides.row + channel * job.strides.channel + tap * job.strides.tap;
-      if (live && job.add) value += to_float(*at);
-      if (live || !job.add) *at = from_float<T>(value);
-    }
-    vector.lanes[i] = from_float<T>(value);
+    vector.lanes[i] = from_float<T>(full_grad(job, lists, filter, channel, tap));
+    if (!work.whole_spans)
+      static_cast<T*>(job.full)[filter * job.strides.row + channel * job.strides.channel + tap * job.strides.tap] =
+          vector.lanes[i];
     if (++inner < inner_count) continue;
     inner = 0;
     if (++outer == row_elements / inner_count) outer = 0, ++filter;
@@ -190,7 +184,7 @@ cudaError_t unpack(const UnpackJob* jobs, int64_t count, cudaStream_t stream) {
     const bool dense = s.row == row && (channels_last ? s.channel == 1 && s.tap == channels : s.channel == job.taps);
     const bool aligned = reinterpret_cast<uintptr_t>(job.full) % sizeof(Vector<T, kUnpackSpan>) == 0;
     return UnpackWork{job, static_cast<int32_t>(elements), channels_last,
-                      dense && aligned && elements % kUnpackSpan == 0 && !job.add};
+                      dense && aligned && elements % kUnpackSpan == 0};
   };
   return launch_in_batches<UnpackWork>(count, plan, [&](const Batch<UnpackWork>& batch, unsigned grid) {
     return launch(unpack_grad_weight_kernel<T>, {dim3(grid), dim3(kPackThreads), 0}, stream, batch);

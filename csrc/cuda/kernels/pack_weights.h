@@ -60,7 +60,6 @@ struct UnpackJob {  // one layer
   WeightStrides strides;
   int32_t splits;  // slices of packed, added in order
   int64_t slice;   // elements between slices
-  bool add;        // full += instead of full =
 
   Element packed_element;
   const void* packed;       // device [splits][live_groups * rows_per_group, taps, columns]
@@ -68,8 +67,7 @@ struct UnpackJob {  // one layer
   void* full;               // device [K, C / G, R, S], any strides
 };
 
-// Writes every element of `full`: zeros where dead (with `add` dead ones are left as they are). Entries of packed that
-// belong to no live kernel are not read.
+// Writes every element of `full`, zeros where dead. Entries of packed that belong to no live kernel are not read.
 cudaError_t launch_unpack_grad_weight(const UnpackJob* jobs, int64_t count, Element full, cudaStream_t stream);
 
 }  // namespace prunekernels

@@ -23,7 +23,7 @@ PACK_JOB = np.dtype(
 )
 UNPACK_JOB = np.dtype(
     _SHAPE
-    + [("strides", STRIDES), ("splits", "i4"), ("slice", "i8"), ("add", "?"), ("packed_element", "i4")]
+    + [("strides", STRIDES), ("splits", "i4"), ("slice", "i8"), ("packed_element", "i4")]
     + [(name, _POINTER) for name in ("packed", "grad_scale", "full")],
     align=True,
 )
@@ -47,7 +47,6 @@ class Layer:
     element: str = "f32"  # pack: of the full weight; unpack: of the packed gradient
     shift: int = 0  # elements that the full weight lies off a 16-byte boundary
     splits: int = 1  # unpack only, from here on
-    add: bool = False
     scaled: bool = False
 
     def __str__(self):
@@ -55,7 +54,7 @@ class Layer:
         marks += [f"dead{self.dead_filters},{self.dead_inputs},{self.dead_kernels}"]
         marks += [f"more{self.more_rows},{self.more_columns}"] * bool(self.more_rows or self.more_columns)
         marks += [f"shift{self.shift}"] * bool(self.shift) + [f"splits{self.splits}"] * (self.splits > 1)
-        return "-".join(marks + ["add"] * self.add + ["scaled"] * self.scaled)
+        return "-".join(marks + ["scaled"] * self.scaled)
 
 
 class Mask:
@@ -173,20 +172,16 @@ class Unpack:
             slices = [np.where(live, arrays.integers(rng, job.shape), np.nan) for _ in range(layer.splits)]
             packed = np.stack([job.packed(part, np.nan) for part in slices])
             packed = arrays.narrow(packed.transpose(0, *(1 + axis for axis in LAYOUTS[layer.layout])), layer.element)
-            before = arrays.integers(rng, job.shape) if layer.add else np.full(job.shape, np.nan)
-            before = np.where(live, before, np.nan)  # of dead ones nothing is read
-            full = Full(layer, before, self.element)
+            full = Full(layer, np.full(job.shape, np.nan), self.element)
             total = np.sum(slices, 0) * (scale[:, None, None] if layer.scaled else 1)
             memory = full.memory.copy()
-            expected = np.where(live, total + (before if layer.add else 0), before if layer.add else 0)
-            full.weight_in(memory)[...] = arrays.narrow(expected, self.element)
+            full.weight_in(memory)[...] = arrays.narrow(np.where(live, total, 0), self.element)
             guarded_scale = arrays.guarded(scale)
             records[i] = (
                 *job.head(),
                 full.strides,
                 layer.splits,
                 packed[0].size,
-                layer.add,
                 ELEMENTS.index(layer.element),
                 packed.ctypes.data,
                 guarded_scale.ctypes.data if layer.scaled else 0,
@@ -195,7 +190,7 @@ class Unpack:
             kept.append((full, packed, guarded_scale, memory))
         lib.call("pk_unpack_grad_weight", records, len(jobs), ELEMENTS.index(self.element))
         for layer, (full, _, _, expected) in zip(self.layers, kept, strict=True):
-            np.testing.assert_array_equal(full.memory, expected, err_msg=str(layer))  # gaps and what lies before, too
+            np.testing.assert_array_equal(full.memory, expected, err_msg=str(layer))  # the gaps included
             arrays.check_surroundings("unpack_grad_weight", full.memory)
 
 
@@ -218,7 +213,7 @@ class Refused:
             assert lib.status("pk_pack_weights", job, 1, 0, False)[0] == 1, str(layer)
         for layer in (Layer(more_rows=-1, **dense), Layer(more_columns=-1, **dense), Layer(layout="columns", **dense)):
             job = np.zeros(1, UNPACK_JOB)
-            job[0] = (*Job(layer, rng, lib).head(), (1, 1, 1), 1, 0, False, 0, 0, 0, 0)
+            job[0] = (*Job(layer, rng, lib).head(), (1, 1, 1), 1, 0, 0, 0, 0, 0)
             assert lib.status("pk_unpack_grad_weight", job, 1, 0)[0] == 1, str(layer)
         assert lib.status("pk_pack_weights", np.zeros(1, PACK_JOB), 0, 0, False)[0] == 0, "no layers at all"
         assert lib.status("pk_unpack_grad_weight", np.zeros(1, UNPACK_JOB), 0, 0)[0] == 0, "no layers at all"
@@ -293,10 +288,9 @@ def _unpack(element: str) -> list:
     for memory in ("contiguous", "last", "apart"):
         for packed in ELEMENTS:
             for scaled in (False, True):
-                for add in (False, True):
-                    layer = Layer(20, 17, 4, memory=memory, element=packed, scaled=scaled, add=add, splits=3)
-                    layer = dataclasses.replace(layer, more_rows=2, more_columns=5, dead_kernels=0.2)
-                    cases.append(Unpack(element, (layer,)))
+                layer = Layer(20, 17, 4, memory=memory, element=packed, scaled=scaled, splits=3)
+                layer = dataclasses.replace(layer, more_rows=2, more_columns=5, dead_kernels=0.2)
+                cases.append(Unpack(element, (layer,)))
     for filters, channels in (
         (1023, 1),
         (1, 1024),
@@ -312,7 +306,7 @@ def _unpack(element: str) -> list:
     cases += [Unpack(element, (Layer(8, 6, taps, memory="last", splits=4),)) for taps in (1, 2, 9)]
     many = _many(
         lambda i, layer: dataclasses.replace(
-            layer, memory=("contiguous", "last")[i % 2], splits=1 + i % 3, add=i % 4 == 1, scaled=i % 5 == 2
+            layer, memory=("contiguous", "last")[i % 2], splits=1 + i % 3, scaled=i % 5 == 2
         )
     )
     return [*cases, Unpack(element, many)]
