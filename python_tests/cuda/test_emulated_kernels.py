@@ -1,4 +1,4 @@
-"""Every CUDA kernel of the kernel table, under the emulator against numpy; python_tests/emulated has the cases."""
+"""Every CUDA kernel of the kernel table under the emulator, against numpy; the cases are in cases/emulated."""
 
 import importlib
 import os
@@ -22,14 +22,14 @@ def _table() -> set[str]:
 
 
 def _families() -> dict:
-    """NAME -> its CASES, or why they cannot be had."""
+    """NAME -> its CASES, or the exception that importing it raises."""
     found = {}
     for path in sorted((TESTS / "cases" / "emulated").glob("*.py")):
         if path.stem in NOT_FAMILIES or "CASES" not in path.read_text():
             continue
         try:
             found[path.stem] = importlib.import_module(f"cases.emulated.{path.stem}").CASES
-        except Exception as error:  # one family's mistake is not the others'
+        except Exception as error:  # a broken family must not hide the others
             found[path.stem] = error
     return found
 
@@ -45,7 +45,7 @@ def libraries():
 
 @pytest.fixture(scope="session")
 def sanitized():
-    """NAME -> its whole family, running."""
+    """NAME -> a process that runs all cases of the family under sanitizers."""
     build.build(list(FAMILIES), sanitized=True)
 
     def run(family):

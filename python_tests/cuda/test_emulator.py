@@ -1,4 +1,4 @@
-"""The emulator itself: the instructions it models, and that it finds what it is there to find."""
+"""The emulator itself: it models instructions exactly, and it reports planted bugs."""
 
 import pathlib
 import re
@@ -24,7 +24,7 @@ def words(values) -> np.ndarray:
     return arrays.guarded(values, np.uint32)
 
 
-# ---- planted bugs: each kernel twice, with the bug and without ----
+# ---- planted bugs: each kernel runs with the bug and without ----
 
 RACE = "race: {} shared byte {}, which thread ({}, 0, 0) {} with no barrier"
 PLANTED = {
@@ -63,7 +63,7 @@ def planted(lib, name, bug, n=64):
 def test_planted_bug_is_reported(name, lib):
     status, report, _ = planted(lib, name, True)
     assert status == 719 and PLANTED[name] in report
-    if " reached by " not in report and " entered by " not in report:  # these have no one place
+    if " reached by " not in report and " entered by " not in report:  # the place of these is no single line
         assert re.search(r"\n  at cuda/emulator/planted_bugs.cu:\d+", report)
 
 
@@ -126,7 +126,7 @@ def test_ldmatrix(matrices, transposed, lib):
     rng = np.random.default_rng(matrices)
     halves = rng.integers(0, 1 << 16, (40, 8)).astype(np.uint16)  # rows of 16 bytes
     rows = rng.choice(40, 8 * matrices, replace=False)
-    addresses = np.full(32, 7)  # of lanes that name no row: not looked at
+    addresses = np.full(32, 7)  # the addresses of lanes that name no row are not read
     addresses[: 8 * matrices] = 16 * rows
     fragments = words(np.zeros((32, 4)))
     lib.call("pk_ldmatrix", words(halves.view(np.uint32)), words(addresses), fragments, 160, matrices, transposed)
@@ -229,7 +229,7 @@ def test_conversions(lib):
 
 
 def shuffled(kind, argument, width, lanes):
-    """By the CUDA guide: within segments of width lanes; who has no source keeps its own."""
+    """As the CUDA guide says: within segments of `width` lanes; a lane without a source keeps its own value."""
     for lane in range(lanes):
         segment = lane // width * width
         if kind == "index":
@@ -372,7 +372,7 @@ def random_program(rng, threads, rounds=16, wrong=0.01):
 
 @pytest.mark.parametrize("threads", [5, 32, 45, 100])
 def test_race_detector(threads, lib):
-    """Never a race that is none; and hardly any missed, though some may be: see shared_memory.cpp."""
+    """No false race is reported, and hardly any is missed (some may be: see shared_memory.cpp)."""
     rng = np.random.default_rng(threads)
     programs, sound, missed = 80, 0, 0
     for _ in range(programs):

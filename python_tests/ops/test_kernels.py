@@ -1,4 +1,4 @@
-"""Every row of the kernel table: each instruction set this CPU has gives the bits of the scalar kernels."""
+"""Every CPU row of the kernel table: each instruction set of this CPU gives the bits of the scalar kernels."""
 
 import os
 import pathlib
@@ -90,7 +90,7 @@ def scatter(channels, index, dtype, gen):
 
 
 def tiles(channels, index, dtype, gen):
-    """The rest of them: test_planes.py."""
+    """One case; the others are in test_planes.py."""
     x = draw(2, channels, dtype, gen).contiguous()
     weight = torch.randint(-4, 5, (5, channels, 3, 3), generator=gen).to(dtype)
     live = {"input_mask": only(channels, *index.tolist())}
@@ -100,7 +100,7 @@ def tiles(channels, index, dtype, gen):
 
 
 def step(channels, index, dtype, gen):
-    """The rest of it: optim/test_sgd.py."""
+    """One case; the others are in optim/test_sgd.py."""
     weight, grad = (torch.randint(1, 9, (4, channels, 3, 1), generator=gen).to(dtype) for _ in range(2))
     live, K = only(channels, *index.tolist()), 4
     mask = torch.ops.prunekernels.conv_mask(None, None, live, K, channels, 1)
@@ -110,7 +110,7 @@ def step(channels, index, dtype, gen):
 
 
 def mask_grad(channels, index, dtype, gen):
-    """The rest of it: test_filter_ops.py."""
+    """One case; the others are in test_filter_ops.py."""
     grad = torch.randint(1, 9, (4, channels, 3, 1), generator=gen).to(dtype)
     live = only(channels, *index.tolist()).expand(4, channels)
     expected, sums = torch.where(live[:, :, None, None], grad, 0), torch.empty(4)

@@ -1,4 +1,4 @@
-"""The direct and sparse plans, by instruction set: sizes that reach every tile kernel and every cut of the work."""
+"""The direct and sparse plans, by instruction set: sizes that reach every microkernel and every way to cut the work."""
 
 import dataclasses
 import itertools
@@ -11,7 +11,7 @@ from cases.conv import KINDS, ConvCase, assert_same, capped, expected, inputs, i
 from prunekernels import reference
 
 if not pk.has_extension():
-    pytest.skip("the tile kernels are compiled", allow_module_level=True)
+    pytest.skip("the microkernels are compiled", allow_module_level=True)
 
 LANES = {"scalar": 1, "avx2": 8, "avx512": 16}
 ISAS = [row["isa"] for row in pk.kernels() if row["operation"] == "microkernels" and row["isa"] in isas()]
@@ -29,7 +29,7 @@ def with_images(case, n):
 
 
 def check(case, pattern, plan, isa, problem=None, **args):
-    """Integers: equal to the reference, in memory that is NaN before."""
+    """Equal to the reference (on integers, so exactly); new memory is filled with NaN."""
     torch.use_deterministic_algorithms(True)
     made = masks(case, pattern) if isinstance(pattern, str) else pattern
     problem = problem or inputs(case)
@@ -42,7 +42,7 @@ def check(case, pattern, plan, isa, problem=None, **args):
 
 
 def line_widths(isa):
-    """Every number of vectors of a tile, and one more, with a last vector that is whole, of one lane and in between."""
+    """Widths of 0 to one more than the most vectors of a tile, plus 1, some or all lanes of a last vector."""
     lanes, most = LANES[isa], 16 if isa == "avx512" else 8
     ends = sorted({1, (lanes + 1) // 3, lanes} - {0})
     return [(isa, lanes * v + end) for v in range(most + 1) for end in ends]
@@ -51,7 +51,7 @@ def line_widths(isa):
 @every_plan
 @pytest.mark.parametrize(("isa", "width"), [line for isa in ISAS for line in line_widths(isa)])
 def test_tiles_of_a_line(isa, width, plan):
-    """Group g has g + 1 live filters, so tiles of 1 to 8; turned round, its channels do the same."""
+    """Group g has g + 1 live filters, so tiles have 1 to 8; in the input gradient its channels do the same."""
     case = ConvCase(n=1, c=20 * 8, k=20 * 20, h=1, w=width, r=1, s=1, padding=0, groups=20)
     check(case, "ragged", plan, isa)
 
@@ -71,7 +71,7 @@ def test_tiles_of_padded_rows(kernel, width, isa, n, plan):
 @pytest.mark.parametrize("width", [*range(1, 10), 17])
 @pytest.mark.parametrize("height", range(1, 6))
 def test_tiles_of_images(height, width, isa, n, plan):
-    """One filter: grids of up to 4 rows and 8 columns; several: lines, that end with a row or not."""
+    """Of one filter, tiles of up to 4 rows and 8 columns; of several, lines that end with a row, or do not."""
     check(ConvCase(n=n, c=9 * 4, k=9 * 8, h=height, w=width, groups=9), "ragged", plan, isa)
 
 
@@ -167,14 +167,14 @@ def test_geometry(i, case, isa, n):
 @every_plan
 @pytest.mark.parametrize(("isa", "n"), IMAGES)
 @pytest.mark.parametrize("case", UNREAD, ids=str)
-def test_images_nobody_reads(case, isa, n, plan):
+def test_images_that_no_tap_reads(case, isa, n, plan):
     check(with_images(case, n), "all", plan, isa)
 
 
 @every_plan
 @pytest.mark.parametrize(("isa", "n"), PIXELS)
 @pytest.mark.parametrize("case", UNREAD, ids=str)
-def test_pixels_nobody_reads(case, isa, n, plan):
+def test_pixels_that_no_tap_reads(case, isa, n, plan):
     check(with_images(case, n), "all", plan, isa)
 
 
@@ -254,7 +254,7 @@ def test_weight_gradients(case, weight_grad, scaled, isa, n, plan):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("case", MORE_KINDS, ids=str)
 def test_filters_without_kernels(case, bias, isa, n, plan):
-    """A live filter of which every kernel is dead gives its bias; a live channel that nobody reads gets gradient 0."""
+    """A live filter without live kernels gives its bias; a live channel that no live kernel reads gets gradient 0."""
     case = with_images(case, n)
     kernels = torch.ones(case.k, case.c // case.groups, dtype=torch.bool)
     kernels[1], kernels[case.k - 1] = False, False

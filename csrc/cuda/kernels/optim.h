@@ -1,10 +1,6 @@
 // Optimizer steps over many parameters in one launch. Dead weights and their optimizer state stay as they are. Live
 // ones follow torch.optim's single-tensor CUDA steps to the bit: every operation rounds to fp32, and an fma stands
-// where torch's kernels have one (SGD as in cpu/kernels/optim.h; AdamW divides and multiplies in another order):
-//   SGD     d = weight_decay ? fma(weight_decay, w, g) : g
-//           v = first_step ? d : fma(1 - dampening, d, momentum * v)
-//           u = nesterov ? fma(momentum, v, d) : v               (momentum 0: u = d, and there is no v)
-//           w = fma(-lr, u, w)
+// where torch's kernels have one. SGD's formulas are those of cpu/kernels/optim.h; AdamW's are rounded elsewhere:
 //   AdamW   w = weight_decay ? (1 - lr weight_decay) w : w
 //           m = fma(1 - beta1, g - m, m)                         (beta1 <= 0.5: fma(m - g, beta1, g))
 //           v = fma(1 - beta2, g g, beta2 v)

@@ -1,4 +1,4 @@
-"""python -m cases.emulated FAMILY [part of a test id] [--sanitized]: the family's cases, in a process without torch."""
+"""python -m cases.emulated FAMILY [part of a test id] [--sanitized]: runs the cases of a family, without torch."""
 
 import importlib
 import os

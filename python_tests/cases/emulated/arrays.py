@@ -1,4 +1,4 @@
-"""Arrays for kernels: in memory that shows every step outside, as bf16 and f16, and what convolutions should give."""
+"""Arrays for kernels: in guarded memory, in bf16 and f16; and convolutions in double to compare with."""
 
 import ctypes
 import mmap
@@ -12,8 +12,8 @@ _poison, _unpoison = (getattr(_libc, f"__asan_{name}_memory_region", None) for n
 
 
 class _Region(mmap.mmap):
-    """Pages that hold one array, which ends at the last but one. The first and the last may not be touched; the slack
-    that is left is poisoned under AddressSanitizer, and compared after each call without."""
+    """Pages that hold one array, between two protected pages; the array ends where the second begins. The slack around it
+    is poisoned under AddressSanitizer; without, check_surroundings() looks whether it has changed."""
 
     def __new__(cls, nbytes: int):
         room = -(-nbytes // 16) * 16
@@ -22,7 +22,9 @@ class _Region(mmap.mmap):
         memory = np.frombuffer(self, np.uint8)
         self.start, self.first = memory.ctypes.data, (pages + 1) * PAGE - room
         self.slack = (PAGE, self.first), (self.first + nbytes, (pages + 1) * PAGE)
-        self.mark = (self.start // PAGE * 29 + 0xA5) & 0xFF  # not that of a neighbour, whose slack may be copied here
+        self.mark = (
+            self.start // PAGE * 29 + 0xA5
+        ) & 0xFF  # another one for each region, since a kernel may copy slack
         for page in (0, pages + 1):
             at = ctypes.c_void_p(self.start + page * PAGE)
             assert _libc.mprotect(at, ctypes.c_size_t(PAGE), 0) == 0
@@ -39,8 +41,7 @@ _regions: "weakref.WeakValueDictionary[int, _Region]" = weakref.WeakValueDiction
 
 
 def guarded(values, dtype=None) -> np.ndarray:
-    """A copy of its own that ends where a page begins that nobody may touch, but for the up to 15 bytes that keep its
-    start a multiple of 16."""
+    """A copy in memory of its own. It starts at a multiple of 16 and ends at most 15 bytes before a protected page."""
     values = np.asarray(values, dtype)
     region = _Region(values.nbytes)
     array = np.frombuffer(region, values.dtype, values.size, region.first).reshape(values.shape)
@@ -50,7 +51,7 @@ def guarded(values, dtype=None) -> np.ndarray:
 
 
 def check_surroundings(name: str, array: np.ndarray) -> None:
-    """Of a guarded array: that nobody wrote beside it."""
+    """Asserts that the slack around a guarded array has not changed."""
     region = _regions.get(array.ctypes.data)
     if region is None or _poison:
         return
@@ -92,7 +93,7 @@ def round_to_tf32(values) -> np.ndarray:
 
 
 def poison(shape, element="f32") -> np.ndarray:
-    """For results: NaN; of an integer dtype in place of an element, bytes 0x7f."""
+    """An array to write results into: full of NaN; of bytes 0x7f if `element` is an integer dtype."""
     if element in STORAGE:
         return narrow(np.full(shape, np.nan, np.float32), element)
     return guarded(
@@ -123,7 +124,7 @@ def out_size(x_shape, w_shape, stride=1, padding=0, dilation=1) -> tuple[int, in
 
 
 def _taps(x, w_shape, stride, padding, dilation):
-    """For each tap (r, s): the view of padded x [N, G, C / G, P, Q] that it meets."""
+    """For each tap (r, s): the view [N, G, C / G, P, Q] of padded x that it is multiplied with."""
     (sh, sw), (ph, pw), (dh, dw) = _pair(stride), _pair(padding), _pair(dilation)
     P, Q = out_size((*x.shape[:2], x.shape[2] - 2 * ph, x.shape[3] - 2 * pw), w_shape, stride, padding, dilation)
     N, C = x.shape[:2]

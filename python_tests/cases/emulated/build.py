@@ -1,7 +1,7 @@
-"""Compiles a family's kernels, its exports and the emulator with the host's compiler, and calls them.
+"""Compiles a family of kernels, its exports and the emulator with the host's compiler, and calls them.
 
-A family's library holds csrc/cuda/emulator/exports_FAMILY.cpp and every kernel file that includes a launchers' header
-which that includes: a family that does not compile fails alone.
+The library of a family holds csrc/cuda/emulator/exports_FAMILY.cpp and every kernel file that implements a header which
+the exports include, so a family that does not compile fails alone.
 """
 
 import ctypes
@@ -36,7 +36,7 @@ def _own_sources(family: str) -> list[pathlib.Path]:
 
 
 def _includes(source: pathlib.Path) -> set[str]:
-    """The launchers' headers that it names."""
+    """The headers of launchers that it includes."""
     return set(re.findall(r'^#include "cuda/kernels/(\w+\.h)"', source.read_text(), re.MULTILINE)) - {"stream.h"}
 
 
@@ -70,7 +70,7 @@ def _ninja_file(families: list[str], sanitized: bool) -> str:
                 lines.extend([f"build {names[-1]}: compile {source}", f"  level = {level}"])
         return " ".join(names)
 
-    level = "-O0" if sanitized else "-O1"  # sanitized and -O1: four times the compiler's time, and no less the kernels'
+    level = "-O0" if sanitized else "-O1"  # with sanitizers -O1 compiles four times as long and runs no faster
     lines += [f"build libmachine.so: link {objects(machine_sources(), '-O2')}"]
     for family in families:
         lines += [
@@ -81,7 +81,7 @@ def _ninja_file(families: list[str], sanitized: bool) -> str:
 
 
 def _ninja(folder: pathlib.Path, *arguments: str) -> str:
-    """What it says where it fails, else nothing."""
+    """Runs ninja. Returns its output if it fails, else an empty string."""
     beside = pathlib.Path(sys.executable).with_name("ninja")
     command = [str(beside) if beside.exists() else shutil.which("ninja") or "ninja", "-C", str(folder), *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -89,11 +89,11 @@ def _ninja(folder: pathlib.Path, *arguments: str) -> str:
 
 
 class Broken(Exception):
-    """The compiler's words."""
+    """A family that does not compile, with the output of the compiler."""
 
 
 def build(families: list[str], sanitized: bool = False) -> dict[str, pathlib.Path | Broken]:
-    """Brings the families' libraries up to date: of each its path, or why it does not compile."""
+    """Brings the libraries of families up to date. Returns the path of each, or why it does not compile."""
     folder = ROOT / "build" / ("emulated_sanitized" if sanitized else "emulated")
     folder.mkdir(parents=True, exist_ok=True)
     libraries: dict[str, pathlib.Path | Broken] = {f: folder / f"lib{f}.so" for f in families}
@@ -114,7 +114,7 @@ _C_TYPES = _WIDE | {"float": ctypes.c_float, "double": ctypes.c_double, "bool": 
 
 
 def _prototypes(family: str) -> dict[str, list]:
-    """The argument types of each `int pk_...(...)` that the family spells out."""
+    """The argument types of each function `int pk_...(...)` that the family exports."""
     found = {}
     for source in _own_sources(family):
         text = re.sub(r"//.*", "", source.read_text())
@@ -127,7 +127,7 @@ def _prototypes(family: str) -> dict[str, list]:
 
 
 class Library:
-    """call("pk_name", ...): numbers, numpy arrays (contiguous; their address), bytes, and None (a null pointer)."""
+    """Calls exported functions: call("pk_name", ...) with numbers, contiguous numpy arrays, bytes, and None for null."""
 
     def __init__(self, path: pathlib.Path):
         self._library = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
@@ -137,7 +137,7 @@ class Library:
         self._take_report.restype = ctypes.c_char_p
 
     def call(self, name: str, *arguments) -> None:
-        """Fails with the emulator's report where there is one, or the function returns anything but cudaSuccess."""
+        """Asserts that the function returns cudaSuccess and that the emulator has nothing to report."""
         status, report = self.status(name, *arguments)
         assert status == 0 and not report, f"{name} returned cudaError_t {status}: {report or 'no report'}"
 
@@ -157,7 +157,7 @@ _NOT_TOLD = {"launch.cuh", "shared_memory.h", "simt.h", "ptx_host.h"}
 
 
 def _with_lines(report: str) -> str:
-    """Its places in libraries as lines of kernels, where addr2line can be had."""
+    """The report with lines of source files in place of offsets in libraries, if addr2line is installed."""
 
     def lines(place: re.Match) -> str:
         command = ["addr2line", "-i", "-e", place[1], place[2]]
@@ -189,7 +189,7 @@ library = functools.cache(Library)
 
 
 def load(family: str, sanitized: bool = False) -> Library:
-    """The family's library, built where it is not up to date. Raises Broken."""
+    """The library of a family, built if it is not up to date. Raises Broken."""
     path = build([family], sanitized)[family]
     if isinstance(path, Broken):
         raise path

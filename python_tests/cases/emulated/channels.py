@@ -35,7 +35,7 @@ def _moved(source: np.ndarray, channel_map) -> np.ndarray:
 
 
 def _misaligned(x: np.ndarray, offset: int) -> np.ndarray:
-    """The same, but its first element lies `offset` elements behind a multiple of 16 bytes."""
+    """The same array, its first element `offset` elements behind a multiple of 16 bytes."""
     if not offset:
         return x
     whole = arrays.guarded(np.concatenate([np.full(offset, 0x7F, x.dtype), x.ravel()]))
@@ -136,7 +136,7 @@ class Join:
 
 
 class Refused:
-    """What no kernel can index is an error, not a wrong answer."""
+    """Sizes that the kernels cannot index return cudaErrorInvalidValue."""
 
     def __str__(self):
         return "refused"

@@ -1,4 +1,4 @@
-"""cluster_mean."""
+"""cluster_mean: to the bit where means are exact, else against means in double."""
 
 import dataclasses
 

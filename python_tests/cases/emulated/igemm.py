@@ -1,5 +1,5 @@
-"""igemm_fwd, igemm_grad_input and their block_sparse kin against the convolutions of arrays.py; NaN in all that is
-dead, on both sides. Then what the host decides: tile lists, loaders, tiles."""
+"""igemm_fwd, igemm_grad_input and both block_sparse_* against the convolutions of arrays.py, with NaN in everything dead,
+read or written. Then the choices of the host code: tile lists, loaders, tiles."""
 
 import mmap
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ NO_RESERVE = 0x4000  # MAP_NORESERVE of Linux
 
 @dataclass(frozen=True)
 class Conv:
-    """igemm_fwd, igemm_grad_input and their block_sparse kin."""
+    """One call of igemm_fwd, igemm_grad_input or block_sparse_*."""
 
     problem: Problem
     element: str
@@ -66,7 +66,7 @@ class Conv:
         packed = w.transpose(1, 2, 3, 0) if self.grad_input else w.transpose(0, 2, 3, 1)
         packed = packed[target.index][..., source.index]
         packed = np.pad(packed, [(0, 0)] * 3 + [(0, packed_count(source.live) - source.live)])
-        if self.plain == "elements":  # rows of nobody
+        if self.plain == "elements":  # a row beyond the live ones is not read
             packed = np.concatenate([packed, np.full_like(packed[:1], np.nan)])
         if self.grad_input:
             expected = arrays.conv2d_grad_input(operand, w, x_shape, *p.geometry)
@@ -119,7 +119,7 @@ def _channels(element: str) -> list[Problem]:
 
 
 def _tile_edges(element: str, grad_input: bool, tiles) -> list[Conv]:
-    """Pixels, result channels and the ranges of the full width about each tile."""
+    """Numbers of pixels, result channels and full-width channels around the sizes of each tile."""
     cases = []
     for tile in tiles:
         pixels, channels = TILES[tile]
@@ -199,7 +199,7 @@ class HostTileLists:
 
 
 class HostVectors:
-    """list_is_vectors: runs that are cut, shifted or short; no list at all."""
+    """list_is_vectors() of runs that are cut, shifted or short, and without a list."""
 
     def __str__(self):
         return "vectors"
@@ -227,7 +227,7 @@ class HostVectors:
 
 
 class Huge:
-    """An operand of more than 2^31 elements, of which a large stride reads few: offsets of 64 bits."""
+    """An operand of more than 2^31 elements, so offsets need 64 bits; a large stride reads few of them."""
 
     def __str__(self):
         return "huge"
@@ -255,7 +255,7 @@ class Huge:
 
 
 class HostChoices:
-    """What is served, and which tiles and splits are taken."""
+    """igemm_serves(), igemm_tile() and block_sparse_tile()."""
 
     def __str__(self):
         return "choices"
@@ -294,7 +294,7 @@ class HostChoices:
 
 
 class Refused:
-    """A tile that kernels with lists do not have, a misaligned weight, too large a stride."""
+    """cudaErrorInvalidValue for the large tile with lists, a misaligned weight, too large a stride."""
 
     def __str__(self):
         return "refused"

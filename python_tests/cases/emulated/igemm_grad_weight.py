@@ -1,5 +1,5 @@
-"""igemm_grad_weight and block_sparse_grad_weight against the convolutions of arrays.py; NaN in dead channels on both
-sides, and in what is not to be written. Then how the host cuts the pixels."""
+"""igemm_grad_weight and block_sparse_grad_weight against the convolutions of arrays.py, with NaN in dead channels, read or
+written, and in everything that must not be written. Then how plan_grad_weight() splits the pixels."""
 
 from dataclasses import dataclass, replace
 
@@ -27,7 +27,7 @@ GRAD_TILES = (128, 64)  # as enum GradWeightTile: filters, and columns
 
 @dataclass(frozen=True)
 class GradWeight:
-    """igemm_grad_weight and block_sparse_grad_weight."""
+    """One call of igemm_grad_weight or block_sparse_grad_weight."""
 
     problem: Problem
     element: str
@@ -124,7 +124,7 @@ def _sparse_grad_weights(element: str) -> list[GradWeight]:
 
 
 class HostPlan:
-    """Tile, splits and workspace: of many pixels, of few, of a gradient that alone is large, of nothing."""
+    """plan_grad_weight() for many pixels, few pixels, a gradient that is large by itself, and an empty one."""
 
     def __str__(self):
         return "plan"
@@ -142,7 +142,7 @@ class HostPlan:
 
 
 class Refused:
-    """No splits, a misaligned workspace, too large a stride."""
+    """cudaErrorInvalidValue for no splits, a misaligned workspace, too large a stride."""
 
     def __str__(self):
         return "refused"

@@ -1,4 +1,4 @@
-"""What the cases of implicit matrix products share: problems, and what the host makes of their masks."""
+"""Problems for the cases of igemm.py and igemm_grad_weight.py, and the lists that host code makes of their masks."""
 
 from dataclasses import dataclass, replace
 
@@ -35,7 +35,7 @@ class Problem:
     filters: object = "some"  # live ones: some, all, none, runs (of 8), a number (spread), or a tuple of them
     inputs: object = "some"
     blocks: tuple = ()  # the kernel mask in tiles of (filters, channels), half of them live
-    constants: tuple = ()  # live filters, none of whose kernels is
+    constants: tuple = ()  # live filters without a live kernel
     seed: int = 0
 
     def __str__(self):
@@ -96,8 +96,8 @@ def list_is_vectors(index: np.ndarray, channels: int, element: str) -> bool:
     return bool((runs == runs[:, :1] // size * size + np.arange(size)).all())
 
 
-class Side:
-    """What a mask table says of the filters or of the channels."""
+class ChannelLists:
+    """The lists of a mask table for the filters, or for the channels."""
 
     def __init__(self, live: np.ndarray, constant: np.ndarray, element: str):
         index = np.flatnonzero(live).astype(np.int32)
@@ -107,15 +107,15 @@ class Side:
         self.vectors = list_is_vectors(index, len(live), storage(element))
 
 
-def sides(masks, element: str) -> tuple[Side, Side]:
+def sides(masks, element: str) -> tuple[ChannelLists, ChannelLists]:
     """filters, channels"""
     filters, kernels, _ = masks
     live_out, live_in = kernels.any(1), kernels.any(0)
-    return Side(live_out, filters & ~live_out, element), Side(live_in, np.zeros_like(live_in), element)
+    return ChannelLists(live_out, filters & ~live_out, element), ChannelLists(live_in, np.zeros_like(live_in), element)
 
 
 def chunks_of_tiles(kernels: np.ndarray, of_filters: bool, tile: int, chunk: int) -> list[list[int]]:
-    """core/tile_lists.h by searching the mask [K, C]: of each tile the chunks in which any kernel is live."""
+    """What core/tile_lists.h computes, by searching the mask [K, C]: the chunks of each tile that have a live kernel."""
     live = kernels[kernels.any(1)][:, kernels.any(0)]
     live = live if of_filters else live.T
     firsts = range(0, live.shape[1], chunk)
@@ -135,7 +135,7 @@ def data(rng, shape, exact: bool) -> np.ndarray:
 
 
 def held(values, element: str) -> np.ndarray:
-    """The numbers that the kernel multiplies."""
+    """The values as the kernel multiplies them: rounded to the element type."""
     if element == "tf32":
         return arrays.round_to_tf32(values)
     return arrays.widen(arrays.narrow(values, element), element)
@@ -159,7 +159,7 @@ def around(value: int) -> tuple[int, int, int]:
 
 
 def convolutions() -> list[Problem]:
-    """Every way a convolution walks: taps, classes, vectors of channels about a chunk."""
+    """Every path through the reduction: taps, classes, numbers of channel vectors around a chunk."""
     taps = Problem(n=2, c=40, k=40, r=3, s=3, padding=(1, 1))
     return [
         taps,

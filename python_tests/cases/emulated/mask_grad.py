@@ -1,4 +1,4 @@
-"""mask_grad, filter_norms, kernel_norms."""
+"""mask_grad, filter_norms and kernel_norms, with NaN in dead weights."""
 
 import dataclasses
 
@@ -165,7 +165,7 @@ class MaskGradCase:
 
 @dataclasses.dataclass(frozen=True)
 class UntouchedCase:
-    """Nothing asked of live weights: they are neither read nor written, whatever they hold."""
+    """Without scale, sums and accumulation live weights are neither read nor written, whatever they hold."""
 
     element: str
 
@@ -234,7 +234,7 @@ class TooLargeCase:
 
 
 def row_lengths(element: str) -> list[int]:
-    """Around every boundary: a span, lanes that share a row (1, 2, 32, the block), a second round of each."""
+    """Row lengths around a span, around the threads that share a row (1, 2, 32, the block) and their second round."""
     span = 4 if element == "f32" else 8
     spans = [1, 2, 3, 32, 8 * 32, 8 * 32 + 1, 2 * 256]
     return sorted({max(n * span + d, 1) for n in spans for d in (-1, 0, 1)})

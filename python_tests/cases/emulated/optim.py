@@ -17,12 +17,12 @@ f32 = np.float32
 
 
 def fma(a, b, c) -> np.ndarray:
-    """One rounding: the product is exact in long double, and its sum is long before fp32 rounds it."""
+    """a b + c, rounded once to fp32: in long double the product is exact and the sum has bits to spare."""
     with np.errstate(invalid="ignore"):
         return (np.asarray(a, np.longdouble) * np.asarray(b, np.longdouble) + np.asarray(c, np.longdouble)).astype(f32)
 
 
-# ---- the formulas of optim.h
+# ---- the formulas of cuda/kernels/optim.h, written a second time: what the kernels must equal to the bit
 
 
 def sgd(hyper: dict, t: int, w, g, states):
@@ -74,7 +74,7 @@ class Param:
 
 
 class Problem:
-    """What is dead holds NaN in the gradient and what nobody may change in weight and states."""
+    """Dead elements hold NaN in the gradient, and numbers that must not change in the weight and the states."""
 
     def __init__(self, param: Param, element: str, operation: str, hyper: dict, rng: np.random.Generator, lib):
         self.param, self.element = param, element
@@ -160,7 +160,7 @@ class TooLongCase:
         return "row-too-long"
 
     def run(self, lib):
-        mask = (16, 0, 1, 1 << 30, 2, False)  # a list that nobody reads
+        mask = (16, 0, 1, 1 << 30, 2, False)  # the pairs are never read
         params = arrays.guarded(np.array([(*[0] * 6, 1, 1 << 31, mask, 0, 0)], PARAM))
         numbers = (SGD if self.operation == "optim_sgd" else ADAMW).values()
         assert lib.status(f"pk_{self.operation}", ELEMENTS.index(self.element), params, 1, *numbers)[0] == 1

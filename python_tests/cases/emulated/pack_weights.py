@@ -1,4 +1,4 @@
-"""pack_weights and unpack_grad_weight, to the bit; NaN in every kernel that is dead, on both sides."""
+"""pack_weights and unpack_grad_weight, to the bit, with NaN in every dead kernel, full and packed."""
 
 import dataclasses
 
@@ -98,7 +98,7 @@ class Full:
 
 
 class Job:
-    """What both directions share. packed: float32 [rows, taps, columns], zero where there is no live kernel."""
+    """What packing and unpacking have in common."""
 
     def __init__(self, layer: Layer, rng: np.random.Generator, lib):
         self.layer, self.mask = layer, Mask(layer, rng, lib)
@@ -112,7 +112,7 @@ class Job:
         return (self.mask.fields, self.layer.taps, layout, self.rows_per_group, self.columns)
 
     def packed(self, full: np.ndarray, nothing: float) -> np.ndarray:
-        """[K, C / G, taps] -> [rows, taps, columns], `nothing` where no live kernel is"""
+        """[K, C / G, taps] -> float32 [rows, taps, columns], `nothing` where there is no live kernel"""
         packed = np.full((len(self.mask.lists) * self.rows_per_group, self.layer.taps, self.columns), nothing)
         for i, (filters, channels) in enumerate(self.mask.lists):
             first = i * self.rows_per_group
@@ -195,7 +195,8 @@ class Unpack:
 
 
 class Refused:
-    """Fewer rows or columns than are live; the transposed layout of several groups, or of a gradient."""
+    """cudaErrorInvalidValue for fewer rows or columns than are live, and for PackLayout::columns of several groups or of a
+    gradient. No layers at all are no error."""
 
     def __str__(self):
         return "refused"
@@ -239,7 +240,7 @@ def _masks() -> list[dict]:
 
 
 def _many(change) -> tuple[Layer, ...]:
-    """More layers than one launch takes, some of them with nothing to do, one of several blocks."""
+    """More layers than one launch takes; some are empty, one needs several blocks."""
     shapes = [
         Layer(3 + i % 5, 1 + i % 7, taps=1 + i % 2 * 8, dead_kernels=i % 3 * 0.3) for i in range(LAYERS_OF_A_LAUNCH + 5)
     ]

@@ -1,4 +1,4 @@
-"""sparse_fwd, sparse_grad_input and sparse_grad_weight against the convolutions of arrays.py, with NaN in all that is
+"""sparse_fwd, sparse_grad_input and sparse_grad_weight against the convolutions of arrays.py, with NaN in everything
 dead."""
 
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from . import arrays
 
 @dataclass
 class Problem:
-    """As the lines of benchmarks/shapes have it, plus masks."""
+    """A convolution in the notation of benchmarks/shapes, and its masks."""
 
     n: int = 1
     c: int = 5
@@ -27,7 +27,7 @@ class Problem:
     masks: str = "kernel"  # kernel, all, none, filter, input, mixed, constant
     last: bool = False  # the weight lies channels last
     exact: bool = True
-    processors: int = 1  # 0: any number of blocks is enough of them
+    processors: int = 1  # of the device; 0: no number of blocks is too small
     note: str = ""
 
     def __str__(self):
@@ -47,7 +47,7 @@ class Problem:
         return self.stride, self.padding, self.dilation
 
     def make(self):
-        """Masks, and operands with NaN where they are dead; then the same with zeros there."""
+        """Makes the masks, operands with NaN where they are dead, and the same operands with zeros there."""
         rng = np.random.default_rng(abs(hash((self.n, self.c, self.h, self.w, self.k, self.r))) % 1000)
         channels = self.c // self.g
         x_shape, w_shape = (self.n, self.c, self.h, self.w), (self.k, channels, self.r, self.s)
@@ -178,7 +178,7 @@ class GradWeight:
 
 @dataclass
 class Refused:
-    """Shapes beyond the kernels are an error, and sparse_serves() says so."""
+    """Shapes that the kernels do not serve: sparse_serves() is false, and a launch returns cudaErrorInvalidValue."""
 
     operation: str
 
@@ -214,13 +214,13 @@ ONE = {"r": 1, "s": 1, "padding": (0, 0)}
 
 
 def _shapes() -> list[Problem]:
-    """Reaching every window, class and tile of all three directions."""
+    """Shapes that reach every window, class and tile of all three directions."""
     problems = [Problem(masks=m) for m in ("kernel", "all", "none", "filter", "input", "mixed", "constant")]
     problems += [Problem(masks=m, g=g, c=6, k=6, last=g == 2) for m in ("kernel", "mixed") for g in (2, 3, 6)]
     problems += [Problem(last=True), Problem(last=True, **ONE), Problem(exact=False), Problem(exact=False, **ONE)]
     problems += [Problem(n=0), Problem(h=0, padding=(2, 2)), Problem(h=1, w=1, padding=(0, 0), note="no-output")]
     problems += [Problem(c=1, k=1, masks="all"), Problem(c=1, k=1, h=1, w=1, masks="all", **ONE)]
-    # planes about a patch, a row of lanes, a tile; several images in a tile
+    # planes around the size of a patch, a row of lanes and a tile; several images in a tile
     problems += [Problem(h=h, w=w, c=2, k=3) for h, w in ((3, 3), (4, 4), (5, 5), (7, 9), (8, 8), (15, 17), (16, 16))]
     problems += [Problem(h=h, w=w, c=2, k=3) for h, w in ((17, 33), (2, 31), (1, 32), (65, 3), (2, 129))]
     problems += [Problem(n=n, h=2, w=3, c=2, k=3) for n in (2, 3, 7, 8, 9, 17)]
@@ -240,7 +240,7 @@ def _shapes() -> list[Problem]:
     ]
     problems += [Problem(dilation=(2, 1), padding=(2, 1)), Problem(dilation=(2, 3), stride=(2, 2), h=9, w=11)]
     problems += [Problem(stride=(4, 4), r=4, s=4, h=9, w=8, padding=(0, 0)), Problem(stride=(2, 4), h=33, w=40, c=2)]
-    # filters about a block's, channels about a stage's
+    # numbers of filters around a block's, of channels around a stage's
     problems += [Problem(k=k, h=3, w=4, density=0.2) for k in (31, 32, 33, 65)]
     problems += [Problem(c=c, h=3, w=4, density=0.2) for c in (3, 4, 8, 9, 33)]
     problems += [Problem(c=c, k=k, h=2, w=2, density=0.9) for c, k in ((9, 9), (40, 17), (3, 40))]
@@ -251,13 +251,13 @@ def _shapes() -> list[Problem]:
 
 
 def _many_steps() -> list[Problem]:
-    """Operands about kListed, on both sides; of 512 the second list reuses every place of the first."""
+    """Around kListed operands; with 512 the second part of the list overwrites all of the first."""
     problems = [Problem(c=c, k=2, h=1, w=2, masks="all", note="listed", **ONE) for c in (255, 256, 257, 512)]
     return problems + [Problem(c=2, k=k, h=1, w=2, masks="all", note="listed", **ONE) for k in (255, 256, 257, 512)]
 
 
 def _large_tiles() -> list[Problem]:
-    """Stages of 2 and of 1 steps, parts of a block's jobs."""
+    """Tiles so large that a stage has 2 steps, or 1, and that a block has only part of its jobs."""
     return [
         Problem(c=3, k=3, h=70, w=70, dilation=(16, 16), padding=(16, 16), note="dilated"),
         Problem(c=5, k=3, h=60, w=61, dilation=(12, 8), padding=(0, 0), note="dilated"),
@@ -282,7 +282,7 @@ def _on(processors: int, problems: list[Problem]) -> list[Problem]:
 
 
 def _wide_and_narrow() -> list[Problem]:
-    """Blocks of 16 results, as a single block is not enough, and of 32."""
+    """Blocks of 16 results (where there are too few blocks for the device) and of 32."""
     problems = _shapes() + _many_steps() + _large_tiles()
     return problems + _on(0, problems)
 
