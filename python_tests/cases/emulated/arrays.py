@@ -12,8 +12,8 @@ _poison, _unpoison = (getattr(_libc, f"__asan_{name}_memory_region", None) for n
 
 
 class _Region(mmap.mmap):
-    """Pages that hold one array, between two protected pages; the array ends where the second begins. The slack around it
-    is poisoned under AddressSanitizer; without, check_surroundings() looks whether it has changed."""
+    """Pages that hold one array, between two protected pages; the array ends where the second begins. The slack around
+    it is poisoned under AddressSanitizer; without, check_surroundings() looks whether it has changed."""
 
     def __new__(cls, nbytes: int):
         room = -(-nbytes // 16) * 16

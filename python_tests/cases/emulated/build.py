@@ -127,7 +127,7 @@ def _prototypes(family: str) -> dict[str, list]:
 
 
 class Library:
-    """Calls exported functions: call("pk_name", ...) with numbers, contiguous numpy arrays, bytes, and None for null."""
+    """Calls exported functions: call("pk_name", ...) with numbers, contiguous numpy arrays, bytes, None for null."""
 
     def __init__(self, path: pathlib.Path):
         self._library = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)

@@ -1,5 +1,5 @@
-"""igemm_fwd, igemm_grad_input and both block_sparse_* against the convolutions of arrays.py, with NaN in everything dead,
-read or written. Then the choices of the host code: tile lists, loaders, tiles."""
+"""igemm_fwd, igemm_grad_input and both block_sparse_* against the convolutions of arrays.py, with NaN in everything
+dead, read or written. Then the choices of the host code: tile lists, loaders, tiles."""
 
 import mmap
 from dataclasses import dataclass, replace

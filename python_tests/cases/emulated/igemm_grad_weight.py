@@ -1,5 +1,5 @@
-"""igemm_grad_weight and block_sparse_grad_weight against the convolutions of arrays.py, with NaN in dead channels, read or
-written, and in everything that must not be written. Then how plan_grad_weight() splits the pixels."""
+"""igemm_grad_weight and block_sparse_grad_weight against the convolutions of arrays.py, with NaN in dead channels, read
+or written, and in everything that must not be written. Then how plan_grad_weight() splits the pixels."""
 
 from dataclasses import dataclass, replace
 

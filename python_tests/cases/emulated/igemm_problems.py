@@ -115,7 +115,7 @@ def sides(masks, element: str) -> tuple[ChannelLists, ChannelLists]:
 
 
 def chunks_of_tiles(kernels: np.ndarray, of_filters: bool, tile: int, chunk: int) -> list[list[int]]:
-    """What core/tile_lists.h computes, by searching the mask [K, C]: the chunks of each tile that have a live kernel."""
+    """What core/tile_lists.h computes, by searching the mask [K, C]: of each tile the chunks with a live kernel."""
     live = kernels[kernels.any(1)][:, kernels.any(0)]
     live = live if of_filters else live.T
     firsts = range(0, live.shape[1], chunk)

@@ -13,8 +13,8 @@ ROUND = 256 * 256 * 4  # items that all threads of a launch read in one round
 
 @dataclass
 class Leak:
-    """One call of find_leaks. sentinels: channel -> whether it must be +0; put: (image, channel, pixel, value) in x; found:
-    whether that is a leak."""
+    """One call of find_leaks. sentinels: channel -> whether it must be +0; put: (image, channel, pixel, value) in x;
+    found: whether that is a leak."""
 
     element: str
     sentinels: dict
