@@ -195,8 +195,8 @@ class Unpack:
 
 
 class Refused:
-    """cudaErrorInvalidValue for fewer rows or columns than are live, and for PackLayout::columns of several groups or of
-    a gradient. No layers at all are no error."""
+    """cudaErrorInvalidValue for fewer rows or columns than are live, and for PackLayout::columns of several groups or
+    of a gradient. No layers at all are no error."""
 
     def __str__(self):
         return "refused"
