@@ -10,8 +10,8 @@ PLACES = 12
 
 
 class Model:
-    """Vector clocks. An access is allowed if barriers order it after all earlier ones of the same place (of two accesses
-    one must write), whatever the order of threads; and, for a read, if there was a write."""
+    """Vector clocks. An access is allowed if barriers order it after all earlier ones of the same place (of two
+    accesses one must write), whatever the order of threads; and, for a read, if there was a write."""
 
     def __init__(self, threads):
         self.clocks = np.eye(threads, dtype=int)  # [i, j]: how far of thread j thread i knows
@@ -31,8 +31,8 @@ class Model:
 
 
 def random_program(rng, threads, rounds=16, wrong=0.01):
-    """Steps and operands [threads, count], and whether they are free of races. Only a share `wrong` of the accesses that
-    would race is kept. A round ends with a barrier of the block, or of parts of its warps."""
+    """Steps and operands [threads, count], and whether they are free of races. Of the accesses that would race, only a
+    share `wrong` is kept. A round ends with a barrier of the block, or of parts of its warps."""
     model, sound, columns = Model(threads), True, []
     warp, lane = np.divmod(np.arange(threads), 32)
     for _ in range(rounds):
