@@ -1,7 +1,7 @@
 // One class of outputs (core/conv_axes.h) of a convolution over live kernels: the forward pass, or a residue class of
 // the input gradient.
-//   result[n, k, first + every * o] = start[k] + sum over operands c and taps t of w[k, c, t] * operand[n, c, step * o
-//   + at[t]]
+//   result[n, k, first + every * o] = start[k] + sum over c, t of w[k, c, t] * operand[n, c, step * o + at[t]]
+// with operands c of the list of k and taps t.
 // A block computes a tile of 512 outputs (lanes x 4 x 4, of one image or of several small ones) for 32 result channels,
 // or for 16 where there are few blocks. Each of its 8 warps computes all outputs for an eighth of the channels. The
 // block goes through the steps of its list: the operand's cells come into shared memory, three stages deep, and a warp
@@ -12,57 +12,9 @@
 //   any taps (kR = 0)                            a thread's outputs lie a row of lanes apart; weights come through L1
 #pragma once
 
-#include "core/conv_shape.h"
-#include "core/sparse_lists.h"
-#include "cuda/kernels/fast_divide.cuh"
-#include "cuda/kernels/sparse_tile.cuh"
+#include "cuda/kernels/sparse_class.cuh"
 
 namespace prunekernels {
-
-bool sparse_correlation_serves(const ConvShape& shape);  // of sparse_serves(): sparse_fwd and sparse_grad_input
-
-constexpr int kSparseStages = 3;
-constexpr int kMostStaged = 4;  // steps of a stage
-constexpr int kWindowTaps = 9;  // at most
-constexpr int kListed = 256;    // steps of the list that shared memory holds at a time
-constexpr int kStepWords = sizeof(SparseStep) / 4;
-
-struct SparseClass {
-  SparseTile tile;
-  int images, operands, results;      // N, channels of either side
-  int operand_rows, operand_columns;  // planes
-  int result_rows, result_columns;
-  int rows, columns;  // outputs of the class
-  int first_row, first_column, every_row, every_column;
-  int step_row, step_column, low_row, low_column;
-  int spread_row, spread_column;  // cell i of a tile that begins with output o lies at spread * (step * o + i) + low
-  FastDivide blocks, tiles_across, tiles_down;
-  const int32_t *order, *begin;  // the lists
-  const SparseStep* steps;
-  int64_t result_stride, operand_stride;  // of the weight, in floats
-  int weight_results;                     // results on the weight's axis: the same indices serve each group
-  int staged;                             // steps of a stage
-  int patch_rows;  // rows of a thread's outputs: kPatch, or fewer where their cells do not fit (any taps)
-  int vector;      // outputs that are stored at once: 4, 2, 1
-  int taps_down, taps_across;
-  int tap_weight[kWindowTaps];  // windows: floats from a kernel's start, down a row after a row
-  // any taps: cells that output 0 reads; floats from a kernel's start
-  int row_at[kSparseTaps], column_at[kSparseTaps], row_weight[kSparseTaps], column_weight[kSparseTaps];
-};
-
-// Where the parts of a block's shared memory begin, in words.
-template <int kR, int kS, int kResults>
-struct SparseRooms {
-  static constexpr int kParts = kBlockResults / (kSparseWarps * kResults);
-  static constexpr int kTaps = kR * kS, kWeightPitch = (kTaps + 3) / 4 * 4;
-  int source = 0, steps, stages, stage_words, weights;
-
-  PK_HOST_DEVICE SparseRooms(int cells, int staged)
-      : steps(cells), stages(steps + kListed * kStepWords), weights(cells * staged) {
-    stage_words = weights + staged * kSparseWarps * kResults * kWeightPitch;
-  }
-  size_t bytes() const { return static_cast<size_t>(stages + kSparseStages * stage_words) * 4; }
-};
 
 template <int kR, int kS, int kResults>
 class SparseBlock {
@@ -100,8 +52,8 @@ class SparseBlock {
     fill_source();
     start(bias);
     const int end = p.taps_down * p.taps_across > 0 ? p.begin[list + 1] : p.begin[list];
-    for (int first = p.begin[list]; first < end; first += kListed) {
-      const int count = min(kListed, end - first);
+    for (int first = p.begin[list]; first < end; first += kListSteps) {
+      const int count = min(kListSteps, end - first);
       __syncthreads();  // all threads have read the previous steps
       if (static_cast<int>(threadIdx.x) < count)
         steps.set_vector(threadIdx.x * kStepWords, reinterpret_cast<const int4*>(p.steps)[first + threadIdx.x]);

@@ -1,6 +1,6 @@
 // sparse_grad_weight: the partial sums of sparse_dots.cuh, then the gradient from them.
+#include "cuda/kernels/sparse_class.cuh"
 #include "cuda/kernels/sparse_conv.h"
-#include "cuda/kernels/sparse_correlation.cuh"
 #include "cuda/kernels/sparse_dots.cuh"
 
 namespace prunekernels {

@@ -251,7 +251,7 @@ def _shapes() -> list[Problem]:
 
 
 def _many_steps() -> list[Problem]:
-    """Around kListed operands; with 512 the second part of the list overwrites all of the first."""
+    """Around kListSteps operands; with 512 the second part of the list overwrites all of the first."""
     problems = [Problem(c=c, k=2, h=1, w=2, masks="all", note="listed", **ONE) for c in (255, 256, 257, 512)]
     return problems + [Problem(c=2, k=k, h=1, w=2, masks="all", note="listed", **ONE) for k in (255, 256, 257, 512)]
 
