@@ -1,11 +1,13 @@
 """Pruning methods: what is pruned, when, and whether it may come back."""
 
 from . import criteria, schedules
-from .base import Counts, Method
-from .centripetal import CSGD, FPAGL
+from .base import Method
+from .centripetal import CSGD
 from .coarse import CoarsePruning
+from .fpagl import FPAGL
 from .ghfp import GHFP
 from .pgp import PGP, RPGP
+from .ranking import Counts
 from .soft import ASFP, ASRFP, SFP, SRFP
 from .while_training import PruneWhileTraining
 

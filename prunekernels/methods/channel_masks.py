@@ -1,4 +1,4 @@
-"""Structure: the norms behind a filter and the inputs that read it, so that its whole channel can die with it."""
+"""ChannelMasks: masks for a filter, the norms behind it and the inputs that read it, so that its whole channel dies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from ..nn.conv import MaskedConv2d
 
 
 class NormFinder:
-    """Watches forward passes for the masked norms that get a convolution's output as it is."""
+    """Watches forward passes for the masked norms that get a convolution's output as it is.
+
+    Hooks note each convolution's output tensor with its version counter; a norm whose input is that very tensor,
+    unchanged since, belongs to the convolution.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._outputs: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}
@@ -23,23 +27,25 @@ class NormFinder:
         self._hooks: list[Any] = []
         for name, module in model.named_modules():
             if isinstance(module, MaskedConv2d):
-                self._hooks.append(module.register_forward_hook(lambda *args, name=name: self._leave(name, args[2])))
+                self._hooks.append(
+                    module.register_forward_hook(lambda *args, name=name: self._note_output(name, args[2]))
+                )
             elif isinstance(module, MaskedBatchNorm2d):
                 self._hooks.append(
-                    module.register_forward_pre_hook(lambda *args, name=name: self._enter(name, args[1]))
+                    module.register_forward_pre_hook(lambda *args, name=name: self._note_input(name, args[1]))
                 )
 
-    def _leave(self, conv: str, y: Tensor) -> None:
+    def _note_output(self, conv: str, y: Tensor) -> None:
         self._outputs[id(y)] = (weakref.ref(y), _version(y), conv)
 
-    def _enter(self, norm: str, args: tuple[Any, ...]) -> None:
+    def _note_input(self, norm: str, args: tuple[Any, ...]) -> None:
         x = args[0] if args else None
         known, version, conv = self._outputs.get(id(x), (None, 0, ""))
         is_same = known is not None and known() is x and _version(x) == version  # type: ignore[arg-type]
         self._sources.setdefault(norm, set()).add(conv if is_same else None)
 
     def stop(self) -> dict[str, list[str]]:
-        """Ends it; by convolution, the norms that see its output and no other."""
+        """Removes the hooks. Returns by convolution the names of the norms that saw its output and no other."""
         for hook in self._hooks:
             hook.remove()
         norms: dict[str, list[str]] = {}
@@ -56,7 +62,7 @@ def _version(tensor: Tensor) -> int:
 
 @torch.no_grad()
 def find_norms(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, list[str]]:
-    """The norms behind each convolution, by one forward pass in eval mode that leaves no trace."""
+    """Finds the norms behind each convolution by one forward pass in eval mode, which changes nothing."""
     finder = NormFinder(model)
     was_training = {module: module.training for module in model.modules()}
     try:
@@ -68,11 +74,13 @@ def find_norms(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, list[str]
     return norms
 
 
-class Structure:
-    """Sets masks by convolution, and all that follows from them in norms and readers.
+class ChannelMasks:
+    """Sets the masks of convolutions, and those that follow from them in norms and readers.
 
-    norms: by convolution, the masked norms that see its output as it is. groups: the network's, if its graph is known;
-    other norms, and inputs, then die where everything that meets there is dead.
+    Attributes:
+        norms: By convolution, the masked norms that see its output as it is; None until that is known.
+        groups: The network's groups, where example_input gave its graph. Norms and inputs behind an add are then masked
+            where every convolution that meets there is dead.
     """
 
     def __init__(self, model: nn.Module, example_input: Any = None) -> None:
@@ -85,12 +93,18 @@ class Structure:
             self.norms = find_norms(model, inputs)
 
     @torch.no_grad()
-    def set_masks(self, live: Mapping[str, Tensor], hard: Mapping[str, Tensor], with_norms: bool) -> None:
-        """live, hard: bool [K] on the CPU by convolution, True = live. with_norms: whole channels."""
+    def set_masks(self, live: Mapping[str, Tensor], not_hard: Mapping[str, Tensor], with_norms: bool) -> None:
+        """Sets all masks, leaving alone those that are right already.
+
+        Args:
+            live: By convolution, bool [K] on the CPU: the filters to compute.
+            not_hard: By convolution, bool [K] on the CPU: the filters that are not hard-dead.
+            with_norms: Whether norms and readers follow.
+        """
         for name, keep in live.items():
             layer = self.model.get_submodule(name)
             assert isinstance(layer, MaskedConv2d)
-            new = {"filter": keep & hard[name], "hard": hard[name]}
+            new = {"filter": keep & not_hard[name], "hard": not_hard[name]}
             new = {kind: mask.to(layer.weight.device) for kind, mask in new.items()}
             if any(not torch.equal(mask, getattr(layer, f"{kind}_mask")) for kind, mask in new.items()):
                 layer.set_masks(**new)
@@ -106,7 +120,7 @@ class Structure:
             self._set_beyond(group, live, seen)
 
     def _set_beyond(self, group: Group, live: Mapping[str, Tensor], seen: Iterable[str]) -> None:
-        """What sees all convolutions of a group: a channel is live where one of them has it live."""
+        """Masks what sees the sum of a group: a channel is live where one of its convolutions has it live."""
         if not any(name in live for name in group.filters):
             return
         keep = torch.zeros(group.width, dtype=torch.bool)
@@ -135,7 +149,10 @@ class Structure:
 def units_of(
     layers: Mapping[str, MaskedConv2d], groups: list[Group] | None, skip: Iterable[str]
 ) -> tuple[list[Group], dict[str, str]]:
-    """What is pruned together, and by layer why the others are not. groups None: every layer by itself."""
+    """The filters that are pruned together, and by name why other layers are left out.
+
+    groups None: every layer is a unit by itself.
+    """
     skip = set(skip)
     left_out: dict[str, str] = {}
     if groups is None:

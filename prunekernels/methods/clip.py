@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from ..filter_ops import filter_norms, mask_grad_
-
-if TYPE_CHECKING:
-    from .base import Method
+from .view import MethodView
 
 
 class SoftClip:
-    """Before each optimizer step: a soft-dead filter's gradient is scaled down to its layer's mean over live filters.
+    """Before each optimizer step, scales a soft-dead filter's gradient g_i down to the mean length of live ones:
 
-    A filter of zeros has outputs without variance, and batch norm multiplies its gradient by 1 / sqrt(eps), 316 times.
-    One step of that length makes it the largest of its layer: it comes back whatever it is worth, and for its length
-    learns nothing more.
+        g_i * min(1, mean over live j of ||g_j||_2 / ||g_i||_2)
+
+    The outputs of a filter of zeros have no variance, so a batch norm behind it multiplies its gradient by
+    1 / sqrt(eps) = 316. One step of that length makes it the largest filter of its layer: it comes back whatever it is
+    worth, and is then too long to learn anything more.
     """
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, method: MethodView) -> None:
         self.method = method
-        self._seen: list[Tensor] | None = None
-        self._soft: dict[str, tuple[Tensor, Tensor]] = {}  # soft-dead and live filters, by layer that has both
+        self._seen: list[Tensor] | None = None  # FilterStates.dead, as of the last look
+        self._soft: dict[str, tuple[Tensor, Tensor]] = {}  # by layer that has both: soft-dead and live, bool [K]
         self._hook = method.before_step(self._clip)
 
     def stop(self) -> None:
+        """Removes the hook."""
         self._hook.remove()
 
     @torch.no_grad()
@@ -47,16 +46,19 @@ class SoftClip:
             mask_grad_(grads, grad_scales=[_scale(length, *self._soft[name]) for name, length in lengths])
 
     def _find_soft(self) -> None:
-        if self._seen is self.method._dead:
+        """Fills _soft, once for each pruning: the filters' states do not change in between."""
+        filters = self.method.filters
+        if self._seen is filters.dead:
             return
-        self._seen, self._soft = self.method._dead, {}
-        for name, states in self.method.states.items():
-            if bool((states == 1).any()) and bool((states == 0).any()):
-                states = states.to(self.method.layers[name].weight.device)
-                self._soft[name] = states == 1, states == 0
+        self._seen, self._soft = filters.dead, {}
+        for name, layer in self.method.layers.items():
+            codes = filters.codes(name)
+            if bool((codes == 1).any()) and bool((codes == 0).any()):
+                codes = codes.to(layer.weight.device)
+                self._soft[name] = codes == 1, codes == 0
 
 
 def _scale(length: Tensor, soft: Tensor, live: Tensor) -> Tensor:
-    """float32 [K]."""
+    """The factors of a layer's gradients, float32 [K], from their lengths [K]."""
     bound = torch.where(live, length, 0).sum() / live.sum()
     return torch.where(soft & (length > bound), bound / length, 1).float()

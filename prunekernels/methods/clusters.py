@@ -1,4 +1,4 @@
-"""Clusters: which filters of a layer shall become one."""
+"""Clusterings: which filters of a layer are to become one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ RESTARTS, ROUNDS = 10, 100
 
 
 def even(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Neighbours, in clusters as equal as can be. int64 [rows]: the cluster of each."""
+    """Clusters of neighbours, of sizes that differ by at most one. Returns int64 [rows]: the cluster of each row."""
     return torch.arange(len(rows)) * count // max(1, len(rows))
 
 
 def kmeans(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """k-means of the flattened rows: the best of ten runs from far-apart starts; no cluster is empty.
+    """k-means of the flattened rows: the best of ten runs from centres drawn far apart. No cluster is empty.
 
-    Works on the rows' inner products, so that a round costs rows^2 x count whatever a filter's size.
+    Works on the rows' inner products, so that a round costs rows^2 x count, whatever the size of a filter.
+    Returns int64 [rows]: the cluster of each row.
     """
     x = rows.detach().cpu().double().flatten(1)
     x = x - x.mean(0)
@@ -33,12 +34,12 @@ CLUSTERINGS: dict[str, Clustering] = {"kmeans": kmeans, "even": even}
 
 
 def _far_apart(gram: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """k-means++: each next centre a row drawn by its squared distance to the nearest centre. [rows]: its centre."""
+    """k-means++: each next centre is a row, drawn by its squared distance to the nearest centre. int64 [rows]."""
     squares = gram.diagonal()
     nearest, ids = torch.full_like(squares, torch.inf), torch.zeros(len(gram), dtype=torch.long)
     for c in range(count):
         odds = torch.ones_like(squares) if c == 0 else nearest
-        if not bool(odds.sum() > 0):  # all that is left lies on a centre; _lloyd fills the clusters that stay empty
+        if not bool(odds.sum() > 0):  # every row lies on a centre; _without_empty fills the clusters that are left
             break
         centre = int(torch.multinomial(odds, 1, generator=generator))
         distance = (squares - 2 * gram[centre] + squares[centre]).clamp(min=0)
@@ -49,13 +50,13 @@ def _far_apart(gram: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def _lloyd(gram: Tensor, ids: Tensor) -> tuple[float, Tensor]:
-    """The sum of squared distances to the means, and the clusters."""
+    """Lloyd's iteration. Returns the sum of squared distances to the clusters' means, and the clusters."""
     count = int(ids.max()) + 1
     for _ in range(ROUNDS):
         distance = _distances(gram, ids, count)
         nearest, new = distance.min(1)
         own = distance.gather(1, ids[:, None]).flatten()
-        new = torch.where(nearest < own, new, ids)  # of equal ones the present, so that it ends
+        new = torch.where(nearest < own, new, ids)  # on a tie a row stays where it is, so that the loop ends
         new = _without_empty(new, count, nearest)
         if torch.equal(new, ids):
             break
@@ -65,7 +66,7 @@ def _lloyd(gram: Tensor, ids: Tensor) -> tuple[float, Tensor]:
 
 
 def _distances(gram: Tensor, ids: Tensor, count: int) -> Tensor:
-    """[rows, count]: squared, to each cluster's mean."""
+    """[rows, count]: each row's squared distance to each cluster's mean."""
     share = torch.zeros(len(ids), count, dtype=gram.dtype)
     share[torch.arange(len(ids)), ids] = 1
     share /= share.sum(0).clamp(min=1)
@@ -74,7 +75,7 @@ def _distances(gram: Tensor, ids: Tensor, count: int) -> Tensor:
 
 
 def _without_empty(ids: Tensor, count: int, distance: Tensor) -> Tensor:
-    """An empty cluster gets the row farthest from its mean whose cluster has others."""
+    """Moves to each empty cluster the row farthest from its mean, out of a cluster with other rows."""
     ids, distance = ids.clone(), distance.clone()
     for c in range(count):
         sizes = torch.bincount(ids, minlength=count)

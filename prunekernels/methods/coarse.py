@@ -1,4 +1,4 @@
-"""CoarsePruning: of many random masks the one that costs the least accuracy, first of feature maps, then of kernels."""
+"""CoarsePruning: draws many random masks and keeps the one that costs the least accuracy."""
 
 from __future__ import annotations
 
@@ -14,41 +14,65 @@ from .. import plan
 from ..nn.conv import MaskedConv2d
 from ..nn.flow import flow
 from ..nn.mask_buffers import MaskBuffers
-from .base import Method, is_share
+from .arguments import is_share
+from .base import Method
 from .channel_masks import find_norms
 from .ranking import Ranking, counts, pruned_count
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-HELD = 64 << 20  # bytes of images that are held while all masks are tried on them
+PART_BYTES = 64 << 20  # of images, on the device at a time, while all masks are tried on them
 
 
 class Kernels(NamedTuple):
-    """What can go of a layer: its live kernels, bool [K, C / groups], and the block of each, int64 [live]."""
+    """The kernels of a layer that can be pruned."""
 
-    live: Tensor
-    blocks: Tensor
-    number: int  # of blocks
+    live: Tensor  # bool [K, C / groups]
+    blocks: Tensor  # int64 [live kernels]: the block of each
+    block_count: int
 
 
 class CoarsePruning(Method):
-    """Draws random masks of the whole network, keeps the least adversarial one, and retrains with it.
+    """Draws random masks of the whole network, keeps the one with the fewest errors, and retrains with it.
 
-    Least adversarial: the lowest share of misclassified images of data, without any retraining. Feature maps (filters)
-    go first, at the end of epoch `start` (-1: at once, for a trained network), then kernels of what is left, at the end
-    of kernel_start; by default after one and two thirds of the epochs. What is gone is hard-dead: zero and frozen.
+    Feature maps (filters) are pruned at the end of epoch `start`, then kernels of what is left at the end of
+    `kernel_start`. Each time, `masks` masks M_n are drawn, and the least adversarial one stays:
 
-        >>> method = pk.methods.CoarsePruning(model, optimizer, 0.5, epochs=90, data=DataLoader(held_out, 256))
+        argmin over n of the share of images of `data` that the network under M_n misclassifies, without retraining
 
-    data: batches (x, y) of held-out images, labels as integers: an iterable that can be gone through again, or a
-    function that returns one. A pass loads each batch once and tries all masks on it, in the network gear. rate: the
-    share of filters; kernel_rate: that of live kernels (None: rate; 0: none). masks: how many are drawn; about 100 are
-    published for 40 %, more for more. block (r, c): kernels go in blocks of r live filters and c live channels, which
-    block-sparse kernels can skip. layerwise: one layer after another, so many masks for each. error_rates: by draw, the
-    share of errors under each mask. Give example_input: else kernels that read dead channels count as live.
+    What is pruned is hard-dead: zero and frozen.
 
-    Our reconstruction: abstract and summaries have the random masks, their number and their choice by errors; that all
-    layers are masked jointly, that feature maps come first and that retraining freezes is inferred. Masks inside a
-    kernel are not offered. Other options are Method's; criterion and duty mean nothing here.
+    Our reconstruction: the abstract and summaries tell of the random masks, their number and the choice by errors. That
+    all layers are masked at once, that feature maps come before kernels and that retraining freezes what is pruned is
+    inferred. Masks inside a kernel are not offered.
+
+    Args:
+        model: See Method.
+        optimizer: See Method.
+        rate: The share of filters that is pruned.
+        epochs: See Method.
+        data: Batches (x, y) of held-out images with integer labels: an iterable that can be gone through again, or a
+            function that returns one. A pass loads each batch once and tries all masks on it, in live mode.
+        masks: How many masks are drawn: about 100 are published for a rate of 0.4, more for higher rates.
+        kernel_rate: The share of live kernels that is pruned. None: rate. 0: none.
+        start: The epoch at whose end filters are pruned; -1: at once, for a trained network. None: after a third.
+        kernel_start: The epoch at whose end kernels are pruned. None: after two thirds.
+        block: (r, c): kernels are pruned in blocks of r live filters and c live channels, which block-sparse kernels
+            can skip.
+        layerwise: Whether the masks are drawn for one layer after another: `masks` draws for each layer.
+        **options: Keywords of Method. criterion and duty have no effect. Give example_input: without it, kernels that
+            read dead channels count as live.
+
+    Attributes:
+        error_rates: By pruning (and layer, if layerwise), the share of errors under each mask that was drawn.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3), torch.nn.Flatten())
+        >>> report = pk.convert(net)
+        >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        >>> data = [(torch.randn(8, 1, 5, 5), torch.randint(2, (8,)))]
+        >>> method = pk.methods.CoarsePruning(net, optimizer, rate=0.5, epochs=2, data=data, masks=10, start=-1)
+        >>> len(method.error_rates[0]), int(net[0].filter_mask.sum())
+        (10, 2)
     """
 
     def __init__(
@@ -92,37 +116,39 @@ class CoarsePruning(Method):
             except BaseException:
                 self.detach()
                 raise
-            self._mask()
+            self._set_masks()
 
     @torch.no_grad()
     def _prune(self, epoch: int) -> None:
         if epoch == self.start and self.rate:
-            self._prune_maps()
+            self._prune_filters()
         if epoch == self.kernel_start and self.kernel_rate:
             self._prune_kernels()
 
     # ---- feature maps
 
-    def _prune_maps(self) -> None:
-        self._dead = self._choose(self._draw_maps, self._try_maps, [torch.zeros_like(dead) for dead in self._dead])
-        self._hard = [dead.clone() for dead in self._dead]
+    def _prune_filters(self) -> None:
+        self.filters.dead = self._choose(
+            self._draw_filters, self._try_filters, [torch.zeros_like(dead) for dead in self.filters.dead]
+        )
+        self.filters.hard = [dead.clone() for dead in self.filters.dead]
         for name in self.layers:
-            self._bury(name, self._rows(self._hard, name))
+            self._zero(name, self._rows(self.filters.hard, name))
 
-    def _draw_maps(self, seed: int) -> list[Tensor]:
-        """By unit, which filters die: bool [width]."""
+    def _draw_filters(self, seed: int) -> list[Tensor]:
+        """By unit, the filters that this seed prunes: bool [width]."""
         generator = torch.Generator().manual_seed(seed)
         rankings = []
-        for unit, hard in zip(self.units, self._hard, strict=True):
+        for unit, hard in zip(self.units, self.filters.hard, strict=True):
             scores = torch.rand(unit.width, generator=generator, dtype=torch.float64)
             rankings.append(Ranking.of(scores, hard, hard, list(unit.filters.values())))
         amounts = counts(rankings, (self.rate,), self.budget, self.round_to)
         return [ranking.first(amount) for ranking, amount in zip(rankings, amounts, strict=True)]
 
-    def _try_maps(self, dead: list[Tensor]) -> None:
-        live = {name: ~self._of(dead, name) for name in self.layers}
-        hard = {name: torch.ones_like(mask) for name, mask in live.items()}
-        self.structure.set_masks(live, hard, self.with_norms)
+    def _try_filters(self, dead: list[Tensor]) -> None:
+        live = {name: ~self.filters.of_layer(dead, name) for name in self.layers}
+        not_hard = {name: torch.ones_like(mask) for name, mask in live.items()}
+        self.channel_masks.set_masks(live, not_hard, self.with_norms)
 
     # ---- kernels
 
@@ -135,11 +161,11 @@ class CoarsePruning(Method):
             keep = keep.to(layer.weight.device)
             layer.set_masks(kernel=keep)
             layer.weight[~keep] = 0
-            for held in self.optimizer.state.get(layer.weight, {}).values():
-                if isinstance(held, Tensor) and held.shape == layer.weight.shape:
-                    held[~keep] = 0
+            for state in self.optimizer_states(layer.weight):
+                state[~keep] = 0
 
     def _kernels_of(self, layer: MaskedConv2d) -> Kernels:
+        """The layer's live kernels and their blocks, which count live rows and columns only."""
         K, Cg = layer.kernel_mask.shape
         inputs = layer.input_mask.view(layer.groups, 1, Cg).expand(-1, K // layer.groups, -1).reshape(K, Cg)
         live = (layer.kernel_mask & inputs & layer.filter_mask[:, None]).cpu()
@@ -149,12 +175,14 @@ class CoarsePruning(Method):
         return Kernels(live, blocks, int(blocks.max()) + 1 if len(blocks) else 0)
 
     def _draw_kernels(self, kernels: list[Kernels], before: list[Tensor], seed: int) -> list[Tensor]:
-        """By layer, the kernels that stay: bool [K, C / groups]."""
+        """By layer, the kernels that this seed leaves: bool [K, C / groups]."""
         generator = torch.Generator().manual_seed(seed)
         drawn = []
-        for (live, blocks, number), mask in zip(kernels, before, strict=True):
-            stays = torch.ones(number, dtype=torch.bool)
-            stays[torch.randperm(number, generator=generator)[: pruned_count(number, self.kernel_rate)]] = False
+        for (live, blocks, block_count), mask in zip(kernels, before, strict=True):
+            stays = torch.ones(block_count, dtype=torch.bool)
+            stays[torch.randperm(block_count, generator=generator)[: pruned_count(block_count, self.kernel_rate)]] = (
+                False
+            )
             keep = mask.clone()
             keep[live] = stays[blocks]
             drawn.append(keep)
@@ -169,7 +197,13 @@ class CoarsePruning(Method):
     def _choose(
         self, draw: Callable[[int], list[Tensor]], attempt: Callable[[list[Tensor]], None], none: list[Tensor]
     ) -> list[Tensor]:
-        """The best of what draw gives for so many seeds, under attempt. none: nothing pruned, by layer."""
+        """Returns the draw with the fewest errors.
+
+        Args:
+            draw: From a seed, the masks of all units or layers.
+            attempt: Sets such masks.
+            none: The masks that prune nothing.
+        """
         if not self.layerwise:
             return draw(self._best_seed(lambda seed: attempt(draw(seed))))
         chosen = list(none)
@@ -183,8 +217,10 @@ class CoarsePruning(Method):
         return chosen
 
     def _best_seed(self, attempt: Callable[[int], None]) -> int:
-        """The seed with the fewest errors, of equal ones the first. Masks are drawn again for each part of the data:
-        all of them together would need more memory than the network."""
+        """The seed with the fewest errors, of equal ones the first.
+
+        Masks are drawn again for each part of the data: all together they would need more memory than the network.
+        """
         seeds: list[int] = torch.randint(2**62, (self.masks,), generator=self.generator).tolist()
         errors, answers = [0] * len(seeds), 0
         with self._evaluating():
@@ -204,7 +240,7 @@ class CoarsePruning(Method):
         return (answer != y).sum()
 
     def _parts(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """The data, some batches at a time, so that a mask is set once for several."""
+        """The data in parts of several batches, so that a mask is set once for all batches of a part."""
         device = next(iter(self.layers.values())).weight.device
         part: list[tuple[Tensor, Tensor]] = []
         size = 0
@@ -214,42 +250,44 @@ class CoarsePruning(Method):
             x, y = batch
             if not len(x):
                 continue
-            if size and size + x.nbytes > HELD:
+            if size and size + x.nbytes > PART_BYTES:
                 yield part
                 part, size = [], 0
             part.append((x.to(device), y.to(device)))
             size += x.nbytes
-            self._see_norms(part[0][0])
+            self._ensure_norms(part[0][0])
         if part:
             yield part
 
-    def _see_norms(self, x: Tensor) -> None:
-        """Before any training, and without example_input, nobody has seen which norms are behind which filters."""
-        if self.with_norms and self.structure.norms is None:
+    def _ensure_norms(self, x: Tensor) -> None:
+        """Finds which norms are behind which filters, where neither example_input nor a training step has told."""
+        if self.with_norms and self.channel_masks.norms is None:
             self._find_norms()
-            self.structure.norms = find_norms(self.model, (x,))
+            self.channel_masks.norms = find_norms(self.model, (x,))
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Eval mode and the network gear; masks and all else are put back. Plans go by cost, so that a choice between
-        masks does not depend on the clock."""
+        """Evaluates in live mode; afterwards masks, training mode and mode are as before.
+
+        Plans are chosen by cost, not by time, so that the choice between masks does not depend on the clock.
+        """
         was_training = {module: module.training for module in self.model.modules()}
         kernels = {name: layer.kernel_mask.clone() for name, layer in self.layers.items()}
-        in_flow = any(module._flow for module in self.model.modules() if isinstance(module, MaskBuffers))
+        is_live = any(module._flow for module in self.model.modules() if isinstance(module, MaskBuffers))
         self.model.eval()
-        if not in_flow:
+        if not is_live:
             flow(self.model)
         try:
             with plan.measure(False):
                 yield
         finally:
-            if not in_flow:
+            if not is_live:
                 flow(self.model, False)
             for module, training in was_training.items():
                 module.training = training
             for name, mask in kernels.items():
                 self.layers[name].set_masks(kernel=mask)
-            self._mask()
+            self._set_masks()
 
     # ---- checkpoints
 

@@ -9,22 +9,48 @@ import torch
 from torch import nn
 
 from . import schedules
-from .base import is_share
+from .arguments import is_share
 from .ranking import Ranking, counts
 from .schedules import Schedule
 from .soft import SFP
 
 
 class GHFP(SFP):
-    """Gradually hard filter pruning: as SFP, but a growing share of what is pruned is pruned for good.
+    """Gradually hard filter pruning: SFP in which a growing share of the pruned filters is pruned for good.
 
-    hard: that share, a number or a schedule's function of epoch; by default 1 - (1 - (t + 1) / T)^3. A hard-dead filter
-    is masked and frozen, its momentum zero (published code leaves the momentum, which lets a filter leak back). The
-    weakest filters become hard-dead first. Special cases: hard=0 is SFP, with a rising schedule ASFP, with alpha SRFP
-    and ASRFP; hard=1 is HFP. schedule: of the pruned share, constant by default; cubic or exponential make it rise.
+    Of the int(N P_t) pruned filters of a layer the weakest int(N P_t lambda_t) are hard-dead, where
 
-    Our reconstruction: the paper's first author's later code has these rules; that they are the paper's is inferred,
-    and so is that before the first epoch the hard share is 0.
+        lambda_t = 1 - (1 - (t + 1) / T)^3
+
+    A hard-dead filter is masked and frozen, and its momentum zero (published code leaves the momentum, through which a
+    filter can leak back). Special cases: hard=0 is SFP, or ASFP with a rising schedule, SRFP and ASRFP with alpha;
+    hard=1 is hard filter pruning.
+
+    Our reconstruction: these are the rules of later code by the paper's first author. That they are the paper's is
+    inferred, and so is that before the first epoch nothing is hard-dead.
+
+    Args:
+        model: See Method.
+        optimizer: See Method.
+        rate: See Method.
+        epochs: See Method.
+        hard: lambda_t: a number in [0, 1] for all epochs, or a function (1.0, epoch, epochs) as those of schedules.
+        **options: Keywords of SFP and Method. schedule (P_t) is constant by default; schedules.cubic or
+            schedules.exponential make it rise.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
+        >>> report = pk.convert(net)
+        >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        >>> method = pk.methods.GHFP(net, optimizer, rate=0.5, epochs=3)
+        >>> for epoch in range(3):
+        ...     optimizer.zero_grad(); net(torch.randn(2, 1, 8, 8)).square().sum().backward()
+        ...     optimizer.step(); method.step()
+        ...     counts = method.end_epoch()
+        ...     print(counts["0"].soft, counts["0"].hard)
+        1 1
+        1 1
+        0 2
     """
 
     def __init__(
@@ -48,4 +74,5 @@ class GHFP(SFP):
 
 
 def _fixed(value: float, final: float, epoch: int, epochs: int) -> float:
+    """A schedule that is the same in all epochs."""
     return value * final

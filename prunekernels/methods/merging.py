@@ -1,4 +1,4 @@
-"""Streams: the channels that filters make, all that has a row or a column for them, and how equal ones become one."""
+"""Merging filters that are equal: which ones can be, and how one of them takes the place of all."""
 
 from __future__ import annotations
 
@@ -18,9 +18,16 @@ from ..graph.trace import Traced, plain_copy, trace
 
 
 @dataclass(eq=False)
-class Stream:
-    """The channels of layers that meet in adds. filters, norms and readers are as in Group, but a reader is any layer
-    that reads the channels, be they zero or not. layers: those with filters, from the nearest to the input on.
+class MergeGroup:
+    """The joint channels of layers that meet in adds, and every row and column that belongs to one of them.
+
+    Attributes:
+        width: How many joint channels there are.
+        filters: By convolution, int64 [K]: which joint channel each of its filters is.
+        norms: By norm, int64 [C]: which joint channel each of its channels is, -1 = none of them.
+        readers: By layer that reads the channels, be they zero or not, int64 by input (of a linear layer, by column):
+            the joint channel that is read, -1 = none of them.
+        layers: Names of the convolutions in filters, from the one nearest to the input on.
     """
 
     width: int
@@ -30,7 +37,7 @@ class Stream:
     layers: list[str]
 
     def classes(self) -> list[Tensor]:
-        """Channels that the same layers have: only such can be equal everywhere."""
+        """Channels by the layers that have them: int64 indices. Only channels of one class can be equal everywhere."""
         seen = [self._has(channels) for part in (self.filters, self.norms, self.readers) for channels in part.values()]
         by_pattern: dict[tuple[bool, ...], list[int]] = {}
         for channel, pattern in enumerate(zip(*(s.tolist() for s in seen), strict=True)):
@@ -42,8 +49,8 @@ class Stream:
         has[channels[channels >= 0]] = True
         return has
 
-    def rows(self, model: nn.Module) -> Iterable[tuple[Tensor, Tensor, bool]]:
-        """Tensors with a row per channel, the channel of each row (-1: another's), and whether it is a statistic."""
+    def tensors(self, model: nn.Module) -> Iterable[tuple[Tensor, Tensor, bool]]:
+        """Tensors with a row per channel, the joint channel of each row (-1: none), and whether it is a statistic."""
         for name, channels in (*self.filters.items(), *self.norms.items()):
             module = model.get_submodule(name)
             for p in (module.weight, module.bias):
@@ -56,10 +63,17 @@ class Stream:
 
     @torch.no_grad()
     def merge(self, model: nn.Module, leader: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
-        """Whoever reads channel c reads leader[c] instead: weights of equal channels are added up, the others' zero,
-        as are their filters and their norms' weights. leader: int64 [width], itself where a channel stays.
+        """Makes every reader of channel c read leader[c] instead, and zeroes channel c.
 
-        Returns the readers' weights and which of their columns changed.
+        A reader's columns of channels with the same leader are added up in the leader's column; the other columns
+        become zero, as do the filters and the norms' parameters of channels that are not their own leader.
+
+        Args:
+            model: The network whose parameters are changed.
+            leader: int64 [width]; leader[c] = c where channel c stays.
+
+        Returns:
+            The readers' weights, and int64 indices of the columns that changed.
         """
         changed = []
         for name, channels in self.readers.items():
@@ -67,14 +81,17 @@ class Stream:
             assert isinstance(weight, nn.Parameter)
             changed.append((weight, _add_columns(weight, channels, leader)))
         gone = leader != torch.arange(self.width)
-        for tensor, channels, is_statistic in self.rows(model):
+        for tensor, channels, is_statistic in self.tensors(model):
             if not is_statistic:
                 tensor[((channels >= 0) & gone[channels.clamp(min=0)]).to(tensor.device)] = 0
         return changed
 
 
 def _add_columns(weight: Tensor, channels: Tensor, leader: Tensor) -> Tensor:
-    """Moves columns to those of their leaders; of several of one channel (pixels), each to its like."""
+    """Adds the columns of weight to those of their leaders. Returns int64 indices of the columns that changed.
+
+    channels: int64 [columns]. Where a channel has several columns, one a pixel, each goes to the same pixel's column.
+    """
     place: dict[tuple[int, int], int] = {}
     seen: dict[int, int] = {}
     sources, targets = [], []
@@ -94,11 +111,13 @@ def _add_columns(weight: Tensor, channels: Tensor, leader: Tensor) -> Tensor:
     return torch.cat((source, target[known])).unique()
 
 
-def streams(op: str, model: nn.Module, example_input: Any, groups: Sequence[Group]) -> dict[tuple[str, ...], Stream]:
-    """By layers, the streams of these groups (of coupled_groups) whose channels can be merged when they are equal.
+def merge_groups(
+    op: str, model: nn.Module, example_input: Any, groups: Sequence[Group]
+) -> dict[tuple[str, ...], MergeGroup]:
+    """By names of layers, those of these groups (from coupled_groups) whose channels can be merged when equal.
 
-    Tried out on a copy with random weights: merging equal channels must leave the outputs alone. It does not where
-    something else tells channels apart: another input that is added, weights of its own, an output.
+    Tried on a copy with random weights, in which merging equal channels must not change the outputs. It does where
+    something else tells the channels apart: another input that is added, a depthwise weight, an output of the network.
     """
     traced = trace(op, model, example_input)
     flow = Flow(traced, any_weights(model, traced, all_dead=True))
@@ -107,7 +126,7 @@ def streams(op: str, model: nn.Module, example_input: Any, groups: Sequence[Grou
     found = {}
     for group in groups:
         if any(len(channels.unique()) < len(channels) for channels in group.filters.values()):
-            continue  # filters of a group convolution's input live and die together, yet differ
+            continue  # the inputs of a grouped convolution live and die together, yet are different channels
         place = torch.full((roots.numel(),), -1)
         for name, channels in group.filters.items():
             place[roots[convs[name][0][1].ids]] = channels
@@ -115,17 +134,17 @@ def streams(op: str, model: nn.Module, example_input: Any, groups: Sequence[Grou
         readers = {n: channels for n, channels in readers.items() if bool((channels >= 0).any())}
         norms = {n: channels for n, channels in group.norms.items() if n in modules}
         layers = sorted(group.layers, key=lambda name: depth[name])
-        found[group.layers] = Stream(group.width, group.filters, norms, readers, layers)
+        found[group.layers] = MergeGroup(group.width, group.filters, norms, readers, layers)
     return _mergeable(traced, model, found)
 
 
 def _adds_up(module: nn.Module | None) -> bool:
-    """What this layer reads it multiplies by columns of weight and adds up."""
+    """Whether the layer's output is the sum over its inputs of input times weight column."""
     return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
 
 def _depths(flow: Flow) -> dict[str, int]:
-    """By convolution, how many there are on the longest way from the input to it."""
+    """By convolution, how many convolutions the longest path from the input to its output has."""
     depths: dict[fx.Node, int] = {}
     by_name: dict[str, int] = {}
     for node in flow.traced.graph.nodes:
@@ -139,40 +158,44 @@ def _depths(flow: Flow) -> dict[str, int]:
 
 @torch.no_grad()
 def _mergeable(
-    traced: Traced, model: nn.Module, found: Mapping[tuple[str, ...], Stream]
-) -> dict[tuple[str, ...], Stream]:
-    """All at once, and one by one if that fails."""
+    traced: Traced, model: nn.Module, found: Mapping[tuple[str, ...], MergeGroup]
+) -> dict[tuple[str, ...], MergeGroup]:
+    """Tries all groups at once, and one by one if that changes the outputs."""
     trial = _randomized(plain_copy(model).double())
     inputs = tuple(x.double() if x.is_floating_point() else x for x in traced.inputs)
-    kept = {name: tensor.clone() for name, tensor in trial.state_dict().items()}
+    random_state = {name: tensor.clone() for name, tensor in trial.state_dict().items()}
 
-    def holds(some: Iterable[Stream]) -> bool:
-        trial.load_state_dict(kept)
-        leaders = [_one_leader(stream) for stream in some]
-        for stream, leader in zip(some, leaders, strict=True):
-            for tensor, channels, _ in stream.rows(trial):
+    def keeps_outputs(some: Iterable[MergeGroup]) -> bool:
+        trial.load_state_dict(random_state)
+        leaders = [_one_leader(group) for group in some]
+        for group, leader in zip(some, leaders, strict=True):
+            for tensor, channels, _ in group.tensors(trial):
                 same = channels.to(tensor.device) >= 0
                 tensor[same] = tensor[leader_rows(channels, leader).to(tensor.device)][same]
         before = pytree.tree_leaves(trial(*inputs))
-        for stream, leader in zip(some, leaders, strict=True):
-            stream.merge(trial, leader)
+        for group, leader in zip(some, leaders, strict=True):
+            group.merge(trial, leader)
         return all(map(_is_close, before, pytree.tree_leaves(trial(*inputs))))
 
-    if holds(list(found.values())):
+    if keeps_outputs(list(found.values())):
         return dict(found)
-    return {layers: stream for layers, stream in found.items() if holds([stream])}
+    return {layers: group for layers, group in found.items() if keeps_outputs([group])}
 
 
 def leader_rows(channels: Tensor, leader: Tensor) -> Tensor:
-    """By row, the row of its channel's leader; its own where the row is no channel's."""
+    """By row, the row of its channel's leader; the row itself where its channel is -1.
+
+    channels: int64 [rows]. leader: int64 [width], by joint channel.
+    """
     row_of = torch.zeros(len(leader), dtype=torch.long)
     row_of[channels[channels >= 0]] = (channels >= 0).nonzero().flatten()
     return torch.where(channels >= 0, row_of[leader[channels.clamp(min=0)]], torch.arange(len(channels)))
 
 
-def _one_leader(stream: Stream) -> Tensor:
-    leader = torch.arange(stream.width)
-    for channels in stream.classes():
+def _one_leader(group: MergeGroup) -> Tensor:
+    """Merges all that can be merged: the leader of a class is its first channel."""
+    leader = torch.arange(group.width)
+    for channels in group.classes():
         leader[channels] = channels[0]
     return leader
 
@@ -184,7 +207,7 @@ def _is_close(a: Any, b: Any) -> bool:
 
 
 def _randomized(model: nn.Module) -> nn.Module:
-    """Weights as at birth; the rest, factors and statistics, from 1/2 to 3/2, so that nothing is zero or the same."""
+    """Draws weights as for initialisation, and vectors (factors, statistics) from [1/2, 3/2]: none zero or equal."""
     generator = torch.Generator().manual_seed(0)
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point() and tensor.dim() >= 2:

@@ -10,30 +10,56 @@ import torch
 from torch import Tensor, nn
 
 from . import schedules
-from .base import FUNCTION, Method, is_share
+from .arguments import FUNCTION, is_share
+from .base import Method
 from .criteria import GradientSum
 from .ranking import Ranking
 from .schedules import Schedule
 
 
 class PGP(Method):
-    """Progressive gradient pruning: after each epoch the filters whose weights the gradients would change least go.
+    """Progressive gradient pruning: after each epoch, the filters that the gradients would change least are pruned.
 
-    Of these weak filters the weakest, a share `remove`, are removed (hard-dead), the others reset: weights, bias, norm
-    (its statistics too) and momentum zero; in the last epoch all are removed. The score is ||sum of gradients||_1, of
-    the epoch's own steps; measure gives the released code's extra pass instead. A reset filter gets no gradient behind
-    norm and relu, so reset is mostly removal put off.
+    The score is ||sum of gradients||_1 over the epoch's steps. At the end of epoch t the weakest filters are dead, up
+    to the share
 
-    fine_tune is two thirds of the epochs by default, as in the released code, which trains 20 epochs on after 10: the
-    last pruning takes live filters, and without training after it accuracy falls.
+        P_t = 1 - (1 - rate)^((t + 1) / T)
 
-    schedule: the pruned share by epoch; by default each epoch prunes the same share of what is left, and
-    schedules.linear is the other one released. off_by_one: the released exponent, which prunes more than rate. Other
-    options are Method's; filters that meet in an add under joint coupling are ranked by the mean of their scores (see
-    Method), where the released code ranks by the stage's first convolution alone.
+    Of the dead filters that are not removed yet, the weakest, a share `remove`, are removed (hard-dead). The others are
+    reset (soft-dead): weights, bias, norm (with its statistics) and momentum become zero. In the last epoch all are
+    removed. Behind a norm and a relu a reset filter gets no gradient, so there reset is mostly removal put off.
 
-    Not carried over from the released code: the momentum of a first convolution's reset filters that it forgets to
-    reset, and the optimizer that it makes anew without weight decay.
+    From the released code: the rules above. By `measure` also its extra pass over the training set, which gives scores
+    other than those of the epoch's own steps. Joint coupling ranks filters that meet in an add by the mean of their
+    scores (see Method); the released code ranks them by the stage's first convolution alone. Left out as faults: the
+    first convolution's reset filters keep their momentum there, and its new optimizer has no weight decay.
+
+    Args:
+        model: See Method.
+        optimizer: See Method.
+        rate: See Method.
+        epochs: See Method.
+        remove: The share of dead filters not yet removed that an epoch removes, in [0, 1].
+        schedule: P_t, as a function (rate, epoch, epochs). None: the formula above (schedules.progressive), in which
+            each epoch prunes the same share of what is left. schedules.linear is the other one released.
+        off_by_one: Whether P_t has the released code's exponent (t + 2) / T, which prunes more than rate.
+        **options: Keywords of Method. criterion is "gradient_sum" by default. fine_tune is two thirds of the epochs, as
+            in the released code (20 epochs after 10): the last pruning takes live filters, and accuracy falls without
+            training after it.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
+        >>> report = pk.convert(net)
+        >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        >>> method = pk.methods.PGP(net, optimizer, rate=0.5, epochs=3, fine_tune=1)
+        >>> for epoch in range(3):
+        ...     optimizer.zero_grad(); net(torch.randn(2, 1, 8, 8)).square().sum().backward()
+        ...     optimizer.step(); method.step()
+        ...     counts = method.end_epoch()
+        ...     print(counts["0"].soft, counts["0"].hard)
+        1 0
+        0 2
+        0 2
     """
 
     default_criterion = "gradient_sum"
@@ -55,7 +81,7 @@ class PGP(Method):
         self._expect(schedule is None or not off_by_one, "off_by_one", "False with a schedule", off_by_one)
         self.remove = remove
         self.schedule = schedule or partial(schedules.progressive, off_by_one=off_by_one)
-        super().__init__(model, optimizer, rate, epochs, **{"criterion": self.default_criterion, **options})
+        super().__init__(model, optimizer, rate, epochs, **options)
 
     @staticmethod
     def default_fine_tune(epochs: int) -> int:
@@ -78,9 +104,12 @@ class PGP(Method):
                     statistics[rows] = 0
 
     def measure(self, losses: Iterable[Tensor]) -> None:
-        """Before end_epoch: scores by the gradients of these losses instead, in eval mode, the weights as they are.
+        """Replaces this epoch's scores by those of an extra pass, as in the released code. Call before end_epoch.
 
-        >>> method.measure(F.cross_entropy(model(x), y) for x, y in data)
+            method.measure(F.cross_entropy(model(x), y) for x, y in data)
+
+        Args:
+            losses: Scalars, computed one after another while this runs: in eval mode, with the weights as they are.
         """
         if not isinstance(self.criterion, GradientSum):
             got = type(self.criterion).__name__
@@ -89,9 +118,18 @@ class PGP(Method):
 
 
 class RPGP(PGP):
-    """PGP with the score sum of ||gradient||_1 over the epoch's steps: no buffer, no extra pass.
+    """PGP with another score: the sum over the epoch's steps of ||gradient||_1. Needs no buffer and no extra pass.
 
-    The formula that the released code means to compute; its own hook reads gradients before they are there.
+    This is the formula that the released code means to compute; its hook reads gradients before they are there.
+    Arguments are PGP's; criterion is "gradient_norms" by default.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
+        >>> report = pk.convert(net)
+        >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        >>> method = pk.methods.RPGP(net, optimizer, rate=0.5, epochs=3)
+        >>> type(method.criterion).__name__
+        'GradientNorms'
     """
 
     default_criterion = "gradient_norms"

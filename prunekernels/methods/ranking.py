@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..graph import Group
+
 BUDGETS = ("layer", "global")
 
 
-def pruned_count(width: int, *shares: float) -> int:
-    """int(width * share * ...), truncated as in public code: int(10 * 0.7) = 7, int(100 * 0.29) = 28.
+class Counts(NamedTuple):
+    """How many filters of a layer are live, soft-dead and hard-dead at an epoch's end.
 
-    That code knows the kept share: rate=1 - 0.9 prunes int(10 * (1 - 0.9)) = 0 filters, as there, and rate=0.1 one.
+    Attributes:
+        live: Filters that are computed.
+        soft: Dead filters that may come back.
+        hard: Dead filters that are gone for good.
+        returned: Live filters that were soft-dead before this epoch's pruning.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
+        >>> report = pk.convert(net)
+        >>> method = pk.methods.SFP(net, torch.optim.SGD(net.parameters(), 0.1), rate=0.5, epochs=2)
+        >>> method.end_epoch()["0"]
+        Counts(live=2, soft=2, hard=0, returned=0)
+    """
+
+    live: int
+    soft: int
+    hard: int
+    returned: int
+
+
+def pruned_count(width: int, *shares: float) -> int:
+    """int(width * share * ...), truncated as in the public code: int(10 * 0.7) = 7, int(100 * 0.29) = 28.
+
+    That code is told the share that stays, and floats are not exact: rate=1 - 0.9 prunes int(10 * (1 - 0.9)) = 0 of 10
+    filters, as there, while rate=0.1 prunes one.
     """
     count: float = width
     for share in shares:
@@ -24,26 +51,55 @@ def pruned_count(width: int, *shares: float) -> int:
 
 
 def rounded(width: int, pruned: int, round_to: int) -> int:
-    """The most filters, at most pruned, whose loss leaves a multiple of round_to; none where all are too few."""
+    """The largest number up to `pruned` that leaves a multiple of round_to live; 0 where there is none."""
     live = -(-(width - pruned) // round_to) * round_to
     return max(0, width - live)
 
 
+def of_unit(unit: Group, scores: Mapping[str, Tensor]) -> Tensor:
+    """Scores of a unit's joint channels, float64 [width], from its layers' scores [K].
+
+    Of several layers it is the mean of their scores, each over its layer's mean: a sum would favour channels that more
+    layers share, such as the inner ones where a shortcut pads channels.
+    """
+    if len(unit.layers) == 1:
+        return unit.combine({name: scores[name] for name in unit.layers})
+    relative = {}
+    for name in unit.layers:
+        score = scores[name].double()
+        mean = score.mean()
+        relative[name] = score / mean if mean > 0 else score
+    return unit.combine(relative) / unit.combine({name: torch.ones_like(s) for name, s in relative.items()})
+
+
 @dataclass
 class Ranking:
-    """Filters of one unit from the first to go to the last: hard-dead ones, then by score, then those that must stay.
+    """Filters of one unit from the first to go to the last: hard-dead ones, then by score, then protected ones.
 
-    Of equal scores the one that is dead already goes first, then the lower index.
+    Of equal scores the one that is dead already goes first, then the one with the lower index.
+
+    Attributes:
+        order: int64 [width]: filters (joint channels of the unit), the first to go first.
+        scores: float64 [width], by filter.
+        hard: How many at the start of order are hard-dead.
+        protected: How many at the end of order stay, so that each layer keeps a live filter.
     """
 
-    order: Tensor  # int64 [width]
-    scores: Tensor  # float64 [width]
-    hard: int  # so many at the start are gone already
-    protected: int  # so many at the end stay
+    order: Tensor
+    scores: Tensor
+    hard: int
+    protected: int
 
     @classmethod
     def of(cls, scores: Tensor, dead: Tensor, hard: Tensor, members: Sequence[Tensor]) -> Ranking:
-        """members: of each layer the unit's channels that its filters are; each layer keeps one live filter."""
+        """Ranks a unit's filters.
+
+        Args:
+            scores: float64 [width].
+            dead: bool [width]: dead now.
+            hard: bool [width]: hard-dead now.
+            members: By layer of the unit, int64 [K]: which joint channel each of its filters is.
+        """
         order = _sorted(scores, dead, torch.where(hard, 0, 1))
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order))
@@ -56,11 +112,11 @@ class Ranking:
 
     @property
     def width(self) -> int:
-        """How many filters there are."""
+        """Number of filters of the unit."""
         return len(self.order)
 
     def first(self, count: int) -> Tensor:
-        """bool [width]: the first to go."""
+        """bool [width]: the `count` filters that go first."""
         chosen = torch.zeros(self.width, dtype=torch.bool)
         chosen[self.order[:count]] = True
         return chosen
@@ -73,8 +129,8 @@ def _sorted(scores: Tensor, dead: Tensor, rank: Tensor) -> Tensor:
 def counts(rankings: Sequence[Ranking], shares: Sequence[float], budget: str, round_to: int) -> list[int]:
     """How many filters of each unit go, at the product of these shares.
 
-    budget "layer": the same share of each. "global": that share of all together, by scores over their unit's mean,
-    since norms of different layers do not compare.
+    budget "layer": the same share of each unit. "global": that share of all units together, by scores over their unit's
+    mean, since norms of different layers do not compare.
     """
     if budget == "layer":
         wanted = [pruned_count(r.width, *shares) for r in rankings]
@@ -85,7 +141,7 @@ def counts(rankings: Sequence[Ranking], shares: Sequence[float], budget: str, ro
 
 
 def _global_counts(rankings: Sequence[Ranking], total: int) -> list[int]:
-    """A unit's filters go in their own order; where the units' turns come is up to the relative scores."""
+    """Counts by unit that add up to total. Within a unit filters go in its order, among units by relative score."""
     turns, units = [], []
     for u, r in enumerate(rankings):
         scores = r.scores[r.order[r.hard :]]

@@ -1,4 +1,4 @@
-"""Soft filter pruning: SFP, ASFP, SRFP, ASRFP. Pruning is an event at an epoch's end; in between all filters train."""
+"""Soft filter pruning: SFP, ASFP, SRFP, ASRFP. Filters are pruned at an epoch's end, and train on in the next."""
 
 from __future__ import annotations
 
@@ -9,20 +9,47 @@ import torch
 from torch import Tensor, nn
 
 from . import schedules
-from .base import FUNCTION, Method, is_share
+from .arguments import FUNCTION, is_share
+from .base import Method
 from .schedules import Schedule
 
 rising = partial(schedules.asymptotic, full_from=0.9)
 
 
 class SFP(Method):
-    """Soft filter pruning: before the first epoch and after each, the filters with the smallest L2 norms become zero.
+    """Soft filter pruning: after each epoch the filters with the smallest L2 norms become zero, and train on.
 
-    Momentum, biases and norms stay as they are, and with duty=1 all filters train on, as published (see Method for
-    less). SFP, ASFP, SRFP and ASRFP differ in the defaults of what follows; rate and options are Method's.
+    Before the first epoch and after each, of a layer's N filters the int(N P_t) with the smallest ||W_i||_2 are pruned:
 
-    schedule: the pruned share by epoch, one of prunekernels.methods.schedules. alpha: what pruned weights are
-    multiplied by, at first; alpha_schedule: how that goes on. scale_norms: norms are multiplied like their filters.
+        W_i <- alpha_t W_i,  alpha_t = 0
+
+    Momentum, biases and norms stay as they are. With duty=1 all filters train on and compete anew after each epoch, as
+    published; below 1, which is ours, pruned filters skip the first steps of an epoch. SFP, ASFP, SRFP and ASRFP differ
+    only in the defaults of schedule (P_t) and alpha (alpha_0).
+
+    Args:
+        model: See Method.
+        optimizer: See Method.
+        rate: See Method.
+        epochs: See Method.
+        schedule: P_t, the share that is pruned at the end of epoch t: a function (rate, epoch, epochs) as those of
+            schedules. None: the class's own, here schedules.constant.
+        alpha: alpha_0, what pruned weights are multiplied by at first, in [0, 1]. None: the class's own, here 0.
+        alpha_schedule: alpha_t, as a function (alpha, epoch, epochs).
+        scale_norms: Whether the weights and biases of norms are multiplied like the filters before them.
+        **options: Keywords of Method.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
+        >>> report = pk.convert(net)
+        >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        >>> method = pk.methods.SFP(net, optimizer, rate=0.5, epochs=3)
+        >>> for epoch in range(3):
+        ...     optimizer.zero_grad(); net(torch.randn(2, 1, 8, 8)).square().sum().backward()
+        ...     optimizer.step(); method.step()
+        ...     counts = method.end_epoch()
+        >>> counts["0"].live
+        2
     """
 
     prunes_first = True
@@ -63,22 +90,57 @@ class SFP(Method):
 
 
 class ASFP(SFP):
-    """Asymptotic SFP: the pruned share rises from 0.
+    """Asymptotic soft filter pruning: SFP with a pruned share that rises from 0 to rate.
 
-    Sources disagree on how fast: schedules.asymptotic with share=3/4 (default) or 1/4; there is no official code. As in
-    public code all of it is pruned from 0.9 of the epochs on, so that there is training after the last filters went.
+        P_t = a e^(-k t) + b
+
+    There is no official code, and sources disagree on how fast P_t rises: schedules.asymptotic with share=3/4 (the
+    default here) or 1/4. As in public code, all of rate is pruned from 0.9 of the epochs on, so that training goes on
+    after the last filters went. Arguments are SFP's.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
+        >>> report = pk.convert(net)
+        >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        >>> method = pk.methods.ASFP(net, optimizer, rate=0.5, epochs=3)
+        >>> [round(method.pruned_share(epoch), 2) for epoch in range(3)]
+        [0.0, 0.49, 0.5]
     """
 
     default_schedule = staticmethod(rising)
 
 
 class SRFP(SFP):
-    """SofteR filter pruning: pruned weights are multiplied by an alpha that decays to 0, from 0.5 by default."""
+    """SofteR filter pruning: SFP whose pruned filters shrink instead of becoming zero.
+
+        W_i <- alpha_t W_i,  alpha_t from 0.5 to 0 (schedules.decay)
+
+    Arguments are SFP's; alpha is 0.5 by default.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
+        >>> report = pk.convert(net)
+        >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        >>> method = pk.methods.SRFP(net, optimizer, rate=0.5, epochs=3)
+        >>> bool((net[0].weight[method.states["0"] == 1] != 0).all())
+        True
+    """
 
     default_alpha = 0.5
 
 
 class ASRFP(SRFP):
-    """ASFP's rising share with SRFP's alpha."""
+    """Asymptotic softeR filter pruning: the rising share of ASFP with the alpha of SRFP.
+
+    Arguments are SFP's.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
+        >>> report = pk.convert(net)
+        >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        >>> method = pk.methods.ASRFP(net, optimizer, rate=0.5, epochs=3)
+        >>> method.alpha, method.pruned_share(2)
+        (0.5, 0.5)
+    """
 
     default_schedule = staticmethod(rising)

@@ -12,14 +12,36 @@ from .ranking import Ranking
 
 
 class PruneWhileTraining(Method):
-    """Prunes filters for good at fixed intervals of the training itself; no retraining afterwards.
+    """Prunes filters for good at fixed intervals of the training itself, without retraining afterwards.
 
-    criterion: "l1" (default), "mean_activation" or "random". The first filters go after epoch `start`, the next every
-    `period` epochs, the same number each time, until `rate` is reached at the end of epoch `end` at the latest.
+    At the end of epoch `start`, and then every `period` epochs, the same number of filters becomes hard-dead, until
+    `rate` is reached at the end of epoch `end` at the latest:
 
-    Our reconstruction: the abstract has the criteria; start, period and end (5, 5 and half of the epochs; fewer where
-    these are few) are our choice.
+        P_t = rate min(n, 1 + (t - start) // period) / n,  n = 1 + (end - start) // period
+
+    Our reconstruction: the abstract names the criteria ("l1", which the paper prefers, "mean_activation" and "random")
+    and that filters go while the network trains. When they go is our choice.
+
+    Args:
+        model: See Method.
+        optimizer: See Method.
+        rate: See Method.
+        epochs: See Method.
+        start: The first epoch that prunes. None: 5, or fewer where there are less than 100 epochs.
+        period: Epochs between two prunings. None: 5, or fewer where there are less than 100 epochs.
+        end: The last epoch that may prune. None: the end of the first half of the epochs.
+        **options: Keywords of Method. criterion is "l1" by default.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
+        >>> report = pk.convert(net)
+        >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        >>> method = pk.methods.PruneWhileTraining(net, optimizer, rate=0.5, epochs=6)
+        >>> [round(method.pruned_share(epoch), 2) for epoch in range(6)]
+        [0.17, 0.33, 0.5, 0.5, 0.5, 0.5]
     """
+
+    default_criterion = "l1"
 
     def __init__(
         self,
@@ -43,7 +65,7 @@ class PruneWhileTraining(Method):
         self._expect(self.period >= 1, "period", "at least 1", period)
         is_within = 0 <= self.start <= end < epochs_that_prune
         self._expect(is_within, "start, end", f"0 <= start <= end < {epochs_that_prune}", (self.start, end))
-        super().__init__(model, optimizer, rate, epochs, **{"criterion": "l1", **options})
+        super().__init__(model, optimizer, rate, epochs, **options)
 
     def pruned_share(self, epoch: int) -> float:
         if epoch < self.start:

@@ -10,8 +10,8 @@ from torch import nn
 import prunekernels as pk
 from cases.methods import EVERY, chain, convs, norms, residual, run, sgd, snapshot, train, train_epoch
 from prunekernels.methods import CSGD, GHFP, PGP, SFP, Counts, Method
-from prunekernels.methods.base import of_unit
 from prunekernels.methods.channel_masks import NormFinder, find_norms
+from prunekernels.methods.ranking import of_unit
 
 IMAGES = torch.randn(1, 3, 6, 6)
 
@@ -285,7 +285,7 @@ def test_norms_are_found_in_the_first_step(flow):
     assert bool(net[1].channel_mask.all()) and not bool(net[0].filter_mask.all())
     masks = []
     train_epoch(net, optimizer, 0, method, lambda: masks.append(torch.equal(net[1].channel_mask, net[0].filter_mask)))
-    assert all(masks) and method.structure.norms == {"0": ["1"], "3": ["4"], "6": ["7"]}
+    assert all(masks) and method.channel_masks.norms == {"0": ["1"], "3": ["4"], "6": ["7"]}
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules() if m is not net)
 
 
@@ -316,7 +316,7 @@ def test_masked_is_what_the_end_will_be():
         assert torch.equal(net(x), inside)
     assert torch.equal(net(x), free)
     method.epoch = method.epochs
-    method._mask()
+    method._set_masks()
     assert torch.equal(net(x), inside)
 
 

@@ -16,7 +16,7 @@ X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(3))
 
 
 class Padded(nn.Module):
-    """A shortcut that pads channels, then one with a projection, on streams of 4, 8 and 6 channels."""
+    """A shortcut that pads channels, then one with a projection, on sums of 4, 8 and 6 channels."""
 
     def __init__(self):
         super().__init__()
@@ -142,8 +142,8 @@ def test_three_epochs_equal_the_matrices(clusters):
     train(net, method.optimizer, method, 3, dtype=torch.float64)
 
     ids = {}
-    for stream, leader in zip(method.streams, method.leaders, strict=True):
-        (conv,), (norm,) = stream.filters, stream.norms
+    for group, leader in zip(method.merge_groups, method.leaders, strict=True):
+        (conv,), (norm,) = group.filters, group.norms
         ids |= {f"{name}.{p}": leader for name in (conv, norm) for p in ("weight", "bias")}
     factors = {n: matrices(i, decay, strength if n in ("0.weight", "3.weight", "6.weight") else 0.1 * strength)
                for n, i in ids.items()}  # fmt: skip
@@ -170,7 +170,7 @@ def test_deviation_shrinks_by_one_less_lr_times_decay_and_strength(net):
     net = randomized(NETS[net]().double())
     lr, decay, strength = 0.02, 0.1, 3.0
     method = csgd(net, sgd(net, lr, momentum=0, weight_decay=decay), strength=strength)
-    rows = method._all_rows(method.leaders)
+    rows = method._clustered_tensors(method.leaders)
     parameters = [row for row in rows if isinstance(row.tensor, nn.Parameter)]
 
     def deviations():
@@ -256,7 +256,7 @@ def test_the_first_filter_of_a_cluster_stays():
 def test_pacesetters():
     """The stem and the projection, though a block's last layer comes before it."""
     method = csgd(made(Padded), clusters=lambda rows, count, generator: even(rows.flip(0), count, generator))
-    layers = {stream.layers[0]: stream for stream in method.streams}
+    layers = {group.layers[0]: group for group in method.merge_groups}
     assert layers.keys() == {"stem", "inner", "project"}
     assert layers["stem"].layers == ["stem", "a", "b"]
     assert [c.tolist() for c in layers["stem"].classes()] == [[0, 1, 2, 3], [4, 5, 6, 7]]
@@ -267,7 +267,7 @@ def test_pacesetters():
     assert len(seen) == 4 and all(any(torch.equal(rows, e) for rows in seen) for e in expected)
 
 
-def test_independent_leaves_streams_alone():
+def test_independent_leaves_filters_that_meet_alone():
     method = csgd(residual(), coupling="independent")
     assert list(method.layers) == ["first", "last"]
     assert method.left_out == {"stem": "it meets others", "second": "it meets others"}
@@ -328,7 +328,7 @@ def test_gradients_of_fpagl(taylor, adaptive):
     net = chain(dtype=torch.float64)
     method = csgd(net, sgd(net, momentum=0, weight_decay=0), cls=FPAGL, taylor=taylor, adaptive=adaptive, strength=0.3)
     importance = torch.zeros(12, dtype=torch.float64)
-    ids = next(rows.ids for rows in method._rows_of if rows.tensor is net[3].weight)
+    ids = next(rows.ids for rows in method._clustered if rows.tensor is net[3].weight)
     for x, y in batches(0, torch.float64):
         method.optimizer.zero_grad()
         F.cross_entropy(net(x), y).backward()

@@ -52,14 +52,14 @@ def test_feature_maps_then_kernels():
 @pytest.mark.parametrize("layerwise", [False, True])
 @pytest.mark.parametrize("kernels", [False, True])
 def test_the_mask_with_the_fewest_errors_is_chosen(kernels, layerwise, monkeypatch):
-    """Every mask tried is looked at again, one by one, in the layer gear."""
+    """Every mask tried is looked at again, one by one, in masked mode."""
     net = chain()
     options = {"start": 0, "kernel_start": 1} if kernels else {"kernel_rate": 0.0, "start": 1}
     method = coarse_of(net, layerwise=layerwise, **options)
     train(net, method.optimizer, method, 1)
     train_epoch(net, method.optimizer, 1, method)
     tried = []
-    name = "_try_kernels" if kernels else "_try_maps"
+    name = "_try_kernels" if kernels else "_try_filters"
     attempt = getattr(method, name)
     monkeypatch.setattr(method, name, lambda masks: (tried.append(copy.deepcopy(masks)), attempt(masks)))
     before, known = copy.deepcopy(net), len(method.error_rates)
@@ -87,7 +87,7 @@ def test_the_mask_with_the_fewest_errors_is_chosen(kernels, layerwise, monkeypat
 
 @pytest.mark.parametrize("flow", [False, True])
 def test_trying_leaves_no_trace(flow):
-    """Weights, statistics, modes and gear are as they were, and so are masks if it fails."""
+    """Weights, statistics and modes are as they were, and so are masks if it fails."""
     net = pk.flow(chain(), flow)
     method = coarse_of(net, start=0)
     train_epoch(net, method.optimizer, 0, method)
@@ -128,7 +128,7 @@ def test_a_trained_network_is_pruned_at_once():
 
 @pytest.mark.parametrize("parts", [1, 3])
 def test_the_data_is_gone_through_once_for_all_masks(parts, monkeypatch):
-    monkeypatch.setattr(coarse, "HELD", 1 if parts == 3 else 1 << 20)
+    monkeypatch.setattr(coarse, "PART_BYTES", 1 if parts == 3 else 1 << 20)
     loaded = []
 
     def data():
@@ -139,11 +139,11 @@ def test_the_data_is_gone_through_once_for_all_masks(parts, monkeypatch):
     expected = coarse_of(chain(), start=-1)
     method = coarse_of(chain(), start=-1, data=data)
     assert len(loaded) == 3 and method.error_rates == expected.error_rates
-    assert all(torch.equal(a, b) for a, b in zip(method._dead, expected._dead, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(method.filters.dead, expected.filters.dead, strict=True))
 
 
 def test_seeds_decide():
-    dead = [torch.cat(coarse_of(chain(), start=-1, seed=seed)._dead) for seed in (0, 0, 1)]
+    dead = [torch.cat(coarse_of(chain(), start=-1, seed=seed).filters.dead) for seed in (0, 0, 1)]
     assert torch.equal(dead[0], dead[1]) and not torch.equal(dead[0], dead[2])
 
 

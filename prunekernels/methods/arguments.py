@@ -1,0 +1,100 @@
+"""The arguments that all methods share: their checks, and signatures that name them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..nn.conv import MaskedConv2d
+from .ranking import BUDGETS
+
+COUPLINGS = ("independent", "joint")
+FUNCTION = "a function (final, epoch, epochs), as those of schedules"
+
+
+def is_share(value: object) -> bool:
+    """Whether value is a number in [0, 1]."""
+    return isinstance(value, Real) and 0 <= float(value) <= 1
+
+
+def expect(op: str, holds: bool, argument: str, expected: str, got: object) -> None:
+    """Raises ValueError("op: argument: expected ..., got ...") unless it holds."""
+    if not holds:
+        raise ValueError(f"{op}: {argument}: expected {expected}, got {got}")
+
+
+def check_options(
+    op: str,
+    *,
+    rate: object,
+    duty: object,
+    coupling: object,
+    budget: object,
+    round_to: object,
+    steps_per_epoch: object,
+    norms: object,
+    clip: object,
+    seed: object,
+    example_input: object,
+) -> None:
+    """Checks every argument of Method that can be judged by itself; epochs and fine_tune are counted elsewhere."""
+    expect(op, is_share(rate) and rate != 1, "rate", "a number in [0, 1)", rate)
+    expect(op, is_share(duty), "duty", "a number in [0, 1]", duty)
+    expect(op, coupling in COUPLINGS, "coupling", f"one of {', '.join(COUPLINGS)}", repr(coupling))
+    expect(op, budget in BUDGETS, "budget", f"one of {', '.join(BUDGETS)}", repr(budget))
+    for name, value in (("round_to", round_to), ("steps_per_epoch", steps_per_epoch)):
+        expect(op, value is None or (isinstance(value, int) and value >= 1), name, "an integer from 1", value)
+    expect(op, isinstance(norms, bool), "norms", "True or False", repr(norms))
+    expect(op, clip is None or isinstance(clip, bool), "clip", "True, False or None", repr(clip))
+    expect(op, isinstance(seed, int), "seed", "an integer", repr(seed))
+    is_known = coupling == "independent" or example_input is not None
+    expect(op, is_known, "example_input", "an input, which joint coupling needs", None)
+
+
+def epochs_that_prune(op: str, epochs: int, fine_tune: int | None, default: Callable[[int], int]) -> int:
+    """The epochs before the last fine_tune ones, which only train. fine_tune None: default(epochs)."""
+    expect(op, isinstance(epochs, int) and epochs >= 1, "epochs", "an integer from 1", epochs)
+    fine_tune = default(epochs) if fine_tune is None else fine_tune
+    is_less = isinstance(fine_tune, int) and 0 <= fine_tune < epochs
+    expect(op, is_less, "fine_tune", f"fewer than the {epochs} epochs", fine_tune)
+    return epochs - fine_tune
+
+
+def masked_layers(op: str, model: nn.Module, skip: Iterable[str]) -> dict[str, MaskedConv2d]:
+    """The network's masked convolutions by name, among which all of skip must be."""
+    masked = {name: m for name, m in model.named_modules() if isinstance(m, MaskedConv2d)}
+    expect(op, bool(masked), "model", "MaskedConv2d layers (see pk.convert)", "none")
+    expect(op, not isinstance(skip, str), "skip", "a list of names", repr(skip))
+    for name in skip:
+        expect(op, name in masked, "skip", "names of MaskedConv2d layers", repr(name))
+    return masked
+
+
+def check_optimizer(op: str, optimizer: torch.optim.Optimizer, layers: dict[str, MaskedConv2d]) -> None:
+    """There are layers to prune, and the optimizer trains all their weights."""
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    for name, layer in layers.items():
+        expected, got = "one over the model's parameters", f"one without {name}.weight"
+        expect(op, layer.weight in held, "optimizer", expected, got)
+    expect(op, bool(layers), "skip", "some layers left to prune", "none")
+
+
+def full_signature(cls: type, parent: type) -> inspect.Signature:
+    """The constructor's signature, with **options replaced by the keywords that the parent class takes."""
+    own = list(inspect.signature(vars(cls).get("__init__", parent.__init__)).parameters.values())[1:]  # type: ignore[misc]
+    named = [p for p in own if p.kind is not p.VAR_KEYWORD]
+    if len(named) == len(own):
+        return inspect.Signature(own)
+    known = {p.name for p in named}
+    more = [p for p in inspect.signature(parent).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return inspect.Signature(named + [p for p in more if p.name not in known])
+
+
+def keyword_options(cls: Any) -> list[str]:
+    """Names of the keyword-only arguments of a method's constructor, its own before its parent's."""
+    return [p.name for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY]

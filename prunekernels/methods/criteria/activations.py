@@ -1,0 +1,82 @@
+"""MeanActivation: a criterion that looks at the outputs of forward passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...filter_ops import channel_mean
+from .criterion import Criterion, Scores
+
+
+class MeanActivation(Criterion):
+    """Scores filters by the mean of relu(activation) of their channels, behind the norm where that is known.
+
+    Hooks are on the layers while it gathers, and cost live mode its speed. In data-parallel training each process sees
+    its own images: let one process decide.
+
+    Args:
+        batches: How many forward passes in training mode to average, at the start of each epoch.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
+        >>> report = pk.convert(net)
+        >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        >>> criterion = pk.methods.criteria.MeanActivation(batches=2)  # or criterion="mean_activation"
+        >>> method = pk.methods.SFP(net, optimizer, rate=0.5, epochs=2, criterion=criterion)
+        >>> loss = net(torch.randn(2, 1, 8, 8)).square().sum()
+        >>> loss.backward(); optimizer.step(); method.step()
+        >>> method.end_epoch()["0"]
+        Counts(live=2, soft=2, hard=0, returned=0)
+    """
+
+    needs_steps = True
+
+    def __init__(self, batches: int = 8) -> None:
+        self.batches = batches
+        self.hooks: list[Any] = []
+
+    def begin_epoch(self) -> None:
+        self.stop()
+        self.sums: Scores = {}
+        self.images: dict[str, int] = {}
+        self.passes: dict[str, int] = {}
+        if self.method.finished:
+            return
+        model, norms = self.method.model, self.method.channel_masks.norms or {}
+        for name in self.method.layers:
+            where = model.get_submodule(next(iter(norms.get(name, [])), name))
+            self.hooks.append(where.register_forward_hook(lambda m, _, y, name=name: self._add(name, m, y)))
+
+    def stop(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks = []
+
+    def _add(self, name: str, module: nn.Module, y: Tensor) -> None:
+        if not module.training:
+            return
+        if self.passes.get(name, 0) == self.batches:
+            self.stop()
+            return
+        total = channel_mean([y.detach()], relu=True)[0] * len(y)
+        self.sums[name] = total if name not in self.sums else self.sums[name] + total
+        self.images[name] = self.images.get(name, 0) + len(y)
+        self.passes[name] = self.passes.get(name, 0) + 1
+
+    def scores(self) -> Scores:
+        op = type(self.method).__name__
+        for name in self.method.layers:
+            if name not in self.sums:
+                raise ValueError(f"{op}: {name}: expected forward passes in training mode in this epoch, got none")
+        return {name: total / max(1, self.images[name]) for name, total in self.sums.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        sums = {name: total.clone() for name, total in self.sums.items()}
+        return {"sums": sums, "images": dict(self.images), "passes": dict(self.passes)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        layers = self.method.layers
+        self.sums = {name: total.to(layers[name].weight.device) for name, total in state["sums"].items()}
+        self.images, self.passes = dict(state["images"]), dict(state["passes"])

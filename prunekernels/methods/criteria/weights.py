@@ -1,0 +1,90 @@
+"""Criteria that are functions of the weights as they are at the epoch's end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ...filter_ops import filter_norms
+from .criterion import Criterion, Scores
+
+
+def l1(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Scores filters by their L1 norms: sum |w|.
+
+    Args:
+        weights: One tensor a layer, [K, C / groups, R, S].
+
+    Returns:
+        One tensor a layer, [K].
+
+    Example:
+        >>> pk.methods.criteria.l1([torch.tensor([3.0, -4.0]).view(1, 2, 1, 1)])
+        [tensor([7.])]
+    """
+    return [filter_norms([w.detach()], p=1)[0] for w in weights]
+
+
+def l2(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Scores filters by their L2 norms: sqrt(sum w^2).
+
+    Args:
+        weights: One tensor a layer, [K, C / groups, R, S].
+
+    Returns:
+        One tensor a layer, [K].
+
+    Example:
+        >>> pk.methods.criteria.l2([torch.tensor([3.0, -4.0]).view(1, 2, 1, 1)])
+        [tensor([5.])]
+    """
+    return [filter_norms([w.detach()], p=2)[0] for w in weights]
+
+
+def geometric_median(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Scores filters by their distances to the other filters of the layer: sum over j of ||W_i - W_j||_2 (FPGM).
+
+    A filter near the geometric median of its layer is the easiest to replace by the others.
+
+    Args:
+        weights: One tensor a layer, [K, C / groups, R, S].
+
+    Returns:
+        One tensor a layer, [K].
+
+    Example:
+        >>> pk.methods.criteria.geometric_median([torch.tensor([0.0, 1.0, 10.0]).view(3, 1, 1, 1)])
+        [tensor([11., 10., 19.])]
+    """
+    flat = [w.detach().flatten(1) for w in weights]
+    flat = [w if w.dtype == torch.float64 else w.float() for w in flat]
+    return [torch.cdist(w, w, compute_mode="donot_use_mm_for_euclid_dist").sum(1) for w in flat]
+
+
+class OfWeights(Criterion):
+    """Scores filters by a function of the weights, such as l1. A method makes one from any function it is given.
+
+    Args:
+        function: Takes a list of weights [K, C / groups, R, S], one a layer, and returns a list of scores [K].
+
+    Example:
+        >>> def largest(weights):
+        ...     return [weight.abs().amax((1, 2, 3)) for weight in weights]
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
+        >>> report = pk.convert(net)
+        >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        >>> criterion = pk.methods.criteria.OfWeights(largest)  # or criterion=largest
+        >>> method = pk.methods.SFP(net, optimizer, rate=0.5, criterion=criterion)
+        >>> int((method.states["0"] == 1).sum())
+        2
+    """
+
+    def __init__(self, function: Callable[[list[Tensor]], list[Tensor]]) -> None:
+        self.function = function
+
+    def scores(self) -> Scores:
+        layers = self.method.layers
+        values = self.function([layer.weight.detach() for layer in layers.values()])
+        return dict(zip(layers, values, strict=True))
