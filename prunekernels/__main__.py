@@ -1,4 +1,4 @@
-"""python -m prunekernels"""
+"""Runs the command line: python -m prunekernels."""
 
 import sys
 

@@ -14,20 +14,29 @@ from typing import Any
 import torch
 
 from . import __version__, build_info, has_extension, kernels
+from .train import demo, run
+from .train.config import MODE_OF_GEAR
 
-# What a user can put right; anything else is a mistake of ours and shows its traceback.
+# Errors that a user can correct are printed in one line; any other is a fault of the program and shows its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; 0, or 2 after an error that names what was wrong."""
+    """Runs a command.
+
+    Args:
+        arguments: As on the command line. None: sys.argv.
+
+    Returns:
+        The exit status: 0; 2 after an error of the user's, which is printed; 130 after Ctrl-C.
+    """
     parser = _parser()
     asked, rest = parser.parse_known_args(arguments)
-    if rest and asked.command is not bench:
+    if rest and asked.command is not _bench:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     given = {name: value for name, value in vars(asked).items() if name not in ("command", "name")}
     try:
-        return asked.command(**given, **({"rest": rest} if asked.command is bench else {})) or 0
+        return asked.command(**given, **({"rest": rest} if asked.command is _bench else {})) or 0
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -41,23 +50,22 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="name", required=True, metavar="command")
 
     def add(name: str, command: Callable[..., Any], text: str) -> argparse.ArgumentParser:
-        # Absent means not given: what a resumed run may differ in is only what was said.
+        # SUPPRESS: an option that is not given stays out of the settings, so that a resumed run keeps its own.
         made = commands.add_parser(name, help=text, description=text, argument_default=argparse.SUPPRESS)
         made.set_defaults(command=command)
         return made
 
-    parts = add(
-        "demo", demo, "ResNet-20 on digits, dense and with half of the filters pruned: two minutes on two cores"
-    )
+    demo_text = "train ResNet-20 on digits, dense and with half of the filters pruned; about two minutes on two cores"
+    parts = add("demo", _demo, demo_text)
     parts.add_argument("--out", type=Path, help="folder for both runs (out/demo)")
-    parts.add_argument("--epochs", type=int, help="20")
-    _add_train(add("train", train, "train a network while pruning it, then shrink it and write a report"))
-    parts = add("bench", bench, "the benchmarks of a checkout: conv, network, optim; further arguments are theirs")
-    parts.add_argument("which", nargs="?", default="conv", help="conv")
-    parts = add("shrink", shrink, "the small network of a run's checkpoint, as small.pt in its folder")
-    parts.add_argument("run", type=Path, help="the run's folder")
-    parts.add_argument("--onnx", action="store_true", default=False, help="small.onnx as well")
-    add("info", info, "versions, build and kernels")
+    parts.add_argument("--epochs", type=int, help="epochs of each run (20)")
+    _add_train(add("train", _train, "train a network while pruning it, then shrink it and write a report"))
+    parts = add("bench", _bench, "run a benchmark of a checkout; further arguments are the benchmark's own")
+    parts.add_argument("which", nargs="?", default="conv", help="conv, network, optim or methods (conv)")
+    parts = add("shrink", _shrink, "shrink the network of a run's checkpoint and write small.pt to the run's folder")
+    parts.add_argument("out", type=Path, metavar="run", help="folder of the run")
+    parts.add_argument("--onnx", action="store_true", default=False, help="write small.onnx as well")
+    add("info", _info, "print versions, build and kernels")
     return parser
 
 
@@ -70,44 +78,45 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("arch", str, "resnet20, vgg_small, ... (resnet20)")
     add("width", float, "share of every layer's filters that the network is built with (1)")
     add("data", str, "digits, cifar10:DIR (binary version) or folder:DIR (class folders of images) (digits)")
-    add("size", int, "images are resized to this height and width (digits: 16, folder: 32)")
+    add("size", int, "height and width that images are resized to (digits: 16, folder: 32)")
     add("augment", str, "none, shift or shift+flip (digits: none, others: shift+flip)")
     add("rate", float, "share of the filters that is pruned in the end (0.5)")
     add("duty", float, "share of an epoch's steps in which soft-dead filters train along; 1: as published (0.1)")
-    add("measure", None, "pgp: score by an extra pass over the training set after each epoch, as its released code")
-    add(
-        "set",
-        _setting,
-        "an option of the method, as coupling=joint; repeat it for more",
-        action="append",
-        metavar="NAME=VALUE",
-    )
-    add("gear", str, "network, layer, or dense: masks applied, nothing skipped (network)")
-    add("epochs", int, "30")
-    add("batch", int, "64")
-    add("lr", float, "at first; a cosine takes it to 0 (0.1)")
-    add("momentum", float, "0.9")
-    add("weight-decay", float, "0.0005")
-    add("seed", int, "0")
-    add("amp", None, "bfloat16 where autocast has it")
-    add(
-        "deterministic",
-        None,
-        "plans not by the clock: the same bits in every process of as many threads, often slower",
-    )
-    add("device", str, "cpu, cuda, ... (cuda if there is one)")
+    add("measure", None, "pgp: score filters by an extra pass over the training set after each epoch")
+    option = "an option of the method, such as coupling=joint; may be repeated"
+    add("set", _setting, option, action="append", metavar="NAME=VALUE")
+    add("mode", str, "live, masked, or dense: masks are applied, and nothing is skipped (live)")
+    parser.add_argument("--gear", action=_Gear, choices=MODE_OF_GEAR, help=argparse.SUPPRESS)
+    add("epochs", int, "epochs in all (30)")
+    add("batch", int, "images a step (64)")
+    add("lr", float, "learning rate at first; a cosine takes it to 0 (0.1)")
+    add("momentum", float, "momentum of SGD (0.9)")
+    add("weight-decay", float, "weight decay of SGD (0.0005)")
+    add("seed", int, "seed of weights, order of images and augmentation (0)")
+    add("amp", None, "autocast to bfloat16")
+    add("deterministic", None, "choose plans by cost, not by time: the same bits with as many threads, often slower")
+    add("device", str, "cpu, cuda, ... (cuda where there is one)")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
     again.add_argument("--overwrite", action="store_true", help="start anew in a folder that has a run")
-    add("stop-after", int, "end after this epoch, to be resumed")
+    add("stop-after", int, "stop after this epoch, to resume later")
     add("onnx", None, "write small.onnx as well")
-    add("beside", str, "folder of a dense run, for the report")
-    parser.add_argument("--no-report", dest="report", action="store_false", help="no report.html, no pictures")
-    parser.add_argument("--report", action="store_true", help="the report after all, of a run that was to have none")
-    add("quiet", None, "no progress")
+    add("beside", str, "folder of a dense run to compare with in the report")
+    parser.add_argument("--no-report", dest="report", action="store_false", help="write no report.html, no pictures")
+    parser.add_argument("--report", action="store_true", help="write the report of a run that was started without one")
+    add("quiet", None, "print no progress")
+
+
+class _Gear(argparse.Action):
+    """--gear, the former name of --mode."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        namespace.mode = MODE_OF_GEAR[values]
+        print(f"warning: --gear is deprecated: use --mode {namespace.mode}", file=sys.stderr)
 
 
 def _setting(text: str) -> tuple[str, Any]:
+    """NAME=VALUE as (name, value); a value that is no Python literal is a string."""
     name, equals, value = text.partition("=")
     if not name.isidentifier() or not equals:
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
@@ -117,17 +126,15 @@ def _setting(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def train(*, resume: bool = False, overwrite: bool = False, **given: Any) -> None:
-    from .train import run
-
+def _train(*, resume: bool = False, overwrite: bool = False, **given: Any) -> None:
     if "set" in given:
         given["options"] = dict(given.pop("set"))
     summary = run.train(given, resume=resume, overwrite=overwrite)
     if summary is not None:
-        print(_told(summary, given["out"]))
+        print(_summary_text(summary, given["out"]))
 
 
-def _told(s: dict[str, Any], out: str) -> str:
+def _summary_text(s: dict[str, Any], out: str) -> str:
     times = s["epoch_of"]
     lines = [
         f"accuracy      {s['accuracy']:.4f}; small network {s['small_accuracy']:.4f}",
@@ -140,35 +147,29 @@ def _told(s: dict[str, Any], out: str) -> str:
     return "\n".join(lines)
 
 
-def demo(out: Path = Path("out/demo"), epochs: int = 20) -> None:
-    from .train.demo import demo
-
-    print(demo(out, epochs))
+def _demo(out: Path = Path("out/demo"), epochs: int = 20) -> None:
+    print(demo.demo(out, epochs))
 
 
-def bench(which: str, rest: Sequence[str]) -> int:
+def _bench(which: str, rest: Sequence[str]) -> int:
     folder = Path(__file__).parent.parent / "benchmarks"
     script = folder / f"{which}.py"
-    known = [
-        p.stem for p in (folder / name for name in ("conv.py", "network.py", "optim.py", "methods.py")) if p.is_file()
-    ]
+    scripts = (folder / f"{name}.py" for name in ("conv", "network", "optim", "methods"))
+    known = [path.stem for path in scripts if path.is_file()]
     if not known:
         raise FileNotFoundError(f"expected a checkout of the repository, got an installed package: no folder {folder}")
     if which not in known:
         raise ValueError(f"expected one of {', '.join(known)}, got {which!r}")
-    return subprocess.run(
-        [sys.executable, str(script), *(rest or ["--suite", "tiny"] if which == "conv" else rest)]
-    ).returncode
+    arguments = rest or (["--suite", "tiny"] if which == "conv" else [])
+    return subprocess.run([sys.executable, str(script), *arguments]).returncode
 
 
-def shrink(run: Path, onnx: bool) -> None:
-    from .train.run import shrink_run
-
-    checked, paths = shrink_run(run, onnx)
+def _shrink(out: Path, onnx: bool) -> None:
+    checked, paths = run.shrink_run(out, onnx)
     print(checked, *paths, sep="\n")
 
 
-def info() -> None:
+def _info() -> None:
     rows = kernels()
     print(f"prunekernels {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     extension = "loaded" if has_extension() else "not in use, pure torch instead"

@@ -8,7 +8,7 @@ import torch
 
 import prunekernels as pk
 from prunekernels import cli
-from prunekernels.train import demo, finalize
+from prunekernels.train import checkpoint, demo, finalize
 from prunekernels.train import run as module
 from prunekernels.train.run import train
 
@@ -80,6 +80,32 @@ def test_resume_as_another_run(tmp_path, capsys):
     assert run_train(tmp_path, "--method", "ghfp", "--stop-after", "1") == 0
     assert run_train(tmp_path, "--method", "pgp", "--resume") == 2
     assert "train: method: expected 'ghfp', as in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("gear", "mode"), [("network", "live"), ("layer", "masked")])
+def test_gear_is_a_deprecated_name_of_mode(tmp_path, capsys, gear, mode):
+    assert run_train(tmp_path, "--gear", gear, "--stop-after", "1") == 0
+    assert f"warning: --gear is deprecated: use --mode {mode}" in capsys.readouterr().err
+    state = checkpoint.load(tmp_path / "checkpoint.pt")
+    assert state["config"]["mode"] == mode and "gear" not in state["config"]
+    assert run_train(tmp_path, "--mode", mode, "--resume", "--no-report") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_checkpoint_with_a_gear_resumes(tmp_path):
+    assert run_train(tmp_path, "--mode", "masked", "--stop-after", "1") == 0
+    state = checkpoint.load(tmp_path / "checkpoint.pt")
+    del state["config"]["mode"]
+    checkpoint.save(tmp_path / "checkpoint.pt", {**state, "config": {**state["config"], "gear": "layer"}})
+    assert cli.main(["train", "--out", str(tmp_path), "--resume", "--quiet", "--no-report"]) == 0
+    assert checkpoint.load(tmp_path / "checkpoint.pt")["config"]["mode"] == "masked"
+
+
+def test_gear_is_not_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    said = capsys.readouterr().out
+    assert "--mode" in said and "gear" not in said.lower()
 
 
 def test_out_is_a_file(tmp_path):

@@ -1,26 +1,55 @@
-"""Config: everything that decides a training run."""
+"""Config: the settings of a training run."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import InitVar, asdict, dataclass, field, fields
 from typing import Any
 
 from .data import AUGMENTS
 from .models import MODELS
 
-GEARS = ("network", "layer", "dense")
-DUTY = 0.1  # a method's, where nothing else is asked: soft-dead filters skip nine tenths of the steps
-# What may change when a run goes on: none of it moves a weight.
-FREE = ("out", "stop_after", "quiet", "onnx", "report", "beside")
+MODES = ("masked", "live", "dense")
+MODE_OF_GEAR = {"network": "live", "layer": "masked", "dense": "dense"}  # the setting was called gear before
+DUTY = 0.1  # of a method, unless set: soft-dead filters skip nine tenths of the steps
+FREE = ("out", "stop_after", "quiet", "onnx", "report", "beside")  # may change when a run resumes: they move no weight
 
 
 @dataclass
 class Config:
-    """A training run. size, augment, device: None = what suits the data and the machine; duty: None = DUTY for a
-    method; options: the method's own; measure: PGP's extra pass over the training set after each epoch, to score
-    filters by."""
+    """The settings of a training run.
+
+    Args:
+        out: Folder of the run.
+        method: "none" or a method's name, as setup.known_methods has it.
+        arch: Name of a network in models.MODELS.
+        width: The share of every layer's filters that the network is built with.
+        data: "digits", "cifar10:DIR" or "folder:DIR".
+        size: Height and width that images are resized to. None: what suits the data.
+        augment: One of data.AUGMENTS. None: what suits the data.
+        rate: The share of the filters that is pruned in the end.
+        duty: See Method. None: DUTY where there is a method.
+        options: Other keywords of the method.
+        measure: Whether PGP scores filters by an extra pass over the training set after each epoch.
+        mode: How the network runs: "live", "masked", or "dense" (masks are applied, and nothing is skipped).
+        epochs: How many epochs to train.
+        batch: Images a step.
+        lr: The learning rate at first; a cosine takes it to 0.
+        momentum: Of SGD.
+        weight_decay: Of SGD.
+        seed: Of weights, order of images and augmentation.
+        amp: Whether to autocast to bfloat16.
+        deterministic: Whether every process with as many threads computes the same bits.
+        device: A torch device. None: cuda where there is one.
+        stop_after: The epoch to stop after, to resume later.
+        onnx: Whether to write small.onnx.
+        report: Whether to write report.html.
+        quiet: Whether to print no progress.
+        beside: Folder of a dense run, to compare with in the report.
+        gear: Deprecated: the former name of mode, with the values in MODE_OF_GEAR.
+    """
 
     out: str
     method: str = "none"
@@ -33,7 +62,7 @@ class Config:
     duty: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
     measure: bool = False
-    gear: str = "network"
+    mode: str = "live"
     epochs: int = 30
     batch: int = 64
     lr: float = 0.1
@@ -48,10 +77,14 @@ class Config:
     report: bool = True
     quiet: bool = False
     beside: str | None = None
+    gear: InitVar[str | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, gear: str | None) -> None:
+        if gear is not None:
+            warnings.warn("Config: gear is deprecated: use mode", DeprecationWarning, stacklevel=3)
+            self.mode = MODE_OF_GEAR.get(gear, gear)
         self._among("arch", tuple(MODELS))
-        self._among("gear", GEARS)
+        self._among("mode", MODES)
         self._number("rate", "a number in [0, 1)", lambda v: 0 <= v < 1)
         for name in ("width", "lr"):
             self._number(name, "a number above 0", lambda v: v > 0)
@@ -63,7 +96,7 @@ class Config:
         if self.augment is not None:
             self._among("augment", AUGMENTS)
         if self.duty is None and self.method != "none":
-            self.duty = DUTY  # a checkpoint must tell what was meant, even when another version reads it
+            self.duty = DUTY  # written out, so that a checkpoint means the same where DUTY is another
         if self.duty is not None:
             self._number("duty", "a number in [0, 1]", lambda v: 0 <= v <= 1)
         if self.stop_after is not None:
@@ -80,13 +113,29 @@ class Config:
 
     @classmethod
     def resumed(cls, saved: Mapping[str, Any], given: Mapping[str, Any], where: object) -> Config:
-        """The saved run's, with those of the given values that may change; an error for another."""
+        """Returns the settings of a saved run with some of them changed.
+
+        Args:
+            saved: What as_dict returned when the run was saved.
+            given: The settings to change. One that is not in FREE and differs raises ValueError.
+            where: The checkpoint, for the error.
+        """
+        saved, given = _without_gear(saved), _without_gear(given)
         known = {f.name for f in fields(cls)}
         for name, value in given.items():
             if name not in FREE and name in saved and saved[name] != value:
                 raise ValueError(f"train: {name}: expected {saved[name]!r}, as in {where}, got {value!r}")
-        kept = {name: value for name, value in saved.items() if name in known and name != "stop_after"}
-        return cls(**{**kept, **given})
+        as_saved = {name: value for name, value in saved.items() if name in known and name != "stop_after"}
+        return cls(**{**as_saved, **given})
 
     def as_dict(self) -> dict[str, Any]:
+        """Returns all settings as plain values."""
         return asdict(self)
+
+
+def _without_gear(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with `mode` in the place of `gear`."""
+    renamed = {name: value for name, value in settings.items() if name != "gear"}
+    if "gear" in settings:
+        renamed["mode"] = MODE_OF_GEAR.get(settings["gear"], settings["gear"])
+    return renamed

@@ -1,4 +1,4 @@
-"""demo: the same network trained dense and pruned, and what that saved."""
+"""demo: trains the same network dense and pruned, and compares the two."""
 
 from __future__ import annotations
 
@@ -8,24 +8,30 @@ from typing import Any
 
 from .run import train
 
-DENSE = {"method": "none", "gear": "dense"}
-PRUNED = {"method": "ghfp", "rate": 0.5, "gear": "network"}
+DENSE = {"method": "none", "mode": "dense"}
+PRUNED = {"method": "ghfp", "rate": 0.5, "mode": "live"}
 
 
 def demo(out: Path, epochs: int, **more: Any) -> str:
-    """Trains both in out/dense and out/ghfp, over an earlier demo's files there; what is to be said of them."""
+    """Trains a dense and a pruned network and returns a table that compares them.
+
+    Args:
+        out: Folder for the runs out/dense and out/ghfp; those of an earlier demo are overwritten.
+        epochs: Of each run.
+        **more: Other fields of Config.
+    """
     begun = time.perf_counter()
     common = {"arch": "resnet20", "data": "digits", "size": 32, "epochs": epochs, **more}
     print("ResNet-20 on digits, dense:")
     dense = train({**common, **DENSE, "out": str(out / "dense"), "report": False}, overwrite=True)
-    print("The same with GHFP: half of the filters go, step by step for good (network gear):")
+    print("The same with GHFP, in live mode: half of the filters are pruned, more and more of them for good:")
     beside = {"beside": str(out / "dense")}
     pruned = train({**common, **PRUNED, **beside, "out": str(out / "ghfp")}, overwrite=True)
     assert dense is not None and pruned is not None
-    return _told(dense, pruned, time.perf_counter() - begun)
+    return _table(dense, pruned, time.perf_counter() - begun)
 
 
-def _told(dense: dict[str, Any], pruned: dict[str, Any], seconds: float) -> str:
+def _table(dense: dict[str, Any], pruned: dict[str, Any], seconds: float) -> str:
     times = pruned["epoch_of"]
     rows = [
         ("", "dense", "ghfp", "small network"),

@@ -1,4 +1,4 @@
-"""What comes after the last epoch: the small network, checked, measured and saved."""
+"""After the last epoch: shrinks the network, checks and times the small one, and saves it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,16 @@ from .checkpoint import write_atomically
 from .data import steps_per_epoch, train_batches
 from .loop import Trainer, accuracy, amp, predictions
 
-SECONDS = 4.0  # spent on timing steps, about
-ROUNDS = (3, 15)  # least and most
+SECONDS = 4.0  # about how long steps are timed
+ROUNDS = (3, 15)  # at least, at most
 
 
-def finish(run: Trainer) -> dict[str, Any]:
-    """Shrinks the run's network and writes small.pt, small.onnx if asked for, and summary.json, which it returns."""
+def finalize_run(run: Trainer) -> dict[str, Any]:
+    """Shrinks the run's network, and writes small.pt, summary.json and, if configured, small.onnx.
+
+    Returns:
+        What is in summary.json.
+    """
     small, checked = shrunk(run)
     save_small(run, small)
     plain = setup.network(run.config, run.data)
@@ -50,7 +54,7 @@ def finish(run: Trainer) -> dict[str, Any]:
 
 
 def shrunk(run: Trainer) -> tuple[nn.Module, str]:
-    """The small network in training mode, and the line that says how it was checked."""
+    """Returns the small network, in training mode, and the line that says how it was checked."""
     example = run.data.normalised(run.data.test.images[:2]).to(run.device)
     said = io.StringIO()
     with contextlib.redirect_stdout(said), run.masked():
@@ -60,7 +64,11 @@ def shrunk(run: Trainer) -> tuple[nn.Module, str]:
 
 
 def save_small(run: Trainer, small: nn.Module) -> list[Path]:
-    """small.pt, a whole module of plain torch.nn layers, and with onnx small.onnx for any batch."""
+    """Writes small.pt, a whole module of plain torch.nn layers, and if configured small.onnx, for any batch size.
+
+    Returns:
+        The files written.
+    """
     module = copy.deepcopy(small).cpu().eval()
     paths = [run.out / "small.pt"]
     write_atomically(paths[0], lambda path: torch.save(module, path))
@@ -78,14 +86,17 @@ def _parameters(model: nn.Module) -> int:
 
 
 def _epoch_times(run: Trainer, plain: nn.Module, small: nn.Module) -> dict[str, float]:
-    """Seconds of an epoch of the plain network, the run's with its last masks and the small one: steps in turns."""
+    """Seconds an epoch of three networks: plain ("dense"), the run's with its last masks ("this") and the small one.
+
+    Their steps are timed in turns, so that all three see the same machine; medians, times the steps of an epoch.
+    """
     x, y = next(train_batches(run.data, run.config.batch, run.config.seed, 0, "none"))
     x, y = run.data.normalised(x.to(run.device)), y.to(run.device)
     small = copy.deepcopy(small)
     stepped = {"dense": plain, "this": copy.deepcopy(run.model), "small": small}
     steps = {name: _stepper(run, model, x, y) for name, model in stepped.items()}
     with setup.numerics(run.config):
-        for _ in range(2):  # plans are chosen, memory is warm
+        for _ in range(2):  # warm-up: plans are chosen, memory is allocated
             round_time = sum(_timed(step, run.device) for step in steps.values())
         rounds = max(ROUNDS[0], min(ROUNDS[1], round(SECONDS / max(round_time, 1e-9))))
         times = [{name: _timed(step, run.device) for name, step in steps.items()} for _ in range(rounds)]
@@ -94,7 +105,7 @@ def _epoch_times(run: Trainer, plain: nn.Module, small: nn.Module) -> dict[str, 
 
 
 def _stepper(run: Trainer, model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
-    """A training step that changes nothing but this model."""
+    """Returns a function that trains this model, and nothing else, for one step."""
     model.train()
     optimizer = setup.optimizer_of(run.config, model)
 
@@ -109,6 +120,7 @@ def _stepper(run: Trainer, model: nn.Module, x: Tensor, y: Tensor) -> Callable[[
 
 
 def _timed(step: Callable[[], None], device: torch.device) -> float:
+    """Seconds of a step."""
     begun = time.perf_counter()
     step()
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Trainer: epochs of a run, its checkpoints and its history.
+"""Trainer: trains a run's network epoch by epoch, with checkpoints and a history.
 
 run = Trainer(Config("runs/a", method="ghfp", epochs=30))
 run.run()
@@ -27,16 +27,22 @@ from .config import Config
 from .data import Data, load, steps_per_epoch, train_batches
 from .optional_deps import need
 
-STATES = ("live", "soft-dead", "hard-dead")  # of a filter, by their number
 CHECKPOINT = "checkpoint.pt"
-EVALUATED = 256  # images a batch
-LOOK_EVERY = 20  # steps between two looks at the loss on a device that would have to be waited for
+EVALUATION_BATCH = 256
+CHECK_EVERY = 20  # steps between two checks of the loss where reading it makes the host wait for the device
 
 
 class Trainer:
-    """Model, optimizer, method and data of a run, and its history: a row an epoch, and each filter's state.
+    """Trains the network of a run. Nothing is written before `run` has trained an epoch.
 
-    state: a checkpoint's, to go on from. Nothing is written before run() has trained an epoch.
+    Args:
+        config: The run's settings.
+        data: The data set. None: that of config.
+        state: A checkpoint's state, to go on from.
+
+    Attributes:
+        history: A row of numbers by epoch.
+        states: By epoch, uint8 [filters of all layers]: 0 live, 1 soft-dead, 2 hard-dead.
     """
 
     def __init__(self, config: Config, *, data: Data | None = None, state: Mapping[str, Any] | None = None) -> None:
@@ -47,7 +53,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         random.seed(config.seed)
         np.random.seed(config.seed % 2**32)
-        self.model = setup.masked(config, setup.network(config, self.data))
+        self.model = setup.set_mode(config, setup.network(config, self.data))
         self.optimizer = setup.optimizer_of(config, self.model)
         with setup.numerics(config):
             self.method = setup.method_of(config, self.model, self.optimizer, self.data)
@@ -61,20 +67,26 @@ class Trainer:
 
     @classmethod
     def resumed(cls, out: str | Path, given: Mapping[str, Any] | None = None, *, data: Data | None = None) -> Trainer:
-        """The run in this folder as its last checkpoint has it; given: what its Config may be told anew."""
+        """Returns the run in a folder as it was at its last checkpoint.
+
+        Args:
+            out: The folder.
+            given: Settings to change (see Config.resumed).
+            data: The data set. None: that of the settings.
+        """
         path = Path(out) / CHECKPOINT
         state = checkpoint.load(path)
         return cls(Config.resumed(state["config"], {**(given or {}), "out": str(out)}, path), data=data, state=state)
 
     def run(self) -> None:
-        """Trains what is left of the epochs, or up to stop_after of them, and writes a checkpoint after each."""
+        """Trains the epochs that are left, or those up to stop_after, and writes a checkpoint after each."""
         self.out.mkdir(parents=True, exist_ok=True)
         while self.epoch < min(self.config.epochs, self.config.stop_after or self.config.epochs):
             self.run_epoch()
             checkpoint.save(self.out / CHECKPOINT, self.state())
 
     def run_epoch(self) -> None:
-        """One epoch, the method's turn at its end, and a look at the test set."""
+        """Trains one epoch, lets the method prune and evaluates on the test set."""
         with setup.numerics(self.config):
             row = self._train()
         states = self.filter_states()
@@ -90,16 +102,17 @@ class Trainer:
             print(_line(self.epoch, self.config.epochs, row), flush=True)
 
     def masked(self) -> AbstractContextManager[None]:
-        """Within it all dead filters are masked, in whatever phase the method is."""
+        """Masks all dead filters within a `with` block, whichever phase the method is in."""
         return self.method.masked() if self.method is not None else nullcontext()
 
     def filter_states(self) -> Tensor:
-        """uint8 [filters of all layers]."""
+        """uint8 [filters of all layers]: 0 live, 1 soft-dead, 2 hard-dead."""
         known = self.method.states if self.method is not None else {}
         live = {name: torch.zeros(layer.out_channels, dtype=torch.uint8) for name, layer in self.layers.items()}
         return torch.cat([known.get(name, zeros).cpu().to(torch.uint8) for name, zeros in live.items()])
 
     def _train(self) -> dict[str, float]:
+        """Trains one epoch and ends it for the method. Returns the epoch's row of the history."""
         config, steps = self.config, steps_per_epoch(self.data, self.config.batch)
         self.model.train()
         batches = train_batches(self.data, config.batch, config.seed, self.epoch, self.augment)
@@ -112,7 +125,7 @@ class Trainer:
                 x, y = self.data.normalised(x.to(self.device)), y.to(self.device)
                 totals += self._step(x, y)
                 images += len(y)
-                if self.device.type == "cpu" or step % LOOK_EVERY == 0 or step == steps - 1:
+                if self.device.type == "cpu" or step % CHECK_EVERY == 0 or step == steps - 1:
                     loss, right = (totals / images).tolist()
                     computed.append(computed_share(self.layers.values()))
                     self._check_loss(loss, step)
@@ -133,7 +146,7 @@ class Trainer:
         }  # fmt: skip
 
     def _step(self, x: Tensor, y: Tensor) -> Tensor:
-        """[2]: the sum of the losses and the number of right answers."""
+        """Makes one optimizer step. Returns float64 [2]: the sum of the losses and the number of right answers."""
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
             x = x.contiguous(memory_format=torch.channels_last)
@@ -148,7 +161,7 @@ class Trainer:
         return torch.stack((loss.detach().double() * len(y), right.double()))
 
     def _losses(self) -> Iterator[Tensor]:
-        """Of this epoch's batches."""
+        """The losses of this epoch's batches, for PGP.measure."""
         config = self.config
         for x, y in train_batches(self.data, config.batch, config.seed, self.epoch, self.augment):
             x = self.data.normalised(x.to(self.device))
@@ -166,7 +179,10 @@ class Trainer:
         raise FloatingPointError(f"train: loss: expected a finite number, got {loss} in {where}; {kept}")
 
     def state(self) -> dict[str, Any]:
-        """All that the next epoch depends on; the order of its images follows from seed and epoch."""
+        """Returns all that the next epochs depend on, as plain values and tensors.
+
+        The order of images is not among it: it follows from seed and epoch.
+        """
         return {
             "config": self.config.as_dict(), "epoch": self.epoch, "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(), "random": checkpoint.random_state(), "history": self.history,
@@ -194,32 +210,36 @@ class Trainer:
 
 
 def learning_rate(config: Config, epoch: float) -> float:
-    """A cosine from lr to 0 over the epochs."""
+    """lr / 2 (1 + cos(pi epoch / epochs)): a cosine from lr to 0. epoch: with its fraction."""
     return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
 
 
 def amp(config: Config, device: torch.device) -> AbstractContextManager[Any]:
+    """Autocasts to bfloat16 where config.amp says so."""
     return torch.autocast(device.type, torch.bfloat16) if config.amp else nullcontext()
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, data: Data, device: torch.device) -> float:
+    """The share of test images that the model classifies right, in eval mode."""
     return float((predictions(model, data, device) == data.test.labels).double().mean())
 
 
 @torch.no_grad()
 def predictions(model: nn.Module, data: Data, device: torch.device) -> Tensor:
-    """int64 [test images], in eval mode; the model's mode stays as it was."""
+    """The class of each test image, int64 [images], in eval mode; afterwards the model is in the mode it was in."""
     training = model.training
     model.eval()
-    with plan.measure(False):  # too few steps to be worth measuring for
-        chosen = [model(data.normalised(x.to(device))).argmax(1).cpu() for x in data.test.images.split(EVALUATED)]
+    with plan.measure(False):  # too few passes to be worth timing plans for
+        chosen = [
+            model(data.normalised(x.to(device))).argmax(1).cpu() for x in data.test.images.split(EVALUATION_BATCH)
+        ]
     model.train(training)
     return torch.cat(chosen)
 
 
 def computed_share(layers: Iterable[nn.Conv2d]) -> float:
-    """Share of all filters that a forward pass computes at present."""
+    """The share of all filters that a forward pass computes now."""
     live = total = 0
     for layer in layers:
         total += layer.out_channels

@@ -1,4 +1,4 @@
-"""report.html: a run in one file, its pictures inside."""
+"""report.html: a run's results in one file, with the pictures inside."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from .plots import plot_accuracy, plot_filters, plot_time
 
 PICTURES = ("accuracy.png", "filters.png", "time.png")
 CAPTIONS = {
-    "accuracy.png": "Test accuracy is that of the network with its dead filters off, whatever a training step does.",
-    "filters.png": "In each layer the filters that lived longest are on top.",
-    "time.png": "Bars: training steps and the method's work, epoch by epoch. Lines: steps of the dense network, of "
-    "this one with its last masks and of the small one, in turns after the last epoch; medians, times its steps.",
+    "accuracy.png": "Test accuracy is measured with all dead filters masked, even if training steps let them train.",
+    "filters.png": "In each layer, the filters that were live for longest are on top.",
+    "time.png": "Bars: seconds of each epoch, training steps and the method's work. Lines: seconds an epoch of the "
+    "dense network, this one with its last masks and the small one: medians of steps timed in turns after the last "
+    "epoch.",
 }
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -47,7 +48,20 @@ def write_report(
     summary: Mapping[str, Any],
     beside: Sequence[Mapping[str, float]] | None = None,
 ) -> Path:
-    """Writes report.html and its pictures. states: uint8 [epochs, filters of all layers]; beside: a dense history."""
+    """Writes report.html and its pictures.
+
+    Args:
+        out: Folder of the run.
+        config: Its settings.
+        history: By epoch, the rows of Trainer.history.
+        layers: Number of filters by layer.
+        states: uint8 [epochs, filters of all layers]: 0 live, 1 soft-dead, 2 hard-dead.
+        summary: What finalize_run returned.
+        beside: The history of a dense run, to compare with.
+
+    Returns:
+        The path of report.html.
+    """
     plot_accuracy(out / "accuracy.png", history, states, beside)
     plot_filters(out / "filters.png", layers, states)
     plot_time(out / "time.png", history, summary["epoch_of"], config.method)
@@ -55,7 +69,7 @@ def write_report(
         "" if config.method == "none" else f": {config.method} at {config.rate:g}"
     )
     machine = f"{summary['device']}, {summary['threads']} threads, torch {summary['torch']}"
-    subtitle = f"{config.gear} gear, {summary['epochs']} epochs, {machine}"
+    subtitle = f"{config.mode} mode, {summary['epochs']} epochs, {machine}"
     parts = [_results(summary, beside), *(_figure(out / name) for name in PICTURES)]
     parts += ["<h2>Layers</h2>", _layers(layers, states), "<h2>Settings</h2>", _settings(config)]
     page = PAGE.format(title=html.escape(title), subtitle=html.escape(subtitle), body="\n".join(parts))

@@ -1,4 +1,4 @@
-"""train and shrink_run: whole commands, from folder to folder."""
+"""train and shrink_run: what the commands `train` and `shrink` do."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ import torch
 
 from . import checkpoint
 from .config import Config
-from .finalize import finish, save_small, shrunk
+from .finalize import finalize_run, save_small, shrunk
 from .loop import CHECKPOINT, Trainer
 from .optional_deps import need
 from .report import write_report
 
 
 def train(given: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False) -> dict[str, Any] | None:
-    """Trains, shrinks and reports; the summary, or None where stop_after ended it before its last epoch.
+    """Trains a network, shrinks it and writes a report.
 
-    given: fields of Config, at least out. A folder with a checkpoint is only touched with resume, which goes on from
-    it, or overwrite, which starts anew.
+    Args:
+        given: Fields of Config, at least out.
+        resume: Whether to go on from the folder's checkpoint.
+        overwrite: Whether to start anew in a folder that has a checkpoint; without resume or overwrite that raises
+            FileExistsError.
+
+    Returns:
+        The summary, or None where stop_after ended the run before its last epoch.
     """
     out = Path(given["out"])
     path = out / CHECKPOINT
@@ -29,13 +35,13 @@ def train(given: Mapping[str, Any], *, resume: bool = False, overwrite: bool = F
     if path.exists() and not resume and not overwrite:
         raise FileExistsError(f"train: out: expected a folder without a run, or --resume or --overwrite, got {path}")
     run = Trainer.resumed(out, given) if resume else Trainer(Config(**given))
-    _check_extras(run.config)
+    _check_optional_deps(run.config)
     beside = _dense_history(run.config.beside)
     run.run()
     if run.epoch < run.config.epochs:
         print(f"stopped after {run.epoch} of {run.config.epochs} epochs: --resume goes on")
         return None
-    summary = finish(run)
+    summary = finalize_run(run)
     if run.config.report:
         layers = {name: layer.out_channels for name, layer in run.layers.items()}
         states = torch.stack(run.states)
@@ -44,14 +50,18 @@ def train(given: Mapping[str, Any], *, resume: bool = False, overwrite: bool = F
 
 
 def shrink_run(out: Path, onnx: bool = False) -> tuple[str, list[Path]]:
-    """Shrinks the network of a run's checkpoint: how it was checked, and the files written."""
+    """Shrinks the network of a run's checkpoint.
+
+    Returns:
+        The line that says how the small network was checked, and the files written.
+    """
     run = Trainer.resumed(out, {"onnx": onnx, "quiet": True})
     small, checked = shrunk(run)
     return checked, save_small(run, small)
 
 
-def _check_extras(config: Config) -> None:
-    """What is missing is said before the first epoch, not after the last."""
+def _check_optional_deps(config: Config) -> None:
+    """Raises ImportError for a missing package before the first epoch, not after the last."""
     if not config.quiet:
         need("tqdm", "train: the progress bar")
     if config.report:

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, and nobody else's files."""
+"""Checkpoints: whole or not at all, and no other files are read."""
 
 import os
 import random

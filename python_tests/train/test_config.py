@@ -9,7 +9,7 @@ from prunekernels.train.config import DUTY, FREE, Config
     ("given", "text"),
     [
         ({"arch": "lenet"}, "train: arch: expected one of vgg16_bn, .*, got 'lenet'"),
-        ({"gear": "third"}, "train: gear: expected one of network, layer, dense, got 'third'"),
+        ({"mode": "third"}, "train: mode: expected one of masked, live, dense, got 'third'"),
         ({"rate": 1.0}, r"train: rate: expected a number in \[0, 1\), got 1.0"),
         ({"rate": -0.1}, r"train: rate: expected a number in \[0, 1\), got -0.1"),
         ({"rate": float("nan")}, "train: rate: .* got nan"),
@@ -43,6 +43,25 @@ def test_resumed_takes_what_moves_no_weight():
     config = Config.resumed(saved, {"out": "runs/b", "onnx": True, "lr": 0.3}, "c.pt")
     assert (config.out, config.onnx, config.lr, config.stop_after) == ("runs/b", True, 0.3, None)
     assert {"out", "onnx", "stop_after"} <= set(FREE)
+
+
+@pytest.mark.parametrize(("gear", "mode"), [("network", "live"), ("layer", "masked"), ("dense", "dense")])
+def test_gear_is_the_former_name_of_mode(gear, mode):
+    with pytest.warns(DeprecationWarning, match="Config: gear is deprecated: use mode"):
+        config = Config("runs/a", gear=gear)
+    assert config == Config("runs/a", mode=mode) and "gear" not in config.as_dict()
+    saved = config.as_dict()
+    del saved["mode"]
+    saved["gear"] = gear  # as in checkpoints of old
+    assert Config.resumed(saved, {}, "c.pt").mode == mode
+    assert Config.resumed(saved, {"mode": mode}, "c.pt") == Config.resumed(saved, {"gear": gear}, "c.pt")
+    with pytest.raises(ValueError, match=f"train: mode: expected '{mode}', as in c.pt, got 'other'"):
+        Config.resumed(saved, {"mode": "other"}, "c.pt")
+
+
+def test_a_gear_that_was_none():
+    with pytest.warns(DeprecationWarning), pytest.raises(ValueError, match="train: mode: expected .*, got 'third'"):
+        Config("runs/a", gear="third")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cases.train import tiny_run
-from prunekernels.train.finalize import finish
+from prunekernels.train.finalize import finalize_run
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +14,7 @@ def finished(tmp_path_factory):
     run = tiny_run(tmp_path_factory.mktemp("run"), method="ghfp", width=0.5)
     run.run()
     before = {key: value.clone() for key, value in run.model.state_dict().items()}
-    return run, finish(run), before
+    return run, finalize_run(run), before
 
 
 def test_summary(finished):
@@ -47,7 +47,7 @@ def test_onnx(tmp_path):
     pytest.importorskip("onnxscript")
     run = tiny_run(tmp_path, arch="vgg_small", method="ghfp", epochs=1, onnx=True)
     run.run()
-    finish(run)
+    finalize_run(run)
     session = onnxruntime.InferenceSession(run.out / "small.onnx")
     x = run.data.normalised(run.data.test.images[:5])
     (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})

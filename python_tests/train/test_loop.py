@@ -1,4 +1,4 @@
-"""Trainer: epochs, gears and methods; a run that stops goes on to the same bits."""
+"""Trainer: epochs, modes and methods; a run that stops goes on to the same bits."""
 
 import pytest
 import torch
@@ -32,19 +32,19 @@ def comparable(state):
 
 
 @pytest.mark.parametrize(
-    ("method", "gear", "duty", "amp"),
+    ("method", "mode", "duty", "amp"),
     [
         ("none", "dense", None, False),
-        ("ghfp", "network", 0.34, False),
-        ("ghfp", "layer", 0.34, True),
+        ("ghfp", "live", 0.34, False),
+        ("ghfp", "masked", 0.34, True),
         ("sfp", "dense", None, False),
-        ("asfp", "network", 1.0, False),
-        ("rpgp", "network", 0, True),
-        ("prune-while-training", "network", None, False),
+        ("asfp", "live", 1.0, False),
+        ("rpgp", "live", 0, True),
+        ("prune-while-training", "live", None, False),
     ],
 )
-def test_two_epochs_and_one_more_are_three(tmp_path, method, gear, duty, amp):
-    given = {"method": method, "gear": gear, "duty": duty, "amp": amp, "deterministic": True, "augment": "shift"}
+def test_two_epochs_and_one_more_are_three(tmp_path, method, mode, duty, amp):
+    given = {"method": method, "mode": mode, "duty": duty, "amp": amp, "deterministic": True, "augment": "shift"}
     whole = tiny_run(tmp_path / "whole", **given)
     whole.run()
     tiny_run(tmp_path / "parts", stop_after=2, **given).run()
@@ -68,13 +68,13 @@ def test_methods(tmp_path, method):
     assert torch.equal(again.states[-1], run.states[-1]) and again.method.history == run.method.history
 
 
-@pytest.mark.parametrize("gear", ["network", "dense"])
-def test_measure_is_an_extra_pass(tmp_path, gear):
+@pytest.mark.parametrize("mode", ["live", "dense"])
+def test_measure_is_an_extra_pass(tmp_path, mode):
     """Scores by the gradients of the whole training set at the epoch's end; weights, statistics and gradients stay."""
     seen = []
 
     def watched(measure):
-        run = tiny_run(tmp_path, method="pgp", gear=gear, deterministic=True, measure=measure)
+        run = tiny_run(tmp_path, method="pgp", mode=mode, deterministic=True, measure=measure)
         end = run.method.end_epoch
 
         def end_epoch():
@@ -87,7 +87,7 @@ def test_measure_is_an_extra_pass(tmp_path, gear):
 
     plain, measured = watched(False), watched(True)
     assert plain.history[0]["loss"] == measured.history[0]["loss"]
-    run = tiny_run(tmp_path, method="none", gear=gear, deterministic=True)
+    run = tiny_run(tmp_path, method="none", mode=mode, deterministic=True)
     run.run_epoch()
     expected = {name: torch.zeros_like(layer.weight) for name, layer in run.layers.items()}
     run.model.eval()
@@ -101,11 +101,11 @@ def test_measure_is_an_extra_pass(tmp_path, gear):
         assert not torch.allclose(seen[0][name], total, rtol=1e-2, atol=1e-5)
 
 
-def test_gears_agree():
-    """The same steps in every gear, to rounding."""
+def test_modes_agree():
+    """The same steps in every mode, to rounding."""
     losses = []
-    for gear in ("network", "layer", "dense"):
-        run = tiny_run("unused", method="ghfp", gear=gear, duty=0, deterministic=True, options={"hard": 1.0})
+    for mode in ("live", "masked", "dense"):
+        run = tiny_run("unused", method="ghfp", mode=mode, duty=0, deterministic=True, options={"hard": 1.0})
         run.run_epoch()
         losses.append(run.history[0]["loss"])
         assert run.history[0]["computed"] < 0.6
@@ -113,7 +113,7 @@ def test_gears_agree():
 
 
 def test_plain_network_without_method():
-    run = tiny_run("unused", gear="dense")
+    run = tiny_run("unused", mode="dense")
     assert not any(isinstance(m, pk.MaskedConv2d) for m in run.model.modules())
     assert type(run.optimizer) is torch.optim.SGD
 
