@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and read without running anybody's code."""
+"""Checkpoints: written whole or not at all, and read without unpickling code."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ KEYS = ("config", "epoch", "model", "optimizer", "method", "random", "history", 
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """write(temporary path beside it), then a rename: whatever happens, path is the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")  # some writers look at the suffix
+    """Writes a file whole or not at all: calls write with a temporary path beside it, then renames that to path."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")  # matplotlib goes by the suffix
     try:
         write(temporary)
         with open(temporary, "rb+") as file:
@@ -28,11 +28,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
+    """Writes a checkpoint. state: tensors and plain values under KEYS."""
     write_atomically(path, lambda temporary: torch.save({"format": FORMAT, **state}, temporary))
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What save() wrote; an error says what the file is instead."""
+    """Reads what save wrote. Any other file raises ValueError, with what it is instead."""
     expected = f"checkpoint: {path}: expected what `prunekernels train` wrote"
     if not path.is_file():
         raise FileNotFoundError(f"{expected}, got no such file")
@@ -51,7 +52,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def random_state() -> dict[str, Any]:
-    """Of torch, CUDA, Python and numpy, as plain values and tensors."""
+    """The states of the random generators of torch, CUDA, Python and numpy, as plain values and tensors."""
     numpy: Any = np.random.get_state(legacy=False)
     key = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
     return {
@@ -63,6 +64,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
+    """Restores what random_state returned; CUDA's only on a machine with as many devices."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

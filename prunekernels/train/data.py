@@ -1,4 +1,4 @@
-"""Data sets, whole in memory: scikit-learn's digits, CIFAR-10's binary version, folders of images.
+"""Data sets, held in memory: scikit-learn's digits, the binary version of CIFAR-10, folders of images.
 
 data = load("digits")
 images, labels = data.train.images, data.train.labels
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .optional_deps import need
 
-TEST_SHARE = 0.2  # of data that come without a test set
+TEST_SHARE = 0.2  # of the images, where there is no test set
 CIFAR_RECORDS, CIFAR_SIZE = 10_000, 32
 CIFAR_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
@@ -27,7 +27,7 @@ AUGMENTS = ("none", "shift", "shift+flip")
 
 @dataclass
 class Split:
-    """images: uint8 [N, C, H, W]; labels: int64 [N]."""
+    """Images, uint8 [N, C, H, W], with labels, int64 [N]."""
 
     images: Tensor
     labels: Tensor
@@ -38,7 +38,15 @@ class Split:
 
 @dataclass
 class Data:
-    """A training and a test set of the same classes; augment: what suits them."""
+    """A training and a test set of the same classes.
+
+    Args:
+        name: For errors.
+        train: The training set.
+        test: The test set.
+        classes: Names, by label.
+        augment: The one of AUGMENTS that suits the images.
+    """
 
     name: str
     train: Split
@@ -57,7 +65,7 @@ class Data:
                 known = f"labels in [0, {len(self.classes)})"
                 raise ValueError(f"{where}: expected {known}, got {int(split.labels[i])} at image {i}")
         pixels = self.train.images.transpose(0, 1).flatten(1)
-        count = pixels.shape[1]  # sums of integers: the same on any number of threads
+        count = pixels.shape[1]  # integers are summed, for the same bits on any number of threads
         mean = pixels.sum(1, dtype=torch.int64).double() / count
         square = pixels.long().square_().sum(1).double() / count
         self.mean = mean.float().view(-1, 1, 1)
@@ -69,7 +77,7 @@ class Data:
 
     @property
     def fingerprint(self) -> str:
-        """Of every image and label."""
+        """Numbers of images, and a checksum of all images and labels."""
         check = 0
         for split in (self.train, self.test):
             for tensor in (split.images, split.labels):
@@ -77,13 +85,18 @@ class Data:
         return f"{len(self.train)} + {len(self.test)} images, crc {check:08x}"
 
     def normalised(self, images: Tensor) -> Tensor:
-        """float32, mean 0 and variance 1 over the training set, by channel."""
+        """Returns float32 images, with mean 0 and variance 1 by channel over the training set."""
         device = images.device
         return images.float().sub_(self.mean.to(device)).div_(self.std.to(device))
 
 
 def load(spec: str, size: int | None = None) -> Data:
-    """The data of a word like digits, cifar10:DIR or folder:DIR; size: height and width that images are resized to."""
+    """Loads a data set.
+
+    Args:
+        spec: One of KNOWN.
+        size: Height and width that images are resized to. None: what suits the data.
+    """
     kind, _, place = spec.partition(":")
     if kind not in LOADERS:
         raise ValueError(f"data: expected one of {', '.join(KNOWN)}, got {spec!r}")
@@ -95,7 +108,7 @@ def load(spec: str, size: int | None = None) -> Data:
 
 
 def _digits(_: str, size: int | None) -> Data:
-    """1797 images of 8x8, grey; by default enlarged to 16x16, for networks that halve them twice."""
+    """1797 grey images of 8x8, by default enlarged to 16x16, for networks that halve them twice."""
     digits = need("sklearn.datasets", "data: digits").load_digits()
     images = torch.from_numpy(digits.images).float().mul(255 / 16).round().byte().unsqueeze(1)
     labels = torch.from_numpy(digits.target).long()
@@ -135,7 +148,10 @@ def _cifar_batch(path: Path) -> np.ndarray:
 
 
 def _folder(place: str, size: int | None) -> Data:
-    """DIR/class/image, or the same below DIR/train and DIR/test (or val); without a test set a fifth becomes it."""
+    """Reads DIR/class/image, or DIR/train/class/image and DIR/test/class/image (or DIR/val).
+
+    Without a test set, TEST_SHARE of the images become one.
+    """
     root, size = Path(place), size or 32
     if not root.is_dir():
         raise FileNotFoundError(f"data: expected a folder of class folders, got no folder {root}")
@@ -171,7 +187,7 @@ def _images(folder: Path, classes: list[str], size: int) -> Split:
 
 
 def _image(path: Path, size: int) -> Tensor:
-    """uint8 [3, size, size]: the middle square."""
+    """The largest middle square of an image, resized: uint8 [3, size, size]."""
     Image, ImageOps = need("PIL.Image", "data: folder"), need("PIL.ImageOps", "data: folder")
     try:
         with Image.open(path) as image:
@@ -182,7 +198,7 @@ def _image(path: Path, size: int) -> Tensor:
 
 
 def _split(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of a training and of a test set, every class in the same proportion, always the same ones."""
+    """Splits by a fixed seed, each class in the same proportion: int64 rows of the training and of the test set."""
     generator = torch.Generator().manual_seed(0)
     train, test = [], []
     for label in labels.unique().tolist():
@@ -206,7 +222,10 @@ KNOWN = ("digits", "cifar10:DIR", "folder:DIR")
 
 
 def train_batches(data: Data, batch: int, seed: int, epoch: int, augment: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Whole batches of uint8 images in an order that seed and epoch decide alone; what is left over is left out."""
+    """Yields batches (images uint8 [batch, C, H, W], labels int64 [batch]) in an order that seed and epoch decide.
+
+    All batches are whole; the images that are left over are not used in this epoch.
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     split = data.train
     order = torch.randperm(len(split), generator=generator)
@@ -216,11 +235,12 @@ def train_batches(data: Data, batch: int, seed: int, epoch: int, augment: str) -
 
 
 def steps_per_epoch(data: Data, batch: int) -> int:
+    """How many batches train_batches yields."""
     return max(1, len(data.train) // batch)
 
 
 def augmented(images: Tensor, augment: str, generator: torch.Generator) -> Tensor:
-    """Each image shifted by up to an eighth, into black, and with "shift+flip" mirrored half of the time."""
+    """Shifts each image by up to an eighth, filling up with black; "shift+flip" also mirrors half of the images."""
     N, C, H, W = images.shape
     pad = max(1, min(H, W) // 8)
     down, right = (torch.randint(0, 2 * pad + 1, (N, 1), generator=generator) for _ in range(2))

@@ -1,9 +1,9 @@
-"""Reference networks in plain torch.nn. Each has a width: resnet56(width=0.5) never had the other half of its filters.
+"""Reference networks in plain torch.nn.
 
     model = build("resnet20", num_classes=10)
 
-A builder's arguments are (num_classes, *, width=1.0, in_channels=3); a layer of K filters has scaled(K, width)
-of them. Images of any size will do, down to 8x8.
+A builder's arguments are (num_classes, *, width=1.0, in_channels=3). In a network of some width, a layer of K filters
+has scaled(K, width) of them: resnet56(width=0.5) has half of the filters. Images may have any size from 8x8.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 
 def scaled(channels: int, share: float) -> int:
-    """Channels kept at this share: rounded, at least 1."""
+    """The number of channels at this share: rounded, at least 1."""
     return max(1, round(channels * share))
 
 
 class PadShortcut(nn.Module):
-    """Type A: pixels skipped and zero channels appended, so that a shortcut has no parameters."""
+    """A shortcut without parameters (type A): skips pixels and appends zero channels."""
 
     def __init__(self, extra_channels: int, stride: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class PadShortcut(nn.Module):
 
 
 class Residual(nn.Module):
-    """activation(body(x) + shortcut(x))."""
+    """Computes activation(body(x) + shortcut(x))."""
 
     def __init__(self, body: nn.Module, shortcut: nn.Module, activation: nn.Module) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Residual(nn.Module):
 
 
 class DenseLayer(nn.Module):
-    """cat(x, body(x)): a dense block's layer."""
+    """A layer of a dense block: computes cat(x, body(x))."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ def _vgg(name: str, stages: list[list[int]], num_classes: int, width: float, in_
     layers: dict[str, nn.Module] = {}
     C = in_channels
     for s, stage in enumerate(stages, 1):
-        if s > 1:  # rounding up, so that an image of one pixel still passes
+        if s > 1:  # rounds up, so that an image of one pixel passes
             layers[f"pool{s - 1}"] = nn.MaxPool2d(2, ceil_mode=True)
         for i, filters in enumerate(stage, 1):
             K = scaled(filters, width)
@@ -261,7 +261,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {builder.__name__: builder for bui
 
 
 def build(name: str, *args: Any, **kwargs: Any) -> nn.Module:
-    """The network of this name; the other arguments are its builder's."""
+    """Builds a network of MODELS by its name; the other arguments are its builder's."""
     if name not in MODELS:
         raise ValueError(f"build: name: expected one of {', '.join(MODELS)}, got {name!r}")
     return MODELS[name](*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Packages that only training wants: imported where they are used, with a word on how to get them."""
+"""Packages that only training needs: imported where they are used, with an error that says how to install them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ EXTRAS = {
 
 
 def need(module: str, why: str) -> Any:
-    """The module of this name; an error that says what to install where it is missing."""
+    """Imports a module of EXTRAS.
+
+    Args:
+        module: Its import name.
+        why: What needs it, for the error that says what to install.
+    """
     package, extra = EXTRAS[module.partition(".")[0]]
     try:
         return importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""A run's pictures: accuracy and filters by epoch, each filter's state by epoch, time by epoch."""
+"""The pictures of a report: accuracy, the state of each filter and time, by epoch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .checkpoint import write_atomically
 from .optional_deps import need
 
 DPI, WIDTH = 110, 9.0
-LIVE, SOFT, HARD = "#0072B2", "#E69F00", "#DDDDDD"  # told apart by every kind of colour vision
-NAMED = {LIVE: "live", SOFT: "soft-dead: may come back", HARD: "hard-dead: gone"}
+LIVE, SOFT, HARD = "#0072B2", "#E69F00", "#DDDDDD"  # distinguishable with any colour vision
+LABELS = {LIVE: "live", SOFT: "soft-dead: may come back", HARD: "hard-dead: gone"}
 DENSE, SMALL = "0.35", "#009E73"
 STYLE: dict[str, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
-Rows = Sequence[Mapping[str, float]]
+History = Sequence[Mapping[str, float]]
 
 
 @contextmanager
 def _figure(path: Path, rows: int, height: float) -> Iterator[list[Any]]:
-    """Axes one above the other; afterwards the file is written whole."""
+    """Yields axes, one above the other; writes the file at the end of the `with` block."""
     need("matplotlib", "train: report").use("Agg")
     pyplot = need("matplotlib.pyplot", "train: report")
     with pyplot.rc_context(STYLE):
@@ -33,8 +33,8 @@ def _figure(path: Path, rows: int, height: float) -> Iterator[list[Any]]:
         pyplot.close(figure)
 
 
-def plot_accuracy(path: Path, history: Rows, states: Tensor, beside: Rows | None = None) -> None:
-    """Accuracy by epoch, and below it how many filters are live, soft-dead and hard-dead. states: [epochs, filters]."""
+def plot_accuracy(path: Path, history: History, states: Tensor, beside: History | None = None) -> None:
+    """Plots accuracy by epoch, and below it how many filters are in each state. states: uint8 [epochs, filters]."""
     epochs = range(1, len(history) + 1)
     with _figure(path, 2, 6.2) as (top, bottom):
         if beside:
@@ -47,7 +47,7 @@ def plot_accuracy(path: Path, history: Rows, states: Tensor, beside: Rows | None
         top.set(ylabel="accuracy", ylim=(min(0.5, *(row["accuracy"] for row in history)), 1.005))
         top.legend(loc="lower right")
         below = torch.zeros(len(states), dtype=torch.long)
-        for state, (color, label) in enumerate(NAMED.items()):
+        for state, (color, label) in enumerate(LABELS.items()):
             count = (states == state).sum(1)
             bottom.bar(epochs, count.tolist(), width=1, bottom=below.tolist(), color=color, label=label)
             below += count
@@ -58,7 +58,7 @@ def plot_accuracy(path: Path, history: Rows, states: Tensor, beside: Rows | None
 
 
 def plot_filters(path: Path, layers: Mapping[str, int], states: Tensor) -> None:
-    """A row per filter, in each layer the longest-lived ones first, a column per epoch."""
+    """Draws a row a filter and a column an epoch; in each layer the filters that were live for longest come first."""
     colors = need("matplotlib.colors", "train: report").ListedColormap([LIVE, SOFT, HARD])
     blocks = states.split(list(layers.values()), dim=1)
     ordered = torch.cat([block[:, block.sum(0).argsort(stable=True)] for block in blocks], dim=1)
@@ -75,12 +75,12 @@ def plot_filters(path: Path, layers: Mapping[str, int], states: Tensor) -> None:
         axis.set(xlabel="epoch", title="filters, layer by layer")
         _epoch_axis(axis, len(states))
         patch = need("matplotlib.patches", "train: report").Patch
-        handles = [patch(color=color, label=label) for color, label in NAMED.items()]
+        handles = [patch(color=color, label=label) for color, label in LABELS.items()]
         axis.figure.legend(handles=handles, ncols=3, loc="outside lower left")
 
 
-def plot_time(path: Path, history: Rows, epoch_of: Mapping[str, float], label: str) -> None:
-    """Seconds of each epoch's training, and the levels of the dense and the small network, measured side by side."""
+def plot_time(path: Path, history: History, epoch_of: Mapping[str, float], label: str) -> None:
+    """Plots the seconds of each epoch, and lines for an epoch of the dense, the masked and the small network."""
     epochs = range(1, len(history) + 1)
     seconds = [row["seconds"] for row in history]
     with _figure(path, 1, 3.4) as (axis,):

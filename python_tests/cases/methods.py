@@ -13,7 +13,7 @@ STEPS = 4
 
 
 def chain(seed=0, bias=False, dtype=torch.float32):
-    """Three convolutions with norms; channels of random means, so that norms and relus stop nobody."""
+    """Three convolutions with norms; means of channels are random, so that every filter has outputs that pass relu."""
     torch.manual_seed(seed)
     layers, C = [], 3
     for K in (8, 12, 10):
