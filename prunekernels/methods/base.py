@@ -19,7 +19,7 @@ from .checkpoint import check_identity
 from .clip import SoftClip
 from .criteria import make_criterion
 from .filter_states import FilterStates
-from .ranking import Counts, Ranking, counts, of_unit
+from .ranking import Counts, Ranking, of_unit, pruned_counts
 
 
 class Method:
@@ -277,7 +277,7 @@ class Method:
         """Ranks, decides what is dead and hard-dead, and changes the weights of both."""
         rankings = self._rankings()
         gone = [ranking.hard for ranking in rankings]
-        dead = counts(rankings, (self.pruned_share(epoch),), self.budget, self.round_to)
+        dead = pruned_counts(rankings, (self.pruned_share(epoch),), self.budget, self.round_to)
         dead = list(map(max, dead, gone))
         hard = dead if epoch + 1 >= self.epochs else self.hard_counts(epoch, rankings, dead)
         hard = [min(d, max(h, g)) for d, h, g in zip(dead, hard, gone, strict=True)]

@@ -12,7 +12,7 @@ from ..filter_ops import cluster_mean_
 from .base import Method
 from .clusters import CLUSTERINGS, Clustering
 from .filter_states import FilterStates
-from .merging import MergeGroup, merge_groups
+from .merging import MergeGroup, mergeable_groups
 from .ranking import pruned_count, rounded
 
 
@@ -119,7 +119,7 @@ class CSGD(Method):
         """Reduces units and layers to those whose filters can be merged."""
         groups = {group.layers: group for group in self.channel_masks.groups}
         wanted = [unit.layers for unit in self.units if not (self._alone and len(unit.layers) > 1)]
-        found = merge_groups(type(self).__name__, self.model, example_input, [groups[layers] for layers in wanted])
+        found = mergeable_groups(type(self).__name__, self.model, example_input, [groups[layers] for layers in wanted])
         for unit in self.units:
             if unit.layers not in found:
                 why = "merging its filters would change outputs" if unit.layers in wanted else "it meets others"

@@ -17,7 +17,7 @@ from ..nn.mask_buffers import MaskBuffers
 from .arguments import is_share
 from .base import Method
 from .channel_masks import find_norms
-from .ranking import Ranking, counts, pruned_count
+from .ranking import Ranking, pruned_count, pruned_counts
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 PART_BYTES = 64 << 20  # of images, on the device at a time, while all masks are tried on them
@@ -142,7 +142,7 @@ class CoarsePruning(Method):
         for unit, hard in zip(self.units, self.filters.hard, strict=True):
             scores = torch.rand(unit.width, generator=generator, dtype=torch.float64)
             rankings.append(Ranking.of(scores, hard, hard, list(unit.filters.values())))
-        amounts = counts(rankings, (self.rate,), self.budget, self.round_to)
+        amounts = pruned_counts(rankings, (self.rate,), self.budget, self.round_to)
         return [ranking.first(amount) for ranking, amount in zip(rankings, amounts, strict=True)]
 
     def _try_filters(self, dead: list[Tensor]) -> None:
@@ -179,10 +179,9 @@ class CoarsePruning(Method):
         generator = torch.Generator().manual_seed(seed)
         drawn = []
         for (live, blocks, block_count), mask in zip(kernels, before, strict=True):
+            order = torch.randperm(block_count, generator=generator)
             stays = torch.ones(block_count, dtype=torch.bool)
-            stays[torch.randperm(block_count, generator=generator)[: pruned_count(block_count, self.kernel_rate)]] = (
-                False
-            )
+            stays[order[: pruned_count(block_count, self.kernel_rate)]] = False
             keep = mask.clone()
             keep[live] = stays[blocks]
             drawn.append(keep)
@@ -235,6 +234,7 @@ class CoarsePruning(Method):
         return seeds[errors.index(min(errors))]
 
     def _errors(self, x: Tensor, y: Tensor) -> Tensor:
+        """How many images x are not classified as y, a scalar on their device."""
         answer = self.model(x).argmax(1)
         self._expect(answer.shape == y.shape, "data", f"labels {list(answer.shape)}", list(y.shape))
         return (answer != y).sum()

@@ -111,13 +111,22 @@ def _add_columns(weight: Tensor, channels: Tensor, leader: Tensor) -> Tensor:
     return torch.cat((source, target[known])).unique()
 
 
-def merge_groups(
+def mergeable_groups(
     op: str, model: nn.Module, example_input: Any, groups: Sequence[Group]
 ) -> dict[tuple[str, ...], MergeGroup]:
-    """By names of layers, those of these groups (from coupled_groups) whose channels can be merged when equal.
+    """Finds the groups whose channels can be merged when they are equal.
 
-    Tried on a copy with random weights, in which merging equal channels must not change the outputs. It does where
-    something else tells the channels apart: another input that is added, a depthwise weight, an output of the network.
+    Each is tried on a copy with random weights, in which merging equal channels must not change the outputs. It does
+    where something else tells the channels apart: another input that is added, a depthwise weight, an output.
+
+    Args:
+        op: The method's name, for errors.
+        model: The network.
+        example_input: An input of it, or a tuple of them.
+        groups: Some of coupled_groups(model, example_input).
+
+    Returns:
+        By a group's layers, its MergeGroup.
     """
     traced = trace(op, model, example_input)
     flow = Flow(traced, any_weights(model, traced, all_dead=True))

@@ -126,7 +126,7 @@ def _sorted(scores: Tensor, dead: Tensor, rank: Tensor) -> Tensor:
     return torch.from_numpy(np.lexsort((~dead.numpy(), scores.numpy(), rank.numpy())))
 
 
-def counts(rankings: Sequence[Ranking], shares: Sequence[float], budget: str, round_to: int) -> list[int]:
+def pruned_counts(rankings: Sequence[Ranking], shares: Sequence[float], budget: str, round_to: int) -> list[int]:
     """How many filters of each unit go, at the product of these shares.
 
     budget "layer": the same share of each unit. "global": that share of all units together, by scores over their unit's

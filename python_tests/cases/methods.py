@@ -115,7 +115,7 @@ def assert_same(a, b):
     assert not different
 
 
-def twin(net):
+def copied(net):
     return copy.deepcopy(net)
 
 

@@ -253,8 +253,8 @@ def test_the_first_filter_of_a_cluster_stays():
     torch.testing.assert_close(net[6].weight[0, ::2], columns[0, ::2] + columns[0, 1::2])
 
 
-def test_pacesetters():
-    """The stem and the projection, though a block's last layer comes before it."""
+def test_clusters_are_those_of_the_layer_nearest_to_the_input():
+    """Here the stem and the projection, though a block's last layer comes before the projection."""
     method = csgd(made(Padded), clusters=lambda rows, count, generator: even(rows.flip(0), count, generator))
     layers = {group.layers[0]: group for group in method.merge_groups}
     assert layers.keys() == {"stem", "inner", "project"}

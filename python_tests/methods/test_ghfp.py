@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cases.methods import assert_same, batches, chain, convs, momentum, norms, run, sgd, snapshot, train_epoch, twin
+from cases.methods import assert_same, batches, chain, convs, copied, momentum, norms, run, sgd, snapshot, train_epoch
 from prunekernels import methods
 from prunekernels.methods import GHFP, schedules
 
@@ -62,7 +62,7 @@ def literal_hfp(net, epochs):
 
 def test_all_hard_is_the_literal_loop():
     net = chain(dtype=torch.float64)
-    other = twin(net)
+    other = copied(net)
     optimizer = sgd(net)
     method = GHFP(net, optimizer, 0.5, 10, hard=1.0, norms=False)
     for epoch in range(3):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prunekernels.methods.ranking import Ranking, counts, pruned_count, rounded
+from prunekernels.methods.ranking import Ranking, pruned_count, pruned_counts, rounded
 
 
 def ranking(scores, dead=(), hard=(), members=None):
@@ -64,32 +64,32 @@ def test_hard_dead_go_first_whatever_their_score():
 def test_each_layer_keeps_its_best_filter():
     r = ranking([1, 2, 3, 4, 5, 6], members=[range(6), (0, 1)])
     assert r.order.tolist() == [0, 2, 3, 4, 1, 5] and r.protected == 2
-    assert counts([r], (0.9,), "layer", 1) == [4]
+    assert pruned_counts([r], (0.9,), "layer", 1) == [4]
 
 
 def test_a_single_filter_stays():
-    assert counts([ranking([0.0])], (0.99,), "layer", 1) == [0]
+    assert pruned_counts([ranking([0.0])], (0.99,), "layer", 1) == [0]
 
 
 def test_layer_budget():
     rankings = [ranking([1.0] * 10), ranking([100.0] * 5)]
-    assert counts(rankings, (0.5,), "layer", 1) == [5, 2]
-    assert counts(rankings, (0.5, 0.5), "layer", 1) == [2, 1]
-    assert counts(rankings, (0.5,), "layer", 4) == [2, 1]
+    assert pruned_counts(rankings, (0.5,), "layer", 1) == [5, 2]
+    assert pruned_counts(rankings, (0.5, 0.5), "layer", 1) == [2, 1]
+    assert pruned_counts(rankings, (0.5,), "layer", 4) == [2, 1]
 
 
 def test_global_budget_compares_scores_over_their_mean():
     rankings = [ranking([1, 1, 1, 1]), ranking([10, 10, 90, 90])]
-    assert counts(rankings, (0.25,), "global", 1) == [0, 2]
-    assert counts(rankings, (0.75,), "global", 1) == [3, 3]
-    assert counts(rankings, (0.99,), "global", 1) == [3, 3]
+    assert pruned_counts(rankings, (0.25,), "global", 1) == [0, 2]
+    assert pruned_counts(rankings, (0.75,), "global", 1) == [3, 3]
+    assert pruned_counts(rankings, (0.99,), "global", 1) == [3, 3]
 
 
 def test_global_budget_counts_hard_dead_first():
     rankings = [ranking([9, 1, 1, 1], hard=(0,)), ranking([1, 2, 3, 4])]
-    assert counts(rankings, (0.125,), "global", 1) == [1, 0]
-    assert counts(rankings, (0.25,), "global", 1) == [1, 1]
+    assert pruned_counts(rankings, (0.125,), "global", 1) == [1, 0]
+    assert pruned_counts(rankings, (0.25,), "global", 1) == [1, 1]
 
 
 def test_global_budget_of_zeros():
-    assert counts([ranking([0, 0, 0]), ranking([0, 0, 0])], (0.5,), "global", 1) == [2, 1]
+    assert pruned_counts([ranking([0, 0, 0]), ranking([0, 0, 0])], (0.5,), "global", 1) == [2, 1]

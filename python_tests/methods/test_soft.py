@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import prunekernels as pk
-from cases.methods import assert_same, batches, chain, convs, momentum, run, sgd, snapshot, train, train_epoch, twin
+from cases.methods import assert_same, batches, chain, convs, copied, momentum, run, sgd, snapshot, train, train_epoch
 from prunekernels import methods
 from prunekernels.methods import schedules
 
@@ -124,7 +124,7 @@ def test_filters_come_back():
 
 def test_scaled_norms():
     net = chain()
-    before = twin(net)
+    before = copied(net)
     method = methods.SRFP(net, sgd(net), 0.5, TOTAL, scale_norms=True, example_input=torch.randn(1, 3, 6, 6))
     dead = method.states["0"] == 1
     torch.testing.assert_close(net[1].bias, torch.where(dead, 0.5, 1.0) * before[1].bias)
