@@ -1,4 +1,4 @@
-"""python -m prunekernels demo | train | bench | shrink | info"""
+"""The command line: python -m prunekernels demo | train | bench | shrink | info."""
 
 from __future__ import annotations
 
