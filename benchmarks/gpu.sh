@@ -165,7 +165,7 @@ conv() {
     seconds=$((end - SECONDS))
     ((seconds > 15)) || { note "bench $name" 0 "not run: out of time"; failed=1; return; }
     step "bench $name" "$seconds" "$PYTHON" benchmarks/conv.py --device cuda --keep-going --resume --seconds 0.1 \
-      --rivals compaction limit --minutes "$(minutes "$seconds")" "$@" \
+      --baselines compaction limit --minutes "$(minutes "$seconds")" "$@" \
       --csv "$base-$name.csv" --json "$base-$name.json" --md "$base-$name.md"
     code=$?
     ((code == 3)) || return
@@ -187,7 +187,7 @@ bench() {
   conv fp32 $(($(left) - 35)) $all --dtype float32 --batch resnet50=64 vgg16_cifar=256
   # Beside the graphs' times: what a caller who launches every kernel sees.
   step "bench calls" 35 "$PYTHON" benchmarks/conv.py --device cuda --clock events --keep-going --seconds 0.1 \
-    --suite gpu_quick --dtype bfloat16 --layout channels_last --rivals compaction limit --kept 0.5 --minutes 0.3 \
+    --suite gpu_quick --dtype bfloat16 --layout channels_last --baselines compaction limit --kept 0.5 --minutes 0.3 \
     --md "$base-calls.md"
 }
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Trains small networks on digits with every method: accuracy, time and the small network, beside dense training.
+"""Trains small networks on digits with every pruning method, beside dense training: accuracy, time, the small network.
 
     python benchmarks/methods.py --rates 0.3 0.5 0.7 --seeds 0 1 2 --sweep 0 0.1 0.25 0.5 1 --json m.json --md m.md
 
-All runs of a network and a seed go forward in turns, an epoch each, the dense one among them: plain torch.nn layers
-under torch.optim.SGD. So a slow minute is slow for all, and the ratio of two times is of the same minutes. Groups of
-runs are spread over processes. Time is that of whole epochs with everything a method does, without the looks at the
-test set; --sweep trains the methods of --swept at rate 0.5 with these duties as well, and once without clipping.
+All runs of a network and a seed take turns, an epoch each; one of them is dense training with plain torch.nn layers and
+torch.optim.SGD. So a slow minute of the machine slows all of them alike, and ratios of times stay fair. Groups of runs
+are spread over processes. Time is that of whole epochs with all that a method does, without the evaluations on the test
+set. --sweep also trains the methods of --swept at rate 0.5 with each of these duties, and once without clipping.
 Results are written after every group.
 """
 
@@ -20,12 +20,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from harness import command
 from harness.machine import header
+from harness.options import Parser, Renamed, add_output_files, positive, share
+from harness.record import Record
 from harness.timing import interleaved
 from prunekernels.inspect.flops import count_flops
 from prunekernels.train import setup
@@ -34,39 +37,52 @@ from prunekernels.train.data import load
 from prunekernels.train.finalize import shrunk
 from prunekernels.train.loop import Trainer, accuracy
 from prunekernels.train.models import MODELS
-from trainings.rows import RATE, MethodRow, Spec, goal_lines, summarise, table, write
+from trainings.rows import RATE, MethodRow, Spec, job_name, trainings_report
 
 METHODS = [name for name in setup.known_methods() if name != "none"]
 DENSE = Spec("none")
 LATENCY_BATCHES = (1, 64)
 LATENCY_SECONDS = 0.4
+GEARS = {"live": "network", "masked": "layer"}  # what Config calls the modes
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of a network and a seed."""
+    """The runs of a network and a seed."""
 
     arch: str
     seed: int
     specs: tuple[Spec, ...]
     epochs: int
     size: int | None
-    gear: str
+    mode: str
     threads: int
 
     def config(self, spec: Spec) -> Config:
-        common = {"out": "unused", "arch": self.arch, "epochs": self.epochs, "size": self.size, "seed": self.seed}
+        common: dict[str, Any] = {
+            "out": "unused",
+            "arch": self.arch,
+            "epochs": self.epochs,
+            "size": self.size,
+            "seed": self.seed,
+        }
         if spec == DENSE:
             return Config(**common, gear="dense", quiet=True)
         options = {} if spec.clip is None else {"clip": spec.clip}
         return Config(
-            **common, gear=self.gear, quiet=True, method=spec.method, rate=spec.rate, duty=spec.duty, options=options
+            **common,
+            gear=GEARS[self.mode],
+            quiet=True,
+            method=spec.method,
+            rate=spec.rate,
+            duty=spec.duty,
+            options=options,
         )
 
 
 @dataclass
 class Run:
-    """A trainer and the states its filters were in, by epoch, those before the first one too."""
+    """A trainer, and the states of its filters before the first epoch and after each."""
 
     trainer: Trainer
     states: list[Tensor]
@@ -91,7 +107,7 @@ class Run:
 
 
 def trained(group: Group) -> tuple[list[MethodRow], dict[str, str]]:
-    """The group's rows, and by run that failed the error."""
+    """The group's rows, and the errors of runs that failed, by name of the job."""
     torch.set_num_threads(group.threads)
     failed: dict[str, str] = {}
     runs: dict[Spec, Run] = {}
@@ -102,7 +118,7 @@ def trained(group: Group) -> tuple[list[MethodRow], dict[str, str]]:
         except (ValueError, RuntimeError, ArithmeticError) as error:
             if spec == DENSE:
                 raise
-            failed[f"{group.arch} seed {group.seed} {spec}"] = f"{type(error).__name__}: {error}"
+            failed[job_name(group.arch, group.seed, spec)] = f"{type(error).__name__}: {error}"
             runs.pop(spec, None)
 
     for spec in (DENSE, *group.specs):
@@ -142,7 +158,7 @@ def _row(group: Group, spec: Spec, run: Run, dense: Run) -> MethodRow:
 
 @torch.no_grad()
 def latencies(models: dict[str, nn.Module], x: Tensor) -> dict[str, float]:
-    """Milliseconds of a forward pass."""
+    """Milliseconds of a forward pass, by name of the model."""
     passes = {name: (lambda model=model: model(x)) for name, model in models.items()}  # type: ignore[misc]
     return {name: timing.median for name, timing in interleaved(passes, "cpu", LATENCY_SECONDS).items()}
 
@@ -158,75 +174,72 @@ def specs(args: argparse.Namespace) -> tuple[Spec, ...]:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("methods.py", str(__doc__))
     add = parser.add_argument
     add("--arch", nargs="+", choices=list(MODELS), default=["vgg_small", "resnet20"])
     add("--methods", nargs="*", choices=METHODS, default=METHODS, help="default: all")
-    add("--rates", nargs="+", type=_share, default=[0.3, 0.5, 0.7], help="shares of filters that are pruned in the end")
-    add("--duty", type=_duty, default=DUTY, help="of every method; default: %(default)s")
-    add("--sweep", nargs="*", type=_duty, default=[], help=f"duties of --swept at rate {RATE:g}")
+    add("--rates", nargs="+", type=_rate, default=[0.3, 0.5, 0.7], help="shares of filters that are pruned in the end")
+    add("--duty", type=share, default=DUTY, help="of every method; default: %(default)s")
+    add("--sweep", nargs="*", type=share, default=[], help=f"duties of --swept at rate {RATE:g}")
     add("--swept", nargs="+", choices=METHODS, default=["sfp", "ghfp"])
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    add("--epochs", type=int, default=20, help="default: %(default)s")
+    add("--epochs", type=positive, default=20, help="default: %(default)s")
     add("--size", type=int, help="height and width of the images; default: 16")
-    add("--gear", choices=("network", "layer"), default="network")
-    add("--threads", type=int, default=1, help="of each process; default: %(default)s")
-    add("--workers", type=int, default=os.cpu_count(), help="processes; default: as many as there are cores")
-    add("--json", type=Path, help="write the rows here")
-    add("--md", type=Path, help="write the tables here")
-    args = parser.parse_args(argv, argparse.Namespace(device="cpu", dtype="float32", plan=None, layout=None))
-    for name in ("epochs", "threads", "workers"):
-        if getattr(args, name) < 1:
-            parser.error(f"argument --{name}: expected at least 1, got {getattr(args, name)}")
+    add("--mode", choices=tuple(GEARS), default="live", help="how masked networks run; default: %(default)s")
+    add("--gear", action=Renamed, new="--mode", dest="mode", type=_mode, choices=tuple(GEARS))
+    add("--threads", type=positive, default=1, help="of each process; default: %(default)s")
+    add("--workers", type=positive, default=os.cpu_count(), help="processes; default: as many as there are cores")
+    add_output_files(parser, ("json", "md"))
+    args = parser.parse_args(argv, argparse.Namespace(dtype="float32"))
     if not specs(args):
         parser.error("argument --methods: expected some, or a --sweep")
     return args
 
 
-def _share(text: str) -> float:
-    value = float(text)
+def _rate(text: str) -> float:
+    value = share(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"expected a share in (0, 1), got {text}")
     return value
 
 
-def _duty(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share in [0, 1], got {text}")
-    return value
+def _mode(text: str) -> str:
+    """Today's name of a mode."""
+    return {old: new for new, old in GEARS.items()}.get(text, text)
+
+
+def train(record: Record, groups: Sequence[Group], workers: int) -> int:
+    """Trains the groups in processes and records the runs of each as it ends."""
+    begun = time.perf_counter()
+    with ProcessPoolExecutor(min(workers, len(groups)), get_context("spawn")) as pool:
+        waiting = {pool.submit(trained, group): group for group in groups}
+        for done in as_completed(waiting):
+            group, (found, errors) = waiting[done], done.result()
+            record.rows += found
+            record.failed |= errors
+            record.finished |= {row.job for row in found} | set(errors)
+            record.write()
+            minutes = (time.perf_counter() - begun) / 60
+            print(f"{group.arch} seed {group.seed}: {len(found)} runs, {minutes:.1f} minutes so far", flush=True)
+    return 0
 
 
 def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     asked = specs(args)
     groups = [
-        Group(arch, seed, asked, args.epochs, args.size, args.gear, args.threads)
+        Group(arch, seed, asked, args.epochs, args.size, args.mode, args.threads)
         for seed in args.seeds
         for arch in args.arch
     ]
+    names = [job_name(arch, seed, spec) for arch in args.arch for spec in (DENSE, *asked) for seed in args.seeds]
     torch.set_num_threads(args.threads)
-    head = {k: v for k, v in header(args, argv, "methods.py").items() if v is not None} | {"processes": args.workers}
-    rows: list[MethodRow] = []
-    failed: dict[str, str] = {}
-    begun = time.perf_counter()
-    with ProcessPoolExecutor(min(args.workers, len(groups)), get_context("spawn")) as pool:
-        waiting = {pool.submit(trained, group): group for group in groups}
-        for done in as_completed(waiting):
-            group = waiting[done]
-            found, errors = done.result()
-            rows, failed = rows + found, failed | errors
-            order = {setting: i for i, setting in enumerate((a, s) for a in args.arch for s in (DENSE, *asked))}
-            rows.sort(key=lambda r: (order[r.arch, Spec(r.method, r.rate, r.duty, r.clip)], r.seed))
-            write(rows, head, failed, args.duty, args.json, args.md)
-            minutes = (time.perf_counter() - begun) / 60
-            print(f"{group.arch} seed {group.seed}: {len(found)} runs, {minutes:.1f} minutes so far", flush=True)
-    summaries = summarise(rows)
-    print(table(summaries))
-    for job, error in failed.items():
-        print(f"failed: {job}: {error}")
-    print("\n".join(goal_lines(summaries, args.duty)))
-    return 1 if failed else 0
+
+    def make_header() -> dict[str, object]:
+        return header("methods.py", argv, args, {"processes": args.workers})
+
+    record = Record(args, trainings_report(args.duty), names, make_header())
+    return command.run(record, lambda record: train(record, groups, args.workers), make_header)
 
 
 if __name__ == "__main__":

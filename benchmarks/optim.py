@@ -1,40 +1,55 @@
 #!/usr/bin/env python3
-"""Times optimizer steps of whole networks: ours beside torch.optim and beside the small network's step.
+"""Times optimizer steps of whole networks: ours beside torch.optim and beside a step of the small network.
 
     python benchmarks/optim.py --networks resnet56 vgg16 resnet18 --kept 1.0 0.9 0.5 0.3 --json o.json --md o.md
 
-Gradients are random and stay; all optimizers step the same parameters, each with state of its own. Before anything is
-timed, a step of ours is compared with torch's: equal where live, untouched where frozen. Masks are joint, as network.py
-draws them. `foreach` is torch.optim with foreach=True, `masked` the same and a multiplication of all weights by their
-masks, `fused` torch's with fused=True; `small` is ours on the network built at that width, the limit of what skipping
-can give. `hard`, `dead`: ours with that freeze; no filter is hard-dead, so `hard` steps nearly everything.
+Gradients are random and stay the same; all optimizers step the same parameters, each with its own state. Before
+anything is timed, a step of ours is compared with torch's: equal where live, untouched where frozen. Masks are joint,
+drawn as network.py draws them.
+
+hard, dead   ours with that freeze; no filter is hard-dead, so `hard` steps nearly everything
+foreach      torch.optim with foreach=True
+masked       the same, then a multiplication of all weights by their masks
+fused        torch.optim with fused=True
+small        ours on the network built at that width: the upper bound of what skipping can give
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 
 import prunekernels as pk
+from harness import command
+from harness.goals import LOSS
 from harness.machine import header
+from harness.options import Parser, add_output_files, duration, keep_ratio
+from harness.record import Record
+from harness.report import Report, text_table
 from harness.timing import interleaved
-from layers.options import kept_share
-from layers.report import NOTHING, document, text_table, write_whole
 from networks.models import NETWORKS, apply, draw, wires
 from prunekernels.optim import MaskedAdamW, MaskedSGD, bind
 
 OURS = {"sgd": MaskedSGD, "adamw": MaskedAdamW}
 THEIRS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 NUMBERS = {"sgd": {"lr": 1e-6, "momentum": 0.9, "weight_decay": 1e-4}, "adamw": {"lr": 1e-6, "weight_decay": 1e-2}}
-CHECKED = {"sgd": {"foreach": True}, "adamw": {"fused": True}}
-LOST = 0.98
+CHECKED = {"sgd": {"foreach": True}, "adamw": {"fused": True}}  # torch's variant that ours is compared with
+
+
+@dataclass(frozen=True)
+class Job:
+    network: str
+    optimizer: str
+    keep_ratio: float
+
+    def __str__(self) -> str:
+        return f"{self.network} {self.optimizer} kept {self.keep_ratio:g}"
 
 
 @dataclass
@@ -43,10 +58,14 @@ class StepRow:
 
     network: str
     optimizer: str
-    kept: float
+    kept: float  # keep ratio of the filters
     live: float  # share of the parameters' elements that freeze="dead" steps
     ms: dict[str, float]
     quartiles: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def job(self) -> str:
+        return str(Job(self.network, self.optimizer, self.kept))
 
     def flat(self) -> dict[str, object]:
         ratios = {f"vs_{name}": self.ms[name] / self.ms["dead"] for name in ("foreach", "masked", "fused")}
@@ -57,12 +76,12 @@ class StepRow:
         }  # fmt: skip
 
 
-def network(name: str, kept: float) -> nn.Module:
-    """Masked, with random gradients."""
+def network(name: str, keep_ratio: float) -> nn.Module:
+    """A masked network with random gradients."""
     model = NETWORKS[name].build()
     found = wires(model)
     pk.convert(model)
-    apply(model, found, draw(found, "joint", kept, seed=0), "cpu")
+    apply(model, found, draw(found, "joint", keep_ratio, seed=0), "cpu")
     return with_grads(model)
 
 
@@ -73,8 +92,9 @@ def with_grads(model: nn.Module) -> nn.Module:
 
 
 def live_of(model: nn.Module) -> dict[Tensor, Tensor]:
-    """By parameter, bool: what a step of freeze="dead" touches. From the layers, not from what the optimizer reads."""
-    live = {p: torch.ones_like(p, dtype=torch.bool) for p in model.parameters()}
+    """Bool by parameter: what a step with freeze="dead" touches. Taken from the layers, not from what the optimizer
+    reads."""
+    live: dict[Tensor, Tensor] = {p: torch.ones_like(p, dtype=torch.bool) for p in model.parameters()}
     for layer in model.modules():
         if isinstance(layer, pk.MaskedConv2d):
             rows = layer.filter_mask[:, None] & layer.kernel_mask & layer.input_mask
@@ -86,7 +106,7 @@ def live_of(model: nn.Module) -> dict[Tensor, Tensor]:
 
 
 def check(model: nn.Module, kind: str) -> float:
-    """Three steps of ours and torch's from the same start; the share of elements that are live."""
+    """Compares three steps of ours with three of torch's from the same start; returns the share of live elements."""
     params = list(model.parameters())
     start = [p.detach().clone() for p in params]
 
@@ -101,13 +121,14 @@ def check(model: nn.Module, kind: str) -> float:
     live = live_of(model)
     got, expected = stepped(ours), stepped(THEIRS[kind](params, **CHECKED[kind], **NUMBERS[kind]))
     for p, before, a, b in zip(params, start, got, expected, strict=True):
-        close = torch.equal if kind == "sgd" else torch.allclose  # AdamW: but for the ends of parameters
+        close = torch.equal if kind == "sgd" else torch.allclose  # AdamW differs by rounding at the ends of parameters
         if not close(a, torch.where(live[p], b, before)):
             raise SystemExit(f"optim.py: {kind}: expected torch's step where live, got another")
     return sum(int(m.sum()) for m in live.values()) / sum(p.numel() for p in params)
 
 
 def steps(model: nn.Module, small: nn.Module, kind: str) -> dict[str, Callable[[], object]]:
+    """What is timed, by name; see the top of this file."""
     params, numbers = list(model.parameters()), NUMBERS[kind]
     ours = {freeze: OURS[kind](params, freeze=freeze, **numbers) for freeze in ("hard", "dead")}
     for optimizer in ours.values():
@@ -121,24 +142,24 @@ def steps(model: nn.Module, small: nn.Module, kind: str) -> dict[str, Callable[[
         masked.step()
         torch._foreach_mul_(weights, masks)
 
-    limit = OURS[kind](small.parameters(), **numbers)
+    bound = OURS[kind](small.parameters(), **numbers)
     every = {name: optimizer.step for name, optimizer in (ours | theirs).items()}
-    return every | {"masked": then_mask, "small": limit.step}
+    return every | {"masked": then_mask, "small": bound.step}
 
 
-def row(name: str, kind: str, kept: float, seconds: float) -> StepRow:
+def row(name: str, kind: str, keep_ratio: float, seconds: float) -> StepRow:
     torch.manual_seed(0)
-    model = network(name, kept)
+    model = network(name, keep_ratio)
     live = check(model, kind)
-    small = with_grads(NETWORKS[name].build(kept))
+    small = with_grads(NETWORKS[name].build(keep_ratio))
     found = interleaved(steps(model, small, kind), "cpu", seconds)
     times = {which: timing.median for which, timing in found.items()}
-    return StepRow(name, kind, kept, live, times, {which: (t.low, t.high) for which, t in found.items()})
+    return StepRow(name, kind, keep_ratio, live, times, {which: (t.low, t.high) for which, t in found.items()})
 
 
-def summary(rows: Sequence[StepRow]) -> str:
+def summary(rows: Sequence[StepRow], markdown: bool) -> str:
     whole = [r.ms["foreach"] / r.ms["hard"] for r in rows]
-    lost = [f"{r.network} {r.optimizer} kept {r.kept:g}" for r, ratio in zip(rows, whole, strict=True) if ratio < LOST]
+    lost = [r.job for r, ratio in zip(rows, whole, strict=True) if ratio < LOSS]
     lines = [f'{len(lost)} of {len(rows)} rows lost to foreach with freeze="hard": {", ".join(lost) or "-"}']
     for kind in OURS:
         for kept in sorted({r.kept for r in rows}, reverse=True):
@@ -150,35 +171,36 @@ def summary(rows: Sequence[StepRow]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def table(rows: Sequence[StepRow], markdown: bool) -> str:
+    return text_table([r.flat() for r in rows], markdown)
+
+
+STEPS = Report("Optimizer benchmark", StepRow, table, summary)
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = ("resnet56", "vgg16", "resnet18")
-    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=known, help="default: %(default)s")
-    parser.add_argument("--optimizers", nargs="+", choices=list(OURS), default=list(OURS))
-    parser.add_argument("--kept", nargs="+", type=kept_share, default=[1.0, 0.9, 0.5, 0.3], help="shares of filters")
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each row; default: %(default)s")
-    parser.add_argument("--json", type=Path, help="write the rows here")
-    parser.add_argument("--md", type=Path, help="write the tables here")
-    return parser.parse_args(argv, argparse.Namespace(device="cpu", dtype="float32", plan=None, layout=None))
+    parser = Parser("optim.py", str(__doc__))
+    add, known = parser.add_argument, ("resnet56", "vgg16", "resnet18")
+    add("--networks", nargs="+", choices=list(NETWORKS), default=known, help=f"default: {' '.join(known)}")
+    add("--optimizers", nargs="+", choices=list(OURS), default=list(OURS), help="default: both")
+    add("--kept", nargs="+", type=keep_ratio, default=[1.0, 0.9, 0.5, 0.3], help="keep ratios of the filters")
+    add("--seconds", type=duration, default=3.0, help="to spend on a row; default: %(default)s")
+    add_output_files(parser, ("json", "md"))
+    return parser.parse_args(argv, argparse.Namespace(dtype="float32"))
 
 
 def main(argv: Sequence[str]) -> int:
     args = parse(argv)
-    rows = []
-    for name in args.networks:
-        for kind in args.optimizers:
-            for kept in args.kept:
-                rows.append(row(name, kind, kept, args.seconds))
-                print(text_table([rows[-1].flat()], markdown=False), flush=True)
-    head = {k: v for k, v in header(args, argv, "optim.py").items() if v is not None}
-    print(summary(rows))
-    if args.json:
-        body = {"header": head, "rows": [r.flat() | {"quartiles": asdict(r)["quartiles"]} for r in rows]}
-        write_whole(args.json, json.dumps(body, indent=1) + "\n")
-    if args.md:
-        table = text_table([r.flat() for r in rows], markdown=True)
-        write_whole(args.md, document("Optimizer benchmark", head, summary(rows), "", NOTHING, table))
-    return 0
+
+    def make_header() -> dict[str, object]:
+        return header("optim.py", argv, args)
+
+    def rows_of(job: Job) -> Iterator[StepRow]:
+        yield row(job.network, job.optimizer, job.keep_ratio, args.seconds)
+
+    jobs = [Job(*each) for each in product(args.networks, args.optimizers, args.kept)]
+    record = Record(args, STEPS, jobs, make_header())
+    return command.run(record, lambda record: command.run_jobs(record, record.todo(), rows_of), make_header)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Small problems through every plan, dtype and layout of ours, each result checked: what a sanitizer watches.
+"""Runs small problems through every plan, dtype and layout and checks each result; meant to run under a sanitizer.
 
 compute-sanitizer --tool memcheck python benchmarks/sanitize.py --minutes 1
-python benchmarks/sanitize.py --kernels      # nobody watches; which of our kernels ran?
+python benchmarks/sanitize.py --kernels      # without a sanitizer: which kernels of this package run at all?
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import prunekernels as pk
-from layers.baselines import FORMATS, Ours
+from harness.options import FORMATS, Parser, minutes
+from layers.baselines import Ours
 from layers.case import Case
-from layers.options import Parser, minutes
 from layers.problems import Problem, make_masks
 
 # Odd counts, a tile and one more, strides, dilation, groups, depthwise, an image, padding beyond the kernel.
@@ -39,16 +39,18 @@ LINES = (
 DTYPES = ("float32", "bfloat16", "float16")
 VARIANTS = (("filter", "both"), ("kernel", "-"), ("block", "16x8"))
 PLANS = tuple(plan for plan in pk.plan.PLANS if plan not in ("auto", "model"))
-KEPT = 0.6
+KEEP_RATIO = 0.6
 
 Trial = tuple[str, str, tuple[str, str], str, str]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    p = Parser(prog="sanitize.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser("sanitize.py", str(__doc__))
     p.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     p.add_argument("--minutes", type=minutes, metavar="M", help="begin no trial after so long")
-    p.add_argument("--kernels", action="store_true", help="name the kernels of ours that ran; none: exit code 1")
+    p.add_argument(
+        "--kernels", action="store_true", help="name the kernels of this package that ran; exit code 1 if none did"
+    )
     args = p.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         p.error("this torch finds no CUDA device; --device cpu tries the script itself")
@@ -56,7 +58,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def trials() -> list[Trial]:
-    """Shuffled, so that those which fit into any time are of all kinds."""
+    """All trials, shuffled: a run that is cut short has tried all kinds."""
     found = list(product(LINES, DTYPES, VARIANTS, FORMATS, PLANS))
     random.Random(0).shuffle(found)
     return found
@@ -65,13 +67,13 @@ def trials() -> list[Trial]:
 def attempt(trial: Trial, device: str) -> None:
     line, dtype, (mask, side), layout, plan = trial
     problem = Problem.parse(line)
-    case = Case.make(problem, make_masks(problem, mask, side, KEPT), getattr(torch, dtype), device)
+    case = Case.make(problem, make_masks(problem, mask, side, KEEP_RATIO), getattr(torch, dtype), device)
     with pk.plan.force(plan), pk.plan.measure(False):
         Ours(case, "fwd+bwd", layout).check()
 
 
 def attempt_all(args: argparse.Namespace) -> int:
-    """The number of trials that failed; an error that sticks ends the run."""
+    """Runs all trials and returns how many failed; a CUDA error that sticks is raised."""
     began, failed, todo = time.monotonic(), 0, trials()
     for done, trial in enumerate(todo):
         if args.minutes and time.monotonic() - began > 60 * args.minutes:
@@ -92,7 +94,7 @@ def attempt_all(args: argparse.Namespace) -> int:
 
 
 def kernel_names(profiled: profile) -> set[str]:
-    """Of our kernels, without their namespaces and template arguments."""
+    """Names of this package's kernels, without namespaces and template arguments."""
     names = (event.key for event in profiled.key_averages() if "prunekernels::" in event.key)
     return {
         name.split("prunekernels::")[1].replace("(anonymous namespace)::", "").split("<")[0].split("(")[0]

@@ -1,4 +1,4 @@
-"""Peak memory of one run, counted in the allocations of torch's allocator: on the CPU the same number every time."""
+"""Peak memory of one run, from the allocations of torch's allocator: the same number every time on the CPU."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ MB = 1e6
 
 
 def peak_mb(run: Callable[[], object], device: str = "cpu") -> float:
-    """How far the allocated bytes rise during run(), above what was allocated before it; what it returns counts too.
+    """How far the allocated bytes rise during run() above those before it, its results included, in 10^6 bytes.
 
-    CPU: oneDNN's reordered copies are such allocations; what comes from malloc, or in a worker thread, is not seen.
+    On the CPU this includes oneDNN's reordered copies; memory from malloc, or taken by a worker thread, is not seen.
     """
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         run()
         return (torch.cuda.max_memory_allocated() - before) / MB
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would print two lines for every profile
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # without it every profile prints two lines
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         results = run()  # held until the profile ends, as autograd's caller would
     del results

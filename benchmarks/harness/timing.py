@@ -1,4 +1,4 @@
-"""Interleaved timing: every rival once per round, rounds in shuffled order, medians and quartiles of the rounds."""
+"""Interleaved timing: every run once per round, in shuffled order; medians and quartiles over the rounds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Timing:
 
 
 class Clock:
-    """Milliseconds of one call; on CUDA between events, after the L2 cache has been overwritten."""
+    """Returns the milliseconds that one call takes; on CUDA between events, after overwriting the L2 cache."""
 
     def __init__(self, device: str) -> None:
         self.cuda = torch.device(device).type == "cuda"
@@ -49,7 +49,7 @@ class Clock:
 
 
 def summarise(samples: list[float]) -> Timing:
-    several = samples if len(samples) > 1 else samples * 2  # older Pythons want two
+    several = samples if len(samples) > 1 else samples * 2  # Python < 3.13 needs two
     low, median, high = statistics.quantiles(several, n=4, method="inclusive")
     return Timing(median, low, high, len(samples))
 
@@ -61,8 +61,11 @@ def interleaved(
     rounds: int | None = None,
     warmups: int = WARMUPS,
 ) -> dict[str, Timing]:
-    """Time all `runs` side by side: `rounds` times, or for about `seconds`, MIN_ROUNDS to MAX_ROUNDS times; the latter
-    needs a warm-up to go by."""
+    """Times all `runs` side by side, by name.
+
+    Each runs `rounds` times, or MIN_ROUNDS to MAX_ROUNDS times, as many as fit into about `seconds`; without `rounds`
+    at least one of the `warmups` is needed to tell how many fit.
+    """
     clock = Clock(device)
     start = time.perf_counter()
     for _ in range(warmups):
@@ -74,7 +77,7 @@ def interleaved(
         left = seconds - (time.perf_counter() - start)
         rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(left / max(round_seconds, 1e-6))))
     samples: dict[str, list[float]] = {name: [] for name in runs}
-    # A fixed order would always give a rival the same neighbour's leavings in the cache.
+    # In a fixed order each run would always find in the cache what the same other run has left there.
     order, shuffle = list(runs), random.Random(0).shuffle
     collecting = gc.isenabled()
     gc.disable()

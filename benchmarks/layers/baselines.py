@@ -1,7 +1,8 @@
-"""Who is timed: dense, where-mask + dense, Python compaction, SparseProp, the limit L, and ours.
+"""What is timed in a layer: ours and its baselines, which are dense, where-mask + dense, Python compaction, SparseProp
+and the upper bound L.
 
-All are run in the same way: `forward` is a rival's own, autograd does the rest. A single gradient is timed as
-autograd.grad of a kept graph in which nothing else needs a gradient.
+All run in the same way: `forward` differs, autograd does the rest. A single gradient is timed as autograd.grad of a
+retained graph in which nothing else needs a gradient.
 """
 
 from __future__ import annotations
@@ -17,29 +18,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import prunekernels as pk
+from harness.contender import Wrong
+from harness.options import FORMATS
 from layers.case import RESULTS, Case
 
-FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 DIRECTIONS = {"fwd": ("y",), "grad_input": ("grad_x",), "grad_weight": ("grad_w",), "fwd+bwd": RESULTS}
 # Largest error over largest value. One wrong input channel of 512 in a 3x3 layer makes about 3e-3.
 TOLERANCE = {torch.float32: 3e-4, torch.bfloat16: 2e-2, torch.float16: 2.5e-3}
 
 
-class Wrong(Exception):
-    """A result that is not the reference's."""
+class LayerContender:
+    """One way to compute a case, in one layout and direction; see harness.contender.Contender."""
 
-
-class Rival:
-    """Where-mask, then a dense convolution; the parent of all others."""
-
-    family = "masked_dense"
+    family = ""
     ours = False
     layouts: tuple[str, ...] = tuple(FORMATS)
 
     def __init__(self, case: Case, direction: str, layout: str) -> None:
         self.case, self.problem, self.direction, self.layout = case, case.problem, direction, layout
         self.outputs = [n for n in DIRECTIONS[direction] if n != "grad_x" or not case.problem.image_input]
-        # A copy each: nobody may find operands in the cache because the one before has just read them.
+        # A copy for each contender: none may find its operands in the cache because the one before has read them.
         memory_format = FORMATS.get(layout, torch.contiguous_format)
         x, w, g = (t.detach().clone(memory_format=memory_format) for t in self.operands())
         self.leaves = [t.requires_grad_() for n, t in (("grad_x", x), ("grad_w", w)) if n in self.outputs]
@@ -47,25 +45,24 @@ class Rival:
         self.prepare()
         self.begin()
 
-    def begin(self) -> None:
-        """Keeps the graph of which single gradients are timed; its backward pass runs on the stream of this call."""
-        self.graph: Tensor | None = None  # the old one first: its leaves' nodes are of another stream
-        if "y" not in self.outputs:
-            self.graph = self.forward()
-
     @classmethod
-    def entered(cls, case: Case, direction: str) -> bool:
-        """Whether it can run this at all."""
+    def supports(cls, case: Case, direction: str) -> bool:
         return True
 
     def operands(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.case.x, self.case.w, self.case.g
 
     def prepare(self) -> None:
-        """What is done once, when the mask changes."""
+        """What a user does once, when the mask changes; not timed."""
 
     def forward(self) -> Tensor:
-        return F.conv2d(self.case.mask_x(self.x), self.case.mask_w(self.w), **self.problem.conv_args)
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        """Makes the graph that single gradients are timed on; its backward pass runs on the stream of this call."""
+        self.graph: Tensor | None = None  # frees the old graph first: the nodes of its leaves belong to another stream
+        if "y" not in self.outputs:
+            self.graph = self.forward()
 
     def run(self) -> tuple[Tensor, ...]:
         """What is timed: fresh results in the order of `outputs`."""
@@ -78,14 +75,14 @@ class Rival:
         """Nothing to undo: a run leaves its operands as they are."""
 
     def full_width(self, name: str, got: Tensor) -> Tensor:
-        """A result in the form of the reference's."""
+        """A result in the form of the expected one."""
         return got
 
     def expected(self, name: str) -> Tensor:
         return self.case.reference[name]
 
     def check(self, results: Sequence[Tensor] | None = None) -> None:
-        """That these results, or those of a run, are the reference's."""
+        """Raises Wrong unless these results, or those of a run, are the reference's."""
         for name, result in zip(self.outputs, self.run() if results is None else results, strict=True):
             got, want = self.full_width(name, result.detach()), self.expected(name)
             what = f"{self.problem.format()}: {self.family} ({self.layout}), {self.direction}: {name}"
@@ -99,8 +96,17 @@ class Rival:
                 raise Wrong(f"{what} is not exactly zero where it is dead")
 
 
-class Dense(Rival):
-    """The whole convolution with nothing masked, so it is handed operands whose dead entries are zero already."""
+class MaskedDense(LayerContender):
+    """torch.where on the operands, then the whole convolution."""
+
+    family = "masked_dense"
+
+    def forward(self) -> Tensor:
+        return F.conv2d(self.case.mask_x(self.x), self.case.mask_w(self.w), **self.problem.conv_args)
+
+
+class Dense(LayerContender):
+    """The whole convolution with nothing masked; its operands have zeros in their dead entries from the start."""
 
     family = "dense"
 
@@ -114,8 +120,8 @@ class Dense(Rival):
         return torch.where(self.case.live[name], got, 0) if name == "grad_w" else got
 
 
-class Compaction(Rival):
-    """index_select, F.conv2d, index_copy: the ten lines of Python to beat."""
+class Compaction(LayerContender):
+    """index_select, F.conv2d, index_copy: ten lines of Python."""
 
     family = "compaction"
 
@@ -129,14 +135,14 @@ class Compaction(Rival):
         return out.zero_().index_copy_(1, small.rows, y)
 
 
-class Limit(Rival):
-    """The convolution of the live sizes, and the zeros that full width demands, written into fresh memory."""
+class UpperBound(LayerContender):
+    """L: the convolution of the live sizes, and the zeros that full width demands, written into fresh memory."""
 
-    family = "limit"
+    family = "limit"  # as the columns of results files call it
 
     @classmethod
-    def entered(cls, case: Case, direction: str) -> bool:
-        return case.masks.kernel is None  # scattered live kernels are the work of no smaller convolution
+    def supports(cls, case: Case, direction: str) -> bool:
+        return case.masks.kernel is None  # no smaller convolution computes scattered live kernels
 
     def operands(self) -> tuple[Tensor, Tensor, Tensor]:
         small = self.case.small
@@ -153,7 +159,7 @@ class Limit(Rival):
     def run(self) -> tuple[Tensor, ...]:
         zeros = [torch.zeros(shape, dtype=self.x.dtype, device=self.x.device) for shape in self.zeros]
         results = super().run()
-        del zeros  # not before: the allocator would hand their warm pages to the convolution
+        del zeros  # not earlier: the allocator would hand their warm pages to the convolution
         return results
 
     def expected(self, name: str) -> Tensor:
@@ -164,7 +170,7 @@ class Limit(Rival):
 @cache
 def sparseprop() -> Any:
     """The package sparseprop.modules, or None."""
-    # Its OpenMP reads the number of threads when it is loaded, and never again.
+    # Its OpenMP runtime reads the number of threads once, when it is loaded.
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     try:
         import sparseprop.modules.conv2d
@@ -174,16 +180,16 @@ def sparseprop() -> Any:
     return sparseprop.modules
 
 
-class SparseProp(Rival):
+class SparseProp(LayerContender):
     """SparseConv2d of the package sparseprop: unstructured sparse weights, vectorised over batch or row."""
 
     family = "sparseprop"
     layouts = ("over_batch", "over_row")
 
     @classmethod
-    def entered(cls, case: Case, direction: str) -> bool:
+    def supports(cls, case: Case, direction: str) -> bool:
         p = case.problem
-        # Version 0.1.14 returns wrong numbers for batches that are no multiple of 8.
+        # Version 0.1.14 returns wrong numbers for batches that are not a multiple of 8.
         fits = p.stride <= 2 and p.groups == 1 and p.dilation == 1 and p.batch % 8 == 0
         # Its backward pass always computes both gradients, so one alone would be unfair to it.
         wanted = case.masks.kernel is not None and direction in ("fwd", "fwd+bwd")
@@ -208,7 +214,9 @@ class SparseProp(Rival):
         return sparseprop().utils.from_sparse_format_conv2d(got, self.layer.W_idx, self.problem.weight_shape)
 
 
-class Ours(Rival):
+class Ours(LayerContender):
+    """pk.masked_conv2d under the plan in force."""
+
     family = "ours"
     ours = True
 
@@ -221,7 +229,7 @@ class Ours(Rival):
         return pk.masked_conv2d(self.x, self.w, mask=self.mask, **self.problem.conv_args)
 
     def plan(self) -> str:
-        """What the plan in force chooses in this layout, per direction. Ask after a run: it may be measured."""
+        """The plans chosen in this layout, one for each output: "direct/compact". Ask after a run: it may measure."""
         p = self.problem
         args: dict[str, Any] = {
             name: value if name == "groups" else (value, value) for name, value in p.conv_args.items()
@@ -229,10 +237,10 @@ class Ours(Rival):
         args |= {"dtype": self.x.dtype, "memory_format": FORMATS[self.layout]}
         if self.x.is_cuda:
             if "device" not in signature(pk.plan.choose).parameters:
-                return "-"  # it speaks of the CPU's plans alone
+                return "-"  # this version chooses plans for the CPU only
             args["device"] = self.x.device
         names = {"y": "forward", "grad_x": "grad_input", "grad_w": "grad_weight"}
         return "/".join(pk.plan.choose(names[n], p.x_shape, p.weight_shape, self.mask, **args) for n in self.outputs)
 
 
-RIVALS = (Dense, Rival, Compaction, SparseProp, Limit)
+BASELINES = (Dense, MaskedDense, Compaction, SparseProp, UpperBound)

@@ -1,4 +1,4 @@
-"""One problem made concrete: masks, operands, the reference's results, and what is left when the dead is taken out."""
+"""One problem with masks and operands: the reference's results, and the small convolution of the live parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from layers.problems import Masks, Problem
 
 RESULTS = ("y", "grad_x", "grad_w")
-REFERENCE_FP64_MACS = 2e8  # beyond, double precision would take longer than the timing
+REFERENCE_FP64_MACS = 2e8  # bigger references are computed in single precision: double would outlast the timing
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Case:
 
     @cached_property
     def live(self) -> dict[str, Tensor]:
-        """Bool, True = may differ from zero; broadcasts against the result of that name."""
+        """Bool by result, True = may differ from zero; broadcasts against that result."""
         inputs = self.masks.live_inputs(self.problem.groups)
         return {
             "y": self.masks.live_filters[None, :, None, None],
@@ -45,7 +45,7 @@ class Case:
 
     @cached_property
     def zero(self) -> Tensor:
-        """On the device: a Python 0 would be copied there each time, which no CUDA graph can hold."""
+        """A tensor on the device: a Python 0 would be copied there each time, which a CUDA graph cannot record."""
         return self.x.new_zeros(())
 
     def mask_x(self, x: Tensor) -> Tensor:
@@ -58,7 +58,10 @@ class Case:
     def reference(self) -> dict[str, Tensor]:
         exact = torch.float64 if self.problem.macs * self.problem.batch <= REFERENCE_FP64_MACS else torch.float32
         x, w = (t.detach().to(exact, copy=True).requires_grad_() for t in (self.x, self.w))
-        autotuned, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False  # it runs but once
+        autotuned, torch.backends.cudnn.benchmark = (
+            torch.backends.cudnn.benchmark,
+            False,
+        )  # tuning pays for repeated runs only
         try:
             y = F.conv2d(self.mask_x(x), self.mask_w(w), **self.problem.conv_args)
             grads = torch.autograd.grad(y, (x, w), self.g.to(exact))
@@ -73,7 +76,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Small:
-    """The small convolution inside a masked one: which filters and input channels it has, and how to cut it out."""
+    """The small convolution inside a masked one: which filters and input channels it has, and how to take them out."""
 
     rows: Tensor | None  # live filters, None = all
     cols: Tensor | None  # live input channels, None = all
@@ -87,7 +90,7 @@ class Small:
         filters, inputs = (m.cpu().view(p.groups, -1) for m in (case.masks.live_filters, case.live["grad_x"]))
         alive = filters.any(1)
         if any(len(m[alive].sum(1).unique()) > 1 for m in (filters, inputs)):
-            # Groups of unequal size are no convolution: keep whole groups.
+            # F.conv2d wants groups of one size: where live counts differ, keep whole groups.
             filters, inputs = (alive[:, None].expand_as(m) for m in (filters, inputs))
         groups, width = int(alive.sum()), inputs.shape[1]
         rows, cols = filters.flatten().nonzero()[:, 0], inputs.flatten().nonzero()[:, 0]

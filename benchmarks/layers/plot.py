@@ -1,4 +1,4 @@
-"""The plot: speed-up over dense against kept share, a panel per dtype, mask, side and direction."""
+"""The plot: speed-up over dense against keep ratio, a panel per dtype, mask, side and direction."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from layers.rows import Row, geomean
+from harness.stats import geomean
+from layers.rows import Row
 
 DPI = 150
 WIDTH, HEIGHT = 8.0, 4.1  # inches: 1200 pixels wide, and what a row of panels adds to the height
@@ -14,9 +15,9 @@ COLUMNS = 2
 GAP = 0.045  # least distance of two labels, in heights of a panel
 TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 SIDES = {"both": "filters, in and out", "out": "filters, out", "in": "filters, in", "-": "kernels"}  # others: blocks
-# Label, column, colour (told apart by every kind of colour vision), line style, width.
+# Label, column, colour (distinct for colour-blind readers, too), line style, width.
 LINES = (
-    ("limit L", "limit_ms", "0.15", (0, (4, 2)), 1.4),
+    ("upper\nbound L", "limit_ms", "0.15", (0, (4, 2)), 1.4),
     ("ours", "ms", "#0072B2", "-", 2.6),
     ("Python\ncompaction", "compaction_ms", "#D55E00", "-", 1.4),
     ("SparseProp", "sparseprop_ms", "#009E73", "-", 1.4),
@@ -24,7 +25,7 @@ LINES = (
 
 
 def write_plot(path: Path, rows: Sequence[Row]) -> None:
-    """Lines: geometric means, weighted as in the summary; dots: ours, by problem."""
+    """Lines are geometric means, weighted as in the summary; dots are ours, one for each problem."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -60,21 +61,21 @@ def _title(row: Row) -> str:
 def _panel(axis: Any, rows: Sequence[Row]) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    kept = sorted({r.kept for r in rows}, reverse=True)
+    ratios = sorted({r.kept for r in rows}, reverse=True)
     ends = [("dense", 1.0, "0.5")]
     axis.axhline(1, color="0.5", linewidth=1.2, zorder=1)
     axis.scatter([r.kept for r in rows], [r.vs_dense for r in rows], s=14, color="#0072B2", alpha=0.25, linewidths=0)
     for label, column, color, style, width in LINES:
-        means = {k: _over_dense([r for r in rows if r.kept == k], column) for k in kept}
+        means = {k: _over_dense([r for r in rows if r.kept == k], column) for k in ratios}
         points = {k: v for k, v in means.items() if v is not None}
         if points:
             marker = dict(marker="o", markersize=4.5, markeredgecolor="white", markeredgewidth=0.6)
             axis.plot(list(points), list(points.values()), color=color, linestyle=style, linewidth=width, **marker)
             ends.append((label, points[min(points)], color))
-    room = 0.06 * (kept[0] - kept[-1]) or 0.05
-    axis.set(xlabel="kept share", xlim=(kept[0] + room, kept[-1] - room), yscale="log")
+    room = 0.06 * (ratios[0] - ratios[-1]) or 0.05
+    axis.set(xlabel="keep ratio", xlim=(ratios[0] + room, ratios[-1] - room), yscale="log")
     axis.set_title(_title(rows[0]), loc="left", fontsize=11, fontweight="bold")
-    axis.xaxis.set_major_locator(FixedLocator(_spread(kept)))
+    axis.xaxis.set_major_locator(FixedLocator(_spread(ratios)))
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.yaxis.set_major_locator(FixedLocator(TICKS))
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
@@ -84,17 +85,17 @@ def _panel(axis: Any, rows: Sequence[Row]) -> None:
     _label(axis, ends)
 
 
-def _spread(kept: Sequence[float]) -> list[float]:
-    """The kept shares that have room for a number below them."""
+def _spread(ratios: Sequence[float]) -> list[float]:
+    """The keep ratios that have room for a number below them."""
     shown: list[float] = []
-    for share in kept:
-        if not shown or shown[-1] - share >= 0.07 * (kept[0] - kept[-1]):
-            shown.append(share)
+    for ratio in ratios:
+        if not shown or shown[-1] - ratio >= 0.07 * (ratios[0] - ratios[-1]):
+            shown.append(ratio)
     return shown
 
 
 def _label(axis: Any, ends: Sequence[tuple[str, float, str]]) -> None:
-    """Names at the right edge, at the height where the lines end, pushed apart where they would overlap."""
+    """Names the lines at the right edge, at the height where each ends; names that would overlap are pushed apart."""
     axis.set_ylim(axis.get_ylim())
     height = (axis.transData + axis.transAxes.inverted()).transform
     placed = sorted([height((0, value))[1], label, color] for label, value, color in ends)

@@ -1,11 +1,8 @@
-"""A row of results, and what follows from its times."""
+"""A row of conv.py's results: one problem, mask and direction, with its times and what follows from them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from layers.problems import Problem
 
@@ -16,14 +13,14 @@ ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class Row:
-    """One problem, mask, kept share and direction. Times are medians in ms, None where a rival did not run."""
+    """Times are medians in ms, None where a baseline did not run. The fields are the columns of results files."""
 
     problem: str
     name: str
     times: int
     mask: str
     side: str  # of filter masks; of block masks the size of a block, "64x16" filters and channels
-    kept: float
+    kept: float  # keep ratio
     live_k: int
     live_c: int
     live_kernels: int
@@ -35,7 +32,7 @@ class Row:
     masked_dense_ms: float | None
     compaction_ms: float | None
     sparseprop_ms: float | None
-    limit_ms: float | None
+    limit_ms: float | None  # the upper bound L
     ours_peak_mb: float | None = None
     dense_peak_mb: float | None = None
     quartiles: dict[str, list[float]] = field(default_factory=dict)  # "ours/nchw": [first, median, third]
@@ -53,7 +50,7 @@ class Row:
 
     @property
     def which(self) -> str:
-        """What tells a row from the others of its problem and kept share."""
+        """Mask and side, unless they are the usual ones."""
         if self.mask == "filter":
             return "" if self.side == "both" else f" {self.side}"
         return f" {self.mask}s"
@@ -80,7 +77,7 @@ class Row:
 
     @property
     def density(self) -> float:
-        """Exact live share of the kernels: of few filters or blocks, `kept` need not be a whole number."""
+        """Live share of the kernels. With few filters or blocks it differs from `kept`, since live counts are whole."""
         filters, channels, *_ = Problem.parse(self.problem).weight_shape
         return self.live_kernels / (filters * channels)
 
@@ -93,8 +90,8 @@ class Row:
         return self._work()[1] / self.ms / 1e6
 
     def _work(self) -> tuple[float, float]:
-        """Operations of the live kernels, and the fewest bytes: live operands read, results written at full width,
-        by each of the products alone."""
+        """Operations on live kernels, and the fewest bytes to move: each product of the direction reads its live
+        operands and writes its result at full width."""
         p = Problem.parse(self.problem)
         x, y, w = p.batch * p.height * p.width, p.batch * p.out_height * p.out_width, p.taps**2  # a channel, a kernel
         live_x, live_y, live_w = x * self.live_c, y * self.live_k, w * self.live_kernels
@@ -112,10 +109,3 @@ class Row:
     def flat(self) -> dict[str, object]:
         derived = {name: getattr(self, name) for name in (*RATIOS, *RATES, "density")}
         return {k: v for k, v in asdict(self).items() if k != "quartiles"} | derived
-
-
-def geomean(rows: Iterable[Any], ratio: Callable[[Any], float | None]) -> float | None:
-    """Geometric mean weighted by multiplicity, over the rows that have the ratio."""
-    pairs = [(row.times, value) for row in rows if (value := ratio(row)) is not None]
-    total = sum(times for times, _ in pairs)
-    return math.exp(sum(times * math.log(value) for times, value in pairs) / total) if total else None

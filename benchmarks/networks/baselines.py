@@ -1,16 +1,12 @@
-"""Who runs the network: dense, the layer gear, the network gear, the small network; and the reference that decides.
+"""What runs the network: dense, masked mode, live mode, the small network; and the reference that decides.
 
-A run is a training step or an inference step. Everybody starts from the same weights and sees the same batch.
+A run is a training step or an inference step. All start from the same weights and read the same batch.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prunekernels as pk
-from layers.baselines import FORMATS, Wrong
-from networks.models import Cut, Live, Network, Wire, apply, wires
+from harness.contender import Wrong
+from harness.options import FORMATS
+from networks.setting import MaskedSetting, Results
 
 PASSES = ("train", "infer")
-OPTIMIZERS = ("masked", "torch")
 SGD: dict[str, Any] = dict(lr=1e-3, momentum=0.9, weight_decay=1e-4)
 # Length of the error over that of the result. A ReLU whose input is within rounding of zero may pass in one network and
 # not in the other: no result shows it, but each moves all gradients below it, by up to some percent.
@@ -30,106 +26,13 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 GRADIENT_TOLERANCE = {torch.float32: 0.1, torch.bfloat16: 0.3}
 
 
-class Setting:
-    """What all runs of a network share: images, labels, first weights, and who is dense."""
+class NetworkContender:
+    """A network, its optimizer and its copy of the batch; see harness.contender.Contender."""
 
-    def __init__(self, network: Network, device: str, dtype: torch.dtype, optimizer: str, seed: int) -> None:
-        self.network, self.device, self.dtype, self.optimizer = network, device, dtype, optimizer
-        self.problem = self  # as gpu.py asks for a rival's
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = network.build()
-            images = torch.randn(network.batch, 3, network.image, network.image)
-            labels = torch.randint(network.classes, (network.batch,))
-            _vary_norms(model)
-        self.wires: list[Wire] = wires(model)
-        self.images, self.labels = images.to(device), labels.to(device)
-        model = model.to(device)
-        _calibrate(model, self.images)
-        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        self.dense: dict[str, Rival] = {}  # by layout: the same under all masks
-        self.dense_layout: dict[str, str] = {}  # by pass, once it is known: the faster one
-
-    def format(self) -> str:
-        return self.network.name
-
-    def full(self) -> nn.Module:
-        model = self.network.build().to(self.device)
-        model.load_state_dict(self.state)
-        return model
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        kind = torch.device(self.device).type
-        return torch.autocast(kind, self.dtype, enabled=self.dtype != torch.float32)
-
-
-@torch.no_grad()
-def _vary_norms(model: nn.Module) -> None:
-    """Ones and zeros would hide a norm's channels that are taken for one another."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.weight.uniform_(0.5, 1.5)
-            module.bias.normal_(0, 0.1)
-
-
-@torch.no_grad()
-def _calibrate(model: nn.Module, images: Tensor) -> None:
-    """Running statistics of this batch, so that inference meets numbers of an ordinary size."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    usual = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0
-    model(images)
-    for norm, momentum in zip(norms, usual, strict=True):
-        norm.momentum = momentum
-
-
-@dataclass
-class Masked:
-    """A setting with masks, and what a run under them must give."""
-
-    setting: Setting
-    masks: str
-    kept: float
-    live: Live
-    results: dict[str, Results] = field(default_factory=dict)
-
-    @cached_property
-    def cut(self) -> Cut:
-        return Cut(self.setting.wires, self.live, self.setting.device)
-
-    def model(self) -> nn.Module:
-        """The network of full width with its masks."""
-        model = self.setting.full()
-        pk.convert(model)
-        apply(model, self.setting.wires, self.live, self.setting.device)
-        return model
-
-    @cached_property
-    def shrunk(self) -> nn.Module:
-        with contextlib.redirect_stdout(io.StringIO()):  # what it says of its own check
-            return pk.shrink(self.model().eval(), self.setting.images[:2])
-
-    def expected(self, direction: str) -> Results:
-        if direction not in self.results:
-            reference = Reference(self, direction, "nchw")  # where torch's norms round the least
-            self.results[direction] = Results(reference.run(), reference.gradients())
-        return self.results[direction]
-
-
-@dataclass(frozen=True)
-class Results:
-    out: Tensor  # the loss, or the logits
-    gradients: Mapping[str, Tensor]  # by parameter; none in inference
-
-
-class Rival:
-    """A network, its optimizer and its copy of the batch."""
-
-    family = "dense"
+    family = ""
     ours = False
 
-    def __init__(self, masked: Masked, direction: str, layout: str) -> None:
+    def __init__(self, masked: MaskedSetting, direction: str, layout: str) -> None:
         self.masked, self.setting, self.layout = masked, masked.setting, layout
         self.problem = self.setting
         memory_format = FORMATS[layout]
@@ -146,23 +49,24 @@ class Rival:
         return torch.optim.SGD(self.model.parameters(), foreach=True, **SGD)
 
     def enter(self, direction: str) -> None:
+        """Sets the contender up for training or for inference steps."""
         self.direction = direction
         self.model.train(direction == "train")
         self.run: Callable[[], Tensor] = self.step if direction == "train" else self.infer
-        self.ms = float("inf")  # the fastest single run before the rounds
+        self.ms = float("inf")  # of the fastest single run before the rounds
         self.rewind()
 
     def begin(self) -> None:
-        """Nothing here is kept from one run to the next on a stream of its own."""
+        """Runs share nothing that belongs to a CUDA stream."""
 
     @torch.no_grad()
     def rewind(self) -> None:
-        """Back to the first weights, in place, with momentum and gradients gone."""
+        """Restores the first weights and zeroes the momentum, in place."""
         state = self.model.state_dict()
         for name, value in self.first.items():
             state[name].copy_(value)
-        for kept in self.optimizer.state.values():
-            if (momentum := kept.get("momentum_buffer")) is not None:
+        for numbers in self.optimizer.state.values():
+            if (momentum := numbers.get("momentum_buffer")) is not None:
                 momentum.zero_()
 
     def step(self) -> Tensor:
@@ -188,7 +92,7 @@ class Rival:
         return None
 
     def check(self, out: Tensor | None = None) -> None:
-        """That a first run, or the one that gave `out`, has the reference's results."""
+        """Raises Wrong unless a first run, or the one that returned `out`, gives the reference's results."""
         if (want := self.expected()) is None:
             return
         if out is None:
@@ -202,7 +106,7 @@ class Rival:
             self.compare(f"gradient of {name}", got[name], gradient, GRADIENT_TOLERANCE)
 
     def what(self) -> str:
-        job = f"{self.setting.format()} {self.masked.masks} kept {self.masked.kept:g}"
+        job = f"{self.setting.format()} {self.masked.masks} kept {self.masked.keep_ratio:g}"
         return f"{job}: {self.family} ({self.layout}), {self.direction}"
 
     def compare(self, name: str, got: Tensor, want: Tensor, tolerance: Mapping[torch.dtype, float]) -> None:
@@ -213,11 +117,14 @@ class Rival:
             raise Wrong(f"{self.what()}: {name} is wrong, error {error:.1e} of its length")
 
 
-class Dense(Rival):
-    """The whole network with nothing masked: right by definition, and the same under all masks."""
+class Dense(NetworkContender):
+    """The plain network: nothing to check, and the same under all masks."""
+
+    family = "dense"
 
     @classmethod
-    def of(cls, masked: Masked, direction: str, layout: str) -> Rival:
+    def of(cls, masked: MaskedSetting, direction: str, layout: str) -> NetworkContender:
+        """The setting's one contender of that layout, set up for the direction."""
         known = masked.setting.dense
         if layout not in known:
             known[layout] = cls(masked, direction, layout)
@@ -225,8 +132,8 @@ class Dense(Rival):
         return known[layout]
 
 
-class Reference(Rival):
-    """Dense, with zeros put behind every norm where a filter is dead. Not timed."""
+class Reference(NetworkContender):
+    """The plain network, with zeros written behind every norm where a filter is dead. Not timed."""
 
     family = "reference"
 
@@ -238,14 +145,22 @@ class Reference(Rival):
         return model
 
 
+def expected(masked: MaskedSetting, direction: str) -> Results:
+    """The reference's results, computed once."""
+    if direction not in masked.results:
+        reference = Reference(masked, direction, "nchw")  # the layout in which torch's norms round the least
+        masked.results[direction] = Results(reference.run(), reference.gradients())
+    return masked.results[direction]
+
+
 def _zeros_where_dead(live: Tensor) -> Callable[..., Tensor]:
     return lambda module, args, y: torch.where(live, y, y.new_zeros(()))
 
 
-class LayerGear(Rival):
+class MaskedMode(NetworkContender):
     """Full-width tensors between the layers, work skipped inside them."""
 
-    family = "layer"
+    family = "masked"
     ours = True
 
     def make(self) -> nn.Module:
@@ -259,7 +174,7 @@ class LayerGear(Rival):
         return optimizer
 
     def expected(self) -> Results | None:
-        return self.masked.expected(self.direction)
+        return expected(self.masked, self.direction)
 
     def check(self, out: Tensor | None = None) -> None:
         super().check(out)
@@ -268,18 +183,18 @@ class LayerGear(Rival):
                 raise Wrong(f"{self.what()}: gradient of {name} is not exactly zero where it is dead")
 
 
-class NetworkGear(LayerGear):
-    """Live channels alone from layer to layer."""
+class LiveMode(MaskedMode):
+    """Only the live channels pass from layer to layer."""
 
-    family = "network"
+    family = "live"
 
     def make(self) -> nn.Module:
         return pk.flow(super().make())
 
 
-class Small(Rival):
-    """The limit: plain layers that never had the dead filters. Joint masks leave the network of that width; of
-    independent ones pk.shrink makes what there is."""
+class Small(NetworkContender):
+    """The upper bound: plain layers that never had the dead filters. For joint masks this is the network built at that
+    width, for independent ones what pk.shrink makes of the masked network."""
 
     family = "small"
 
@@ -287,16 +202,16 @@ class Small(Rival):
         if self.masked.masks == "independent":
             return copy.deepcopy(self.masked.shrunk)
         setting, cut = self.setting, self.masked.cut
-        model = setting.network.build(self.masked.kept).to(setting.device)
+        model = setting.network.build(self.masked.keep_ratio).to(setting.device)
         model.load_state_dict({name: cut.small(name, value) for name, value in setting.state.items()})
         return model
 
     def expected(self) -> Results | None:
-        want, cut = self.masked.expected(self.direction), self.masked.cut
-        if self.masked.masks != "joint":  # widened to what meets in an add: other entries
+        want, cut = expected(self.masked, self.direction), self.masked.cut
+        if self.masked.masks != "joint":  # shrink keeps all that meets in an add, so its parameters have other entries
             return Results(want.out, {})
         return Results(want.out, {name: cut.small(name, g) for name, g in want.gradients.items()})
 
 
-RIVALS: tuple[type[Rival], ...] = (Dense, LayerGear, NetworkGear, Small)
-FAMILIES = tuple(r.family for r in RIVALS)
+CONTENDERS: tuple[type[NetworkContender], ...] = (Dense, MaskedMode, LiveMode, Small)
+FAMILIES = tuple(c.family for c in CONTENDERS)

@@ -1,4 +1,4 @@
-"""The networks, which of their filters are masked, and how to cut the small network out of one of full width."""
+"""The networks, the masks of their filters, and the small network's part of the parameters of full width."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Network:
     image: int
     batch: int
     classes: int
-    mmacs: float  # millions of multiply-adds of one image: a run's time is shared by it
+    mmacs: float  # millions of multiply-adds of one image; a run's time is divided in proportion
 
     def build(self, width: float = 1.0) -> nn.Module:
         return build(self.model, self.classes, width=width)
 
     def has_joins(self) -> bool:
-        """Whether any filters meet in an add; if not, masks of both kinds are the same."""
+        """Whether any filters meet in an add; if not, joint and independent masks are the same."""
         with torch.device("meta"):
             found = wires(self.build())
         return len({wire.group for wire in found}) < len(found)
@@ -60,36 +60,37 @@ class Wire:
     norm: str
     filters: int
     group: str
-    reads: str | None  # the group that its input channels are; None: the image
-    after: str | None = None  # the group that a shortcut brings into this one's first channels
+    reads: str | None  # the group of its input channels; None: it reads the image
+    after: str | None = None  # the group that a type-A shortcut adds to the first channels of this one's group
 
 
 def wires(model: nn.Module) -> list[Wire]:
-    """In the order in which they run, but for a shortcut's, which comes after the body that it goes around."""
+    """All convolutions in the order in which they run; a shortcut's comes after the body that it goes around."""
     return list(_walk("", model, None))
 
 
-def _walk(name: str, module: nn.Module, stream: str | None) -> Iterator[Wire]:
+def _walk(name: str, module: nn.Module, incoming: str | None) -> Iterator[Wire]:
+    """incoming: the group of the channels that the module reads."""
     prefix = f"{name}." if name else ""
     if isinstance(module, Residual):
         plain = isinstance(module.shortcut, nn.Identity)
-        into = stream if plain else name
-        padded = stream if isinstance(module.shortcut, PadShortcut) else None
-        yield from _chain(f"{prefix}body", module.body, stream, into, padded)
-        yield from _chain(f"{prefix}shortcut", module.shortcut, stream, into)
+        into = incoming if plain else name
+        padded = incoming if isinstance(module.shortcut, PadShortcut) else None
+        yield from _chain(f"{prefix}body", module.body, incoming, into, padded)
+        yield from _chain(f"{prefix}shortcut", module.shortcut, incoming, into)
     elif any(isinstance(child, nn.Conv2d) for child in module.children()):
-        yield from _chain(name, module, stream)
+        yield from _chain(name, module, incoming)
     else:
         for child_name, child in module.named_children():
-            for wire in _walk(f"{prefix}{child_name}", child, stream):
+            for wire in _walk(f"{prefix}{child_name}", child, incoming):
                 yield wire
-                stream = wire.group
+                incoming = wire.group
 
 
 def _chain(
     name: str, module: nn.Module, reads: str | None, into: str | None = None, after: str | None = None
 ) -> Iterator[Wire]:
-    """Convolution, norm, convolution, norm: the last one's filters are of the group `into`."""
+    """A module of convolution, norm, convolution, norm, ...: the last filters are of the group `into`."""
     convs = [(n, m) for n, m in module.named_children() if isinstance(m, nn.Conv2d)]
     norms = [n for n, m in module.named_children() if isinstance(m, nn.BatchNorm2d)]
     for i, ((conv, layer), norm) in enumerate(zip(convs, norms, strict=True)):
@@ -100,38 +101,41 @@ def _chain(
 
 
 @dataclass(frozen=True)
-class Live:
-    """What the masks leave: bool tensors by name of the convolution, True = live."""
+class LiveChannels:
+    """Bool tensors by name of the convolution, True = live."""
 
     filters: Mapping[str, Tensor]
-    inputs: Mapping[str, Tensor | None]  # channels that may carry something; None: the image
+    inputs: Mapping[str, Tensor | None]  # input channels that may differ from zero; None: the image
     features: Tensor  # channels that the classifier reads
 
 
-def draw(found: Sequence[Wire], masks: str, kept: float, seed: int) -> Live:
-    """joint: a list for each group; independent: for each convolution. Counts are those of the network that is built
-    with this width, none is random but which filters they are."""
+def draw(found: Sequence[Wire], masks: str, keep_ratio: float, seed: int) -> LiveChannels:
+    """Masks at random: "joint" gives each group a list of live filters, "independent" each convolution.
+
+    How many are live is not random: as many as the network that is built with width=keep_ratio has filters.
+    """
     generator = torch.Generator().manual_seed(seed)
     lists: dict[str, Tensor] = {}
     for wire in found:
         key = wire.group if masks == "joint" else wire.conv
         if key not in lists:
             first = lists[wire.after] if masks == "joint" and wire.after else torch.empty(0, dtype=torch.bool)
-            lists[key] = _pick(wire.filters, kept, first, generator)
+            lists[key] = _pick(wire.filters, keep_ratio, first, generator)
     return _follow(found, {w.conv: lists[w.group if masks == "joint" else w.conv] for w in found})
 
 
-def _pick(filters: int, kept: float, first: Tensor, generator: torch.Generator) -> Tensor:
-    """So many filters at random; the first ones, where the shortcut's channels arrive, are those of the shortcut."""
+def _pick(filters: int, keep_ratio: float, first: Tensor, generator: torch.Generator) -> Tensor:
+    """Live filters at random, but for the first len(first), to which the shortcut's channels are added: these are
+    live where the shortcut's are."""
     mask = torch.zeros(filters, dtype=torch.bool)
     mask[: len(first)] = first
     order = len(first) + torch.randperm(filters - len(first), generator=generator)
-    mask[order[: scaled(filters, kept) - int(first.sum())]] = True
+    mask[order[: scaled(filters, keep_ratio) - int(first.sum())]] = True
     return mask
 
 
-def _follow(found: Sequence[Wire], filters: dict[str, Tensor]) -> Live:
-    """The union of what meets is what the readers get."""
+def _follow(found: Sequence[Wire], filters: dict[str, Tensor]) -> LiveChannels:
+    """Adds the input masks: the readers of a group get the union of the live filters that meet there."""
     carried: dict[str, Tensor] = {}
     inputs: dict[str, Tensor | None] = {}
     for wire in found:
@@ -142,10 +146,10 @@ def _follow(found: Sequence[Wire], filters: dict[str, Tensor]) -> Live:
                 before = carried[wire.after]
                 carried[wire.group][: len(before)] = before
         carried[wire.group] |= filters[wire.conv]
-    return Live(filters, inputs, carried[found[-1].group])
+    return LiveChannels(filters, inputs, carried[found[-1].group])
 
 
-def apply(model: nn.Module, found: Sequence[Wire], live: Live, device: str) -> None:
+def apply(model: nn.Module, found: Sequence[Wire], live: LiveChannels, device: str) -> None:
     """Sets the masks of a converted network."""
     modules: dict[str, Any] = dict(model.named_modules())
     for wire in found:
@@ -156,29 +160,29 @@ def apply(model: nn.Module, found: Sequence[Wire], live: Live, device: str) -> N
 
 
 class Cut:
-    """The small network's entries of each parameter and statistic of full width, by name."""
+    """Which entries of each parameter and statistic of full width, by name, the small network has."""
 
-    def __init__(self, found: Sequence[Wire], live: Live, device: str) -> None:
-        self.kept: dict[str, tuple[Tensor, Tensor | None]] = {}  # rows and columns, bool
+    def __init__(self, found: Sequence[Wire], live: LiveChannels, device: str) -> None:
+        self.live: dict[str, tuple[Tensor, Tensor | None]] = {}  # rows and columns, bool; None: all
         for wire in found:
             rows, columns = live.filters[wire.conv].to(device), live.inputs[wire.conv]
-            self.kept[f"{wire.conv}.weight"] = rows, None if columns is None else columns.to(device)
+            self.live[f"{wire.conv}.weight"] = rows, None if columns is None else columns.to(device)
             for name in ("weight", "bias", "running_mean", "running_var"):
-                self.kept[f"{wire.norm}.{name}"] = rows, None
+                self.live[f"{wire.norm}.{name}"] = rows, None
         self.features = live.features.to(device)
 
     def small(self, name: str, full: Tensor) -> Tensor:
         if name == "classifier.weight":
             return full[:, self.features]
-        if name not in self.kept:
+        if name not in self.live:
             return full
-        rows, columns = self.kept[name]
+        rows, columns = self.live[name]
         return full[rows] if columns is None else full[rows][:, columns]
 
     def dead(self, name: str, full: Tensor) -> Tensor:
         """The entries that a gradient of a masked layer must leave at zero."""
-        if name not in self.kept:
+        if name not in self.live:
             return full[:0]
-        rows, columns = self.kept[name]
+        rows, columns = self.live[name]
         mask = rows if columns is None else rows[:, None] & columns[None, :]
         return full[~mask]

@@ -1,37 +1,59 @@
-"""A row of network.py's results, the summary over rows, and the goals."""
+"""A row of network.py's results, the summary over rows, and the goals of whole networks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from layers.goals import LOSS, Goal
-from layers.rows import geomean
+from harness.goals import LOSS, Goal
+from harness.stats import geomean
 
-RATIOS = ("layer_vs_dense", "network_vs_dense", "of_limit")
+RATIOS = ("masked_vs_dense", "live_vs_dense", "of_limit")
+RENAMED = {"layer": "masked", "network": "live"}  # modes in results files of versions up to 0.1
+
+
+def new_family(name: str) -> str:
+    """Today's name of a contender."""
+    return RENAMED.get(name, name)
+
+
+def renewed(entry: dict[str, Any]) -> dict[str, Any]:
+    """A row of an older results file under today's names: network_ms is live_ms, "network/nchw" is "live/nchw"."""
+    for old, new in RENAMED.items():
+        for suffix in ("_ms", "_peak_mb"):
+            if old + suffix in entry:
+                entry[new + suffix] = entry.pop(old + suffix)
+    for detail in ("quartiles", "trials"):
+        if detail in entry:
+            keys = (key.partition("/") for key in entry[detail])
+            entry[detail] = {
+                f"{new_family(f)}/{x}": v for (f, _, x), v in zip(keys, entry[detail].values(), strict=True)
+            }
+    return entry
 
 
 @dataclass(frozen=True)
 class NetworkRow:
-    """One network, masks, kept share and pass. Times are medians in ms, None where somebody did not run."""
+    """Times are medians in ms, None where a contender did not run. The fields are the columns of results files."""
 
     network: str
     batch: int
     masks: str
-    kept: float
+    kept: float  # keep ratio
     direction: str  # "train" or "infer"
     dense_ms: float
-    layer_ms: float | None
-    network_ms: float | None
+    masked_ms: float | None
+    live_ms: float | None
     small_ms: float | None
     layouts: str  # the faster of each, in the order of the times; nhwc: channels_last
     rounds: int
-    optimizer: str  # of the gears
+    optimizer: str  # of masked and live mode
     dense_peak_mb: float | None = None
-    layer_peak_mb: float | None = None
-    network_peak_mb: float | None = None
+    masked_peak_mb: float | None = None
+    live_peak_mb: float | None = None
     small_peak_mb: float | None = None
-    quartiles: dict[str, list[float]] = field(default_factory=dict)  # "network/nchw": [first, median, third]
+    quartiles: dict[str, list[float]] = field(default_factory=dict)  # "live/nchw": [first, median, third]
     trials: dict[str, float] = field(default_factory=dict)  # ms of one run, both layouts, before the rounds
     dtype: str = "float32"
     device: str = "cpu"
@@ -54,17 +76,17 @@ class NetworkRow:
         return f"{self.network} {self.masks} kept {self.kept:g}"
 
     @property
-    def layer_vs_dense(self) -> float | None:
-        return None if self.layer_ms is None else self.dense_ms / self.layer_ms
+    def masked_vs_dense(self) -> float | None:
+        return None if self.masked_ms is None else self.dense_ms / self.masked_ms
 
     @property
-    def network_vs_dense(self) -> float | None:
-        return None if self.network_ms is None else self.dense_ms / self.network_ms
+    def live_vs_dense(self) -> float | None:
+        return None if self.live_ms is None else self.dense_ms / self.live_ms
 
     @property
     def of_limit(self) -> float | None:
-        """The network gear's share of the small network's speed."""
-        return None if self.network_ms is None or self.small_ms is None else self.small_ms / self.network_ms
+        """Live mode's share of the small network's speed, which is its upper bound."""
+        return None if self.live_ms is None or self.small_ms is None else self.small_ms / self.live_ms
 
     def flat(self) -> dict[str, object]:
         raw = {k: v for k, v in asdict(self).items() if k not in ("quartiles", "trials")}
@@ -73,20 +95,20 @@ class NetworkRow:
 
 @dataclass(frozen=True)
 class NetworkSummary:
-    """All networks of one dtype, masks, pass and kept share."""
+    """All networks of one dtype, masks, pass and keep ratio (kept)."""
 
     dtype: str
     masks: str
     direction: str
     kept: float
     networks: int
-    layer_vs_dense: float | None
-    network_vs_dense: float | None
+    masked_vs_dense: float | None
+    live_vs_dense: float | None
     small_vs_dense: float | None
     of_limit: float | None
     worst: str
     worst_of_limit: float | None
-    lost_to_dense: int  # networks where the network gear is slower than dense
+    lost_to_dense: int  # networks where live mode is slower than dense
 
 
 def summarise(rows: Sequence[NetworkRow]) -> list[NetworkSummary]:
@@ -99,19 +121,19 @@ def summarise(rows: Sequence[NetworkRow]) -> list[NetworkSummary]:
             NetworkSummary(
                 *key,
                 networks=len(here),
-                layer_vs_dense=geomean(here, lambda r: r.layer_vs_dense),
-                network_vs_dense=geomean(here, lambda r: r.network_vs_dense),
+                masked_vs_dense=geomean(here, lambda r: r.masked_vs_dense),
+                live_vs_dense=geomean(here, lambda r: r.live_vs_dense),
                 small_vs_dense=geomean(here, lambda r: None if r.small_ms is None else r.dense_ms / r.small_ms),
                 of_limit=geomean(here, lambda r: r.of_limit),
                 worst=worst.network if worst else "-",
                 worst_of_limit=worst.of_limit if worst else None,
-                lost_to_dense=sum(r.network_vs_dense is not None and r.network_vs_dense < LOSS for r in here),
+                lost_to_dense=sum(r.live_vs_dense is not None and r.live_vs_dense < LOSS for r in here),
             )
         )
     return found
 
 
-def _limit_is_asked(r: NetworkRow) -> bool:
+def _asks_upper_bound(r: NetworkRow) -> bool:
     return (r.direction, r.masks, r.kept) == ("train", "joint", 0.5)
 
 
@@ -124,17 +146,17 @@ GOALS = tuple(
     for device, prefix in (("cpu", ""), ("cuda", "GPU "))
     for goal in (
         Goal(
-            f"{prefix}network gear, training step, joint: share of the small network's speed, each",
+            f"{prefix}live mode, training step, joint: share of the small network's speed, each",
             0.9,
             lambda r: r.of_limit,
-            _limit_is_asked,
+            _asks_upper_bound,
             each=True,
             device=device,
         ),
         Goal(
-            f"{prefix}network gear, training step, almost full: over dense, each",
+            f"{prefix}live mode, training step, almost full: over dense, each",
             LOSS,
-            lambda r: r.network_vs_dense,
+            lambda r: r.live_vs_dense,
             _almost_full,
             each=True,
             device=device,

@@ -1,15 +1,14 @@
-"""Rows of methods.py: one trained network each; their means over seeds, and what the goals say of them."""
+"""Rows of methods.py, one for each trained network; their means over seeds, and the goals of pruning methods."""
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any
 
-from layers.report import Missing, document, text_table, write_whole
+from harness.report import Report, text_table
 
 POINTS_BELOW, FASTER = 1.0, 1.5  # the goals, at RATE
 RATE = 0.5
@@ -18,7 +17,7 @@ FAST = ("ghfp", "pgp")
 
 @dataclass(frozen=True)
 class Spec:
-    """What a network is trained with. clip: None = the method's default."""
+    """How a network is trained. clip: None = the method's default."""
 
     method: str
     rate: float = 0.0
@@ -32,7 +31,8 @@ class Spec:
 
 @dataclass
 class MethodRow:
-    """Shares are of the dense network's. came_back: of all filters, those that were dead and are live later."""
+    """live, multiply_adds and parameters are shares of the dense network's; came_back is the share of all filters that
+    were dead after one epoch and live after a later one."""
 
     arch: str
     method: str
@@ -42,13 +42,13 @@ class MethodRow:
     seed: int
     accuracy: float
     dense_accuracy: float
-    seconds: float  # all epochs, without the looks at the test set
+    seconds: float  # all epochs, without the evaluations on the test set
     dense_seconds: float
     live: float
     came_back: float
     multiply_adds: float  # of the small network
     parameters: float
-    ms_1: float  # a forward pass of the small network, so many images
+    ms_1: float  # a forward pass of the small network with 1 image; ms_64: with 64
     dense_ms_1: float
     ms_64: float
     dense_ms_64: float
@@ -56,6 +56,17 @@ class MethodRow:
     @property
     def setting(self) -> tuple[str, str, float, float, bool | None]:
         return self.arch, self.method, self.rate, self.duty, self.clip
+
+    @property
+    def job(self) -> str:
+        return job_name(self.arch, self.seed, Spec(self.method, self.rate, self.duty, self.clip))
+
+    def flat(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def job_name(arch: str, seed: int, spec: Spec) -> str:
+    return f"{arch} seed {seed} {spec}"
 
 
 @dataclass(frozen=True)
@@ -113,7 +124,7 @@ def _geomean(values: Sequence[float]) -> float:
 
 
 def goal_lines(summaries: Sequence[Summary], duty: float) -> list[str]:
-    """duty: that of the rows which the goals are about."""
+    """A sentence for each goal; duty: of the rows that the goals are about."""
     wanted = [s for s in summaries if s.rate == RATE and s.duty == duty and s.clip is None and s.method != "none"]
     lines = []
     if wanted:
@@ -129,7 +140,7 @@ def goal_lines(summaries: Sequence[Summary], duty: float) -> list[str]:
 
 
 def table(summaries: Sequence[Summary], markdown: bool = False) -> str:
-    """Without the columns that are the same throughout and say nothing."""
+    """The summaries; without the column clip where all rows have the same."""
     records = [asdict(s) for s in summaries]
     records = [r | {"clip": {None: "-", True: "yes", False: "no"}[r["clip"]]} for r in records]
     shown = [c for c in records[0] if c != "clip" or len({r["clip"] for r in records}) > 1]
@@ -142,19 +153,22 @@ def _cell(column: str, value: object) -> object:
     return value
 
 
-def write(
-    rows: Sequence[MethodRow], header: Mapping[str, object], failed: Mapping[str, str], duty: float,
-    to_json: Path | None, to_markdown: Path | None,
-) -> None:  # fmt: skip
-    summaries = summarise(rows)
-    lines = goal_lines(summaries, duty)
-    if to_json:
-        body = {
-            "header": dict(header), "goals": lines, "failed": dict(failed),
-            "summary": [asdict(s) for s in summaries], "rows": [asdict(r) for r in rows],
-        }  # fmt: skip
-        write_whole(to_json, json.dumps(body, indent=1) + "\n")
-    if to_markdown:
-        found = "\n".join(f"- {line}" for line in lines)
-        shown = table(summaries, markdown=True) if summaries else ""
-        write_whole(to_markdown, document("Methods benchmark", header, shown, found, Missing(failed), ""))
+def trainings_report(duty: float) -> Report:
+    """How methods.py shows and stores its rows; duty: of the rows that the goals are about."""
+
+    def summary(rows: Sequence[MethodRow], markdown: bool) -> str:
+        return table(summarise(rows), markdown)
+
+    def goals(rows: Sequence[MethodRow], markdown: bool) -> str:
+        return "\n".join(f"- {line}" if markdown else line for line in goal_lines(summarise(rows), duty))
+
+    def findings(rows: Sequence[MethodRow]) -> dict[str, Any]:
+        summaries = summarise(rows)
+        return {"goals": goal_lines(summaries, duty), "summary": [asdict(s) for s in summaries]}
+
+    return Report("Methods benchmark", MethodRow, no_table, summary, goals, findings, details=())
+
+
+def no_table(rows: Sequence[MethodRow], markdown: bool) -> str:
+    """The rows of single seeds are in the JSON file alone."""
+    return ""

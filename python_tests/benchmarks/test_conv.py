@@ -13,11 +13,14 @@ import torch
 import conv
 import prunekernels as pk
 from cases.benchmark_layers import SMALL, found, make_case, make_row
-from harness import timing
+from harness import contender, timing
+from harness.goals import goals
 from harness.memory import peak_mb
+from harness.options import FORMATS
 from layers import report
-from layers.baselines import DIRECTIONS, RIVALS, Compaction, Dense, Limit, Ours
+from layers.baselines import BASELINES, DIRECTIONS, Compaction, Dense, Ours, UpperBound
 from layers.case import Case
+from layers.goals import GOALS
 from layers.problems import SHAPES, Problem, live_count, load_suite, make_masks, suites
 
 LINES = [line for path in SHAPES.glob("*.txt") for line in path.read_text().splitlines() if line and line[0] != "#"]
@@ -124,17 +127,17 @@ def test_an_image_is_not_pruned_and_gets_no_gradient():
 @pytest.mark.parametrize("direction", ["fwd", "grad_weight", "fwd+bwd"])
 @pytest.mark.parametrize("pattern_side", ["filter both", "filter out", "filter in", "kernel -"])
 @pytest.mark.parametrize("line", VARIED)
-def test_everybody_agrees_with_the_reference(line, pattern_side, direction):
+def test_all_agree_with_the_reference(line, pattern_side, direction):
     case = make_case(line, *pattern_side.split())
-    for rival, layout in conv.contenders(case, direction, "both"):
-        rival(case, direction, layout).check()
+    for kind, layout in conv.entries(case, direction, "both"):
+        kind(case, direction, layout).check()
 
 
-def test_limit_and_compaction_do_the_live_work_only():
+def test_upper_bound_and_compaction_do_the_live_work_only():
     case = make_case("n1c16h4k32r3s1p1g4")
-    limit = Limit(case, "fwd+bwd", "nchw")
-    assert limit.w.shape == (16, 2, 3, 3) and limit.x.shape[1] == 8
-    assert limit.zeros == [(1, 16, 4, 4), (1, 8, 4, 4)]
+    bound = UpperBound(case, "fwd+bwd", "nchw")
+    assert bound.w.shape == (16, 2, 3, 3) and bound.x.shape[1] == 8
+    assert bound.zeros == [(1, 16, 4, 4), (1, 8, 4, 4)]
     assert not case.small.ragged and make_case("n1c16h4k32r3s1p1g1", "kernel").small.ragged
     depthwise = make_case("n1c12h6k12r3s1p1g12").small
     assert depthwise.groups == 6 and depthwise.taps is None
@@ -154,7 +157,7 @@ def test_a_wrong_result_is_never_timed(monkeypatch, spoil, direction):
     true = pk.masked_conv2d
 
     monkeypatch.setattr(pk, "masked_conv2d", lambda *args, **kwargs: WRONG[spoil](true(*args, **kwargs)))
-    monkeypatch.setattr(conv, "interleaved", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr(contender, "interleaved", lambda *_: pytest.fail("timed"))
     with pytest.raises(SystemExit, match="test:small.*ours"):
         conv.main(["--problem", SMALL, "--direction", direction])
 
@@ -169,11 +172,11 @@ def spoil_compaction(monkeypatch, error):
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("out of something")])
-def test_a_rival_that_fails_sits_out_and_the_run_goes_on(monkeypatch, tmp_path, capsys, error):
+def test_a_baseline_that_fails_is_left_out_and_the_run_goes_on(monkeypatch, tmp_path, capsys, error):
     spoil_compaction(monkeypatch, error)
     argv = ["--problem", SMALL, "--kept", "0.5", "1", "--direction", "fwd", "--rounds", "1"]
     assert conv.main([*argv, "--json", str(tmp_path / "r.json")]) == 0
-    written = report.read_json(tmp_path / "r.json")
+    written = report.read_rows(tmp_path / "r.json")
     assert [(r.compaction_ms, r.vs_compaction) for r in written] == [(None, None)] * 2
     assert all(r.limit_ms and r.masked_dense_ms and "compaction/nchw" not in r.quartiles for r in written)
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: n1c8h6k8")]
@@ -183,7 +186,7 @@ def test_a_rival_that_fails_sits_out_and_the_run_goes_on(monkeypatch, tmp_path, 
 
 def test_without_dense_there_is_no_row(monkeypatch, capsys):
     monkeypatch.setattr(Dense, "forward", lambda self: self.w.new_zeros(self.problem.out_shape))
-    monkeypatch.setattr(conv, "interleaved", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr(contender, "interleaved", lambda *_: pytest.fail("timed"))
     assert conv.main(["--problem", SMALL, "--direction", "fwd"]) == 1
     assert "no rows" in capsys.readouterr().err
 
@@ -201,7 +204,7 @@ def test_the_plan_is_asked_last_and_for_the_fastest_layout(monkeypatch):
         assert not asked
         return {key: timing.Timing(1.0 if key.endswith("channels_last") else 2.0, 1, 1, 1) for key in runs}
 
-    monkeypatch.setattr(conv, "interleaved", timed)
+    monkeypatch.setattr(contender, "interleaved", timed)
     assert conv.main(["--problem", SMALL]) == 0
     assert asked == [(torch.float32, torch.channels_last)] * 3
 
@@ -213,7 +216,7 @@ def test_every_plan_of_the_package_can_be_asked_for(capsys):
     assert "--plan {" + ",".join(pk.plan.PLANS) + "}" in text
 
 
-def test_interleaved_runs_everybody_equally_often():
+def test_interleaved_runs_all_equally_often():
     calls = {"a": 0, "b": 0}
 
     def run(name):
@@ -259,18 +262,18 @@ def test_goals_of_filters():
         make_row(**full, name="lost", kept=0.95, ms=5.0, side="out", limit_ms=0.1),
         make_row(name="forward", kept=0.5, ms=9.0, limit_ms=0.1),
     ]
-    goals = found(rows)
-    assert len(goals) == 4
-    mean = goals["filters in and out: share of limit, mean >= 0.85"]
+    said = found(rows)
+    assert len(said) == 4
+    mean = said["filters in and out: share of limit, mean >= 0.85"]
     assert mean.reached == pytest.approx((0.9 * 0.4**3) ** 0.25) and mean.margin == pytest.approx(mean.reached / 0.85)
     assert (mean.goal[-12:], mean.rows, mean.failing, mean.verdict) == ("kept 0.7 0.3", 2, 1, "missed")
-    each = goals["filters in and out: share of limit, each >= 0.6"]
+    each = said["filters in and out: share of limit, each >= 0.6"]
     assert (each.reached, each.failing_most, each.verdict) == (0.4, "poor kept 0.3: 0.40", "missed")
-    dense = goals["filters: over dense, each >= 0.98"]
+    dense = said["filters: over dense, each >= 0.98"]
     assert (dense.reached, dense.rows, dense.failing_most) == (0.8, 3, "lost out kept 0.95: 0.80")
-    overhead = goals["overhead: time over dense's, each <= 1.02"]
+    overhead = said["overhead: time over dense's, each <= 1.02"]
     assert (overhead.reached, overhead.margin, overhead.rows) == (1.25, pytest.approx(1.02 / 1.25), 1)
-    assert all(f.verdict == "holds" and f.failing_most == "-" for f in report.goals(rows[:1]))
+    assert all(f.verdict == "holds" and f.failing_most == "-" for f in goals(rows[:1], GOALS))
 
 
 def test_goals_of_kernels_look_at_3x3_only():
@@ -281,19 +284,19 @@ def test_goals_of_kernels_look_at_3x3_only():
         make_row(**full, kept=0.15, ms=0.5, sparseprop_ms=2.0),
         make_row(**full | {"problem": "n1c8h6k8r1s1p0g1"}, kept=0.15, ms=9.0),
     ]
-    goals = found(rows)
-    assert len(goals) == 3
-    even = goals["kernels 3x3: over dense, mean >= 1"]
+    said = found(rows)
+    assert len(said) == 3
+    even = said["kernels 3x3: over dense, mean >= 1"]
     assert even.reached == pytest.approx((0.8 * 2) ** 0.5) and (even.verdict, even.failing) == ("holds", 1)
-    assert goals["kernels 3x3: over dense, mean >= 3"].margin == pytest.approx(4 / 3)
-    assert goals["kernels 3x3: over SparseProp, mean >= 5"].margin == pytest.approx(0.8)
+    assert said["kernels 3x3: over dense, mean >= 3"].margin == pytest.approx(4 / 3)
+    assert said["kernels 3x3: over SparseProp, mean >= 5"].margin == pytest.approx(0.8)
 
 
 def test_goal_of_memory_and_no_goal_without_rows():
     rows = [make_row(direction="fwd+bwd", kept=0.6, ours_peak_mb=m, dense_peak_mb=10.0) for m in (10.9, 12.0, 5.0)]
     memory = found(rows)["peak memory over dense's, each <= 1.1"]
     assert (memory.reached, memory.rows, memory.failing) == (1.2, 3, 1)
-    assert report.goals([make_row()]) == [] and report.goals_table([make_row()]) == ""
+    assert goals([make_row()], GOALS) == [] and report.layer_goals([make_row()]) == ""
 
 
 def test_at_most_three_failing_problems_are_named_the_worst_first():
@@ -328,9 +331,9 @@ def test_many_sides_and_the_plot_of_many_files(tmp_path, capsys):
     argv = ["--suite", "tiny", "--limit-problems", "1", "--rounds", "1", "--kept", "0.5", "0.15"]
     assert conv.main([*argv, "--side", "out", "in", "out", "--json", filters]) == 0
     assert conv.main([*argv, "--side", "out", "in", "--mask", "kernel", "--json", kernels]) == 0
-    sides = [(r.side, r.kept, r.live_k) for r in report.read_json(Path(filters))]
+    sides = [(r.side, r.kept, r.live_k) for r in report.read_rows(Path(filters))]
     assert sides == [("out", 0.5, 16), ("out", 0.15, 5), ("in", 0.5, 32), ("in", 0.15, 32)]
-    assert [(r.side, r.kept) for r in report.read_json(Path(kernels))] == [("-", 0.5), ("-", 0.15)]
+    assert [(r.side, r.kept) for r in report.read_rows(Path(kernels))] == [("-", 0.5), ("-", 0.15)]
     if find_spec("matplotlib") is None:
         return
     capsys.readouterr()
@@ -344,7 +347,7 @@ def test_many_sides_and_the_plot_of_many_files(tmp_path, capsys):
 def test_what_is_no_results_file_is_refused(tmp_path, text):
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(ValueError, match="r.json: no results file"):
-        report.read_json(tmp_path / "r.json")
+        report.read_rows(tmp_path / "r.json")
 
 
 FILES = (Path(conv.__file__).parent / "results").glob("*.json")
@@ -353,7 +356,7 @@ RESULTS = [p for p in FILES if "benchmarks/conv.py" in json.loads(p.read_text())
 
 @pytest.mark.parametrize("path", sorted(RESULTS), ids=lambda p: p.name)
 def test_committed_results_can_be_read_again(path):
-    assert report.goals(report.read_json(path))
+    assert goals(report.read_rows(path), GOALS)
 
 
 def test_command_line_end_to_end(tmp_path, capsys):
@@ -368,7 +371,9 @@ def test_command_line_end_to_end(tmp_path, capsys):
     assert {(r["direction"], r["kept"]) for r in body["rows"]} == {(d, k) for d in DIRECTIONS for k in (0.5, 1.0)}
     assert all(r["times"] == 2 and r["ms"] > 0 and r["limit_ms"] > 0 for r in body["rows"])
     assert set(body["rows"][0]["quartiles"]) == {
-        f"{who}/{layout}" for who in ("ours", "dense", "masked_dense", "compaction", "limit") for layout in conv.FORMATS
+        f"{family}/{layout}"
+        for family in ("ours", "dense", "masked_dense", "compaction", "limit")
+        for layout in FORMATS
     }
     assert len(body["summary"]) == 8 and len(body["break_even"]) == 4
     with files["csv"].open() as file:
@@ -403,6 +408,7 @@ def test_command_line_end_to_end(tmp_path, capsys):
         (["--suite", "tiny", "--batch", "nope=4"], "unknown suite 'nope'"),
         (["--suite", "tiny", "--batch", "tiny=0"], "--batch"),
         (["--suite", "tiny", "--minutes", "0"], "--minutes"),
+        (["--suite", "tiny", "--baselines", "dense"], "--baselines"),
         (["--suite", "tiny", "--rivals", "dense"], "--rivals"),
         (["--suite", "tiny", "--dtype", "float64"], "--dtype"),
         (["--suite", "tiny", "--resume"], "--resume goes on with a --json file"),
@@ -411,7 +417,7 @@ def test_command_line_end_to_end(tmp_path, capsys):
     ],
 )
 def test_bad_arguments_end_with_one_line_and_code_2(argv, message, capsys, monkeypatch):
-    monkeypatch.setattr(conv, "run", lambda *_: pytest.fail("ran"))
+    monkeypatch.setattr(conv.command, "run", lambda *_: pytest.fail("ran"))
     with pytest.raises(SystemExit) as stopped:
         conv.main(argv)
     error = capsys.readouterr().err
@@ -425,5 +431,5 @@ def test_help_names_every_suite(capsys):
     assert stopped.value.code == 0 and all(name in text for name in suites())
 
 
-def test_rivals_have_names_of_their_own():
-    assert len({r.family for r in (*RIVALS, Ours)}) == len(RIVALS) + 1
+def test_contenders_have_different_names():
+    assert len({c.family for c in (*BASELINES, Ours)}) == len(BASELINES) + 1

@@ -10,10 +10,12 @@ import torch
 
 import conv
 from cases.benchmark_layers import SMALL, found, make_case, make_row
-from harness import gpu, machine
-from layers import report
-from layers.baselines import Ours, Wrong
+from harness import contender, gpu, machine
+from harness.contender import Wrong, captured
+from harness.report import Missing
+from layers.baselines import Ours
 from layers.problems import Problem
+from layers.report import LAYERS, summarise
 
 # ---- CUDA graphs
 
@@ -29,17 +31,17 @@ class Stub:
 
 
 def test_graphs_of_all_or_calls_of_all(monkeypatch, capsys):
-    rivals = {"dense/nchw": Stub(), "limit/nchw": Stub()}
+    contenders = {"dense/nchw": Stub(), "limit/nchw": Stub()}
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(gpu, "record", lambda rival: f"graph of {id(rival)}")
-    assert gpu.recorded(rivals) == {key: f"graph of {id(rival)}" for key, rival in rivals.items()}
+    monkeypatch.setattr(contender, "capture", lambda each: f"graph of {id(each)}")
+    assert captured(contenders) == {key: f"graph of {id(each)}" for key, each in contenders.items()}
 
-    def refuses(rival):
-        if rival is rivals["limit/nchw"]:
+    def refuses(each):
+        if each is contenders["limit/nchw"]:
             raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(gpu, "record", refuses)
-    assert gpu.recorded(rivals) is None and [r.begun for r in rivals.values()] == [1, 1]
+    monkeypatch.setattr(contender, "capture", refuses)
+    assert captured(contenders) is None and [each.begun for each in contenders.values()] == [1, 1]
     assert "limit/nchw, fwd: no CUDA graph, RuntimeError: operation not permitted" in capsys.readouterr().err
 
 
@@ -63,27 +65,26 @@ def make_believe_cuda(monkeypatch):
 @pytest.mark.parametrize("direction", ["fwd", "grad_weight", "fwd+bwd"])
 def test_a_graphs_results_are_checked(make_believe_cuda, monkeypatch, direction):
     case = make_case("n1c8h6k12r3s1p1g1")
-    rivals = {
-        f"{r.family}/{layout}": r(case, direction, layout) for r, layout in conv.contenders(case, direction, "both")
-    }
-    runs = gpu.recorded(rivals)
-    assert list(runs) == list(rivals) and len(make_believe_cuda) == len(rivals)
+    entries = conv.entries(case, direction, "both")
+    contenders = {f"{kind.family}/{layout}": kind(case, direction, layout) for kind, layout in entries}
+    runs = captured(contenders)
+    assert list(runs) == list(contenders) and len(make_believe_cuda) == len(contenders)
     run = Ours.run
     monkeypatch.setattr(Ours, "run", lambda self: tuple(t + 1 for t in run(self)))
     with pytest.raises(Wrong, match="ours.*replayed from a CUDA graph"):
-        gpu.recorded({"ours/nchw": Ours(case, direction, "nchw")})
+        captured({"ours/nchw": Ours(case, direction, "nchw")})
 
 
 def test_a_wrong_replay_of_ours_is_a_wrong_result(monkeypatch):
     class Mine(Ours, Stub):
         begin, __init__ = Stub.begin, Stub.__init__
 
-    def record(rival):
+    def capture(each):
         raise Wrong("y is wrong")
 
-    monkeypatch.setattr(gpu, "record", record)
+    monkeypatch.setattr(contender, "capture", capture)
     with pytest.raises(Wrong, match="y is wrong, replayed from a CUDA graph"):
-        gpu.recorded({"ours/nchw": Mine()})
+        captured({"ours/nchw": Mine()})
 
 
 def test_the_cpu_is_always_alive():
@@ -96,7 +97,7 @@ def test_header_of_a_gpu(monkeypatch):
     monkeypatch.setattr(machine, "ceilings", lambda dtype: {"copy GB/s": 3000, "matrix TFLOP/s": dtype.itemsize})
     args, _ = conv.parse(["--suite", "gpu_quick", "--dtype", "bfloat16", "--device", "cpu"])
     args.device = "cuda"
-    head = machine.header(args, [])
+    head = machine.header("conv.py", [], args)
     assert (head["gpu"], head["compute capability"], head["clock"]) == ("some card", "9.0", "graph")
     assert {"driver", "cuda", "cudnn"} <= set(head) and head["matrix TFLOP/s"] == 2
 
@@ -136,13 +137,13 @@ def test_goals_of_gpu_layers():
         make_row(**GPU | {"dtype": "float32"}, name="single", kept=0.5, limit_ms=0.1),
         make_row(**GPU | {"layout": "nchw"}, name="planes", kept=0.5, limit_ms=0.1),
     ]
-    goals = found(rows)
-    assert len(goals) == 3  # none of the CPU's
-    rival = goals["GPU bf16 filters in and out: over compaction, mean >= 1.3"]
-    assert (rival.reached, rival.rows, rival.verdict) == (pytest.approx(1.4**0.25), 2, "missed")
-    limit = goals["GPU bf16 filters in and out: share of limit, mean >= 0.85"]
-    assert (limit.reached, limit.failing, limit.verdict) == (pytest.approx((0.9 * 0.8**3) ** 0.25), 1, "missed")
-    dense = goals["GPU any mask: over dense, each >= 0.98"]
+    said = found(rows)
+    assert len(said) == 3  # none of the CPU's
+    compaction = said["GPU bf16 filters in and out: over compaction, mean >= 1.3"]
+    assert (compaction.reached, compaction.rows, compaction.verdict) == (pytest.approx(1.4**0.25), 2, "missed")
+    bound = said["GPU bf16 filters in and out: share of limit, mean >= 0.85"]
+    assert (bound.reached, bound.failing, bound.verdict) == (pytest.approx((0.9 * 0.8**3) ** 0.25), 1, "missed")
+    dense = said["GPU any mask: over dense, each >= 0.98"]
     assert (dense.reached, dense.rows, dense.failing_most) == (0.5, 5, "lost out kept 1: 0.50")
 
 
@@ -153,18 +154,18 @@ def test_goal_of_gpu_blocks_is_measured_by_the_exact_density():
         make_row(**GPU | block, name="b", live_kernels=16, kept=0.5, ms=1.0, dense_ms=0.9),
         make_row(**GPU | block, name="full", live_kernels=32, kept=0.9, ms=1.0, dense_ms=0.99),
     ]
-    goals = found(rows)
-    mean = goals["GPU bf16 blocks: over dense x density, mean >= 0.7"]
+    said = found(rows)
+    mean = said["GPU bf16 blocks: over dense x density, mean >= 0.7"]
     assert (mean.reached, mean.rows, mean.failing) == (pytest.approx((1 * 0.45) ** 0.5), 2, 1)
     assert mean.failing_most == "b blocks kept 0.5: 0.45"
-    assert goals["GPU any mask: over dense, each >= 0.98"].failing_most == "b blocks kept 0.5: 0.90"
+    assert said["GPU any mask: over dense, each >= 0.98"].failing_most == "b blocks kept 0.5: 0.90"
 
 
 def test_gpu_rows_survive_files_and_show_their_rates(tmp_path):
     rows = [make_row(**GPU, problem=PROBLEM), make_row(**GPU | {"dtype": "float32"}, problem=PROBLEM)]
-    missing = report.Missing({"a filter both kept 1": "Wrong: b"}, ["c filter both kept 1"])
-    report.write_json(tmp_path / "r.json", rows, {"gpu": "some"}, missing)
-    assert report.read_results(tmp_path / "r.json") == (rows, missing)
-    text = report.markdown(rows, {"gpu": "some"}, missing)
+    missing = Missing({"a filter both kept 1": "Wrong: b"}, ["c filter both kept 1"])
+    (tmp_path / "r.json").write_text(LAYERS.json(rows, {"gpu": "some"}, missing))
+    assert LAYERS.read(tmp_path / "r.json") == (rows, missing)
+    text = LAYERS.markdown(rows, {"gpu": "some"}, missing)
     assert "| tflops | gb_s | clock |" in text and "| dtype | mask |" in text
-    assert {s.dtype for s in report.summarise(rows)} == {"bfloat16", "float32"}
+    assert {s.dtype for s in summarise(rows)} == {"bfloat16", "float32"}

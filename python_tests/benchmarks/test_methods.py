@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from trainings.rows import MethodRow, goal_lines, summarise, table
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -18,13 +20,13 @@ def script(monkeypatch):
     return importlib.import_module("methods")  # by a name that its worker processes find, too
 
 
-def row(script, **given):
+def row(**given):
     common = {
         "arch": "vgg_small", "method": "ghfp", "rate": 0.5, "duty": 0.1, "clip": None, "seed": 0, "accuracy": 0.98,
         "dense_accuracy": 0.99, "seconds": 1.0, "dense_seconds": 2.0, "live": 0.5, "came_back": 0.1,
         "multiply_adds": 0.4, "parameters": 0.3, "ms_1": 1.0, "dense_ms_1": 1.0, "ms_64": 2.0, "dense_ms_64": 8.0,
     }  # fmt: skip
-    return script.MethodRow(**{**common, **given})
+    return MethodRow(**{**common, **given})
 
 
 def test_writes_rows(script, tmp_path, capsys):
@@ -46,9 +48,9 @@ def test_writes_rows(script, tmp_path, capsys):
     assert "accuracy at rate 0.5, at most 1 point below dense: " in capsys.readouterr().out
 
 
-def test_means_over_seeds(script):
-    rows = [row(script), row(script, seed=1, accuracy=0.96, dense_accuracy=0.97, seconds=4.0)]
-    (found,) = script.summarise(rows)
+def test_means_over_seeds():
+    rows = [row(), row(seed=1, accuracy=0.96, dense_accuracy=0.97, seconds=4.0)]
+    (found,) = summarise(rows)
     assert (found.seeds, found.accuracy, found.spread) == (2, pytest.approx(97), pytest.approx(2))
     assert found.below_dense == pytest.approx(1) and found.vs_dense == pytest.approx(1)
     assert (found.latency_1, found.latency_64) == (pytest.approx(1), pytest.approx(4))
@@ -67,21 +69,21 @@ def test_means_over_seeds(script):
         ({"method": "none", "duty": 1.0, "rate": 0.0}, []),
     ],
 )
-def test_goals(script, given, said):
-    lines = script.goal_lines(script.summarise([row(script, **given)]), 0.1)
+def test_goals(given, said):
+    lines = goal_lines(summarise([row(**given)]), 0.1)
     assert len(lines) == len(said) and all(text in line for text, line in zip(said, lines, strict=True))
 
 
 @pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").glob("*-methods*.json")), ids=lambda p: p.name)
-def test_committed_results_say_what_their_rows_say(script, path):
+def test_committed_results_say_what_their_rows_say(path):
     body = json.loads(path.read_text())
-    summaries = script.summarise([script.MethodRow(**r) for r in body["rows"]])
-    assert body["goals"] == script.goal_lines(summaries, 0.1) and body["goals"]
+    summaries = summarise([MethodRow(**r) for r in body["rows"]])
+    assert body["goals"] == goal_lines(summaries, 0.1) and body["goals"]
     text = path.with_suffix(".md").read_text()
-    assert script.table(summaries, markdown=True) in text and body["header"]["command"] in text
+    assert table(summaries, markdown=True) in text and body["header"]["command"] in text
 
 
-def test_who_came_back(script):
+def test_which_filters_came_back(script):
     class Trainer:
         states = ()
 
@@ -107,7 +109,7 @@ def test_a_failed_run_is_named_and_the_others_go_on(script, monkeypatch):
         epoch(run)
 
     monkeypatch.setattr(script.Run, "epoch", failing)
-    rows, failed = script.trained(script.Group("vgg_small", 0, specs, 1, 8, "network", threads))
+    rows, failed = script.trained(script.Group("vgg_small", 0, specs, 1, 8, "live", threads))
     assert [r.method for r in rows] == ["none", "pgp"]
     assert list(failed) == ["vgg_small seed 0 ghfp 0.5 duty 0.1"] and "got nan" in next(iter(failed.values()))
 

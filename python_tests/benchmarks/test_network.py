@@ -12,17 +12,29 @@ import pytest
 import torch
 
 import network
-import networks.baselines as network_rivals
 import networks.options as network_options
 import networks.report as network_report
 import prunekernels as pk
 from cases.benchmark_networks import make_masked, make_setting
-from layers.baselines import Wrong
-from layers.goals import goals
-from layers.report import Missing, read_results
-from networks.baselines import FAMILIES, PASSES, RIVALS, Dense, LayerGear, Masked, NetworkGear, Small
+from harness.contender import Wrong
+from harness.goals import goals
+from harness.report import Missing
+from networks.baselines import (
+    CONTENDERS,
+    FAMILIES,
+    PASSES,
+    Dense,
+    LiveMode,
+    MaskedMode,
+    NetworkContender,
+    Small,
+    expected,
+)
+from networks.jobs import LEAST, MOST, Pace, jobs
 from networks.models import MASKS, NETWORKS, apply, draw, wires
+from networks.report import NETWORKS as REPORT
 from networks.rows import GOALS, NetworkRow, summarise
+from networks.setting import MaskedSetting
 from prunekernels.train.models import scaled
 
 TINY = ["--rounds", "1", "--threads", "1", "--layout", "nchw"]
@@ -124,17 +136,17 @@ def test_masks_follow_the_seed():
     assert a.equal(b) and not a.equal(c)
 
 
-# ---- who is timed
+# ---- what is timed
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("masks", MASKS)
 @pytest.mark.parametrize("name", ["tiny_resnet", "tiny_vgg"])
-def test_everybody_agrees_with_the_reference(name, masks, layout):
+def test_all_agree_with_the_reference(name, masks, layout):
     masked = make_masked(name, masks)
     for direction in PASSES:
-        for rival in RIVALS:
-            made = rival(masked, direction, layout)
+        for contender in CONTENDERS:
+            made = contender(masked, direction, layout)
             made.check()
             made.run()
             made.check()  # from the first weights again
@@ -144,14 +156,14 @@ def test_bottlenecks_with_shortcuts_that_have_weights_agree_too(monkeypatch):
     # With fewer pixels the last norms would have too few to be well conditioned.
     monkeypatch.setitem(NETWORKS, "bottlenecks", replace(NETWORKS["resnet50"], image=64, classes=10))
     masked = make_masked("bottlenecks", batch=4)
-    for rival in (NetworkGear, Small):
-        rival(masked, "train", "nchw").check()
+    for contender in (LiveMode, Small):
+        contender(masked, "train", "nchw").check()
 
 
 def test_bfloat16_by_autocast():
     masked = make_masked(dtype=torch.bfloat16)
-    for rival in (NetworkGear, Small):
-        made = rival(masked, "infer", "nchw")
+    for contender in (LiveMode, Small):
+        made = contender(masked, "infer", "nchw")
         made.check()
         assert made.run().dtype == torch.bfloat16
 
@@ -159,13 +171,13 @@ def test_bfloat16_by_autocast():
 @pytest.mark.parametrize("optimizer", ["masked", "torch"])
 def test_optimizers(optimizer):
     masked = make_masked(optimizer=optimizer)
-    gear = NetworkGear(masked, "train", "nchw")
-    assert (type(gear.optimizer).__name__ == "MaskedSGD") == (optimizer == "masked")
+    live = LiveMode(masked, "train", "nchw")
+    assert (type(live.optimizer).__name__ == "MaskedSGD") == (optimizer == "masked")
     assert type(Dense(masked, "train", "nchw").optimizer) is torch.optim.SGD
-    name, weight = "stem.conv.weight", gear.model.stem.conv.weight
-    gear.run()
+    name, weight = "stem.conv.weight", live.model.stem.conv.weight
+    live.run()
     dead = masked.cut.dead(name, weight)
-    assert dead.equal(masked.cut.dead(name, gear.first[name])) == (optimizer == "masked")  # torch decays it
+    assert dead.equal(masked.cut.dead(name, live.first[name])) == (optimizer == "masked")  # torch decays it
 
 
 def test_a_step_trains_and_rewinding_undoes_it():
@@ -187,27 +199,27 @@ def test_dense_is_made_once_and_serves_both_passes():
 
 
 def make_masked_like(masked, kept):
-    return Masked(masked.setting, "joint", kept, draw(masked.setting.wires, "joint", kept, 0))
+    return MaskedSetting(masked.setting, "joint", kept, draw(masked.setting.wires, "joint", kept, 0))
 
 
 def test_wrong_steps_are_found(monkeypatch):
     masked = make_masked()
     other = make_masked_like(masked, 0.45)
-    other.results = {"train": masked.expected("train")}
-    with pytest.raises(Wrong, match=r"tiny_resnet joint kept 0.45: layer \(nchw\), train: loss is wrong"):
-        LayerGear(other, "train", "nchw").check()
-    gear = NetworkGear(masked, "train", "nchw")
-    gradients = gear.gradients
-    monkeypatch.setattr(gear, "gradients", lambda: gradients() | {"stem.norm.bias": torch.ones(16)})
+    other.results = {"train": expected(masked, "train")}
+    with pytest.raises(Wrong, match=r"tiny_resnet joint kept 0.45: masked \(nchw\), train: loss is wrong"):
+        MaskedMode(other, "train", "nchw").check()
+    live = LiveMode(masked, "train", "nchw")
+    gradients = live.gradients
+    monkeypatch.setattr(live, "gradients", lambda: gradients() | {"stem.norm.bias": torch.ones(16)})
     with pytest.raises(Wrong, match="gradient of stem.norm.bias is wrong"):
-        gear.check()
-    almost = masked.expected("train").gradients["stem.norm.bias"] + 1e-4
-    monkeypatch.setattr(gear, "gradients", lambda: gradients() | {"stem.norm.bias": almost})
+        live.check()
+    almost = expected(masked, "train").gradients["stem.norm.bias"] + 1e-4
+    monkeypatch.setattr(live, "gradients", lambda: gradients() | {"stem.norm.bias": almost})
     with pytest.raises(Wrong, match="gradient of stem.norm.bias is not exactly zero where it is dead"):
-        gear.check()
-    monkeypatch.setattr(gear, "gradients", lambda: {})
+        live.check()
+    monkeypatch.setattr(live, "gradients", lambda: {})
     with pytest.raises(Wrong, match="no gradient of classifier.bias"):
-        gear.check()
+        live.check()
 
 
 # ---- rounds
@@ -216,22 +228,22 @@ def test_wrong_steps_are_found(monkeypatch):
 def pace_of(argv, todo, left, monkeypatch):
     args, _ = network_options.parse(argv)
     now = [0.0]
-    monkeypatch.setattr(network.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     args.began, args.minutes = 0.0, left / 60
-    return network.Pace(todo, args), now
+    return Pace(todo, args), now
 
 
 def test_time_is_shared_by_work_and_goals_get_more(monkeypatch):
-    todo = network.jobs([NETWORKS["resnet18"]], ["joint"], [0.5, 0.7])
+    todo = jobs([NETWORKS["resnet18"]], ["joint"], [0.5, 0.7])
     pace, now = pace_of([], todo, 300, monkeypatch)
     assert pace.begin(todo[0])  # 200 seconds: a goal speaks of it
     now[0] = 20
     assert pace.rounds("train", 10_000) == 14  # of 160 seconds, 20 are over
     now[0] = 150
-    assert pace.rounds("train", 10_000) == network.LEAST and pace.rounds("infer", 10_000) == 5
+    assert pace.rounds("train", 10_000) == LEAST and pace.rounds("infer", 10_000) == 5
     now[0] = 250
     assert pace.begin(todo[1])
-    assert pace.rounds("infer", 1.0) == network.MOST
+    assert pace.rounds("infer", 1.0) == MOST
     now[0] = 301
     pace, now = pace_of([], todo, 300, monkeypatch)
     now[0] = 300
@@ -242,7 +254,7 @@ def test_rounds_and_seconds_overrule_the_minutes(monkeypatch):
     pace, _ = pace_of(["--rounds", "7"], [], 60, monkeypatch)
     assert pace.rounds("train", 1e9) == 7
     pace, _ = pace_of(["--seconds", "8"], [], 60, monkeypatch)
-    assert pace.rounds("train", 1000) == 8 and pace.rounds("train", 1e9) == network.LEAST
+    assert pace.rounds("train", 1000) == 8 and pace.rounds("train", 1e9) == LEAST
 
 
 def test_layouts_without_a_chance_sit_out():
@@ -252,7 +264,7 @@ def test_layouts_without_a_chance_sit_out():
 
 def test_dense_is_timed_in_the_faster_layout_of_the_first_masks(monkeypatch):
     masked = make_masked()
-    args, _ = network_options.parse(["--rounds", "1", "--rivals", "small"])
+    args, _ = network_options.parse(["--rounds", "1", "--contenders", "small"])
     pace = SimpleNamespace(rounds=lambda *_: 1)
     monkeypatch.setattr(network, "fastest", lambda timings, family: f"{family}/channels_last")
     monkeypatch.setattr(network, "SLOWER", 1e9)
@@ -265,11 +277,11 @@ def test_dense_is_timed_in_the_faster_layout_of_the_first_masks(monkeypatch):
 def test_plans_are_measured_before_anything_is_timed(monkeypatch, known, runs):
     known, done, checked = iter(known), [], []
     monkeypatch.setattr(pk.plan, "table", lambda: [0] * next(known))
-    rival = SimpleNamespace(run=lambda: done.append(1) or "result", rewind=lambda: done.clear(), check=checked.append)
-    rival.ms = 1e9
+    stub = SimpleNamespace(run=lambda: done.append(1) or "result", rewind=lambda: done.clear(), check=checked.append)
+    stub.ms = 1e9
     times = iter([7.0, 5.0, 4.0, 3.0])
-    network.first_runs(rival, lambda run: (run(), next(times))[1])
-    assert (len(done), checked, rival.ms) == (runs, ["result"], [7.0, 5.0, 4.0, 3.0][runs - 1])
+    network.first_runs(stub, lambda run: (run(), next(times))[1])
+    assert (len(done), checked, stub.ms) == (runs, ["result"], [7.0, 5.0, 4.0, 3.0][runs - 1])
 
 
 # ---- the command
@@ -282,14 +294,14 @@ def run_to_files(folder, *argv):
 
 def test_end_to_end(tmp_path, capsys):
     assert run_to_files(tmp_path, "--suite", "tiny", "--kept", "0.5", "--rounds", "1", "--threads", "1") == 0
-    rows, missing = read_results(tmp_path / "n.json", NetworkRow)
+    rows, missing = REPORT.read(tmp_path / "n.json")
     body = json.loads((tmp_path / "n.json").read_text())
     kinds = [("tiny_resnet", "joint"), ("tiny_resnet", "independent"), ("tiny_vgg", "joint")]  # nothing meets in VGG
     assert [(r.network, r.masks, r.kept, r.direction) for r in rows] == [
         (*kind, 0.5, direction) for kind in kinds for direction in PASSES
     ]
     assert missing == Missing({}, []) and all(r.small_ms for r in rows)
-    assert all(min(r.dense_ms, r.layer_ms, r.network_ms, r.network_peak_mb) > 0 for r in rows)
+    assert all(min(r.dense_ms, r.masked_ms, r.live_ms, r.live_peak_mb) > 0 for r in rows)
     assert set(rows[0].trials) == {f"{f}/{layout}" for f in FAMILIES for layout in ("nchw", "channels_last")}
     assert set(rows[0].quartiles) <= set(rows[0].trials) and len(rows[0].layouts.split()) == 4
     assert "--kept 0.5" in body["header"]["command"] and "network.py" in body["header"]["command"]
@@ -298,7 +310,7 @@ def test_end_to_end(tmp_path, capsys):
         assert [float(r["kept"]) for r in csv.DictReader(file)] == [r.kept for r in rows]
     printed, text = capsys.readouterr().out, (tmp_path / "n.md").read_text()
     assert "# Network benchmark" in text and "| tiny_resnet | joint | 0.5 | train |" in text
-    assert printed.splitlines()[-1].startswith("network gear, training step")
+    assert "\nlive mode, training step" in printed and printed.splitlines()[-1] == f"md: {tmp_path / 'n.md'}"
 
 
 def test_jobs_that_goals_speak_of_come_first(monkeypatch):
@@ -321,36 +333,36 @@ def test_out_of_time_names_what_was_not_run_and_is_resumed(tmp_path, capsys):
     assert json.loads((tmp_path / "n.json").read_text())["not_run"] == ["tiny_resnet joint kept 0.5"]
     assert "out of time" in capsys.readouterr().err
     assert run_to_files(tmp_path, *argv, "--resume") == 0
-    (row,) = read_results(tmp_path / "n.json", NetworkRow)[0]
+    (row,) = REPORT.read(tmp_path / "n.json")[0]
     assert (row.direction, row.rounds) == ("train", 1)
     assert run_to_files(tmp_path, *argv, "--resume") == 0  # nothing is left to do
-    assert read_results(tmp_path / "n.json", NetworkRow)[0] == [row]
+    assert REPORT.read(tmp_path / "n.json")[0] == [row]
 
 
-def test_a_wrong_gear_ends_the_run_and_a_wrong_rival_sits_out(tmp_path, monkeypatch, capsys):
+def test_a_wrong_mode_ends_the_run_and_a_wrong_baseline_is_left_out(tmp_path, monkeypatch, capsys):
     argv = [*RESNET, "--kept", "0.5", "--masks", "joint", "--pass", "infer"]
-    infer = network_rivals.Rival.infer
+    infer = NetworkContender.infer
     monkeypatch.setattr(Small, "infer", lambda self: infer(self) + 1)
     assert run_to_files(tmp_path, *argv) == 0
-    (row,) = read_results(tmp_path / "n.json", NetworkRow)[0]
+    (row,) = REPORT.read(tmp_path / "n.json")[0]
     assert row.small_ms is None and row.of_limit is None and row.layouts == "nchw nchw nchw -"
     assert "small (nchw), infer: logits is wrong" in capsys.readouterr().err
-    monkeypatch.setattr(NetworkGear, "infer", lambda self: infer(self) + 1)
-    with pytest.raises(SystemExit, match="network .*logits is wrong"):
+    monkeypatch.setattr(LiveMode, "infer", lambda self: infer(self) + 1)
+    with pytest.raises(SystemExit, match="live .*logits is wrong"):
         run_to_files(tmp_path, *argv)
     assert run_to_files(tmp_path, *argv, "--keep-going") == 1
     assert "## Failed\n\n- tiny_resnet joint kept 0.5: Wrong" in (tmp_path / "n.md").read_text()
 
 
-def test_chosen_rivals_and_quick(tmp_path):
-    argv = ["--suite", "tiny_vgg", *TINY, "--quick", "--rivals", "network"]
+def test_chosen_contenders_and_quick(tmp_path):
+    argv = ["--suite", "tiny_vgg", *TINY, "--quick", "--contenders", "live"]
     assert run_to_files(tmp_path, *argv) == 0
-    rows, _ = read_results(tmp_path / "n.json", NetworkRow)
-    assert [(r.kept, r.direction, r.masks, r.layer_ms, r.small_ms) for r in rows] == [
+    rows, _ = REPORT.read(tmp_path / "n.json")
+    assert [(r.kept, r.direction, r.masks, r.masked_ms, r.small_ms) for r in rows] == [
         (0.95, "train", "joint", None, None),
         (0.5, "train", "joint", None, None),
     ]
-    assert "layer_ms" not in (tmp_path / "n.md").read_text()
+    assert "masked_ms" not in (tmp_path / "n.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -385,8 +397,8 @@ def test_batches_by_network_or_for_all():
 # ---- goals
 
 
-ROW = dict(network="n", batch=1, masks="joint", kept=0.5, direction="train", dense_ms=4.0, layer_ms=3.0)
-ROW |= dict(network_ms=2.0, small_ms=1.9, layouts="nchw nchw nchw nchw", rounds=3, optimizer="masked")
+ROW = dict(network="n", batch=1, masks="joint", kept=0.5, direction="train", dense_ms=4.0, masked_ms=3.0)
+ROW |= dict(live_ms=2.0, small_ms=1.9, layouts="nchw nchw nchw nchw", rounds=3, optimizer="masked")
 
 
 def make_row(**changes):
@@ -394,27 +406,27 @@ def make_row(**changes):
 
 
 def test_ratios_and_summary():
-    rows = [make_row(), make_row(network="m", network_ms=5.0), make_row(network="o", small_ms=None)]
-    assert (rows[0].layer_vs_dense, rows[0].network_vs_dense, rows[0].of_limit) == (4 / 3, 2, 0.95)
+    rows = [make_row(), make_row(network="m", live_ms=5.0), make_row(network="o", small_ms=None)]
+    assert (rows[0].masked_vs_dense, rows[0].live_vs_dense, rows[0].of_limit) == (4 / 3, 2, 0.95)
     assert rows[2].of_limit is None
     (s,) = summarise(rows)
     assert (s.networks, s.worst, s.worst_of_limit, s.lost_to_dense) == (3, "m", 0.38, 1)
-    assert s.network_vs_dense == pytest.approx((2 * 2 * 0.8) ** (1 / 3))
+    assert s.live_vs_dense == pytest.approx((2 * 2 * 0.8) ** (1 / 3))
 
 
 def test_goals_name_the_rows_that_fail():
     rows = [
         make_row(),
-        make_row(network="slow", network_ms=3.8),
-        make_row(network="slow", kept=0.3, network_ms=3.8),
+        make_row(network="slow", live_ms=3.8),
+        make_row(network="slow", kept=0.3, live_ms=3.8),
         make_row(masks="independent", small_ms=0.1),
         make_row(direction="infer", small_ms=0.1),
-        make_row(kept=0.95, masks="independent", network_ms=4.2),
-        make_row(kept=1.0, network_ms=3.9),
+        make_row(kept=0.95, masks="independent", live_ms=4.2),
+        make_row(kept=1.0, live_ms=3.9),
     ]
-    limit, dense = goals(rows, GOALS)
-    assert (limit.target, limit.rows, limit.failing, limit.verdict) == (">= 0.9", 2, 1, "missed")
-    assert limit.failing_most == "slow joint kept 0.5: 0.50" and limit.goal.endswith("kept 0.5")
+    bound, dense = goals(rows, GOALS)
+    assert (bound.target, bound.rows, bound.failing, bound.verdict) == (">= 0.9", 2, 1, "missed")
+    assert bound.failing_most == "slow joint kept 0.5: 0.50" and bound.goal.endswith("kept 0.5")
     assert (dense.target, dense.rows, dense.failing_most) == (">= 0.98", 2, "n independent kept 0.95: 0.95")
     assert all(g.goal.startswith("GPU") for g in goals([make_row(device="cuda")], GOALS))
     assert network_report.network_goals([make_row(kept=0.7)]) == ""
@@ -422,7 +434,7 @@ def test_goals_name_the_rows_that_fail():
 
 def test_rows_of_different_dtypes_are_told_apart():
     rows = [make_row(), make_row(dtype="bfloat16")]
-    table, summary = network_report.tables(rows)
+    table, summary = network_report.table(rows), network_report.summary(rows)
     assert "bfloat16" in table and "bfloat16" in summary and "clock" not in table
 
 
@@ -430,4 +442,4 @@ def test_rows_of_different_dtypes_are_told_apart():
     "path", sorted((Path(network.__file__).parent / "results").glob("*-network*.json")), ids=lambda p: p.name
 )
 def test_committed_results_can_be_read_again(path):
-    assert goals(read_results(path, NetworkRow)[0], GOALS)
+    assert goals(REPORT.read(path)[0], GOALS)

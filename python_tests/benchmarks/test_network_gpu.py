@@ -11,9 +11,9 @@ import torch
 import network
 import networks.options as network_options
 from cases.benchmark_networks import make_masked
-from harness import gpu, machine
-from layers.baselines import Wrong
-from networks.baselines import PASSES, RIVALS, NetworkGear, Small
+from harness import contender, machine
+from harness.contender import Wrong, captured, timed
+from networks.baselines import CONTENDERS, PASSES, LiveMode, Small
 
 
 class Graph:
@@ -40,28 +40,28 @@ def make_believe_cuda(monkeypatch):
 @pytest.mark.parametrize("direction", PASSES)
 def test_a_graph_of_a_whole_step_is_checked(make_believe_cuda, monkeypatch, direction):
     masked = make_masked()
-    rivals = {f"{r.family}/nchw": r(masked, direction, "nchw") for r in RIVALS}
-    for rival in rivals.values():
+    contenders = {f"{kind.family}/nchw": kind(masked, direction, "nchw") for kind in CONTENDERS}
+    for each in contenders.values():
 
-        def run(run=rival.run):
+        def run(run=each.run):
             Graph.captured = run, run().clone()
             return Graph.captured[1]
 
-        monkeypatch.setattr(rival, "run", run)
-    replays = gpu.recorded(rivals)
-    assert list(replays) == list(rivals)
-    check = NetworkGear.check
-    monkeypatch.setattr(NetworkGear, "check", lambda self, out=None: check(self, out + 1))
-    with pytest.raises(Wrong, match="tiny_resnet joint kept 0.5: network.*replayed from a CUDA graph"):
-        gpu.recorded(rivals)
+        monkeypatch.setattr(each, "run", run)
+    replays = captured(contenders)
+    assert list(replays) == list(contenders)
+    check = LiveMode.check
+    monkeypatch.setattr(LiveMode, "check", lambda self, out=None: check(self, out + 1))
+    with pytest.raises(Wrong, match="tiny_resnet joint kept 0.5: live.*replayed from a CUDA graph"):
+        captured(contenders)
 
 
-def test_whoever_cannot_be_recorded_has_all_calls_timed(make_believe_cuda, monkeypatch, capsys):
-    def refuses(rival):
+def test_one_that_cannot_be_captured_has_all_calls_timed(make_believe_cuda, monkeypatch, capsys):
+    def refuses(each):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(gpu, "record", refuses)
-    assert gpu.recorded({"small/nchw": Small(make_masked(), "train", "nchw")}) is None
+    monkeypatch.setattr(contender, "capture", refuses)
+    assert captured({"small/nchw": Small(make_masked(), "train", "nchw")}) is None
     assert "tiny_resnet: small/nchw, train: no CUDA graph, RuntimeError" in capsys.readouterr().err
 
 
@@ -83,9 +83,9 @@ def test_defaults_of_a_gpu(monkeypatch):
 )
 def test_clock_of_a_gpu(monkeypatch, clock, graphs, said):
     args, _ = cuda_args(monkeypatch, "--clock", clock)
-    monkeypatch.setattr(network, "recorded", lambda rivals: dict.fromkeys(rivals, "replay") if graphs else None)
-    monkeypatch.setattr(network, "interleaved", lambda runs, *_, **__: runs)
-    runs, name = network.timed({"small/nchw": SimpleNamespace(run="call")}, 3, args)
+    monkeypatch.setattr(contender, "captured", lambda runs: dict.fromkeys(runs, "replay") if graphs else None)
+    monkeypatch.setattr(contender, "interleaved", lambda runs, *_, **__: runs)
+    runs, name = timed({"small/nchw": SimpleNamespace(run="call")}, args, 0, 3)
     assert (runs, name) == ({"small/nchw": "replay" if said == "graph" else "call"}, said)
 
 
@@ -94,7 +94,7 @@ def test_header_of_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "some card")
     monkeypatch.setattr(machine, "ceilings", lambda dtype: {"matrix TFLOP/s": dtype.itemsize})
     args, _ = cuda_args(monkeypatch)
-    head = machine.header(args, ["--device", "cuda"], "network.py")
+    head = machine.header("network.py", ["--device", "cuda"], args, {"layout": args.layout})
     assert (head["gpu"], head["clock"], head["layout"], head["matrix TFLOP/s"]) == (
         "some card",
         "graph",

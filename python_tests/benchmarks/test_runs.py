@@ -10,9 +10,11 @@ import torch
 
 import conv
 from cases.benchmark_layers import SMALL
-from layers import jobs, report
+from harness import command, record
+from layers import jobs
 from layers.baselines import Ours
 from layers.problems import Problem, live_count, load_suite, make_masks
+from layers.report import LAYERS, read_rows
 
 TWO = ["--problem", SMALL, "--problem", 'n1c8h6k16r1 "test:light"', "--rounds", "1", "--threads", "1"]
 
@@ -68,8 +70,8 @@ def test_masks_of_all_kinds_in_one_run(tmp_path):
         "--threads",
         "1",
     ]
-    assert conv.main([*argv, "--rivals", "limit", *files(tmp_path)]) == 0
-    rows = report.read_json(tmp_path / "r.json")
+    assert conv.main([*argv, "--baselines", "limit", *files(tmp_path)]) == 0
+    rows = read_rows(tmp_path / "r.json")
     assert [(r.mask, r.side) for r in rows] == [
         ("block", "8x4"),
         ("filter", "out"),
@@ -79,14 +81,14 @@ def test_masks_of_all_kinds_in_one_run(tmp_path):
     assert all(r.problem.startswith("n3c16") and r.density == 0.5 for r in rows if r.side != "both")
     assert all((r.dtype, r.device, r.clock, r.compaction_ms) == ("bfloat16", "cpu", "wall", None) for r in rows)
     assert [r.limit_ms is None for r in rows] == [True, False, False, True]
-    assert "tflops" not in (tmp_path / "r.md").read_text()  # of interest on a GPU
+    assert "tflops" not in (tmp_path / "r.md").read_text()  # shown for a GPU only
     with (tmp_path / "r.csv").open() as file:
         assert [float(r["density"]) for r in csv.DictReader(file)] == [0.5, 0.5, 0.25, 0.5]
 
 
 def test_float16_is_checked_and_timed(tmp_path):
     assert conv.main([*TWO, "--dtype", "float16", *files(tmp_path)]) == 0
-    assert {r.dtype for r in report.read_json(tmp_path / "r.json")} == {"float16"}
+    assert {r.dtype for r in read_rows(tmp_path / "r.json")} == {"float16"}
 
 
 def test_batches_by_suite_or_for_all():
@@ -102,12 +104,14 @@ def not_run(folder):
     return json.loads((folder / "r.json").read_text())["not_run"]
 
 
-def test_heavy_problems_first_and_kept_shares_as_given():
+def test_heavy_problems_first_and_keep_ratios_as_given():
     heavy, light = Problem.parse(SMALL), Problem.parse('n1c8h6k16r1 "test:light"')
     other = Problem.parse('n1c8h6k8r1 "other:all"')  # all of its own suite
     todo = jobs.jobs([light, heavy, other], [("filter", "both"), ("block", "8x4")], [1.0, 0.5])
     ordered = jobs.most_telling_first(todo, [0.5, 1.0])
-    assert [(j.problem, j.kept) for j in ordered[::2]] == [(p, k) for k in (0.5, 1.0) for p in (other, heavy, light)]
+    assert [(j.problem, j.keep_ratio) for j in ordered[::2]] == [
+        (p, k) for k in (0.5, 1.0) for p in (other, heavy, light)
+    ]
     assert [j.mask for j in ordered[:2]] == ["filter", "block"] and sorted(map(id, todo)) == sorted(map(id, ordered))
 
 
@@ -121,7 +125,7 @@ def test_out_of_time_names_what_was_not_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(conv, "measure", slow)
     monkeypatch.setattr(conv.time, "monotonic", lambda: now[0])
     assert conv.main([*TWO, "--kept", "0.5", "1", "--minutes", "1", *files(tmp_path)]) == 0
-    assert [(r.name, r.kept) for r in report.read_json(tmp_path / "r.json")] == [
+    assert [(r.name, r.kept) for r in read_rows(tmp_path / "r.json")] == [
         ("test:small", 0.5),
         ("test:light", 0.5),
     ]
@@ -153,25 +157,25 @@ def test_a_run_that_is_killed_has_written_what_was_done_and_is_resumed(tmp_path,
         return measure(case, direction, args, job)
 
     monkeypatch.setattr(conv, "measure", dies)
-    monkeypatch.setattr(jobs, "WRITE_EVERY", -1)
+    monkeypatch.setattr(record, "WRITE_EVERY", -1)
     argv = [*TWO, "--kept", "1", "0.5", *files(tmp_path), "--resume"]
     if error is SystemExit:
         with pytest.raises(SystemExit):
             conv.main(argv)
     else:
         assert conv.main(argv) == 0
-    assert [r.kept for r in report.read_json(tmp_path / "r.json")] == [1.0, 0.5]
+    assert [r.kept for r in read_rows(tmp_path / "r.json")] == [1.0, 0.5]
     left = ["test:light filter both kept 1", "test:light filter both kept 0.5"]
     assert not_run(tmp_path) == left and len((tmp_path / "r.csv").read_text().splitlines()) == 3
     assert not list(tmp_path.glob("*.part"))
     assert conv.main(argv) == 0
     assert seen[3:] == left and not_run(tmp_path) == []
-    assert [r.job for r in report.read_json(tmp_path / "r.json")] == [*seen[:2], *left]
+    assert [r.job for r in read_rows(tmp_path / "r.json")] == [*seen[:2], *left]
 
 
 def test_a_time_limits_signal_interrupts():
     with pytest.raises(KeyboardInterrupt):
-        conv.stop()
+        command.stop()
 
 
 # ---- what fails
@@ -192,7 +196,7 @@ def spoil(monkeypatch, filters, error):
 def test_going_on_after_a_failure_of_ours(tmp_path, monkeypatch, capsys, error):
     spoil(monkeypatch, 16, error)
     assert conv.main([*TWO, "--keep-going", *files(tmp_path)]) == 1
-    assert [r.name for r in report.read_json(tmp_path / "r.json")] == ["test:small"]
+    assert [r.name for r in read_rows(tmp_path / "r.json")] == ["test:small"]
     failed = json.loads((tmp_path / "r.json").read_text())["failed"]
     assert list(failed) == ["test:light filter both kept 0.5"]
     assert ("RuntimeError: misaligned" if error else "is wrong, largest error") in failed[list(failed)[0]]
@@ -202,10 +206,10 @@ def test_going_on_after_a_failure_of_ours(tmp_path, monkeypatch, capsys, error):
 
 def test_a_lost_device_ends_the_run_and_the_rest_is_left(tmp_path, monkeypatch):
     spoil(monkeypatch, 8, RuntimeError("an illegal memory access"))
-    monkeypatch.setattr(conv, "alive", lambda device: False)
+    monkeypatch.setattr(command, "alive", lambda device: False)
     argv = [*TWO, "--keep-going", "--resume", *files(tmp_path)]
-    assert conv.main(argv) == conv.LOST
+    assert conv.main(argv) == command.LOST
     assert not_run(tmp_path) == ["test:light filter both kept 0.5"]
     assert conv.main(argv) == 1  # the rest is done, the failure stays
-    rows, missing = report.read_results(tmp_path / "r.json")
+    rows, missing = LAYERS.read(tmp_path / "r.json")
     assert [r.name for r in rows] == ["test:light"] and list(missing.failed) == ["test:small filter both kept 0.5"]

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from networks.baselines import Masked, Setting
 from networks.models import NETWORKS, draw
+from networks.setting import MaskedSetting, Setting
 
 
 def make_setting(name="tiny_resnet", optimizer="masked", dtype=torch.float32, batch=2):
@@ -14,4 +14,4 @@ def make_setting(name="tiny_resnet", optimizer="masked", dtype=torch.float32, ba
 
 def make_masked(name="tiny_resnet", masks="joint", kept=0.5, **options):
     setting = make_setting(name, **options)
-    return Masked(setting, masks, kept, draw(setting.wires, masks, kept, 0))
+    return MaskedSetting(setting, masks, kept, draw(setting.wires, masks, kept, 0))
