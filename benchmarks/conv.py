@@ -53,7 +53,8 @@ def measure(case: Case, direction: str, args: argparse.Namespace, job: Job) -> R
         return None
     timings, clock = timed(contenders, args, args.seconds, args.rounds)
     best = {family: fastest(timings, family) for family in families}
-    times: dict[str, Any] = {family: timings[key].median for family, key in best.items()}
+    times = {family: timings[key].median for family, key in best.items()}
+    baselines: dict[str, Any] = {f"{b.family}_ms": times.get(b.family) for b in BASELINES}
     ours, dense = contenders[best[Ours.family]], contenders[best[Dense.family]]
     assert isinstance(ours, Ours)
     p, masks = case.problem, case.masks
@@ -71,7 +72,7 @@ def measure(case: Case, direction: str, args: argparse.Namespace, job: Job) -> R
         layout=ours.layout,
         plan=ours.plan(),
         ms=times["ours"],
-        **{f"{baseline.family}_ms": times.get(baseline.family) for baseline in BASELINES},
+        **baselines,
         ours_peak_mb=peak_mb(ours.run) if args.memory else None,
         dense_peak_mb=peak_mb(dense.run) if args.memory else None,
         quartiles=quartiles(timings),

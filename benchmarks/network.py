@@ -94,7 +94,9 @@ def measure(masked: MaskedSetting, direction: str, pace: Pace, args: argparse.Na
     rounds = pace.rounds(direction, sum(c.ms for c in contenders.values()))
     timings, how = timed(contenders, args, 0, rounds, warmups=0)
     best = {f: fastest(timings, f) for f in FAMILIES if any(key.startswith(f"{f}/") for key in timings)}
-    times: dict[str, Any] = {family: timings[key].median for family, key in best.items()}
+    times = {family: timings[key].median for family, key in best.items()}
+    columns: dict[str, Any] = {f"{family}_ms": times.get(family) for family in FAMILIES}
+    columns |= {f"{family}_peak_mb": peaks[key] for family, key in best.items()}
     setting.dense_layout[direction] = contenders[best[Dense.family]].layout  # under all masks
     return NetworkRow(
         network=setting.network.name,
@@ -102,11 +104,10 @@ def measure(masked: MaskedSetting, direction: str, pace: Pace, args: argparse.Na
         masks=masked.masks,
         kept=masked.keep_ratio,
         direction=direction,
-        **{f"{family}_ms": times.get(family) for family in FAMILIES},
         layouts=" ".join(SHORT[best[f].split("/")[1]] if f in best else "-" for f in FAMILIES),
         rounds=rounds,
         optimizer=args.optimizer,
-        **{f"{family}_peak_mb": peaks[key] for family, key in best.items()},
+        **columns,
         quartiles=quartiles(timings),
         trials=trials,
         dtype=args.dtype,

@@ -424,6 +424,11 @@ def test_bad_arguments_end_with_one_line_and_code_2(argv, message, capsys, monke
     assert stopped.value.code == 2 and message in error and error.count("\n") == 1
 
 
+def test_the_old_name_of_an_option_is_understood(capsys):
+    args, _ = conv.parse(["--suite", "tiny", "--rivals", "limit"])
+    assert args.contenders == ["limit"] and capsys.readouterr().err == "warning: --rivals is now --baselines\n"
+
+
 def test_help_names_every_suite(capsys):
     with pytest.raises(SystemExit) as stopped:
         conv.main(["--help"])

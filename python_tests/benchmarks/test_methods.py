@@ -114,6 +114,13 @@ def test_a_failed_run_is_named_and_the_others_go_on(script, monkeypatch):
     assert list(failed) == ["vgg_small seed 0 ghfp 0.5 duty 0.1"] and "got nan" in next(iter(failed.values()))
 
 
+@pytest.mark.parametrize(("old", "new"), [("network", "live"), ("layer", "masked"), ("masked", "masked")])
+def test_the_old_name_of_the_mode_is_understood(script, capsys, old, new):
+    assert script.parse(["--gear", old]).mode == new
+    assert capsys.readouterr().err == "warning: --gear is now --mode\n"
+    assert script.parse([]).mode == "live"
+
+
 @pytest.mark.parametrize(
     "arguments", ["--arch alexnet", "--rates 1", "--sweep 1.5", "--methods adam", "--epochs 0", "--methods"]
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -363,6 +363,26 @@ def test_chosen_contenders_and_quick(tmp_path):
         (0.5, "train", "joint", None, None),
     ]
     assert "masked_ms" not in (tmp_path / "n.md").read_text()
+
+
+def test_old_names_of_contenders_are_understood(capsys):
+    args, _ = network_options.parse(["--rivals", "network", "layer", "small"])
+    assert args.contenders == ["live", "masked", "small"]
+    assert capsys.readouterr().err == "warning: --rivals is now --contenders\n"
+    assert network_options.parse([])[0].contenders == ("masked", "live", "small")
+
+
+def test_rows_of_older_files_have_todays_names(tmp_path):
+    old = asdict(make_row(live_peak_mb=7.0, trials={"dense/nchw": 1.0, "live/nchw": 2.0}))
+    old["quartiles"] = {"layer/channels_last": [1, 2, 3]}
+    for name in ("layer_ms", "network_ms", "network_peak_mb"):
+        old[name] = old.pop(name.replace("layer", "masked").replace("network", "live"))
+    old["trials"] = {"dense/nchw": 1.0, "network/nchw": 2.0}
+    (tmp_path / "n.json").write_text(json.dumps({"rows": [old]}))
+    (row,) = REPORT.read(tmp_path / "n.json")[0]
+    assert (row.masked_ms, row.live_ms, row.live_peak_mb, row.live_vs_dense) == (3.0, 2.0, 7.0, 2.0)
+    assert row.quartiles == {"masked/channels_last": [1, 2, 3]}
+    assert row.trials == {"dense/nchw": 1.0, "live/nchw": 2.0}
 
 
 @pytest.mark.parametrize(
