@@ -20,9 +20,9 @@ from harness.record import Record
 from layers.baselines import BASELINES, Dense, LayerContender, Ours
 from layers.case import Case
 from layers.jobs import Job, jobs, most_telling_first
+from layers.masks import make_masks
 from layers.options import parse, parser
 from layers.plot import write_plot
-from layers.problems import make_masks
 from layers.report import LAYERS, layer_goals, read_rows, summary
 from layers.rows import Row
 

@@ -21,7 +21,8 @@ import prunekernels as pk
 from harness.options import FORMATS, Parser, minutes
 from layers.baselines import Ours
 from layers.case import Case
-from layers.problems import Problem, make_masks
+from layers.masks import make_masks
+from layers.problems import Problem
 
 # Odd counts, a tile and one more, strides, dilation, groups, depthwise, an image, padding beyond the kernel.
 LINES = (

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layers.problems import Masks, Problem
+from layers.masks import Masks
+from layers.problems import Problem
 
 RESULTS = ("y", "grad_x", "grad_w")
 REFERENCE_FP64_MACS = 2e8  # bigger references are computed in single precision: double would outlast the timing

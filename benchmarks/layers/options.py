@@ -22,7 +22,8 @@ from harness.options import (
 )
 from layers.baselines import BASELINES, DIRECTIONS, Dense
 from layers.jobs import rebatched
-from layers.problems import Problem, load_suite, parse_block, suites
+from layers.masks import parse_block
+from layers.problems import Problem, load_suite, suites
 
 SIDES = ("both", "out", "in")
 MASKS = ("filter", "kernel", "block")

@@ -1,4 +1,4 @@
-"""The benchmark harness: problem lines, masks, the summary's arithmetic, and that a wrong result is never timed."""
+"""benchmarks/conv.py: what is timed, that a wrong result never is, and its command line."""
 
 from __future__ import annotations
 
@@ -12,21 +12,15 @@ import torch
 
 import conv
 import prunekernels as pk
-from cases.benchmark_layers import SMALL, found, make_case, make_row
+from cases.benchmark_layers import SMALL, VARIED, make_case
 from harness import contender, timing
-from harness.goals import goals
 from harness.memory import peak_mb
 from harness.options import FORMATS
 from layers import report
 from layers.baselines import BASELINES, DIRECTIONS, Compaction, Dense, Ours, UpperBound
 from layers.case import Case
-from layers.goals import GOALS
-from layers.problems import SHAPES, Problem, live_count, load_suite, make_masks, suites
-
-LINES = [line for path in SHAPES.glob("*.txt") for line in path.read_text().splitlines() if line and line[0] != "#"]
-VARIED = ["n2c8h6w5k12r3s2p1g1", "n1c6h5k4r1s1p0g1", "n2c8h6k16r3s1p1g4", "n1c12h6k12r3s1p2g12d2", "n1c3h8k6r3s1p1g1"]
-# Multiply-adds of one image in millions, convolutions only, as the papers and the usual counting tools give them.
-LITERATURE = {"resnet50": 4087, "vgg16_cifar": 313, "resnet56_cifar": 125.5, "mobilenet_v2": 299.5}
+from layers.masks import make_masks
+from layers.problems import Problem, suites
 
 
 @pytest.fixture(autouse=True)
@@ -36,85 +30,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("line", LINES)
-def test_every_line_survives_parse_and_format(line):
-    assert Problem.parse(line).format() == line
-
-
-@pytest.mark.parametrize("line", ["n2c4h6w5k4r3s2p1g2d2", "n1c1h1k1r1s1p0g1"])
-def test_unnamed_line_survives(line):
-    problem = Problem.parse(line)
-    assert problem.format() == problem.shape == line and problem.times == 1
-
-
-def test_defaults_of_a_line():
-    assert Problem.parse('n1c4h6k8r3 "a*2"') == Problem(1, 4, 6, 6, 8, 3, 1, 0, 1, 1, "a", 2)
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("n1c4h6", "malformed"),
-        ('n1c4h6k8r3 "a*b"', "malformed"),
-        ("n0c4h6k8r3", "at least 1"),
-        ("n1c4h6k8r3s0", "at least 1"),
-        ("n1c4h6k8r3g3", "groups must divide"),
-        ("n1c4h2k8r3", "empty output"),
-    ],
-)
-def test_bad_lines_are_refused(line, message):
-    with pytest.raises(ValueError, match=message):
-        Problem.parse(line)
-
-
-@pytest.mark.parametrize("name", LITERATURE)
-def test_suites_have_the_multiply_adds_of_the_literature(name):
-    assert sum(p.macs * p.times for p in load_suite(name)) / 1e6 == pytest.approx(LITERATURE[name], rel=0.02)
-
-
-@pytest.mark.parametrize("name", suites())
-def test_names_are_unique_and_carry_the_suite(name):
-    names = [p.name for p in load_suite(name)]
-    assert len(set(names)) == len(names) and all(n.startswith(f"{name}:") for n in names)
-
-
-def test_output_size_is_that_of_conv2d():
-    for line in VARIED:
-        p = Problem.parse(line)
-        y = torch.nn.functional.conv2d(torch.zeros(p.x_shape), torch.zeros(p.weight_shape), **p.conv_args)
-        assert y.shape == p.out_shape
-
-
-@pytest.mark.parametrize("kept", [0.01, 0.3, 0.5, 0.99, 1.0])
-@pytest.mark.parametrize("side", ["both", "out", "in"])
-def test_filter_masks_have_exact_counts(side, kept):
-    p = Problem.parse("n1c24h4k40r3s1p1g1")
-    masks = make_masks(p, "filter", side, kept)
-    assert masks.live_filters.sum() == (live_count(40, kept) if side != "in" else 40)
-    assert masks.live_inputs(1).sum() == (live_count(24, kept) if side != "out" else 24)
-    assert (masks.filter is None, masks.input is None, masks.kernel) == (side == "in", side == "out", None)
-
-
-@pytest.mark.parametrize("kept", [0.1, 0.5, 1.0])
-def test_kernel_masks_have_exact_counts(kept):
-    masks = make_masks(Problem.parse("n1c24h4k40r3s1p1g2"), "kernel", "both", kept)
-    assert masks.kernel.shape == (40, 12) and masks.kernel.sum() == masks.pairs.sum() == live_count(480, kept)
-
-
-def test_grouped_masks_are_even_and_depthwise_ones_agree():
-    p = Problem.parse("n1c16h4k32r3s1p1g4")
-    masks = make_masks(p, "filter", "both", 0.5)
-    assert masks.filter.view(4, 8).sum(1).tolist() == [4] * 4 and masks.input.view(4, 4).sum(1).tolist() == [2] * 4
-    masks = make_masks(Problem.parse("n1c16h4k32r3s1p1g16"), "filter", "both", 0.5)
-    assert torch.equal(masks.filter.view(16, 2).any(1), masks.input) and masks.input.sum() == 8
-
-
-def test_masks_follow_the_seed():
-    p = Problem.parse("n1c24h4k40r3s1p1g1")
-    a, b, c = (make_masks(p, "filter", "both", 0.5, seed).filter for seed in (1, 1, 2))
-    assert torch.equal(a, b) and not torch.equal(a, c)
 
 
 def test_an_image_is_not_pruned_and_gets_no_gradient():
@@ -232,79 +147,6 @@ def test_rounds_can_be_forced(rounds):
     assert timing.interleaved({"a": lambda: None}, "cpu", 0, rounds)["a"].rounds == rounds
 
 
-def test_summary_weights_by_multiplicity_and_counts_losses():
-    rows = [make_row(), make_row(name="slow", times=3, ms=4.0, compaction_ms=3.96), make_row(kept=0.9, limit_ms=None)]
-    summary, other = report.summarise(rows)
-    assert summary.vs_dense == pytest.approx((2 * 0.5**3) ** 0.25)
-    assert (summary.worst, summary.worst_ratio) == ("slow", 0.125)
-    assert (summary.problems, summary.lost_to_dense, summary.lost_to_compaction) == (2, 1, 0)
-    assert (other.of_limit, other.worst_ratio, other.vs_sparseprop) == (None, 2.0, None)
-
-
-@pytest.mark.parametrize(
-    ("speedups", "expected"),
-    [
-        ({0.9: 0.5, 0.5: 2.0}, 0.7),
-        ({0.9: 1.1, 0.5: 2.0}, 0.9),
-        ({0.9: 0.5, 0.5: 0.9}, None),
-        ({0.9: 0.5, 0.5: 1.0}, 0.5),
-    ],
-)
-def test_break_even(speedups, expected):
-    assert report.break_even(speedups) == (None if expected is None else pytest.approx(expected))
-
-
-def test_goals_of_filters():
-    full = dict(direction="fwd+bwd", dense_ms=4.0)
-    rows = [
-        make_row(**full, name="good", kept=0.7, ms=1.0, limit_ms=0.9),
-        make_row(**full, name="poor", kept=0.3, ms=1.0, limit_ms=0.4, times=3),
-        make_row(**full, name="lost", kept=0.95, ms=5.0, side="out", limit_ms=0.1),
-        make_row(name="forward", kept=0.5, ms=9.0, limit_ms=0.1),
-    ]
-    said = found(rows)
-    assert len(said) == 4
-    mean = said["filters in and out: share of limit, mean >= 0.85"]
-    assert mean.reached == pytest.approx((0.9 * 0.4**3) ** 0.25) and mean.margin == pytest.approx(mean.reached / 0.85)
-    assert (mean.goal[-12:], mean.rows, mean.failing, mean.verdict) == ("kept 0.7 0.3", 2, 1, "missed")
-    each = said["filters in and out: share of limit, each >= 0.6"]
-    assert (each.reached, each.failing_most, each.verdict) == (0.4, "poor kept 0.3: 0.40", "missed")
-    dense = said["filters: over dense, each >= 0.98"]
-    assert (dense.reached, dense.rows, dense.failing_most) == (0.8, 3, "lost out kept 0.95: 0.80")
-    overhead = said["overhead: time over dense's, each <= 1.02"]
-    assert (overhead.reached, overhead.margin, overhead.rows) == (1.25, pytest.approx(1.02 / 1.25), 1)
-    assert all(f.verdict == "holds" and f.failing_most == "-" for f in goals(rows[:1], GOALS))
-
-
-def test_goals_of_kernels_look_at_3x3_only():
-    full = dict(mask="kernel", side="-", direction="fwd+bwd", limit_ms=None, problem="n1c8h6k8r3s1p1g1")
-    rows = [
-        make_row(**full, kept=0.5, ms=2.5),
-        make_row(**full, name="b", kept=0.5, ms=1.0),
-        make_row(**full, kept=0.15, ms=0.5, sparseprop_ms=2.0),
-        make_row(**full | {"problem": "n1c8h6k8r1s1p0g1"}, kept=0.15, ms=9.0),
-    ]
-    said = found(rows)
-    assert len(said) == 3
-    even = said["kernels 3x3: over dense, mean >= 1"]
-    assert even.reached == pytest.approx((0.8 * 2) ** 0.5) and (even.verdict, even.failing) == ("holds", 1)
-    assert said["kernels 3x3: over dense, mean >= 3"].margin == pytest.approx(4 / 3)
-    assert said["kernels 3x3: over SparseProp, mean >= 5"].margin == pytest.approx(0.8)
-
-
-def test_goal_of_memory_and_no_goal_without_rows():
-    rows = [make_row(direction="fwd+bwd", kept=0.6, ours_peak_mb=m, dense_peak_mb=10.0) for m in (10.9, 12.0, 5.0)]
-    memory = found(rows)["peak memory over dense's, each <= 1.1"]
-    assert (memory.reached, memory.rows, memory.failing) == (1.2, 3, 1)
-    assert goals([make_row()], GOALS) == [] and report.layer_goals([make_row()]) == ""
-
-
-def test_at_most_three_failing_problems_are_named_the_worst_first():
-    rows = [make_row(direction="fwd+bwd", name=f"p{i}", kept=0.8, ms=3.0 + i) for i in range(5)]
-    goal = found(rows)["filters: over dense, each >= 0.98"]
-    assert goal.failing == 5 and goal.failing_most == "p4 kept 0.8: 0.29, p3 kept 0.8: 0.33, p2 kept 0.8: 0.40"
-
-
 def test_peak_of_memory_is_the_highest_sum_of_allocations():
     def run():
         first = torch.ones(1_000_000)
@@ -341,22 +183,6 @@ def test_many_sides_and_the_plot_of_many_files(tmp_path, capsys):
     png, printed = Path(image).read_bytes(), capsys.readouterr().out
     assert png.startswith(b"\x89PNG") and int.from_bytes(png[16:20], "big") == 1200  # the width
     assert "filters: over dense" in printed and "kernels 3x3" in printed and printed.endswith(f"plot: {image}\n")
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": [{"problem": "p"}]}'])
-def test_what_is_no_results_file_is_refused(tmp_path, text):
-    (tmp_path / "r.json").write_text(text)
-    with pytest.raises(ValueError, match="r.json: no results file"):
-        report.read_rows(tmp_path / "r.json")
-
-
-FILES = (Path(conv.__file__).parent / "results").glob("*.json")
-RESULTS = [p for p in FILES if "benchmarks/conv.py" in json.loads(p.read_text())["header"]["command"]]
-
-
-@pytest.mark.parametrize("path", sorted(RESULTS), ids=lambda p: p.name)
-def test_committed_results_can_be_read_again(path):
-    assert goals(report.read_rows(path), GOALS)
 
 
 def test_command_line_end_to_end(tmp_path, capsys):

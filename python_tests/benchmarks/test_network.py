@@ -1,11 +1,10 @@
-"""The networks' benchmark: masks, the small network inside, that wrong steps are never timed, rounds, files, goals."""
+"""benchmarks/network.py: what is timed, that a wrong step never is, rounds, and its command line."""
 
 from __future__ import annotations
 
 import csv
 import json
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,11 +12,9 @@ import torch
 
 import network
 import networks.options as network_options
-import networks.report as network_report
 import prunekernels as pk
-from cases.benchmark_networks import make_masked, make_setting
+from cases.benchmark_networks import make_masked
 from harness.contender import Wrong
-from harness.goals import goals
 from harness.report import Missing
 from networks.baselines import (
     CONTENDERS,
@@ -31,13 +28,13 @@ from networks.baselines import (
     expected,
 )
 from networks.jobs import LEAST, MOST, Pace, jobs
-from networks.models import MASKS, NETWORKS, apply, draw, wires
+from networks.models import MASKS, NETWORKS, draw
 from networks.report import NETWORKS as REPORT
-from networks.rows import GOALS, NetworkRow, summarise
 from networks.setting import MaskedSetting
-from prunekernels.train.models import scaled
 
 TINY = ["--rounds", "1", "--threads", "1", "--layout", "nchw"]
+
+
 RESNET = ["--suite", "tiny_resnet", *TINY]
 
 
@@ -48,92 +45,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-# ---- networks and masks
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_multiply_adds_that_share_out_the_time(name):
-    n = NETWORKS[name]
-    found = pk.count_flops(n.build(), torch.randn(1, 3, n.image, n.image)).dense / 1e6
-    assert n.mmacs == pytest.approx(found, rel=0.02)
-
-
-@pytest.mark.parametrize("name", ["resnet56", "vgg16", "resnet18", "resnet50", "tiny_resnet", "tiny_vgg"])
-def test_every_convolution_is_wired_once(name):
-    with torch.device("meta"):
-        model = NETWORKS[name].build()
-    convs = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Conv2d)}
-    found = wires(model)
-    assert sorted(w.conv for w in found) == sorted(convs)
-    assert [w.filters for w in found] == [convs[w.conv].out_channels for w in found]
-    sizes = {w.group: w.filters for w in found}
-    assert all(sizes[w.reads] == convs[w.conv].in_channels for w in found if w.reads)
-    assert [w.conv for w in found if w.reads is None] == [found[0].conv]
-
-
-def test_which_networks_have_joins():
-    assert {name for name, n in NETWORKS.items() if not n.has_joins()} == {"vgg16", "tiny_vgg"}
-
-
-def test_groups_of_a_residual_network():
-    groups = {w.conv: w.group for w in make_setting().wires}
-    stage2 = [groups[f"stage2.{b}.body.conv2"] for b in range(3)]
-    assert len({*stage2}) == 1 and stage2[0] != groups["stem.conv"] == groups["stage1.2.body.conv2"]
-    assert groups["stage2.0.body.conv1"] == "stage2.0.body.conv1"
-
-
-@pytest.mark.parametrize("name", ["tiny_resnet", "tiny_vgg", "resnet18"])
-def test_joint_masks_are_those_of_the_groups_that_the_package_finds(name):
-    n = NETWORKS[name]
-    mine, theirs = n.build(), n.build()
-    found = wires(mine)
-    live = draw(found, "joint", 0.5, 0)
-    pk.convert(mine)
-    pk.convert(theirs)
-    apply(mine, found, live, "cpu")
-    for group in pk.coupled_groups(theirs, torch.randn(1, 3, n.image, n.image)):
-        widest = next(conv for conv in group.layers if len(live.filters[conv]) == group.width)
-        group.set_masks(theirs, live.filters[widest])
-    expected = dict(theirs.named_buffers())
-    for buffer, mask in mine.named_buffers():
-        assert not buffer.endswith("_mask") or mask.equal(expected[buffer]), buffer
-
-
-@pytest.mark.parametrize("kept", [0.95, 0.7, 0.3, 0.01])
-@pytest.mark.parametrize("masks", MASKS)
-@pytest.mark.parametrize("name", ["tiny_resnet", "tiny_vgg", "resnet50"])
-def test_counts_are_those_of_the_narrow_network(name, masks, kept):
-    with torch.device("meta"):
-        found = wires(NETWORKS[name].build())
-        narrow = NETWORKS[name].build(kept)
-    live = draw(found, masks, kept, 0)
-    for w in found:
-        assert live.filters[w.conv].sum() == scaled(w.filters, kept) == narrow.get_submodule(w.conv).out_channels
-        if w.reads and masks == "joint":
-            assert live.inputs[w.conv].sum() == narrow.get_submodule(w.conv).in_channels
-    assert masks != "joint" or live.features.sum() == narrow.classifier.in_features
-
-
-def test_joint_masks_agree_where_filters_meet_and_independent_ones_do_not():
-    found = make_setting().wires
-    stage = [w.conv for w in found if w.group == "stem.conv"]
-    joint, independent = (draw(found, masks, 0.5, 0) for masks in MASKS)
-    assert all(torch.equal(joint.filters[c], joint.filters[stage[0]]) for c in stage)
-    assert not all(torch.equal(independent.filters[c], independent.filters[stage[0]]) for c in stage)
-    # A block's input is the union of all that was added up before it.
-    assert independent.inputs["stage1.1.body.conv1"].equal(
-        independent.filters["stem.conv"] | independent.filters["stage1.0.body.conv2"]
-    )
-    shortcut = joint.filters["stage2.0.body.conv2"][:16]
-    assert shortcut.equal(joint.filters["stem.conv"])  # a shortcut without parameters brings these
-
-
-def test_masks_follow_the_seed():
-    found = make_setting().wires
-    a, b, c = (draw(found, "joint", 0.5, seed).filters["stem.conv"] for seed in (1, 1, 2))
-    assert a.equal(b) and not a.equal(c)
 
 
 # ---- what is timed
@@ -372,19 +283,6 @@ def test_old_names_of_contenders_are_understood(capsys):
     assert network_options.parse([])[0].contenders == ("masked", "live", "small")
 
 
-def test_rows_of_older_files_have_todays_names(tmp_path):
-    old = asdict(make_row(live_peak_mb=7.0, trials={"dense/nchw": 1.0, "live/nchw": 2.0}))
-    old["quartiles"] = {"layer/channels_last": [1, 2, 3]}
-    for name in ("layer_ms", "network_ms", "network_peak_mb"):
-        old[name] = old.pop(name.replace("layer", "masked").replace("network", "live"))
-    old["trials"] = {"dense/nchw": 1.0, "network/nchw": 2.0}
-    (tmp_path / "n.json").write_text(json.dumps({"rows": [old]}))
-    (row,) = REPORT.read(tmp_path / "n.json")[0]
-    assert (row.masked_ms, row.live_ms, row.live_peak_mb, row.live_vs_dense) == (3.0, 2.0, 7.0, 2.0)
-    assert row.quartiles == {"masked/channels_last": [1, 2, 3]}
-    assert row.trials == {"dense/nchw": 1.0, "live/nchw": 2.0}
-
-
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -412,54 +310,3 @@ def test_bad_command_lines_are_refused(argv, message, capsys, monkeypatch):
 def test_batches_by_network_or_for_all():
     _, found = network_options.parse(["--suite", "resnet56", "tiny", "--batch", "3", "tiny_vgg=5"])
     assert [(n.name, n.batch) for n in found] == [("resnet56", 3), ("tiny_resnet", 3), ("tiny_vgg", 5)]
-
-
-# ---- goals
-
-
-ROW = dict(network="n", batch=1, masks="joint", kept=0.5, direction="train", dense_ms=4.0, masked_ms=3.0)
-ROW |= dict(live_ms=2.0, small_ms=1.9, layouts="nchw nchw nchw nchw", rounds=3, optimizer="masked")
-
-
-def make_row(**changes):
-    return NetworkRow(**ROW | changes)
-
-
-def test_ratios_and_summary():
-    rows = [make_row(), make_row(network="m", live_ms=5.0), make_row(network="o", small_ms=None)]
-    assert (rows[0].masked_vs_dense, rows[0].live_vs_dense, rows[0].of_limit) == (4 / 3, 2, 0.95)
-    assert rows[2].of_limit is None
-    (s,) = summarise(rows)
-    assert (s.networks, s.worst, s.worst_of_limit, s.lost_to_dense) == (3, "m", 0.38, 1)
-    assert s.live_vs_dense == pytest.approx((2 * 2 * 0.8) ** (1 / 3))
-
-
-def test_goals_name_the_rows_that_fail():
-    rows = [
-        make_row(),
-        make_row(network="slow", live_ms=3.8),
-        make_row(network="slow", kept=0.3, live_ms=3.8),
-        make_row(masks="independent", small_ms=0.1),
-        make_row(direction="infer", small_ms=0.1),
-        make_row(kept=0.95, masks="independent", live_ms=4.2),
-        make_row(kept=1.0, live_ms=3.9),
-    ]
-    bound, dense = goals(rows, GOALS)
-    assert (bound.target, bound.rows, bound.failing, bound.verdict) == (">= 0.9", 2, 1, "missed")
-    assert bound.failing_most == "slow joint kept 0.5: 0.50" and bound.goal.endswith("kept 0.5")
-    assert (dense.target, dense.rows, dense.failing_most) == (">= 0.98", 2, "n independent kept 0.95: 0.95")
-    assert all(g.goal.startswith("GPU") for g in goals([make_row(device="cuda")], GOALS))
-    assert network_report.network_goals([make_row(kept=0.7)]) == ""
-
-
-def test_rows_of_different_dtypes_are_told_apart():
-    rows = [make_row(), make_row(dtype="bfloat16")]
-    table, summary = network_report.table(rows), network_report.summary(rows)
-    assert "bfloat16" in table and "bfloat16" in summary and "clock" not in table
-
-
-@pytest.mark.parametrize(
-    "path", sorted((Path(network.__file__).parent / "results").glob("*-network*.json")), ids=lambda p: p.name
-)
-def test_committed_results_can_be_read_again(path):
-    assert goals(REPORT.read(path)[0], GOALS)

@@ -13,7 +13,8 @@ from cases.benchmark_layers import SMALL
 from harness import command, record
 from layers import jobs
 from layers.baselines import Ours
-from layers.problems import Problem, live_count, load_suite, make_masks
+from layers.masks import live_count, make_masks
+from layers.problems import Problem, load_suite
 from layers.report import LAYERS, read_rows
 
 TWO = ["--problem", SMALL, "--problem", 'n1c8h6k16r1 "test:light"', "--rounds", "1", "--threads", "1"]

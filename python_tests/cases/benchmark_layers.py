@@ -7,9 +7,12 @@ import torch
 from harness.goals import goals
 from layers.case import Case
 from layers.goals import GOALS
-from layers.problems import Problem, make_masks
+from layers.masks import make_masks
+from layers.problems import Problem
 from layers.rows import Row
 
+# Strides, one tap, groups, depthwise with dilation, an image.
+VARIED = ["n2c8h6w5k12r3s2p1g1", "n1c6h5k4r1s1p0g1", "n2c8h6k16r3s1p1g4", "n1c12h6k12r3s1p2g12d2", "n1c3h8k6r3s1p1g1"]
 SMALL = 'n1c8h6k8r3s1p1g1 "test:small*2"'
 
 

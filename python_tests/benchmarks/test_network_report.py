@@ -1,0 +1,78 @@
+"""The network benchmark's rows, summary, goals and files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+import network
+import networks.report as network_report
+from harness.goals import goals
+from networks.report import NETWORKS as REPORT
+from networks.rows import GOALS, NetworkRow, summarise
+
+
+def test_rows_of_older_files_have_todays_names(tmp_path):
+    old = asdict(make_row(live_peak_mb=7.0, trials={"dense/nchw": 1.0, "live/nchw": 2.0}))
+    old["quartiles"] = {"layer/channels_last": [1, 2, 3]}
+    for name in ("layer_ms", "network_ms", "network_peak_mb"):
+        old[name] = old.pop(name.replace("layer", "masked").replace("network", "live"))
+    old["trials"] = {"dense/nchw": 1.0, "network/nchw": 2.0}
+    (tmp_path / "n.json").write_text(json.dumps({"rows": [old]}))
+    (row,) = REPORT.read(tmp_path / "n.json")[0]
+    assert (row.masked_ms, row.live_ms, row.live_peak_mb, row.live_vs_dense) == (3.0, 2.0, 7.0, 2.0)
+    assert row.quartiles == {"masked/channels_last": [1, 2, 3]}
+    assert row.trials == {"dense/nchw": 1.0, "live/nchw": 2.0}
+
+
+ROW = dict(network="n", batch=1, masks="joint", kept=0.5, direction="train", dense_ms=4.0, masked_ms=3.0)
+
+
+ROW |= dict(live_ms=2.0, small_ms=1.9, layouts="nchw nchw nchw nchw", rounds=3, optimizer="masked")
+
+
+def make_row(**changes):
+    return NetworkRow(**ROW | changes)
+
+
+def test_ratios_and_summary():
+    rows = [make_row(), make_row(network="m", live_ms=5.0), make_row(network="o", small_ms=None)]
+    assert (rows[0].masked_vs_dense, rows[0].live_vs_dense, rows[0].of_limit) == (4 / 3, 2, 0.95)
+    assert rows[2].of_limit is None
+    (s,) = summarise(rows)
+    assert (s.networks, s.worst, s.worst_of_limit, s.lost_to_dense) == (3, "m", 0.38, 1)
+    assert s.live_vs_dense == pytest.approx((2 * 2 * 0.8) ** (1 / 3))
+
+
+def test_goals_name_the_rows_that_fail():
+    rows = [
+        make_row(),
+        make_row(network="slow", live_ms=3.8),
+        make_row(network="slow", kept=0.3, live_ms=3.8),
+        make_row(masks="independent", small_ms=0.1),
+        make_row(direction="infer", small_ms=0.1),
+        make_row(kept=0.95, masks="independent", live_ms=4.2),
+        make_row(kept=1.0, live_ms=3.9),
+    ]
+    bound, dense = goals(rows, GOALS)
+    assert (bound.target, bound.rows, bound.failing, bound.verdict) == (">= 0.9", 2, 1, "missed")
+    assert bound.failing_most == "slow joint kept 0.5: 0.50" and bound.goal.endswith("kept 0.5")
+    assert (dense.target, dense.rows, dense.failing_most) == (">= 0.98", 2, "n independent kept 0.95: 0.95")
+    assert all(g.goal.startswith("GPU") for g in goals([make_row(device="cuda")], GOALS))
+    assert network_report.network_goals([make_row(kept=0.7)]) == ""
+
+
+def test_rows_of_different_dtypes_are_told_apart():
+    rows = [make_row(), make_row(dtype="bfloat16")]
+    table, summary = network_report.table(rows), network_report.summary(rows)
+    assert "bfloat16" in table and "bfloat16" in summary and "clock" not in table
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(network.__file__).parent / "results").glob("*-network*.json")), ids=lambda p: p.name
+)
+def test_committed_results_can_be_read_again(path):
+    assert goals(REPORT.read(path)[0], GOALS)
