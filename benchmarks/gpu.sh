@@ -8,8 +8,8 @@
 #
 # Environment: OUT (out/gpu), PYTHON (python3), COMMIT where git cannot tell, LIMIT in seconds (520, quick 160), and
 # MAX_JOBS and TORCH_CUDA_ARCH_LIST for the build.
-# What is left of the time decides how far the benchmarks get: they write as they go, and name what was not run.
-# Exit code: 0 all is well, 1 a step failed or found no time, 2 this machine or this command line will not do.
+# The benchmarks get the time that is left. They write results as they go, and name what was not run.
+# Exit code: 0 all is well, 1 a step failed or found no time, 2 the machine lacks something or an argument is wrong.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 
@@ -32,19 +32,20 @@ while (($#)); do
   shift
 done
 
-# ---- time: nothing runs beyond the limit, in seconds from the start, but for 10 of grace to end in order
+# ---- time: the limit is in seconds from the start; what still runs then gets 10 more seconds to end in order
 limit=${LIMIT:-$([[ $quick ]] && echo 160 || echo 520)}
 failed=0 summary=""
 
 wanted() { [[ ! $only || " $only " == *" $1 "* ]]; }
 left() { echo $((limit - SECONDS)); }
-# share PERCENT MOST: so much of what is left, in seconds.
+# share PERCENT MOST: PERCENT of the seconds that are left, at most MOST.
 share() { local s=$(($(left) * $1 / 100)); echo $((s < $2 ? s : $2)); }
-# Of so many seconds of a Python process, the minutes in which it may begin something new.
+# minutes SECONDS: for a Python process that may run for SECONDS, the --minutes after which it begins nothing new.
 minutes() { local s=$(($1 > 24 ? $1 - 12 : $1 / 2)); printf '%d.%02d' $((s / 60)) $((s % 60 * 100 / 60)); }
 note() { summary+=$(printf '%-20s %4s s  %s' "$1" "$2" "$3")$'\n'; }
 
-# step NAME SECONDS COMMAND...: at most for so long and for what is left; its output goes to the log too.
+# step NAME SECONDS COMMAND...: runs the command for at most SECONDS or what is left of the limit; its output goes to
+# the log, too.
 step() {
   local name=$1 most=$2 began=$SECONDS code
   shift 2
@@ -110,7 +111,7 @@ END
 }
 export -f header
 
-# The card's own; what only Hopper has wants 9.0a.
+# The card's compute capability; the instructions that only Hopper has need 9.0a.
 architecture() {
   "$PYTHON" -c 'import torch; v = torch.cuda.get_device_capability(); print("%d.%d" % v + "a" * (v[0] == 9))'
 }
@@ -133,7 +134,7 @@ tests() {
 
 sanitize() {
   local tool=compute-sanitizer options="" seconds
-  # First unwatched: a sanitizer that was told to watch kernels which never ran would be content, too.
+  # First without a sanitizer: it reports no error either where the kernels that it should watch never run.
   seconds=$(share 20 30)
   step "kernels that run" "$seconds" "$PYTHON" benchmarks/sanitize.py --kernels --minutes "$(minutes "$seconds")"
   command -v $tool >/dev/null || tool=/usr/local/cuda/bin/compute-sanitizer
@@ -142,7 +143,7 @@ sanitize() {
     failed=1
     return
   fi
-  # Kernels of ours alone: whole libraries are too many to watch, and not ours to mend.
+  # Only this package's kernels: watching the libraries' as well takes too long.
   [[ $dry ]] || $tool --help 2>&1 | grep -q -- --kernel-name && options="--kernel-name kns=prunekernels"
   seconds=$(share 25 50)
   # Without the caching allocator every tensor has an allocation of its own, and an access beside it is seen.
@@ -156,7 +157,7 @@ sanitize() {
     "$PYTHON" benchmarks/sanitize.py --minutes "$(minutes "$seconds")"
 }
 
-# conv NAME SECONDS OPTIONS...: what a lost device leaves undone is done by the next process.
+# conv NAME SECONDS OPTIONS...: runs conv.py; where the device is lost, a new process goes on with the rest.
 conv() {
   local name=$1 end=$((SECONDS + $2)) seconds code
   shift 2
@@ -179,19 +180,19 @@ bench() {
     conv bf16 "$most" --suite gpu_quick --dtype bfloat16 --layout channels_last --mask filter block kernel --kept 0.5
     return
   fi
-  # The kept shares that say most come first. Batches that keep most kernels above 50 us.
+  # The keep ratios that say most come first; the batches make most kernels take more than 50 us.
   local all="--suite resnet50 vgg16_cifar --mask filter block kernel --side both out in --kept 0.5 0.9 0.3 0.7 1.0"
   # shellcheck disable=SC2086
   conv bf16 $((most * 60 / 100)) $all --dtype bfloat16 --layout channels_last --batch resnet50=128 vgg16_cifar=512
   # shellcheck disable=SC2086
   conv fp32 $(($(left) - 35)) $all --dtype float32 --batch resnet50=64 vgg16_cifar=256
-  # Beside the graphs' times: what a caller who launches every kernel sees.
+  # Beside the times of CUDA graphs: the times of calls from Python, launches included.
   step "bench calls" 35 "$PYTHON" benchmarks/conv.py --device cuda --clock events --keep-going --seconds 0.1 \
     --suite gpu_quick --dtype bfloat16 --layout channels_last --baselines compaction limit --kept 0.5 --minutes 0.3 \
     --md "$base-calls.md"
 }
 
-step header 60 bash -c header || stop "this machine will not do, see above"
+step header 60 bash -c header || stop "this machine lacks something, see above"
 [[ $dry ]] || export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$(architecture)}
 if ! step build 260 env PRUNEKERNELS_CUDA=1 "$PYTHON" setup.py -q build_ext --inplace; then
   printf '\n%s' "$summary"

@@ -168,7 +168,7 @@ def test_rounds_and_seconds_overrule_the_minutes(monkeypatch):
     assert pace.rounds("train", 1000) == 8 and pace.rounds("train", 1e9) == LEAST
 
 
-def test_layouts_without_a_chance_sit_out():
+def test_slow_layouts_are_not_timed():
     trials = {"dense/nchw": 13.0, "dense/channels_last": 10.0, "small/nchw": 9.0}
     assert network.finalists(trials) == ["dense/channels_last", "small/nchw"]
 
