@@ -83,7 +83,8 @@ if [[ ! $dry ]]; then
   { mkdir -p "$OUT" && : >"$log"; } || stop "cannot write $OUT"
 fi
 # "NVIDIA H100 80GB HBM3" becomes h100-80gb-hbm3.
-machine=$(echo "${card:-gpu}" | tr '[:upper:]' '[:lower:]' | sed -E 's/nvidia|geforce//g; s/[^a-z0-9]+/-/g; s/^-+|-+$//g')
+machine=$(echo "${card:-gpu}" | tr '[:upper:]' '[:lower:]' |
+  sed -E 's/nvidia|geforce//g; s/[^a-z0-9]+/-/g; s/^-+|-+$//g')
 base=$OUT/$(date +%F)-$machine-${COMMIT//[^A-Za-z0-9_.-]/-}${quick:+-quick}
 export PYTHON COMMIT PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 CUDA_MODULE_LOADING=LAZY
 export MAX_JOBS=${MAX_JOBS:-$(nproc)}
