@@ -29,12 +29,13 @@ def row(**given):
     return MethodRow(**{**common, **given})
 
 
+@pytest.mark.slow
 def test_writes_rows(script, tmp_path, capsys):
     to = ["--json", str(tmp_path / "m.json"), "--md", str(tmp_path / "m.md")]
     what = ["--arch", "vgg_small", "--methods", "ghfp", "csgd", "--rates", "0.5", "--sweep", "0.1", "--swept", "ghfp"]
     assert script.main([*what, "--seeds", "3", "--epochs", "2", "--size", "8", "--workers", "1", *to]) == 0
     body = json.loads((tmp_path / "m.json").read_text())
-    assert "benchmarks/methods.py --arch" in body["header"]["command"] and body["failed"] == {}
+    assert "benchmarks/methods.py --arch" in body["header"]["command"] and body["failed"] == {} and body["not_run"] == []
     rows = body["rows"]
     assert [(r["method"], r["rate"], r["clip"]) for r in rows] == [
         ("none", 0.0, None), ("ghfp", 0.5, None), ("csgd", 0.5, None), ("ghfp", 0.5, False),

@@ -203,6 +203,7 @@ def run_to_files(folder, *argv):
     return network.main([*argv, *files])
 
 
+@pytest.mark.slow
 def test_end_to_end(tmp_path, capsys):
     assert run_to_files(tmp_path, "--suite", "tiny", "--kept", "0.5", "--rounds", "1", "--threads", "1") == 0
     rows, missing = REPORT.read(tmp_path / "n.json")

@@ -113,6 +113,7 @@ def test_gpu_script_reports_every_tool(gpu_machine):
     assert "no python_tests/cuda/test_conv.py" in found["tests"] or "no pytest" in found["tests"]
 
 
+@pytest.mark.slow
 def test_gpu_script_keeps_to_its_limit(gpu_machine):
     began = time.monotonic()
     done = script(LIMIT="6", SLOW="30", **gpu_machine)
