@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from harness import command
 from harness.machine import header
-from harness.options import Parser, Renamed, add_output_files, positive, share
+from harness.options import MODE_OF_GEAR, Parser, Renamed, add_output_files, mode_of_gear, positive, share
 from harness.record import Record
 from harness.timing import interleaved
 from prunekernels.inspect.flops import count_flops
@@ -43,7 +43,8 @@ METHODS = [name for name in setup.known_methods() if name != "none"]
 DENSE = Spec("none")
 LATENCY_BATCHES = (1, 64)
 LATENCY_SECONDS = 0.4
-GEARS = {"live": "network", "masked": "layer"}  # what Config calls the modes
+MODES = ("live", "masked")
+GEAR_OF_MODE = {mode: gear for gear, mode in MODE_OF_GEAR.items()}  # Config has the old names
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Group:
         options = {} if spec.clip is None else {"clip": spec.clip}
         return Config(
             **common,
-            gear=GEARS[self.mode],
+            gear=GEAR_OF_MODE[self.mode],
             quiet=True,
             method=spec.method,
             rate=spec.rate,
@@ -185,8 +186,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     add("--epochs", type=positive, default=20, help="default: %(default)s")
     add("--size", type=int, help="height and width of the images; default: 16")
-    add("--mode", choices=tuple(GEARS), default="live", help="how masked networks run; default: %(default)s")
-    add("--gear", action=Renamed, new="--mode", dest="mode", type=_mode, choices=tuple(GEARS))
+    add("--mode", choices=MODES, default="live", help="how masked networks run; default: %(default)s")
+    add("--gear", action=Renamed, new="--mode", dest="mode", type=mode_of_gear, choices=MODES)
     add("--threads", type=positive, default=1, help="of each process; default: %(default)s")
     add("--workers", type=positive, default=os.cpu_count(), help="processes; default: as many as there are cores")
     add_output_files(parser, ("json", "md"))
@@ -201,11 +202,6 @@ def _rate(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"expected a share in (0, 1), got {text}")
     return value
-
-
-def _mode(text: str) -> str:
-    """Today's name of a mode."""
-    return {old: new for new, old in GEARS.items()}.get(text, text)
 
 
 def train(record: Record, groups: Sequence[Group], workers: int) -> int:

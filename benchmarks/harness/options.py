@@ -14,6 +14,7 @@ import torch
 import prunekernels as pk
 
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}  # memory format by name of a layout
+MODE_OF_GEAR = {"layer": "masked", "network": "live"}  # modes were called gears up to version 0.1
 # What harness/command.py reads, for commands without the option.
 NEUTRAL: dict[str, Any] = dict(json=None, csv=None, md=None, plot=None, resume=False, plan="auto", keep_going=False)
 
@@ -40,6 +41,12 @@ class Renamed(argparse.Action):
     def __call__(self, parser: Any, args: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
         print(f"warning: {option_string} is now {self.new}", file=sys.stderr)
         setattr(args, self.dest, values)
+
+
+def mode_of_gear(name: str) -> str:
+    """The name of a mode, or its "mode/layout", from what may be the name of a gear; other names stay as they are."""
+    first, slash, layout = name.partition("/")
+    return MODE_OF_GEAR.get(first, first) + slash + layout
 
 
 def keep_ratio(text: str) -> float:

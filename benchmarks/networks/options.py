@@ -17,11 +17,11 @@ from harness.options import (
     duration,
     keep_ratio,
     minutes,
+    mode_of_gear,
     positive,
 )
 from networks.baselines import FAMILIES, PASSES
 from networks.models import MASKS, NETWORKS, Network
-from networks.rows import new_family
 from networks.setting import OPTIMIZERS
 
 SUITES = {"cpu": ("resnet56", "vgg16", "resnet18"), "cuda": ("resnet50", "resnet56", "vgg16", "resnet18")}
@@ -71,7 +71,7 @@ def _what(group: argparse._ArgumentGroup) -> None:
     note = "joint: filters that meet in an add are masked alike; independent: a list per convolution; default both"
     add("--masks", nargs="+", choices=MASKS, metavar="M", help=note)
     add("--pass", nargs="+", choices=PASSES, dest="passes", metavar="P", help="train, infer; default both")
-    add_contenders(group, "--contenders", FAMILIES[1:], type=new_family)
+    add_contenders(group, "--contenders", FAMILIES[1:], type=mode_of_gear)
     add("--quick", action="store_true", help="joint masks, kept 0.95 and 0.5, training steps, three rounds")
 
 

@@ -7,29 +7,20 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from harness.goals import LOSS, Goal
+from harness.options import MODE_OF_GEAR, mode_of_gear
 from harness.stats import geomean
 
 RATIOS = ("masked_vs_dense", "live_vs_dense", "of_limit")
-RENAMED = {"layer": "masked", "network": "live"}  # modes in results files of versions up to 0.1
-
-
-def new_family(name: str) -> str:
-    """Today's name of a contender."""
-    return RENAMED.get(name, name)
 
 
 def renewed(entry: dict[str, Any]) -> dict[str, Any]:
     """A row of an older results file under today's names: network_ms is live_ms, "network/nchw" is "live/nchw"."""
-    for old, new in RENAMED.items():
+    for old, new in MODE_OF_GEAR.items():
         for suffix in ("_ms", "_peak_mb"):
             if old + suffix in entry:
                 entry[new + suffix] = entry.pop(old + suffix)
     for detail in ("quartiles", "trials"):
-        if detail in entry:
-            keys = (key.partition("/") for key in entry[detail])
-            entry[detail] = {
-                f"{new_family(f)}/{x}": v for (f, _, x), v in zip(keys, entry[detail].values(), strict=True)
-            }
+        entry[detail] = {mode_of_gear(key): value for key, value in entry.get(detail, {}).items()}
     return entry
 
 

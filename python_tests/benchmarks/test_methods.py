@@ -35,7 +35,8 @@ def test_writes_rows(script, tmp_path, capsys):
     what = ["--arch", "vgg_small", "--methods", "ghfp", "csgd", "--rates", "0.5", "--sweep", "0.1", "--swept", "ghfp"]
     assert script.main([*what, "--seeds", "3", "--epochs", "2", "--size", "8", "--workers", "1", *to]) == 0
     body = json.loads((tmp_path / "m.json").read_text())
-    assert "benchmarks/methods.py --arch" in body["header"]["command"] and body["failed"] == {} and body["not_run"] == []
+    assert "benchmarks/methods.py --arch" in body["header"]["command"]
+    assert (body["failed"], body["not_run"]) == ({}, [])
     rows = body["rows"]
     assert [(r["method"], r["rate"], r["clip"]) for r in rows] == [
         ("none", 0.0, None), ("ghfp", 0.5, None), ("csgd", 0.5, None), ("ghfp", 0.5, False),
