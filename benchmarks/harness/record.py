@@ -33,7 +33,8 @@ class Record:
         """Takes over what the JSON file of an earlier run holds, if there is one."""
         if self.args.json.exists():
             rows, missing = self.report.read(self.args.json)
-            self.rows = [row for row in rows if row.job not in missing.not_run]  # of some not all directions were run
+            # A job that was cut short has rows of some directions only: it is run again.
+            self.rows = [row for row in rows if row.job not in missing.not_run]
             self.failed = dict(missing.failed)
             self.finished = {row.job for row in self.rows} | set(self.failed)
 

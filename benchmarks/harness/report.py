@@ -50,7 +50,7 @@ class Report:
             "Summary": self.summary(rows, markdown) if rows else "",
             "Goals": self.goals(rows, markdown) if rows else "",
             "Failed": "\n".join(f"- {job}: {error}" for job, error in missing.failed.items()),
-            "Not run, for want of time": not_run_text(missing.not_run),
+            NOT_RUN: not_run_text(missing.not_run),
             "Rows": self.table(rows, markdown) if rows else "",
         }
         return {title: text for title, text in found.items() if text}
@@ -58,9 +58,7 @@ class Report:
     def on_terminal(self, rows: Sequence[Any], header: Mapping[str, object], missing: Missing = NOTHING) -> str:
         head = "\n".join(f"{key}: {value}" for key, value in header.items())
         found = self.sections(rows, missing, markdown=False)
-        named = (f"{title.partition(',')[0].lower()}:\n{found[title]}" for title in found if title in TITLED)
-        plain = (found[title] for title in ("Rows", "Summary", "Goals") if title in found)
-        return "\n\n".join((head, *plain, *named))
+        return "\n\n".join((head, *(start + found[title] for title, start in ON_TERMINAL.items() if title in found)))
 
     def markdown(self, rows: Sequence[Any], header: Mapping[str, object], missing: Missing = NOTHING) -> str:
         head = "\n".join(f"- {key}: {f'`{value}`' if key == 'command' else value}" for key, value in header.items())
@@ -97,7 +95,9 @@ class Report:
             raise ValueError(f"{path}: no results file: {error}") from None
 
 
-TITLED = ("Failed", "Not run, for want of time")  # sections that have their heading on the terminal, too
+NOT_RUN = "Not run, for want of time"
+# The sections in the order in which the terminal shows them, and how they start there.
+ON_TERMINAL = {"Rows": "", "Summary": "", "Goals": "", "Failed": "failed:\n", NOT_RUN: "not run:\n"}
 
 
 def json_text(body: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from networks.setting import OPTIMIZERS
 
 SUITES = {"cpu": ("resnet56", "vgg16", "resnet18"), "cuda": ("resnet50", "resnet56", "vgg16", "resnet18")}
 TINY = ("tiny_resnet", "tiny_vgg")
-KEPT = (0.95, 0.9, 0.7, 0.5, 0.3)
+KEEP_RATIOS = (0.95, 0.9, 0.7, 0.5, 0.3)
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 LAYOUTS = {"cpu": "both", "cuda": "channels_last"}
 OPTIMIZER = {"cpu": "masked", "cuda": "torch"}  # MaskedSGD reads masks on the host, which a CUDA graph cannot record
@@ -58,15 +58,9 @@ def _what(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     note = f"default {' '.join(SUITES['cpu'])}, on CUDA resnet50 besides; tiny: both tiny ones"
     add("--suite", nargs="+", choices=(*NETWORKS, "tiny"), metavar="NAME", help=note)
-    add(
-        "--batch",
-        nargs="+",
-        type=batch_of("network", NETWORKS),
-        default=[],
-        metavar="N",
-        help="of all networks or, NETWORK=N, of one",
-    )
-    note = f"keep ratios (live shares of the filters), default {' '.join(map(str, KEPT))}"
+    note = "of all networks or, NETWORK=N, of one"
+    add("--batch", nargs="+", type=batch_of("network", NETWORKS), default=[], metavar="N", help=note)
+    note = f"keep ratios (live shares of the filters), default {' '.join(map(str, KEEP_RATIOS))}"
     add("--kept", nargs="+", type=keep_ratio, metavar="X", help=note)
     note = "joint: filters that meet in an add are masked alike; independent: a list per convolution; default both"
     add("--masks", nargs="+", choices=MASKS, metavar="M", help=note)
@@ -101,7 +95,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[Network]
     if args.quick:
         for name, value in QUICK.items():
             setattr(args, name, getattr(args, name) or value)
-    args.kept = sorted(set(args.kept or KEPT), reverse=True)
+    args.kept = sorted(set(args.kept or KEEP_RATIOS), reverse=True)
     args.masks = list(dict.fromkeys(args.masks or MASKS))
     args.passes = [name for name in PASSES if name in (args.passes or PASSES)]
     args.dtype = args.dtype or DTYPES[args.device]
