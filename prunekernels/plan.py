@@ -15,15 +15,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from .masks import ConvMask
 from .ops import extension
 from .ops.fallback import PLANS as PLANS
-
-if TYPE_CHECKING:
-    from .masks import ConvMask
 
 DIRECTIONS = ("forward", "grad_input", "grad_weight")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
 from types import ModuleType
@@ -20,10 +21,9 @@ def _load() -> str:
     if os.environ.get("PRUNEKERNELS_NO_EXT", "0") not in ("", "0"):
         return "PRUNEKERNELS_NO_EXT is set"
     try:
-        from .. import _C as extension  # type: ignore[attr-defined,unused-ignore]
+        _C = importlib.import_module("prunekernels._C")
     except ImportError as error:
         return str(error)
-    _C = extension
     return ""
 
 
