@@ -1,7 +1,8 @@
-"""Optimizers that leave dead rows alone, and bind, which tells them (or any other optimizer) which rows are dead."""
+"""Optimizers that leave dead rows alone, and bind, which makes any optimizer do so."""
 
 from .adamw import MaskedAdamW
-from .bind import Binding, bind
+from .binding import Binding
+from .freezing import bind
 from .sgd import MaskedSGD
 
 __all__ = ["Binding", "MaskedAdamW", "MaskedSGD", "bind"]

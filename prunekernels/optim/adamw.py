@@ -15,13 +15,32 @@ OPERATOR = ops.masked_adamw_.default
 
 
 class MaskedAdamW(MaskedStep, torch.optim.AdamW):
-    """torch.optim.AdamW that leaves frozen rows and their averages exactly as they are. bind, freeze: as in MaskedSGD.
+    """torch.optim.AdamW, except that frozen rows and their averages stay exactly as they are.
 
-    On the CPU the averages have torch's bits, and so have the weights beside its fused AdamW; beside the others 2 % of
-    them differ in the last bit after a step, because torch's square root is not always the correctly rounded one.
+    `prunekernels.optim.bind` says which rows are dead. State dicts interchange with those of `torch.optim.AdamW`; the
+    step count of a parameter goes on while some of its rows are frozen. `amsgrad` and `capturable` are not offered.
 
-    State dicts interchange with torch.optim.AdamW's; a parameter's step count goes on while some of its rows are
-    frozen. amsgrad and capturable are not offered.
+    On the CPU the averages have torch's bits, and so have the weights beside torch's fused AdamW. Beside its other
+    forms 2 % of the weights differ in the last bit after a step, because torch's square root is not always the
+    correctly rounded one.
+
+    Args:
+        params: Parameters or groups of them, as in `torch.optim.AdamW`. A group may have its own `freeze`.
+        lr: Learning rate, a number.
+        betas: As in `torch.optim.AdamW`, two numbers in [0, 1).
+        eps: As in `torch.optim.AdamW`.
+        weight_decay: As in `torch.optim.AdamW`.
+        maximize: As in `torch.optim.AdamW`.
+        freeze: "hard" or "dead", as in `MaskedSGD`.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+        >>> report = pk.convert(model)
+        >>> optimizer = pk.optim.MaskedAdamW(model.parameters(), lr=1e-3, freeze="dead")
+        >>> binding = pk.optim.bind(optimizer, model)
+        >>> model[0].set_masks(filter=torch.arange(8) > 3)
+        >>> model(torch.randn(2, 3, 6, 6)).sum().backward()
+        >>> optimizer.step()  # filters 0 to 3 stay as they are
     """
 
     def __init__(
@@ -44,7 +63,14 @@ class MaskedAdamW(MaskedStep, torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Any:  # type: ignore[override]
-        """One step; closure, if given, computes the loss anew, and its value is returned."""
+        """Takes one step.
+
+        Args:
+            closure: If given, computes the loss anew, gradients included, before the step.
+
+        Returns:
+            What the closure returned; None without one.
+        """
         loss = self._loss_of(closure)
         for group in self.param_groups:
             self._check_group(group, ("amsgrad", "capturable", "differentiable"))
@@ -60,9 +86,9 @@ class MaskedAdamW(MaskedStep, torch.optim.AdamW):
     def _state_of(self, p: Tensor) -> dict[str, Tensor]:
         state = self.state[p]
         if not state:
-            is_double = torch.get_default_dtype() == torch.float64  # as torch's own
+            is_double = torch.get_default_dtype() == torch.float64  # as in torch's AdamW
             state["step"] = torch.zeros((), dtype=torch.float64 if is_double else torch.float32)
             state |= {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        elif not state["step"].is_cpu:  # a checkpoint's of a fused or capturable AdamW
+        elif not state["step"].is_cpu:  # from a checkpoint of a fused or capturable AdamW
             state["step"] = state["step"].cpu()
         return state

@@ -1,4 +1,4 @@
-"""DeadRows: which entries of a model's parameters no step may touch, prepared anew only when a mask has changed."""
+"""DeadRows: which entries of a model's parameters a step must not touch, prepared again only when a mask changed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_freeze(op: str, freeze: str) -> str:
 
 
 def _conv_tables(layer: MaskedConv2d, freeze: str) -> tuple[Tensor | None, Tensor | None]:
-    """Mask tables of weight and bias; None: nothing is frozen."""
+    """Mask tables of weight and bias, dead = frozen; None: nothing is frozen."""
     layer._refresh_if_edited()
     sizes = (layer.out_channels, layer.in_channels, layer.groups)
     if freeze == "hard":
@@ -32,7 +32,9 @@ def _conv_tables(layer: MaskedConv2d, freeze: str) -> tuple[Tensor | None, Tenso
     bias = None if layer._all_live else layer._mask_table
     if layer.weight_grad == "masked":
         return bias, bias
-    full = live_counts(layer._grad_table)[2] == layer.kernel_mask.numel()  # these weights have gradients: they train
+    full = (
+        live_counts(layer._grad_table)[2] == layer.kernel_mask.numel()
+    )  # with dense gradients only hard-dead weights do not train
     return None if full else layer._grad_table, bias
 
 
@@ -42,8 +44,11 @@ def _norm_table(layer: MaskedBatchNorm2d) -> Tensor | None:
 
 
 class DeadRows:
-    """Mask tables by parameter: dead there means frozen. freeze "hard": the filters that hard_mask drops; "dead": all
-    weights that get no gradient. Of a norm both mean the channels that channel_mask drops."""
+    """The mask table of each parameter of some layers; what is dead in a table is frozen.
+
+    freeze "hard" freezes the filters that hard_mask drops, "dead" all weights that get no gradient. Of a norm both
+    freeze the channels that channel_mask drops.
+    """
 
     def __init__(self, layers: Sequence[MaskedLayer], freeze: str) -> None:
         self._layers, self._freeze = layers, freeze
@@ -57,7 +62,7 @@ class DeadRows:
         return ("hard_mask",) if isinstance(layer, MaskedConv2d) and self._freeze == "hard" else layer._mask_names
 
     def tables(self) -> Mapping[Tensor, Tensor]:
-        """Of the parameters with something frozen; the same object while no mask changes."""
+        """Parameter -> table, for parameters with something frozen. The same object as long as no mask changes."""
         buffers = [mask for owned, name in self._watched if (mask := owned.get(name)) is not None]
         try:
             versions = [mask._version for mask in buffers]
@@ -67,12 +72,12 @@ class DeadRows:
         if seen != self._seen:
             with torch.no_grad():
                 self._tables = {p: table for p, table in self._prepare() if table is not None}
-            self._buffers, self._seen = buffers, seen  # held, so that no id is used again
+            self._buffers, self._seen = buffers, seen  # kept alive, so that their ids stay theirs
         return self._tables
 
     def _prepare(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         for layer in self._layers:
-            if not isinstance(layer, (MaskedConv2d, MaskedBatchNorm2d)):  # restored since
+            if not isinstance(layer, (MaskedConv2d, MaskedBatchNorm2d)):  # pk.restore has made it a plain layer since
                 continue
             if isinstance(layer, MaskedConv2d):
                 weight, bias = _conv_tables(layer, self._freeze)

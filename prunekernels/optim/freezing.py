@@ -1,4 +1,4 @@
-"""bind: tells an optimizer which rows of a model's parameters are dead."""
+"""bind: makes the steps of an optimizer leave the dead rows of a model alone."""
 
 from __future__ import annotations
 
@@ -11,38 +11,11 @@ from torch import Tensor, nn
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
 from ..ops import mask_table
-from .dead_rows import DeadRows, MaskedLayer, check_freeze
+from .binding import Binding
+from .dead_rows import MaskedLayer, check_freeze
 from .step import MaskedStep
 
 Index = tuple[Tensor, ...]
-
-
-class Binding:
-    """The tie between an optimizer and a model's masks; remove() cuts it."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, layers: list[MaskedLayer], freeze: str) -> None:
-        self.optimizer = optimizer
-        self._layers, self._freeze = layers, freeze
-        self._by_freeze: dict[str, DeadRows] = {}
-        self._hooks: list[Any] = []
-        if not isinstance(optimizer, MaskedStep):
-            keeper = _Keeper(self)
-            self._hooks.append(optimizer.register_step_pre_hook(keeper.before))
-            self._hooks.append(optimizer.register_step_post_hook(keeper.after))
-
-    def tables(self, freeze: str | None = None) -> Mapping[Tensor, Tensor]:
-        """By parameter, the mask table of what a step leaves alone; parameters with nothing dead are absent."""
-        freeze = freeze or self._freeze
-        if freeze not in self._by_freeze:
-            self._by_freeze[freeze] = DeadRows(self._layers, freeze)
-        return self._by_freeze[freeze].tables()
-
-    def remove(self) -> None:
-        """From now on the optimizer steps as if nothing was dead."""
-        for hook in self._hooks:
-            hook.remove()
-        if self.optimizer.__dict__.get("_binding") is self:
-            del self.optimizer.__dict__["_binding"]
 
 
 def _masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
@@ -62,12 +35,32 @@ def _masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
 def bind(optimizer: torch.optim.Optimizer, model: nn.Module, *, freeze: str | None = None) -> Binding:
     """Makes an optimizer's steps leave the dead rows of a model's masked layers, and their state, exactly as they are.
 
-    A masked optimizer skips them and knows by itself what to freeze; any other gets hooks that put them back after each
-    step (of state that the step has just made, zeros), at the cost of a copy of the dead entries. freeze, for such an
-    optimizer: "hard" (default; filters that hard_mask drops) or "dead" (all that the masks drop); a norm has no hard
-    mask, and its dead channels are frozen under either.
+    A masked optimizer skips dead rows and has a `freeze` of its own. Any other optimizer gets hooks that put the dead
+    entries back after each step, at the cost of a copy of those entries; state that the first step creates for them
+    becomes zero. Every step looks at the masks anew, so they may change at any time. Binding an optimizer again
+    replaces its former binding.
 
-    Masks are looked at in each step, so change them as you like. Binding again replaces the former binding.
+    Args:
+        optimizer: A `torch.optim.Optimizer` with parameters of the model's masked layers.
+        model: A network with masked layers (see `prunekernels.convert`).
+        freeze: For an optimizer that is not a masked one: "hard" (the default) freezes the filters that `hard_mask`
+            drops, "dead" everything that the masks drop. A norm has no hard mask: its dead channels are frozen under
+            either.
+
+    Returns:
+        The `Binding`, whose `remove()` undoes it.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3))
+        >>> report = pk.convert(model)
+        >>> model[0].set_masks(filter=torch.arange(8) > 3)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+        >>> binding = pk.optim.bind(optimizer, model, freeze="dead")
+        >>> before = model[0].weight.detach().clone()
+        >>> model(torch.randn(2, 3, 6, 6)).sum().backward()
+        >>> optimizer.step()
+        >>> torch.equal(model[0].weight[:4], before[:4]), torch.equal(model[0].weight[4:], before[4:])
+        (True, False)
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"bind: optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
@@ -82,11 +75,15 @@ def bind(optimizer: torch.optim.Optimizer, model: nn.Module, *, freeze: str | No
     if former is not None:
         former.remove()
     binding = optimizer.__dict__["_binding"] = Binding(optimizer, list(layers.values()), freeze or "hard")
+    if not isinstance(optimizer, MaskedStep):
+        keeper = _FrozenEntries(binding)
+        binding.hooks.append(optimizer.register_step_pre_hook(keeper.before))
+        binding.hooks.append(optimizer.register_step_post_hook(keeper.after))
     return binding
 
 
-class _Keeper:
-    """Keeps frozen entries over a step of an optimizer that knows nothing of them."""
+class _FrozenEntries:
+    """Hooks around a step of an optimizer that is not masked: they save the frozen entries and put them back."""
 
     def __init__(self, binding: Binding) -> None:
         self._binding = binding
@@ -103,28 +100,31 @@ class _Keeper:
 
     @torch.no_grad()
     def before(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Saves the frozen entries of every parameter and of its state."""
         self._refresh()
         self._kept = []
         for p, index in self._frozen.items():
-            state = {name: s[index] for name, s in optimizer.state.get(p, {}).items() if _is_beside(s, p)}
+            state = {name: s[index] for name, s in optimizer.state.get(p, {}).items() if _has_entries_of(s, p)}
             self._kept.append((p, index, p[index], state))
 
     @torch.no_grad()
     def after(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Puts back what `before` saved; state that this step created becomes zero there."""
         for p, index, values, state in self._kept:
             p[index] = values
             for name, s in optimizer.state.get(p, {}).items():
-                if _is_beside(s, p):
+                if _has_entries_of(s, p):
                     s[index] = state.get(name, s.new_zeros(()))
         self._kept = []
 
 
-def _is_beside(state: object, parameter: Tensor) -> bool:
+def _has_entries_of(state: object, parameter: Tensor) -> bool:
+    """Whether a value of the optimizer's state has one number for each of the parameter's."""
     return isinstance(state, Tensor) and state.shape == parameter.shape
 
 
 def _frozen_index(parameter: Tensor, table: Tensor) -> Index:
-    """Rows of a vector, or where all of a row's kernels are dead; else (rows, channels)."""
+    """Index of the frozen entries: (rows,) where whole rows are frozen, otherwise (rows, channels)."""
     K, C, groups = table[1:4].tolist()
     if parameter.dim() == 1:
         return ((~mask_table.live_filters(table, K)).nonzero().flatten(),)

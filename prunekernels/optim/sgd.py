@@ -16,18 +16,33 @@ OPERATOR = ops.masked_sgd_.default
 
 
 class MaskedSGD(MaskedStep, torch.optim.SGD):
-    """torch.optim.SGD, to the bit, that leaves frozen rows and their momentum exactly as they are, weight decay or not.
+    """torch.optim.SGD, to the bit, except that frozen rows and their momentum stay exactly as they are.
 
-    Which rows are dead it learns from pk.optim.bind. freeze (a group may have its own): "hard" freezes the filters that
-    hard_mask drops; other dead filters move by momentum and weight decay, as torch.optim moves them. "dead" freezes
-    every filter, kernel and input column that the masks drop, neither reads nor writes them, and costs only what is
-    live; a weight that comes back finds the momentum it left. A norm's dead channels are frozen under either.
+    Weight decay does not move a frozen row either. `prunekernels.optim.bind` says which rows are dead. A weight that
+    comes back finds the momentum it left. State dicts interchange with those of `torch.optim.SGD`. A step calls one
+    operator for each group, device and dtype; `maximize` adds a pass over the gradients.
 
-        >>> optimizer = pk.optim.MaskedSGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, freeze="dead")
-        >>> pk.optim.bind(optimizer, model)
+    Args:
+        params: Parameters or groups of them, as in `torch.optim.SGD`. A group may have its own `freeze`.
+        lr: Learning rate, a number.
+        momentum: As in `torch.optim.SGD`.
+        dampening: As in `torch.optim.SGD`.
+        weight_decay: As in `torch.optim.SGD`.
+        nesterov: As in `torch.optim.SGD`.
+        maximize: As in `torch.optim.SGD`.
+        freeze: "hard" freezes the filters that `hard_mask` drops; other dead filters move by momentum and weight
+            decay, as `torch.optim` moves them. "dead" freezes every filter, kernel and input column that the masks
+            drop: they are neither read nor written, and the step costs what is live. Dead channels of a norm are
+            frozen under either.
 
-    State dicts interchange with torch.optim.SGD's. One operator per group, device and dtype; maximize costs one pass
-    over the gradients more.
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+        >>> report = pk.convert(model)
+        >>> optimizer = pk.optim.MaskedSGD(model.parameters(), lr=0.1, momentum=0.9, freeze="dead")
+        >>> binding = pk.optim.bind(optimizer, model)
+        >>> model[0].set_masks(filter=torch.arange(8) > 3)
+        >>> model(torch.randn(2, 3, 6, 6)).sum().backward()
+        >>> optimizer.step()  # filters 0 to 3 stay as they are
     """
 
     def __init__(
@@ -52,7 +67,14 @@ class MaskedSGD(MaskedStep, torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Any:  # type: ignore[override]
-        """One step; closure, if given, computes the loss anew, and its value is returned."""
+        """Takes one step.
+
+        Args:
+            closure: If given, computes the loss anew, gradients included, before the step.
+
+        Returns:
+            What the closure returned; None without one.
+        """
         loss = self._loss_of(closure)
         for group in self.param_groups:
             self._check_group(group, ("differentiable",))
@@ -65,7 +87,7 @@ class MaskedSGD(MaskedStep, torch.optim.SGD):
         return loss
 
     def _with_momenta(self, params: list[Tensor]) -> Iterator[tuple[bool, list[Tensor], list[Tensor]]]:
-        """Those that have a momentum and those that get one in this step: (first step?, parameters, momenta)."""
+        """Splits parameters by whether this is their first step: yields (first step?, parameters, their momenta)."""
         state = self.state
         momenta = [state[p].get("momentum_buffer") for p in params]
         new = [p for p, momentum in zip(params, momenta, strict=True) if momentum is None]

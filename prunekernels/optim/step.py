@@ -1,23 +1,21 @@
-"""MaskedStep: what the masked optimizers share."""
+"""MaskedStep: checks, batching and the frozen rows, which both masked optimizers share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .binding import Binding
 from .dead_rows import check_freeze
-
-if TYPE_CHECKING:
-    from .bind import Binding
 
 Closure = Callable[[], Any]
 
 
 class MaskedStep(torch.optim.Optimizer):
-    """Mixin over one of torch's optimizers, whose groups, state and state dicts it keeps."""
+    """Mixin for a subclass of a torch optimizer; groups, state and state dicts stay those of the torch optimizer."""
 
     _binding: Binding | None = None
     updates: dict[Tensor, tuple[Tensor, Tensor]] = {}  # noqa: RUF012 - replaced, never written to
@@ -31,7 +29,7 @@ class MaskedStep(torch.optim.Optimizer):
         self._expect(is_number, argument, "a number, at least 0", "a tensor" if isinstance(value, Tensor) else value)
 
     def _set_freeze(self, freeze: str) -> None:
-        """Last in a constructor: torch's own sets up the groups."""
+        """Sets freeze where a group has none. Called last in a constructor: torch's own builds the groups."""
         self.defaults["freeze"] = freeze
         for group in self.param_groups:
             check_freeze(type(self).__name__, group.setdefault("freeze", freeze))
@@ -42,9 +40,23 @@ class MaskedStep(torch.optim.Optimizer):
             group.setdefault("freeze", self.defaults.get("freeze", "hard"))
 
     def track_updates(self, parameters: Iterable[Tensor] | None = None) -> None:
-        """From now on each step puts in updates[parameter] two float32 [rows]: the sums of |change| and of its square.
+        """Makes each step measure how far it moves every filter.
 
-        Rows are filters. By default of all parameters of two or more dimensions; an empty list stops it.
+        After a step `updates[parameter]` holds two float32 tensors [rows]: the sums over each row (filter) of |change|
+        and of its square.
+
+        Args:
+            parameters: What to measure, of two or more dimensions each. None: all such parameters; an empty list stops
+                the measuring.
+
+        Example:
+            >>> layer = pk.MaskedConv2d(3, 8, 3)
+            >>> optimizer = pk.optim.MaskedSGD(layer.parameters(), lr=0.1)
+            >>> optimizer.track_updates()
+            >>> layer(torch.randn(2, 3, 6, 6)).sum().backward()
+            >>> optimizer.step()
+            >>> [tuple(sums.shape) for sums in optimizer.updates[layer.weight]]
+            [(8,), (8,)]
         """
         if parameters is None:
             parameters = [p for group in self.param_groups for p in group["params"] if p.dim() >= 2]
@@ -68,7 +80,7 @@ class MaskedStep(torch.optim.Optimizer):
         return self._binding.tables(group["freeze"]) if self._binding is not None else {}
 
     def _batches(self, group: dict[str, Any]) -> list[list[Tensor]]:
-        """The parameters with a gradient, by device and dtype."""
+        """The parameters that have a gradient, one list for each device and dtype."""
         params = [p for p in group["params"] if p.grad is not None]
         if not params:
             return []
@@ -84,12 +96,13 @@ class MaskedStep(torch.optim.Optimizer):
         grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
         try:
             operator(params, torch._foreach_neg(grads) if group["maximize"] else grads, *rest)
-        except NotImplementedError:  # the dispatcher's word for it
+        except NotImplementedError:  # the dispatcher's error for sparse gradients
             for grad in grads:
                 self._expect(grad.layout == torch.strided, "params", "dense gradients", grad.layout)
             raise
 
     def _updates_of(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Where the operator writes the sums of track_updates(); an empty tensor for a parameter not measured."""
         if not self.updates:
             return [], []
         unasked = (torch.empty(0), torch.empty(0))
