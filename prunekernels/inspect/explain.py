@@ -15,7 +15,7 @@ from torch._prims_common import suggest_memory_format
 
 from ..functional import pad_string
 from ..live import LiveList, LiveTensor, record
-from ..live.conv import Passage
+from ..live.conv import Lowered
 from ..live.tensor import wrap
 from ..nn.conv import MaskedConv2d
 from ..ops import mask_table
@@ -138,7 +138,7 @@ def _plans(layer: nn.Conv2d, call: _Call) -> tuple[str, str, str]:
     return _small_plans(layer, call, small)
 
 
-def _small_plans(layer: MaskedConv2d, call: _Call, small: Passage) -> tuple[str, str, str]:
+def _small_plans(layer: MaskedConv2d, call: _Call, small: Lowered) -> tuple[str, str, str]:
     """Of the network gear's small convolution where some of its kernels are dead."""
     N, C, *space = call.shape
     C = C if layer.groups == 1 else small.out.count  # brought to the live filters, which are the channels

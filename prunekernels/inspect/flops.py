@@ -11,8 +11,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .. import plan
 from ..live import LiveList, LiveTensor
-from ..live.conv import Passage, passage_of
-from ..nn.conv import MaskedConv2d
+from ..live.conv import FullWidth, Lowered
+from ..nn.conv import MaskedConv2d, lowered_for
 from ..ops import mask_table
 from .observe import observe, text_table
 
@@ -89,12 +89,12 @@ def _multiply_adds(layer: nn.Module, x: Tensor, y: Tensor) -> tuple[int, int]:
     return dense, dense // live.channels * live.count
 
 
-def passage(layer: MaskedConv2d, live: LiveList | None, dims: int = 4) -> Passage | None:
+def passage(layer: MaskedConv2d, live: LiveList | None, dims: int = 4) -> Lowered | None:
     """What the network gear makes of an input with these live channels; None where the layer gear serves it."""
     if layer.kernel_mask.is_meta or not (layer._flow or live) or layer._forward_hooks or dims != 4:
         return None
-    found = passage_of(layer, live)
-    return None if found.reason else found
+    found = lowered_for(layer, live)
+    return None if isinstance(found, FullWidth) else found
 
 
 def live_kernels(layer: MaskedConv2d, live: LiveList | None) -> Tensor:

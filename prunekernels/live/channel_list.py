@@ -15,11 +15,11 @@ _captured: dict[int, Tensor] = {}  # graphs go on reading these, whatever become
 _KEPT = 256  # things derived from a list: one that outlives many others (masks change) must not collect them all
 
 
-class Move(NamedTuple):
-    """Channels of one list brought to the places of another: what regroup_channels takes."""
+class ChannelRemap(NamedTuple):
+    """How compact channels of one list go to the places of another list: the index arguments of regroup_channels."""
 
-    taken: Tensor  # int32 [to.count]: the source's compact channel, -1 where it has none
-    placed: Tensor  # int32 [from.count]: the compact channel it went to, -1 where it was dropped
+    gather_index: Tensor  # int32 [to.count]: the compact channel of the source that goes there, -1 where none does
+    inverse: Tensor  # int32 [source.count]: the place that each compact channel goes to, -1 where it is dropped
 
 
 class LiveList:
@@ -89,14 +89,14 @@ class LiveList:
         mask[self.host] = True
         return mask
 
-    def move(self, to: LiveList, device: torch.device) -> Move:
-        """How compact channels of this list come to the places they have in another over the same channels."""
+    def remap(self, to: LiveList, device: torch.device) -> ChannelRemap:
+        """Brings compact channels of this list to the places they have in another list over the same channels."""
 
-        def make() -> Move:
-            taken, placed = _positions(self, to), _positions(to, self)
-            return Move(torch.from_numpy(taken).to(device), torch.from_numpy(placed).to(device))
+        def make() -> ChannelRemap:
+            index, inverse = _positions(self, to), _positions(to, self)
+            return ChannelRemap(torch.from_numpy(index).to(device), torch.from_numpy(inverse).to(device))
 
-        return self._once(("move", to, device), make)
+        return self._once(("remap", to, device), make)
 
     def union(self, other: LiveList) -> LiveList:
         """Live in either."""

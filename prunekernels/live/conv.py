@@ -1,124 +1,105 @@
-"""A masked convolution between live tensors: the small convolution it amounts to, over weights of full width."""
+"""A masked convolution of live tensors, lowered to the small convolution that its live filters and channels make."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..functional import conv2d_with_tables
 from ..masks import make_table
-from ..ops.extension import has_extension
-from . import fallbacks
-from .channel_list import LiveList, Move
-from .tensor import LiveTensor, ops, wrap
-
-if TYPE_CHECKING:
-    from ..nn.conv import MaskedConv2d
+from .channel_list import ChannelRemap, LiveList
 
 
-_KEPT = 64  # passages of a layer: lists that arrive change with the masks of the layers before it
+class LayerMasks(NamedTuple):
+    """The masks of a layer on the host, and what else decides how it is lowered."""
+
+    filters: np.ndarray  # bool [K]: live filters, hard-dead ones already dropped
+    hard: np.ndarray  # bool [K]: False = dead for good
+    kernels: np.ndarray  # bool [K, C / groups]
+    inputs: np.ndarray  # bool [C]
+    groups: int
+    has_bias: bool
+    dense_grad: bool  # weight_grad="dense": dead weights get a gradient, unless hard-dead
+    device: torch.device  # where the tables go
 
 
-class Passage(NamedTuple):
-    """What a layer under its masks makes of an input with certain live channels."""
+class Lowered(NamedTuple):
+    """The small convolution that a layer makes of an input with certain live channels."""
 
-    reason: str  # why the layer gear must do it; "" if it need not
-    out: LiveList
-    emits: bool = True  # whether the result may be compact
-    move: Move | None = None  # input channels to those of the small convolution; None: as they are
-    pick: tuple[Tensor, int, int] | None = None  # mask table of its rows and columns in the weight, and their counts
-    table: Tensor | None = None  # mask table of the small convolution; None: nothing is dead in it
-    grad_table: Tensor | None = None
-    whole: Tensor | None = None  # table of the small convolution with nothing dead: it has plans to choose from
-    groups: int = 1
+    out: LiveList  # the live channels of the result
+    remap: ChannelRemap | None  # brings the input's channels to those of the small convolution; None: they are the same
+    pick: tuple[Tensor, int, int] | None  # what pack_weight takes: table of the rows and columns to keep, their counts
+    table: Tensor | None  # mask table of the small convolution; None: nothing is dead in it
+    grad_table: Tensor | None  # the same for the gradient of its weight
+    all_live: Tensor  # a table of its size with nothing dead, for plans that need a table
+    groups: int
 
 
-def live_conv(layer: MaskedConv2d, x: Tensor) -> Tensor:
-    """layer(x) in the network gear. x: live or plain."""
-    compact, live = (x.compact, x.live) if type(x) is LiveTensor else (x, None)  # a live tensor's own shape costs 2 us
-    if layer._forward_hooks or compact.dim() != 4:
-        return _layer_gear(layer, x, "a forward hook" if layer._forward_hooks else "an input that is not 4-D")
-    if (compact.shape[1] if live is None else live.channels) != layer.in_channels:
-        raise ValueError(f"MaskedConv2d: input: expected {layer.in_channels} channels, got {list(x.shape)}")
-    if layer._mask_table.is_meta:
-        return layer._full_forward(x)
-    passage = passage_of(layer, live)
-    if passage.reason:
-        y = _layer_gear(layer, x, passage.reason)
-        if not passage.emits or passage.out.full:
-            return y
-        return wrap(ops.gather_channels(y, passage.out.index(y.device)), passage.out)
-    return wrap(_small_conv(layer, compact, passage), passage.out)
+class FullWidth(NamedTuple):
+    """A layer that must compute at full width (masked mode), and why."""
+
+    reason: str
+    out: LiveList  # the channels of the result that may be nonzero
 
 
-def _layer_gear(layer: MaskedConv2d, x: Tensor, reason: str) -> Tensor:
-    fallbacks.note(f"conv2d ({reason})")
-    return layer._full_forward(x.full() if type(x) is LiveTensor else x)
+def lower(masks: LayerMasks, live: LiveList) -> Lowered | FullWidth:
+    """What a layer with these masks does with an input whose channels `live` are not zero."""
+    K, C = len(masks.filters), len(masks.inputs)
+    kernels = masks.kernels & masks.filters[:, None]
+    if masks.dense_grad and bool((masks.hard & ~masks.filters).any()):
+        return FullWidth('weight_grad="dense" trains dead filters', LiveList.all(K))
+    if masks.groups == 1:
+        kernels = kernels & (masks.inputs & live.mask())[None, :]
+        rows = masks.filters if masks.has_bias or masks.dense_grad else kernels.any(1)
+        return _lower_dense(masks, live, rows, kernels)
+    if not masks.groups == K == C:
+        return FullWidth("groups", LiveList.of(np.flatnonzero(masks.filters), K))
+    rows = masks.filters if masks.dense_grad else kernels[:, 0] & masks.inputs
+    return _lower_depthwise(masks, live, masks.filters if masks.has_bias else rows & live.mask(), kernels[:, 0])
 
 
-def _small_conv(layer: MaskedConv2d, x: Tensor, p: Passage) -> Tensor:
-    weight: Tensor = layer.weight
-    bias: Tensor | None = layer.bias
-    scale = layer._buffers["_grad_scale"]
-    if p.move is not None:
-        x = ops.regroup_channels(x, *p.move)
-    if p.pick is not None:
-        weight = ops.pack_weight(weight, *p.pick)
-    if not p.out.full and (bias is not None or scale is not None):
-        rows = p.out.rows(x.device)
-        bias = bias if bias is None else bias.index_select(0, rows)
-        scale = scale if scale is None else scale.index_select(0, rows)
-    x, padding = layer._pad(x)
-    if p.table is None and scale is None and not _has_kernels(x):
-        return F.conv2d(x, weight, bias, layer.stride, padding, layer.dilation, p.groups)
-    table = p.whole if p.table is None else p.table
-    grad_table = p.whole if p.grad_table is None else p.grad_table
-    return conv2d_with_tables(
-        x, weight, bias, table, grad_table, scale, layer.stride, padding, layer.dilation, p.groups, small=True
-    )
+def _lower_dense(masks: LayerMasks, live: LiveList, rows: np.ndarray, kernels: np.ndarray) -> Lowered | FullWidth:
+    """groups = 1. rows: bool [K], filters to compute; kernels: bool [K, C], what is live of them."""
+    K, C = kernels.shape
+    out = LiveList.of(np.flatnonzero(rows), K)
+    if not out.count or not live.count:
+        return FullWidth("nothing is live", out)
+    pick = None
+    if not (out.full and live.full):
+        pick = (_table(masks.device, rows, None, live.mask(), K, C, 1), out.count, live.count)
+    small, read = kernels[out.host][:, live.host], masks.inputs[live.host]
+    return _lowered(masks, out, None, pick, small, read, (out.count, live.count, 1))
 
 
-def _has_kernels(x: Tensor) -> bool:
-    """Whether plans other than the vendor's convolution may serve where nothing is dead."""
-    return x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous() and has_extension()
+def _lower_depthwise(masks: LayerMasks, live: LiveList, rows: np.ndarray, kernels: np.ndarray) -> Lowered | FullWidth:
+    """Filter k reads channel k alone, so the input is brought to the live filters. rows, kernels: bool [K]."""
+    K = len(rows)
+    out = LiveList.of(np.flatnonzero(rows), K)
+    if not out.count:
+        return FullWidth("nothing is live", out)
+    remap = None if live is out else live.remap(out, masks.device)
+    pick = None if out.full else (_table(masks.device, rows, None, rows, K, K, K), out.count, 1)
+    return _lowered(masks, out, remap, pick, kernels[out.host][:, None], masks.inputs[out.host], (out.count,) * 3)
 
 
-def passage_of(layer: MaskedConv2d, live: LiveList | None) -> Passage:
-    """Prepared the first time a layer meets a list under its present masks, then looked up."""
-    key = (live, layer._mask_table.device)
-    passage = layer._passages.get(key)
-    if passage is None:
-        if len(layer._passages) >= _KEPT:
-            layer._passages.clear()
-        with torch.inference_mode(False), torch.no_grad():  # it outlives the mode it is made in
-            passage = layer._passages[key] = _prepare(layer, live or LiveList.all(layer.in_channels))
-    return passage
-
-
-def _host(mask: Tensor) -> np.ndarray:
-    return mask.detach().cpu().numpy()
-
-
-def _prepare(layer: MaskedConv2d, live: LiveList) -> Passage:
-    K, groups, has_bias = layer.out_channels, layer.groups, layer.bias is not None
-    hard = _host(layer.hard_mask)
-    filters, inputs = _host(layer.filter_mask) & hard, _host(layer.input_mask)
-    kernels = _host(layer.kernel_mask) & filters[:, None]
-    if layer.weight_grad == "dense" and bool((hard & ~filters).any()):
-        return Passage('weight_grad="dense" trains dead filters', LiveList.all(K), emits=False)
-    if groups == 1:
-        kernels = kernels & (inputs & live.mask())[None, :]
-        rows = filters if has_bias or layer.weight_grad == "dense" else kernels.any(1)
-        return _prepare_dense(layer, live, rows, kernels, inputs)
-    depthwise = groups == K == layer.in_channels
-    if not depthwise:
-        return Passage("groups", LiveList.of(np.flatnonzero(filters), K))
-    rows = filters if layer.weight_grad == "dense" else kernels[:, 0] & inputs
-    return _prepare_depthwise(layer, live, filters if has_bias else rows & live.mask(), kernels[:, 0], inputs)
+def _lowered(
+    masks: LayerMasks,
+    out: LiveList,
+    remap: ChannelRemap | None,
+    pick: tuple[Tensor, int, int] | None,
+    kernels: np.ndarray,  # bool [K, C / groups] of the small convolution
+    inputs: np.ndarray,  # bool [C] of the small convolution
+    size: tuple[int, int, int],  # its K, C, groups
+) -> Lowered:
+    """Makes the tables of the small convolution."""
+    device = masks.device
+    table = None if kernels.all() and inputs.all() else _table(device, None, kernels, inputs, *size)
+    grad_table = table
+    if masks.dense_grad:
+        grad_table = None if inputs.all() else _table(device, None, None, inputs, *size)
+    return Lowered(out, remap, pick, table, grad_table, _table(device, None, None, None, *size), size[2])
 
 
 def _table(
@@ -126,50 +107,10 @@ def _table(
     filters: np.ndarray | None,
     kernels: np.ndarray | None,
     inputs: np.ndarray | None,
-    *size: int,
+    K: int,
+    C: int,
+    groups: int,
 ) -> Tensor:
-    def tensor(mask: np.ndarray | None) -> Tensor | None:
-        return None if mask is None else torch.from_numpy(np.ascontiguousarray(mask))
-
-    K, C, groups = size
-    return make_table(tensor(filters), tensor(kernels), tensor(inputs), K, C, groups).to(device)
-
-
-def _prepare_dense(
-    layer: MaskedConv2d, live: LiveList, rows: np.ndarray, kernels: np.ndarray, inputs: np.ndarray
-) -> Passage:
-    device, (K, C) = layer.weight.device, kernels.shape
-    out = LiveList.of(np.flatnonzero(rows), K)
-    if not out.count or not live.count:
-        return Passage("nothing is live", out)
-    pick = None
-    if not (out.full and live.full):
-        pick = (_table(device, rows, None, live.mask(), K, C, 1), out.count, live.count)
-    small, read = kernels[out.host][:, live.host], inputs[live.host]
-    table = grad_table = None
-    if not small.all():
-        size = (out.count, live.count, 1)
-        table = grad_table = _table(device, None, small, read, *size)
-        if layer.weight_grad == "dense":
-            grad_table = None if read.all() else _table(device, None, None, read, *size)
-    whole = _table(device, None, None, None, out.count, live.count, 1)
-    return Passage("", out, True, None, pick, table, grad_table, whole)
-
-
-def _prepare_depthwise(
-    layer: MaskedConv2d, live: LiveList, rows: np.ndarray, kernels: np.ndarray, inputs: np.ndarray
-) -> Passage:
-    """Filters and channels are the same here: the input is brought to the filters that are live."""
-    device, K = layer.weight.device, len(rows)
-    out = LiveList.of(np.flatnonzero(rows), K)
-    if not out.count:
-        return Passage("nothing is live", out)
-    move = None if live is out else live.move(out, device)
-    pick = None if out.full else (_table(device, rows, None, rows, K, K, K), out.count, 1)
-    small, read, size = kernels[out.host][:, None], inputs[out.host], (out.count, out.count, out.count)
-    table = None if small.all() and read.all() else _table(device, None, small, read, *size)
-    grad_table = table
-    if layer.weight_grad == "dense":
-        grad_table = None if read.all() else _table(device, None, None, read, *size)
-    whole = _table(device, None, None, None, out.count, out.count, out.count)
-    return Passage("", out, True, move, pick, table, grad_table, whole, out.count)
+    """make_table() of masks on the host, brought to a device."""
+    masks = (None if m is None else torch.from_numpy(np.ascontiguousarray(m)) for m in (filters, kernels, inputs))
+    return make_table(*masks, K, C, groups).to(device)

@@ -180,12 +180,12 @@ def regroup(compact: Tensor, live: LiveList, to: LiveList) -> Tensor:
         return compact
     if compact.dtype not in FLOATS:
         return widen(compact, live).index_select(1, to.rows(compact.device))
-    move = live.move(to, compact.device)
+    remap = live.remap(to, compact.device)
     if compact.dim() == 4:
-        return ops.regroup_channels(compact, *move)
+        return ops.regroup_channels(compact, *remap)
     size = compact.shape
-    moved = ops.regroup_channels(compact.reshape(size[0], size[1], math.prod(size[2:]), 1), *move)
-    return moved.reshape(size[0], to.count, *size[2:])
+    planes = compact.reshape(size[0], size[1], math.prod(size[2:]), 1)
+    return ops.regroup_channels(planes, *remap).reshape(size[0], to.count, *size[2:])
 
 
 def full_width(tree: Any) -> Any:

@@ -11,15 +11,18 @@ from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
 
 from ..functional import WEIGHT_GRADS, check_conv, check_grad_scale, conv2d_with_tables, pad_string
-from ..live import LiveTensor
-from ..live.conv import Passage, live_conv
-from ..live.tensor import can_flow
+from ..live import LiveList, LiveTensor, fallbacks
+from ..live.conv import FullWidth, LayerMasks, Lowered, lower
+from ..live.tensor import can_flow, wrap
 from ..masks import live_counts, make_table
 from ..ops import mask_table
+from ..ops.autograd import ops
+from ..ops.extension import has_extension
 from ..plan import LayerPlan, choose_for_table
 from .mask_buffers import MaskBuffers
 
 MaskArgument = Tensor | str | None
+_MAX_LOWERED = 64  # of a layer: the lists that arrive change with the masks of the layers before it
 
 
 class MaskedConv2d(MaskBuffers, nn.Conv2d):
@@ -36,7 +39,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
     _mask_names = ("filter_mask", "kernel_mask", "input_mask", "hard_mask")
     _own_state = (
         *_mask_names, "_mask_table", "_grad_table", "_grad_scale", "_weight_grad", "_seen", "_live", "_all_live",
-        "_last_input", "_passages",
+        "_last_input", "_lowered",
     )  # fmt: skip
     filter_mask: Tensor
     kernel_mask: Tensor
@@ -47,7 +50,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
     _grad_table: Tensor
     _grad_scale: Tensor | None
     _live: tuple[int, int, int]  # filters, inputs, kernels
-    _passages: dict[Any, Passage]  # by the live channels that came in
+    _lowered: dict[Any, Lowered | FullWidth]  # by the live channels of an input, and by device
     _last_input: tuple[torch.Size, tuple[int, ...], torch.dtype] | None = None  # size, stride, the result's dtype
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -77,7 +80,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         else:
             self._live = live_counts(table)
         self._all_live = self._live[2] == self.kernel_mask.numel()
-        self._passages = {}
+        self._lowered = {}
 
     @torch.no_grad()
     def set_masks(
@@ -115,7 +118,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         if value not in WEIGHT_GRADS:
             raise ValueError(f"MaskedConv2d: weight_grad: expected one of {', '.join(WEIGHT_GRADS)}, got {value!r}")
         self._weight_grad = value
-        self._passages = {}
+        self._lowered = {}
 
     @property
     def grad_scale(self) -> Tensor | None:
@@ -218,3 +221,72 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         filters, inputs, kernels = self._live
         parts = [f"filters={filters}/{self.out_channels}", f"inputs={inputs}/{self.in_channels}"]
         return ", ".join([super().extra_repr(), *parts, f"kernels={kernels}/{self.kernel_mask.numel()}"])
+
+
+def live_conv(layer: MaskedConv2d, x: Tensor) -> Tensor:
+    """layer(x) in live mode. x: live or plain."""
+    compact, live = (x.compact, x.live) if type(x) is LiveTensor else (x, None)  # a live tensor's own shape costs 2 us
+    if layer._forward_hooks or compact.dim() != 4:
+        return _at_full_width(layer, x, "a forward hook" if layer._forward_hooks else "an input that is not 4-D")
+    if (compact.shape[1] if live is None else live.channels) != layer.in_channels:
+        raise ValueError(f"MaskedConv2d: input: expected {layer.in_channels} channels, got {list(x.shape)}")
+    if layer._mask_table.is_meta:
+        return layer._full_forward(x)
+    lowered = lowered_for(layer, live)
+    if type(lowered) is FullWidth:
+        y = _at_full_width(layer, x, lowered.reason)
+        return y if lowered.out.full else wrap(ops.gather_channels(y, lowered.out.index(y.device)), lowered.out)
+    return wrap(_small_conv(layer, compact, lowered), lowered.out)
+
+
+def lowered_for(layer: MaskedConv2d, live: LiveList | None) -> Lowered | FullWidth:
+    """How a layer under its present masks serves an input with these live channels (None: all); made once, kept."""
+    key = (live, layer._mask_table.device)
+    lowered = layer._lowered.get(key)
+    if lowered is None:
+        if len(layer._lowered) >= _MAX_LOWERED:
+            layer._lowered.clear()
+        with torch.inference_mode(False), torch.no_grad():  # its tensors outlive the mode that they are made in
+            lowered = layer._lowered[key] = lower(_layer_masks(layer), live or LiveList.all(layer.in_channels))
+    return lowered
+
+
+def _layer_masks(layer: MaskedConv2d) -> LayerMasks:
+    masks = (layer.filter_mask & layer.hard_mask, layer.hard_mask, layer.kernel_mask, layer.input_mask)
+    filters, hard, kernels, inputs = (mask.detach().cpu().numpy() for mask in masks)
+    dense_grad = layer.weight_grad == "dense"
+    has_bias, device = layer.bias is not None, layer.weight.device
+    return LayerMasks(filters, hard, kernels, inputs, layer.groups, has_bias, dense_grad, device)
+
+
+def _at_full_width(layer: MaskedConv2d, x: Tensor, reason: str) -> Tensor:
+    fallbacks.note(f"conv2d ({reason})")
+    return layer._full_forward(x.full() if type(x) is LiveTensor else x)
+
+
+def _small_conv(layer: MaskedConv2d, x: Tensor, small: Lowered) -> Tensor:
+    """x [N, live, H, W] -> [N, small.out.count, P, Q]."""
+    weight: Tensor = layer.weight
+    bias: Tensor | None = layer.bias
+    scale = layer._buffers["_grad_scale"]
+    if small.remap is not None:
+        x = ops.regroup_channels(x, *small.remap)
+    if small.pick is not None:
+        weight = ops.pack_weight(weight, *small.pick)
+    if not small.out.full and (bias is not None or scale is not None):
+        rows = small.out.rows(x.device)
+        bias = bias if bias is None else bias.index_select(0, rows)
+        scale = scale if scale is None else scale.index_select(0, rows)
+    x, padding = layer._pad(x)
+    if small.table is None and scale is None and not _has_other_plans(x):
+        return F.conv2d(x, weight, bias, layer.stride, padding, layer.dilation, small.groups)
+    table = small.all_live if small.table is None else small.table
+    grad_table = small.all_live if small.grad_table is None else small.grad_table
+    return conv2d_with_tables(
+        x, weight, bias, table, grad_table, scale, layer.stride, padding, layer.dilation, small.groups, small=True
+    )
+
+
+def _has_other_plans(x: Tensor) -> bool:
+    """Whether plans other than the vendor's convolution may serve an input when nothing is dead."""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous() and has_extension()

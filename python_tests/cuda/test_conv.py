@@ -222,8 +222,8 @@ def test_channels_between_lists(live, to, dtype, layout):
     x, z = (torch.randint(-4, 5, (3, each.count, 5, 7)).to(dtype).to(memory_format=FORMATS[layout]) for each in (a, b))
 
     def run(device):
-        move = a.move(b, torch.device(device))
-        union = [each.move(a.union(b), torch.device(device)) for each in (a, b)]
+        move = a.remap(b, torch.device(device))
+        union = [each.remap(a.union(b), torch.device(device)) for each in (a, b)]
         lists = [list_ for pair in zip(*union, strict=True) for list_ in pair]
         here, other = x.to(device), z.to(device)
         ops = torch.ops.prunekernels

@@ -51,7 +51,7 @@ PAIRS = [("odd", "thirds"), ("all", "late"), ("late", "all"), ("thirds", "all"),
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_regroup(pair, dtype, layout, ring, events):
     source, to = (live(24, text) for text in pair)
-    move = source.move(to, CPU)
+    move = source.remap(to, CPU)
     x = draw(3, source.count, 5, 4, dtype=dtype, layout=layout)
     assert_alike(ring.regroup_channels(x, *move), OURS.regroup_channels(x, *move))
     assert launched(events) == [GATHER if to.count <= source.count else SCATTER]
@@ -63,10 +63,10 @@ def test_regroup(pair, dtype, layout, ring, events):
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_join(pair, dtype, layout, alpha, ring, events):
     lists = [live(24, text) for text in pair]
-    a, b = (lists[i].move(lists[0].union(lists[1]), CPU) for i in (0, 1))
+    a, b = (lists[i].remap(lists[0].union(lists[1]), CPU) for i in (0, 1))
     x = draw(3, lists[0].count, 5, 4, dtype=dtype, layout=layout)
     z = draw(3, lists[1].count, 5, 4, dtype=dtype, layout="nchw", seed=1)
-    args = (x, z, a.taken, b.taken, a.placed, b.placed, alpha)
+    args = (x, z, a.gather_index, b.gather_index, a.inverse, b.inverse, alpha)
     assert_alike(ring.join_channels(*args), OURS.join_channels(*args))
     assert JOIN in launched(events) or dtype == torch.float64
 
@@ -120,7 +120,7 @@ def test_nothing_to_do(dtype, ring):
     assert ring.pack_weight(draw(40, 24, 3, 3, dtype=dtype), *dead).shape == (0, 0, 3, 3)
     grad = ring.unpack_grad_weight(draw(0, 0, 3, 3, dtype=dtype), dead[0], 40, 24, False)
     assert torch.equal(grad, torch.zeros(40, 24, 3, 3, dtype=dtype))
-    move = live(24, "odd").move(live(24, "all"), CPU)
+    move = live(24, "odd").remap(live(24, "all"), CPU)
     assert ring.regroup_channels(draw(0, 12, 3, 3, dtype=dtype), *move).shape == (0, 24, 3, 3)
 
 
@@ -130,7 +130,7 @@ def test_poison_in_what_is_left_out(layout, ring):
     every, odd = live(24, "all"), live(24, "odd")
     x = draw(2, 24, 3, 5, layout=layout)
     x[:, ::2] = nan
-    assert ring.regroup_channels(x, *every.move(odd, CPU)).isfinite().all()
+    assert ring.regroup_channels(x, *every.remap(odd, CPU)).isfinite().all()
     weight = draw(24, 24, 3, 3, layout=layout)
     weight[::2], weight[:, ::2] = nan, nan
     pick = (table(odd, odd), 12, 12)
@@ -142,13 +142,13 @@ def test_poison_in_what_is_left_out(layout, ring):
 
 def join_args(seed=0):
     lists = live(24, "odd"), live(24, "thirds")
-    a, b = (each.move(lists[0].union(lists[1]), CPU) for each in lists)
+    a, b = (each.remap(lists[0].union(lists[1]), CPU) for each in lists)
     x, z = draw(2, 12, 3, 3, seed=seed).requires_grad_(), draw(2, 8, 3, 3, seed=1).requires_grad_()
-    return x, z, *(t.clone() for t in (a.taken, b.taken, a.placed, b.placed)), 1.0
+    return x, z, *(t.clone() for t in (a.gather_index, b.gather_index, a.inverse, b.inverse)), 1.0
 
 
 def regroup_args():
-    return draw(2, 12, 3, 3).requires_grad_(), *(t.clone() for t in live(24, "odd").move(live(24, "all"), CPU))
+    return draw(2, 12, 3, 3).requires_grad_(), *(t.clone() for t in live(24, "odd").remap(live(24, "all"), CPU))
 
 
 def pack_args():

@@ -77,14 +77,14 @@ def test_saving():
 @pytest.mark.parametrize("clone", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_lists_stay_one_object(clone):
     known = live_list((1, 2))
-    known.move(live_list((2, 3)), torch.device("cpu"))
+    known.remap(live_list((2, 3)), torch.device("cpu"))
     assert clone(known) is known and clone([known, known]) == [known, known]
 
 
 def test_a_list_that_outlives_many_does_not_keep_them_all():
     everything = LiveList.all(64)
     for i in range(2000):
-        everything.move(live_list(sorted({i % 64, i // 64, (7 * i) % 64}), 64), torch.device("cpu"))
+        everything.remap(live_list(sorted({i % 64, i // 64, (7 * i) % 64}), 64), torch.device("cpu"))
     assert len(everything._derived) <= 256
 
 

@@ -51,12 +51,12 @@ def _writes_elsewhere(func: Any, a: Tensor) -> bool:
 def join(a: Tensor, a_live: LiveList, b: Tensor, b_live: LiveList, alpha: float) -> tuple[Tensor, LiveList]:
     """a + alpha * b of two lists, over the union of both, in one pass."""
     live = a_live.union(b_live)
-    a_move, b_move = a_live.move(live, a.device), b_live.move(live, b.device)
+    to_a, to_b = a_live.remap(live, a.device), b_live.remap(live, b.device)
     shape = (a.shape[0], live.count, *a.shape[2:])
     if a.dim() != 4:
         pixels = math.prod(shape[2:])
         a, b = (t.reshape(*t.shape[:2], pixels, 1) for t in (a, b))
-    y = ops.join_channels(a, b, a_move.taken, b_move.taken, a_move.placed, b_move.placed, float(alpha))
+    y = ops.join_channels(a, b, to_a.gather_index, to_b.gather_index, to_a.inverse, to_b.inverse, float(alpha))
     return (y if len(shape) == 4 else y.reshape(shape)), live
 
 
