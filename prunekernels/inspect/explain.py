@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
 
 from ..functional import pad_string
-from ..live import LiveList, LiveTensor, record
+from ..live import LiveList, LiveTensor, recording
 from ..live.conv import Lowered
 from ..live.tensor import wrap
 from ..nn.conv import MaskedConv2d
@@ -83,7 +83,7 @@ def explain(model: nn.Module, example_input: Any, *, backward: bool = True) -> E
             layers[name] = layer
             calls.setdefault(name, Counter())[_call(x, y)] += 1
 
-    with record(model) as breaks:
+    with recording(model) as breaks:
         observe("explain", model, example_input, visit, grad=backward)
     return Explanation([_row(name, layers[name], calls[name], backward) for name in calls], breaks)
 

@@ -1,8 +1,8 @@
-"""The network gear: activations stay channel-compact from layer to layer."""
+"""Live mode: activations keep only their live channels from layer to layer."""
 
+from . import rules  # noqa: F401  (registers them)
 from .channel_list import LiveList
-from .fallbacks import record
-from .rules import autograd, elementwise, pointwise, reshape  # noqa: F401  (they register their rules)
+from .fallbacks import recording
 from .tensor import LiveTensor, full_width
 
-__all__ = ["LiveList", "LiveTensor", "full_width", "record"]
+__all__ = ["LiveList", "LiveTensor", "full_width", "recording"]

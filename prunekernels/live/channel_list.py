@@ -1,4 +1,4 @@
-"""LiveList: the sorted live channels of a live tensor, interned, so that equal lists are one object."""
+"""LiveList: the sorted live channels of a tensor. Lists are interned: equal lists are one object."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_captured: dict[int, Tensor] = {}  # graphs go on reading these, whatever becomes of their lists
-_KEPT = 256  # things derived from a list: one that outlives many others (masks change) must not collect them all
+_captured: dict[int, Tensor] = {}  # by address: a CUDA graph goes on reading them after their lists have gone
+_MAX_DERIVED = 256  # of a list: one that outlives many mask changes must not collect what was derived with every other
 
 
 class ChannelRemap(NamedTuple):
@@ -25,8 +25,13 @@ class ChannelRemap(NamedTuple):
 class LiveList:
     """Which of `channels` channels are live, ascending. Made by LiveList.of and the methods below, never directly.
 
-    Everything derived from a list (unions, moves, copies on a device) is made once and kept with it: a training step
-    looks it up.
+    Whatever is derived from a list (unions, remaps, copies on a device) is cached in it, so a training step only looks
+    it up.
+
+    Attributes:
+        channels: How many channels there are, live and dead.
+        count: How many are live.
+        host: The live channels, int32 [count], ascending.
     """
 
     __slots__ = ("__weakref__", "_derived", "channels", "count", "host")
@@ -38,7 +43,7 @@ class LiveList:
 
     @staticmethod
     def of(host: np.ndarray, channels: int) -> LiveList:
-        """The list of these channels, ascending."""
+        """The list of the channels `host`, int [count] and ascending, among `channels`."""
         host = np.ascontiguousarray(host, dtype=np.int32)
         key = (channels, host.tobytes())
         known = LiveList._known.get(key)
@@ -49,13 +54,13 @@ class LiveList:
 
     @staticmethod
     def of_mask(mask: Tensor) -> LiveList:
-        """The list of a bool mask [channels]; waits for its device."""
+        """The list of a mask, bool [channels], True = live. Waits for the device of the mask."""
         return LiveList.of(np.flatnonzero(mask.detach().cpu().numpy()), mask.numel())
 
     @staticmethod
-    @functools.cache  # or, where no layer has it, a step would make it and all that is derived from it anew
+    @functools.cache  # kept alive: where no layer holds it, each step would derive everything from it again
     def all(channels: int) -> LiveList:
-        """The list with nothing dead."""
+        """The list of all channels."""
         return LiveList.of(np.arange(channels), channels)
 
     @property
@@ -64,27 +69,28 @@ class LiveList:
         return self.count == self.channels
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What make() gives, cached under a key."""
         found = self._derived.get(key)
         if found is None:
-            if len(self._derived) >= _KEPT:
+            if len(self._derived) >= _MAX_DERIVED:
                 self._derived.clear()
-            with torch.inference_mode(False):  # it outlives the mode it is made in
+            with torch.inference_mode(False):  # tensors made here outlive the mode that they are made in
                 found = self._derived[key] = make()
         return found
 
     def index(self, device: torch.device) -> Tensor:
-        """int32 [count] on a device."""
+        """The live channels on a device, int32 [count]: what the operators take."""
         return self._once(device, lambda: torch.from_numpy(self.host).to(device))
 
     def rows(self, device: torch.device) -> Tensor:
-        """int64 [count] on a device, as torch's own indexing wants it."""
+        """The live channels on a device, int64 [count]: what torch's own indexing takes."""
         rows: Tensor = self._once(("rows", device), lambda: torch.from_numpy(self.host).to(device, torch.int64))
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             _captured[rows.data_ptr()] = rows
         return rows
 
     def mask(self) -> np.ndarray:
-        """bool [channels]."""
+        """The list as a mask, bool [channels], True = live."""
         mask = np.zeros(self.channels, bool)
         mask[self.host] = True
         return mask
@@ -99,19 +105,19 @@ class LiveList:
         return self._once(("remap", to, device), make)
 
     def union(self, other: LiveList) -> LiveList:
-        """Live in either."""
+        """The channels live in either list."""
         if other is self:
             return self
         return self._once(("|", other), lambda: LiveList.of(np.union1d(self.host, other.host), self.channels))
 
-    def meet(self, other: LiveList) -> LiveList:
-        """Live in both."""
+    def intersection(self, other: LiveList) -> LiveList:
+        """The channels live in both lists."""
         if other is self:
             return self
         return self._once(("&", other), lambda: LiveList.of(np.intersect1d(self.host, other.host), self.channels))
 
     def spread(self, size: int) -> LiveList:
-        """Of the columns that flattening makes: each channel becomes `size` neighbours."""
+        """The list after flattening: each channel becomes `size` neighbouring columns."""
         if size == 1:
             return self
 
@@ -122,12 +128,12 @@ class LiveList:
         return self._once(("spread", size), make)
 
     def pad(self, before: int, after: int) -> LiveList:
-        """With dead channels put around."""
+        """The list after dead channels are added in front and behind."""
         channels = self.channels + before + after
         return self._once(("pad", before, after), lambda: LiveList.of(self.host + before, channels))
 
     def slice(self, start: int, stop: int) -> tuple[LiveList, int, int]:
-        """Of channels start..stop, and which of the compact channels those are: first and count."""
+        """The list of channels start to stop - 1; and the first of them among the compact channels, and their count."""
 
         def make() -> tuple[LiveList, int, int]:
             first, last = np.searchsorted(self.host, (start, stop)).tolist()
@@ -137,7 +143,7 @@ class LiveList:
 
     @staticmethod
     def cat(lists: Sequence[LiveList]) -> LiveList:
-        """Of tensors put one after the other along their channels."""
+        """The list after tensors are concatenated along their channels."""
 
         def make() -> LiveList:
             starts = np.cumsum([0] + [each.channels for each in lists])
@@ -147,14 +153,14 @@ class LiveList:
         return lists[0]._once(("cat", *lists[1:]), make)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LiveList.of, (self.host, self.channels)  # copies and pickles are the interned list too
+        return LiveList.of, (self.host, self.channels)  # copying and unpickling give the interned list too
 
     def __repr__(self) -> str:
         return f"LiveList({self.count}/{self.channels})"
 
 
 def _positions(source: LiveList, to: LiveList) -> np.ndarray:
-    """int32 [to.count]: where each channel of `to` lies in `source`, -1 where it does not."""
+    """int32 [to.count]: the place of each channel of `to` among those of `source`, -1 where `source` lacks it."""
     slot = np.full(source.channels, -1, np.int32)
     slot[source.host] = np.arange(source.count, dtype=np.int32)
     return slot[to.host]

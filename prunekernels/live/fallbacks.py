@@ -1,4 +1,4 @@
-"""What breaks the flow: which operation got a full-width tensor, in which module, how often. pk.explain reads it."""
+"""Fallbacks to full width: which operation had no rule for live tensors, in which module, how often."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 class _Recording:
     def __init__(self, model: nn.Module | None) -> None:
         self.names = {} if model is None else {id(module): name for name, module in model.named_modules()}
-        self.counts: dict[tuple[str, str], int] = {}
-        self.thread = get_ident()  # the others are not asked
-        self.modules: list[nn.Module] = []
+        self.counts: dict[tuple[str, str], int] = {}  # (operation, module) -> fallbacks
+        self.thread = get_ident()  # only this thread is recorded
+        self.modules: list[nn.Module] = []  # those whose forward runs now, innermost last
 
     def enter(self, module: nn.Module) -> None:
         if get_ident() == self.thread:
             self.modules.append(module)
 
     def leave(self) -> None:
-        if self.modules and get_ident() == self.thread:  # none: entered before the recording began
+        if self.modules and get_ident() == self.thread:  # empty if the module was entered before the recording began
             self.modules.pop()
 
 
 _current: _Recording | None = None
 
 
-def note(op: Any) -> None:
-    """Counts one widening; op: a torch function, or a text."""
+def record(op: Any) -> None:
+    """Counts one fallback, if a recording is on. op: a torch function, or a text."""
     if _current is None or _current.thread != get_ident():
         return
     innermost = _current.modules[-1] if _current.modules else None
@@ -42,21 +42,32 @@ def note(op: Any) -> None:
 
 
 def name(func: Any) -> str:
+    """The name of a torch function, as a user knows it."""
     if isinstance(func, torch._ops.OpOverload):
         return str(func)
     name = getattr(func, "__name__", str(func))
-    owner = getattr(func, "__self__", None)  # a property's getter is called __get__: its owner knows its name
+    owner = getattr(func, "__self__", None)  # the getter of a property is called __get__; its owner has the name
     return getattr(owner, "__name__", name) if name == "__get__" else name
 
 
 @contextmanager
-def record(model: nn.Module | None = None) -> Iterator[list[dict[str, Any]]]:
-    """Inside the block every widening is counted; the list is filled when the block ends, the most frequent first.
+def recording(model: nn.Module | None = None) -> Iterator[list[dict[str, Any]]]:
+    """Counts the fallbacks inside the block, on this thread. The list is filled when the block ends.
 
-    Rows: {"op", "module", "count"}; module: its name in `model`, or its class without one.
+    Args:
+        model: The network whose module names the rows use; without it they use class names.
 
-        >>> with record(model) as breaks:
-        ...     model(x)
+    Returns:
+        A context manager that gives a list of rows {"op", "module", "count"}, the most frequent first.
+
+    Example:
+        >>> from prunekernels.live import recording
+        >>> model = torch.nn.Sequential(pk.MaskedConv2d(3, 8, 3), torch.nn.Sigmoid())
+        >>> model[0].set_masks(filter=torch.arange(8) > 3)
+        >>> with recording(pk.flow(model)) as fallbacks:
+        ...     y = model(torch.randn(2, 3, 6, 6))
+        >>> fallbacks
+        [{'op': 'sigmoid', 'module': '1', 'count': 1}]
     """
     global _current
     rows: list[dict[str, Any]] = []

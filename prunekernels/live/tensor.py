@@ -1,8 +1,9 @@
-"""LiveTensor: the live channels of a tensor, passed on as if it were the whole tensor."""
+"""LiveTensor: the live channels of a tensor, passed from layer to layer as if they were the whole tensor."""
 
 from __future__ import annotations
 
 import math
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,6 @@ from .. import functional
 from ..ops import autograd
 from . import fallbacks
 from .channel_list import LiveList
-from .view_group import Family
 
 ops = autograd.ops
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # what the operators take
@@ -24,20 +24,36 @@ RULES: dict[Any, Any] = {}  # torch function -> rule(func, args, kwargs); NotImp
 
 
 class LiveTensor(Tensor):
-    """compact [N, live, ...] and the list `live`; every other channel is exactly zero, and none of it is stored.
+    """A tensor [N, C, ...] of which only the live channels are stored; every other channel is exactly zero.
 
-    To everybody it is the tensor of full width: shape, dtype, device, isinstance, autograd. Operators with a rule
-    (flow/rules.py) compute the live channels alone; all others get the full-width tensor, whether they are called from
-    Python or meet this object below it, where its autograd history leads back to `compact`. Made by wrap().
+    It behaves as the full-width tensor: shape, dtype, device, isinstance and autograd are those of [N, C, ...]. An
+    operation that has a rule (prunekernels/live/rules) computes the live channels alone and gives a live tensor. Any
+    other operation gets the full-width tensor, whether it is called from Python or below it, in C++. The autograd
+    history leads back to `compact`.
+
+    Masked layers make live tensors in live mode (`prunekernels.flow`). The network returns plain tensors to its caller.
+
+    Attributes:
+        live: The sorted list of the live channels (`live.count` of `live.channels`).
+
+    Example:
+        >>> layer = pk.MaskedConv2d(3, 8, 3)
+        >>> layer.set_masks(filter=torch.arange(8) > 3)
+        >>> model = pk.flow(torch.nn.Sequential(layer, torch.nn.ReLU()))
+        >>> y = layer(torch.randn(2, 3, 6, 6))
+        >>> type(y).__name__, tuple(y.shape), tuple(y.compact.shape)
+        ('LiveTensor', (2, 8, 4, 4), (2, 4, 4, 4))
+        >>> y.to_dense()[:, :4].any().item()
+        False
     """
 
     live: LiveList
     _compact: Tensor
-    _full: Tensor | None
-    _full_version: int  # of compact, when _full was made
-    _may_get_history: bool  # made where gradients are off, maybe in an autograd.Function, which sets one when it ends
-    _history: Any = None  # the one it has now, if so
-    _family: Family | weakref.ref[Family] | None = None  # of a view, of what it is a view of
+    _dense: Tensor | None  # what to_dense() made
+    _dense_version: int  # of compact, when _dense was made
+    _may_get_history: bool  # made without gradients, maybe in an autograd.Function, which sets a history when it ends
+    _history: Any = None  # the history at that time
+    _view_group: ViewGroup | weakref.ref[ViewGroup] | None = None  # weak in the tensor that the others are views of
 
     @staticmethod
     def __new__(cls, compact: Tensor, live: LiveList) -> LiveTensor:
@@ -49,12 +65,20 @@ class LiveTensor(Tensor):
         return self
 
     def _hold(self, compact: Tensor, live: LiveList) -> None:
-        self._compact, self.live, self._full = compact, live, None
+        self._compact, self.live, self._dense = compact, live, None
         self._may_get_history = not torch.is_grad_enabled()
 
     @property
     def compact(self) -> Tensor:
-        """[N, live, ...]"""
+        """The stored values, [N, live.count, ...]: channel `live.host[i]` is at place i.
+
+        Example:
+            >>> layer = pk.MaskedConv2d(3, 8, 3)
+            >>> layer.set_masks(filter=torch.arange(8) > 3)
+            >>> y = pk.flow(torch.nn.Sequential(layer))[0](torch.randn(2, 3, 6, 6))
+            >>> torch.equal(y.compact, y.to_dense()[:, 4:])
+            True
+        """
         if self._may_get_history and torch.is_grad_enabled():
             self._take_history()
         return self._compact
@@ -79,31 +103,53 @@ class LiveTensor(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Below autograd, for what did not pass __torch_function__ (C++ code, autograd.Function)."""
-        fallbacks.note(func)
+        """Below autograd, for calls that did not pass __torch_function__ (C++ code, autograd.Function)."""
+        fallbacks.record(func)
         with torch.no_grad():
             if func._schema.is_mutable:
                 return _write_below(func, args, kwargs or {})
-            args, kwargs = tree_map_only(LiveTensor, LiveTensor.full, (args, kwargs or {}))
+            args, kwargs = tree_map_only(LiveTensor, LiveTensor.to_dense, (args, kwargs or {}))
             return func(*args, **kwargs)
 
-    def full(self) -> Tensor:
-        """The full-width tensor, with exact zeros in dead channels; kept for the next who asks."""
+    def to_dense(self, dtype: torch.dtype | None = None, *, masked_grad: bool | None = None) -> Tensor:
+        """The full-width tensor [N, C, ...], with exact zeros in dead channels. Kept, so that a second call is free.
+
+        Args:
+            dtype: Of the result; None: that of this tensor.
+            masked_grad: Only there because `torch.Tensor.to_dense` has it, for sparse tensors; has no effect.
+
+        Returns:
+            A plain tensor [N, C, ...].
+
+        Example:
+            >>> layer = pk.MaskedConv2d(3, 8, 3)
+            >>> layer.set_masks(filter=torch.arange(8) > 3)
+            >>> y = pk.flow(torch.nn.Sequential(layer))[0](torch.randn(2, 3, 6, 6))
+            >>> tuple(y.to_dense().shape)
+            (2, 8, 4, 4)
+        """
+        dense = self._to_dense()
+        return dense if dtype is None else dense.to(dtype)
+
+    full = to_dense
+
+    def _to_dense(self) -> Tensor:
         compact = self.compact
         if self.live.full:
             return compact
-        if self._full is not None and self._full_version == compact._version:
-            return self._full
-        # Whoever asks first may be without gradients; the next may not. Out of inference mode writes are noticed.
+        if self._dense is not None and self._dense_version == compact._version:
+            return self._dense
+        # The result is cached, so it is made with grad enabled: a later caller may need its history. It is made outside
+        # of inference mode, so that writes to it change its version.
         mode = torch.inference_mode(False) if torch.is_inference_mode_enabled() else torch.enable_grad()
         with _without_rules(), mode:
-            full = widen(compact, self.live)
-        if full.requires_grad == compact.requires_grad and not compact.is_inference():
-            self._full, self._full_version = full, compact._version
-        return full
+            dense = to_dense(compact, self.live)
+        if dense.requires_grad == compact.requires_grad and not compact.is_inference():
+            self._dense, self._dense_version = dense, compact._version
+        return dense
 
-    def become(self, compact: Tensor, live: LiveList) -> LiveTensor:
-        """Other values for this very object, as an operation in place leaves them."""
+    def replace_storage(self, compact: Tensor, live: LiveList) -> LiveTensor:
+        """Gives this object other values, as an operation in place does. compact [N, live.count, ...]."""
         with _without_rules():
             if compact.requires_grad:
                 autograd.attach_live(self, compact, live.index(compact.device))
@@ -111,42 +157,79 @@ class LiveTensor(Tensor):
         self._hold(compact, live)
         return self
 
-    def become_full(self) -> Tensor:
-        """From now on this object stores the full-width tensor, which is returned, and its views are views of that."""
+    def to_dense_(self) -> Tensor:
+        """Makes this object store the full-width tensor, which it returns; its views become views of that tensor."""
         if self.live.full:
             return self.compact
-        family = self._relatives()
-        if family is not None and family.shared():
-            family.widen()
+        group = self._group()
+        if group is not None and group.shared():
+            group.to_dense_()
             return self.compact
-        full = self.full()
-        self.become(full, LiveList.all(self.live.channels))
-        return full
+        dense = self.to_dense()
+        self.replace_storage(dense, LiveList.all(self.live.channels))
+        return dense
 
     def shares_memory(self) -> bool:
         """Whether a write to this tensor could be read through another."""
-        family = self._relatives()
-        return family is not None and family.shared()
+        group = self._group()
+        return group is not None and group.shared()
 
-    def _relatives(self) -> Family | None:
-        family = self._family
-        return family() if isinstance(family, weakref.ref) else family
+    def _group(self) -> ViewGroup | None:
+        group = self._view_group
+        return group() if isinstance(group, weakref.ref) else group
 
     def view_of(self, compact: Tensor, live: LiveList, replay: Callable[[Tensor], Tensor]) -> Tensor:
-        """A view of this tensor. replay: makes it of the full-width tensor."""
+        """A view of this tensor that stores `compact`. replay: makes the same view of the full-width tensor."""
         if self.live.full:
             return compact
         with _without_rules():
             view = LiveTensor(compact, live)
-        (self._relatives() or Family(self)).add(view, self, replay)
+        (self._group() or ViewGroup(self)).add(view, self, replay)
         return view
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"LiveTensor({self.live.count}/{self.live.channels} live, {self.full()!r})"
+        return f"LiveTensor({self.live.count}/{self.live.channels} live, {self.to_dense()!r})"
+
+
+class ViewGroup:
+    """A live tensor and its views. They share memory as long as each of them keeps its list of live channels.
+
+    An operation in place that changes the list of one first brings all of them to full width, where they share memory
+    again.
+    """
+
+    def __init__(self, root: LiveTensor) -> None:
+        self.root = root  # it refers to this group weakly: only the views keep the group alive
+        root._view_group = weakref.ref(self)
+        self.views: list[tuple[weakref.ref[LiveTensor], Callable[[Tensor], Tensor]]] = []
+
+    def add(self, view: LiveTensor, parent: LiveTensor, replay: Callable[[Tensor], Tensor]) -> None:
+        """Takes in a view of the root or of another view. replay: makes it of the parent at full width."""
+        outer = next((made for ref, made in self.views if ref() is parent), None)
+        self.views.append((weakref.ref(view), replay if outer is None else lambda dense: replay(outer(dense))))
+        view._view_group = self
+
+    def shared(self) -> bool:
+        """Whether two tensors of the group are in use."""
+        alive = sum(ref() is not None for ref, _ in self.views)
+        return alive > 1 or (alive == 1 and sys.getrefcount(self.root) > 2)
+
+    @torch.enable_grad()
+    def to_dense_(self) -> None:
+        """Brings every tensor of the group to full width; the group ends, as plain views need none."""
+        root, dense = self.root, self.root.to_dense()
+        root.replace_storage(dense, LiveList.all(root.live.channels))
+        root._view_group = None
+        for ref, replay in self.views:
+            view = ref()
+            if view is not None:
+                made = replay(dense)
+                view.replace_storage(made, LiveList.all(made.shape[1]))
+                view._view_group = None
 
 
 def can_flow(x: Tensor) -> bool:
-    """Whether a layer may make live tensors of x: not where torch records, compiles or transforms what it does."""
+    """Whether a layer may make live tensors of x: not while torch traces, compiles or transforms the layer."""
     if type(x) is not Tensor and type(x) is not LiveTensor:
         return False
     recorded = torch.compiler.is_compiling() or torch._C._is_tracing()
@@ -154,32 +237,32 @@ def can_flow(x: Tensor) -> bool:
 
 
 def wrap(compact: Tensor, live: LiveList) -> Tensor:
-    """The tensor whose channels `live` are compact and whose others are zero; compact itself if none is dead."""
+    """The tensor [N, live.channels, ...] whose live channels are `compact`; compact itself if nothing is dead."""
     if live.full:
         return compact
     with _without_rules():
         return LiveTensor(compact, live)
 
 
-def widen(compact: Tensor, live: LiveList) -> Tensor:
-    """compact [N, live, ...] with zeros put in: [N, channels, ...]."""
+def to_dense(compact: Tensor, live: LiveList) -> Tensor:
+    """compact [N, live.count, ...] -> [N, live.channels, ...], zeros in the dead channels."""
     if live.full:
         return compact
     size = compact.shape
     if compact.dtype not in FLOATS:
-        full = compact.new_zeros(size[0], live.channels, *size[2:])
-        return full.index_copy_(1, live.rows(compact.device), compact)
+        dense = compact.new_zeros(size[0], live.channels, *size[2:])
+        return dense.index_copy_(1, live.rows(compact.device), compact)
     planes = compact if compact.dim() == 4 else compact.reshape(size[0], size[1], math.prod(size[2:]), 1)
-    full = functional.scatter_channels(planes, live.index(compact.device), live.channels)
-    return full if compact.dim() == 4 else full.reshape(size[0], live.channels, *size[2:])
+    dense = functional.scatter_channels(planes, live.index(compact.device), live.channels)
+    return dense if compact.dim() == 4 else dense.reshape(size[0], live.channels, *size[2:])
 
 
 def regroup(compact: Tensor, live: LiveList, to: LiveList) -> Tensor:
-    """compact [N, live, ...] -> [N, to, ...]: channels of the one list brought to their places in the other."""
+    """[N, live.count, ...] -> [N, to.count, ...]: drops the channels that `to` lacks and puts in zeros for new ones."""
     if to is live:
         return compact
     if compact.dtype not in FLOATS:
-        return widen(compact, live).index_select(1, to.rows(compact.device))
+        return to_dense(compact, live).index_select(1, to.rows(compact.device))
     remap = live.remap(to, compact.device)
     if compact.dim() == 4:
         return ops.regroup_channels(compact, *remap)
@@ -189,8 +272,8 @@ def regroup(compact: Tensor, live: LiveList, to: LiveList) -> Tensor:
 
 
 def full_width(tree: Any) -> Any:
-    """Every live tensor in a tree of containers replaced by its full-width tensor."""
-    return tree_map_only(LiveTensor, LiveTensor.full, tree)
+    """A tree of containers in which the full-width tensor stands in place of every live tensor."""
+    return tree_map_only(LiveTensor, LiveTensor.to_dense, tree)
 
 
 def _strides(compact: Tensor, size: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -201,45 +284,48 @@ def _strides(compact: Tensor, size: tuple[int, ...]) -> tuple[int, ...] | None:
 
 
 def _on_full_width(func: Any, args: Any, kwargs: Any) -> Any:
-    """No rule: every live tensor is widened. One that func wrote to, or whose memory the result shares, stays wide."""
-    fallbacks.note(func)
-    widened: list[tuple[LiveTensor, Tensor, int]] = []
+    """The fallback of an operation without a rule: func of full-width tensors.
 
-    def full(x: LiveTensor) -> Tensor:
-        wide = x.become_full() if x.shares_memory() else x.full()
-        widened.append((x, wide, _version(wide)))
-        return wide
+    A live tensor that func wrote to, or whose memory the result shares, stores its full-width tensor from then on.
+    """
+    fallbacks.record(func)
+    used: list[tuple[LiveTensor, Tensor, int]] = []
 
-    args, kwargs = tree_map_only(LiveTensor, full, (args, kwargs))
+    def densify(x: LiveTensor) -> Tensor:
+        dense = x.to_dense_() if x.shares_memory() else x.to_dense()
+        used.append((x, dense, _version(dense)))
+        return dense
+
+    args, kwargs = tree_map_only(LiveTensor, densify, (args, kwargs))
     result = func(*args, **kwargs)
-    for x, wide, version in widened:
-        if wide.shape != x.shape:
+    for x, dense, version in used:
+        if dense.shape != x.shape:
             raise NotImplementedError(
                 f"{fallbacks.name(func)}: expected a plain tensor to reshape in place, got a live one"
             )
-        if _version(wide) != version or any(_shares_memory(each, wide) for each in tree_leaves(result)):
-            x.become(wide, LiveList.all(x.live.channels))
-        if result is wide:
+        if _version(dense) != version or any(_shares_memory(each, dense) for each in tree_leaves(result)):
+            x.replace_storage(dense, LiveList.all(x.live.channels))
+        if result is dense:
             result = x
     return result
 
 
 def _write_below(func: Any, args: Any, kwargs: Any) -> Any:
-    """func writes where no rule is asked: a live tensor that it writes to has full width from then on."""
+    """An operation in place below __torch_function__: the live tensors that it writes to have full width afterwards."""
     names = [argument.name for argument in func._schema.arguments]
     given = dict(zip(names, args, strict=False)) | kwargs
     to_write = [given.get(a.name) for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    wide = [(x, x.full().clone()) for x in to_write if type(x) is LiveTensor]
-    if any(x.shares_memory() for x, _ in wide):
+    written = [(x, x.to_dense().clone()) for x in to_write if type(x) is LiveTensor]
+    if any(x.shares_memory() for x, _ in written):
         raise NotImplementedError(f"{func}: expected a tensor without views to write to, got a live tensor with some")
 
-    def full(x: LiveTensor) -> Tensor:
-        return next((values for live, values in wide if live is x), x.full())
+    def densify(x: LiveTensor) -> Tensor:
+        return next((values for live, values in written if live is x), x.to_dense())
 
-    result = func(*tree_map_only(LiveTensor, full, args), **tree_map_only(LiveTensor, full, kwargs))
-    for x, values in wide:
-        x.become(values, LiveList.all(x.live.channels))
-        x._history = NotImplemented  # autograd sets another when this returns, or leaves that of this object
+    result = func(*tree_map_only(LiveTensor, densify, args), **tree_map_only(LiveTensor, densify, kwargs))
+    for x, values in written:
+        x.replace_storage(values, LiveList.all(x.live.channels))
+        x._history = NotImplemented  # autograd sets a new history when this returns, or keeps that of this object
         result = x if result is values else result
     return result
 
@@ -248,14 +334,14 @@ def _version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
 
-def _shares_memory(value: Any, wide: Tensor) -> bool:
-    return isinstance(value, Tensor) and torch._C._is_alias_of(value, wide)  # type: ignore[attr-defined]
+def _shares_memory(value: Any, dense: Tensor) -> bool:
+    return isinstance(value, Tensor) and torch._C._is_alias_of(value, dense)  # type: ignore[attr-defined]
 
 
 def _skip_in_dynamo(*methods: Any) -> None:
-    """What these run is torch.compile's to leave alone: it cannot see through a tensor of another kind.
+    """Makes torch.compile leave alone what these methods run: it cannot trace through this tensor subclass.
 
-    torch.compiler.disable says the same, at the cost of importing the compiler and of a microsecond a call.
+    torch.compiler.disable does the same, but imports the compiler and costs a microsecond a call.
     """
     frames: Any = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
     if all(hasattr(frames, n) for n in ("set_code_exec_strategy", "_FrameExecStrategy", "_FrameAction")):

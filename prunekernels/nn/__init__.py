@@ -1,1 +1,1 @@
-"""Layers with masks, and what puts them into a network and takes them out again."""
+"""Masked layers, and functions that put them into a network, take them out and switch live mode."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..functional import gather_channels
 from ..live import LiveList, LiveTensor
-from ..live.tensor import can_flow, regroup, widen, wrap
+from ..live.tensor import can_flow, regroup, to_dense, wrap
 from ..ops.extension import has_extension, ops
 from .mask_buffers import MaskBuffers
 
@@ -20,8 +20,21 @@ _BATCHES = "num_batches_tracked"
 class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
     """nn.BatchNorm2d in which a dead channel gives exact 0, keeps its running statistics and gets no gradient.
 
-    Arguments as in nn.BatchNorm2d; channel_mask [C] is a buffer, bool, True = live, all live at birth. Without it a
-    dead filter leaves a constant behind the norm (beta, in training) and is not dead downstream.
+    Behind a plain norm the channel of a dead filter is a constant (in training, the bias of the norm), so the layers
+    downstream still have to read it; behind a masked norm it is zero.
+
+    Args:
+        args: As in `nn.BatchNorm2d`.
+        kwargs: As in `nn.BatchNorm2d`.
+
+    Attributes:
+        channel_mask: Bool [C], a buffer, True = live. A new layer has all channels live.
+
+    Example:
+        >>> norm = pk.MaskedBatchNorm2d(4)
+        >>> norm.set_mask(torch.tensor([True, False, True, True]))
+        >>> norm(torch.randn(2, 4, 5, 5))[:, 1].any().item()
+        False
     """
 
     _mask_names = ("channel_mask",)
@@ -40,12 +53,21 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
 
     def _derive(self) -> None:
         mask = self.channel_mask
-        # No buffer: its length changes with the mask, which a buffer's must not while ranks broadcast theirs.
+        # Not a buffer: its length changes with the mask, and DDP broadcasts buffers, whose sizes must agree.
         self._channels = LiveList.all(mask.numel()) if mask.is_meta else LiveList.of_mask(mask)
         self._all_live = self._channels.full
 
     def set_mask(self, channel: Tensor | str) -> None:
-        """Changes the mask in place: a bool tensor [C] or "all". On an error nothing changes."""
+        """Changes the mask in place. An error changes nothing.
+
+        Args:
+            channel: Bool [C], True = live, on the device of the layer; or "all": everything live.
+
+        Example:
+            >>> norm = pk.MaskedBatchNorm2d(4)
+            >>> norm.set_mask(torch.arange(4) > 0)
+            >>> norm.set_mask("all")
+        """
         op = "MaskedBatchNorm2d.set_mask"
         mask = self._parse(op, "channel", channel, self.channel_mask)
         if mask is None:
@@ -55,6 +77,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         self._refresh()
 
     def forward(self, input: Tensor) -> Tensor:
+        """Normalizes the live channels. input and result: [N, C, H, W], plain or live."""
         self._refresh_if_edited()
         if self._all_live and type(input) is not LiveTensor:
             return super().forward(input)
@@ -63,17 +86,19 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
             raise ValueError(
                 f"MaskedBatchNorm2d: input: expected {self.num_features} channels, got {list(input.shape)}"
             )
-        if type(input) is LiveTensor:  # a live channel that arrives dead is still normalized: zeros become beta
+        if (
+            type(input) is LiveTensor
+        ):  # a channel that is live here but arrives dead is normalized too: its zeros become the bias
             compact = regroup(input.compact, input.live, self._channels)
         else:
             compact = gather_channels(input, self._channels.index(input.device))
         y = self._normalize(compact)
         if self._flow and not self._forward_hooks and can_flow(input):
             return wrap(y, self._channels)
-        return widen(y, self._channels)
+        return to_dense(y, self._channels)
 
     def _normalize(self, live: Tensor) -> Tensor:
-        """The norm of the live channels alone."""
+        """The norm of the live channels, [N, live, H, W], which have been gathered."""
         buffers, weight, bias = self._buffers, self.weight, self.bias  # Module's __getattr__ costs 0.5 us a name
         running_mean, running_var, batches = (buffers[n] for n in ("running_mean", "running_var", _BATCHES))
         update = self.training and self.track_running_stats
@@ -95,24 +120,59 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         return _by_torch(live, *statistics, self._channels.rows(live.device), by_batch, factor, self.eps, update)
 
     def _has_kernel(self, live: Tensor, statistics: tuple[Tensor | None, ...]) -> bool:
+        """Whether the operator serves this input; otherwise torch's batch norm does."""
         if not has_extension() or torch.compiler.is_compiling() or live.device.type != "cpu" or live.numel() < 2:
             return False
         return live.dtype == torch.float32 and all(t is None or t.dtype == torch.float32 for t in statistics)
 
     @classmethod
     def from_norm(cls, norm: nn.BatchNorm2d) -> MaskedBatchNorm2d:
-        """A masked layer over the same parameters and statistics; norm itself stays as it is."""
+        """A masked layer that shares the parameters and statistics of a plain norm, which stays as it is.
+
+        Args:
+            norm: Any `nn.BatchNorm2d`.
+
+        Returns:
+            A `MaskedBatchNorm2d` with all channels live.
+
+        Example:
+            >>> norm = torch.nn.BatchNorm2d(4)
+            >>> pk.MaskedBatchNorm2d.from_norm(norm).weight is norm.weight
+            True
+        """
         return cls._over(norm)
 
     def to_norm(self) -> nn.BatchNorm2d:
-        """An independent nn.BatchNorm2d of the same function: dead channels get weight and bias 0."""
+        """A plain norm with copies of the parameters and statistics, in which dead channels have weight and bias 0.
+
+        Returns:
+            An `nn.BatchNorm2d` that computes the same.
+
+        Example:
+            >>> norm = pk.MaskedBatchNorm2d(4)
+            >>> norm.set_mask(torch.arange(4) > 0)
+            >>> norm.to_norm().weight.tolist()
+            [0.0, 1.0, 1.0, 1.0]
+        """
         norm = self._plain_copy(nn.BatchNorm2d)
         self.zero_dead(norm.weight, norm.bias)
         return norm
 
     @torch.no_grad()
     def zero_dead(self, weight: Tensor | None = None, bias: Tensor | None = None) -> None:
-        """Writes exact zeros into the dead entries of weight and bias, in place (by default the layer's own)."""
+        """Writes exact zeros into the dead entries of weight and bias, in place.
+
+        Args:
+            weight: [C]; None: the weight and bias of the layer.
+            bias: [C].
+
+        Example:
+            >>> norm = pk.MaskedBatchNorm2d(4)
+            >>> norm.set_mask(torch.arange(4) > 0)
+            >>> norm.zero_dead()
+            >>> norm.weight.tolist()
+            [0.0, 1.0, 1.0, 1.0]
+        """
         if weight is None:
             weight, bias = self.weight, self.bias
         self._refresh_if_edited()
@@ -140,9 +200,9 @@ def _by_torch(
     eps: float,
     update: bool,
 ) -> Tensor:
-    """masked_batch_norm by torch's batch norm of gathered parameters."""
+    """masked_batch_norm by torch's batch norm of gathered parameters. live [N, live, H, W]; rows: int64 [live]."""
     weight, bias = (None if p is None else p.index_select(0, rows) for p in (weight, bias))
-    if rows.numel() == 0:  # nothing to normalize, yet the parameters stay in the graph, with zero gradients
+    if rows.numel() == 0:  # nothing to normalize, but the parameters stay in the graph, with zero gradients
         shape = (1, -1, 1, 1)
         return live if weight is None or bias is None else live * weight.view(shape) + bias.view(shape)
     live_mean, live_var = (None if t is None else t.index_select(0, rows) for t in (mean, var))

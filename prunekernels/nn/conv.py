@@ -28,12 +28,26 @@ _MAX_LOWERED = 64  # of a layer: the lists that arrive change with the masks of 
 class MaskedConv2d(MaskBuffers, nn.Conv2d):
     """nn.Conv2d in which dead filters, input channels and kernels are skipped, forward and backward.
 
-    Arguments, weight and bias as in nn.Conv2d. Masks are buffers, bool, True = live, all live at birth: filter_mask
-    [K], kernel_mask [K, C / groups], input_mask [C], hard_mask [K] (False = dead for good: such a filter is dead in
-    filter_mask too, and its weights get no gradient even when weight_grad is "dense").
+    Weight, bias and state-dict keys are those of `nn.Conv2d`. The masks are buffers, bool, True = live; a new layer has
+    everything live. Change them with `set_masks`.
 
+    Args:
+        args: As in `nn.Conv2d`.
+        kwargs: As in `nn.Conv2d`.
+
+    Attributes:
+        filter_mask: Bool [K]: the filters that are computed. The output of a dead one is exactly 0, bias included.
+        kernel_mask: Bool [K, C / groups]: the kernels (one filter, one input channel) that are computed.
+        input_mask: Bool [C]: the input channels that are read.
+        hard_mask: Bool [K], False = dead for good. Such a filter is dead in filter_mask too, and its weights get no
+            gradient even when `weight_grad` is "dense".
+
+    Example:
         >>> layer = pk.MaskedConv2d(64, 128, 3, padding=1)
-        >>> layer.set_masks(filter=layer.weight.flatten(1).norm(dim=1) > 0.57)
+        >>> layer.set_masks(filter=torch.arange(128) % 2 == 0)
+        >>> y = layer(torch.randn(8, 64, 14, 14))
+        >>> tuple(y.shape), y[:, 1::2].any().item()
+        ((8, 128, 14, 14), False)
     """
 
     _mask_names = ("filter_mask", "kernel_mask", "input_mask", "hard_mask")
@@ -49,9 +63,11 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
     _mask_table: Tensor
     _grad_table: Tensor
     _grad_scale: Tensor | None
-    _live: tuple[int, int, int]  # filters, inputs, kernels
+    _live: tuple[int, int, int]  # counts of live filters, inputs and kernels
     _lowered: dict[Any, Lowered | FullWidth]  # by the live channels of an input, and by device
-    _last_input: tuple[torch.Size, tuple[int, ...], torch.dtype] | None = None  # size, stride, the result's dtype
+    _last_input: tuple[torch.Size, tuple[int, ...], torch.dtype] | None = (
+        None  # its size and stride, and the dtype of the result
+    )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -90,10 +106,24 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         input: MaskArgument = None,
         hard: MaskArgument = None,
     ) -> None:
-        """Changes masks in place: a bool tensor, "all" (live again) or None (as it is). On an error nothing changes.
+        """Changes masks in place. An error changes nothing.
 
-        hard: its dead filters die in filter_mask as well. They stay so: reviving one through filter= is an error, and
-        filter="all" revives the others.
+        Each argument is a bool tensor on the device of the layer (True = live), "all" (everything live) or None (no
+        change).
+
+        Args:
+            filter: [K]. A live entry for a hard-dead filter is an error; "all" revives the filters that are not
+                hard-dead.
+            kernel: [K, C / groups].
+            input: [C].
+            hard: [K]. What is dead here becomes dead in filter_mask too.
+
+        Example:
+            >>> layer = pk.MaskedConv2d(4, 8, 3)
+            >>> layer.set_masks(filter=torch.arange(8) > 1, input=torch.arange(4) > 0)
+            >>> layer.density  # 6 of 8 filters, 3 of 4 channels
+            0.5625
+            >>> layer.set_masks(filter="all", input="all")
         """
         op = "MaskedConv2d.set_masks"
         given = {"filter": filter, "kernel": kernel, "input": input, "hard": hard}
@@ -110,7 +140,12 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
 
     @property
     def weight_grad(self) -> str:
-        """Gradient of dead weights: "masked" (zero) or "dense" (as if live: soft-dead filters train)."""
+        """The gradient of dead weights: "masked" (zero) or "dense" (as if they were live, so soft-dead filters train).
+
+        Example:
+            >>> layer = pk.MaskedConv2d(4, 8, 3)
+            >>> layer.weight_grad = "dense"
+        """
         return self._weight_grad
 
     @weight_grad.setter
@@ -122,7 +157,12 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
 
     @property
     def grad_scale(self) -> Tensor | None:
-        """None, or float32 [K] that multiplies the rows of weight's gradient."""
+        """None, or float32 [K]: row k of the gradient of weight is multiplied by entry k.
+
+        Example:
+            >>> layer = pk.MaskedConv2d(4, 8, 3)
+            >>> layer.grad_scale = torch.linspace(0, 1, 8)
+        """
         return self._grad_scale
 
     @grad_scale.setter
@@ -133,13 +173,28 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
 
     @property
     def density(self) -> float:
-        """Share of kernels that are live."""
+        """The share of kernels that are live, from 0 to 1.
+
+        Example:
+            >>> pk.MaskedConv2d(4, 8, 3).density
+            1.0
+        """
         self._refresh_if_edited()
         return self._live[2] / max(1, self.kernel_mask.numel())
 
     @property
     def plan(self) -> LayerPlan | None:
-        """The plans that the last input's size, layout and dtype get under the present masks; None before any input."""
+        """The plan of each direction, for the size, layout and dtype of the last input under the present masks.
+
+        Returns:
+            A `prunekernels.plan.LayerPlan`; None if the layer has not run yet.
+
+        Example:
+            >>> layer = pk.MaskedConv2d(4, 8, 3)
+            >>> y = layer(torch.randn(2, 4, 6, 6))
+            >>> layer.plan.forward  # nothing is dead
+            'dense'
+        """
         if self._last_input is None:
             return None
         self._refresh_if_edited()
@@ -162,13 +217,14 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         )
 
     def forward(self, input: Tensor) -> Tensor:
+        """The masked convolution. input [N, C, H, W] or [C, H, W], plain or live -> [N, K, P, Q] or [K, P, Q]."""
         self._refresh_if_edited()
         if (self._flow or type(input) is LiveTensor) and can_flow(input):
             return live_conv(self, input)
-        return self._full_forward(input.full() if isinstance(input, LiveTensor) else input)
+        return self._full_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
 
     def _full_forward(self, input: Tensor) -> Tensor:
-        """Full width in and out."""
+        """The layer in masked mode: full width in and out, work skipped inside."""
         if self._all_live and self._grad_scale is None:
             y = super().forward(input)
         else:
@@ -188,25 +244,59 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         )
 
     def _pad(self, x: Tensor) -> tuple[Tensor, str | Sequence[int]]:
-        """x padded as the layer's mode asks, and the padding left to the convolution."""
+        """x padded according to padding_mode, and the padding that is left to the convolution."""
         if self.padding_mode == "zeros":
             return x, self.padding
         return F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d) -> MaskedConv2d:
-        """A masked layer over the same parameters; conv itself stays as it is."""
+        """A masked layer that shares the parameters of a plain convolution, which stays as it is.
+
+        Args:
+            conv: Any `nn.Conv2d`.
+
+        Returns:
+            A `MaskedConv2d` with everything live.
+
+        Example:
+            >>> conv = torch.nn.Conv2d(4, 8, 3)
+            >>> pk.MaskedConv2d.from_conv(conv).weight is conv.weight
+            True
+        """
         return cls._over(conv)
 
     def to_conv(self) -> nn.Conv2d:
-        """An independent nn.Conv2d of the same function: parameters copied, dead weights and biases zero."""
+        """A plain convolution with copies of the parameters, in which dead weights and biases are zero.
+
+        Returns:
+            An `nn.Conv2d` that computes the same.
+
+        Example:
+            >>> layer = pk.MaskedConv2d(4, 8, 3)
+            >>> layer.set_masks(filter=torch.arange(8) > 3)
+            >>> layer.to_conv().weight[:4].any().item()
+            False
+        """
         conv = self._plain_copy(nn.Conv2d)
         self.zero_dead(conv.weight, conv.bias)
         return conv
 
     @torch.no_grad()
     def zero_dead(self, weight: Tensor | None = None, bias: Tensor | None = None) -> None:
-        """Writes exact zeros into the dead entries of weight and bias, in place (by default the layer's own)."""
+        """Writes exact zeros into the dead entries of weight and bias, in place.
+
+        Args:
+            weight: [K, C / groups, R, S]; None: the weight and bias of the layer.
+            bias: [K].
+
+        Example:
+            >>> layer = pk.MaskedConv2d(4, 8, 3)
+            >>> layer.set_masks(filter=torch.arange(8) > 3)
+            >>> layer.zero_dead()
+            >>> layer.weight[:4].any().item()
+            False
+        """
         if weight is None:
             weight, bias = self.weight, self.bias
         self._refresh_if_edited()
@@ -252,6 +342,7 @@ def lowered_for(layer: MaskedConv2d, live: LiveList | None) -> Lowered | FullWid
 
 
 def _layer_masks(layer: MaskedConv2d) -> LayerMasks:
+    """What lower() needs to know of a layer, its masks brought to the host."""
     masks = (layer.filter_mask & layer.hard_mask, layer.hard_mask, layer.kernel_mask, layer.input_mask)
     filters, hard, kernels, inputs = (mask.detach().cpu().numpy() for mask in masks)
     dense_grad = layer.weight_grad == "dense"
@@ -260,8 +351,9 @@ def _layer_masks(layer: MaskedConv2d) -> LayerMasks:
 
 
 def _at_full_width(layer: MaskedConv2d, x: Tensor, reason: str) -> Tensor:
-    fallbacks.note(f"conv2d ({reason})")
-    return layer._full_forward(x.full() if type(x) is LiveTensor else x)
+    """The layer in masked mode where live mode does not serve, recorded as a fallback."""
+    fallbacks.record(f"conv2d ({reason})")
+    return layer._full_forward(x.to_dense() if type(x) is LiveTensor else x)
 
 
 def _small_conv(layer: MaskedConv2d, x: Tensor, small: Lowered) -> Tensor:

@@ -1,4 +1,4 @@
-"""Whole networks: plain layers become masked ones and back, in place, with the same module and parameter objects."""
+"""convert and restore: plain layers become masked ones and back, in place, as the same module and parameter objects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ from .flow import flow
 
 @dataclass
 class Conversion:
-    """What convert or restore did, by module name; skipped: name -> why."""
+    """The report of `convert` or `restore`: which modules changed and which were left alone.
+
+    Attributes:
+        converted: Names of the convolutions that changed.
+        norms: Names of the batch norms that changed.
+        skipped: Name of each module left alone -> why.
+
+    Example:
+        >>> print(pk.convert(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))))
+        1 convolutions, 1 norms
+    """
 
     converted: list[str] = field(default_factory=list)
     norms: list[str] = field(default_factory=list)
@@ -32,10 +42,26 @@ class Conversion:
 def convert(
     model: nn.Module, *, norms: bool = True, filter_fn: Callable[[str, nn.Module], bool] | None = None
 ) -> Conversion:
-    """In place: nn.Conv2d -> MaskedConv2d and, with norms, nn.BatchNorm2d -> MaskedBatchNorm2d, all live.
+    """Turns every `nn.Conv2d` into a `MaskedConv2d` and every `nn.BatchNorm2d` into a `MaskedBatchNorm2d`, in place.
 
-    Modules and parameters keep their identity: optimizers, hooks and references go on working. A subclass with a
-    forward of its own is left alone and named in the report, as is a layer for which filter_fn(name, module) is false.
+    Everything is live afterwards. Modules and parameters stay the same objects, so optimizers, hooks and references
+    go on working. Subclasses and modules whose forward was replaced are left alone and named in the report.
+
+    Args:
+        model: The network.
+        norms: False leaves the batch norms alone.
+        filter_fn: filter_fn(name, module) is called for each layer; where it gives False, the layer is left alone.
+
+    Returns:
+        A `Conversion` that names what changed and what did not.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+        >>> pk.convert(model).converted
+        ['0']
+        >>> model[0].set_masks(filter=torch.arange(8) > 3)
+        >>> model[0].density
+        0.5
     """
     report = Conversion()
     for name, module in model.named_modules():
@@ -62,11 +88,30 @@ def convert(
 
 @torch.no_grad()
 def restore(model: nn.Module) -> Conversion:
-    """In place: back to nn.Conv2d and nn.BatchNorm2d, dead weights, biases and affine parameters written as zeros."""
+    """Turns masked layers back into `nn.Conv2d` and `nn.BatchNorm2d`, in place.
+
+    Dead weights, biases and affine parameters are written as zeros, so the network computes what it did. An error
+    changes nothing.
+
+    Args:
+        model: A network with masked layers. Live mode is switched off.
+
+    Returns:
+        A `Conversion` that names the layers that changed.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3))
+        >>> report = pk.convert(model)
+        >>> model[0].set_masks(filter=torch.arange(8) > 3)
+        >>> pk.restore(model).converted
+        ['0']
+        >>> type(model[0]).__name__, model[0].weight[:4].any().item()
+        ('Conv2d', False)
+    """
     flow(model, False)
     report = Conversion()
     masked = [(n, m) for n, m in model.named_modules() if isinstance(m, (MaskedConv2d, MaskedBatchNorm2d))]
-    for name, module in masked:  # first, so that nothing has changed when it raises
+    for name, module in masked:  # checked first, so that an error changes nothing
         if isinstance(module, MaskedBatchNorm2d) and not module.affine and not bool(module.channel_mask.all()):
             raise ValueError(f"restore: {name}: expected affine=True, got dead channels that a plain norm cannot zero")
     for name, module in masked:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import prunekernels as pk
-from prunekernels.live import LiveList, LiveTensor, full_width, record
+from prunekernels.live import LiveList, LiveTensor, full_width, recording
 from prunekernels.live.tensor import wrap
 
 N, C, H, W = 2, 6, 4, 6
@@ -63,7 +63,7 @@ def outcome(f, operands):
 def assert_as_plain(f, **args):
     """f gives live tensors what it gives their plain twins, gradients too; returns the results and what broke flow."""
     live, plain = Operands(True, **args), Operands(False, **args)
-    with record() as breaks:
+    with recording() as breaks:
         (got, grads), (want, want_grads) = outcome(f, live), outcome(f, plain)
     assert [t.shape for t in got] == [t.shape for t in want] and [t.dtype for t in got] == [t.dtype for t in want]
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)

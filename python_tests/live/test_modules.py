@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import prunekernels as pk
 from cases.live import Operands, assert_same_step, in_flow, live_list, step, without_dropout
 from cases.networks import NETWORKS, images, mask_at_random, trained
-from prunekernels.live import LiveList, LiveTensor, record
+from prunekernels.live import LiveList, LiveTensor, recording
 from prunekernels.live.tensor import _without_rules, wrap
 
 
@@ -105,7 +105,7 @@ def test_copies_go_on_in_the_network_gear(clone):
     assert close(twin(x), net(x)) and type(twin[0][0](x)) is LiveTensor
     counts = []
     for each in (network, twin):
-        with record(each) as breaks:
+        with recording(each) as breaks:
             each(x)
         counts.append(breaks)
     assert counts[0] == counts[1]
@@ -180,7 +180,7 @@ def test_threads():
             if not close(network(x), want):
                 wrong.append(1)
 
-    with record(network):
+    with recording(network):
         threads = [threading.Thread(target=run) for _ in range(3)]
         for thread in threads:
             thread.start()
@@ -292,7 +292,7 @@ def test_code_below_python_may_read_and_write(grad):
         grads = torch.autograd.grad(total, o.leaves[0]) if grad else ()
         results.append([total, x * 1, *grads])
     for got, want in zip(*results, strict=True):
-        torch.testing.assert_close(got.full() if type(got) is LiveTensor else got, want)
+        torch.testing.assert_close(got.to_dense() if type(got) is LiveTensor else got, want)
 
 
 def test_code_below_python_may_not_write_to_what_has_views():
@@ -317,7 +317,7 @@ def test_scripted_functions():
 def test_recording_may_begin_inside_a_module():
     class Recorded(nn.Module):
         def forward(self, x):
-            self.context = record()
+            self.context = recording()
             self.context.__enter__()
             return x
 
@@ -330,7 +330,7 @@ def test_what_breaks_the_flow_is_named():
     net = nn.Sequential(pk.MaskedConv2d(3, 4, 1), nn.Sigmoid(), pk.MaskedConv2d(4, 4, 1), nn.GroupNorm(2, 4))
     for layer in (net[0], net[2]):
         layer.set_masks(filter=torch.arange(4) > 1)
-    with record(pk.flow(net)) as breaks:
+    with recording(pk.flow(net)) as breaks:
         for _ in range(2):
             net(torch.zeros(1, 3, 4, 4))
     assert {(row["op"], row["module"], row["count"]) for row in breaks} == {("sigmoid", "1", 2), ("group_norm", "3", 2)}
@@ -339,7 +339,7 @@ def test_what_breaks_the_flow_is_named():
 def test_a_list_is_one_object_and_its_own_union():
     a, b = live_list((1, 2), 4), live_list((2, 3), 4)
     assert live_list((1, 2), 4) is a and a.union(a) is a and a.union(b) is b.union(a) is live_list((1, 2, 3), 4)
-    assert a.meet(b) is live_list((2,), 4) and a.spread(2) is live_list((2, 3, 4, 5), 8)
+    assert a.intersection(b) is live_list((2,), 4) and a.spread(2) is live_list((2, 3, 4, 5), 8)
     assert LiveList.cat([a, b]) is live_list((1, 2, 6, 7), 8) and a.pad(1, 2) is live_list((2, 3), 7)
     assert a.slice(2, 4) == (live_list((0,), 2), 1, 1) and LiveList.all(3) is live_list(range(3), 3)
     assert repr(a) == "LiveList(2/4)" and not a.full and a.mask().tolist() == [False, True, True, False]

@@ -10,13 +10,13 @@ from torch import nn
 import prunekernels as pk
 from cases.live import assert_same_step, in_flow, live_list, step, without_dropout
 from cases.networks import EXACT, NETWORKS, Bottleneck, Head, conv_norm, images, mask_at_random, trained
-from prunekernels.live import LiveTensor, full_width, record
+from prunekernels.live import LiveTensor, full_width, recording
 from prunekernels.live.tensor import wrap
 
 
 def assert_gears_agree(net, x, exact=False, flows=None):
     network = in_flow(net)
-    with record(network) as breaks:
+    with recording(network) as breaks:
         got = step(network, x)
     assert_same_step(got, step(net, x), exact)
     if flows is not None:
@@ -297,12 +297,12 @@ def test_a_list_stored_before_the_masks_changed():
     """A live tensor made under old masks still is what it was."""
     net = pk.flow(nn.Sequential(integer_layer("filter"), integer_layer("all of them")))
     y = net[0](torch.ones(1, 8, 5, 5, dtype=torch.float64))
-    wide = y.full().clone()
+    wide = y.to_dense().clone()
     net[0].set_masks(filter="all")
     net[1].set_masks(filter="all", kernel="all", input="all")
     plain = copy.deepcopy(net[1])
     plain._flow = False
-    assert torch.equal(full_width(net[1](y)), plain(wide)) and torch.equal(y.full(), wide)
+    assert torch.equal(full_width(net[1](y)), plain(wide)) and torch.equal(y.to_dense(), wide)
 
 
 @pytest.mark.parametrize("model", [nn.Sequential(nn.Conv2d(3, 4, 1)), nn.Identity()])
@@ -320,5 +320,5 @@ def test_inputs_that_are_live_need_no_flow():
     layer = integer_layer("filter")
     x = wrap(torch.ones(2, 3, 5, 5, dtype=torch.float64), live_list((0, 2, 7), 8))
     assert type(layer(x)) is LiveTensor
-    assert torch.equal(full_width(layer(x)), layer(x.full()))
-    assert torch.equal(F.conv2d(x, layer.weight), F.conv2d(x.full(), layer.weight))
+    assert torch.equal(full_width(layer(x)), layer(x.to_dense()))
+    assert torch.equal(F.conv2d(x, layer.weight), F.conv2d(x.to_dense(), layer.weight))

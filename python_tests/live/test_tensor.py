@@ -59,7 +59,7 @@ def test_is_what_the_full_width_tensor_is(name, layout):
 def test_channels_last_is_seen():
     x = live(layout="channels_last")
     assert x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    assert x.stride() == x.full().stride() == torch.zeros(N, C, H, W).to(memory_format=torch.channels_last).stride()
+    assert x.stride() == x.to_dense().stride() == torch.zeros(N, C, H, W).to(memory_format=torch.channels_last).stride()
 
 
 def test_repr_tells_what_is_live():
@@ -71,7 +71,7 @@ def test_saving():
     torch.save({"x": x}, file)
     file.seek(0)
     loaded = torch.load(file, weights_only=True)["x"]
-    assert type(loaded) is torch.Tensor and torch.equal(loaded, x.full())
+    assert type(loaded) is torch.Tensor and torch.equal(loaded, x.to_dense())
 
 
 @pytest.mark.parametrize("clone", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])

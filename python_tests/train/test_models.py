@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import prunekernels as pk
-from prunekernels.live import record
+from prunekernels.live import recording
 from prunekernels.train.models import MODELS, PadShortcut, build, scaled
 
 # Parameters and multiply-adds of convolutions and linear layers, at 32x32 with 10 classes or 224x224 with 1000.
@@ -99,7 +99,7 @@ def test_nothing_breaks_their_flow(name):
             layer.set_mask(masks.setdefault(layer.num_features, torch.rand(layer.num_features) < 0.6))
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     expected = model(x)
-    with record(pk.flow(model)) as breaks:
+    with recording(pk.flow(model)) as breaks:
         torch.testing.assert_close(model(x), expected)
     assert breaks == []
 

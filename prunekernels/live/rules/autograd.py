@@ -1,4 +1,4 @@
-"""Rules of whoever asks for the gradient of a live tensor, or for its memory: the full-width tensor's."""
+"""Rules of operations that need the gradient or the memory of a live tensor: it then stores its full width."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import fallbacks
 from ..channel_list import LiveList
-from ..tensor import LiveTensor, _without_rules, full_width, regroup, widen
+from ..tensor import LiveTensor, _without_rules, full_width, regroup, to_dense
 from .pointwise import rule
 
 _set_requires, _set_grad = (getattr(Tensor, name).__set__ for name in ("requires_grad", "grad"))
@@ -23,33 +23,34 @@ _OWN += [Tensor.untyped_storage, Tensor.__dlpack__]
 
 @rule(*_OWN)
 def _own(func: Any, args: Any, kwargs: Any) -> Any:
-    """From now on this very tensor is stored at full width."""
+    """The tensor itself stores its full-width values from now on."""
     x = args[0]
-    fallbacks.note(func)
-    full = x.become_full()
+    fallbacks.record(func)
+    full = x.to_dense_()
     with _without_rules():
         result = func(full, *args[1:], **kwargs)
     if func in (_set_requires, Tensor.requires_grad_):
-        x.become(full, x.live)
+        x.replace_storage(full, x.live)
     return x if result is full else result
 
 
 @rule(Tensor.register_hook, Tensor.retain_grad)
 def _hook(func: Any, args: Any, kwargs: Any) -> Any:
-    """Stored at full width from now on; what was computed of the live channels before reaches the hook as well."""
+    """The tensor stores its full-width values from now on; the hook also gets the gradients of earlier uses."""
     x, live, compact = args[0], args[0].live, args[0].compact
-    fallbacks.note(func)
-    full = x.become_full()
+    fallbacks.record(func)
+    full = x.to_dense_()
     with _without_rules():
         handle = func(full, *args[1:], **kwargs)
     if not live.full and full.grad_fn is not None:
-        hook = args[1] if func is Tensor.register_hook else _keeper(full)
+        hook = args[1] if func is Tensor.register_hook else _grad_keeper(full)
         _hook_earlier_uses(compact, live, full, hook)
     return handle
 
 
-def _keeper(full: Tensor) -> Callable[[Tensor], None]:
-    holder = weakref.ref(full)  # a hook that held it would hold itself
+def _grad_keeper(full: Tensor) -> Callable[[Tensor], None]:
+    """A hook that adds to full.grad, as retain_grad does."""
+    holder = weakref.ref(full)  # the tensor holds its hook: a strong reference back would be a cycle
 
     def keep(grad: Tensor) -> None:
         kept = holder()
@@ -60,10 +61,14 @@ def _keeper(full: Tensor) -> Callable[[Tensor], None]:
 
 
 def _hook_earlier_uses(compact: Tensor, live: LiveList, full: Tensor, hook: Callable[[Tensor], Any]) -> None:
-    """compact's gradient is that of its earlier uses and, through full, that which the hook has seen already."""
+    """Calls a hook for the uses of `compact` before it was brought to full width.
+
+    The gradient of compact is the sum over its earlier uses and its use by `full`. The hook of `full` has seen the
+    latter already, so it is subtracted.
+    """
     through_full: list[Tensor] = []
 
-    def note(grads: Any) -> None:
+    def remember(grads: Any) -> None:
         through_full[:] = [grads[0]]
 
     def on_compact(grad: Tensor) -> Tensor | None:
@@ -71,20 +76,20 @@ def _hook_earlier_uses(compact: Tensor, live: LiveList, full: Tensor, hook: Call
         rest = grad if seen is None else grad - seen
         if seen is not None and not bool(rest.any()):
             return None
-        changed = hook(widen(rest, live))
+        changed = hook(to_dense(rest, live))
         if changed is None:
             return None
         changed = regroup(changed, LiveList.all(live.channels), live)
         return changed if seen is None else changed + seen
 
     assert full.grad_fn is not None
-    full.grad_fn.register_prehook(note)
+    full.grad_fn.register_prehook(remember)
     compact.register_hook(on_compact)
 
 
 @rule(torch.autograd.grad)
 def _autograd_grad(func: Any, args: Any, kwargs: Any) -> Any:
-    """Of a live tensor it is known at its live channels; the others count as zeros."""
+    """The gradient with respect to a live tensor: known in its live channels, taken as zero in the others."""
     given = dict(zip(("outputs", "inputs", "grad_outputs"), args, strict=False)) | kwargs
     rest = args[3:]
     inputs = given.pop("inputs")
@@ -93,4 +98,4 @@ def _autograd_grad(func: Any, args: Any, kwargs: Any) -> Any:
     compact = [x.compact if type(x) is LiveTensor else x for x in inputs]
     grads = func(given.pop("outputs"), compact, given.pop("grad_outputs", None), *rest, **given)
     pairs = zip(inputs, grads, strict=True)
-    return tuple(g if type(x) is not LiveTensor or g is None else widen(g, x.live) for x, g in pairs)
+    return tuple(g if type(x) is not LiveTensor or g is None else to_dense(g, x.live) for x, g in pairs)

@@ -15,10 +15,12 @@ from .pointwise import in_place_or_wrapped, rule
 
 
 def _parts(x: Tensor) -> tuple[Tensor, LiveList]:
+    """The stored values of a live or plain tensor, and their channels."""
     return (x.compact, x.live) if type(x) is LiveTensor else (x, LiveList.all(x.shape[1]))
 
 
 def _writes(func: Any) -> bool:
+    """Whether a torch function is in place: its name ends in one underscore."""
     return func.__name__.endswith("_") and not func.__name__.endswith("__")
 
 
@@ -36,7 +38,7 @@ def _sum(func: Any, args: Any, kwargs: Any, sign: int) -> Any:
     if a.dtype != b.dtype or a.dtype not in FLOATS or _writes_elsewhere(func, a):
         return NotImplemented
     y, live = join(*_parts(a), *_parts(b), sign * alpha)
-    return a.become(y, live) if _writes(func) else wrap(y, live)
+    return a.replace_storage(y, live) if _writes(func) else wrap(y, live)
 
 
 def _rest(kwargs: Any) -> Any:
@@ -44,12 +46,12 @@ def _rest(kwargs: Any) -> Any:
 
 
 def _writes_elsewhere(func: Any, a: Tensor) -> bool:
-    """Whether it is in place and new memory for the result would not do: others see this one's."""
+    """Whether func is in place and its result cannot go to new memory, because other tensors share the memory of a."""
     return _writes(func) and (type(a) is not LiveTensor or a.live.full or a.shares_memory())
 
 
 def join(a: Tensor, a_live: LiveList, b: Tensor, b_live: LiveList, alpha: float) -> tuple[Tensor, LiveList]:
-    """a + alpha * b of two lists, over the union of both, in one pass."""
+    """a [N, a_live.count, ...] + alpha * b [N, b_live.count, ...] in one pass, over the union of their lists."""
     live = a_live.union(b_live)
     to_a, to_b = a_live.remap(live, a.device), b_live.remap(live, b.device)
     shape = (a.shape[0], live.count, *a.shape[2:])
@@ -77,7 +79,7 @@ def _is_scalar(value: Any) -> bool:
 
 
 def _factor(x: LiveTensor, b: Tensor) -> Tensor | None:
-    """What of a plain tensor meets the live channels of x by broadcasting; None where that is not seen at once."""
+    """The part of a plain tensor that broadcasts against the live channels of x; None where the shapes do not tell."""
     channels = x.live.channels
     behind = x.dim() - 2  # dimensions behind the channels
     if b.dim() <= behind:
@@ -114,9 +116,9 @@ def _mul(func: Any, args: Any, kwargs: Any) -> Any:
             return in_place_or_wrapped(a, func(a.compact, b.compact))
         if _writes(func) and (a.shape != b.shape or a.dtype != b.dtype or _writes_elsewhere(func, a)):
             return NotImplemented
-        both = a.live.meet(b.live)
+        both = a.live.intersection(b.live)
         y = torch.mul(regroup(a.compact, a.live, both), regroup(b.compact, b.live, both))
-        return a.become(y, both) if _writes(func) else wrap(y, both)
+        return a.replace_storage(y, both) if _writes(func) else wrap(y, both)
     factor = _factor(a, b)
     return NotImplemented if factor is None else in_place_or_wrapped(a, func(a.compact, factor))
 

@@ -1,6 +1,6 @@
-"""Rules of the operations that leave dead channels dead: channel by channel, and reductions over space.
+"""Rules of operations that keep a zero channel zero and each channel to itself, and of reductions over space.
 
-A rule is called as rule(func, args, kwargs) and may return NotImplemented: then the operation gets full width.
+A rule is called as rule(func, args, kwargs). If it returns NotImplemented, the operation falls back to full width.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Rule = Callable[[Any, Any, Any], Any]
 
 
 def rule(*funcs: Any) -> Callable[[Rule], Rule]:
-    """Registers a rule for torch functions."""
+    """Decorator: registers a function as the rule of these torch functions."""
 
     def register(body: Rule) -> Rule:
         for func in funcs:
@@ -29,7 +29,7 @@ def rule(*funcs: Any) -> Callable[[Rule], Rule]:
 
 
 def methods(*names: str) -> list[Any]:
-    """torch.name and Tensor.name, and both with a trailing _ (in place), as far as they exist."""
+    """torch.name and Tensor.name, and both with a trailing _ (in place), where they exist."""
     found = []
     for name in names:
         for owner in (torch, Tensor):
@@ -38,13 +38,13 @@ def methods(*names: str) -> list[Any]:
 
 
 def functions(*names: str) -> list[Any]:
-    """torch.nn.functional.name, and with a trailing _, as far as they exist."""
+    """torch.nn.functional.name, and with a trailing _, where they exist."""
     return [getattr(F, n) for name in names for n in (name, name + "_") if hasattr(F, n)]
 
 
 def in_place_or_wrapped(x: LiveTensor, y: Tensor) -> Tensor:
-    """What an operation on x.compact gave, as a live tensor: x itself where the operation was in place."""
-    return x.become(y, x.live) if y is x.compact else wrap(y, x.live)
+    """The result y of an operation on x.compact as a live tensor: x itself if the operation was in place."""
+    return x.replace_storage(y, x.live) if y is x.compact else wrap(y, x.live)
 
 
 def has_live(*values: Any) -> bool:
@@ -97,8 +97,8 @@ def _pool(func: Any, args: Any, kwargs: Any) -> Any:
     x = args[0]
     if type(x) is not LiveTensor or x.dim() != 4 or kwargs.get("return_indices") or has_live(*args[1:]):
         return NotImplemented
-    if not x.live.count:  # torch pools nothing but what is there
-        return wrap(func(x.full(), *args[1:], **kwargs)[:, :0], x.live)
+    if not x.live.count:  # torch refuses to pool a tensor without channels
+        return wrap(func(x.to_dense(), *args[1:], **kwargs)[:, :0], x.live)
     return wrap(func(x.compact, *args[1:], **kwargs), x.live)
 
 
@@ -143,12 +143,12 @@ def _prelu(func: Any, args: Any, kwargs: Any) -> Any:
     return wrap(func(x.compact, weight), x.live)
 
 
-# ---- over space -----------------------------------------------------------------------------------------------------
+# ---- reductions over space ------------------------------------------------------------------------------------------
 
 
 @rule(*(getattr(owner, name) for owner in (torch, Tensor) for name in ("mean", "sum", "amax", "amin", "var", "std")))
 def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
-    """Over dimensions behind the channels."""
+    """A reduction over dimensions behind the channels reduces each live channel by itself."""
     x, *rest = args
     dims = rest[0] if rest else kwargs.get("dim", kwargs.get("axis"))
     dims = [dims] if isinstance(dims, int) and not isinstance(dims, bool) else dims
@@ -161,7 +161,7 @@ def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _reader(args: Any, kwargs: Any, rank: int) -> tuple[LiveTensor, Tensor] | None:
-    """The live input and the weight [any, channels, ...] that reads it, where that is what they are."""
+    """The live input and the weight [any, channels, ...] of a linear layer or convolution; None for other arguments."""
     x, weight = args[0], args[1] if len(args) > 1 else kwargs.get("weight")
     if type(x) is not LiveTensor or x.dim() != rank or not x.live.count or not isinstance(weight, Tensor):
         return None
@@ -177,20 +177,20 @@ def _read(func: Any, args: Any, kwargs: Any, x: LiveTensor, weight: Tensor) -> A
 
 @rule(F.linear)
 def _linear(func: Any, args: Any, kwargs: Any) -> Any:
-    """Reads the live columns of the weight alone."""
+    """Multiplies by the columns of the weight that belong to live channels."""
     reader = _reader(args, kwargs, 2)
     return NotImplemented if reader is None else _read(func, args, kwargs, *reader)
 
 
 @rule(torch.conv2d)
 def _plain_conv(func: Any, args: Any, kwargs: Any) -> Any:
-    """A convolution that is not masked reads the live channels alone, and computes all its filters."""
+    """A convolution without masks reads the live channels alone and computes all its filters."""
     reader = _reader(args, kwargs, 4)
     groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
     return NotImplemented if reader is None or groups != 1 else _read(func, args, kwargs, *reader)
 
 
-# ---- what an object is ----------------------------------------------------------------------------------------------
+# ---- shape, dtype, device -------------------------------------------------------------------------------------------
 
 _PROPERTIES = (
     "shape dtype device layout ndim requires_grad grad_fn is_leaf is_cuda is_cpu is_sparse is_quantized is_meta "
@@ -216,7 +216,7 @@ def _about(func: Any, args: Any, kwargs: Any) -> Any:
 @rule(*methods("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"))
 @rule(*(getattr(Tensor, name) for name in ("new_zeros", "new_ones", "new_empty", "new_full")), Tensor.type_as)
 def _about_another(func: Any, args: Any, kwargs: Any) -> Any:
-    """What is asked of a live tensor is its size and dtype alone."""
+    """A new tensor with the shape, dtype or device of a live tensor: its values do not matter."""
     if func is Tensor.type_as:
         return args[0].to(args[1].device, args[1].dtype)
     x = args[0]

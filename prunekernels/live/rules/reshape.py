@@ -1,4 +1,4 @@
-"""Rules of what cuts, joins and renames dimensions, as long as channels stay dimension 1."""
+"""Rules of views, slices, splits and padding, as long as channels stay dimension 1."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _argument(args: Any, kwargs: Any, position: int, name: str, default: Any = N
 
 
 def _replay(func: Any, args: Any, kwargs: Any, part: int | None = None) -> Callable[[Tensor], Tensor]:
-    """The same view of the full-width tensor."""
+    """A function that makes the same view (or part of a split) of the full-width tensor."""
 
     def view(full: Tensor) -> Tensor:
         made = func(full, *args[1:], **kwargs)
@@ -30,14 +30,14 @@ def _replay(func: Any, args: Any, kwargs: Any, part: int | None = None) -> Calla
 
 
 def _numbers(args: Any, kwargs: Any, name: str) -> list[int] | None:
-    """Sizes or dimensions given one by one or as one sequence."""
+    """Sizes or dimensions, given one by one or as one sequence; None for anything else."""
     given = args[1:] if len(args) > 1 else (kwargs.get(name),)
     numbers = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
     return list(numbers) if all(isinstance(number, int) for number in numbers) else None
 
 
 def _reshaped(x: LiveTensor, shape: list[int], replay: Callable[[Tensor], Tensor]) -> Any:
-    """x in another full-width shape, where its channels stay dimension 1 or spread into columns there."""
+    """x in another full-width shape, if its channels stay dimension 1 or spread into columns of dimension 1."""
     if shape.count(-1) == 1:
         known = -math.prod(shape)
         if known <= 0 or x.numel() % known:
@@ -143,7 +143,7 @@ def _expand_as(func: Any, args: Any, kwargs: Any) -> Any:
 
 @rule(F.pad)
 def _pad(func: Any, args: Any, kwargs: Any) -> Any:
-    """Zeros around space move nothing; dead channels put around (a shortcut to more filters) move the list alone."""
+    """Padding of space with zeros keeps the list; padding of channels (a shortcut to more filters) shifts it."""
     x, pad = args[0], list(_argument(args, kwargs, 1, "pad", ()))
     mode, value = _argument(args, kwargs, 2, "mode", "constant"), _argument(args, kwargs, 3, "value")
     behind = 2 * (x.dim() - 2)
@@ -159,6 +159,7 @@ def _pad(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _channels(x: LiveTensor, start: int, stop: int) -> tuple[Tensor, LiveList]:
+    """Channels start to stop - 1 of x: the stored ones, and their list."""
     live, first, count = x.live.slice(start, stop)
     return x.compact.narrow(1, first, count), live
 
@@ -215,7 +216,7 @@ def _split_by(x: LiveTensor, sizes: Any, dim: int, replay: Callable[[int], Calla
 
 @rule(Tensor.__getitem__)
 def _getitem(func: Any, args: Any, kwargs: Any) -> Any:
-    """Slices on any dimension, numbers and new dimensions behind the channels; a list of images."""
+    """Slices of any dimension; numbers and new dimensions behind the channels; a 1-D tensor that picks images."""
     x, index = args
     if type(x) is not LiveTensor:
         return NotImplemented
@@ -237,7 +238,7 @@ def _getitem(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _spelled_out(parts: Sequence[Any], rank: int) -> list[Any]:
-    """An index with its dots and what it leaves out written as slices."""
+    """An index in which slices stand for its Ellipsis and for the dimensions that it leaves out."""
     given = sum(part is not None and part is not Ellipsis for part in parts)
     at = next((i for i, part in enumerate(parts) if part is Ellipsis), len(parts))
     return [*parts[:at], *[slice(None)] * (rank - given), *parts[at + 1 :]]

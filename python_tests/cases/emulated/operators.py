@@ -110,8 +110,9 @@ def register_gradients():
 def replacements():
     """(module, name, what it calls there with the ring), of all of prunekernels that calls operators."""
     from prunekernels import filter_ops, functional
-    from prunekernels.live import conv, tensor
+    from prunekernels.live import tensor
     from prunekernels.live.rules import elementwise
+    from prunekernels.nn import conv
     from prunekernels.ops import autograd
     from prunekernels.optim import adamw, sgd
 
