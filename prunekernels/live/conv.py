@@ -112,5 +112,8 @@ def _table(
     groups: int,
 ) -> Tensor:
     """make_table() of masks on the host, brought to a device."""
-    masks = (None if m is None else torch.from_numpy(np.ascontiguousarray(m)) for m in (filters, kernels, inputs))
-    return make_table(*masks, K, C, groups).to(device)
+
+    def tensor(mask: np.ndarray | None) -> Tensor | None:
+        return None if mask is None else torch.from_numpy(np.ascontiguousarray(mask))
+
+    return make_table(tensor(filters), tensor(kernels), tensor(inputs), K, C, groups).to(device)

@@ -128,12 +128,12 @@ class LiveTensor(Tensor):
             >>> tuple(y.to_dense().shape)
             (2, 8, 4, 4)
         """
-        dense = self._to_dense()
+        dense = self._cached_dense()
         return dense if dtype is None else dense.to(dtype)
 
     full = to_dense
 
-    def _to_dense(self) -> Tensor:
+    def _cached_dense(self) -> Tensor:
         compact = self.compact
         if self.live.full:
             return compact

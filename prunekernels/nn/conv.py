@@ -323,7 +323,7 @@ def live_conv(layer: MaskedConv2d, x: Tensor) -> Tensor:
     if layer._mask_table.is_meta:
         return layer._full_forward(x)
     lowered = lowered_for(layer, live)
-    if type(lowered) is FullWidth:
+    if isinstance(lowered, FullWidth):
         y = _at_full_width(layer, x, lowered.reason)
         return y if lowered.out.full else wrap(ops.gather_channels(y, lowered.out.index(y.device)), lowered.out)
     return wrap(_small_conv(layer, compact, lowered), lowered.out)
