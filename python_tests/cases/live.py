@@ -20,7 +20,7 @@ def live_list(channels, of=C):
 
 
 class Operands:
-    """x, same (its list), other (another), plain, gate and so on: live tensors if `live`, else their plain twins."""
+    """Operands by name, x, same (its list), other (another list) and so on: live tensors if `live`, else plain."""
 
     def __init__(self, live, x=X, other=OTHER, layout="nchw", dtype=torch.float64, grad=True):
         self.live, self.layout, self.dtype, self.grad, self.leaves = live, layout, dtype, grad, []
@@ -61,24 +61,24 @@ def outcome(f, operands):
 
 
 def assert_as_plain(f, **args):
-    """f gives live tensors what it gives their plain twins, gradients too; returns the results and what broke flow."""
+    """f of live tensors equals f of plain ones, gradients too. Returns the results and which operations fell back."""
     live, plain = Operands(True, **args), Operands(False, **args)
-    with recording() as breaks:
+    with recording() as fallbacks:
         (got, grads), (want, want_grads) = outcome(f, live), outcome(f, plain)
     assert [t.shape for t in got] == [t.shape for t in want] and [t.dtype for t in got] == [t.dtype for t in want]
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close([g + torch.zeros_like(w) for g, w in zip(grads, want_grads, strict=True)], want_grads)
-    return live.results, [row["op"] for row in breaks]
+    return live.results, [row["op"] for row in fallbacks]
 
 
 def assert_flows(f, **args):
-    results, breaks = assert_as_plain(f, **args)
-    assert not breaks and results and all(type(t) is LiveTensor for t in results), (breaks, results)
+    results, fallbacks = assert_as_plain(f, **args)
+    assert not fallbacks and results and all(type(t) is LiveTensor for t in results), (fallbacks, results)
 
 
-def assert_breaks(f, **args):
-    _, breaks = assert_as_plain(f, **args)
-    assert breaks
+def assert_falls_back(f, **args):
+    _, fallbacks = assert_as_plain(f, **args)
+    assert fallbacks
 
 
 def in_flow(net):

@@ -1,4 +1,4 @@
-"""Models in the network gear among the rest of torch: hooks, copies, compilers, modes, threads, checkpoints."""
+"""Models in live mode among the rest of torch: hooks, copies, compilers, modes, threads, checkpoints."""
 
 import copy
 import io
@@ -18,7 +18,7 @@ from prunekernels.live.tensor import _without_rules, wrap
 
 
 def both(name="bottleneck", seed=1, training=False):
-    """One masked network in the layer gear and in the network gear; activations write to no input of a hook."""
+    """One masked network in masked mode and in live mode; no activation writes to the input of a hook."""
     net = without_dropout(mask_at_random(trained(name, seed), seed, norms=1.0)).train(training)
     for module in net.modules():
         if isinstance(module, nn.ReLU):
@@ -58,7 +58,7 @@ def test_a_hook_may_replace_what_it_sees():
 
 @pytest.mark.parametrize("kind", [nn.Module, nn.ReLU, pk.MaskedConv2d, pk.MaskedBatchNorm2d])
 def test_backward_hooks_see_full_width(kind):
-    """Of a dead channel they may see zeros where the layer gear has a gradient that goes nowhere."""
+    """In a dead channel they may see zeros where masked mode has a gradient that no parameter gets."""
     seen, x = [], images()
     for net in both(training=True):
         for module in net.modules():
@@ -97,23 +97,23 @@ def saved(net):
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net)), saved])
-def test_copies_go_on_in_the_network_gear(clone):
+def test_copies_stay_in_live_mode(clone):
     net, network = both()
     x = images()
     network(x)
-    twin = clone(network)
-    assert close(twin(x), net(x)) and type(twin[0][0](x)) is LiveTensor
+    copied = clone(network)
+    assert close(copied(x), net(x)) and type(copied[0][0](x)) is LiveTensor
     counts = []
-    for each in (network, twin):
-        with recording(each) as breaks:
+    for each in (network, copied):
+        with recording(each) as fallbacks:
             each(x)
-        counts.append(breaks)
+        counts.append(fallbacks)
     assert counts[0] == counts[1]
-    norms = [[m._channels for m in each.modules() if isinstance(m, pk.MaskedBatchNorm2d)] for each in (network, twin)]
+    norms = [[m._channels for m in each.modules() if isinstance(m, pk.MaskedBatchNorm2d)] for each in (network, copied)]
     assert all(a is b for a, b in zip(*norms, strict=True))
 
 
-def test_state_dicts_are_those_of_the_layer_gear():
+def test_state_dicts_are_those_of_masked_mode():
     net, network = both()
     other = in_flow(without_dropout(trained("bottleneck", 7)))
     network(images())
@@ -326,14 +326,17 @@ def test_recording_may_begin_inside_a_module():
     module.context.__exit__(None, None, None)
 
 
-def test_what_breaks_the_flow_is_named():
+def test_fallbacks_are_named():
     net = nn.Sequential(pk.MaskedConv2d(3, 4, 1), nn.Sigmoid(), pk.MaskedConv2d(4, 4, 1), nn.GroupNorm(2, 4))
     for layer in (net[0], net[2]):
         layer.set_masks(filter=torch.arange(4) > 1)
-    with recording(pk.flow(net)) as breaks:
+    with recording(pk.flow(net)) as fallbacks:
         for _ in range(2):
             net(torch.zeros(1, 3, 4, 4))
-    assert {(row["op"], row["module"], row["count"]) for row in breaks} == {("sigmoid", "1", 2), ("group_norm", "3", 2)}
+    assert {(row["op"], row["module"], row["count"]) for row in fallbacks} == {
+        ("sigmoid", "1", 2),
+        ("group_norm", "3", 2),
+    }
 
 
 def test_a_list_is_one_object_and_its_own_union():

@@ -1,4 +1,4 @@
-"""The network gear against the layer gear: outputs, gradients, statistics; single layers, networks, bad input."""
+"""Live mode against masked mode: outputs, gradients, statistics; single layers, networks, bad input."""
 
 import copy
 
@@ -14,13 +14,13 @@ from prunekernels.live import LiveTensor, full_width, recording
 from prunekernels.live.tensor import wrap
 
 
-def assert_gears_agree(net, x, exact=False, flows=None):
+def assert_modes_agree(net, x, exact=False, flows=None):
     network = in_flow(net)
-    with recording(network) as breaks:
+    with recording(network) as fallbacks:
         got = step(network, x)
     assert_same_step(got, step(net, x), exact)
     if flows is not None:
-        assert (not breaks) == flows, breaks
+        assert (not fallbacks) == flows, fallbacks
 
 
 NO_VIEW = ("plain", torch.channels_last)
@@ -35,7 +35,7 @@ def test_exact_on_integers(name, layout):
         pytest.skip("torch itself cannot flatten this by a view")
     for seed in range(2):
         net = mask_at_random(trained(name, seed, exact=True), seed, kernels=0 if seed == 1 else 0.3)
-        assert_gears_agree(net.to(memory_format=layout), images(exact=True).to(memory_format=layout), exact=True)
+        assert_modes_agree(net.to(memory_format=layout), images(exact=True).to(memory_format=layout), exact=True)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -48,7 +48,7 @@ def test_training_step(name, seed):
         if isinstance(layer, pk.MaskedConv2d) and seed == 2:
             layer.grad_scale = torch.rand(layer.out_channels).round(decimals=1)
     layout = torch.channels_last if seed == 3 and name != "plain" else torch.contiguous_format
-    assert_gears_agree(net.to(memory_format=layout), images(3).to(memory_format=layout))
+    assert_modes_agree(net.to(memory_format=layout), images(3).to(memory_format=layout))
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -61,7 +61,7 @@ def test_inference(name, mode):
 
 
 def everywhere(net, filters, norms=True):
-    """The same fate for every filter: filters(K) -> mask."""
+    """Masks every layer alike. filters(K) -> mask."""
     for layer in net.modules():
         if isinstance(layer, pk.MaskedConv2d):
             layer.set_masks(filter=filters(layer.out_channels))
@@ -70,7 +70,7 @@ def everywhere(net, filters, norms=True):
     return net
 
 
-FATES = {
+PATTERNS = {
     "all dead": lambda K: torch.zeros(K, dtype=torch.bool), "none dead": lambda K: torch.ones(K, dtype=torch.bool),
     "one live": lambda K: torch.arange(K) == K // 2, "one dead": lambda K: torch.arange(K) != 1,
     "half": lambda K: torch.arange(K) % 2 == 0,
@@ -79,17 +79,17 @@ FATES = {
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("norms", [True, False], ids=["masked norms", "unmasked norms"])
-@pytest.mark.parametrize("fate", FATES)
+@pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_one_fate_for_all(name, fate, norms, training):
-    net = without_dropout(everywhere(trained(name), FATES[fate], norms)).train(training)
-    assert_gears_agree(net, images())
+def test_one_pattern_for_all(name, pattern, norms, training):
+    net = without_dropout(everywhere(trained(name), PATTERNS[pattern], norms)).train(training)
+    assert_modes_agree(net, images())
 
 
 @pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"halves", "excite", "excite_linear"}))
 def test_joint_masks_never_break_the_flow(name):
-    net = without_dropout(everywhere(trained(name), FATES["half"])).train()
-    assert_gears_agree(net, images(), flows=True)
+    net = without_dropout(everywhere(trained(name), PATTERNS["half"])).train()
+    assert_modes_agree(net, images(), flows=True)
 
 
 def test_several_steps_with_masks_changing_between():
@@ -111,7 +111,7 @@ def test_masks_that_change_between_forward_and_backward():
     grads = []
     trained_net = trained("plain")
     for net in (trained_net, in_flow(trained_net)):
-        everywhere(net, FATES["half"])
+        everywhere(net, PATTERNS["half"])
         y = net(images() * 0 + 1)
         for layer in net.modules():
             if isinstance(layer, pk.MaskedConv2d):
@@ -122,10 +122,10 @@ def test_masks_that_change_between_forward_and_backward():
 
 
 def test_a_mask_changed_between_two_uses():
-    net = in_flow(everywhere(trained("plain"), FATES["half"]))
+    net = in_flow(everywhere(trained("plain"), PATTERNS["half"]))
     x, plain = images(), trained("plain")
-    for fate in ("half", "one live", "none dead", "half", "all dead", "one dead"):
-        torch.testing.assert_close(everywhere(net, FATES[fate])(x), everywhere(plain, FATES[fate])(x))
+    for pattern in ("half", "one live", "none dead", "half", "all dead", "one dead"):
+        torch.testing.assert_close(everywhere(net, PATTERNS[pattern])(x), everywhere(plain, PATTERNS[pattern])(x))
 
 
 # ---- one layer ------------------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_a_norm_whose_mask_is_not_the_filters(norm, training, args):
     pk.convert(net)
     net[0].set_masks(filter=torch.arange(8) % 2 == 0)
     net[1].set_mask(torch.tensor([NORMS[norm](K) for K in range(8)]))
-    assert_gears_agree(net.train(training), images(), flows=norm != "none")
+    assert_modes_agree(net.train(training), images(), flows=norm != "none")
 
 
 def test_a_dead_filter_under_an_unmasked_norm_is_a_constant():
@@ -256,7 +256,7 @@ def test_inputs_of_any_size(size):
     net = Pooled(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.MaxPool2d(2), nn.Conv2d(6, 4, 1)).double()
     pk.convert(net)
     mask_at_random(net, 2)
-    assert_gears_agree(net, torch.randn(size, dtype=torch.float64))
+    assert_modes_agree(net, torch.randn(size, dtype=torch.float64))
 
 
 class Twice(nn.Module):
@@ -279,7 +279,7 @@ def test_a_layer_used_twice_and_shared_parameters():
     for layer, modulus in ((net.a[0], 2), (net.a[1], 2), (net.b[0], 3), (net.b[1], 3), (net.shared, 5), (net.other, 4)):
         mask = torch.arange(8) % modulus != 0
         layer.set_mask(mask) if isinstance(layer, pk.MaskedBatchNorm2d) else layer.set_masks(filter=mask)
-    assert_gears_agree(net, images(), flows=True)
+    assert_modes_agree(net, images(), flows=True)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -290,7 +290,7 @@ def test_a_filter_mask_that_empties_a_layer_before_a_norm(training):
         net[1].body[0][0].set_masks(filter=torch.zeros(4, dtype=torch.bool))
         if norm:
             net[1].body[0][1].set_mask(torch.zeros(4, dtype=torch.bool))
-        assert_gears_agree(net.train(training), images())
+        assert_modes_agree(net.train(training), images())
 
 
 def test_a_list_stored_before_the_masks_changed():

@@ -1,11 +1,11 @@
-"""Every rule of the network gear against the same function of the full-width tensor."""
+"""Every rule of live mode against the same function of the full-width tensor."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cases.live import OTHER, C, H, N, W, assert_as_plain, assert_breaks, assert_flows
+from cases.live import OTHER, C, H, N, W, assert_as_plain, assert_falls_back, assert_flows
 from prunekernels.live import LiveTensor
 
 ACTIVATIONS = {
@@ -145,7 +145,7 @@ def test_in_place(name):
 
 @pytest.mark.parametrize("name", FULL_WIDTH)
 def test_without_a_rule(name):
-    assert_breaks(lambda o: FULL_WIDTH[name](o.x))
+    assert_falls_back(lambda o: FULL_WIDTH[name](o.x))
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -192,8 +192,8 @@ def test_weights_that_read_live_channels(name, live):
         weight = o.values(3, C)
         return READERS[name](o, weight)
 
-    results, breaks = assert_as_plain(f, x=live)
-    assert type(results[0]) is not LiveTensor and (not live or not breaks)
+    results, fallbacks = assert_as_plain(f, x=live)
+    assert type(results[0]) is not LiveTensor and (not live or not fallbacks)
 
 
 OPERANDS = ["same", "other", "none", "plain"]
@@ -209,8 +209,8 @@ SUMS = {
 @pytest.mark.parametrize("first", ["x", *OPERANDS])
 @pytest.mark.parametrize("name", ["+", "-", "alpha"])
 def test_sums(name, first, second, layout):
-    results, breaks = assert_as_plain(lambda o: SUMS[name](getattr(o, first), getattr(o, second)), layout=layout)
-    assert not breaks
+    results, fallbacks = assert_as_plain(lambda o: SUMS[name](getattr(o, first), getattr(o, second)), layout=layout)
+    assert not fallbacks
     assert (type(results[0]) is LiveTensor) == ("plain" not in (first, second))
 
 
@@ -287,8 +287,8 @@ def test_joins_in_place(name, second):
         assert JOINS_IN_PLACE[name](y, getattr(o, second)) is y
         return y, y.relu()
 
-    results, breaks = assert_as_plain(f)
-    assert not breaks and type(results[0]) is LiveTensor
+    results, fallbacks = assert_as_plain(f)
+    assert not fallbacks and type(results[0]) is LiveTensor
 
 
 @pytest.mark.parametrize("change", ["same", "other", "plain", "relu_", "number", "sigmoid_", "setitem"])

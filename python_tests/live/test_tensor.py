@@ -1,4 +1,4 @@
-"""A live tensor where code meets it as an object: attributes, copies, hooks, autograd, modes, threads, compilers."""
+"""A live tensor in the hands of other code: attributes, copies, hooks, autograd, modes, threads, compilers."""
 
 import copy
 import io
