@@ -1,4 +1,4 @@
-"""The public functions: arguments as torch.nn.functional has them, checked, then the operators."""
+"""The public functions: they take arguments as torch.nn.functional does, check them and call the operators."""
 
 from __future__ import annotations
 
@@ -32,17 +32,31 @@ def masked_conv2d(
     weight_grad: str = "masked",
     grad_scale: Tensor | None = None,
 ) -> Tensor:
-    """conv2d of the live filters, channels and kernels; the dead ones cost nothing and give exact zeros.
+    """A 2-D convolution of the live filters, channels and kernels; dead ones cost nothing and give exact zeros.
 
     Equivalent to: F.conv2d(where(input_mask, x, 0), where(filter_mask & kernel_mask & input_mask, weight, 0),
     where(filter_mask, bias, 0), stride, padding, dilation, groups)
 
-    x [N, C, H, W] or [C, H, W]; weight [K, C / groups, R, S]; bias [K]. filter_mask [K], kernel_mask [K, C / groups],
-    input_mask [C]: bool, True = live; or one mask=ConvMask(...), which saves preparing them at every call.
-    weight_grad="dense" gives masked weights their gradient as if live (channels dead by input_mask still give 0);
-    grad_scale, float32 [K], multiplies the rows of weight's gradient, and 0 gives exact zeros. The bias of a dead
-    filter always has gradient 0.
+    Args:
+        x: [N, C, H, W] or [C, H, W].
+        weight: [K, C / groups, R, S].
+        bias: [K]. The bias of a dead filter has gradient 0.
+        filter_mask: Bool [K], True = live.
+        kernel_mask: Bool [K, C / groups].
+        input_mask: Bool [C].
+        mask: A `ConvMask` in place of the three masks; it saves preparing them at every call.
+        stride: As in `torch.nn.functional.conv2d`.
+        padding: As in `torch.nn.functional.conv2d`, "same" and "valid" included.
+        dilation: As in `torch.nn.functional.conv2d`.
+        groups: As in `torch.nn.functional.conv2d`.
+        weight_grad: "masked": dead weights have gradient 0. "dense": they have the gradient that they would have if
+            they were live, except in channels that input_mask drops, where it is 0.
+        grad_scale: Float32 [K]: row k of the gradient of weight is multiplied by entry k; 0 gives exact zeros.
 
+    Returns:
+        [N, K, P, Q] or [K, P, Q].
+
+    Example:
         >>> keep = torch.tensor([True, False, True, True])
         >>> y = pk.masked_conv2d(torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), filter_mask=keep, padding=1)
         >>> bool((y[:, 1] == 0).all())
@@ -97,7 +111,7 @@ def conv2d_with_tables(
     groups: int,
     small: bool = False,
 ) -> Tensor:
-    """masked_conv2d once the masks are tables: what the layer calls at every step. small: see csrc/conv_args.h."""
+    """masked_conv2d with masks that are tables already, as layers call it at every step. small: see plan.current()."""
     op = "masked_conv2d"
     stride, dilation = pair(op, "stride", stride), pair(op, "dilation", dilation)
     if isinstance(padding, str):
@@ -120,13 +134,41 @@ def conv2d_with_tables(
 
 
 def gather_channels(x: Tensor, index: Tensor) -> Tensor:
-    """x[:, index], in x's memory format: x [N, C, H, W], index int32 [live], strictly increasing."""
+    """Picks channels: x[:, index], in the memory format of x. Differentiable.
+
+    Args:
+        x: [N, C, H, W].
+        index: Int32 [live], strictly increasing.
+
+    Returns:
+        [N, live, H, W].
+
+    Example:
+        >>> x = torch.randn(2, 4, 5, 5)
+        >>> index = torch.tensor([0, 2], dtype=torch.int32)
+        >>> torch.equal(pk.gather_channels(x, index), x[:, [0, 2]])
+        True
+    """
     _check_index_device("gather_channels", x, index)
     return ops.gather_channels(x, index)
 
 
 def scatter_channels(x: Tensor, index: Tensor, channels: int) -> Tensor:
-    """The adjoint of gather_channels: x [N, live, H, W] at index in [N, channels, H, W], zeros elsewhere."""
+    """Puts channels at their places among zero channels: the adjoint of `gather_channels`. Differentiable.
+
+    Args:
+        x: [N, live, H, W].
+        index: Int32 [live], strictly increasing: the place of each channel.
+        channels: How many channels the result has.
+
+    Returns:
+        [N, channels, H, W].
+
+    Example:
+        >>> index = torch.tensor([0, 2], dtype=torch.int32)
+        >>> pk.scatter_channels(torch.ones(1, 2, 1, 1), index, 4).flatten().tolist()
+        [1.0, 0.0, 1.0, 0.0]
+    """
     _check_index_device("scatter_channels", x, index)
     return ops.scatter_channels(x, index, channels)
 
@@ -137,6 +179,7 @@ def _check_index_device(op: str, x: Tensor, index: Tensor) -> None:
 
 
 def check_conv(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
+    """Raises, naming operator and argument, unless shapes, groups and devices go together."""
     if x.dim() not in (3, 4):
         raise ValueError(f"{op}: x: expected [N, C, H, W] or [C, H, W], got {list(x.shape)}")
     if weight.dim() != 4:
@@ -154,6 +197,7 @@ def check_conv(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, groups: 
 
 
 def check_grad_scale(op: str, scale: Tensor, K: int, device: torch.device) -> None:
+    """Raises, naming the operator, unless scale is float32 [K] on the device, without gradient."""
     if not isinstance(scale, Tensor) or scale.dtype != torch.float32 or scale.shape != (K,) or scale.device != device:
         got = (
             f"{scale.dtype} {list(scale.shape)} on {scale.device}"
@@ -166,7 +210,10 @@ def check_grad_scale(op: str, scale: Tensor, K: int, device: torch.device) -> No
 
 
 def pair(op: str, name: str, value: int | Sequence[int]) -> list[int]:
-    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:  # as layers have them
+    """One or two integers as a list of two."""
+    if (
+        type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int
+    ):  # the usual case: the attribute of a layer
         return list(value)
     if type(value) is int:
         return [value, value]
@@ -179,7 +226,7 @@ def pair(op: str, name: str, value: int | Sequence[int]) -> list[int]:
 def pad_string(
     op: str, x: Tensor, padding: str, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> tuple[Tensor, list[int]]:
-    """Resolves "valid" and "same" as conv2d does: an even kernel's odd row and column go to the bottom and right."""
+    """Padding "valid" or "same" in numbers, and x padded (bottom, right) by the odd row and column of "same"."""
     if padding == "valid":
         return x, [0, 0]
     if padding != "same":

@@ -1,4 +1,4 @@
-"""ConvMask: the three masks of a convolution, prepared once as live lists that a training step only reads."""
+"""ConvMask: the three masks of a convolution, prepared once as index lists that a training step only reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .ops import extension, mask_table
 
 
 def check_mask(op: str, name: str, mask: Tensor, shape: Sequence[int], device: torch.device | None = None) -> Tensor:
-    """The mask if it is bool, of this shape and on this device; a ValueError naming operator and argument otherwise."""
+    """Returns a mask that is bool, of this shape and on this device; raises otherwise, naming operator and argument."""
     if not isinstance(mask, Tensor):
         raise ValueError(f"{op}: {name}: expected a bool tensor {list(shape)}, got {type(mask).__name__}")
     if mask.dtype != torch.bool or mask.shape != torch.Size(shape):
@@ -27,7 +27,7 @@ def check_mask(op: str, name: str, mask: Tensor, shape: Sequence[int], device: t
 def make_table(
     filter_mask: Tensor | None, kernel_mask: Tensor | None, input_mask: Tensor | None, K: int, C: int, G: int
 ) -> Tensor:
-    """The int32 table the operators read, on the device of the masks (built on the host)."""
+    """The int32 table that the operators read. It is built on the host and then brought to the device of the masks."""
     device = next((m.device for m in (filter_mask, kernel_mask, input_mask) if m is not None), torch.device("cpu"))
     if device.type == "meta":
         return torch.empty(mask_table.words(K, C, G), dtype=torch.int32, device=device)
@@ -36,19 +36,32 @@ def make_table(
 
 
 def live_counts(table: Tensor) -> tuple[int, int, int]:
-    """Live filters, inputs and kernels of a table, as integers: waits for the device, so only on mask changes."""
+    """How many filters, inputs and kernels of a table are live. Waits for the device: only for when masks change."""
     filters, inputs, kernels = table[mask_table.LIVE_FILTERS : mask_table.LIVE_PAIRS + 1].tolist()
     return filters, inputs, kernels
 
 
 class ConvMask:
-    """Masks of one convolution: filter_mask [K], kernel_mask [K, C / groups], input_mask [C]; True or None = live.
+    """The masks of one convolution, prepared once, to pass to `masked_conv2d` at every step.
 
-    Sizes follow from the masks where they can (a filter mask alone says nothing of C): give out_channels and
-    in_channels, or let the first convolution supply them. The masks are copied; a ConvMask does not change.
+    The masks are copied: a ConvMask does not change. Sizes that the masks do not tell (a filter mask alone says nothing
+    of C) come from out_channels and in_channels, or else from the first convolution that uses the ConvMask.
 
-        mask = pk.ConvMask(filter_mask=keep)
-        y = pk.masked_conv2d(x, weight, mask=mask, padding=1)
+    Args:
+        filter_mask: Bool [K], True = live; None: everything live.
+        kernel_mask: Bool [K, C / groups], the same for single kernels.
+        input_mask: Bool [C], the same for input channels.
+        out_channels: K.
+        in_channels: C.
+        groups: Groups of the convolution.
+
+    Example:
+        >>> mask = pk.ConvMask(filter_mask=torch.tensor([True, False, True, True]), in_channels=3)
+        >>> mask
+        ConvMask(filters=3/4, inputs=3/3, density=0.750)
+        >>> y = pk.masked_conv2d(torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), mask=mask)
+        >>> y[:, 1].any().item()
+        False
     """
 
     def __init__(
@@ -92,7 +105,22 @@ class ConvMask:
         return check_mask("ConvMask", name, mask, expected).detach().clone()
 
     def table(self, out_channels: int, in_channels: int, groups: int, *, dense_grad: bool = False) -> Tensor:
-        """The prepared table; dense_grad: the one that weight_grad="dense" follows (the input mask alone)."""
+        """The prepared mask table that the operators read, made by the first call.
+
+        Args:
+            out_channels: K of the convolution.
+            in_channels: C of the convolution.
+            groups: Its groups.
+            dense_grad: True: the table for the gradient of weight under `weight_grad="dense"` (input mask alone).
+
+        Returns:
+            Int32 tensor of a size that depends on K, C and groups.
+
+        Example:
+            >>> mask = pk.ConvMask(filter_mask=torch.tensor([True, False]))
+            >>> mask.table(2, 3, 1).dtype
+            torch.int32
+        """
         if not self._tables:
             for name, known, given in (
                 ("out_channels", self.out_channels, out_channels),
@@ -119,27 +147,52 @@ class ConvMask:
 
     @property
     def live_filters(self) -> int:
-        """Filters the filter mask leaves."""
+        """How many filters the filter mask leaves.
+
+        Example:
+            >>> pk.ConvMask(filter_mask=torch.tensor([True, False, True]), in_channels=4).live_filters
+            2
+        """
         return self._count(0)
 
     @property
     def live_inputs(self) -> int:
-        """Channels the input mask leaves."""
+        """How many input channels the input mask leaves.
+
+        Example:
+            >>> pk.ConvMask(input_mask=torch.tensor([True, False, True]), out_channels=4).live_inputs
+            2
+        """
         return self._count(1)
 
     @property
     def live_kernels(self) -> int:
-        """Kernels (filter, channel) that all three masks leave."""
+        """How many kernels (filter, channel) all three masks leave.
+
+        Example:
+            >>> pk.ConvMask(filter_mask=torch.tensor([True, False, True]), in_channels=4).live_kernels
+            8
+        """
         return self._count(2)
 
     @property
     def nothing_dead(self) -> bool:
-        """Whether every kernel is known to be live."""
+        """Whether every kernel is known to be live.
+
+        Example:
+            >>> pk.ConvMask(filter_mask=torch.tensor([True, True]), in_channels=4).nothing_dead
+            True
+        """
         return self._live is not None and self._live[2] == self._kernels
 
     @property
     def density(self) -> float:
-        """Share of kernels that are live."""
+        """The share of kernels that are live, from 0 to 1.
+
+        Example:
+            >>> pk.ConvMask(filter_mask=torch.tensor([True, False]), in_channels=4).density
+            0.5
+        """
         return self.live_kernels / max(1, self._kernels)
 
     @property
@@ -147,7 +200,18 @@ class ConvMask:
         return (self.out_channels or 0) * (self.in_channels or 0) // self.groups
 
     def to(self, device: torch.device | str) -> ConvMask:
-        """The same masks on another device."""
+        """The same masks on another device.
+
+        Args:
+            device: As in `torch.Tensor.to`.
+
+        Returns:
+            A new ConvMask.
+
+        Example:
+            >>> pk.ConvMask(filter_mask=torch.tensor([True, False]), in_channels=4).to("cpu").live_filters
+            1
+        """
         moved = object.__new__(ConvMask)
         moved.out_channels, moved.in_channels, moved.groups = self.out_channels, self.in_channels, self.groups
         for name in ("filter_mask", "kernel_mask", "input_mask"):
