@@ -1,4 +1,4 @@
-"""What pruning methods ask of filters, all layers in one call: masked gradients, norms, mean activations, merging."""
+"""Operations of pruning methods on filters, for all layers in one call: masked gradients, norms, means, merging."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Mask = ConvMask | Tensor | None
 
 
 def _table_of(op: str, mask: Mask, weight: Tensor) -> Tensor | None:
-    """A mask table of a weight [K, C / groups, ...]; of a vector, of its length."""
+    """The mask table of a weight [K, C / groups, ...], or of a vector [K]; None: nothing is dead."""
     if mask is None or (isinstance(mask, Tensor) and mask.dtype == torch.int32):
         return mask
     K, channels = len(weight), weight.shape[1] if weight.dim() > 1 else 1
@@ -49,15 +49,28 @@ def mask_grad_(
     product_sums: Sequence[Tensor] | None = None,
     add_to_sums: bool = False,
 ) -> None:
-    """One pass over each gradient [K, ...]: zeros what is dead and multiplies row k by grad_scale[k].
+    """Zeros the dead entries of gradients and scales their rows, in place, in one pass over each gradient.
 
-    Of the result g, where a tensor is given: accumulated += g, and per filter [K] the sums of |g|, of g^2 and of w g
-    (which needs weights). The sums replace what the tensors hold, or with add_to_sums are added to it. They and
-    accumulated are float32 (of float64: float64); in a list, an empty tensor asks for nothing. A mask is a ConvMask, a
-    bool tensor [K] or [K, C / groups] (True = live), a mask table or None.
+    The same pass can add up what results, g. Sums and accumulated are float32 (float64 for float64 gradients). An empty
+    tensor in one of the lists asks for nothing.
 
-        >>> sums = [torch.zeros(len(w)) for w in weights]
-        >>> mask_grad_([w.grad for w in weights], masks, abs_sums=sums, add_to_sums=True)
+    Args:
+        grads: Gradients, [K, ...] each.
+        masks: For each gradient a ConvMask, a bool tensor [K] or [K, C / groups] (True = live), a mask table or None.
+        grad_scales: For each gradient float32 [K], which multiplies its rows, or None.
+        weights: The weights w of the gradients, which product_sums needs.
+        accumulated: For each gradient a tensor of its shape; g is added to it.
+        abs_sums: [K] each; the sum of |g| over each filter.
+        square_sums: [K] each; the sum of g * g over each filter.
+        product_sums: [K] each; the sum of w * g over each filter.
+        add_to_sums: True adds to what the sums hold; False replaces it.
+
+    Example:
+        >>> from prunekernels.filter_ops import mask_grad_
+        >>> grads, sums = [torch.ones(4, 3, 3, 3)], [torch.zeros(4)]
+        >>> mask_grad_(grads, [torch.tensor([True, False, True, True])], abs_sums=sums)
+        >>> sums[0].tolist()
+        [27.0, 0.0, 27.0, 27.0]
     """
     if not grads:
         return
@@ -69,8 +82,22 @@ def mask_grad_(
 def filter_norms(
     weights: Sequence[Tensor], masks: Sequence[Mask] | None = None, *, p: int = 2, per_kernel: bool = False
 ) -> list[Tensor]:
-    """The L1 (p=1) or L2 (p=2) norm of each filter [K], or with per_kernel of each kernel [K, C / groups]; what is dead
-    counts 0, whatever it holds. float32 (of float64: float64)."""
+    """The norm of each filter, or of each kernel, in which dead entries count as 0 whatever they hold.
+
+    Args:
+        weights: [K, C / groups, ...] each.
+        masks: As in `mask_grad_`.
+        p: 1 for the L1 norm, 2 for the L2 norm.
+        per_kernel: True: the norm of each kernel.
+
+    Returns:
+        For each weight [K], or [K, C / groups] with per_kernel; float32 (float64 for float64 weights).
+
+    Example:
+        >>> from prunekernels.filter_ops import filter_norms
+        >>> [norms.tolist() for norms in filter_norms([torch.ones(2, 4, 1, 1), torch.ones(3, 9, 1, 1)])]
+        [[2.0, 2.0], [3.0, 3.0, 3.0]]
+    """
     if p not in (1, 2):
         raise ValueError(f"filter_norms: p: expected 1 or 2, got {p}")
     if not weights:
@@ -81,7 +108,20 @@ def filter_norms(
 
 @torch.no_grad()
 def channel_mean(xs: Sequence[Tensor], *, relu: bool = False) -> list[Tensor]:
-    """The mean over batch and pixels of each channel of activations [N, C, ...], after relu if asked: float32 [C]."""
+    """The mean of each channel of activations over batch and pixels.
+
+    Args:
+        xs: [N, C, ...] each.
+        relu: True: of the activations after a ReLU.
+
+    Returns:
+        For each x float32 [C].
+
+    Example:
+        >>> from prunekernels.filter_ops import channel_mean
+        >>> channel_mean([torch.tensor([[[[-1.0, 3.0]], [[2.0, 4.0]]]])], relu=True)
+        [tensor([1.5000, 3.0000])]
+    """
     return ops.channel_mean(list(xs), relu) if xs else []
 
 
@@ -93,10 +133,23 @@ def cluster_mean_(
     weights: Sequence[Tensor] | None = None,
     strength: float = 0.0,
 ) -> None:
-    """Centripetal averaging: each row of a gradient becomes the mean of the rows of its cluster, plus, with weights,
-    strength times the row's weight less the cluster's mean weight, which pulls the cluster together.
+    """Centripetal averaging, in place: every row of a gradient becomes the mean over the rows of its cluster.
 
-    clusters: int32 [K] on the CPU, the cluster of each row; a row below 0 or alone in its cluster stays as it is.
+    With weights, strength * (row of the weight - mean over the cluster) is added, which pulls the rows together.
+
+    Args:
+        grads: [K, ...] each.
+        clusters: For each gradient int32 [K] on the CPU, the cluster of each row. A row with a negative number, or
+            alone in its cluster, stays as it is.
+        weights: The weights of the gradients.
+        strength: How strongly the rows are pulled together.
+
+    Example:
+        >>> from prunekernels.filter_ops import cluster_mean_
+        >>> grad = torch.tensor([[1.0], [3.0], [5.0]])
+        >>> cluster_mean_([grad], [torch.tensor([0, 0, -1], dtype=torch.int32)])
+        >>> grad.flatten().tolist()
+        [2.0, 2.0, 5.0]
     """
     if grads:
         ops.cluster_mean_(list(grads), list(clusters), list(weights or ()), strength)

@@ -1,4 +1,4 @@
-"""What is right, in fp64 and without the extension. Slow on purpose; every kernel answers to it.
+"""The definition of the masked convolution, in fp64 and without the extension. Tests compare every kernel with it.
 
 y = F.conv2d(where(input_mask, x, 0),
              where(filter_mask & kernel_mask & input_mask, w, 0),
@@ -30,7 +30,32 @@ def masked_conv2d(
     weight_grad="masked",
     grad_scale=None,  # [K]
 ):
-    """Masked convolution in fp64, twice differentiable; same keywords as :func:`prunekernels.masked_conv2d`."""
+    """The masked convolution in fp64, twice differentiable, with the arguments of `prunekernels.masked_conv2d`.
+
+    Args:
+        x: [N, C, H, W] or [C, H, W].
+        weight: [K, C / groups, R, S].
+        bias: [K].
+        filter_mask: Bool [K], True = live.
+        kernel_mask: Bool [K, C / groups].
+        input_mask: Bool [C].
+        mask: Any object that has the three masks as attributes, such as a `ConvMask`.
+        stride: As in `torch.nn.functional.conv2d`.
+        padding: As in `torch.nn.functional.conv2d`.
+        dilation: As in `torch.nn.functional.conv2d`.
+        groups: As in `torch.nn.functional.conv2d`.
+        weight_grad: "masked" or "dense", as in `prunekernels.masked_conv2d`.
+        grad_scale: [K].
+
+    Returns:
+        float64 [N, K, P, Q] or [K, P, Q].
+
+    Example:
+        >>> x, weight, keep = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 3, 3), torch.tensor([True, False])
+        >>> want = pk.reference.masked_conv2d(x, weight, filter_mask=keep)
+        >>> torch.allclose(pk.masked_conv2d(x, weight, filter_mask=keep).double(), want, atol=1e-4)
+        True
+    """
     if mask is not None:
         filter_mask, kernel_mask, input_mask = mask.filter_mask, mask.kernel_mask, mask.input_mask
     if weight_grad not in ("masked", "dense"):
@@ -49,7 +74,7 @@ def masked_conv2d(
     scale = torch.ones(weight.shape[0]) if grad_scale is None else grad_scale
     learns = learns & (scale != 0)[:, None].to(learns.device)
 
-    # The pads stay outside of the convolution, so that "same" with an even kernel is no special case.
+    # x is padded outside of the convolution, so that "same" with an even kernel is no special case.
     x = F.pad(_where(inputs[None, :, None, None], x), (left, right, top, bottom))
     y = _MaskedConv2d.apply(x, weight, filters, live, learns, scale.double(), stride, dilation, groups)
     if bias is not None:
@@ -58,7 +83,24 @@ def masked_conv2d(
 
 
 def gradients(x, weight, bias, grad_out, **kwargs):
-    """(y, grad_x, grad_w, grad_b) in fp64; grad_b is None without a bias."""
+    """The output of `masked_conv2d` and its gradients, in fp64.
+
+    Args:
+        x: [N, C, H, W] or [C, H, W].
+        weight: [K, C / groups, R, S].
+        bias: [K] or None.
+        grad_out: The gradient of the output, of its shape.
+        kwargs: The other arguments of `masked_conv2d`.
+
+    Returns:
+        (y, gradient of x, of weight, of bias); the last is None without a bias.
+
+    Example:
+        >>> x, weight, grad_out = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 3, 3), torch.randn(2, 2, 6, 6)
+        >>> y, *grads = pk.reference.gradients(x, weight, torch.zeros(2), grad_out)
+        >>> [tuple(grad.shape) for grad in grads]
+        [(2, 3, 8, 8), (2, 3, 3, 3), (2,)]
+    """
     leaves = [None if t is None else t.detach().double().requires_grad_() for t in (x, weight, bias)]
     y = masked_conv2d(*leaves, **kwargs)
     grads = torch.autograd.grad(y, [t for t in leaves if t is not None], grad_out.double())
@@ -66,7 +108,7 @@ def gradients(x, weight, bias, grad_out, **kwargs):
 
 
 class _MaskedConv2d(torch.autograd.Function):
-    """A dead filter's grad_out reaches its own weights, if it learns, and nothing else."""
+    """The grad_out of a dead filter reaches the weights of that filter, if they learn, and nothing else."""
 
     @staticmethod
     def forward(x, weight, filters, live, learns, scale, stride, dilation, groups):
@@ -84,7 +126,7 @@ class _MaskedConv2d(torch.autograd.Function):
         x, weight, filters, live, learns, scale = ctx.saved_tensors
         grad_live = _where(filters[None, :, None, None], grad_out)
         grad_x = conv_grad.conv2d_input(x.shape, _where(live[:, :, None, None], weight), grad_live, **ctx.sizes)
-        # Rows that do not learn are cut before the product too: their grad_out may be NaN.
+        # Rows that do not learn are zeroed before the product too, because their grad_out may be NaN.
         grad_rows = _where(learns.any(1)[None, :, None, None], grad_out)
         grad_w = conv_grad.conv2d_weight(x, weight.shape, grad_rows, **ctx.sizes)
         grad_w = _where(learns[:, :, None, None], grad_w * scale[:, None, None, None])
@@ -107,9 +149,31 @@ def masked_conv2d_loops(
     weight_grad="masked",
     grad_scale=None,
 ):
-    """(y, grad_x, grad_w, grad_b) by seven nested loops that never touch a dead number and know nothing of F.conv2d.
+    """The output and gradients by seven nested loops, which never read a dead number and do not use F.conv2d.
 
-    4-D input only. Without grad_out the gradients are zeros.
+    Args:
+        x: [N, C, H, W].
+        weight: [K, C / groups, R, S].
+        bias: [K] or None.
+        grad_out: [N, K, P, Q]; None: the gradients are zeros.
+        filter_mask: Bool [K], True = live.
+        kernel_mask: Bool [K, C / groups].
+        input_mask: Bool [C].
+        stride: As in `torch.nn.functional.conv2d`.
+        padding: As in `torch.nn.functional.conv2d`.
+        dilation: As in `torch.nn.functional.conv2d`.
+        groups: As in `torch.nn.functional.conv2d`.
+        weight_grad: "masked" or "dense".
+        grad_scale: [K].
+
+    Returns:
+        (y, gradient of x, of weight, of bias) in fp64; the last is None without a bias.
+
+    Example:
+        >>> x, weight = torch.ones(1, 2, 3, 3), torch.ones(1, 2, 3, 3)
+        >>> y, *grads = pk.reference.masked_conv2d_loops(x, weight, input_mask=torch.tensor([True, False]))
+        >>> y.item()
+        9.0
     """
     stride, dilation = _pair(stride), _pair(dilation)
     top, bottom, left, right = _pads(padding, weight.shape[2:], stride, dilation)
@@ -150,7 +214,7 @@ def masked_conv2d_loops(
 
 
 def live_masks(weight, filter_mask, kernel_mask, input_mask, groups):
-    """Full masks: live filters [K], live inputs [C], live kernels [K, C/G]."""
+    """Which filters [K], inputs [C] and kernels [K, C/G] are live, as bool tensors; a mask of None drops nothing."""
     filters, group_channels = weight.shape[:2]
     true = lambda *size: torch.ones(size, dtype=torch.bool, device=weight.device)  # noqa: E731
     filter_mask = true(filters) if filter_mask is None else filter_mask
@@ -160,7 +224,7 @@ def live_masks(weight, filter_mask, kernel_mask, input_mask, groups):
 
 
 def _per_kernel(input_mask, filters, groups):
-    """Input mask [C] as seen by every kernel: [K, C/G]."""
+    """The input mask [C] spread over the kernels that read each channel: [K, C/G]."""
     return input_mask.view(groups, -1).repeat_interleave(filters // groups, dim=0)
 
 

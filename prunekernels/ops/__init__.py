@@ -1,1 +1,1 @@
-"""The C++ operators as Python sees them: the extension or its pure-torch fallback, their gradients, mask tables."""
+"""The C++ operators in Python: the compiled extension or its pure-torch fallback, their gradients, mask tables."""

@@ -87,7 +87,7 @@ def _(grad, mask, filters, channels, channels_last):
     return _empty(grad, (filters, channels, *grad.shape[2:]), channels_last)
 
 
-if extension.has_extension():  # without it MaskedBatchNorm2d is torch's batch norm of gathered parameters
+if extension.has_extension():  # without it MaskedBatchNorm2d uses torch's batch norm
 
     @_register_fake("prunekernels::masked_batch_norm")
     def _(x, weight, bias, running_mean, running_var, index, features, training, momentum, eps):
@@ -234,7 +234,7 @@ _GRADIENTS = {
     "pack_weight": (_pack_backward, _setup_pack),
     "unpack_grad_weight": (_unpack_backward, _setup_unpack),
 }
-if not extension.has_extension():  # csrc/autograd.cpp registers them otherwise, at a fifth of the cost per call
+if not extension.has_extension():  # otherwise csrc/ops registers them, at a fifth of the cost per call
     for _name, (_backward, _setup) in _GRADIENTS.items():
         torch.library.register_autograd(f"prunekernels::{_name}", _backward, setup_context=_setup)
 
@@ -247,7 +247,7 @@ def _bare(cls, compact, size, strides):
 
 
 class _Attach(torch.autograd.Function):
-    """attach_live without the extension."""
+    """attach_live in pure torch, used when the extension is missing."""
 
     @staticmethod
     def forward(ctx, wrapper, compact, index):
@@ -263,7 +263,7 @@ class _Attach(torch.autograd.Function):
 
 
 def live_wrapper(cls, compact: Tensor, index: Tensor, size, strides):
-    """A tensor of cls, of full width, that stores nothing and whose gradients reach compact."""
+    """A tensor of class cls and full width that stores no values; its gradients go on to compact."""
     wrapper = _bare(cls, compact, size, strides)
     if compact.requires_grad:
         attach_live(wrapper, compact, index)
@@ -271,7 +271,7 @@ def live_wrapper(cls, compact: Tensor, index: Tensor, size, strides):
 
 
 def attach_live(wrapper: Tensor, compact: Tensor, index: Tensor) -> None:
-    """A history, or another where its values were replaced, for a wrapper: its gradients reach compact."""
+    """Gives a wrapper an autograd history, in place of any it has, that leads its gradients on to compact."""
     if extension.has_extension():
         ops.attach_live.default(wrapper, compact, index)
     else:

@@ -1,4 +1,4 @@
-"""Loads the compiled operators; without them defines the same operators in pure torch and says so once."""
+"""Loads the compiled operators. Without them it defines the same operators in pure torch and warns once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _C: ModuleType | None = None
 
 
 def _load() -> str:
-    """Imports the extension; returns why it could not."""
+    """Imports the extension into _C. Returns why that failed, or an empty string."""
     global _C
     if os.environ.get("PRUNEKERNELS_NO_EXT", "0") not in ("", "0"):
         return "PRUNEKERNELS_NO_EXT is set"
@@ -37,28 +37,53 @@ if _C is None:
     _library = fallback.define()
 else:
     _library = torch.library.Library("prunekernels", "IMPL")
-    fallback.implement(_library, "CUDA")  # what the build has no CUDA kernels for still works, at no gain
+    fallback.implement(_library, "CUDA")  # for operators without CUDA kernels in this build
 
 ops = torch.ops.prunekernels
 
 
 def has_extension() -> bool:
-    """Whether the compiled operators are loaded."""
+    """Whether the compiled operators are loaded. Without them pure torch computes the same numbers, slowly.
+
+    Returns:
+        True or False.
+
+    Example:
+        >>> pk.has_extension() == bool(pk.build_info())
+        True
+    """
     return _C is not None
 
 
 def build_info() -> dict[str, str]:
-    """Compiler, torch and CUDA version ('': none), the CPU instruction set in force; {} without the extension."""
+    """How the extension was built, and the CPU instruction set that it uses.
+
+    Returns:
+        A dict of strings, among them the compiler and the versions of torch and CUDA ("" for none); {} without the
+        extension.
+
+    Example:
+        >>> all(isinstance(value, str) for value in pk.build_info().values())
+        True
+    """
     return dict(_C.build_info()) if _C else {}
 
 
 def kernels() -> list[dict[str, Any]]:
-    """The kernel table: name, operation, device, element, "isa" (CPU) or "arch" (CUDA: the oldest that has it), and
-    whether this build holds it ("compiled"); [] without the extension."""
+    """The kernel table of the extension.
+
+    Returns:
+        A dict for each kernel: "name", "operation", "device", "element", "isa" (CPU) or "arch" (CUDA: the oldest that
+        has it), and "compiled" (whether this build holds it); [] without the extension.
+
+    Example:
+        >>> all({"name", "operation", "device", "compiled"} <= kernel.keys() for kernel in pk.kernels())
+        True
+    """
     return list(_C.kernels()) if _C else []
 
 
 def cap_isa(name: str | None) -> None:
-    """Caps the instruction set of the CPU kernels ("scalar", "avx2", "avx512", "avx512vbmi2"); None lifts the cap."""
+    """Caps the instruction set of the CPU kernels: "scalar", "avx2", "avx512" or "avx512vbmi2". None lifts the cap."""
     if _C:
         _C.cap_isa(name or "")

@@ -1,4 +1,4 @@
-"""The operators in pure torch, for want of the extension or of its kernels for a device. Same numbers, no speed."""
+"""The operators in pure torch, used when the extension, or a kernel for the device, is missing. Same numbers, slow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from . import mask_table
 
 _MASKS = "Tensor? filter_mask, Tensor? kernel_mask, Tensor? input_mask"
 _CONV = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, str plan"
-PLANS = ("auto", "model", "dense", "compact", "direct", "sparse")  # all one plan here
+PLANS = ("auto", "model", "dense", "compact", "direct", "sparse")  # all the same here
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SCHEMAS = (
     f"conv_mask({_MASKS}, int out_channels, int in_channels, int groups) -> Tensor",
@@ -32,6 +32,7 @@ SCHEMAS = (
 
 
 def _where(live: Tensor, x: Tensor, *shape: int) -> Tensor:
+    """x where live, viewed as this shape, is true; 0 elsewhere."""
     return torch.where(live.view(*shape), x, x.new_zeros(()))
 
 
@@ -70,13 +71,13 @@ def _check_tensor(op: str, argument: str, tensor: Tensor, like: Tensor) -> None:
 
 
 def _check_mask(op: str, argument: str, mask: Tensor | None, sizes: tuple[int, ...]) -> None:
-    """sizes: (K, C, groups), or (K,) where no more is known."""
+    """Checks a mask table. sizes: (K, C, groups), or (K,) where the operator knows no more."""
     if mask is None:
         return
     got = f"{mask.dtype} {list(mask.shape)}"
     holds = mask.dtype == torch.int32 and mask.dim() == 1 and len(mask) >= mask_table.HEADER_WORDS
     _expect(holds, op, argument, "a table made by conv_mask (int32)", got)
-    if mask.device.type == "cpu":  # elsewhere reading it would wait for the device
+    if mask.device.type == "cpu":  # reading it on another device would wait for that device
         magic, *known = mask[:4].tolist()
         holds = magic == mask_table.MAGIC and len(mask) == mask_table.words(*known)
         _expect(holds, op, argument, "a table made by conv_mask", f"other numbers, {got}")
@@ -84,7 +85,7 @@ def _check_mask(op: str, argument: str, mask: Tensor | None, sizes: tuple[int, .
 
 
 def _check_conv(op: str, x_size, weight: Tensor, mask, stride, padding, dilation, groups) -> list[int]:
-    """Checks as csrc/conv_args.cpp does; returns the output's [N, K, P, Q]."""
+    """Checks what csrc/ops/conv_args.cpp checks; returns the size of the output, [N, K, P, Q]."""
     _expect(len(x_size) == 4, op, "x", "a 4-D tensor [N, C, H, W]", list(x_size))
     _expect(weight.dim() == 4, op, "weight", "a 4-D tensor [K, C / groups, R, S]", list(weight.shape))
     for name, value, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
@@ -183,7 +184,7 @@ def masked_conv2d_grad_bias(grad_out, mask):
 def _check_index(op: str, index: Tensor, channels: int) -> Tensor:
     if index.dtype != torch.int32 or index.dim() != 1:
         raise ValueError(f"{op}: index: expected int32 [live], got {index.dtype} {list(index.shape)}")
-    if index.device.type == "cpu" and index.numel():  # elsewhere the check would wait for the device
+    if index.device.type == "cpu" and index.numel():  # on another device the check would wait for that device
         if bool((index.diff() <= 0).any()) or int(index[0]) < 0 or int(index[-1]) >= channels:
             raise ValueError(
                 f"{op}: index: expected strictly increasing channels below {channels}, got {index.tolist()}"
@@ -219,7 +220,7 @@ def join_channels(a, b, a_index, b_index, a_inverse, b_inverse, alpha):
 
 
 def _lists(mask, filters):
-    """bool [K] and bool [C] of the filters and channels that a table's convolution is made of."""
+    """The filters with a live kernel, bool [K], and the channels that one reads, bool [groups, C / groups]."""
     K, C, G = mask[1:4].tolist()
     _expect(K == filters, "pack_weight", "mask", f"a table of {filters} filters", K)
     return mask_table.computed_filters(mask, K), mask_table.read_channels(mask, K, C).view(G, -1)
@@ -227,7 +228,7 @@ def _lists(mask, filters):
 
 def pack_weight(weight, mask, filters, channels):
     rows, columns = _lists(mask, weight.shape[0])
-    columns = columns.any(0)  # one list for all groups: nothing is ragged
+    columns = columns.any(0)  # every group has the same list
     packed = weight[rows][:, columns]
     got = f"{filters}, {channels}"
     _expect(packed.shape[:2] == (filters, channels), "pack_weight", "filters, channels", tuple(packed.shape[:2]), got)
@@ -266,7 +267,7 @@ def define() -> torch.library.Library:
 
 
 def implement(library: torch.library.Library, key: str) -> None:
-    """Implements what has no kernel of its own under a dispatch key."""
+    """Implements, under a dispatch key, the operators that have no kernel there."""
     for operator in OPERATORS:
         name = f"prunekernels::{operator.__name__}"
         if not torch._C._dispatch_has_kernel_for_dispatch_key(name, key):

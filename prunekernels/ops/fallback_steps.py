@@ -1,4 +1,4 @@
-"""Operators of a training step besides the convolutions: fake kernels, and twins in pure torch for want of kernels."""
+"""Operators of a training step besides the convolutions: their fallbacks in pure torch, and their fake kernels."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SCHEMAS = (
 )
 
 
-# ---- twins ----------------------------------------------------------------------------------------------------------
+# ---- fallbacks ------------------------------------------------------------------------------------------------------
 
 
 def live_elements(op: str, mask: Tensor | None, parameter: Tensor) -> Tensor | None:
-    """bool, to broadcast against the parameter; None: nothing is dead."""
+    """Which elements of a parameter are live, bool, to broadcast against it; None: nothing is dead."""
     if mask is None:
         return None
     K, C, G = mask[1:4].tolist()
@@ -63,11 +63,13 @@ def _check_lists(op: str, weights: list[Tensor], lists: dict[str, list], sums: d
 
 
 def _write(live: Tensor | None, pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Writes the live elements of the second tensor of each pair into the first."""
     for target, new in pairs:
         target.copy_(new if live is None else torch.where(live, new, target))
 
 
 def _put_updates(i: int, before: Tensor, after: Tensor, abs_updates, square_updates) -> None:
+    """Writes the sums over each row of |after - before| and of its square to place i of the lists."""
     for updates, power in ((abs_updates, 1), (square_updates, 2)):
         if updates and updates[i].numel():
             updates[i].copy_((after - before).float().abs().pow(power).flatten(1).sum(1))

@@ -1,4 +1,4 @@
-"""The mask table (csrc/core/mask_table.h) seen from Python: its words, and views of it on whatever device it lives."""
+"""The mask table (csrc/core/mask_table.h) in Python: its size, views of its parts on any device, and its making."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ LIVE_FILTERS, LIVE_INPUTS, LIVE_PAIRS = 7, 8, 9  # header words
 
 
 def words(K: int, C: int, G: int) -> int:
+    """How many int32 words the table of a convolution has."""
     return HEADER_WORDS + 2 * K + 2 * C + K * -(-(C // G) // 32)
 
 
@@ -33,14 +34,14 @@ def read_channels(table: Tensor, K: int, C: int) -> Tensor:
 
 
 def live_kernels(table: Tensor, K: int, C: int, channels_per_group: int) -> Tensor:
-    """bool [K, C / groups]: what all three masks leave."""
+    """bool [K, C / groups]: kernels that all three masks leave."""
     pairs = table[HEADER_WORDS + 2 * K + 2 * C :].view(K, -1, 1)
     bits = pairs >> torch.arange(32, dtype=torch.int32, device=table.device) & 1
     return bits.view(K, -1)[:, :channels_per_group] != 0
 
 
 def _lists(live: np.ndarray, groups: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, bool]:
-    """Common count, index, slot and raggedness of live [G, members] over the live groups."""
+    """Lists of the live members, bool [G, members], of the given groups: longest count, index, slot, whether ragged."""
     per_group, counts = live.shape[1], live.sum(axis=1)
     most = int(counts[groups].max(initial=0))
     index, slot = np.full(live.size, DEAD, np.int32), np.full(live.size, DEAD, np.int32)

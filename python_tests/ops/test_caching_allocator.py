@@ -173,7 +173,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 PAGE = mmap.PAGESIZE
 
 def guarded(tensor, side):
-    # The numbers between two pages that nobody may touch, right before the last or right behind the first.
+    # The numbers lie between two protected pages, right before the last or right behind the first.
     pages = -(-tensor.nbytes // PAGE)
     region = mmap.mmap(-1, (pages + 2) * PAGE)
     start = ctypes.addressof(ctypes.c_char.from_buffer(region))

@@ -1,4 +1,4 @@
-"""conv_mask: the compiled operator and its pure torch twin build the same table."""
+"""conv_mask: the compiled operator and its fallback build the same table."""
 
 import pytest
 import torch
@@ -27,14 +27,14 @@ def random_masks(width, groups, given):
 
 
 @pytest.mark.parametrize("name", SPECIAL)
-def test_special_masks_equal_the_twin(name):
+def test_special_masks_equal_the_fallback(name):
     assert torch.equal(conv_mask(*SPECIAL[name]), fallback.conv_mask(*SPECIAL[name]))
 
 
 @pytest.mark.parametrize("given", ["f", "k", "i", "fk", "fi", "ki", "fki"])
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_random_masks_equal_the_twin(width, groups, given):
+def test_random_masks_equal_the_fallback(width, groups, given):
     args = random_masks(width, groups, given)
     assert torch.equal(conv_mask(*args), fallback.conv_mask(*args))
 
