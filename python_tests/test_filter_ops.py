@@ -1,4 +1,4 @@
-"""mask_grad_, filter_norms, channel_mean and cluster_mean_ beside plain torch; integers, so to the bit."""
+"""mask_grad_, filter_norms, channel_mean and cluster_mean_ equal plain torch to the bit, on integers."""
 
 import contextlib
 
@@ -36,7 +36,7 @@ def wide(dtype):
 
 def kernels(size):
     mask = chosen(*size[:2], share=0.6)
-    mask[0], mask[1] = True, False  # a row without holes, a row that is a hole
+    mask[0], mask[1] = True, False  # a row with nothing dead, a row with everything dead
     return mask
 
 
@@ -87,7 +87,7 @@ def test_mask_grad_only_masks(mask, layout, dtype):
 
 
 def test_mask_grad_of_many_layers():
-    """As large as to share them among threads; vectors and tensors without a mask beside them."""
+    """Tensors large enough to be split among threads, beside vectors and tensors without a mask."""
     grads = [integers(size) for size in ((100, 50, 3, 3), (100,), (7, 3), (64, 100, 1, 1))]
     masks = [chosen(100), chosen(100), None, pk.ConvMask(chosen(64), input_mask=chosen(100))]
     lives = [masks[0][:, None, None, None], masks[1], torch.tensor(True)]

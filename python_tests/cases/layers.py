@@ -1,4 +1,4 @@
-"""A small masked layer, its masks, and what it has to compute: shared by the tests of the layer."""
+"""A small masked layer with its masks, and a check of what it computes."""
 
 import torch
 

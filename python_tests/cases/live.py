@@ -1,4 +1,4 @@
-"""The same operands as live tensors and as plain ones, and functions given both."""
+"""The same operands as live and as plain tensors, and checks that functions treat both alike."""
 
 import copy
 

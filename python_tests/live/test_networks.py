@@ -260,7 +260,7 @@ def test_inputs_of_any_size(size):
 
 
 class Twice(nn.Module):
-    """One layer, two inputs of different lists; then the same weight in another layer."""
+    """A layer with two inputs whose lists differ, and a second layer that shares its weight."""
 
     def __init__(self):
         super().__init__()
@@ -294,7 +294,7 @@ def test_a_filter_mask_that_empties_a_layer_before_a_norm(training):
 
 
 def test_a_list_stored_before_the_masks_changed():
-    """A live tensor made under old masks still is what it was."""
+    """A live tensor keeps its values and its list when the masks of its layer change."""
     net = pk.flow(nn.Sequential(integer_layer("filter"), integer_layer("all of them")))
     y = net[0](torch.ones(1, 8, 5, 5, dtype=torch.float64))
     wide = y.to_dense().clone()

@@ -33,7 +33,7 @@ def inverse(index, channels):
 
 
 def regrouped(x, index):
-    """The same by torch alone."""
+    """What regroup_channels should give, by plain torch."""
     wide = torch.cat([x, x.new_zeros(x.shape[0], 1, *x.shape[2:])], 1)
     return wide[:, [c if c >= 0 else x.shape[1] for c in index.tolist()]]
 
@@ -72,7 +72,7 @@ def test_regroup_in_every_dtype(layout, dtype):
         assert_equal(OPS.regroup_channels(x, index, inverse(index, channels)), regrouped(x, index))
 
 
-# Lists of a and of b in their union.
+# a_index, b_index: which channel of a (of b) goes to each place of the union, -1 where none does.
 JOINS = {
     "apart": ((0, 1, -1, -1), (-1, -1, 0, 1)), "overlapping": ((0, 1, -1), (-1, 0, 1)), "same": ((0, 1), (0, 1)),
     "inside": ((0, 1, 2, 3), (-1, 0, -1, 1)), "around": ((-1, 0, -1), (0, 1, 2)), "none and some": ((-1, -1), (0, 1)),
@@ -197,7 +197,7 @@ def test_bad_arguments(text):
 
 
 def test_without_the_extension():
-    """The same operators, rules and objects in pure torch."""
+    """The tests of operators, rules and tensors that need no compiled operator also pass on the fallbacks."""
     chosen = "every_dtype or gradients or packed or in_place or aliases or alias or autograd or leaf or hooks_on"
     select = f"({chosen}) and not bad_arguments and not without_the_extension"
     files = ["test_ops.py", "test_tensor.py", "test_rules.py"]

@@ -295,7 +295,8 @@ def test_joins_in_place(name, second):
 @pytest.mark.parametrize("alias", ALIASES)
 def test_aliases_see_what_was_written(alias, change):
     def f(o):
-        with torch.set_grad_enabled("chunk" not in alias):  # torch writes to none of several views of one
+        # With gradients torch refuses to write to one of several views that an operation returns.
+        with torch.set_grad_enabled("chunk" not in alias):
             y, shown = o.x, ALIASES[alias](o.x)
             shown.to_dense() if o.live else None
             write(y, o)

@@ -109,7 +109,8 @@ def test_hooks_on_a_tensor(how, when):
         total = sum(early + late)
         total.mul(torch.arange(1.0, total.numel() + 1).view(total.shape)).sum().backward(retain_graph=True)
         grads = [x.grad] if how == "retain_grad" else [torch.stack(seen).sum(0)] if seen else []
-        mask = torch.zeros(C, 1, 1).double()  # what no operation computed at full width is unknown at dead channels
+        # Gradients of dead channels are known only where an operation ran at full width.
+        mask = torch.zeros(C, 1, 1).double()
         mask[list(X)] = 1
         grads = [g if when == "before" else g * mask for g in grads]
         leaf = o.leaves[0].grad.clone()
@@ -277,7 +278,7 @@ def test_autograd_functions(name):
         results = FUNCTIONS[name](o)
         results = list(results) if isinstance(results, tuple) else [results]
         total = sum((r * r * torch.arange(1.0, 1 + r.numel()).view(r.shape)).sum() for r in results)
-        if total.requires_grad:  # backward(): a reentrant checkpoint knows no other
+        if total.requires_grad:  # a reentrant checkpoint supports backward() alone
             total.backward()
         grads = [leaf.grad for leaf in o.leaves if leaf.grad is not None]
         return [r.detach() for r in results] + [g for g in grads if g.any()]

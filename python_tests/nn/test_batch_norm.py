@@ -1,4 +1,4 @@
-"""MaskedBatchNorm2d: a dead channel is exactly 0 and stands still; live ones are what nn.BatchNorm2d makes of them."""
+"""MaskedBatchNorm2d: a dead channel is exactly 0 and keeps its statistics; live ones are as in nn.BatchNorm2d."""
 
 import copy
 import pickle
@@ -198,7 +198,7 @@ def test_from_norm_and_to_norm():
 
 
 def test_dead_channel_after_unmasked_norm_is_a_constant_not_zero():
-    """Only a masked norm makes the channel dead downstream."""
+    """Behind a masked norm the channel of a dead filter is zero; behind a plain one it is not."""
     conv, norm = pk.MaskedConv2d(3, 5, 3), fill(pk.MaskedBatchNorm2d(5))
     conv.set_masks(filter=LIVE)
     y = norm(conv(torch.randn(2, 3, 6, 6)))

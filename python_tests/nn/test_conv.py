@@ -1,4 +1,4 @@
-"""MaskedConv2d as a layer: the same as nn.Conv2d where nothing is dead, and at home wherever nn.Conv2d is."""
+"""MaskedConv2d as a layer: equal to nn.Conv2d where nothing is dead, and usable wherever nn.Conv2d is."""
 
 import copy
 import io
@@ -147,7 +147,7 @@ def test_to_conv_is_independent_and_plain():
 
 
 def test_trains():
-    """A dead filter's weights do not move under plain SGD; live ones do."""
+    """The weights of a dead filter do not move under plain SGD; those of live filters do."""
     layer = make()
     before = layer.weight.detach().clone()
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)

@@ -1,4 +1,4 @@
-"""convert and restore."""
+"""convert and restore: which layers change, what stays the same object, what the network computes afterwards."""
 
 import copy
 

@@ -19,7 +19,7 @@ def masked_net(seed):
     net = nn.Sequential(
         pk.MaskedConv2d(3, 6, 3, padding=1, bias=False), pk.MaskedBatchNorm2d(6), nn.ReLU(), pk.MaskedConv2d(6, 4, 1)
     )
-    net(torch.randn(2, 3, 4, 4))  # whatever is cached is there before the masks arrive
+    net(torch.randn(2, 3, 4, 4))  # fills every cache before the masks arrive
     return net
 
 

@@ -119,7 +119,7 @@ def test_hard_all_lets_the_filter_come_back():
 @pytest.mark.parametrize("name", MASKS)
 def test_in_place_edits_are_noticed(name):
     layer = make(masked=False)
-    layer(torch.zeros(1, 4, 5, 6))  # builds whatever is cached
+    layer(torch.zeros(1, 4, 5, 6))  # fills every cache
     getattr(layer, name)[2] = False
     masks = {"filter_mask" if name == "hard_mask" else name: getattr(layer, name)}
     assert_computes(layer, **masks)

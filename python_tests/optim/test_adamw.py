@@ -41,7 +41,7 @@ def run(setting, dtype, shapes=SHAPES, steps=8, **theirs):
 @pytest.mark.skipif(not pk.has_extension(), reason="pure torch takes torch's square root")
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_same_bits_as_torchs_fused(setting):
-    """In whole vectors: the rest of a parameter torch computes with other roundings."""
+    """Sizes are whole vectors: torch rounds the rest of a parameter differently."""
     shapes = ((64, 3, 3, 3), (64,), (32, 64, 1, 1))
     pairs, ours, theirs = run(setting, torch.float32, shapes, fused=True)
     for a, b in pairs:
@@ -54,7 +54,7 @@ def test_same_bits_as_torchs_fused(setting):
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("foreach", [False, True])
 def test_averages_have_the_bits_of_torchs_others(foreach, setting, dtype):
-    """The weights have them but where torch takes its square root from a library that rounds some results otherwise."""
+    """Weights may differ where torch takes its square root from a library that rounds some results differently."""
     pairs, ours, theirs = run(setting, dtype, foreach=foreach)
     for a, b in pairs:
         assert all(torch.equal(ours[a][name], theirs[b][name]) for name in AVERAGES)
@@ -80,7 +80,7 @@ def test_every_instruction_set(isa, size):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_dead_elements_are_left_alone(dtype, layout):
-    """Dead gradients and averages are NaN: had they been read, it would show."""
+    """Dead gradients and averages are NaN, so a result that read them would be NaN."""
     plain = [torch.randn(9, 40, 3, 3).abs().to(dtype) for _ in range(4)]
     mask = table(chosen(9), chosen(9, 40))
     live = live_elements("test", mask, plain[0]).expand_as(plain[0])

@@ -91,7 +91,7 @@ def test_hooks_give_what_a_masked_optimizer_gives(name):
         train(ours, bound("ours", name, ours, freeze))
         train(theirs, bound("others", name, theirs, freeze))
     for (parameter, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        if parameter != "0.bias":  # ahead of a norm its gradient is rounding alone, which AdamW blows up
+        if parameter != "0.bias":  # before a norm its gradient is rounding error alone, which AdamW magnifies
             torch.testing.assert_close(a, b)
 
 

@@ -119,7 +119,7 @@ MASKS = {
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_dead_elements_are_left_alone(dtype, mask, size, layout):
-    """Dead gradients and momenta are NaN: had they been read, it would show."""
+    """Dead gradients and momenta are NaN, so a result that read them would be NaN."""
     weight, grad, momentum = (torch.randint(-4, 5, size).to(dtype) for _ in range(3))
     mask = MASKS[mask](*size[:2])
     dead = frozen(mask, weight)
