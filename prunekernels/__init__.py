@@ -2,9 +2,8 @@
 
 from . import methods, optim, plan, reference
 from .functional import gather_channels, masked_conv2d, scatter_channels
-from .graph.coupling import Group, coupled_groups
+from .graph import Group, Tidied, coupled_groups, tidy_masks
 from .graph.shrink import shrink
-from .graph.tidy import Tidied, tidy_masks
 from .inspect.explain import Explanation, explain
 from .inspect.flops import Flops, count_flops
 from .live import LiveTensor

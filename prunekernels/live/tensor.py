@@ -149,7 +149,22 @@ class LiveTensor(Tensor):
         return dense
 
     def replace_storage(self, compact: Tensor, live: LiveList) -> LiveTensor:
-        """Gives this object other values, as an operation in place does. compact [N, live.count, ...]."""
+        """Gives this object other values, as an operation in place does.
+
+        Args:
+            compact: The new values, [N, live.count, ...].
+            live: Their channels.
+
+        Returns:
+            This tensor.
+
+        Example:
+            >>> from prunekernels.live import LiveList
+            >>> from prunekernels.live.tensor import wrap
+            >>> x = wrap(torch.ones(1, 1, 2, 2), LiveList.of_mask(torch.tensor([True, False])))
+            >>> x.replace_storage(torch.full((1, 1, 2, 2), 3.0), x.live) is x, x.sum().item()
+            (True, 12.0)
+        """
         with _without_rules():
             if compact.requires_grad:
                 autograd.attach_live(self, compact, live.index(compact.device))
@@ -158,7 +173,18 @@ class LiveTensor(Tensor):
         return self
 
     def to_dense_(self) -> Tensor:
-        """Makes this object store the full-width tensor, which it returns; its views become views of that tensor."""
+        """Makes this object store the full-width tensor; its views become views of that tensor.
+
+        Returns:
+            The full-width tensor [N, C, ...], whose memory this object shares from now on.
+
+        Example:
+            >>> from prunekernels.live import LiveList
+            >>> from prunekernels.live.tensor import wrap
+            >>> x = wrap(torch.ones(1, 1, 2, 2), LiveList.of_mask(torch.tensor([True, False])))
+            >>> x.to_dense_().shape == x.compact.shape == x.shape
+            True
+        """
         if self.live.full:
             return self.compact
         group = self._group()
@@ -170,7 +196,16 @@ class LiveTensor(Tensor):
         return dense
 
     def shares_memory(self) -> bool:
-        """Whether a write to this tensor could be read through another."""
+        """Whether a write to this tensor could be read through another tensor, one a view of the other.
+
+        Example:
+            >>> from prunekernels.live import LiveList
+            >>> from prunekernels.live.tensor import wrap
+            >>> x = wrap(torch.ones(1, 1, 2, 2), LiveList.of_mask(torch.tensor([True, False])))
+            >>> view = x[:1]
+            >>> x.shares_memory()
+            True
+        """
         group = self._group()
         return group is not None and group.shared()
 
@@ -179,7 +214,24 @@ class LiveTensor(Tensor):
         return group() if isinstance(group, weakref.ref) else group
 
     def view_of(self, compact: Tensor, live: LiveList, replay: Callable[[Tensor], Tensor]) -> Tensor:
-        """A view of this tensor that stores `compact`. replay: makes the same view of the full-width tensor."""
+        """A view of this tensor, as the rules of views make it.
+
+        Args:
+            compact: The live channels of the view, which share the memory of this tensor.
+            live: Its channels.
+            replay: Makes the same view of the full-width tensor.
+
+        Returns:
+            A live tensor; `compact` itself if nothing is dead.
+
+        Example:
+            >>> from prunekernels.live import LiveList
+            >>> from prunekernels.live.tensor import wrap
+            >>> x = wrap(torch.ones(1, 1, 2, 2), LiveList.of_mask(torch.tensor([True, False])))
+            >>> view = x.view_of(x.compact[..., :1], x.live, lambda dense: dense[..., :1])
+            >>> tuple(view.shape), x.shares_memory()
+            ((1, 2, 2, 1), True)
+        """
         if self.live.full:
             return compact
         with _without_rules():

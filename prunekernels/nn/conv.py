@@ -127,7 +127,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         """
         op = "MaskedConv2d.set_masks"
         given = {"filter": filter, "kernel": kernel, "input": input, "hard": hard}
-        new = {name: self._parse(op, name, mask, self._buffers[f"{name}_mask"]) for name, mask in given.items()}  # type: ignore[arg-type]
+        new = {name: self._parse(op, name, mask, getattr(self, f"{name}_mask")) for name, mask in given.items()}
         hard_mask = self.hard_mask if new["hard"] is None else new["hard"]
         if isinstance(filter, Tensor) and bool((filter & ~hard_mask).any()):
             revived = torch.nonzero(filter & ~hard_mask).flatten().tolist()
