@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_captured: dict[int, Tensor] = {}  # by address: a CUDA graph goes on reading them after their lists have gone
+_captured: dict[int, Tensor] = {}  # by address: CUDA graphs go on reading these after their lists are gone
 _MAX_DERIVED = 256  # of a list: one that outlives many mask changes must not collect what was derived with every other
 
 
@@ -133,7 +133,7 @@ class LiveList:
         return self._once(("pad", before, after), lambda: LiveList.of(self.host + before, channels))
 
     def slice(self, start: int, stop: int) -> tuple[LiveList, int, int]:
-        """The list of channels start to stop - 1; and the first of them among the compact channels, and their count."""
+        """The list of channels start to stop - 1, where they begin among the compact channels, and their count."""
 
         def make() -> tuple[LiveList, int, int]:
             first, last = np.searchsorted(self.host, (start, stop)).tolist()

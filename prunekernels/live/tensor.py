@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import weakref
 from collections.abc import Callable
@@ -12,13 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .. import functional
 from ..ops import autograd
 from . import fallbacks
 from .channel_list import LiveList
+from .channel_ops import to_dense
 
-ops = autograd.ops
-FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # what the operators take
 _without_rules = torch._C.DisableTorchFunctionSubclass
 RULES: dict[Any, Any] = {}  # torch function -> rule(func, args, kwargs); NotImplemented: not these arguments
 
@@ -294,33 +291,6 @@ def wrap(compact: Tensor, live: LiveList) -> Tensor:
         return compact
     with _without_rules():
         return LiveTensor(compact, live)
-
-
-def to_dense(compact: Tensor, live: LiveList) -> Tensor:
-    """compact [N, live.count, ...] -> [N, live.channels, ...], zeros in the dead channels."""
-    if live.full:
-        return compact
-    size = compact.shape
-    if compact.dtype not in FLOATS:
-        dense = compact.new_zeros(size[0], live.channels, *size[2:])
-        return dense.index_copy_(1, live.rows(compact.device), compact)
-    planes = compact if compact.dim() == 4 else compact.reshape(size[0], size[1], math.prod(size[2:]), 1)
-    dense = functional.scatter_channels(planes, live.index(compact.device), live.channels)
-    return dense if compact.dim() == 4 else dense.reshape(size[0], live.channels, *size[2:])
-
-
-def regroup(compact: Tensor, live: LiveList, to: LiveList) -> Tensor:
-    """[N, live.count, ...] -> [N, to.count, ...]: drops the channels that `to` lacks and puts in zeros for new ones."""
-    if to is live:
-        return compact
-    if compact.dtype not in FLOATS:
-        return to_dense(compact, live).index_select(1, to.rows(compact.device))
-    remap = live.remap(to, compact.device)
-    if compact.dim() == 4:
-        return ops.regroup_channels(compact, *remap)
-    size = compact.shape
-    planes = compact.reshape(size[0], size[1], math.prod(size[2:]), 1)
-    return ops.regroup_channels(planes, *remap).reshape(size[0], to.count, *size[2:])
 
 
 def full_width(tree: Any) -> Any:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..functional import gather_channels
 from ..live import LiveList, LiveTensor
-from ..live.tensor import can_flow, regroup, to_dense, wrap
+from ..live.channel_ops import regroup, to_dense
+from ..live.tensor import can_flow, wrap
 from ..ops.extension import has_extension, ops
 from .mask_buffers import MaskBuffers
 

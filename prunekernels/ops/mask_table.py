@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 MAGIC = 0x314D4B50
-DEAD, CONSTANT = -1, -2
+DEAD, CONSTANT = -1, -2  # slots: of a dead filter or channel; of a live filter without live kernels (a constant)
 HEADER_WORDS = 16
 LIVE_FILTERS, LIVE_INPUTS, LIVE_PAIRS = 7, 8, 9  # header words
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .. import fallbacks
 from ..channel_list import LiveList
-from ..tensor import LiveTensor, _without_rules, full_width, regroup, to_dense
+from ..channel_ops import regroup, to_dense
+from ..tensor import LiveTensor, _without_rules, full_width
 from .pointwise import rule
 
 _set_requires, _set_grad = (getattr(Tensor, name).__set__ for name in ("requires_grad", "grad"))

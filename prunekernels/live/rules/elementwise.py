@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..channel_list import LiveList
-from ..tensor import FLOATS, LiveTensor, ops, regroup, wrap
+from ..channel_ops import FLOATS, ops, regroup
+from ..tensor import LiveTensor, wrap
 from .pointwise import in_place_or_wrapped, rule
 
 

@@ -110,14 +110,14 @@ def register_gradients():
 def replacements():
     """(module, name, what it calls there with the ring), of all of prunekernels that calls operators."""
     from prunekernels import filter_ops, functional
-    from prunekernels.live import tensor
+    from prunekernels.live import channel_ops
     from prunekernels.live.rules import elementwise
     from prunekernels.nn import conv
     from prunekernels.ops import autograd
     from prunekernels.optim import adamw, sgd
 
     ops = load()[0]
-    for module in (autograd, filter_ops, functional, elementwise, conv, tensor):
+    for module in (autograd, filter_ops, functional, elementwise, conv, channel_ops):
         yield module, "ops", ops
     yield sgd, "OPERATOR", ops.masked_sgd_.default
     yield adamw, "OPERATOR", ops.masked_adamw_.default
