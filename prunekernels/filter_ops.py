@@ -65,7 +65,7 @@ def mask_grad_(
         product_sums: [K] each; the sum of w * g over each filter.
         add_to_sums: True adds to what the sums hold; False replaces it.
 
-    Example:
+    Examples:
         >>> from prunekernels.filter_ops import mask_grad_
         >>> grads, sums = [torch.ones(4, 3, 3, 3)], [torch.zeros(4)]
         >>> mask_grad_(grads, [torch.tensor([True, False, True, True])], abs_sums=sums)
@@ -93,7 +93,7 @@ def filter_norms(
     Returns:
         For each weight [K], or [K, C / groups] with per_kernel; float32 (float64 for float64 weights).
 
-    Example:
+    Examples:
         >>> from prunekernels.filter_ops import filter_norms
         >>> [norms.tolist() for norms in filter_norms([torch.ones(2, 4, 1, 1), torch.ones(3, 9, 1, 1)])]
         [[2.0, 2.0], [3.0, 3.0, 3.0]]
@@ -117,7 +117,7 @@ def channel_mean(xs: Sequence[Tensor], *, relu: bool = False) -> list[Tensor]:
     Returns:
         For each x float32 [C].
 
-    Example:
+    Examples:
         >>> from prunekernels.filter_ops import channel_mean
         >>> channel_mean([torch.tensor([[[[-1.0, 3.0]], [[2.0, 4.0]]]])], relu=True)
         [tensor([1.5000, 3.0000])]
@@ -144,7 +144,7 @@ def cluster_mean_(
         weights: The weights of the gradients.
         strength: How strongly the rows are pulled together.
 
-    Example:
+    Examples:
         >>> from prunekernels.filter_ops import cluster_mean_
         >>> grad = torch.tensor([[1.0], [3.0], [5.0]])
         >>> cluster_mean_([grad], [torch.tensor([0, 0, -1], dtype=torch.int32)])

@@ -56,7 +56,7 @@ def masked_conv2d(
     Returns:
         [N, K, P, Q] or [K, P, Q].
 
-    Example:
+    Examples:
         >>> keep = torch.tensor([True, False, True, True])
         >>> y = pk.masked_conv2d(torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), filter_mask=keep, padding=1)
         >>> bool((y[:, 1] == 0).all())
@@ -143,7 +143,7 @@ def gather_channels(x: Tensor, index: Tensor) -> Tensor:
     Returns:
         [N, live, H, W].
 
-    Example:
+    Examples:
         >>> x = torch.randn(2, 4, 5, 5)
         >>> index = torch.tensor([0, 2], dtype=torch.int32)
         >>> torch.equal(pk.gather_channels(x, index), x[:, [0, 2]])
@@ -164,7 +164,7 @@ def scatter_channels(x: Tensor, index: Tensor, channels: int) -> Tensor:
     Returns:
         [N, channels, H, W].
 
-    Example:
+    Examples:
         >>> index = torch.tensor([0, 2], dtype=torch.int32)
         >>> pk.scatter_channels(torch.ones(1, 2, 1, 1), index, 4).flatten().tolist()
         [1.0, 0.0, 1.0, 0.0]

@@ -55,7 +55,7 @@ class ConvMask:
         in_channels: C.
         groups: Groups of the convolution.
 
-    Example:
+    Examples:
         >>> mask = pk.ConvMask(filter_mask=torch.tensor([True, False, True, True]), in_channels=3)
         >>> mask
         ConvMask(filters=3/4, inputs=3/3, density=0.750)
@@ -116,7 +116,7 @@ class ConvMask:
         Returns:
             Int32 tensor of a size that depends on K, C and groups.
 
-        Example:
+        Examples:
             >>> mask = pk.ConvMask(filter_mask=torch.tensor([True, False]))
             >>> mask.table(2, 3, 1).dtype
             torch.int32
@@ -149,7 +149,7 @@ class ConvMask:
     def live_filters(self) -> int:
         """How many filters the filter mask leaves.
 
-        Example:
+        Examples:
             >>> pk.ConvMask(filter_mask=torch.tensor([True, False, True]), in_channels=4).live_filters
             2
         """
@@ -159,7 +159,7 @@ class ConvMask:
     def live_inputs(self) -> int:
         """How many input channels the input mask leaves.
 
-        Example:
+        Examples:
             >>> pk.ConvMask(input_mask=torch.tensor([True, False, True]), out_channels=4).live_inputs
             2
         """
@@ -169,7 +169,7 @@ class ConvMask:
     def live_kernels(self) -> int:
         """How many kernels (filter, channel) all three masks leave.
 
-        Example:
+        Examples:
             >>> pk.ConvMask(filter_mask=torch.tensor([True, False, True]), in_channels=4).live_kernels
             8
         """
@@ -179,7 +179,7 @@ class ConvMask:
     def nothing_dead(self) -> bool:
         """Whether every kernel is known to be live.
 
-        Example:
+        Examples:
             >>> pk.ConvMask(filter_mask=torch.tensor([True, True]), in_channels=4).nothing_dead
             True
         """
@@ -189,7 +189,7 @@ class ConvMask:
     def density(self) -> float:
         """The share of kernels that are live, from 0 to 1.
 
-        Example:
+        Examples:
             >>> pk.ConvMask(filter_mask=torch.tensor([True, False]), in_channels=4).density
             0.5
         """
@@ -208,7 +208,7 @@ class ConvMask:
         Returns:
             A new ConvMask.
 
-        Example:
+        Examples:
             >>> pk.ConvMask(filter_mask=torch.tensor([True, False]), in_channels=4).to("cpu").live_filters
             1
         """

@@ -50,7 +50,7 @@ def masked_conv2d(
     Returns:
         float64 [N, K, P, Q] or [K, P, Q].
 
-    Example:
+    Examples:
         >>> x, weight, keep = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 3, 3), torch.tensor([True, False])
         >>> want = pk.reference.masked_conv2d(x, weight, filter_mask=keep)
         >>> torch.allclose(pk.masked_conv2d(x, weight, filter_mask=keep).double(), want, atol=1e-4)
@@ -95,7 +95,7 @@ def gradients(x, weight, bias, grad_out, **kwargs):
     Returns:
         (y, gradient of x, of weight, of bias); the last is None without a bias.
 
-    Example:
+    Examples:
         >>> x, weight, grad_out = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 3, 3), torch.randn(2, 2, 6, 6)
         >>> y, *grads = pk.reference.gradients(x, weight, torch.zeros(2), grad_out)
         >>> [tuple(grad.shape) for grad in grads]
@@ -169,7 +169,7 @@ def masked_conv2d_loops(
     Returns:
         (y, gradient of x, of weight, of bias) in fp64; the last is None without a bias.
 
-    Example:
+    Examples:
         >>> x, weight = torch.ones(1, 2, 3, 3), torch.ones(1, 2, 3, 3)
         >>> y, *grads = pk.reference.masked_conv2d_loops(x, weight, input_mask=torch.tensor([True, False]))
         >>> y.item()

@@ -60,7 +60,7 @@ def recording(model: nn.Module | None = None) -> Iterator[list[dict[str, Any]]]:
     Returns:
         A context manager that gives a list of rows {"op", "module", "count"}, the most frequent first.
 
-    Example:
+    Examples:
         >>> from prunekernels.live import recording
         >>> model = torch.nn.Sequential(pk.MaskedConv2d(3, 8, 3), torch.nn.Sigmoid())
         >>> model[0].set_masks(filter=torch.arange(8) > 3)

@@ -33,7 +33,7 @@ class LiveTensor(Tensor):
     Attributes:
         live: The sorted list of the live channels (`live.count` of `live.channels`).
 
-    Example:
+    Examples:
         >>> layer = pk.MaskedConv2d(3, 8, 3)
         >>> layer.set_masks(filter=torch.arange(8) > 3)
         >>> model = pk.flow(torch.nn.Sequential(layer, torch.nn.ReLU()))
@@ -69,7 +69,7 @@ class LiveTensor(Tensor):
     def compact(self) -> Tensor:
         """The stored values, [N, live.count, ...]: channel `live.host[i]` is at place i.
 
-        Example:
+        Examples:
             >>> layer = pk.MaskedConv2d(3, 8, 3)
             >>> layer.set_masks(filter=torch.arange(8) > 3)
             >>> y = pk.flow(torch.nn.Sequential(layer))[0](torch.randn(2, 3, 6, 6))
@@ -118,7 +118,7 @@ class LiveTensor(Tensor):
         Returns:
             A plain tensor [N, C, ...].
 
-        Example:
+        Examples:
             >>> layer = pk.MaskedConv2d(3, 8, 3)
             >>> layer.set_masks(filter=torch.arange(8) > 3)
             >>> y = pk.flow(torch.nn.Sequential(layer))[0](torch.randn(2, 3, 6, 6))
@@ -155,7 +155,7 @@ class LiveTensor(Tensor):
         Returns:
             This tensor.
 
-        Example:
+        Examples:
             >>> from prunekernels.live import LiveList
             >>> from prunekernels.live.tensor import wrap
             >>> x = wrap(torch.ones(1, 1, 2, 2), LiveList.of_mask(torch.tensor([True, False])))
@@ -175,7 +175,7 @@ class LiveTensor(Tensor):
         Returns:
             The full-width tensor [N, C, ...], whose memory this object shares from now on.
 
-        Example:
+        Examples:
             >>> from prunekernels.live import LiveList
             >>> from prunekernels.live.tensor import wrap
             >>> x = wrap(torch.ones(1, 1, 2, 2), LiveList.of_mask(torch.tensor([True, False])))
@@ -195,7 +195,7 @@ class LiveTensor(Tensor):
     def shares_memory(self) -> bool:
         """Whether a write to this tensor could be read through another tensor, one a view of the other.
 
-        Example:
+        Examples:
             >>> from prunekernels.live import LiveList
             >>> from prunekernels.live.tensor import wrap
             >>> x = wrap(torch.ones(1, 1, 2, 2), LiveList.of_mask(torch.tensor([True, False])))
@@ -221,7 +221,7 @@ class LiveTensor(Tensor):
         Returns:
             A live tensor; `compact` itself if nothing is dead.
 
-        Example:
+        Examples:
             >>> from prunekernels.live import LiveList
             >>> from prunekernels.live.tensor import wrap
             >>> x = wrap(torch.ones(1, 1, 2, 2), LiveList.of_mask(torch.tensor([True, False])))

@@ -31,7 +31,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
     Attributes:
         channel_mask: Bool [C], a buffer, True = live. A new layer has all channels live.
 
-    Example:
+    Examples:
         >>> norm = pk.MaskedBatchNorm2d(4)
         >>> norm.set_mask(torch.tensor([True, False, True, True]))
         >>> norm(torch.randn(2, 4, 5, 5))[:, 1].any().item()
@@ -64,7 +64,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         Args:
             channel: Bool [C], True = live, on the device of the layer; or "all": everything live.
 
-        Example:
+        Examples:
             >>> norm = pk.MaskedBatchNorm2d(4)
             >>> norm.set_mask(torch.arange(4) > 0)
             >>> norm.set_mask("all")
@@ -136,7 +136,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         Returns:
             A `MaskedBatchNorm2d` with all channels live.
 
-        Example:
+        Examples:
             >>> norm = torch.nn.BatchNorm2d(4)
             >>> pk.MaskedBatchNorm2d.from_norm(norm).weight is norm.weight
             True
@@ -149,7 +149,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         Returns:
             An `nn.BatchNorm2d` that computes the same.
 
-        Example:
+        Examples:
             >>> norm = pk.MaskedBatchNorm2d(4)
             >>> norm.set_mask(torch.arange(4) > 0)
             >>> norm.to_norm().weight.tolist()
@@ -167,7 +167,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
             weight: [C]; None: the weight and bias of the layer.
             bias: [C].
 
-        Example:
+        Examples:
             >>> norm = pk.MaskedBatchNorm2d(4)
             >>> norm.set_mask(torch.arange(4) > 0)
             >>> norm.zero_dead()

@@ -42,7 +42,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         hard_mask: Bool [K], False = dead for good. Such a filter is dead in filter_mask too, and its weights get no
             gradient even when `weight_grad` is "dense".
 
-    Example:
+    Examples:
         >>> layer = pk.MaskedConv2d(64, 128, 3, padding=1)
         >>> layer.set_masks(filter=torch.arange(128) % 2 == 0)
         >>> y = layer(torch.randn(8, 64, 14, 14))
@@ -118,7 +118,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
             input: [C].
             hard: [K]. What is dead here becomes dead in filter_mask too.
 
-        Example:
+        Examples:
             >>> layer = pk.MaskedConv2d(4, 8, 3)
             >>> layer.set_masks(filter=torch.arange(8) > 1, input=torch.arange(4) > 0)
             >>> layer.density  # 6 of 8 filters, 3 of 4 channels
@@ -142,7 +142,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
     def weight_grad(self) -> str:
         """The gradient of dead weights: "masked" (zero) or "dense" (as if they were live, so soft-dead filters train).
 
-        Example:
+        Examples:
             >>> layer = pk.MaskedConv2d(4, 8, 3)
             >>> layer.weight_grad = "dense"
         """
@@ -159,7 +159,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
     def grad_scale(self) -> Tensor | None:
         """None, or float32 [K]: row k of the gradient of weight is multiplied by entry k.
 
-        Example:
+        Examples:
             >>> layer = pk.MaskedConv2d(4, 8, 3)
             >>> layer.grad_scale = torch.linspace(0, 1, 8)
         """
@@ -175,7 +175,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
     def density(self) -> float:
         """The share of kernels that are live, from 0 to 1.
 
-        Example:
+        Examples:
             >>> pk.MaskedConv2d(4, 8, 3).density
             1.0
         """
@@ -189,7 +189,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         Returns:
             A `prunekernels.plan.LayerPlan`; None if the layer has not run yet.
 
-        Example:
+        Examples:
             >>> layer = pk.MaskedConv2d(4, 8, 3)
             >>> y = layer(torch.randn(2, 4, 6, 6))
             >>> layer.plan.forward  # nothing is dead
@@ -259,7 +259,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         Returns:
             A `MaskedConv2d` with everything live.
 
-        Example:
+        Examples:
             >>> conv = torch.nn.Conv2d(4, 8, 3)
             >>> pk.MaskedConv2d.from_conv(conv).weight is conv.weight
             True
@@ -272,7 +272,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         Returns:
             An `nn.Conv2d` that computes the same.
 
-        Example:
+        Examples:
             >>> layer = pk.MaskedConv2d(4, 8, 3)
             >>> layer.set_masks(filter=torch.arange(8) > 3)
             >>> layer.to_conv().weight[:4].any().item()
@@ -290,7 +290,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
             weight: [K, C / groups, R, S]; None: the weight and bias of the layer.
             bias: [K].
 
-        Example:
+        Examples:
             >>> layer = pk.MaskedConv2d(4, 8, 3)
             >>> layer.set_masks(filter=torch.arange(8) > 3)
             >>> layer.zero_dead()

@@ -22,7 +22,7 @@ class Conversion:
         norms: Names of the batch norms that changed.
         skipped: Name of each module left alone -> why.
 
-    Example:
+    Examples:
         >>> print(pk.convert(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))))
         1 convolutions, 1 norms
     """
@@ -55,7 +55,7 @@ def convert(
     Returns:
         A `Conversion` that names what changed and what did not.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
         >>> pk.convert(model).converted
         ['0']
@@ -99,7 +99,7 @@ def restore(model: nn.Module) -> Conversion:
     Returns:
         A `Conversion` that names the layers that changed.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3))
         >>> report = pk.convert(model)
         >>> model[0].set_masks(filter=torch.arange(8) > 3)

@@ -29,7 +29,7 @@ def flow(model: nn.Module, enabled: bool = True) -> nn.Module:
     Returns:
         The same model.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()).eval()
         >>> report = pk.convert(model)
         >>> model[0].set_masks(filter=torch.arange(8) > 3)

@@ -48,7 +48,7 @@ def has_extension() -> bool:
     Returns:
         True or False.
 
-    Example:
+    Examples:
         >>> pk.has_extension() == bool(pk.build_info())
         True
     """
@@ -62,7 +62,7 @@ def build_info() -> dict[str, str]:
         A dict of strings, among them the compiler and the versions of torch and CUDA ("" for none); {} without the
         extension.
 
-    Example:
+    Examples:
         >>> all(isinstance(value, str) for value in pk.build_info().values())
         True
     """
@@ -76,7 +76,7 @@ def kernels() -> list[dict[str, Any]]:
         A dict for each kernel: "name", "operation", "device", "element", "isa" (CPU) or "arch" (CUDA: the oldest that
         has it), and "compiled" (whether this build holds it); [] without the extension.
 
-    Example:
+    Examples:
         >>> all({"name", "operation", "device", "compiled"} <= kernel.keys() for kernel in pk.kernels())
         True
     """

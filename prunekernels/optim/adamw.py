@@ -33,7 +33,7 @@ class MaskedAdamW(MaskedStep, torch.optim.AdamW):
         maximize: As in `torch.optim.AdamW`.
         freeze: "hard" or "dead", as in `MaskedSGD`.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
         >>> report = pk.convert(model)
         >>> optimizer = pk.optim.MaskedAdamW(model.parameters(), lr=1e-3, freeze="dead")

@@ -14,7 +14,7 @@ from .dead_rows import DeadRows, MaskedLayer
 class Binding:
     """The tie between an optimizer and the masks of a model, as `prunekernels.optim.bind` makes it.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3))
         >>> report = pk.convert(model)
         >>> optimizer = pk.optim.MaskedSGD(model.parameters(), lr=0.1)

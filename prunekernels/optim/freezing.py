@@ -50,7 +50,7 @@ def bind(optimizer: torch.optim.Optimizer, model: nn.Module, *, freeze: str | No
     Returns:
         The `Binding`, whose `remove()` undoes it.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3))
         >>> report = pk.convert(model)
         >>> model[0].set_masks(filter=torch.arange(8) > 3)

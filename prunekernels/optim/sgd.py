@@ -35,7 +35,7 @@ class MaskedSGD(MaskedStep, torch.optim.SGD):
             drop: they are neither read nor written, and the step costs what is live. Dead channels of a norm are
             frozen under either.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
         >>> report = pk.convert(model)
         >>> optimizer = pk.optim.MaskedSGD(model.parameters(), lr=0.1, momentum=0.9, freeze="dead")

@@ -49,7 +49,7 @@ class MaskedStep(torch.optim.Optimizer):
             parameters: What to measure, of two or more dimensions each. None: all such parameters; an empty list stops
                 the measuring.
 
-        Example:
+        Examples:
             >>> layer = pk.MaskedConv2d(3, 8, 3)
             >>> optimizer = pk.optim.MaskedSGD(layer.parameters(), lr=0.1)
             >>> optimizer.track_updates()
