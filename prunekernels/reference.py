@@ -5,31 +5,38 @@ y = F.conv2d(where(input_mask, x, 0),
              where(filter_mask, b, 0), stride, padding, dilation, groups)
 """
 
+from __future__ import annotations
+
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.nn import grad as conv_grad
+
+Size = int | Sequence[int]
 
 __all__ = ["gradients", "masked_conv2d", "masked_conv2d_loops"]
 
 
 def masked_conv2d(
-    x,  # [N, C, H, W] or [C, H, W]
-    weight,  # [K, C/G, R, S]
-    bias=None,  # [K]
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
     *,
-    filter_mask=None,  # [K], True = live
-    kernel_mask=None,  # [K, C/G]
-    input_mask=None,  # [C]
-    mask=None,  # anything with the three attributes above
-    stride=1,
-    padding=0,
-    dilation=1,
-    groups=1,
-    weight_grad="masked",
-    grad_scale=None,  # [K]
-):
+    filter_mask: Tensor | None = None,
+    kernel_mask: Tensor | None = None,
+    input_mask: Tensor | None = None,
+    mask: Any = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    weight_grad: str = "masked",
+    grad_scale: Tensor | None = None,
+) -> Tensor:
     """The masked convolution in fp64, twice differentiable, with the arguments of `prunekernels.masked_conv2d`.
 
     Args:
@@ -61,10 +68,9 @@ def masked_conv2d(
     if weight_grad not in ("masked", "dense"):
         raise ValueError(f"reference.masked_conv2d: weight_grad: expected 'masked' or 'dense', got {weight_grad!r}")
     if x.dim() == 3:
-        masks = {"filter_mask": filter_mask, "kernel_mask": kernel_mask, "input_mask": input_mask}
-        sizes = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-        grads = {"weight_grad": weight_grad, "grad_scale": grad_scale}
-        return masked_conv2d(x[None], weight, bias, **masks, **sizes, **grads)[0]
+        rest: dict[str, Any] = {"filter_mask": filter_mask, "kernel_mask": kernel_mask, "input_mask": input_mask}
+        rest |= {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        return masked_conv2d(x[None], weight, bias, weight_grad=weight_grad, grad_scale=grad_scale, **rest)[0]
 
     x, weight = x.double(), weight.double()
     stride, dilation = _pair(stride), _pair(dilation)
@@ -82,7 +88,9 @@ def masked_conv2d(
     return y
 
 
-def gradients(x, weight, bias, grad_out, **kwargs):
+def gradients(
+    x: Tensor, weight: Tensor, bias: Tensor | None, grad_out: Tensor, **kwargs: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The output of `masked_conv2d` and its gradients, in fp64.
 
     Args:
@@ -101,10 +109,10 @@ def gradients(x, weight, bias, grad_out, **kwargs):
         >>> [tuple(grad.shape) for grad in grads]
         [(2, 3, 8, 8), (2, 3, 3, 3), (2,)]
     """
-    leaves = [None if t is None else t.detach().double().requires_grad_() for t in (x, weight, bias)]
-    y = masked_conv2d(*leaves, **kwargs)
-    grads = torch.autograd.grad(y, [t for t in leaves if t is not None], grad_out.double())
-    return (y.detach(), *grads, *([None] if bias is None else []))
+    leaves = [t.detach().double().requires_grad_() for t in (x, weight, bias) if t is not None]
+    y = masked_conv2d(leaves[0], leaves[1], None if bias is None else leaves[2], **kwargs)
+    grads = torch.autograd.grad(y, leaves, grad_out.double())
+    return y.detach(), grads[0], grads[1], None if bias is None else grads[2]
 
 
 class _MaskedConv2d(torch.autograd.Function):
@@ -134,21 +142,21 @@ class _MaskedConv2d(torch.autograd.Function):
 
 
 def masked_conv2d_loops(
-    x,
-    weight,
-    bias=None,
-    grad_out=None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    grad_out: Tensor | None = None,
     *,
-    filter_mask=None,
-    kernel_mask=None,
-    input_mask=None,
-    stride=1,
-    padding=0,
-    dilation=1,
-    groups=1,
-    weight_grad="masked",
-    grad_scale=None,
-):
+    filter_mask: Tensor | None = None,
+    kernel_mask: Tensor | None = None,
+    input_mask: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    weight_grad: str = "masked",
+    grad_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The output and gradients by seven nested loops, which never read a dead number and do not use F.conv2d.
 
     Args:
@@ -232,8 +240,9 @@ def _where(mask, value):
     return torch.where(mask, value, torch.zeros((), dtype=value.dtype, device=value.device))
 
 
-def _pair(value):
-    return (value, value) if isinstance(value, int) else tuple(value)
+def _pair(value: Size) -> tuple[int, int]:
+    first, second = (value, value) if isinstance(value, int) else value
+    return first, second
 
 
 def _pads(padding, taps, stride, dilation):
