@@ -285,7 +285,7 @@ def test_weight_shared_with_a_function():
 
 
 def test_wrong_small_network_is_named(monkeypatch):
-    from prunekernels.graph.rules.pointwise.layers import WeightRule
+    from prunekernels.graph.rules.layers import WeightRule
 
     net = masked(nn.Sequential(conv_norm(3, 4), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)), norms=False)
     nn.init.ones_(net[0][1].bias)
