@@ -12,8 +12,7 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from .channels import Channels, Flow, Kept
-from .rules.pointwise import op_name
-from .trace import argument, value_of
+from .trace import argument, op_name, value_of
 
 Index = Mapping[int, Tensor]
 

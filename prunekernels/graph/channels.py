@@ -99,7 +99,8 @@ class Flow:
     """
 
     def __init__(self, traced: Traced, tensors: Mapping[str, Tensor] | None = None) -> None:
-        from .rules.pointwise import UNKNOWN, Rule, rule_for
+        from .rules.base import UNKNOWN, Rule
+        from .rules.table import rule_for
 
         self.traced = traced
         self.tensors = traced.tensors if tensors is None else tensors

@@ -177,6 +177,12 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def op_name(node: fx.Node) -> str:
+    """ "relu" for aten.relu.default and aten.relu_.default."""
+    schema = getattr(node.target, "_schema", None)
+    return "" if schema is None or not schema.name.startswith("aten::") else schema.name.removeprefix("aten::")
+
+
 def argument(node: fx.Node, i: int, default: Any = None) -> Any:
     return node.args[i] if len(node.args) > i else default
 

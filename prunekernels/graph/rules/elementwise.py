@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, fx
 
+from ..build import Build
 from ..channels import Channels, Flow, Operand, State
-from ..trace import apply, argument, sizes_of, value_of
-from .pointwise import Rule, op_name
-
-if TYPE_CHECKING:
-    from ..build import Build
+from ..trace import apply, argument, op_name, sizes_of, value_of
+from .base import Rule
 
 
 class ElementwiseRule(Rule):
@@ -171,7 +167,7 @@ class CatRule(Rule):
         return build.call(node, torch.ops.aten.cat.default, (parts, self.dim(node)))
 
 
-JOINS: dict[str, Rule] = {
+ELEMENTWISE: dict[str, Rule] = {
     **dict.fromkeys(("add", "sub", "mul", "div", "maximum", "minimum", "expand_as"), ElementwiseRule()),
     "cat": CatRule(),
 }

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from ..build import Build
 from ..channels import Channels, Flow, State
 from ..trace import Traced, argument, sizes_of, value_of
-from .pointwise import Rule
-
-if TYPE_CHECKING:
-    from ..build import Build
+from .base import Rule
 
 
 def are_parameters(flow: Flow, *nodes: Any) -> bool:

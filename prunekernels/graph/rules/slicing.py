@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from ..build import Build
 from ..channels import Channels, Flow, State
-from ..trace import argument, sizes_of, value_of
-from .pointwise import Rule, SizeRule, op_name
-
-if TYPE_CHECKING:
-    from ..build import Build
+from ..trace import argument, op_name, sizes_of, value_of
+from .base import Rule, SizeRule
 
 
 class SplitRule(Rule):
@@ -170,7 +168,7 @@ class CreateRule(SizeRule):
         return build.call(node, getattr(torch, op_name(node)), tuple(args), node.kwargs)
 
 
-PIECES: dict[str, Rule] = {
+SLICING: dict[str, Rule] = {
     **dict.fromkeys(("chunk", "split", "split_with_sizes"), SplitRule()),
     "getitem": ItemRule(),
     "slice": SliceRule(),
