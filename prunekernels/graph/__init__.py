@@ -1,7 +1,6 @@
-"""What needs the network's structure: its graph, the channels in it, and what follows from them."""
+"""What a network's graph tells about its channels: which are coupled, which are dead, which can be left out."""
 
 from .coupling import Group, coupled_groups
-from .shrink import shrink
 from .tidy import Tidied, tidy_masks
 
-__all__ = ["Group", "Tidied", "coupled_groups", "shrink", "tidy_masks"]
+__all__ = ["Group", "Tidied", "coupled_groups", "tidy_masks"]

@@ -11,21 +11,21 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
-from .channels import Channels, Flow, Kept
+from .channels import Channels, Kept, NetworkChannels
 from .trace import argument, op_name, value_of
 
 Index = Mapping[int, Tensor]
 
 
-class Build:
-    """network: the result. origins: for each of its parameters, by identity, the original's name and what was kept.
+class Builder:
+    """Takes the small network's operators, one after the other, from the rules' emit().
 
     A value has full width, or the channels that are kept: compact(node) and full(node) give the one or the other.
+    origins: for each parameter of the small network, by identity, the original's name and what was kept of it.
     """
 
-    def __init__(self, op: str, flow: Flow) -> None:
-        self.op, self.flow, self.traced = op, flow, flow.traced
-        self.kept, self.needed = self._choose()
+    def __init__(self, op: str, net: NetworkChannels, kept: Kept) -> None:
+        self.op, self.net, self.kept, self.traced = op, net, kept, net.traced
         self.graph, self.root, self.has_folded = fx.Graph(), nn.Module(), False
         self.origins: dict[int, tuple[str, Index | None]] = {}
         self.sources: dict[fx.Node, fx.Node] = {}  # new -> original
@@ -33,30 +33,10 @@ class Build:
         self._wide: dict[fx.Node, fx.Node] = {}
         self._gathered: dict[str, nn.Parameter | Tensor] = {}
         self._layers: dict[str, tuple[nn.Module, Any]] = {}
-        self._inputs()
-        for node in self.traced.graph.nodes:
-            if node in self.needed and node.op not in ("placeholder", "output"):
-                self._small[node] = self.flow.rules[node].emit(self, node)
-        self._output()
-        self.graph.lint()
-        self.network = fx.GraphModule(self.root, self.graph, type(self.traced.model).__name__)
 
-    def _choose(self) -> tuple[Kept, set[fx.Node]]:
-        """Channels that are kept and nodes that are computed: none of these is left without a channel."""
-        while True:
-            self.kept = self.flow.kept()
-            needed: set[fx.Node] = set()
-            for node in reversed(self.traced.graph.nodes):
-                has_effect = node in self.traced.exposed and node.op == "call_function"
-                if node in self.flow.rules and (node in needed or node.op == "output" or has_effect):
-                    needed.add(node)
-                    needed.update(self.flow.rules[node].operands(self, node))
-            tracked = [x for node in needed if (x := self.flow.tracked(node)) is not None]
-            empty = [x for x in tracked if len(x) > 0 and self.kept.of(x).numel() == 0]
-            if not empty:
-                return self.kept, needed
-            for x in empty:
-                self.flow.classes.pin(x.ids[:1])
+    def add(self, node: fx.Node, small: fx.Node) -> None:
+        """small: computes the kept channels of what node computes."""
+        self._small[node] = small
 
     # What rules ask for
 
@@ -65,11 +45,11 @@ class Build:
 
     def count(self, node: fx.Node) -> int:
         """How many channels the node's value has in the small network."""
-        x = self.flow.tracked(node)
+        x = self.net.tracked(node)
         return 1 if x is None else self.kept.of(x).numel()
 
     def _channels(self, node: fx.Node) -> Channels:
-        x = self.flow.tracked(node)
+        x = self.net.tracked(node)
         assert x is not None
         return x
 
@@ -80,7 +60,7 @@ class Build:
         """The value with all channels: dropped ones are zero, or the constant they hold."""
         if self.traced.is_parameter(node):
             return self.parameter(node, {})
-        x = self.flow.tracked(node)
+        x = self.net.tracked(node)
         if x is None or self.kept.of(x).numel() == len(x):
             return self._small[node]
         if node not in self._wide:
@@ -186,7 +166,7 @@ class Build:
 
     # The graph's ends
 
-    def _inputs(self) -> None:
+    def add_inputs(self) -> None:
         for node in self.traced.placeholders:
             new = self.graph.placeholder(node.name)
             self._small[node] = new
@@ -203,17 +183,20 @@ class Build:
         message = f"{x.name}: expected size {size} in dimension {dim}, as in the example given to {self.op}"
         self.graph.call_function(torch._assert, (same, message))
 
-    def _output(self) -> None:
+    def finish(self) -> fx.GraphModule:
+        """Adds the output; the network."""
         node = next(n for n in self.traced.graph.nodes if n.op == "output")
         leaves = [self.full(n) if isinstance(n, fx.Node) else n for n in argument(node, 0)]
         spec = self.traced.out_spec
         if _is_plain(spec):
             self.graph.output(pytree.tree_unflatten(leaves, spec))
-            return
-        self.graph.output(tuple(leaves))
-        names = [n.name for n in self.traced.placeholders]
-        in_spec = pytree.tree_structure((tuple(range(len(names))), {}))
-        self.graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, in_spec, spec)))
+        else:
+            self.graph.output(tuple(leaves))
+            names = [n.name for n in self.traced.placeholders]
+            in_spec = pytree.tree_structure((tuple(range(len(names))), {}))
+            self.graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, in_spec, spec)))
+        self.graph.lint()
+        return fx.GraphModule(self.root, self.graph, type(self.traced.model).__name__)
 
     def _node(self, target: Any, args: tuple[Any, ...]) -> fx.Node:
         return self.graph.call_function(target, args)

@@ -92,37 +92,21 @@ class Classes:
 State = Channels | list[Channels | None] | None
 
 
-class Flow:
-    """One pass forward for the constants and classes, one back for the readers; the graph has no loops.
+class NetworkChannels:
+    """What is known of the channels of every value in a traced network, and what rules write into it.
 
-    tensors: parameters and buffers by name as the pass shall see them; NaN = any value (see tidy.py).
+    tensors: parameters and buffers by name, as the rules are to see them; NaN = any value (see layer_uses.py).
     """
 
     def __init__(self, traced: Traced, tensors: Mapping[str, Tensor] | None = None) -> None:
-        from .rules.base import UNKNOWN, Rule
-        from .rules.table import rule_for
-
         self.traced = traced
         self.tensors = traced.tensors if tensors is None else tensors
         self.classes = Classes()
         self.states: dict[fx.Node, State] = {}
-        self.rules: dict[fx.Node, Rule] = {}
         self.operands: dict[fx.Node, list[Operand]] = {}  # of elementwise operators
         self.weights: dict[fx.Node, tuple[Tensor, Tensor]] = {}  # of layers, what they read of them
         self._wide: dict[tuple[fx.Node, int], Channels] = {}
         self._tied: dict[tuple[str, int], Tensor] = {}
-        for node in traced.graph.nodes:
-            if node.op == "placeholder":
-                self.states[node] = None
-                continue
-            rule = UNKNOWN if node in traced.exposed else rule_for(node)
-            state = rule.forward(self, node)
-            if state is None and rule.needs_state:
-                rule = UNKNOWN
-            self.rules[node], self.states[node] = rule, state
-        for node in reversed(traced.graph.nodes):
-            if node in self.rules:
-                self.rules[node].backward(self, node)
 
     def tracked(self, node: object) -> Channels | None:
         """The channels of a value, None if they are not followed: then it has full width."""

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
 from ..nn.convert import convert
-from .channels import Channels, Flow
+from .analysis import ChannelAnalysis
+from .channels import Channels
 from .layer_uses import any_weights, layer_uses
 from .rules.layers import ConvRule, NormRule, WeightRule
 from .trace import trace
@@ -90,9 +91,9 @@ def coupled_groups(model: nn.Module, example_input: Any) -> list[Group]:
         model = copy.deepcopy(model)
         convert(model)
     traced = trace("coupled_groups", model, example_input)
-    flow = Flow(traced, any_weights(model, traced, all_dead=True))
-    roots = flow.classes.roots()
-    convs, norms, readers = (layer_uses(flow, kind) for kind in (ConvRule, NormRule, WeightRule))
+    analysis = ChannelAnalysis(traced, any_weights(model, traced, all_dead=True))
+    roots = analysis.classes.roots()
+    convs, norms, readers = (layer_uses(analysis, kind) for kind in (ConvRule, NormRule, WeightRule))
     convs = {name: uses for name, uses in convs.items() if name in traced.modules}
     filters = {name: roots[uses[0][1].ids] for name, uses in convs.items()}
     return [_group(members, filters, roots, norms, readers) for members in _components(filters)]

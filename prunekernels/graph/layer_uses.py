@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
 from ..nn.convert import restore
-from .channels import Channels, Flow
+from .analysis import ChannelAnalysis
+from .channels import Channels
 from .rules.layers import LayerRule
 from .trace import Traced
 
@@ -35,12 +36,12 @@ def any_weights(model: nn.Module, traced: Traced, all_dead: bool = False) -> dic
     return {name: named.get(name, tensor) for name, tensor in traced.tensors.items()}
 
 
-def layer_uses(flow: Flow, kind: type[LayerRule]) -> dict[str, list[tuple[Channels, Channels]]]:
+def layer_uses(analysis: ChannelAnalysis, kind: type[LayerRule]) -> dict[str, list[tuple[Channels, Channels]]]:
     """Channels in and out of every use of every layer of a kind, by name; without those used otherwise too."""
     uses: dict[str, list[tuple[Channels, Channels]]] = {}
-    for node, rule in flow.rules.items():
-        if isinstance(rule, kind) and flow.states[node] is not None:
-            parameters = [p for p in node.args[1:] if isinstance(p, fx.Node) and p in flow.traced.names]
-            if all(isinstance(flow.rules.get(user), kind) for p in parameters for user in p.users):
-                uses.setdefault(rule.name(flow.traced, node), []).append(rule.ends(flow, node))
+    for node, rule in analysis.rules.items():
+        if isinstance(rule, kind) and analysis.states[node] is not None:
+            parameters = [p for p in node.args[1:] if isinstance(p, fx.Node) and p in analysis.traced.names]
+            if all(isinstance(analysis.rules.get(user), kind) for p in parameters for user in p.users):
+                uses.setdefault(rule.name(analysis.traced, node), []).append(rule.ends(analysis, node))
     return uses

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .build import Build
-from .channels import Flow
+from .analysis import ChannelAnalysis
+from .build import Builder
 from .optimizer import gather_optimizer
 from .trace import trace
 from .verify import verify
@@ -17,24 +17,64 @@ from .verify import verify
 def shrink(
     model: nn.Module, example_input: Any, *, optimizer: torch.optim.Optimizer | None = None
 ) -> fx.GraphModule | tuple[fx.GraphModule, torch.optim.Optimizer]:
-    """A small network of plain torch.nn layers with the outputs that model has in eval mode; model stays as it is.
+    """Builds a small network of plain torch.nn layers with the outputs that model has in eval mode.
 
-    example_input: a tensor or a tuple of tensors, as model takes them. Filters that are dead or that nobody reads are
-    gone, with everything that saw them; what meets in an add is widened to the union. A channel that is a constant is
-    folded into the next bias where that is exact (no padding in between) and kept elsewhere. Single dead kernels stay
-    as zeros. Operators nobody wrote a rule for get the full width. Layers keep their names; the result trains, takes
-    any batch size, images of the example's size, and exports to ONNX. It is compared with model before it is returned:
-    one line is printed, and a difference is an error that names the layer. optimizer: one over model's parameters;
-    then returns (small network, its optimizer) with the state gathered.
+    Filters that are dead, or whose outputs no layer reads, are gone, and so is everything that processed them. Channels
+    that meet in an add keep the union of what its operands keep. A channel that holds a constant is folded into the
+    next bias where that is exact (no padding in between) and kept elsewhere. Single dead kernels stay as zeros.
+    Operators without a rule get the full width. Layers keep their names. The result trains, takes any batch size and
+    images of the example's size, and exports to ONNX.
 
-        >>> small = pk.shrink(model, torch.randn(1, 3, 32, 32))
-        >>> small, small_optimizer = pk.shrink(model, images, optimizer=optimizer)
+    The result is compared with model before it is returned: one line is printed, and a difference beyond rounding
+    raises RuntimeError with the name of the first layer that differs. model itself does not change.
+
+    Args:
+        model: The masked network; any network that torch.export can trace.
+        example_input: A tensor or a tuple of tensors, as model takes them, for example [N, C, H, W].
+        optimizer: An optimizer over model's parameters, whose state the small network's training goes on from.
+
+    Returns:
+        The small network; with optimizer, a tuple of the small network and an optimizer of the same class for it, whose
+        state is the part of the old one that belongs to the parameters that are left.
+
+    Example:
+        >>> model = torch.nn.Sequential(pk.MaskedConv2d(3, 8, 3), torch.nn.ReLU(), pk.MaskedConv2d(8, 4, 1))
+        >>> model[0].set_masks(filter=torch.arange(8) < 5)
+        >>> small = pk.shrink(model, torch.randn(2, 3, 16, 16))  # doctest: +ELLIPSIS
+        shrink: 260 -> 164 parameters; max abs difference ...
+        >>> getattr(small, "0")
+        Conv2d(3, 5, kernel_size=(3, 3), stride=(1, 1))
     """
-    traced = trace("shrink", model, example_input)
-    build = Build("shrink", Flow(traced))
-    small = build.network
-    print(verify(model, build))
+    analysis = ChannelAnalysis(trace("shrink", model, example_input))
+    builder, needed = _choose(analysis)
+    builder.add_inputs()
+    for node in analysis.traced.graph.nodes:
+        if node in needed and node.op not in ("placeholder", "output"):
+            builder.add(node, analysis.rules[node].emit(builder, node))
+    small = builder.finish()
+    print(verify(model, small, builder))
     small.train(model.training)
     if optimizer is None:
         return small
-    return small, gather_optimizer(optimizer, model, small, build.origins)
+    return small, gather_optimizer(optimizer, model, small, builder.origins)
+
+
+def _choose(analysis: ChannelAnalysis) -> tuple[Builder, set[fx.Node]]:
+    """A builder over the channels that are kept, and the nodes that it has to compute.
+
+    A value of which nothing would be kept keeps its first channel, since layers without channels do not run.
+    """
+    while True:
+        builder = Builder("shrink", analysis, analysis.kept())
+        needed: set[fx.Node] = set()
+        for node in reversed(analysis.traced.graph.nodes):
+            has_effect = node in analysis.traced.exposed and node.op == "call_function"
+            if node in analysis.rules and (node in needed or node.op == "output" or has_effect):
+                needed.add(node)
+                needed.update(analysis.rules[node].operands(builder, node))
+        tracked = [x for node in needed if (x := analysis.tracked(node)) is not None]
+        empty = [x for x in tracked if len(x) > 0 and builder.kept.of(x).numel() == 0]
+        if not empty:
+            return builder, needed
+        for x in empty:
+            analysis.classes.pin(x.ids[:1])

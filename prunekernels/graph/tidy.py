@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
-from .channels import Channels, Flow
+from .analysis import ChannelAnalysis
+from .channels import Channels
 from .layer_uses import any_weights, layer_uses
 from .rules.layers import NormRule, WeightRule
 from .trace import trace
@@ -51,12 +52,12 @@ def tidy_masks(model: nn.Module, example_input: Any) -> Tidied:
     modules = dict(model.named_modules())
     while found != report.found:  # what nobody reads is zero now, and dead for those who did not read it
         found = report.found
-        flow = Flow(traced, any_weights(model, traced))
-        for name, uses in layer_uses(flow, WeightRule).items():
+        analysis = ChannelAnalysis(traced, any_weights(model, traced))
+        for name, uses in layer_uses(analysis, WeightRule).items():
             layer = modules.get(name)
             if isinstance(layer, MaskedConv2d):
                 _tidy_conv(name, layer, uses, report)
-        for name, uses in layer_uses(flow, NormRule).items():
+        for name, uses in layer_uses(analysis, NormRule).items():
             layer = modules.get(name)
             if isinstance(layer, MaskedBatchNorm2d):
                 _tidy_norm(name, layer, uses, report)

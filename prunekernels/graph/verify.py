@@ -10,38 +10,38 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from .. import plan
-from .build import Build
+from .build import Builder
 
 ROUNDING = 64  # units in the last place of the largest output
 
 
-def verify(model: nn.Module, build: Build) -> str:
+def verify(model: nn.Module, network: nn.Module, builder: Builder) -> str:
     """One line on the differences; raises where one is more than rounding.
 
     In float64 where the networks run in it: then only a mistake, or the rounding of a folded bias, can be seen.
     """
-    inputs = build.traced.inputs
+    inputs = builder.traced.inputs
     eps = torch.finfo(_dtype_of(model, inputs)).eps
     masked: nn.Module = copy.deepcopy(model).eval()
-    small: nn.Module = build.network.eval()
+    small = network.eval()
     doubled = _doubled(masked, small, inputs)
     if doubled is not None:
         masked, small = doubled
-        inputs, eps = _as_double(inputs), eps if build.has_folded else torch.finfo(torch.float64).eps
+        inputs, eps = _as_double(inputs), eps if builder.has_folded else torch.finfo(torch.float64).eps
     worst = [0.0, 0.0]
-    for i, given in enumerate((inputs, *_random_inputs(build, inputs))):
+    for i, given in enumerate((inputs, *_random_inputs(builder, inputs))):
         with torch.no_grad(), plan.measure(False):  # too few runs to be worth it
             want, got = _run(masked, given), _run(small, given)
         difference, magnitude = _compare(want, got)
         tolerance = ROUNDING * eps * magnitude
         if not difference <= tolerance:
-            name, there = _first_difference(build, given, ROUNDING * eps)
+            name, there = _first_difference(network, builder, given, ROUNDING * eps)
             raise RuntimeError(
                 f"shrink: {name}: expected the masked network's outputs to {tolerance:.3g}, got a difference of "
                 f"{difference:.3g} ({there:.3g} in this layer)"
             )
         worst[i > 0] = max(worst[i > 0], difference)
-    before, after = (sum(p.numel() for p in net.parameters()) for net in (model, build.network))
+    before, after = (sum(p.numel() for p in net.parameters()) for net in (model, network))
     return (
         f"shrink: {before} -> {after} parameters; max abs difference {worst[0]:.3g} on the example, "
         f"{worst[1]:.3g} on random inputs"
@@ -68,15 +68,15 @@ def _doubled(masked: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) ->
     return pair
 
 
-def _random_inputs(build: Build, inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+def _random_inputs(builder: Builder, inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
     """Batches of 3 and of 1 where the trace left that free; integers as in the example."""
-    first = build.traced.placeholders[0].meta["val"]
+    first = builder.traced.placeholders[0].meta["val"]
     free = first.dim() > 0 and isinstance(first.shape[0], torch.SymInt)
     generator = torch.Generator().manual_seed(0)
     result = []
     for batch in (3, 1) if free else (None,):
         given = []
-        for x, node in zip(inputs, build.traced.placeholders, strict=True):
+        for x, node in zip(inputs, builder.traced.placeholders, strict=True):
             if batch is not None and isinstance(node.meta["val"].shape[0] if x.dim() else 0, torch.SymInt):
                 x = x[torch.arange(batch) % x.shape[0]]
             if x.is_floating_point():
@@ -119,27 +119,29 @@ class _Recorder(fx.Interpreter):
         super().__init__(module, garbage_collect_values=False, graph=graph)
 
 
-def _first_difference(build: Build, inputs: tuple[Tensor, ...], rounding: float) -> tuple[str, float]:
+def _first_difference(
+    network: nn.Module, builder: Builder, inputs: tuple[Tensor, ...], rounding: float
+) -> tuple[str, float]:
     """The first node of the small network whose kept channels are not the original's, and the difference there."""
-    traced = build.traced
+    traced = builder.traced
     tensors = iter([traced.tensors[traced.names[n]] if n in traced.names else None
                     for n in traced.graph.nodes if n.op == "placeholder"])  # fmt: skip
     given = iter(inputs)
     dtype = next((x.dtype for x in inputs if x.is_floating_point()), torch.float64)
     values = [next(given) if t is None else t.detach().to(dtype) if t.is_floating_point() else t for t in tensors]
     original = _Recorder(traced.graph.owning_module, traced.graph)
-    small = _Recorder(copy.deepcopy(build.network).to(dtype))
+    small = _Recorder(copy.deepcopy(network).to(dtype))
     with torch.no_grad():
         original.run(*(x.clone() for x in values))
         small.run(*(x.clone() for x in inputs))
-    sources = {new.name: old for new, old in build.sources.items()}
+    sources = {new.name: old for new, old in builder.sources.items()}
     for node in small.module.graph.nodes:  # type: ignore[union-attr]
         source = sources.get(node.name)
         if source is None or not isinstance(small.env.get(node), Tensor):
             continue
-        want, x = original.env[source], build.flow.tracked(source)
+        want, x = original.env[source], builder.net.tracked(source)
         if x is not None:
-            want = want.index_select(x.axis, build.kept.of(x).to(want.device))
+            want = want.index_select(x.axis, builder.kept.of(x).to(want.device))
         difference, magnitude = _compare([want], [small.env[node]])
         if not difference <= rounding * magnitude:
             return traced.describe(source), difference

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ..graph import Group
-from ..graph.channels import Flow
+from ..graph.analysis import ChannelAnalysis
 from ..graph.layer_uses import any_weights, layer_uses
 from ..graph.rules.layers import ConvRule, WeightRule
 from ..graph.trace import Traced, plain_copy, trace
@@ -129,7 +129,7 @@ def mergeable_groups(
         By a group's layers, its MergeGroup.
     """
     traced = trace(op, model, example_input)
-    flow = Flow(traced, any_weights(model, traced, all_dead=True))
+    flow = ChannelAnalysis(traced, any_weights(model, traced, all_dead=True))
     convs, reading, depth = layer_uses(flow, ConvRule), layer_uses(flow, WeightRule), _depths(flow)
     modules, roots = dict(model.named_modules()), flow.classes.roots()
     found = {}
@@ -152,7 +152,7 @@ def _adds_up(module: nn.Module | None) -> bool:
     return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
 
-def _depths(flow: Flow) -> dict[str, int]:
+def _depths(flow: ChannelAnalysis) -> dict[str, int]:
     """By convolution, how many convolutions the longest path from the input to its output has."""
     depths: dict[fx.Node, int] = {}
     by_name: dict[str, int] = {}

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..graph import shrink
+from ..graph.shrink import shrink
 from ..inspect.flops import count_flops
 from . import setup
 from .checkpoint import write_atomically

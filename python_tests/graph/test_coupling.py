@@ -8,7 +8,8 @@ from torch import nn
 import prunekernels as pk
 from cases.layers import bools
 from cases.networks import NETWORKS, Basic, conv_norm, images, trained
-from prunekernels.graph import coupled_groups, shrink
+from prunekernels.graph import coupled_groups
+from prunekernels.graph.shrink import shrink
 
 
 def layers(groups):

@@ -19,7 +19,8 @@ from cases.networks import (
     mask_at_random,
     trained,
 )
-from prunekernels.graph import coupled_groups, shrink, tidy_masks
+from prunekernels.graph import coupled_groups, tidy_masks
+from prunekernels.graph.shrink import shrink
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64)
 KEEP = bools(1, 0, 1, 1)

@@ -9,7 +9,8 @@ from torch import nn
 
 import prunekernels as pk
 from cases.networks import NETWORKS, assert_same_function, images, mask_at_random, trained
-from prunekernels.graph import coupled_groups, shrink, tidy_masks
+from prunekernels.graph import coupled_groups, tidy_masks
+from prunekernels.graph.shrink import shrink
 from prunekernels.train import models
 
 SHOWN = ["plain", "type_a", "inverted", "dense", "excite"]

@@ -8,7 +8,8 @@ from torch import nn
 
 import prunekernels as pk
 from cases.networks import mask_at_random
-from prunekernels.graph import coupled_groups, shrink, tidy_masks
+from prunekernels.graph import coupled_groups, tidy_masks
+from prunekernels.graph.shrink import shrink
 
 WIDTHS = (4, 6, 8)
 STEPS = "conv conv norm norm again depthwise grouped act act join join cat cut pad gate unknown in_place plain"

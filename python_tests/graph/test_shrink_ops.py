@@ -8,7 +8,8 @@ from torch import nn
 import prunekernels as pk
 from cases.layers import bools
 from cases.networks import assert_same_function, conv_norm
-from prunekernels.graph import shrink, tidy_masks
+from prunekernels.graph import tidy_masks
+from prunekernels.graph.shrink import shrink
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64)
 KEEP = bools(1, 0, 1, 1)

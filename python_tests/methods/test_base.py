@@ -47,7 +47,7 @@ def test_ends_in_a_small_network(name, flow, capsys):
     method = EVERY[name](net, optimizer, 0.5, 2, duty=0.5, steps_per_epoch=4)
     train(net, optimizer, method, 2, dtype=torch.float64)
     x = torch.randn(3, 3, 6, 6, dtype=torch.float64)
-    small = pk.graph.shrink(net.eval(), x)
+    small = pk.shrink(net.eval(), x)
     assert [m.out_channels for m in small.modules() if isinstance(m, nn.Conv2d)] == [4, 6, 5]
     with torch.no_grad():
         torch.testing.assert_close(small(x), net(x))

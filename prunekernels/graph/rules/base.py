@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from ..build import Build
-from ..channels import Channels, Flow, State
+from ..build import Builder
+from ..channels import Channels, NetworkChannels, State
 from ..trace import argument
 
 
@@ -18,25 +18,25 @@ class Rule:
 
     needs_state = True
 
-    def forward(self, flow: Flow, node: fx.Node) -> State:
+    def forward(self, net: NetworkChannels, node: fx.Node) -> State:
         """Channels of the result; None: not to be followed."""
         return None
 
-    def backward(self, flow: Flow, node: fx.Node) -> None:
+    def backward(self, net: NetworkChannels, node: fx.Node) -> None:
         """Marks what the node reads of its arguments."""
         for read in node.all_input_nodes:
-            state = flow.tracked(read)
+            state = net.tracked(read)
             if state is not None:
                 state.read[:] = True
-            if flow.traced.is_parameter(read):
-                flow.pin_parameter(read)
+            if net.traced.is_parameter(read):
+                net.pin_parameter(read)
 
-    def operands(self, build: Build, node: fx.Node) -> list[fx.Node]:
+    def operands(self, builder: Builder, node: fx.Node) -> list[fx.Node]:
         """Arguments that the small network has to compute."""
         return node.all_input_nodes
 
-    def emit(self, build: Build, node: fx.Node) -> fx.Node:
-        return build.copy(node)
+    def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
+        return builder.copy(node)
 
 
 UNKNOWN = Rule()
@@ -47,13 +47,13 @@ class SizeRule(Rule):
 
     needs_state = False
 
-    def backward(self, flow: Flow, node: fx.Node) -> None:
+    def backward(self, net: NetworkChannels, node: fx.Node) -> None:
         pass
 
-    def emit(self, build: Build, node: fx.Node) -> fx.Node:
+    def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
         if node.target is torch.ops.aten.sym_size.int:
-            return build.call_method(node, "size", (build.compact(argument(node, 0)), argument(node, 1)))
-        return build.copy(node)
+            return builder.call_method(node, "size", (builder.compact(argument(node, 0)), argument(node, 1)))
+        return builder.copy(node)
 
 
 SIZE = SizeRule()
@@ -68,19 +68,19 @@ class TransparentRule(Rule):
     def values(self, node: fx.Node, values: Tensor) -> Tensor:
         return values
 
-    def forward(self, flow: Flow, node: fx.Node) -> State:
-        x = flow.tracked(argument(node, 0))
+    def forward(self, net: NetworkChannels, node: fx.Node) -> State:
+        x = net.tracked(argument(node, 0))
         axis = None if x is None else self.axis(node, x)
         if x is None or axis is None or len(node.all_input_nodes) != 1 + len(sizes_among(node)):
             return None
         return Channels.of(axis, self.values(node, x.values), x.ids)
 
-    def backward(self, flow: Flow, node: fx.Node) -> None:
-        x, out = flow.ends(node)
+    def backward(self, net: NetworkChannels, node: fx.Node) -> None:
+        x, out = net.ends(node)
         x.read |= out.needed
 
-    def emit(self, build: Build, node: fx.Node) -> fx.Node:
-        return build.copy(node, compact=node.args[:1])
+    def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
+        return builder.copy(node, compact=node.args[:1])
 
 
 def sizes_among(node: fx.Node) -> list[fx.Node]:

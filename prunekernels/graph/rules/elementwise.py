@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from ..build import Build
-from ..channels import Channels, Flow, Operand, State
+from ..build import Builder
+from ..channels import Channels, NetworkChannels, Operand, State
 from ..trace import apply, argument, op_name, sizes_of, value_of
 from .base import Rule
 
@@ -14,52 +14,52 @@ from .base import Rule
 class ElementwiseRule(Rule):
     """add, sub, mul, ...: what is missing on one side only is kept there as zeros."""
 
-    def forward(self, flow: Flow, node: fx.Node) -> State:
-        sides = self.sides(flow, node)
+    def forward(self, net: NetworkChannels, node: fx.Node) -> State:
+        sides = self.sides(net, node)
         if sides is None:
             return None
         from_right, count = sides
-        operands = [o for n in node.all_input_nodes if (o := self._operand(flow, n, from_right, count)) is not None]
+        operands = [o for n in node.all_input_nodes if (o := self._operand(net, n, from_right, count)) is not None]
         if len(operands) != len(node.all_input_nodes):
             return None
         members = [operand for operand in operands if not operand.whole]
         for operand in members[1:]:
-            flow.classes.tie(members[0].channels.ids, operand.channels.ids)
+            net.classes.tie(members[0].channels.ids, operand.channels.ids)
         axis = len(sizes_of(node)) - from_right
-        flow.operands[node] = operands
-        return Channels.of(axis, self._values(flow, node, count), members[0].channels.ids)
+        net.operands[node] = operands
+        return Channels.of(axis, self._values(net, node, count), members[0].channels.ids)
 
-    def sides(self, flow: Flow, node: fx.Node) -> tuple[int, int] | None:
+    def sides(self, net: NetworkChannels, node: fx.Node) -> tuple[int, int] | None:
         """The channels' place from the right, and how many they are."""
-        followed = [(n, x) for n in node.all_input_nodes if (x := flow.tracked(n)) is not None]
+        followed = [(n, x) for n in node.all_input_nodes if (x := net.tracked(n)) is not None]
         tracked = [(len(sizes_of(n)) - x.axis, len(x)) for n, x in followed]
         wide = [side for side in tracked if side[1] > 1] or tracked
         fits = wide and len(set(wide)) == 1 and len(sizes_of(node)) >= wide[0][0]
         return wide[0] if fits and sizes_of(node)[-wide[0][0]] == wide[0][1] else None
 
-    def _operand(self, flow: Flow, node: fx.Node, from_right: int, count: int) -> Operand | None:
+    def _operand(self, net: NetworkChannels, node: fx.Node, from_right: int, count: int) -> Operand | None:
         if value_of(node) is None:
             return None
         sizes = sizes_of(node)
         if len(sizes) < from_right or (sizes[-from_right] == 1 and count > 1):
-            x = flow.tracked(node)
+            x = net.tracked(node)
             if x is not None:
-                flow.classes.pin(x.ids)
-            if flow.traced.is_parameter(node):
-                flow.pin_parameter(node)
-            return Operand(node, x or flow.new(0, 1), whole=True)
-        if flow.traced.is_parameter(node):
-            dim, x = len(sizes) - from_right, flow.new(0, count)
-            flow.share(node, dim, x.ids)
-            tensor = flow.tensor(node)
+                net.classes.pin(x.ids)
+            if net.traced.is_parameter(node):
+                net.pin_parameter(node)
+            return Operand(node, x or net.new(0, 1), whole=True)
+        if net.traced.is_parameter(node):
+            dim, x = len(sizes) - from_right, net.new(0, count)
+            net.share(node, dim, x.ids)
+            tensor = net.tensor(node)
             if tensor is not None and tensor.numel() == count:
                 x.values = tensor.flatten()
             return Operand(node, x)
-        wide = flow.channels(node, len(sizes) - from_right)
+        wide = net.channels(node, len(sizes) - from_right)
         return None if wide is None else Operand(node, wide)
 
-    def _values(self, flow: Flow, node: fx.Node, count: int) -> Tensor:
-        operands = flow.operands[node]
+    def _values(self, net: NetworkChannels, node: fx.Node, count: int) -> Tensor:
+        operands = net.operands[node]
         live = torch.full((count,), torch.nan, dtype=torch.float64)
         known = {o.node: live if o.whole else o.channels.values for o in operands}
         if op_name(node) == "expand_as":
@@ -71,17 +71,17 @@ class ElementwiseRule(Rule):
                 values = torch.where(side == 0, 0.0, values)
         return values
 
-    def backward(self, flow: Flow, node: fx.Node) -> None:
-        out = flow.tracked(node)
+    def backward(self, net: NetworkChannels, node: fx.Node) -> None:
+        out = net.tracked(node)
         assert out is not None
-        for operand in flow.operands[node]:
+        for operand in net.operands[node]:
             operand.channels.read |= out.needed.any() if operand.whole else out.needed
 
-    def operands(self, build: Build, node: fx.Node) -> list[fx.Node]:
-        alone = self._alone(build, node)
+    def operands(self, builder: Builder, node: fx.Node) -> list[fx.Node]:
+        alone = self._alone(builder, node)
         return node.all_input_nodes if alone is None else [alone]
 
-    def _alone(self, build: Build, node: fx.Node) -> fx.Node | None:
+    def _alone(self, builder: Builder, node: fx.Node) -> fx.Node | None:
         """The operand that is the result, where the other one has nothing but zeros."""
         if (
             op_name(node) not in ("add", "sub")
@@ -89,30 +89,30 @@ class ElementwiseRule(Rule):
             or argument(node, 0) is argument(node, 1)
         ):
             return None
-        first, second = (o for n in node.args for o in build.flow.operands[node] if o.node is n)
+        first, second = (o for n in node.args for o in builder.net.operands[node] if o.node is n)
         for one, other in ((first, second), (second, first)):
             if other is first and (op_name(node) == "sub" or node.kwargs):
                 continue
             is_like_result = _shape_and_dtype(one.node) == _shape_and_dtype(node)
-            if is_like_result and not other.whole and not build.traced.is_parameter(one.node):
-                if bool((other.channels.values[build.kept.of(other.channels)] == 0).all()):
+            if is_like_result and not other.whole and not builder.traced.is_parameter(one.node):
+                if bool((other.channels.values[builder.kept.of(other.channels)] == 0).all()):
                     return one.node
         return None
 
-    def emit(self, build: Build, node: fx.Node) -> fx.Node:
-        alone = self._alone(build, node)
+    def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
+        alone = self._alone(builder, node)
         if alone is not None:
-            return build.compact(alone)
+            return builder.compact(alone)
         args: dict[fx.Node, fx.Node] = {}
-        for operand in build.flow.operands[node]:
+        for operand in builder.net.operands[node]:
             if operand.whole:
-                args[operand.node] = build.full(operand.node)
-            elif build.traced.is_parameter(operand.node):
-                dim = len(sizes_of(operand.node)) - (len(sizes_of(node)) - build.axis(node))
-                args[operand.node] = build.parameter(operand.node, {dim: build.kept.of(operand.channels)})
+                args[operand.node] = builder.full(operand.node)
+            elif builder.traced.is_parameter(operand.node):
+                dim = len(sizes_of(operand.node)) - (len(sizes_of(node)) - builder.axis(node))
+                args[operand.node] = builder.parameter(operand.node, {dim: builder.kept.of(operand.channels)})
             else:
-                args[operand.node] = build.compact(operand.node)
-        return build.copy(node, args=args)
+                args[operand.node] = builder.compact(operand.node)
+        return builder.copy(node, args=args)
 
 
 def _shape_and_dtype(node: fx.Node) -> tuple[tuple[int, ...], torch.dtype]:
@@ -132,39 +132,39 @@ class CatRule(Rule):
     def dim(node: fx.Node) -> int:
         return int(argument(node, 1, 0)) % len(sizes_of(node))
 
-    def forward(self, flow: Flow, node: fx.Node) -> State:
-        axes = {x.axis for n in self.parts(node) if (x := flow.tracked(n)) is not None}
+    def forward(self, net: NetworkChannels, node: fx.Node) -> State:
+        axes = {x.axis for n in self.parts(node) if (x := net.tracked(n)) is not None}
         if len(axes) != 1:
             return None
         axis = axes.pop()
-        parts = [flow.channels(n, axis) for n in self.parts(node)]
+        parts = [net.channels(n, axis) for n in self.parts(node)]
         known = [part for part in parts if part is not None]
         if self.dim(node) == axis:
             return Channels.of(axis, torch.cat([p.values for p in known]), torch.cat([p.ids for p in known]))
         values = known[0].values
         for part in known[1:]:
-            flow.classes.tie(known[0].ids, part.ids)
+            net.classes.tie(known[0].ids, part.ids)
             values = torch.where(values == part.values, values, torch.nan)
         return Channels.of(axis, values, known[0].ids)
 
-    def backward(self, flow: Flow, node: fx.Node) -> None:
-        out = flow.tracked(node)
+    def backward(self, net: NetworkChannels, node: fx.Node) -> None:
+        out = net.tracked(node)
         assert out is not None
-        parts = [flow.channels(n, out.axis) for n in self.parts(node)]
+        parts = [net.channels(n, out.axis) for n in self.parts(node)]
         sizes = [len(part) for part in parts if part is not None]
         along = self.dim(node) == out.axis
         for part, needed in zip(parts, out.needed.split(sizes) if along else [out.needed] * len(parts), strict=True):
             assert part is not None
             part.read |= needed
 
-    def operands(self, build: Build, node: fx.Node) -> list[fx.Node]:
-        if self.dim(node) != build.axis(node):
+    def operands(self, builder: Builder, node: fx.Node) -> list[fx.Node]:
+        if self.dim(node) != builder.axis(node):
             return self.parts(node)
-        return [n for n in self.parts(node) if build.count(n) > 0] or self.parts(node)[:1]
+        return [n for n in self.parts(node) if builder.count(n) > 0] or self.parts(node)[:1]
 
-    def emit(self, build: Build, node: fx.Node) -> fx.Node:
-        parts = [build.compact(n) for n in self.operands(build, node)]
-        return build.call(node, torch.ops.aten.cat.default, (parts, self.dim(node)))
+    def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
+        parts = [builder.compact(n) for n in self.operands(builder, node)]
+        return builder.call(node, torch.ops.aten.cat.default, (parts, self.dim(node)))
 
 
 ELEMENTWISE: dict[str, Rule] = {

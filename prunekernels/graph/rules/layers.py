@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..build import Build
-from ..channels import Channels, Flow, State
+from ..build import Builder
+from ..channels import Channels, NetworkChannels, State
 from ..trace import Traced, argument, sizes_of, value_of
 from .base import Rule
 
 
-def are_parameters(flow: Flow, *nodes: Any) -> bool:
-    return all(node is None or flow.traced.is_parameter(node) for node in nodes)
+def are_parameters(net: NetworkChannels, *nodes: Any) -> bool:
+    return all(node is None or net.traced.is_parameter(node) for node in nodes)
 
 
 class LayerRule(Rule):
@@ -26,17 +26,17 @@ class LayerRule(Rule):
     def name(self, traced: Traced, node: fx.Node) -> str:
         return traced.owner_of(node, argument(node, 1))
 
-    def ends(self, flow: Flow, node: fx.Node) -> tuple[Channels, Channels]:
+    def ends(self, net: NetworkChannels, node: fx.Node) -> tuple[Channels, Channels]:
         """Channels that enter, of full width if they are not followed, and that leave."""
-        x, out = flow.channels(argument(node, 0), self.axis(node)), flow.tracked(node)
+        x, out = net.channels(argument(node, 0), self.axis(node)), net.tracked(node)
         assert x is not None and out is not None
         return x, out
 
-    def operands(self, build: Build, node: fx.Node) -> list[fx.Node]:
+    def operands(self, builder: Builder, node: fx.Node) -> list[fx.Node]:
         return [argument(node, 0)]
 
-    def call(self, build: Build, node: fx.Node, layer: nn.Module, **tensors: Any) -> fx.Node:
-        return build.layer(node, self.name(build.traced, node), _with(layer, **tensors), argument(node, 0))
+    def call(self, builder: Builder, node: fx.Node, layer: nn.Module, **tensors: Any) -> fx.Node:
+        return builder.layer(node, self.name(builder.traced, node), _with(layer, **tensors), argument(node, 0))
 
 
 class WeightRule(LayerRule):
@@ -55,80 +55,82 @@ class WeightRule(LayerRule):
         """A constant input is a constant share of the output, and the bias is this layer's alone."""
         return not self.padded(node) and all(len(p.users) == 1 for p in node.args[1:3] if isinstance(p, fx.Node))
 
-    def _weight(self, flow: Flow, node: fx.Node) -> tuple[Tensor, Tensor]:
+    def _weight(self, net: NetworkChannels, node: fx.Node) -> tuple[Tensor, Tensor]:
         """[K, C / groups]: sums over the taps, and which kernels are not zero."""
-        if node not in flow.weights:
-            weight = flow.tensor(argument(node, 1))
+        if node not in net.weights:
+            weight = net.tensor(argument(node, 1))
             assert weight is not None
             taps = weight.flatten(2) if weight.dim() > 2 else weight.unsqueeze(2)
-            flow.weights[node] = taps.sum(2), (taps != 0).any(2)
-        return flow.weights[node]
+            net.weights[node] = taps.sum(2), (taps != 0).any(2)
+        return net.weights[node]
 
     def _by_kernel(self, node: fx.Node, channels: Tensor) -> Tensor:
         """[C] -> [K, C / groups]"""
         groups, K = self.groups(node), sizes_of(argument(node, 1))[0]
         return channels.view(groups, -1).repeat_interleave(K // groups, 0)
 
-    def folded(self, flow: Flow, node: fx.Node, values: Tensor) -> Tensor:
+    def folded(self, net: NetworkChannels, node: fx.Node, values: Tensor) -> Tensor:
         """[K]: what inputs with constant values add to the output; the live ones nothing."""
         if not bool(((values != 0) & ~values.isnan()).any()):
             return torch.zeros(sizes_of(argument(node, 1))[0], dtype=torch.float64)
-        sums, alive = self._weight(flow, node)
+        sums, alive = self._weight(net, node)
         x = self._by_kernel(node, values)
         return torch.where(alive & ~x.isnan() & (x != 0), sums * x, 0.0).sum(1)
 
-    def forward(self, flow: Flow, node: fx.Node) -> State:
+    def forward(self, net: NetworkChannels, node: fx.Node) -> State:
         weight, bias = argument(node, 1), argument(node, 2)
-        if not are_parameters(flow, weight, bias) or weight is None or not self.fits(node):
+        if not are_parameters(net, weight, bias) or weight is None or not self.fits(node):
             return None
-        x = flow.channels(argument(node, 0), self.axis(node))
+        x = net.channels(argument(node, 0), self.axis(node))
         if x is None:
             return None
-        ids = self._ids(flow, node, x)
-        flow.share(weight, 0, ids)
-        flow.share(bias, 0, ids)
-        _, alive = self._weight(flow, node)
+        ids = self._ids(net, node, x)
+        net.share(weight, 0, ids)
+        net.share(bias, 0, ids)
+        _, alive = self._weight(net, node)
         given = self._by_kernel(node, x.values)
         open_ = given.isnan() | ((given != 0) & (not self.foldable(node)))
-        values = self.folded(flow, node, x.values)
-        offset = flow.tensor(bias)
+        values = self.folded(net, node, x.values)
+        offset = net.tensor(bias)
         if offset is not None:
             values = values + offset
         return Channels.of(self.axis(node), values.masked_fill((alive & open_).any(1), torch.nan), ids)
 
-    def _ids(self, flow: Flow, node: fx.Node, x: Channels) -> Tensor:
+    def _ids(self, net: NetworkChannels, node: fx.Node, x: Channels) -> Tensor:
         K, groups = sizes_of(argument(node, 1))[0], self.groups(node)
         if groups == 1:
-            flow.share(argument(node, 1), 1, x.ids)
-            return flow.classes.new(K)
+            net.share(argument(node, 1), 1, x.ids)
+            return net.classes.new(K)
         by_group = x.ids.view(groups, -1)  # a group stays whole or goes, with all that it makes
         for c in range(1, by_group.shape[1]):
-            flow.classes.tie(by_group[:, 0], by_group[:, c])
+            net.classes.tie(by_group[:, 0], by_group[:, c])
         return by_group[:, 0].repeat_interleave(K // groups)
 
-    def backward(self, flow: Flow, node: fx.Node) -> None:
-        x, out = self.ends(flow, node)
-        _, alive = self._weight(flow, node)
+    def backward(self, net: NetworkChannels, node: fx.Node) -> None:
+        x, out = self.ends(net, node)
+        _, alive = self._weight(net, node)
         groups = self.groups(node)
         read = (alive & out.needed[:, None]).view(groups, -1, alive.shape[1]).any(1).flatten()
         x.read |= read
         if not self.foldable(node):
-            flow.classes.pin(x.ids[read & ~x.live & (x.values != 0)])
+            net.classes.pin(x.ids[read & ~x.live & (x.values != 0)])
 
-    def _parts(self, build: Build, node: fx.Node) -> tuple[Tensor, nn.Parameter | Tensor, nn.Parameter | Tensor | None]:
+    def _parts(
+        self, builder: Builder, node: fx.Node
+    ) -> tuple[Tensor, nn.Parameter | Tensor, nn.Parameter | Tensor | None]:
         """Inputs that stay [kept], small weight, small bias."""
-        x, out = self.ends(build.flow, node)
-        rows, columns = build.kept.of(out), build.kept.of(x)
+        x, out = self.ends(builder.net, node)
+        rows, columns = builder.kept.of(out), builder.kept.of(x)
         index = {0: rows} if self.groups(node) > 1 else {0: rows, 1: columns}
-        weight = build.gather(argument(node, 1), index)
+        weight = builder.gather(argument(node, 1), index)
         bias = argument(node, 2)
-        small = None if bias is None else build.gather(bias, {0: rows})
+        small = None if bias is None else builder.gather(bias, {0: rows})
         if self.foldable(node):
             values = x.values.clone()
             values[columns] = torch.nan
-            extra = self.folded(build.flow, node, values)[rows]
+            extra = self.folded(builder.net, node, values)[rows]
             if bool((extra != 0).any()):
-                small = build.folded_bias(argument(node, 1), bias, rows, extra)
+                small = builder.folded_bias(argument(node, 1), bias, rows, extra)
         return columns, weight, small
 
 
@@ -145,8 +147,8 @@ class ConvRule(WeightRule):
             return padding == "same" and max(sizes_of(argument(node, 1))[2:]) > 1
         return any(padding) if isinstance(padding, (list, tuple)) else bool(padding)
 
-    def emit(self, build: Build, node: fx.Node) -> fx.Node:
-        columns, weight, bias = self._parts(build, node)
+    def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
+        columns, weight, bias = self._parts(builder, node)
         stride, padding, dilation = argument(node, 3, [1, 1]), argument(node, 4, [0, 0]), argument(node, 5, [1, 1])
         kernel: Any = tuple(weight.shape[2:])
         layer = nn.Conv2d(
@@ -154,7 +156,7 @@ class ConvRule(WeightRule):
             padding if isinstance(padding, str) else _pair(padding), _pair(dilation),
             1 if self.groups(node) == 1 else columns.numel() // weight.shape[1], bias is not None, device="meta",
         )  # fmt: skip
-        return self.call(build, node, layer, weight=weight, bias=bias)
+        return self.call(builder, node, layer, weight=weight, bias=bias)
 
 
 class LinearRule(WeightRule):
@@ -164,10 +166,10 @@ class LinearRule(WeightRule):
     def fits(self, node: fx.Node) -> bool:
         return len(sizes_of(node)) >= 2
 
-    def emit(self, build: Build, node: fx.Node) -> fx.Node:
-        columns, weight, bias = self._parts(build, node)
+    def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
+        columns, weight, bias = self._parts(builder, node)
         layer = nn.Linear(columns.numel(), weight.shape[0], bias is not None, device="meta")
-        return self.call(build, node, layer, weight=weight, bias=bias)
+        return self.call(builder, node, layer, weight=weight, bias=bias)
 
 
 class NormRule(LayerRule):
@@ -175,15 +177,15 @@ class NormRule(LayerRule):
 
     tensors = ("weight", "bias", "running_mean", "running_var")
 
-    def forward(self, flow: Flow, node: fx.Node) -> State:
+    def forward(self, net: NetworkChannels, node: fx.Node) -> State:
         parameters = node.args[1:5]
-        x = flow.channels(argument(node, 0), 1)
+        x = net.channels(argument(node, 0), 1)
         by_pairs = [a is None for a in parameters[::2]] == [b is None for b in parameters[1::2]]
-        if x is None or not are_parameters(flow, *parameters) or not by_pairs:
+        if x is None or not are_parameters(net, *parameters) or not by_pairs:
             return None
         for parameter in parameters:
-            flow.share(parameter, 0, x.ids)
-        weight, bias, mean, var = (flow.tensor(p) for p in parameters)
+            net.share(parameter, 0, x.ids)
+        weight, bias, mean, var = (net.tensor(p) for p in parameters)
         weight = torch.ones(len(x), dtype=torch.float64) if weight is None else weight
         bias = torch.zeros(len(x), dtype=torch.float64) if bias is None else bias
         if argument(node, 5) or mean is None or var is None:  # by the batch: of a constant nothing but the bias is left
@@ -192,13 +194,13 @@ class NormRule(LayerRule):
             values = (x.values - mean) / (var + float(argument(node, 7))).sqrt() * weight + bias
         return Channels.of(1, torch.where(weight == 0, bias, values), x.ids)
 
-    def _passes(self, flow: Flow, node: fx.Node) -> Tensor | bool:
-        weight = flow.tensor(argument(node, 1))
+    def _passes(self, net: NetworkChannels, node: fx.Node) -> Tensor | bool:
+        weight = net.tensor(argument(node, 1))
         return True if weight is None else weight != 0
 
-    def backward(self, flow: Flow, node: fx.Node) -> None:
-        x, out = self.ends(flow, node)
-        x.read |= out.needed & self._passes(flow, node)
+    def backward(self, net: NetworkChannels, node: fx.Node) -> None:
+        x, out = self.ends(net, node)
+        x.read |= out.needed & self._passes(net, node)
 
     def name(self, traced: Traced, node: fx.Node) -> str:
         for attribute, parameter in zip(self.tensors, node.args[1:5], strict=True):
@@ -206,11 +208,11 @@ class NormRule(LayerRule):
                 return traced.owner_of(node, parameter, attribute)
         return traced.module_of(node) or node.name
 
-    def emit(self, build: Build, node: fx.Node) -> fx.Node:
-        out = build.flow.tracked(node)
+    def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
+        out = builder.net.tracked(node)
         assert out is not None
-        kept, old = build.kept.of(out), build.traced.modules.get(self.name(build.traced, node))
-        small = [None if p is None else build.gather(p, {0: kept}) for p in node.args[1:5]]
+        kept, old = builder.kept.of(out), builder.traced.modules.get(self.name(builder.traced, node))
+        small = [None if p is None else builder.gather(p, {0: kept}) for p in node.args[1:5]]
         kind: Any = nn.BatchNorm2d if len(sizes_of(node)) == 4 else nn.BatchNorm1d
         momentum, affine, tracks = (
             getattr(old, "momentum", argument(node, 6)),
@@ -222,36 +224,36 @@ class NormRule(LayerRule):
             seen = getattr(old, "num_batches_tracked", None)
             fresh = torch.zeros((), dtype=torch.long, device=value_of(node).device)
             layer.num_batches_tracked = fresh if seen is None else seen.clone()
-        return self.call(build, node, layer, **dict(zip(self.tensors, small, strict=True)))
+        return self.call(builder, node, layer, **dict(zip(self.tensors, small, strict=True)))
 
 
 class PReLURule(LayerRule):
     """prelu with one slope, or one for each channel."""
 
-    def forward(self, flow: Flow, node: fx.Node) -> State:
-        x = flow.tracked(argument(node, 0))
-        if x is None or x.axis != 1 or not flow.traced.is_parameter(argument(node, 1)):
+    def forward(self, net: NetworkChannels, node: fx.Node) -> State:
+        x = net.tracked(argument(node, 0))
+        if x is None or x.axis != 1 or not net.traced.is_parameter(argument(node, 1)):
             return None
-        slope = flow.tensor(argument(node, 1))
+        slope = net.tensor(argument(node, 1))
         assert slope is not None
         if slope.numel() == len(x):
-            flow.share(argument(node, 1), 0, x.ids)
+            net.share(argument(node, 1), 0, x.ids)
         else:
-            flow.pin_parameter(argument(node, 1))
+            net.pin_parameter(argument(node, 1))
         values = torch.where(x.values < 0, x.values * slope, x.values)
         return Channels.of(1, values, x.ids)
 
-    def backward(self, flow: Flow, node: fx.Node) -> None:
-        x, out = flow.ends(node)
+    def backward(self, net: NetworkChannels, node: fx.Node) -> None:
+        x, out = net.ends(node)
         x.read |= out.needed
 
-    def emit(self, build: Build, node: fx.Node) -> fx.Node:
-        out, slope = build.flow.tracked(node), value_of(argument(node, 1))
+    def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
+        out, slope = builder.net.tracked(node), value_of(argument(node, 1))
         assert out is not None and slope is not None
         by_channel = slope.numel() == len(out)
-        small = build.gather(argument(node, 1), {0: build.kept.of(out)} if by_channel else {})
+        small = builder.gather(argument(node, 1), {0: builder.kept.of(out)} if by_channel else {})
         layer = nn.PReLU(small.numel(), device="meta")
-        return self.call(build, node, layer, weight=small)
+        return self.call(builder, node, layer, weight=small)
 
 
 def _pair(value: Any) -> Any:

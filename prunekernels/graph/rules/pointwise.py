@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from ..build import Build
-from ..channels import Channels, Flow
+from ..build import Builder
+from ..channels import Channels, NetworkChannels
 from ..trace import apply, argument, op_name, sizes_of
 from .base import Rule, TransparentRule, sizes_among
 
@@ -45,19 +45,19 @@ class DropoutRule(TransparentRule):
     def values(self, node: fx.Node, values: Tensor) -> Tensor:
         return zeros_only(values) if argument(node, 2) else values
 
-    def backward(self, flow: Flow, node: fx.Node) -> None:
-        if flow.tracked(node) is None:
-            Rule.backward(self, flow, node)
+    def backward(self, net: NetworkChannels, node: fx.Node) -> None:
+        if net.tracked(node) is None:
+            Rule.backward(self, net, node)
         else:
-            super().backward(flow, node)
+            super().backward(net, node)
 
-    def emit(self, build: Build, node: fx.Node) -> fx.Node:
+    def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
         if argument(node, 2):  # drops in eval mode too
-            return super().emit(build, node)
+            return super().emit(builder, node)
         layer = self.layers[op_name(node)](float(argument(node, 1)))
-        where = build.traced.module_of(node)
-        is_own = type(build.traced.modules.get(where)) is type(layer)
-        return build.layer(node, where if is_own else f"{where}.{node.name}".lstrip("."), layer, argument(node, 0))
+        where = builder.traced.module_of(node)
+        is_own = type(builder.traced.modules.get(where)) is type(layer)
+        return builder.layer(node, where if is_own else f"{where}.{node.name}".lstrip("."), layer, argument(node, 0))
 
 
 class PoolRule(TransparentRule):

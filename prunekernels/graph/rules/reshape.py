@@ -7,8 +7,8 @@ import math
 import torch
 from torch import fx
 
-from ..build import Build
-from ..channels import Channels, Flow, State
+from ..build import Builder
+from ..channels import Channels, NetworkChannels, State
 from ..trace import argument, op_name, sizes_of, value_of
 from .base import Rule, TransparentRule
 
@@ -26,8 +26,8 @@ class ReshapeRule(TransparentRule):
                 return axis
         return None
 
-    def forward(self, flow: Flow, node: fx.Node) -> State:
-        out = super().forward(flow, node)
+    def forward(self, net: NetworkChannels, node: fx.Node) -> State:
+        out = super().forward(net, node)
         if isinstance(out, Channels):
             if type(value_of(node).shape[out.axis]) is not int:
                 return None
@@ -35,22 +35,22 @@ class ReshapeRule(TransparentRule):
             out = Channels.of(out.axis, out.values.repeat_interleave(block), out.ids.repeat_interleave(block))
         return out
 
-    def backward(self, flow: Flow, node: fx.Node) -> None:
-        x, out = flow.ends(node)
+    def backward(self, net: NetworkChannels, node: fx.Node) -> None:
+        x, out = net.ends(node)
         x.read |= out.needed.view(len(x), -1).any(1)
 
-    def emit(self, build: Build, node: fx.Node) -> fx.Node:
+    def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
         aten, name = torch.ops.aten, op_name(node)
-        x = build.compact(argument(node, 0))
+        x = builder.compact(argument(node, 0))
         if name in ("view", "reshape", "_unsafe_view"):
             sizes = list(argument(node, 1))
-            axis = build.axis(node)
-            sizes[axis] = -1 if sizes[axis] == -1 else build.count(node)
-            return build.call_method(node, "reshape", (x, [build.size(size) for size in sizes]))
+            axis = builder.axis(node)
+            sizes[axis] = -1 if sizes[axis] == -1 else builder.count(node)
+            return builder.call_method(node, "reshape", (x, [builder.size(size) for size in sizes]))
         if node.target is aten.squeeze.default:  # or it would squeeze a single channel that is left
             ones = [dim for dim, size in enumerate(sizes_of(argument(node, 0))) if size == 1]
-            return build.call(node, aten.squeeze.dims, (x, ones))
-        return build.copy(node, compact=node.args[:1])
+            return builder.call(node, aten.squeeze.dims, (x, ones))
+        return builder.copy(node, compact=node.args[:1])
 
 
 class ExpandRule(TransparentRule):
@@ -60,11 +60,11 @@ class ExpandRule(TransparentRule):
         axis = x.axis + len(sizes_of(node)) - len(sizes_of(argument(node, 0)))
         return axis if sizes_of(node)[axis] == len(x) else None
 
-    def emit(self, build: Build, node: fx.Node) -> fx.Node:
+    def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
         sizes = list(argument(node, 1))
-        sizes[build.axis(node)] = -1
-        x = build.compact(argument(node, 0))
-        return build.call_method(node, "expand", (x, [build.size(size) for size in sizes]))
+        sizes[builder.axis(node)] = -1
+        x = builder.compact(argument(node, 0))
+        return builder.call_method(node, "expand", (x, [builder.size(size) for size in sizes]))
 
 
 class PermuteRule(TransparentRule):

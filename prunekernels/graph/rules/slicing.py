@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..build import Build
-from ..channels import Channels, Flow, State
+from ..build import Builder
+from ..channels import Channels, NetworkChannels, State
 from ..trace import argument, op_name, sizes_of, value_of
 from .base import Rule, SizeRule
 
@@ -16,8 +16,8 @@ from .base import Rule, SizeRule
 class SplitRule(Rule):
     """chunk, split: several values, followed by getitem."""
 
-    def forward(self, flow: Flow, node: fx.Node) -> State:
-        x = flow.tracked(argument(node, 0))
+    def forward(self, net: NetworkChannels, node: fx.Node) -> State:
+        x = net.tracked(argument(node, 0))
         if x is None:
             return None
         if not self._along(node, x):
@@ -25,8 +25,8 @@ class SplitRule(Rule):
         sizes = [int(part.shape[x.axis]) for part in node.meta["val"]]
         return [Channels.of(x.axis, v, i) for v, i in zip(x.values.split(sizes), x.ids.split(sizes), strict=True)]
 
-    def backward(self, flow: Flow, node: fx.Node) -> None:
-        x, parts = flow.tracked(argument(node, 0)), flow.states[node]
+    def backward(self, net: NetworkChannels, node: fx.Node) -> None:
+        x, parts = net.tracked(argument(node, 0)), net.states[node]
         assert x is not None and isinstance(parts, list)
         needed = [part.needed for part in parts if part is not None]
         if self._along(node, x):
@@ -38,28 +38,28 @@ class SplitRule(Rule):
     def _along(node: fx.Node, x: Channels) -> bool:
         return argument(node, 2, 0) % len(sizes_of(argument(node, 0))) == x.axis
 
-    def emit(self, build: Build, node: fx.Node) -> fx.Node:
-        x = build.flow.tracked(argument(node, 0))
-        parts = build.flow.states[node]
+    def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
+        x = builder.net.tracked(argument(node, 0))
+        parts = builder.net.states[node]
         assert x is not None and isinstance(parts, list)
         if not self._along(node, x):
-            return build.copy(node, compact=node.args[:1])
-        sizes = [build.kept.of(part).numel() for part in parts if part is not None]
-        given = build.compact(argument(node, 0))
-        return build.call(node, torch.ops.aten.split_with_sizes.default, (given, sizes, x.axis))
+            return builder.copy(node, compact=node.args[:1])
+        sizes = [builder.kept.of(part).numel() for part in parts if part is not None]
+        given = builder.compact(argument(node, 0))
+        return builder.call(node, torch.ops.aten.split_with_sizes.default, (given, sizes, x.axis))
 
 
 class ItemRule(Rule):
-    def forward(self, flow: Flow, node: fx.Node) -> State:
-        parts, i = flow.states.get(argument(node, 0)), argument(node, 1)
+    def forward(self, net: NetworkChannels, node: fx.Node) -> State:
+        parts, i = net.states.get(argument(node, 0)), argument(node, 1)
         return parts[i] if isinstance(parts, list) and isinstance(i, int) else None
 
-    def backward(self, flow: Flow, node: fx.Node) -> None:
-        if flow.states[node] is None:
-            super().backward(flow, node)
+    def backward(self, net: NetworkChannels, node: fx.Node) -> None:
+        if net.states[node] is None:
+            super().backward(net, node)
 
-    def emit(self, build: Build, node: fx.Node) -> fx.Node:
-        return build.copy(node, compact=node.args[:1])
+    def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
+        return builder.copy(node, compact=node.args[:1])
 
 
 class SliceRule(Rule):
@@ -75,23 +75,25 @@ class SliceRule(Rule):
         every = torch.arange(len(x))
         return every[start:end:step] if dim == x.axis else every
 
-    def forward(self, flow: Flow, node: fx.Node) -> State:
-        x = flow.tracked(argument(node, 0))
+    def forward(self, net: NetworkChannels, node: fx.Node) -> State:
+        x = net.tracked(argument(node, 0))
         if x is None or len(node.all_input_nodes) != 1:
             return None
         at = self._positions(node, x)
         return Channels.of(x.axis, x.values[at], x.ids[at])
 
-    def backward(self, flow: Flow, node: fx.Node) -> None:
-        x, out = flow.ends(node)
+    def backward(self, net: NetworkChannels, node: fx.Node) -> None:
+        x, out = net.ends(node)
         x.read[self._positions(node, x)] |= out.needed
 
-    def emit(self, build: Build, node: fx.Node) -> fx.Node:
-        x, out = build.flow.ends(node)
+    def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
+        x, out = builder.net.ends(node)
         if self.arguments(node)[0] != x.axis:
-            return build.copy(node, compact=node.args[:1])
-        kept = self._positions(node, x)[build.kept.of(out)]
-        return build.select(node, build.compact(argument(node, 0)), x.axis, torch.searchsorted(build.kept.of(x), kept))
+            return builder.copy(node, compact=node.args[:1])
+        kept = self._positions(node, x)[builder.kept.of(out)]
+        return builder.select(
+            node, builder.compact(argument(node, 0)), x.axis, torch.searchsorted(builder.kept.of(x), kept)
+        )
 
 
 class PadRule(Rule):
@@ -112,8 +114,8 @@ class PadRule(Rule):
         pad, at = self.arguments(node)[0], 2 * (len(sizes_of(argument(node, 0))) - 1 - x.axis)
         return (pad[at], pad[at + 1]) if at < len(pad) else (0, 0)
 
-    def forward(self, flow: Flow, node: fx.Node) -> State:
-        x = flow.tracked(argument(node, 0))
+    def forward(self, net: NetworkChannels, node: fx.Node) -> State:
+        x = net.tracked(argument(node, 0))
         if x is None or len(node.all_input_nodes) != 1:
             return None
         pad, value, constant = self.arguments(node)
@@ -124,23 +126,23 @@ class PadRule(Rule):
         elsewhere = any(amount > 0 for i, amount in enumerate(pad) if i not in (at, at + 1))
         inner = torch.where(x.values == value, x.values, torch.nan) if elsewhere and constant else x.values
         filled = torch.full((before + behind,), value, dtype=torch.float64)
-        fresh = flow.classes.new(before + behind)
+        fresh = net.classes.new(before + behind)
         values = torch.cat([filled[:before], inner, filled[before:]])
         return Channels.of(x.axis, values, torch.cat([fresh[:before], x.ids, fresh[before:]]))
 
-    def backward(self, flow: Flow, node: fx.Node) -> None:
-        x, out = flow.ends(node)
+    def backward(self, net: NetworkChannels, node: fx.Node) -> None:
+        x, out = net.ends(node)
         before = self._around(node, x)[0]
         x.read |= out.needed[before : before + len(x)]
 
-    def emit(self, build: Build, node: fx.Node) -> fx.Node:
-        x, out = build.flow.ends(node)
+    def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
+        x, out = builder.net.ends(node)
         pad, (before, _) = list(self.arguments(node)[0]), self._around(node, x)
-        kept, at = build.kept.of(out), 2 * (len(sizes_of(argument(node, 0))) - 1 - x.axis)
+        kept, at = builder.kept.of(out), 2 * (len(sizes_of(argument(node, 0))) - 1 - x.axis)
         if at < len(pad):
             pad[at], pad[at + 1] = int((kept < before).sum()), int((kept >= before + len(x)).sum())
-        args = (build.compact(argument(node, 0)), pad, *node.args[2:])
-        return build.call(node, node.target, args, node.kwargs)
+        args = (builder.compact(argument(node, 0)), pad, *node.args[2:])
+        return builder.call(node, node.target, args, node.kwargs)
 
 
 class CreateRule(SizeRule):
@@ -151,21 +153,21 @@ class CreateRule(SizeRule):
 
     needs_state = True
 
-    def forward(self, flow: Flow, node: fx.Node) -> State:
+    def forward(self, net: NetworkChannels, node: fx.Node) -> State:
         if value_of(node) is None or len(sizes_of(node)) < 2:
             return None
-        out = flow.new(1, sizes_of(node)[1])
+        out = net.new(1, sizes_of(node)[1])
         out.values[:] = self.value
         return out
 
-    def emit(self, build: Build, node: fx.Node) -> fx.Node:
-        sizes = [build.size(size) for size in argument(node, self.sizes_at)]
-        sizes[1] = build.count(node)
-        args: list[Any] = [build.compact(arg) if isinstance(arg, fx.Node) else arg for arg in node.args]
+    def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
+        sizes = [builder.size(size) for size in argument(node, self.sizes_at)]
+        sizes[1] = builder.count(node)
+        args: list[Any] = [builder.compact(arg) if isinstance(arg, fx.Node) else arg for arg in node.args]
         args[self.sizes_at] = sizes
         if op_name(node).startswith("new_"):
-            return build.call_method(node, op_name(node), tuple(args), node.kwargs)
-        return build.call(node, getattr(torch, op_name(node)), tuple(args), node.kwargs)
+            return builder.call_method(node, op_name(node), tuple(args), node.kwargs)
+        return builder.call(node, getattr(torch, op_name(node)), tuple(args), node.kwargs)
 
 
 SLICING: dict[str, Rule] = {
