@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
+from ...op_facts import FACTS, operators
 from ..build import Builder
 from ..channels import Channels, NetworkChannels
 from ..trace import apply, argument, op_name, sizes_of
@@ -29,6 +30,11 @@ class FillRule(TransparentRule):
 
     def values(self, node: fx.Node, values: Tensor) -> Tensor:
         return torch.full_like(values, self.fills[op_name(node)])
+
+
+def zeros_only(values: Tensor) -> Tensor:
+    """Zeros stay; other constants count as live."""
+    return torch.where(values == 0, values, torch.nan)
 
 
 class DropoutRule(TransparentRule):
@@ -60,25 +66,24 @@ class DropoutRule(TransparentRule):
         return builder.layer(node, where if is_own else f"{where}.{node.name}".lstrip("."), layer, argument(node, 0))
 
 
-class PoolRule(TransparentRule):
-    """Pooling and resampling of planes; rounding and padding decide whether a constant stays what it is."""
+class SpatialRule(TransparentRule):
+    """Combines the pixels of a channel: the table of facts says whether a constant stays what it is."""
 
-    def __init__(self, constant: str) -> None:
-        self.constant = constant  # "stays", or "zero": only zeros surely do, or "unpadded"
+    def values(self, node: fx.Node, values: Tensor) -> Tensor:
+        keeps = FACTS[op_name(node)].keeps
+        stays = keeps == "constant" or (keeps == "unpadded" and len(node.args) <= 3)
+        return values if stays else zeros_only(values)
+
+
+class PoolRule(SpatialRule):
+    """Pooling and resampling of planes."""
 
     def axis(self, node: fx.Node, x: Channels) -> int | None:
         return 1 if x.axis == 1 and len(sizes_of(argument(node, 0))) == 4 else None
 
-    def values(self, node: fx.Node, values: Tensor) -> Tensor:
-        stays = self.constant == "stays" or (self.constant == "unpadded" and len(node.args) <= 3)
-        return values if stays else zeros_only(values)
 
-
-class ReduceRule(TransparentRule):
+class ReduceRule(SpatialRule):
     """Mean, sum, max over other dimensions than the channels."""
-
-    def __init__(self, stays: bool) -> None:
-        self.stays = stays
 
     def axis(self, node: fx.Node, x: Channels) -> int | None:
         ndim = len(sizes_of(argument(node, 0)))
@@ -91,29 +96,15 @@ class ReduceRule(TransparentRule):
         keepdim = len(sizes_of(node)) == ndim
         return x.axis if keepdim else x.axis - sum(d < x.axis for d in reduced)
 
-    def values(self, node: fx.Node, values: Tensor) -> Tensor:
-        return values if self.stays else zeros_only(values)
 
-
-def zeros_only(values: Tensor) -> Tensor:
-    """Zeros stay; other constants count as live."""
-    return torch.where(values == 0, values, torch.nan)
-
-
-POINTWISE = (
-    "relu relu6 hardtanh leaky_relu elu selu celu silu gelu hardswish hardsigmoid sigmoid tanh mish softplus softsign "
-    "log_sigmoid hardshrink softshrink threshold abs neg square sqrt rsqrt exp log erf sin cos sign clamp clamp_min "
-    "clamp_max pow clone contiguous detach alias to _to_copy"
+POOLS = (
+    "max_pool2d adaptive_avg_pool2d avg_pool2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d "
+    "_upsample_nearest_exact2d"
 )
 POINTWISE_RULES: dict[str, Rule] = {
-    **dict.fromkeys(POINTWISE.split(), PointwiseRule()),
+    **dict.fromkeys(operators("pointwise", "copy"), PointwiseRule()),
     **dict.fromkeys(FillRule.fills, FillRule()),
     **dict.fromkeys(DropoutRule.layers, DropoutRule()),
-    "max_pool2d": PoolRule("stays"),
-    "adaptive_avg_pool2d": PoolRule("stays"),
-    "avg_pool2d": PoolRule("unpadded"),
-    "upsample_nearest2d": PoolRule("stays"),
-    **dict.fromkeys(("upsample_bilinear2d", "upsample_bicubic2d", "_upsample_nearest_exact2d"), PoolRule("zero")),
-    **dict.fromkeys(("mean", "amax", "amin"), ReduceRule(stays=True)),
-    "sum": ReduceRule(stays=False),
+    **dict.fromkeys(POOLS.split(), PoolRule()),
+    **dict.fromkeys(("mean", "amax", "amin", "sum"), ReduceRule()),
 }

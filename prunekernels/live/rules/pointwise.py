@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...op_facts import keeps_zero
 from ..tensor import RULES, LiveTensor, _without_rules, wrap
 
 Rule = Callable[[Any, Any, Any], Any]
@@ -60,11 +61,7 @@ def in_space(x: LiveTensor, dims: Sequence[Any]) -> bool:
 # ---- f(0) = 0 -------------------------------------------------------------------------------------------------------
 
 _KEEP_ZERO = [
-    *methods("relu", "tanh", "abs", "neg", "negative", "sign", "square", "sin", "tan", "asin", "atan"),
-    *methods("sinh", "asinh", "erf", "expm1", "log1p", "trunc", "round", "floor", "ceil", "positive", "selu", "celu"),
-    *functions("relu", "relu6", "leaky_relu", "silu", "gelu", "hardswish", "elu", "celu", "selu", "mish", "rrelu"),
-    *functions("softsign", "tanhshrink", "softshrink", "hardshrink", "tanh"),
-    *functions("dropout", "dropout2d", "feature_dropout"), *methods("dropout", "feature_dropout"),
+    *methods(*keeps_zero("pointwise", "random")), *functions(*keeps_zero("pointwise", "random")),
     Tensor.contiguous, Tensor.clone, torch.clone, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16,
     Tensor.cpu, Tensor.cuda,
 ]  # fmt: skip
@@ -89,10 +86,7 @@ def _to(func: Any, args: Any, kwargs: Any) -> Any:
     return NotImplemented if has_live(*args[1:], *kwargs.values()) else _keeps_zero(func, args, kwargs)
 
 
-@rule(
-    *(F.max_pool2d, torch.max_pool2d, F.adaptive_max_pool2d, F.lp_pool2d),
-    *functions("avg_pool2d", "adaptive_avg_pool2d", "interpolate", "upsample"),
-)
+@rule(*functions(*keeps_zero("pool")), torch.max_pool2d)
 def _pool(func: Any, args: Any, kwargs: Any) -> Any:
     x = args[0]
     if type(x) is not LiveTensor or x.dim() != 4 or kwargs.get("return_indices") or has_live(*args[1:]):
@@ -146,7 +140,7 @@ def _prelu(func: Any, args: Any, kwargs: Any) -> Any:
 # ---- reductions over space ------------------------------------------------------------------------------------------
 
 
-@rule(*(getattr(owner, name) for owner in (torch, Tensor) for name in ("mean", "sum", "amax", "amin", "var", "std")))
+@rule(*methods(*keeps_zero("reduction")))
 def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
     """A reduction over dimensions behind the channels reduces each live channel by itself."""
     x, *rest = args
