@@ -111,11 +111,11 @@ std::string choose_plan(const std::string& plan, const std::string& direction, c
   if (table.size() < kHeaderWords || table.size() != mask_table_words(s.K, s.C, s.G))
     throw std::invalid_argument("choose_plan: table: expected one of these sizes, got " + std::to_string(table.size()));
   const MaskTable mask(table.data());
-  if (mask.nothing_dead() || mask[kLivePairs] == 0) return name_of(Plan::dense);
+  const PlanRequest asked = read_plan("choose_plan", plan);
+  if (asked.settled(mask) || mask[kLivePairs] == 0) return name_of(Plan::dense);
   const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-  return name_of(plan_there(read_plan("choose_plan", plan), mask, table.data(), table.size(), s,
-                            find(directions, "direction", direction), find(kDtypes, "dtype", dtype), format,
-                            at::Device(device)));
+  return name_of(plan_there(asked, mask, table.data(), table.size(), s, find(directions, "direction", direction),
+                            find(kDtypes, "dtype", dtype), format, at::Device(device)));
 }
 
 py::dict describe(const PlanKey& k, const Measured& measured) {
