@@ -1,13 +1,15 @@
-"""Plans: which algorithm serves a layer.
+"""Plans: which algorithm computes a masked convolution, chosen for each direction of each layer.
 
-"dense": where-mask, then the vendor's convolution; "compact": gather, convolve the live sizes, scatter; "direct" and
-"sparse": kernels of our own, over live filters and channels and over single live kernels.
+"dense" zeroes the masked weights and inputs and calls the vendor's convolution. "compact" gathers what is live, calls
+the vendor's convolution on it and scatters the result. "direct" is a kernel of this project that skips dead filters and
+channels, "sparse" one that skips single dead kernels. A convolution in which nothing is dead runs as the vendor's.
 
-"auto" measures, the first time it meets a problem (direction, sizes, layout, dtype, threads or device, live counts to a
-sixteenth), the plans that a cost model does not rule out, and keeps the fastest for the life of the process; dense
-where nothing beats it by 3 percent. "model" only asks the cost model, and so does "auto" under
-torch.use_deterministic_algorithms(True) or with measuring off. A plan's name forces it; what it does not serve goes as
-under "auto". On a GPU times are those of the device, and while a CUDA graph is captured nothing new is measured.
+"auto", the default, times the plans that a cost model does not rule out, when it first meets a problem, and uses the
+fastest until the process ends; "dense", unless another plan is at least 3 percent faster. A problem is a direction with
+sizes, layout, dtype, number of threads or device, and live counts to a sixteenth. "model" asks the cost model alone;
+"auto" does the same while torch.use_deterministic_algorithms(True) holds or measuring is off, and measures nothing new
+while a CUDA graph is captured. The name of a plan forces that plan; a problem that it cannot compute goes as under
+"auto".
 """
 
 from __future__ import annotations
@@ -29,11 +31,43 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
 class LayerPlan(NamedTuple):
-    """The plan of each direction of a layer."""
+    """The plan of each direction of a layer: a name such as "dense" for forward, grad_input and grad_weight.
+
+    Example:
+        >>> layer = pk.MaskedConv2d(16, 16, 3)
+        >>> y = layer(torch.randn(2, 16, 8, 8))
+        >>> layer.plan
+        LayerPlan(forward='dense', grad_input='dense', grad_weight='dense')
+    """
 
     forward: str
     grad_input: str
     grad_weight: str
+
+    @classmethod
+    def choose(
+        cls,
+        x_shape: Sequence[int],
+        weight_shape: Sequence[int],
+        table: torch.Tensor,
+        grad_table: torch.Tensor,
+        geometry: Sequence[int],
+        groups: int,
+        dtype: torch.dtype,
+        memory_format: torch.memory_format,
+        small: bool = False,
+    ) -> LayerPlan:
+        """The plans of a convolution with mask tables: choose_for_table() in each direction.
+
+        grad_table: the mask table of the weight's gradient, table that of the rest.
+        """
+        problem = (geometry, groups, dtype, memory_format)
+        return cls(
+            *(
+                choose_for_table(direction, x_shape, weight_shape, mask, *problem, small=small)
+                for direction, mask in zip(DIRECTIONS, (table, table, grad_table), strict=True)
+            )
+        )
 
 
 def _check(plan: str, where: str) -> str:
@@ -53,9 +87,19 @@ _measuring = _check_switch(os.environ.get("PRUNEKERNELS_MEASURE", ""), "PRUNEKER
 
 
 def current(small: bool = False) -> str:
-    """The plan in force: "auto" unless PRUNEKERNELS_PLAN or force() says otherwise; not measuring makes it "model".
+    """The plan in force: "auto" unless PRUNEKERNELS_PLAN or force() says otherwise; "model" if measuring is off.
 
-    small: "auto" for a convolution of live channels alone, which may have plans though nothing is dead in it.
+    Args:
+        small: Whether the caller is the convolution of live sizes that a layer runs in live mode. For it "auto" becomes
+            "small", which lets kernels of this project compete even where nothing is dead.
+
+    Returns:
+        What the operators take as their argument `plan`.
+
+    Example:
+        >>> with pk.plan.force("compact"):
+        ...     pk.plan.current()
+        'compact'
     """
     if _asked == "auto":
         return "model" if not _measuring else "small" if small else "auto"
@@ -64,7 +108,19 @@ def current(small: bool = False) -> str:
 
 @contextmanager
 def force(plan: str) -> Iterator[None]:
-    """Every layer follows this plan inside the with block; a backward pass follows the plan of its forward pass."""
+    """Makes every layer follow one plan inside the with block; a backward pass follows the plan of its forward pass.
+
+    Args:
+        plan: "auto", "model", "dense", "compact", "direct" or "sparse".
+
+    Example:
+        >>> layer = pk.MaskedConv2d(16, 16, 3)
+        >>> layer.set_masks(filter=torch.arange(16) < 8)
+        >>> with pk.plan.force("dense"):
+        ...     y = layer(torch.randn(2, 16, 8, 8))
+        ...     layer.plan.forward
+        'dense'
+    """
     global _asked
     before, _asked = _asked, _check(plan, "plan.force")
     try:
@@ -75,7 +131,18 @@ def force(plan: str) -> Iterator[None]:
 
 @contextmanager
 def measure(enabled: bool) -> Iterator[None]:
-    """Inside the with block "auto" measures or asks the cost model; PRUNEKERNELS_MEASURE=0 switches it off for good."""
+    """Lets "auto" measure inside the with block, or makes it ask the cost model.
+
+    PRUNEKERNELS_MEASURE=0 in the environment switches measuring off for the whole process.
+
+    Args:
+        enabled: True to measure, False to ask the cost model.
+
+    Example:
+        >>> with pk.plan.measure(False):
+        ...     pk.plan.current()
+        'model'
+    """
     global _measuring
     if not isinstance(enabled, bool):
         raise ValueError(f"plan.measure: enabled: expected True or False, got {enabled!r}")
@@ -100,12 +167,30 @@ def choose(
     memory_format: torch.memory_format = torch.contiguous_format,
     device: torch.device | str | None = None,
 ) -> str:
-    """The plan a layer of this shape gets: the measured one if there is one, or else the model's. Measures nothing.
+    """The plan of one direction of a layer: the measured one if there is one, or else the cost model's choice.
 
-    device: where the layer would run; by default where the mask is.
+    Measures nothing itself.
 
-    >>> pk.plan.choose("forward", x.shape, weight.shape, mask, padding=(1, 1))
-    'compact'
+    Args:
+        direction: "forward", "grad_input" or "grad_weight".
+        x_shape: [N, C, H, W] of the layer's input.
+        weight_shape: [K, C / groups, R, S].
+        mask: The layer's masks as a ConvMask; None: nothing is dead.
+        stride: Two integers, as padding and dilation.
+        padding: Rows and columns of zeros on each side.
+        dilation: Distance between the taps of a kernel.
+        groups: As in `torch.nn.functional.conv2d`.
+        dtype: Of the input.
+        memory_format: Of the input.
+        device: Where the layer runs; by default where the mask is.
+
+    Returns:
+        "dense", "compact", "direct" or "sparse".
+
+    Example:
+        >>> mask = pk.ConvMask(torch.arange(64) < 63, in_channels=64)
+        >>> pk.plan.choose("forward", (2, 64, 8, 8), (64, 64, 1, 1), mask)  # nearly everything is live
+        'dense'
     """
     for name, value, known in (
         ("direction", direction, DIRECTIONS),
@@ -132,8 +217,12 @@ def choose_for_table(
     dtype: torch.dtype,
     memory_format: torch.memory_format,
     device: torch.device | None = None,
+    small: bool = False,
 ) -> str:
-    """choose() for a mask table, read from its device; geometry: stride, padding, dilation, two integers each."""
+    """choose() for a mask table, read from its device.
+
+    geometry: stride, padding, dilation, two integers each. small: as in current().
+    """
     device = device or table.device
     if extension._C is None or device.type not in ("cpu", "cuda"):
         return "dense"
@@ -142,16 +231,39 @@ def choose_for_table(
     K, _, R, S = weight_shape
     sizes = [*x_shape, K, R, S, groups, *geometry]
     name, channels_last = str(dtype).removeprefix("torch."), memory_format == torch.channels_last
-    return extension._C.choose_plan(current(), direction, sizes, table.cpu().numpy(), name, channels_last, str(device))
+    return extension._C.choose_plan(
+        current(small), direction, sizes, table.cpu().numpy(), name, channels_last, str(device)
+    )
+
+
+def has_other_plans(x: torch.Tensor) -> bool:
+    """Whether a convolution of x [N, C, H, W] in which nothing is dead has plans besides the vendor's convolution."""
+    on_cpu = x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous()
+    return on_cpu and extension._C is not None
 
 
 def table() -> list[dict[str, Any]]:
-    """What was measured, a row for each kind of problem: its sizes, "live" (filters, input channels, and kernels among
-    those, in sixteenths), "device", "threads", the "plan" kept, "ms" of each plan tried. [] without the extension."""
+    """What was measured so far in this process.
+
+    Returns:
+        A dict for each problem: "direction", "x_shape", "weight_shape", "stride", "padding", "dilation", "groups",
+        "dtype", "channels_last", "live" (filters, input channels, and kernels among those, in sixteenths), "device",
+        "threads", the "plan" in use, and "ms" of each plan that was tried. Layers in live mode appear with their live
+        sizes. Empty without the extension.
+
+    Example:
+        >>> pk.plan.clear()
+        >>> pk.plan.table()
+        []
+    """
     return extension._C.plan_table() if extension._C else []
 
 
 def clear() -> None:
-    """Forgets what was measured."""
+    """Forgets what was measured: the next call of each layer measures anew.
+
+    Example:
+        >>> pk.plan.clear()
+    """
     if extension._C:
         extension._C.clear_plans()

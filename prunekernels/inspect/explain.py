@@ -1,9 +1,10 @@
-"""explain: what each convolution of a network skips, how, how long it takes, and what breaks the flow."""
+"""explain: what each convolution of a network skips, by which plan, in what time, and what falls back to full width."""
 
 from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,61 +20,99 @@ from ..live.conv import Lowered
 from ..live.tensor import wrap
 from ..nn.conv import MaskedConv2d
 from ..ops import mask_table
-from ..plan import DIRECTIONS, choose_for_table
+from ..plan import DIRECTIONS, LayerPlan, has_other_plans
 from .flops import live_kernels, passage
 from .observe import observe, text_table
 
 WARMUPS, MIN_ROUNDS, MAX_ROUNDS, SECONDS = 2, 3, 15, 0.1
+DENSE, SMALL = (LayerPlan(plan, plan, plan) for plan in ("dense", "small"))
 
 
 class _Call(NamedTuple):
-    """All that a layer's time depends on: of the compact tensor where its input is live."""
+    """What a layer's time depends on. Where its input is a live tensor, the fields describe the compact values."""
 
-    shape: torch.Size
+    shape: torch.Size  # [N, C, H, W] or [C, H, W]
     memory_format: torch.memory_format
     dtype: torch.dtype
     device: torch.device
     needs_grad: bool
     live: LiveList | None
-    computes: torch.dtype  # under autocast not the input's
+    computes: torch.dtype  # the result's: under autocast not that of the input
 
 
 @dataclass
 class Explanation:
-    """rows: one for each convolution, in the order in which they first ran; breaks: what got a full-width tensor.
+    """What explain() found; print it to see a table.
 
-    A row: "layer"; "gear" ("layer", "network" or "plain": not masked); "filters", "inputs", "kernels" and, of those,
-    "live_filters", "live_inputs", "live_kernels"; the plans "forward", "grad_input", "grad_weight" ("small": a plain
-    convolution of the live sizes, None: not computed); "calls"; "ms" and "dense_ms", sums over the calls. A break:
-    "op", "module", "count".
+    Attributes:
+        rows: A dict for each convolution, in the order in which they first ran:
+
+            - "layer": its name in the model.
+            - "mode": "masked" or "live", the mode in which it ran; "plain": not a masked layer.
+            - "filters", "inputs", "kernels": how many it has; "live_filters", "live_inputs", "live_kernels": how many
+              of them it computes.
+            - "forward", "grad_input", "grad_weight": the plan of each direction (see `prunekernels.plan`), None where
+              the direction is not computed. "small": the vendor's convolution of the live sizes, in live mode.
+            - "calls": how often it ran.
+            - "ms", "dense_ms": milliseconds of all calls, as the layer is and dense.
+        fallbacks: A dict for each operation that took a live tensor at full width: its name "op", the "module" that
+            called it, and "count".
+
+    Example:
+        >>> model = torch.nn.Sequential(pk.MaskedConv2d(3, 8, 3), torch.nn.Sigmoid())
+        >>> model[0].set_masks(filter=torch.arange(8) < 6)
+        >>> explanation = pk.explain(pk.flow(model), torch.randn(2, 3, 16, 16))
+        >>> explanation.rows[0]["mode"], explanation.rows[0]["live_filters"]
+        ('live', 6)
+        >>> explanation.fallbacks
+        [{'op': 'sigmoid', 'module': '1', 'count': 1}]
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    breaks: list[dict[str, Any]] = field(default_factory=list)
+    fallbacks: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def breaks(self) -> list[dict[str, Any]]:
+        """Deprecated name of fallbacks."""
+        warnings.warn("Explanation.breaks is now called Explanation.fallbacks", DeprecationWarning, stacklevel=2)
+        return self.fallbacks
 
     def __str__(self) -> str:
         shares = ("filters", "inputs", "kernels")
-        head = ["layer", "gear", *shares, *DIRECTIONS, "ms", "dense ms", "speed-up"]
+        head = ["layer", "mode", *shares, *DIRECTIONS, "ms", "dense ms", "speed-up"]
         cells = [
-            [row["layer"], row["gear"], *(f"{row['live_' + each]}/{row[each]}" for each in shares),
+            [row["layer"], row["mode"], *(f"{row['live_' + each]}/{row[each]}" for each in shares),
              *(row[direction] or "" for direction in DIRECTIONS), *_times(row["ms"], row["dense_ms"])]
             for row in self.rows
         ]  # fmt: skip
         ms, dense_ms = (sum(row[key] for row in self.rows) for key in ("ms", "dense_ms"))
         lines = [text_table(head, [*cells, ["all", *[""] * 7, *_times(ms, dense_ms)]])]
-        lines += [f"full width: {b['op']} in {b['module'] or 'the model'}, {b['count']} x" for b in self.breaks]
+        lines += [f"full width: {f['op']} in {f['module'] or 'the model'}, {f['count']} x" for f in self.fallbacks]
         return "\n".join(lines)
 
 
 def explain(model: nn.Module, example_input: Any, *, backward: bool = True) -> Explanation:
-    """What each convolution of model skips on the example, by which plan, in what time, and what breaks the flow.
+    """Tells what each convolution of model skips, by which plan, in what time, and what falls back to full width.
 
-    example_input: a tensor, a tuple of arguments, or a dict of them by name, of the size that is to be explained (a
-    whole batch). The model runs once, in eval mode, and is left as it was. Then each layer runs alone on noise of its
-    input's size, side by side with the dense convolution: forward and, with backward, the gradients that a training
-    step would need; times are medians.
+    The model runs once on the example, in eval mode, and is left as it was. Then each layer runs alone on noise of its
+    input's size, in turns with the dense convolution: forward and, with backward, the gradients that a training step
+    would need. Times are medians.
 
-        >>> print(pk.explain(model, torch.randn(128, 3, 32, 32)))
+    Args:
+        model: A network, masked or not.
+        example_input: A tensor such as [N, C, H, W], a tuple of arguments, or a dict of them by name; a whole batch,
+            since plans and times depend on its size.
+        backward: Whether the gradients are explained and timed too.
+
+    Returns:
+        An Explanation.
+
+    Example:
+        >>> model = torch.nn.Sequential(pk.MaskedConv2d(3, 8, 3), torch.nn.ReLU(), pk.MaskedConv2d(8, 4, 1))
+        >>> model[0].set_masks(filter=torch.arange(8) < 6)
+        >>> print(pk.explain(model, torch.randn(2, 3, 16, 16)))  # doctest: +ELLIPSIS
+        layer  mode    filters  inputs  kernels  forward  ...
+        0      masked      6/8     3/3    18/24  ...
     """
     calls: dict[str, Counter[_Call]] = {}
     layers: dict[str, nn.Conv2d] = {}
@@ -83,9 +122,9 @@ def explain(model: nn.Module, example_input: Any, *, backward: bool = True) -> E
             layers[name] = layer
             calls.setdefault(name, Counter())[_call(x, y)] += 1
 
-    with recording(model) as breaks:
+    with recording(model) as fallbacks:
         observe("explain", model, example_input, visit, grad=backward)
-    return Explanation([_row(name, layers[name], calls[name], backward) for name in calls], breaks)
+    return Explanation([_row(name, layers[name], calls[name], backward) for name in calls], fallbacks)
 
 
 def _call(x: Tensor, y: Tensor) -> _Call:
@@ -101,7 +140,7 @@ def _row(name: str, layer: nn.Conv2d, calls: Counter[_Call], backward: bool) -> 
     plans = _plans(layer, first)
     return {
         "layer": name,
-        **_gear_and_counts(layer, first),
+        **_mode_and_counts(layer, first),
         **{direction: plan if need else None for direction, plan, need in zip(DIRECTIONS, plans, needed, strict=True)},
         "calls": sum(calls.values()),
         "ms": sum(times[call]["ms"] * count for call, count in calls.items()),
@@ -109,56 +148,55 @@ def _row(name: str, layer: nn.Conv2d, calls: Counter[_Call], backward: bool) -> 
     }
 
 
-def _gear_and_counts(layer: nn.Conv2d, call: _Call) -> dict[str, Any]:
+def _mode_and_counts(layer: nn.Conv2d, call: _Call) -> dict[str, Any]:
     K, C, live = layer.out_channels, layer.in_channels, call.live
-    gear, filters, inputs, kernels = "plain", K, C, K * C // layer.groups
-    row: dict[str, Any] = {"gear": gear, "filters": filters, "inputs": inputs, "kernels": kernels}
+    mode, filters, inputs, kernels = "plain", K, C, K * C // layer.groups
+    row: dict[str, Any] = {"filters": filters, "inputs": inputs, "kernels": kernels}
     if isinstance(layer, MaskedConv2d):
         small = passage(layer, live, len(call.shape))
         read = layer.input_mask.cpu()
         if small and live:
             read = read & torch.from_numpy(live.mask())
-        gear, inputs = "network" if small else "layer", int(read.sum())
+        mode, inputs = "live" if small else "masked", int(read.sum())
         filters = small.out.count if small else int(mask_table.live_filters(layer._mask_table, K).sum())
         kernels = int(live_kernels(layer, live if small else None).sum())
     elif live and layer.groups == 1:
         inputs, kernels = live.count, K * live.count
-    return row | {"gear": gear, "live_filters": filters, "live_inputs": inputs, "live_kernels": kernels}
+    return {"mode": mode} | row | {"live_filters": filters, "live_inputs": inputs, "live_kernels": kernels}
 
 
-def _plans(layer: nn.Conv2d, call: _Call) -> tuple[str, str, str]:
-    """By direction; "small" is the network gear's plain convolution of the live sizes."""
+def _plans(layer: nn.Conv2d, call: _Call) -> LayerPlan:
     if not isinstance(layer, MaskedConv2d):
-        return ("dense",) * 3
+        return DENSE
     small = passage(layer, call.live, len(call.shape))
-    if small is None:
-        return layer.plan or ("dense",) * 3
-    if small.table is None:
-        return ("small",) * 3
-    return _small_plans(layer, call, small)
+    return _small_plans(layer, call, small) if small else layer.plan or DENSE
 
 
-def _small_plans(layer: MaskedConv2d, call: _Call, small: Lowered) -> tuple[str, str, str]:
-    """Of the network gear's small convolution where some of its kernels are dead."""
+def _small_plans(layer: MaskedConv2d, call: _Call, small: Lowered) -> LayerPlan:
+    """Of the convolution of live sizes that the layer runs in live mode."""
     N, C, *space = call.shape
     C = C if layer.groups == 1 else small.out.count  # brought to the live filters, which are the channels
-    x, padding = layer._pad(torch.empty((N, C, *space), device="meta"))
+    x = torch.empty((N, C, *space), dtype=call.dtype, device=call.device, memory_format=call.memory_format)
+    x, padding = layer._pad(x)
+    if small.table is None and layer.grad_scale is None and not has_other_plans(x):
+        return SMALL
     if isinstance(padding, str):
         x, padding = pad_string("explain", x, padding, layer.kernel_size, layer.stride, layer.dilation)
     weight_shape = (small.out.count, C // small.groups, *layer.kernel_size)
-    about = ((*layer.stride, *padding, *layer.dilation), small.groups, call.computes, call.memory_format)
-
-    def choose(direction: str, table: Tensor | None) -> str:
-        return "small" if table is None else choose_for_table(direction, x.shape, weight_shape, table, *about)
-
-    tables = (small.table, small.table, small.grad_table)
-    forward, grad_input, grad_weight = (choose(*each) for each in zip(DIRECTIONS, tables, strict=True))
-    return forward, grad_input, grad_weight
+    table = small.all_live if small.table is None else small.table
+    grad_table = small.all_live if small.grad_table is None else small.grad_table
+    problem = ((*layer.stride, *padding, *layer.dilation), small.groups, call.computes, call.memory_format)
+    plans = LayerPlan.choose(x.shape, weight_shape, table, grad_table, *problem, small=True)
+    nothing_dead = [of_small is None for of_small in (small.table, small.table, small.grad_table)]
+    return LayerPlan(*("small" if plan == "dense" and all_live else plan
+                       for plan, all_live in zip(plans, nothing_dead, strict=True)))  # fmt: skip
 
 
 def _time(layer: nn.Conv2d, call: _Call, backward: bool) -> dict[str, float]:
     """Milliseconds of one call, as the layer is and dense."""
-    noise = torch.Generator(call.device).manual_seed(0)  # the global one's state belongs to the training at hand
+    noise = torch.Generator(call.device).manual_seed(
+        0
+    )  # leaves the state of the global generator to the caller's training
 
     def leaf(shape: Sequence[int]) -> Tensor:
         x = torch.randn(shape, dtype=call.dtype, device=call.device, generator=noise)
@@ -180,7 +218,7 @@ def _time(layer: nn.Conv2d, call: _Call, backward: bool) -> dict[str, float]:
 
 
 def _step(forward: Callable[[], Tensor], layer: nn.Conv2d, x: Tensor) -> Callable[[], object]:
-    """forward and, where autograd is on, the gradients of whatever wants one."""
+    """forward and, where autograd is on, the gradients of input, weight and bias, as far as they require one."""
     wanted = [t for t in (x, layer.weight, layer.bias) if t is not None and t.requires_grad]
 
     def run() -> object:
@@ -192,7 +230,7 @@ def _step(forward: Callable[[], Tensor], layer: nn.Conv2d, x: Tensor) -> Callabl
 
 
 def _medians(runs: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
-    """Median milliseconds, the runs in turns."""
+    """Median milliseconds of each run; they take turns, so that a change of clock speed meets all of them."""
 
     def clock(run: Callable[[], object]) -> float:
         before = time.perf_counter()
@@ -202,7 +240,7 @@ def _medians(runs: Mapping[str, Callable[[], object]], device: torch.device) -> 
         return 1e3 * (time.perf_counter() - before)
 
     samples: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(WARMUPS):  # the first of them measures plans
+    for _ in range(WARMUPS):  # the first one measures plans
         for run in runs.values():
             clock(run)
     end = time.perf_counter() + SECONDS

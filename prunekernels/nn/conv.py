@@ -17,8 +17,7 @@ from ..live.tensor import can_flow, wrap
 from ..masks import live_counts, make_table
 from ..ops import mask_table
 from ..ops.autograd import ops
-from ..ops.extension import has_extension
-from ..plan import LayerPlan, choose_for_table
+from ..plan import LayerPlan, has_other_plans
 from .mask_buffers import MaskBuffers
 
 MaskArgument = Tensor | str | None
@@ -205,16 +204,8 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         x = x if x.dim() == 4 else x.unsqueeze(0)
         geometry = (*self.stride, *padding, *self.dilation)
         grad_table = self._mask_table if self._weight_grad == "masked" else self._grad_table
-        about = (geometry, self.groups, dtype, suggest_memory_format(x))
-
-        def choose(direction: str, table: Tensor) -> str:
-            return choose_for_table(direction, x.shape, self.weight.shape, table, *about)
-
-        return LayerPlan(
-            choose("forward", self._mask_table),
-            choose("grad_input", self._mask_table),
-            choose("grad_weight", grad_table),
-        )
+        problem = (geometry, self.groups, dtype, suggest_memory_format(x))
+        return LayerPlan.choose(x.shape, self.weight.shape, self._mask_table, grad_table, *problem)
 
     def forward(self, input: Tensor) -> Tensor:
         """The masked convolution. input [N, C, H, W] or [C, H, W], plain or live -> [N, K, P, Q] or [K, P, Q]."""
@@ -370,15 +361,10 @@ def _small_conv(layer: MaskedConv2d, x: Tensor, small: Lowered) -> Tensor:
         bias = bias if bias is None else bias.index_select(0, rows)
         scale = scale if scale is None else scale.index_select(0, rows)
     x, padding = layer._pad(x)
-    if small.table is None and scale is None and not _has_other_plans(x):
+    if small.table is None and scale is None and not has_other_plans(x):
         return F.conv2d(x, weight, bias, layer.stride, padding, layer.dilation, small.groups)
     table = small.all_live if small.table is None else small.table
     grad_table = small.all_live if small.grad_table is None else small.grad_table
     return conv2d_with_tables(
         x, weight, bias, table, grad_table, scale, layer.stride, padding, layer.dilation, small.groups, small=True
     )
-
-
-def _has_other_plans(x: Tensor) -> bool:
-    """Whether plans other than the vendor's convolution may serve an input when nothing is dead."""
-    return x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous() and has_extension()

@@ -121,14 +121,14 @@ def test_both_gears_agree(name, dtype, mask):
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "convnext"])
 def test_nothing_breaks_the_flow(name, mask):
     explanation = explain(pk.flow(make(name, mask)), torch.randn(2, 3, 32, 32, dtype=torch.float64))
-    assert explanation.breaks == []
-    assert {row["gear"] for row in explanation.rows} == {"network"}
+    assert explanation.fallbacks == []
+    assert {row["mode"] for row in explanation.rows} == {"live"}
 
 
 def test_layer_norms_break_the_flow():
     explanation = explain(pk.flow(make("convnext")), torch.randn(2, 3, 32, 32, dtype=torch.float64))
     norms = ["embeddings.layernorm", *(f"encoder.stages.{i}.layers.{j}" for i, j in ((0, 0), (1, 0), (1, 1)))]
-    assert explanation.breaks == [{"op": "permute", "module": f"convnext.{name}", "count": 1} for name in norms]
+    assert explanation.fallbacks == [{"op": "permute", "module": f"convnext.{name}", "count": 1} for name in norms]
 
 
 @pytest.mark.parametrize("name", MODELS)

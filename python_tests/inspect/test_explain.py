@@ -43,11 +43,11 @@ def test_rows(backward):
     compact = "compact" if pk.has_extension() else "dense"
     kernels = int((KERNELS & FILTERS[:, None] & INPUTS).sum())
     assert without_times(rows) == [
-        {"layer": "0", "gear": "layer", "filters": 4, "live_filters": 4, "inputs": 3, "live_inputs": 3, "kernels": 12,
+        {"layer": "0", "mode": "masked", "filters": 4, "live_filters": 4, "inputs": 3, "live_inputs": 3, "kernels": 12,
          "live_kernels": 12, **plans("dense", None, "dense"), "calls": 1},
-        {"layer": "2", "gear": "layer", "filters": 6, "live_filters": 4, "inputs": 4, "live_inputs": 3, "kernels": 24,
+        {"layer": "2", "mode": "masked", "filters": 6, "live_filters": 4, "inputs": 4, "live_inputs": 3, "kernels": 24,
          "live_kernels": kernels, **plans(*[compact] * 3), "calls": 1},
-        {"layer": "3", "gear": "plain", "filters": 2, "live_filters": 2, "inputs": 6, "live_inputs": 6, "kernels": 12,
+        {"layer": "3", "mode": "plain", "filters": 2, "live_filters": 2, "inputs": 6, "live_inputs": 6, "kernels": 12,
          "live_kernels": 12, **plans(*["dense"] * 3), "calls": 1},
     ]  # fmt: skip
     assert all(row["ms"] > 0 and row["dense_ms"] > 0 for row in rows)
@@ -101,49 +101,67 @@ def told(explanation, *keys):
     return [tuple(row[key] for key in keys) for row in explanation.rows]
 
 
-def test_the_network_gear():
+def test_live_mode():
     model = Gated()
-    by_layer = explain(model, torch.randn(2, 3, 5, 5))
-    assert {gear for (gear,) in told(by_layer, "gear")} == {"layer"} and by_layer.breaks == []
-    by_network = explain(pk.flow(model), torch.randn(2, 3, 5, 5))
-    assert told(by_network, "layer", "gear", "live_filters", "live_inputs", "live_kernels", *pk.plan.DIRECTIONS) == [
-        ("first", "network", 2, 3, 6, "small", None, "small"),
-        ("second", "network", 3, 2, 6, "small", "small", "small"),
-        ("last", "network", 2, 4, 8, "small", "small", "small"),
+    masked = explain(model, torch.randn(2, 3, 5, 5))
+    assert {mode for (mode,) in told(masked, "mode")} == {"masked"} and masked.fallbacks == []
+    with pk.plan.force("dense"):
+        live = explain(pk.flow(model), torch.randn(2, 3, 5, 5))
+    assert told(live, "layer", "mode", "live_filters", "live_inputs", "live_kernels", *pk.plan.DIRECTIONS) == [
+        ("first", "live", 2, 3, 6, "small", None, "small"),
+        ("second", "live", 3, 2, 6, "small", "small", "small"),
+        ("last", "live", 2, 4, 8, "small", "small", "small"),
     ]
-    assert by_network.breaks == [{"op": "sigmoid", "module": "gate.0", "count": 1}]
-    assert str(by_network).endswith("full width: sigmoid in gate.0, 1 x")
-    assert all(row["ms"] > 0 for row in by_network.rows)
+    assert live.fallbacks == [{"op": "sigmoid", "module": "gate.0", "count": 1}]
+    assert str(live).endswith("full width: sigmoid in gate.0, 1 x")
+    assert all(row["ms"] > 0 for row in live.rows)
+
+
+@pytest.mark.skipif(not pk.has_extension(), reason="without the extension there is one plan only")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("groups", [1, 8])
+def test_live_mode_tells_the_plans_that_were_measured(groups, layout):
+    """Small planes: with nothing dead in the small convolution kernels of our own are still several times faster."""
+    layer = pk.MaskedConv2d(8, 8, 3, padding=1, groups=groups)
+    layer.set_masks(filter=torch.arange(8) < 5)
+    pk.plan.clear()
+    model = pk.flow(nn.Sequential(nn.Conv2d(3, 8, 1), layer)).to(memory_format=layout)
+    row = explain(model, torch.randn(2, 3, 16, 16).to(memory_format=layout)).rows[1]
+    measured = {row["direction"]: row["plan"] for row in pk.plan.table()}
+    assert bool(measured) == (layout == torch.contiguous_format)
+    told = {direction: measured.get(direction, "dense") for direction in pk.plan.DIRECTIONS}
+    assert row["mode"] == "live"
+    assert {d: row[d] for d in told} == {d: "small" if plan == "dense" else plan for d, plan in told.items()}
 
 
 @pytest.mark.parametrize("padding", [0, 1, "same"])
 @pytest.mark.parametrize("groups", [1, 4])
-def test_single_dead_kernels_in_the_network_gear(groups, padding):
+def test_single_dead_kernels_in_live_mode(groups, padding):
     model = Gated(groups=groups, padding=padding)
     kernels = torch.ones(4, 4 // groups, dtype=torch.bool)
     kernels[0, 0] = False
     model.second.set_masks(kernel=kernels)
     with pk.plan.force("compact"):
         row = explain(pk.flow(model), torch.randn(2, 3, 5, 5)).rows[1]
-    assert (row["gear"], row["live_kernels"]) == ("network", 5 if groups == 1 else 1)
+    assert (row["mode"], row["live_kernels"]) == ("live", 5 if groups == 1 else 1)
     assert {row[direction] for direction in pk.plan.DIRECTIONS} == {"compact" if pk.has_extension() else "dense"}
 
 
-def test_what_the_network_gear_leaves_to_the_layer_gear():
+def test_what_live_mode_leaves_to_masked_mode():
     model = Gated()
     model.second.weight_grad = "dense"
     explanation = explain(pk.flow(model), torch.randn(2, 3, 5, 5))
-    assert told(explanation, "gear", "live_inputs")[1] == ("layer", 4)
-    assert any(b["module"] == "second" and 'weight_grad="dense"' in b["op"] for b in explanation.breaks)
+    assert told(explanation, "mode", "live_inputs")[1] == ("masked", 4)
+    assert any(b["module"] == "second" and 'weight_grad="dense"' in b["op"] for b in explanation.fallbacks)
 
 
 def test_a_plain_convolution_reads_what_arrives_live():
     model = nn.Sequential(pk.MaskedConv2d(3, 4, 1), nn.Conv2d(4, 6, 1), nn.Conv2d(6, 6, 1, groups=2))
     model[0].set_masks(filter=torch.arange(4) < 3)
     explanation = explain(pk.flow(model), torch.randn(2, 3, 5, 5))
-    rows = told(explanation, "gear", "live_filters", "live_inputs", "live_kernels")
-    assert rows == [("network", 3, 3, 9), ("plain", 6, 3, 18), ("plain", 6, 6, 18)]
-    assert explanation.breaks == []
+    rows = told(explanation, "mode", "live_filters", "live_inputs", "live_kernels")
+    assert rows == [("live", 3, 3, 9), ("plain", 6, 3, 18), ("plain", 6, 6, 18)]
+    assert explanation.fallbacks == []
 
 
 class Twice(nn.Module):
@@ -189,15 +207,15 @@ def test_text(monkeypatch):
     monkeypatch.setattr(module, "_medians", lambda runs, device: {name: 0.5 * len(name) for name in runs})
     with pk.plan.measure(False), pk.plan.force("dense"):
         assert str(explain(make(), torch.randn(2, 3, 9, 9))).splitlines() == [
-            "layer  gear   filters  inputs  kernels  forward  grad_input  grad_weight     ms  dense ms  speed-up",
-            "0      layer      4/4     3/3    12/12  dense                dense        1.000     4.000      4.00",
-            "2      layer      4/6     3/4     8/24  dense    dense       dense        1.000     4.000      4.00",
-            "3      plain      2/2     6/6    12/12  dense    dense       dense        4.000     4.000      1.00",
-            "all                                                                       6.000    12.000      2.00",
+            "layer  mode    filters  inputs  kernels  forward  grad_input  grad_weight     ms  dense ms  speed-up",
+            "0      masked      4/4     3/3    12/12  dense                dense        1.000     4.000      4.00",
+            "2      masked      4/6     3/4     8/24  dense    dense       dense        1.000     4.000      4.00",
+            "3      plain       2/2     6/6    12/12  dense    dense       dense        4.000     4.000      1.00",
+            "all                                                                        6.000    12.000      2.00",
         ]
 
 
-def test_breaks_are_told():
+def test_fallbacks_are_told():
     explanation = module.Explanation(
         [], [{"op": "sigmoid", "module": "gate", "count": 3}, {"op": "add", "module": "", "count": 1}]
     )
@@ -205,6 +223,12 @@ def test_breaks_are_told():
         "full width: sigmoid in gate, 3 x",
         "full width: add in the model, 1 x",
     ]
+
+
+def test_the_old_name_of_fallbacks():
+    explanation = module.Explanation([], [{"op": "sigmoid", "module": "gate", "count": 3}])
+    with pytest.warns(DeprecationWarning, match="Explanation.breaks is now called Explanation.fallbacks"):
+        assert explanation.breaks is explanation.fallbacks
 
 
 def test_nothing_to_explain():
