@@ -33,7 +33,7 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 class LayerPlan(NamedTuple):
     """The plan of each direction of a layer: a name such as "dense" for forward, grad_input and grad_weight.
 
-    Example:
+    Examples:
         >>> layer = pk.MaskedConv2d(16, 16, 3)
         >>> y = layer(torch.randn(2, 16, 8, 8))
         >>> layer.plan
@@ -96,7 +96,7 @@ def current(small: bool = False) -> str:
     Returns:
         What the operators take as their argument `plan`.
 
-    Example:
+    Examples:
         >>> with pk.plan.force("compact"):
         ...     pk.plan.current()
         'compact'
@@ -113,7 +113,7 @@ def force(plan: str) -> Iterator[None]:
     Args:
         plan: "auto", "model", "dense", "compact", "direct" or "sparse".
 
-    Example:
+    Examples:
         >>> layer = pk.MaskedConv2d(16, 16, 3)
         >>> layer.set_masks(filter=torch.arange(16) < 8)
         >>> with pk.plan.force("dense"):
@@ -138,7 +138,7 @@ def measure(enabled: bool) -> Iterator[None]:
     Args:
         enabled: True to measure, False to ask the cost model.
 
-    Example:
+    Examples:
         >>> with pk.plan.measure(False):
         ...     pk.plan.current()
         'model'
@@ -187,7 +187,7 @@ def choose(
     Returns:
         "dense", "compact", "direct" or "sparse".
 
-    Example:
+    Examples:
         >>> mask = pk.ConvMask(torch.arange(64) < 63, in_channels=64)
         >>> pk.plan.choose("forward", (2, 64, 8, 8), (64, 64, 1, 1), mask)  # nearly everything is live
         'dense'
@@ -251,7 +251,7 @@ def table() -> list[dict[str, Any]]:
         "threads", the "plan" in use, and "ms" of each plan that was tried. Layers in live mode appear with their live
         sizes. Empty without the extension.
 
-    Example:
+    Examples:
         >>> pk.plan.clear()
         >>> pk.plan.table()
         []
@@ -262,7 +262,7 @@ def table() -> list[dict[str, Any]]:
 def clear() -> None:
     """Forgets what was measured: the next call of each layer measures anew.
 
-    Example:
+    Examples:
         >>> pk.plan.clear()
     """
     if extension._C:

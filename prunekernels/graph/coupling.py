@@ -1,4 +1,4 @@
-"""coupled_groups: filters that meet in an add, and so can only be gone together."""
+"""coupled_groups: filters whose outputs meet in an add, so that they can only be removed together."""
 
 from __future__ import annotations
 
@@ -24,12 +24,31 @@ Uses = Mapping[str, list[tuple[Channels, Channels]]]
 
 @dataclass(eq=False)
 class Group:
-    """Convolutions whose filters meet, directly or through others, in adds, products or depthwise layers.
+    """Convolutions whose outputs meet, directly or through others, in adds, products or depthwise layers.
 
-    The group has width joint channels. filters, norms and readers say, by layer name, which of them each filter,
-    channel or input (a linear layer's column) is: long tensors, -1 = none of the group's. Where a shortcut pads
-    channels, a narrow layer's filters are an inner part of the joint channels. readers has an input only if it is
-    exactly zero once the filters and the masked norms' channels are dead: not behind a plain norm or a sigmoid.
+    The channels that meet are the joint channels of the group, numbered from 0 to width - 1. Where a shortcut pads
+    channels, the filters of a narrow layer are only some of them.
+
+    Attributes:
+        width: The number of joint channels.
+        filters: For each convolution of the group, by layer name, the joint channel of each filter: int64 [K].
+        norms: For each norm behind them, the joint channel of each of its channels, int64 [C]; -1: none.
+        readers: For each layer that reads them, the joint channel of each input channel (column of a linear layer),
+            int64 [C]; -1: none. An input counts only if it is exactly zero once the filters, and the channels of masked
+            norms, are dead; behind a plain norm or a sigmoid it is not.
+
+    Examples:
+        >>> class Block(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.a, self.b = torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(3, 4, 1)
+        ...     def forward(self, x):
+        ...         return self.a(x) + self.b(x)
+        >>> group, = pk.coupled_groups(Block(), torch.randn(2, 3, 8, 8))
+        >>> group.layers, group.width
+        (('a', 'b'), 4)
+        >>> group.filters["b"]
+        tensor([0, 1, 2, 3])
     """
 
     width: int
@@ -39,20 +58,44 @@ class Group:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the convolutions, in the network's order."""
+        """Names of the convolutions, in the order of the network."""
         return tuple(self.filters)
 
     def combine(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """[width]: sums over the layers of a score per filter, by layer name."""
+        """Adds up a score per filter over the layers.
+
+        Args:
+            scores: By layer name, the scores of its filters, [K].
+
+        Returns:
+            The score of each joint channel, float64 [width].
+
+        Examples:
+            >>> model = torch.nn.Sequential(pk.MaskedConv2d(3, 4, 1))
+            >>> group, = pk.coupled_groups(model, torch.randn(2, 3, 8, 8))
+            >>> group.combine({"0": torch.arange(4)})
+            tensor([0., 1., 2., 3.], dtype=torch.float64)
+        """
         total = torch.zeros(self.width, dtype=torch.float64)
         for name, score in scores.items():
             total.index_add_(0, self.filters[name], score.detach().cpu().double())
         return total
 
     def set_masks(self, model: nn.Module, keep: Tensor) -> None:
-        """Makes the joint channels that keep [width] has as False dead, the others live, wherever model holds them.
+        """Masks the joint channels in every filter, norm and input of a model.
 
-        Hard-dead filters stay dead; layers without masks are passed over.
+        Hard-dead filters stay dead. Layers without masks are left alone.
+
+        Args:
+            model: The network that the groups were found in, or a copy of it with masked layers.
+            keep: bool [width]; True: live, False: dead.
+
+        Examples:
+            >>> model = torch.nn.Sequential(pk.MaskedConv2d(3, 4, 1), torch.nn.ReLU(), pk.MaskedConv2d(4, 2, 1))
+            >>> group = pk.coupled_groups(model, torch.randn(2, 3, 8, 8))[0]
+            >>> group.set_masks(model, torch.arange(4) < 3)
+            >>> model[2].input_mask
+            tensor([ True,  True,  True, False])
         """
         if keep.dtype != torch.bool or keep.shape != (self.width,):
             got = f"{keep.dtype} {list(keep.shape)}"
@@ -72,20 +115,33 @@ class Group:
 
     @staticmethod
     def _spread(keep: Tensor, channels: Tensor, mask: Tensor) -> Tensor:
-        """The mask with keep written where it is the group's."""
+        """A layer's mask with keep [width] written to the channels that belong to the group."""
         new = keep[channels.clamp(min=0)].to(mask.device)
         return torch.where((channels >= 0).to(mask.device), new, mask)
 
 
 def coupled_groups(model: nn.Module, example_input: Any) -> list[Group]:
-    """Every convolution of model in exactly one group, by the graph of its forward; alone where nothing meets.
+    """Groups the convolutions of a model by what its graph adds up: their filters can only be removed together.
 
-    model may be masked or not yet; it stays as it is. A layer that is used twice is one layer. Convolutions that the
-    trace does not follow (a functional one, one that is written in place) are in no group.
+    Every convolution is in one group, alone if its output meets no other. A layer that is used twice is one layer.
+    Convolutions that the trace does not follow (a functional one, one whose output is written in place) are in no
+    group. The model stays as it is.
 
-        >>> for group in pk.coupled_groups(model, images):
+    Args:
+        model: A network, with masked layers or without.
+        example_input: A tensor or a tuple of tensors, as model takes them, for example [N, C, H, W].
+
+    Returns:
+        The groups, in the order of their first layers.
+
+    Examples:
+        >>> model = torch.nn.Sequential(pk.MaskedConv2d(3, 8, 3), pk.MaskedConv2d(8, 8, 3))
+        >>> for group in pk.coupled_groups(model, torch.randn(2, 3, 16, 16)):
         ...     norms = {name: model.get_submodule(name).weight.flatten(1).norm(dim=1) for name in group.layers}
-        ...     group.set_masks(model, group.combine(norms) > 1.0)
+        ...     scores = group.combine(norms)
+        ...     group.set_masks(model, scores >= scores.median())
+        >>> model[0].filter_mask.sum(), model[1].input_mask.sum()
+        (tensor(5), tensor(5))
     """
     if not any(isinstance(module, (MaskedConv2d, MaskedBatchNorm2d)) for module in model.modules()):
         model = copy.deepcopy(model)
@@ -100,7 +156,7 @@ def coupled_groups(model: nn.Module, example_input: Any) -> list[Group]:
 
 
 def _components(filters: Mapping[str, Tensor]) -> list[list[str]]:
-    """Names of layers that share a class, in the order of the first."""
+    """Lists of layers that share classes, directly or through others. filters: the class of each filter, by layer."""
     group_of: dict[int, list[str]] = {}
     for name, classes in filters.items():
         own = set(classes.tolist())
@@ -114,9 +170,11 @@ def _components(filters: Mapping[str, Tensor]) -> list[list[str]]:
 
 
 def _group(members: list[str], filters: Mapping[str, Tensor], roots: Tensor, norms: Uses, readers: Uses) -> Group:
-    place = torch.full((roots.numel(),), -1)  # of a class among the joint channels
+    place = torch.full((roots.numel(),), -1)  # [classes] -> joint channel
     width = 0
-    for name in sorted(members, key=lambda name: -filters[name].numel()):  # the widest layer's are in order
+    for name in sorted(
+        members, key=lambda name: -filters[name].numel()
+    ):  # the filters of the widest layer come in order
         for c in filters[name].tolist():
             if place[c] < 0:
                 place[c], width = width, width + 1
@@ -129,5 +187,5 @@ def _group(members: list[str], filters: Mapping[str, Tensor], roots: Tensor, nor
 
 
 def _some(channels: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Layers that see the group at all."""
+    """The layers that have a channel of the group."""
     return {name: joint for name, joint in channels.items() if bool((joint >= 0).any())}

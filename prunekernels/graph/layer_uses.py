@@ -1,4 +1,4 @@
-"""Layers as the masks alone describe them: whatever their weights are, and wherever they are used."""
+"""What the masks alone say about layers, whatever their weights are and wherever the network uses them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .trace import Traced
 
 
 def any_weights(model: nn.Module, traced: Traced, all_dead: bool = False) -> dict[str, Tensor]:
-    """Parameters and statistics in which NaN stands for any value and zero for what masks make zero.
+    """The tensors of a traced network, with NaN for "any value" and zero where the masks of model make zeros.
 
-    all_dead: as if every filter of a masked convolution and every channel of a masked norm were dead.
+    all_dead: every filter of a masked convolution and every channel of a masked norm counts as dead.
     """
     blank = copy.deepcopy(model)
     with torch.no_grad():
@@ -37,7 +37,10 @@ def any_weights(model: nn.Module, traced: Traced, all_dead: bool = False) -> dic
 
 
 def layer_uses(analysis: ChannelAnalysis, kind: type[LayerRule]) -> dict[str, list[tuple[Channels, Channels]]]:
-    """Channels in and out of every use of every layer of a kind, by name; without those used otherwise too."""
+    """(channels in, channels out) of every use of each layer of a kind, by layer name.
+
+    A layer whose parameters are also operands of something else is left out.
+    """
     uses: dict[str, list[tuple[Channels, Channels]]] = {}
     for node, rule in analysis.rules.items():
         if isinstance(rule, kind) and analysis.states[node] is not None:

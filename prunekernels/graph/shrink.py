@@ -37,7 +37,7 @@ def shrink(
         The small network; with optimizer, a tuple of the small network and an optimizer of the same class for it, whose
         state is the part of the old one that belongs to the parameters that are left.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Sequential(pk.MaskedConv2d(3, 8, 3), torch.nn.ReLU(), pk.MaskedConv2d(8, 4, 1))
         >>> model[0].set_masks(filter=torch.arange(8) < 5)
         >>> small = pk.shrink(model, torch.randn(2, 3, 16, 16))  # doctest: +ELLIPSIS

@@ -1,4 +1,4 @@
-"""tidy_masks: what masks imply about each other, written into the masks."""
+"""tidy_masks: makes dead whatever the masks of a network leave without effect."""
 
 from __future__ import annotations
 
@@ -22,7 +22,19 @@ Uses = list[tuple[Channels, Channels]]
 
 @dataclass
 class Tidied:
-    """What tidy_masks made dead, by layer: filters and input channels of convolutions, channels of norms."""
+    """What tidy_masks made dead.
+
+    Attributes:
+        filters: Filters of masked convolutions, a list of indices for each layer, by its name in the model.
+        inputs: Input channels of masked convolutions, likewise.
+        channels: Channels of masked norms, likewise.
+
+    Examples:
+        >>> model = torch.nn.Sequential(pk.MaskedConv2d(3, 4, 3, bias=False), pk.MaskedConv2d(4, 2, 1))
+        >>> model[0].set_masks(filter=torch.tensor([True, True, False, True]))
+        >>> print(pk.tidy_masks(model, torch.randn(2, 3, 8, 8)))
+        1: inputs 2
+    """
 
     filters: dict[str, list[int]] = field(default_factory=dict)
     inputs: dict[str, list[int]] = field(default_factory=dict)
@@ -30,7 +42,7 @@ class Tidied:
 
     @property
     def found(self) -> int:
-        """How much died."""
+        """The number of filters, inputs and channels."""
         return sum(len(which) for dead in (self.filters, self.inputs, self.channels) for which in dead.values())
 
     def __str__(self) -> str:
@@ -41,16 +53,32 @@ class Tidied:
 
 
 def tidy_masks(model: nn.Module, example_input: Any) -> Tidied:
-    """In place: makes dead whatever the masks of model leave without effect. The outputs stay, in both modes.
+    """Makes dead, in place, whatever the masks of a model leave without effect; its outputs stay the same.
 
-    A filter dies if nobody reads it, or if none of its kernels is live and it has no bias; the channel of a masked
-    norm behind it dies if nobody reads that; an input channel that is exactly zero dies in every layer that reads it.
-    That is the fixed point: a second call finds nothing. Weights do not count, only masks: a filter that happens to be
-    zero may train on. What is hard-dead stays so; a soft-dead weight that trains may get another gradient.
+    A filter dies if no live kernel reads it, or if it has no live kernel and no bias. A channel of a masked norm dies
+    if no live kernel reads it. An input channel that is exactly zero dies in every layer that reads it. A second call
+    finds nothing. Only masks count, not weights: a filter that happens to be zero may go on to train. Hard-dead filters
+    stay hard-dead; a soft-dead weight that trains may get another gradient.
+
+    Args:
+        model: The masked network.
+        example_input: A tensor or a tuple of tensors, as model takes them, for example [N, C, H, W].
+
+    Returns:
+        A Tidied that lists what died.
+
+    Examples:
+        >>> model = torch.nn.Sequential(pk.MaskedConv2d(3, 4, 3), pk.MaskedConv2d(4, 2, 1))
+        >>> model[1].set_masks(input=torch.tensor([True, False, True, True]))  # filter 1 of the first is not read
+        >>> tidied = pk.tidy_masks(model, torch.randn(2, 3, 8, 8))
+        >>> tidied.filters, tidied.found
+        ({'0': [1]}, 1)
+        >>> model[0].filter_mask
+        tensor([ True, False,  True,  True])
     """
     traced, report, found = trace("tidy_masks", model, example_input), Tidied(), -1
     modules = dict(model.named_modules())
-    while found != report.found:  # what nobody reads is zero now, and dead for those who did not read it
+    while found != report.found:  # a filter that died is a zero input for the layers behind it
         found = report.found
         analysis = ChannelAnalysis(traced, any_weights(model, traced))
         for name, uses in layer_uses(analysis, WeightRule).items():
@@ -81,11 +109,11 @@ def _tidy_conv(name: str, layer: MaskedConv2d, uses: Uses, report: Tidied) -> No
 
 
 def _any(masks: Iterable[Tensor]) -> Tensor:
-    """Live in one of several uses of a layer."""
+    """True where one of several uses of a layer has True."""
     return torch.stack(list(masks)).any(0)
 
 
 def _record(dead: dict[str, list[int]], name: str, before: Tensor, after: Tensor) -> None:
-    fresh = torch.nonzero(before & ~after).flatten().tolist()
-    if fresh:
-        dead[name] = sorted(dead.get(name, []) + fresh)
+    died = torch.nonzero(before & ~after).flatten().tolist()
+    if died:
+        dead[name] = sorted(dead.get(name, []) + died)

@@ -21,7 +21,7 @@ from ..live.tensor import wrap
 from ..nn.conv import MaskedConv2d
 from ..ops import mask_table
 from ..plan import DIRECTIONS, LayerPlan, has_other_plans
-from .flops import live_kernels, passage
+from .flops import live_kernels, lowered
 from .observe import observe, text_table
 
 WARMUPS, MIN_ROUNDS, MAX_ROUNDS, SECONDS = 2, 3, 15, 0.1
@@ -58,7 +58,7 @@ class Explanation:
         fallbacks: A dict for each operation that took a live tensor at full width: its name "op", the "module" that
             called it, and "count".
 
-    Example:
+    Examples:
         >>> model = torch.nn.Sequential(pk.MaskedConv2d(3, 8, 3), torch.nn.Sigmoid())
         >>> model[0].set_masks(filter=torch.arange(8) < 6)
         >>> explanation = pk.explain(pk.flow(model), torch.randn(2, 3, 16, 16))
@@ -107,7 +107,7 @@ def explain(model: nn.Module, example_input: Any, *, backward: bool = True) -> E
     Returns:
         An Explanation.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Sequential(pk.MaskedConv2d(3, 8, 3), torch.nn.ReLU(), pk.MaskedConv2d(8, 4, 1))
         >>> model[0].set_masks(filter=torch.arange(8) < 6)
         >>> print(pk.explain(model, torch.randn(2, 3, 16, 16)))  # doctest: +ELLIPSIS
@@ -153,7 +153,7 @@ def _mode_and_counts(layer: nn.Conv2d, call: _Call) -> dict[str, Any]:
     mode, filters, inputs, kernels = "plain", K, C, K * C // layer.groups
     row: dict[str, Any] = {"filters": filters, "inputs": inputs, "kernels": kernels}
     if isinstance(layer, MaskedConv2d):
-        small = passage(layer, live, len(call.shape))
+        small = lowered(layer, live, len(call.shape))
         read = layer.input_mask.cpu()
         if small and live:
             read = read & torch.from_numpy(live.mask())
@@ -168,7 +168,7 @@ def _mode_and_counts(layer: nn.Conv2d, call: _Call) -> dict[str, Any]:
 def _plans(layer: nn.Conv2d, call: _Call) -> LayerPlan:
     if not isinstance(layer, MaskedConv2d):
         return DENSE
-    small = passage(layer, call.live, len(call.shape))
+    small = lowered(layer, call.live, len(call.shape))
     return _small_plans(layer, call, small) if small else layer.plan or DENSE
 
 

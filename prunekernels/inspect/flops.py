@@ -19,21 +19,32 @@ from .observe import observe, text_table
 
 @dataclass
 class Flops:
-    """Multiply-adds of one forward pass; rows: those of each layer, in the order in which they first ran.
+    """Multiply-adds of one forward pass; print it to see a table.
 
-    A row: "layer", "kind", "calls", and the sums over its calls "dense" (nothing dead) and "live" (what is computed).
+    Attributes:
+        rows: A dict for each layer, in the order in which they first ran: "layer" (its name in the model), "kind" (its
+            class), "calls", and the sums over its calls "dense" (if nothing were dead) and "live" (what is computed).
+
+    Examples:
+        >>> model = torch.nn.Sequential(pk.MaskedConv2d(3, 8, 1), torch.nn.ReLU())
+        >>> model[0].set_masks(filter=torch.arange(8) < 6)
+        >>> flops = pk.count_flops(model, torch.randn(1, 3, 10, 10))
+        >>> flops.dense, flops.live, flops.saved
+        (2400, 1800, 0.25)
+        >>> flops.rows
+        [{'layer': '0', 'kind': 'MaskedConv2d', 'calls': 1, 'dense': 2400, 'live': 1800}]
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def dense(self) -> int:
-        """All layers' multiply-adds if nothing were dead."""
+        """Multiply-adds of all layers if nothing were dead."""
         return sum(row["dense"] for row in self.rows)
 
     @property
     def live(self) -> int:
-        """All layers' multiply-adds that are computed."""
+        """Multiply-adds of all layers that are computed."""
         return sum(row["live"] for row in self.rows)
 
     @property
@@ -49,14 +60,28 @@ class Flops:
 
 
 def count_flops(model: nn.Module, example_input: Any) -> Flops:
-    """Dense and live multiply-adds of model's convolutions and linear layers, found by running it once on the example.
+    """Counts the dense and the live multiply-adds of a model's convolutions and linear layers.
 
-    example_input: a tensor (one image gives the figures that papers quote), a tuple of arguments, or a dict of them by
-    name. The model runs in eval mode without gradients and is left as it was. Live are the multiply-adds of the kernels
-    that a layer's own masks leave and, in the network gear, of those among them whose channel arrives live. Operations
-    outside of such modules (a matrix product, F.conv2d) are not counted.
+    The model runs once on the example, in eval mode without gradients, and is left as it was. In masked mode the
+    multiply-adds of those kernels are live that the layer's own masks leave; in live mode a kernel counts only if its
+    input channel is live too. Operations outside such modules (a matrix product, F.conv2d) are not counted.
 
-        >>> print(pk.count_flops(model, torch.randn(1, 3, 32, 32)))
+    Args:
+        model: A network, masked or not.
+        example_input: A tensor such as [1, C, H, W] (one image gives the figures that papers quote), a tuple of
+            arguments, or a dict of them by name.
+
+    Returns:
+        A Flops.
+
+    Examples:
+        >>> model = torch.nn.Sequential(pk.MaskedConv2d(3, 8, 1), torch.nn.ReLU(), pk.MaskedConv2d(8, 4, 1))
+        >>> model[0].set_masks(filter=torch.arange(8) < 6)
+        >>> print(pk.count_flops(model, torch.randn(1, 3, 10, 10)))
+        layer  kind          dense   live  live %
+        0      MaskedConv2d  2,400  1,800    75.0
+        2      MaskedConv2d  3,200  3,200   100.0
+        all                  5,600  5,000    89.3
     """
     rows: dict[str, dict[str, Any]] = {}
 
@@ -76,21 +101,21 @@ def count_flops(model: nn.Module, example_input: Any) -> Flops:
 
 def _multiply_adds(layer: nn.Module, x: Tensor, y: Tensor) -> tuple[int, int]:
     """Dense and live multiply-adds of one call."""
-    if isinstance(layer, _ConvTransposeNd):  # each input value meets its channel's weights
+    if isinstance(layer, _ConvTransposeNd):  # each input value is multiplied with all weights of its channel
         dense = layer.weight[0].numel() * x.numel()
         return dense, dense
     dense = layer.weight[0].numel() * y.numel()  # type: ignore[index, union-attr, operator]
     live = x.live if type(x) is LiveTensor else None
     if isinstance(layer, MaskedConv2d):
-        kernels = live_kernels(layer, live if passage(layer, live, x.dim()) else None)
+        kernels = live_kernels(layer, live if lowered(layer, live, x.dim()) else None)
         return dense, dense // max(1, kernels.numel()) * int(kernels.sum())
     if live is None or (x.dim() != 2 if isinstance(layer, nn.Linear) else layer.groups != 1):
         return dense, dense
     return dense, dense // live.channels * live.count
 
 
-def passage(layer: MaskedConv2d, live: LiveList | None, dims: int = 4) -> Lowered | None:
-    """What the network gear makes of an input with these live channels; None where the layer gear serves it."""
+def lowered(layer: MaskedConv2d, live: LiveList | None, dims: int = 4) -> Lowered | None:
+    """The small convolution that a layer runs on an input with these live channels; None: it runs in masked mode."""
     if layer.kernel_mask.is_meta or not (layer._flow or live) or layer._forward_hooks or dims != 4:
         return None
     found = lowered_for(layer, live)
@@ -98,8 +123,8 @@ def passage(layer: MaskedConv2d, live: LiveList | None, dims: int = 4) -> Lowere
 
 
 def live_kernels(layer: MaskedConv2d, live: LiveList | None) -> Tensor:
-    """bool [K, C / groups], on the CPU: kernels that the layer's masks leave, of those whose channel is live."""
-    if layer.kernel_mask.is_meta:  # no values, nothing dead
+    """Kernels that are computed, bool [K, C / groups] on the CPU: unmasked, and the channel is in live (None: all)."""
+    if layer.kernel_mask.is_meta:  # without values there is nothing dead
         return torch.ones(layer.kernel_mask.shape, dtype=torch.bool, device="cpu")
     layer._refresh_if_edited()
     K, C, G = layer.out_channels, layer.in_channels, layer.groups

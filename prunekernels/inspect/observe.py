@@ -1,4 +1,4 @@
-"""One look at a model at work: its forward pass on an example, each layer shown as it returns; and a table of text."""
+"""Runs a model once on an example and shows each layer's input and result to a callback; prints tables."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Visit = Callable[[str, nn.Module, Any, Any], None]  # layer's name, layer, its f
 def observe(op: str, model: nn.Module, example_input: Any, visit: Visit, *, grad: bool = False) -> None:
     """Runs model once in eval mode and calls visit whenever one of its modules returns; leaves the model as it was.
 
-    example_input: a tensor, a tuple of arguments, or a dict of arguments by name. A forward that fails raises an error
-    that names the module it failed in.
+    example_input: a tensor, a tuple of arguments, or a dict of arguments by name. If the forward pass fails, the error
+    names the module in which it failed.
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     args, kwargs = _arguments(op, example_input)
@@ -58,7 +58,7 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 def _hooks(model: nn.Module, entered: list[str], visit: Visit) -> Iterator[None]:
     """entered: names of the modules whose forward has begun and not ended, innermost last.
 
-    Hooks of all modules, because one of a layer's own would put that layer out of the network gear.
+    The hooks are global ones, because a layer with a forward hook of its own leaves live mode.
     """
     names = {id(module): name for name, module in model.named_modules()}
 
@@ -70,7 +70,7 @@ def _hooks(model: nn.Module, entered: list[str], visit: Visit) -> Iterator[None]
         name = names.get(id(module))
         if name is None:
             return
-        while entered.pop() != name:  # modules whose exception the model caught
+        while entered.pop() != name:  # left without a return: an exception that the model caught
             pass
         visit(name, module, args[0] if args else next(iter(kwargs.values()), None), result)
 
@@ -83,7 +83,7 @@ def _hooks(model: nn.Module, entered: list[str], visit: Visit) -> Iterator[None]
 
 
 def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of even width: names to the left, numbers to the right."""
+    """Aligned columns: names to the left, numbers to the right."""
     lines = [head, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     numbers = [all(not row[i] or row[i][0].isdigit() for row in rows) for i in range(len(head))]

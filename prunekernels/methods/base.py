@@ -63,7 +63,7 @@ class Method:
         history: By epoch, and in it by layer name, Counts.
         left_out: By name, the layers that are not pruned, and why.
 
-    Example:
+    Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
         >>> report = pk.convert(net)
         >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)

@@ -63,7 +63,7 @@ class CSGD(Method):
     Attributes:
         left_out: By name, the layers whose filters cannot be merged, and why.
 
-    Example:
+    Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3), torch.nn.Flatten())
         >>> net = torch.nn.Sequential(*net, torch.nn.Linear(32, 2))
         >>> report = pk.convert(net)

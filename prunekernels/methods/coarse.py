@@ -65,7 +65,7 @@ class CoarsePruning(Method):
     Attributes:
         error_rates: By pruning (and layer, if layerwise), the share of errors under each mask that was drawn.
 
-    Example:
+    Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3), torch.nn.Flatten())
         >>> report = pk.convert(net)
         >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)

@@ -39,7 +39,7 @@ class FPAGL(CSGD):
         collapse: The share of the epochs, in [0, 1], after which the filters are put on their centres. None: never.
         **options: Keywords of CSGD and Method.
 
-    Example:
+    Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3), torch.nn.Flatten())
         >>> net = torch.nn.Sequential(*net, torch.nn.Linear(32, 2))
         >>> report = pk.convert(net)

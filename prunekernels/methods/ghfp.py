@@ -38,7 +38,7 @@ class GHFP(SFP):
         **options: Keywords of SFP and Method. schedule (P_t) is constant by default; schedules.cubic or
             schedules.exponential make it rise.
 
-    Example:
+    Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
         >>> report = pk.convert(net)
         >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)

@@ -47,7 +47,7 @@ class PGP(Method):
             in the released code (20 epochs after 10): the last pruning takes live filters, and accuracy falls without
             training after it.
 
-    Example:
+    Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
         >>> report = pk.convert(net)
         >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)
@@ -123,7 +123,7 @@ class RPGP(PGP):
     This is the formula that the released code means to compute; its hook reads gradients before they are there.
     Arguments are PGP's; criterion is "gradient_norms" by default.
 
-    Example:
+    Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
         >>> report = pk.convert(net)
         >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)

@@ -24,7 +24,7 @@ class Counts(NamedTuple):
         hard: Dead filters that are gone for good.
         returned: Live filters that were soft-dead before this epoch's pruning.
 
-    Example:
+    Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
         >>> report = pk.convert(net)
         >>> method = pk.methods.SFP(net, torch.optim.SGD(net.parameters(), 0.1), rate=0.5, epochs=2)

@@ -20,7 +20,7 @@ def constant(final: float, epoch: int, epochs: int) -> float:
         epoch: The epoch that ends, from 0; -1 before the first.
         epochs: How many epochs prune.
 
-    Example:
+    Examples:
         >>> [round(pk.methods.schedules.constant(0.5, t, 4), 3) for t in range(4)]
         [0.5, 0.5, 0.5, 0.5]
     """
@@ -35,7 +35,7 @@ def linear(final: float, epoch: int, epochs: int) -> float:
         epoch: The epoch that ends, from 0; -1 before the first.
         epochs: How many epochs prune.
 
-    Example:
+    Examples:
         >>> [round(pk.methods.schedules.linear(0.5, t, 4), 3) for t in range(4)]
         [0.125, 0.25, 0.375, 0.5]
     """
@@ -51,7 +51,7 @@ def cubic(final: float, epoch: int, epochs: int, *, full_from: float = 1.0) -> f
         epochs: How many epochs prune.
         full_from: From this share of the epochs on the value is final.
 
-    Example:
+    Examples:
         >>> [round(pk.methods.schedules.cubic(0.5, t, 4), 3) for t in range(4)]
         [0.289, 0.438, 0.492, 0.5]
     """
@@ -75,7 +75,7 @@ def asymptotic(
         at: A share of the epochs.
         full_from: From this share of the epochs on the value is final.
 
-    Example:
+    Examples:
         >>> [round(pk.methods.schedules.asymptotic(0.5, t, 4), 3) for t in range(4)]
         [0.0, 0.469, 0.498, 0.5]
     """
@@ -98,7 +98,7 @@ def exponential(
         at: A share of the epochs.
         full_from: From this share of the epochs on the value is final.
 
-    Example:
+    Examples:
         >>> [round(pk.methods.schedules.exponential(0.5, t, 4), 3) for t in range(4)]
         [0.0, 0.469, 0.498, 0.5]
     """
@@ -117,7 +117,7 @@ def decay(start: float, epoch: int, epochs: int, *, end: float = 1e-5, zero_from
         end: The value that is aimed at.
         zero_from: From this share of the epochs on the value is 0.
 
-    Example:
+    Examples:
         >>> [round(pk.methods.schedules.decay(0.5, t, 4), 3) for t in range(4)]
         [0.5, 0.033, 0.002, 0.0]
     """
@@ -135,7 +135,7 @@ def progressive(final: float, epoch: int, epochs: int, *, off_by_one: bool = Fal
         epochs: How many epochs prune.
         off_by_one: Whether the exponent is the released code's, (t + 2) / T, which ends above final.
 
-    Example:
+    Examples:
         >>> [round(pk.methods.schedules.progressive(0.5, t, 4), 3) for t in range(4)]
         [0.159, 0.293, 0.405, 0.5]
     """

@@ -39,7 +39,7 @@ class SFP(Method):
         scale_norms: Whether the weights and biases of norms are multiplied like the filters before them.
         **options: Keywords of Method.
 
-    Example:
+    Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
         >>> report = pk.convert(net)
         >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)
@@ -98,7 +98,7 @@ class ASFP(SFP):
     default here) or 1/4. As in public code, all of rate is pruned from 0.9 of the epochs on, so that training goes on
     after the last filters went. Arguments are SFP's.
 
-    Example:
+    Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
         >>> report = pk.convert(net)
         >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)
@@ -117,7 +117,7 @@ class SRFP(SFP):
 
     Arguments are SFP's; alpha is 0.5 by default.
 
-    Example:
+    Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
         >>> report = pk.convert(net)
         >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)
@@ -134,7 +134,7 @@ class ASRFP(SRFP):
 
     Arguments are SFP's.
 
-    Example:
+    Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
         >>> report = pk.convert(net)
         >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)

@@ -32,7 +32,7 @@ class PruneWhileTraining(Method):
         end: The last epoch that may prune. None: the end of the first half of the epochs.
         **options: Keywords of Method. criterion is "l1" by default.
 
-    Example:
+    Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
         >>> report = pk.convert(net)
         >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)

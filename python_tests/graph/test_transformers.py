@@ -1,4 +1,4 @@
-"""Models nobody here wrote: both gears agree on them, and explain and count_flops understand them."""
+"""Models of a public library: masked and live mode agree on them, and explain and count_flops understand them."""
 
 import copy
 import sys
@@ -109,23 +109,23 @@ CASES += [(name, torch.float32) for name in ("resnet_basic", "resnet_bottleneck"
 
 @pytest.mark.parametrize("mask", [mask_jointly, mask_independently])
 @pytest.mark.parametrize(("name", "dtype"), CASES)
-def test_both_gears_agree(name, dtype, mask):
-    by_layer = make(name, mask, dtype)
-    by_network = pk.flow(copy.deepcopy(by_layer))
+def test_masked_and_live_mode_agree(name, dtype, mask):
+    masked = make(name, mask, dtype)
+    live = pk.flow(copy.deepcopy(masked))
     x = torch.randn(4, 3, 32, 32, dtype=dtype)
     tolerance = {} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
-    torch.testing.assert_close(step(by_network, x), step(by_layer, x), **tolerance)
+    torch.testing.assert_close(step(live, x), step(masked, x), **tolerance)
 
 
 @pytest.mark.parametrize("mask", [mask_jointly, mask_independently])
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "convnext"])
-def test_nothing_breaks_the_flow(name, mask):
+def test_nothing_falls_back_to_full_width(name, mask):
     explanation = explain(pk.flow(make(name, mask)), torch.randn(2, 3, 32, 32, dtype=torch.float64))
     assert explanation.fallbacks == []
     assert {row["mode"] for row in explanation.rows} == {"live"}
 
 
-def test_layer_norms_break_the_flow():
+def test_layer_norms_fall_back_to_full_width():
     explanation = explain(pk.flow(make("convnext")), torch.randn(2, 3, 32, 32, dtype=torch.float64))
     norms = ["embeddings.layernorm", *(f"encoder.stages.{i}.layers.{j}" for i, j in ((0, 0), (1, 0), (1, 1)))]
     assert explanation.fallbacks == [{"op": "permute", "module": f"convnext.{name}", "count": 1} for name in norms]
@@ -134,10 +134,10 @@ def test_layer_norms_break_the_flow():
 @pytest.mark.parametrize("name", MODELS)
 def test_flops(name):
     model, x = make(name), torch.randn(1, 3, 32, 32, dtype=torch.float64)
-    layer, network = count_flops(model, x), count_flops(pk.flow(model), x)
-    assert [row["layer"] for row in layer.rows] == [row["layer"] for row in network.rows]
-    assert layer.dense == network.dense and layer.live < layer.dense
+    masked, live = count_flops(model, x), count_flops(pk.flow(model), x)
+    assert [row["layer"] for row in masked.rows] == [row["layer"] for row in live.rows]
+    assert masked.dense == live.dense and masked.live < masked.dense
     if name == "convnext":  # every convolution is read through a layer norm
-        assert network.live == layer.live
+        assert live.live == masked.live
     else:
-        assert network.live < 0.95 * layer.live
+        assert live.live < 0.95 * masked.live

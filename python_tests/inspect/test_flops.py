@@ -202,13 +202,13 @@ def halve(model):
 
 
 @pytest.mark.parametrize("name", ["vgg16_bn", "resnet20", "resnet50", "mobilenet_v2", "densenet40"])
-def test_in_the_network_gear_channels_arrive_dead(name):
+def test_in_live_mode_dead_channels_are_not_counted(name):
     x = torch.randn(1, 3, 16, 16)
     masked, narrow = count_flops(halve(build(name)), x), count_flops(build(name, width=0.5), x)
     assert [(row["layer"], row["live"]) for row in masked.rows] == [(r["layer"], r["dense"]) for r in narrow.rows]
 
 
-def test_what_the_network_gear_hands_to_the_layer_gear_counts_there():
+def test_what_live_mode_hands_to_masked_mode_counts_as_masked():
     masked = halve(nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 6, 1)))
     model = pk.flow(nn.Sequential(*masked, nn.Conv2d(6, 3, 1), nn.Conv2d(3, 3, 1)))
     x = torch.randn(1, 2, 1, 1)

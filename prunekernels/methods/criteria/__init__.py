@@ -51,7 +51,7 @@ def make_criterion(op: str, criterion: object) -> Criterion:
         op: The method's name, for the error.
         criterion: A name in CRITERIA, a Criterion or a function of weights.
 
-    Example:
+    Examples:
         >>> type(pk.methods.criteria.make_criterion("SFP", "taylor")).__name__
         'Taylor'
     """

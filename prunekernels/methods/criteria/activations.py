@@ -19,7 +19,7 @@ class MeanActivation(Criterion):
     Args:
         batches: How many forward passes in training mode to average, at the start of each epoch.
 
-    Example:
+    Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
         >>> report = pk.convert(net)
         >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)

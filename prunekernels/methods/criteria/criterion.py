@@ -22,7 +22,7 @@ class Criterion:
         method: The method that is served (set by `start`): its layers, optimizer, channel masks and generator.
         needs_steps: Whether there are no scores before the first optimizer steps.
 
-    Example:
+    Examples:
         >>> class Newest(pk.methods.criteria.Criterion):
         ...     def scores(self):
         ...         layers = self.method.layers.items()
@@ -65,7 +65,7 @@ class Criterion:
 class Random(Criterion):
     """Scores filters by uniform random numbers, from the method's generator.
 
-    Example:
+    Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
         >>> report = pk.convert(net)
         >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)

@@ -22,7 +22,7 @@ class Gathered(Criterion):
     Attributes:
         before_step: Whether to gather before the weights change rather than after it.
 
-    Example:
+    Examples:
         >>> class GradientSquares(pk.methods.criteria.Gathered):
         ...     def add(self, weights, grads, sums):
         ...         for grad, total in zip(grads, sums):
@@ -107,7 +107,7 @@ class GradientSum(Gathered):
 
     Needs a buffer of the weights' size.
 
-    Example:
+    Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
         >>> report = pk.convert(net)
         >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)
@@ -154,7 +154,7 @@ class GradientSum(Gathered):
 class GradientNorms(Gathered):
     """Scores filters by the sum over steps of ||gradient||_1 (RPGP). Needs one number a filter.
 
-    Example:
+    Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
         >>> report = pk.convert(net)
         >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)
@@ -172,7 +172,7 @@ class GradientNorms(Gathered):
 class Taylor(Gathered):
     """Scores filters by |sum over steps and weights of w g|: how the loss changes without them, to first order.
 
-    Example:
+    Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
         >>> report = pk.convert(net)
         >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)
@@ -197,7 +197,7 @@ class UpdateNorm(Gathered):
 
     The masked optimizers compute it in the step itself; with any other optimizer, a copy of the weights is kept.
 
-    Example:
+    Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
         >>> report = pk.convert(net)
         >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)

@@ -20,7 +20,7 @@ def l1(weights: Sequence[Tensor]) -> list[Tensor]:
     Returns:
         One tensor a layer, [K].
 
-    Example:
+    Examples:
         >>> pk.methods.criteria.l1([torch.tensor([3.0, -4.0]).view(1, 2, 1, 1)])
         [tensor([7.])]
     """
@@ -36,7 +36,7 @@ def l2(weights: Sequence[Tensor]) -> list[Tensor]:
     Returns:
         One tensor a layer, [K].
 
-    Example:
+    Examples:
         >>> pk.methods.criteria.l2([torch.tensor([3.0, -4.0]).view(1, 2, 1, 1)])
         [tensor([5.])]
     """
@@ -54,7 +54,7 @@ def geometric_median(weights: Sequence[Tensor]) -> list[Tensor]:
     Returns:
         One tensor a layer, [K].
 
-    Example:
+    Examples:
         >>> pk.methods.criteria.geometric_median([torch.tensor([0.0, 1.0, 10.0]).view(3, 1, 1, 1)])
         [tensor([11., 10., 19.])]
     """
@@ -69,7 +69,7 @@ class OfWeights(Criterion):
     Args:
         function: Takes a list of weights [K, C / groups, R, S], one a layer, and returns a list of scores [K].
 
-    Example:
+    Examples:
         >>> def largest(weights):
         ...     return [weight.abs().amax((1, 2, 3)) for weight in weights]
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
