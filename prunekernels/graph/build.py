@@ -1,4 +1,4 @@
-"""Writes the small network: a torch.fx graph over small plain layers that carry the original's names."""
+"""Writes the small network: a torch.fx graph over small plain layers with the names of the original ones."""
 
 from __future__ import annotations
 
@@ -18,33 +18,34 @@ Index = Mapping[int, Tensor]
 
 
 class Builder:
-    """Takes the small network's operators, one after the other, from the rules' emit().
+    """The small network while it is written. Rules add its operators in their emit(), in the order of the original.
 
-    A value has full width, or the channels that are kept: compact(node) and full(node) give the one or the other.
-    origins: for each parameter of the small network, by identity, the original's name and what was kept of it.
+    In the small network a value has the channels that are kept, compact(node), or all of them, full(node).
     """
 
     def __init__(self, op: str, net: NetworkChannels, kept: Kept) -> None:
         self.op, self.net, self.kept, self.traced = op, net, kept, net.traced
         self.graph, self.root, self.has_folded = fx.Graph(), nn.Module(), False
+        # Of each new parameter, by id: the name of the original one and what was kept of it (None: a new bias).
         self.origins: dict[int, tuple[str, Index | None]] = {}
-        self.sources: dict[fx.Node, fx.Node] = {}  # new -> original
-        self._small: dict[fx.Node, fx.Node] = {}
-        self._wide: dict[fx.Node, fx.Node] = {}
-        self._gathered: dict[str, nn.Parameter | Tensor] = {}
-        self._layers: dict[str, tuple[nn.Module, Any]] = {}
+        self.sources: dict[fx.Node, fx.Node] = {}  # new node -> original node
+        self._compact: dict[fx.Node, fx.Node] = {}  # original node -> new node with the kept channels
+        self._full: dict[fx.Node, fx.Node] = {}  # original node -> new node with all channels
+        self._gathered: dict[str, nn.Parameter | Tensor] = {}  # by original name
+        self._layers: dict[str, tuple[nn.Module, Any]] = {}  # by name: the layer and the arguments that define it
 
-    def add(self, node: fx.Node, small: fx.Node) -> None:
-        """small: computes the kept channels of what node computes."""
-        self._small[node] = small
+    def add(self, node: fx.Node, new: fx.Node) -> None:
+        """Registers a new node, which computes the kept channels of an original one."""
+        self._compact[node] = new
 
     # What rules ask for
 
     def axis(self, node: fx.Node) -> int:
+        """The dimension of the channels."""
         return self._channels(node).axis
 
     def count(self, node: fx.Node) -> int:
-        """How many channels the node's value has in the small network."""
+        """The number of channels that the value has in the small network."""
         x = self.net.tracked(node)
         return 1 if x is None else self.kept.of(x).numel()
 
@@ -54,39 +55,41 @@ class Builder:
         return x
 
     def compact(self, node: Any) -> fx.Node:
-        return self._small[node]
+        """The value with the channels that are kept."""
+        return self._compact[node]
 
     def full(self, node: fx.Node) -> fx.Node:
-        """The value with all channels: dropped ones are zero, or the constant they hold."""
+        """The value with all channels: those that are not kept are zero, or the constant that they hold."""
         if self.traced.is_parameter(node):
             return self.parameter(node, {})
         x = self.net.tracked(node)
         if x is None or self.kept.of(x).numel() == len(x):
-            return self._small[node]
-        if node not in self._wide:
-            self._wide[node] = self._widen(node, x)
-        return self._wide[node]
+            return self._compact[node]
+        if node not in self._full:
+            self._full[node] = self._to_full(node, x)
+        return self._full[node]
 
-    def _widen(self, node: fx.Node, x: Channels) -> fx.Node:
+    def _to_full(self, node: fx.Node, x: Channels) -> fx.Node:
+        """Appends one channel of zeros, puts it wherever a channel is missing, and adds the constants."""
         kept, value, aten = self.kept.of(x), value_of(node), torch.ops.aten
         assert value is not None
         order = torch.full((len(x),), kept.numel())
         order[kept] = torch.arange(kept.numel())
         behind = [0, 0] * (value.dim() - 1 - x.axis)
-        padded = self._node(aten.constant_pad_nd.default, (self._small[node], [*behind, 0, 1]))
+        padded = self._node(aten.constant_pad_nd.default, (self._compact[node], [*behind, 0, 1]))
         order_node = self.constant(f"{node.name}_order", order.to(value.device))
-        wide = self._node(aten.index_select.default, (padded, x.axis, order_node))
+        full = self._node(aten.index_select.default, (padded, x.axis, order_node))
         fill = torch.nan_to_num(x.values, nan=0.0)
         fill[kept] = 0
         if bool((fill != 0).any()):
             shape = [1] * value.dim()
             shape[x.axis] = len(x)
             fill_node = self.constant(f"{node.name}_constants", fill.to(value.device, value.dtype).view(shape))
-            wide = self._node(aten.add.Tensor, (wide, fill_node))
-        return wide
+            full = self._node(aten.add.Tensor, (full, fill_node))
+        return full
 
     def select(self, node: fx.Node, x: fx.Node, axis: int, index: Tensor) -> fx.Node:
-        """x's channels at index, sorted: a view where they are neighbours."""
+        """Some channels of x, by a sorted index: a slice if they are neighbours."""
         first, count = int(index[0]), index.numel()
         if int(index[-1]) - first + 1 == count:
             return self.call(node, torch.ops.aten.slice.Tensor, (x, axis, first, first + count))
@@ -94,10 +97,11 @@ class Builder:
         return self.call(node, torch.ops.aten.index_select.default, (x, axis, at))
 
     def size(self, size: Any) -> Any:
-        return self._small[size] if isinstance(size, fx.Node) else size
+        """A size argument, which may be a node of the original graph."""
+        return self._compact[size] if isinstance(size, fx.Node) else size
 
     def copy(self, node: fx.Node, compact: Any = (), args: Mapping[fx.Node, fx.Node] | None = None) -> fx.Node:
-        """The same operator; of its operands those in compact are so, those in args are given, the rest are full."""
+        """The same operator. Operands in compact have their kept channels, those in args are given, others are full."""
         given = dict(args or {}) | {n: self.compact(n) for n in compact}
         if node.op == "get_attr":
             return self._get_attr(str(node.target), _attribute(self.traced.graph.owning_module, str(node.target)))
@@ -114,7 +118,7 @@ class Builder:
         return self._new(node, "call_function", target, args, dict(kwargs or {}))
 
     def call_method(self, node: fx.Node, name: str, args: tuple[Any, ...], kwargs: Any = None) -> fx.Node:
-        """For what takes sizes: torch.jit.trace follows them through methods, not through operators."""
+        """Calls a method: torch.jit.trace follows sizes through methods such as view, not through operators."""
         return self._new(node, "call_method", name, args, dict(kwargs or {}))
 
     def _new(self, node: fx.Node, kind: str, target: Any, args: Any, kwargs: Any = None) -> fx.Node:
@@ -123,7 +127,7 @@ class Builder:
         return new
 
     def layer(self, node: fx.Node, name: str, layer: nn.Module, x: Any) -> fx.Node:
-        """Calls a small layer; a layer that was called twice stays one."""
+        """Calls a small layer. A layer that the original calls twice stays one layer."""
         config = (node.target, str(node.args[3:]), node.args[1:3])
         if name in self._layers and self._layers[name][1] != config:
             name = f"{name}_{node.name}"
@@ -133,7 +137,7 @@ class Builder:
         return self._new(node, "call_module", name, (self.compact(x),))
 
     def gather(self, node: Any, index: Index) -> nn.Parameter | Tensor:
-        """The kept part of a parameter or buffer; the same object for all its users."""
+        """The kept part of a parameter or buffer: the same object for every layer that uses it."""
         name = self.traced.names[node]
         if name not in self._gathered:
             full = self.traced.tensors[name]
@@ -148,7 +152,7 @@ class Builder:
         return self._gathered[name]
 
     def folded_bias(self, weight: Any, bias: Any, rows: Tensor, extra: Tensor) -> nn.Parameter:
-        """The layer's bias, new where it had none, and what constant inputs add to it."""
+        """The bias of a layer, or a new one if it has none, with the share of constant inputs added."""
         old = self.traced.tensors[self.traced.names[weight if bias is None else bias]]
         values = extra if bias is None else old.detach().cpu().double()[rows] + extra
         new = nn.Parameter(values.to(old.device, old.dtype), old.requires_grad)
@@ -158,33 +162,34 @@ class Builder:
         return new
 
     def parameter(self, node: fx.Node, index: Index) -> fx.Node:
-        """A parameter that is an operand of its own."""
+        """The kept part of a parameter that is an operand itself."""
         return self._get_attr(self.traced.names[node], self.gather(node, index))
 
     def constant(self, name: str, value: Tensor) -> fx.Node:
         return self._get_attr(name, value)
 
-    # The graph's ends
+    # The ends of the graph
 
     def add_inputs(self) -> None:
+        """Adds the inputs, and a check of every size that is fixed."""
         for node in self.traced.placeholders:
             new = self.graph.placeholder(node.name)
-            self._small[node] = new
+            self._compact[node] = new
             self.sources[new] = node
         for node in self.traced.placeholders:
             value = value_of(node)
             for dim, size in enumerate(() if value is None else value.shape):
                 if type(size) is int:
-                    self._check_size(self._small[node], dim, size)
+                    self._check_size(self._compact[node], dim, size)
 
     def _check_size(self, x: fx.Node, dim: int, size: int) -> None:
-        """Sizes that the trace took for constants: another one must not give wrong numbers."""
+        """Raises for another size where the trace took this one for a constant: the result would be wrong."""
         same = self.graph.call_function(operator.eq, (self.graph.call_method("size", (x, dim)), size))
         message = f"{x.name}: expected size {size} in dimension {dim}, as in the example given to {self.op}"
         self.graph.call_function(torch._assert, (same, message))
 
     def finish(self) -> fx.GraphModule:
-        """Adds the output; the network."""
+        """Adds the output and returns the network."""
         node = next(n for n in self.traced.graph.nodes if n.op == "output")
         leaves = [self.full(n) if isinstance(n, fx.Node) else n for n in argument(node, 0)]
         spec = self.traced.out_spec
@@ -218,7 +223,7 @@ class Builder:
 
 
 def _is_plain(spec: Any) -> bool:
-    """Tensors in tuples, lists and dicts, which a graph returns by itself."""
+    """Whether an output consists of tuples, lists and dicts, which a graph can return without a pytree."""
     leaf = spec.is_leaf() if callable(getattr(spec, "is_leaf", None)) else False
     return leaf or (spec.type in (tuple, list, dict) and all(_is_plain(child) for child in spec.children()))
 

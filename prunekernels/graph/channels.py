@@ -1,4 +1,4 @@
-"""What is known of every channel of every value in a network: is it zero, a constant or live; does anybody read it."""
+"""What is known about the channels of every value in a network: zero, another constant, or live; read or not."""
 
 from __future__ import annotations
 
@@ -14,16 +14,12 @@ from .trace import Traced, argument, sizes_of, value_of
 
 @dataclass
 class Channels:
-    """The channels of one value, all tensors [C].
+    """The channels of one value, the result of one node."""
 
-    values: float64, what the channel holds everywhere, NaN = live: it depends on the input. ids: channels of equal
-    class live or die together (they meet in an add, or are one filter's). read: somebody's output depends on it.
-    """
-
-    axis: int
-    values: Tensor
-    ids: Tensor
-    read: Tensor
+    axis: int  # the dimension of the value that counts channels
+    values: Tensor  # float64 [C]: the constant that a channel holds everywhere; NaN: live, it depends on the input
+    ids: Tensor  # int64 [C]: ids of the same class (see Classes) stay or go together
+    read: Tensor  # bool [C]: an output of the network depends on the channel
 
     @classmethod
     def of(cls, axis: int, values: Tensor, ids: Tensor) -> Channels:
@@ -35,7 +31,7 @@ class Channels:
 
     @property
     def needed(self) -> Tensor:
-        """Live and read: somebody has to compute it."""
+        """Live and read: the small network has to compute these."""
         return self.read & self.live
 
     def __len__(self) -> int:
@@ -44,15 +40,15 @@ class Channels:
 
 @dataclass
 class Operand:
-    """One side of an elementwise operator: whole, if it has no dimension of the result's channels."""
+    """One side of an elementwise operator."""
 
     node: fx.Node
     channels: Channels
-    whole: bool = False
+    whole: bool = False  # broadcast over the channels of the result: all of them read all of it
 
 
 class Classes:
-    """Union-find over the channels of the whole network."""
+    """Union-find over the channel ids of the whole network: channels that meet in an add are of one class."""
 
     def __init__(self) -> None:
         self._parent: list[int] = []
@@ -77,7 +73,7 @@ class Classes:
                 self._parent[max(i, j)] = min(i, j)
 
     def pin(self, ids: Tensor) -> None:
-        """These stay, whoever reads them."""
+        """Keeps these channels whether they are read or not."""
         self._pinned.update(ids.tolist())
 
     @property
@@ -89,7 +85,7 @@ class Classes:
         return torch.tensor([self._find(i) for i in range(len(self._parent))], dtype=torch.long)
 
 
-State = Channels | list[Channels | None] | None
+State = Channels | list[Channels | None] | None  # of a node with one result, with several, with untracked channels
 
 
 class NetworkChannels:
@@ -105,23 +101,23 @@ class NetworkChannels:
         self.states: dict[fx.Node, State] = {}
         self.operands: dict[fx.Node, list[Operand]] = {}  # of elementwise operators
         self.weights: dict[fx.Node, tuple[Tensor, Tensor]] = {}  # of layers, what they read of them
-        self._wide: dict[tuple[fx.Node, int], Channels] = {}
+        self._untracked: dict[tuple[fx.Node, int], Channels] = {}
         self._tied: dict[tuple[str, int], Tensor] = {}
 
     def tracked(self, node: object) -> Channels | None:
-        """The channels of a value, None if they are not followed: then it has full width."""
+        """The channels of a value; None if they are not followed, and the value has full width."""
         state = self.states.get(node) if isinstance(node, fx.Node) else None
         return state if isinstance(state, Channels) else None
 
     def channels(self, node: Any, axis: int) -> Channels | None:
-        """The channels of a value along axis; all live and kept where they are not followed, None on another axis."""
+        """The channels of a value along axis: live and kept if they are not followed, None if they lie elsewhere."""
         state = self.tracked(node)
         if state is not None:
             return state if state.axis == axis else None
-        if (node, axis) not in self._wide:
-            self._wide[node, axis] = self.new(axis, sizes_of(node)[axis])
-            self.classes.pin(self._wide[node, axis].ids)
-        return self._wide[node, axis]
+        if (node, axis) not in self._untracked:
+            self._untracked[node, axis] = self.new(axis, sizes_of(node)[axis])
+            self.classes.pin(self._untracked[node, axis].ids)
+        return self._untracked[node, axis]
 
     def ends(self, node: fx.Node) -> tuple[Channels, Channels]:
         """The channels of a node's first argument and of its result."""
@@ -130,28 +126,29 @@ class NetworkChannels:
         return x, out
 
     def new(self, axis: int, count: int) -> Channels:
+        """Live channels, each of a class of its own."""
         return Channels.of(axis, torch.full((count,), torch.nan, dtype=torch.float64), self.classes.new(count))
 
     def tensor(self, node: Any) -> Tensor | None:
-        """A parameter's values, float64."""
+        """The values of a parameter or buffer, float64 on the CPU."""
         return None if node is None else self.tensors[self.traced.names[node]].detach().cpu().double()
 
     def share(self, node: Any, dim: int, ids: Tensor) -> None:
-        """Ties channels that index one dimension of a parameter to those of its other users."""
+        """Ties channels that index a dimension of a parameter to those of the other nodes that use it."""
         if node is not None:
             first = self._tied.setdefault((self.traced.names[node], dim), ids)
             if first is not ids:
                 self.classes.tie(first, ids)
 
     def pin_parameter(self, node: fx.Node) -> None:
-        """An operator without a rule takes this parameter whole."""
+        """Keeps all rows and columns of a parameter, for an operator without a rule."""
         value = value_of(node)
         for dim in range(0 if value is None else value.dim()):
             ids = self._tied.setdefault((self.traced.names[node], dim), self.classes.new(sizes_of(node)[dim]))
             self.classes.pin(ids)
 
     def kept(self) -> Kept:
-        """What a small network has: every class that is needed somewhere, or pinned."""
+        """Channels that a small network has: every class with a member that is needed or pinned."""
         roots = self.classes.roots()
         kept = torch.zeros(roots.numel(), dtype=torch.bool)
         kept[roots[self.classes.pinned]] = True
@@ -162,7 +159,7 @@ class NetworkChannels:
 
 
 class Kept:
-    """Which ids a small network has."""
+    """The channels that a small network has."""
 
     def __init__(self, mask: Tensor) -> None:
         self._mask = mask

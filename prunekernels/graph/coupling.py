@@ -172,9 +172,8 @@ def _components(filters: Mapping[str, Tensor]) -> list[list[str]]:
 def _group(members: list[str], filters: Mapping[str, Tensor], roots: Tensor, norms: Uses, readers: Uses) -> Group:
     place = torch.full((roots.numel(),), -1)  # [classes] -> joint channel
     width = 0
-    for name in sorted(
-        members, key=lambda name: -filters[name].numel()
-    ):  # the filters of the widest layer come in order
+    widest_first = sorted(members, key=lambda name: -filters[name].numel())  # its filters are numbered in order
+    for name in widest_first:
         for c in filters[name].tolist():
             if place[c] < 0:
                 place[c], width = width, width + 1

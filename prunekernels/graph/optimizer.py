@@ -1,4 +1,4 @@
-"""An optimizer for the small network, with the state of the one that trained the masked network."""
+"""Makes an optimizer for the small network out of the one that trained the masked network."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ Origin = tuple[str, Mapping[int, Tensor] | None]
 def gather_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module, origins: Mapping[int, Origin]
 ) -> torch.optim.Optimizer:
-    """Same class, groups and options; state that is shaped like a parameter has its kept part.
+    """An optimizer of the same class, groups and options; state shaped like its parameter is cut to the kept part.
 
-    origins: small parameters by id -> name in model, kept index by dimension (None: a new bias, without a state).
+    origins: by id of a small parameter, its name in model and the kept index of each dimension (None: a new bias, which
+    has no state).
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     successors: dict[str, list[nn.Parameter]] = {}
@@ -28,8 +29,8 @@ def gather_optimizer(
         foreign = [tuple(p.shape) for p in group["params"] if id(p) not in names]
         if foreign:
             raise ValueError(f"shrink: optimizer: expected parameters of the model, got {foreign} in group {i}")
-        heirs = [heir for p in group["params"] for heir in successors.get(names[id(p)], [])]
-        groups.append({**group, "params": heirs})
+        parts = [part for p in group["params"] for part in successors.get(names[id(p)], [])]
+        groups.append({**group, "params": parts})
     result = _same_class(optimizer, groups)
     old = {name: p for name, p in model.named_parameters()}
     for parameter in small.parameters():

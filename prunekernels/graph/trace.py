@@ -1,4 +1,4 @@
-"""A network as a graph of ATen operators over plain layers: what tidy_masks, coupled_groups and shrink read."""
+"""Traces a network into a graph of ATen operators, which tidy_masks, coupled_groups and shrink read."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from ..nn.convert import restore
 
 @dataclass
 class Traced:
-    """model: the plain copy that was traced. graph: functional but for the nodes in exposed."""
+    """A traced network. The graph writes nothing in place, except to the nodes in exposed and the views of them."""
 
-    model: nn.Module
+    model: nn.Module  # the plain copy that was traced
     graph: fx.Graph
-    inputs: tuple[Tensor, ...]
-    out_spec: Any
-    names: dict[fx.Node, str] = field(default_factory=dict)  # parameters, buffers and constants
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    exposed: set[fx.Node] = field(default_factory=set)  # written in place while a view of them is still read
+    inputs: tuple[Tensor, ...]  # the example, its batch doubled if it was 1 and the trace allows any
+    out_spec: Any  # pytree of the output
+    names: dict[fx.Node, str] = field(default_factory=dict)  # of parameters, buffers and constants
+    tensors: dict[str, Tensor] = field(default_factory=dict)  # the same, by name
+    exposed: set[fx.Node] = field(default_factory=set)  # written in place while another view of the memory is read
 
     def __post_init__(self) -> None:
         self.modules = dict(self.model.named_modules())
 
     @property
     def placeholders(self) -> list[fx.Node]:
-        """The network's own inputs."""
+        """The inputs of the network, without its parameters."""
         return [node for node in self.graph.nodes if node.op == "placeholder" and node not in self.names]
 
     def is_parameter(self, node: Any) -> bool:
         return node in self.names
 
     def module_of(self, node: fx.Node) -> str:
-        """Qualified name of the innermost module whose forward ran the node."""
+        """Qualified name of the innermost module whose forward ran the node, "" for the network itself."""
         stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
         known = [path.split("@")[0] for path in stack if not path.startswith("_empty_nn_module_stack")]
         return known[-1].removeprefix("L['self'].") if known else ""
 
     def owner_of(self, node: fx.Node, weight: Any, attribute: str = "weight") -> str:
-        """Name for the layer that a node with this weight is: its module's, or one made of the parameter's name."""
+        """A name for a node that is a layer: that of the module with the weight, or one made of the weight's name."""
         module, name = self.module_of(node), self.names[weight]
         if getattr(self.modules.get(module), attribute, None) is self.tensors[name]:
             return module or node.name
@@ -69,7 +69,7 @@ def as_inputs(op: str, example_input: Any) -> tuple[Tensor, ...]:
 
 
 def check_forward(op: str, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Runs a private copy of a network once; an error names the innermost module it came from."""
+    """Runs a private copy of a network once; a failure raises ValueError with the name of the innermost module."""
     stack: list[str] = []
     handles = []
     for name, module in model.named_modules():
@@ -90,7 +90,7 @@ def check_forward(op: str, model: nn.Module, inputs: tuple[Tensor, ...]) -> None
 
 
 def check_shared(op: str, model: nn.Module) -> None:
-    """A weight that several layers share has one set of zeros, so their masks must be the same."""
+    """Raises ValueError if layers that share a parameter have different masks: one tensor has one set of zeros."""
     first: dict[int, tuple[str, list[Tensor]]] = {}
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
@@ -109,11 +109,11 @@ def _dead_entries(module: nn.Module) -> list[Tensor]:
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """An independent network of plain layers, in eval mode, with zeros for all that is dead."""
+    """An independent network of plain layers, in eval mode, with zeros for everything that is dead."""
     plain = copy.deepcopy(model).eval()
     for module in plain.modules():
         if isinstance(module, MaskedBatchNorm2d) and not module.affine and not bool(module.channel_mask.all()):
-            # A plain norm has no other way to give zeros.
+            # A plain norm can only give zeros by a weight and a bias of zero.
             _give_factors(module, next(plain.parameters(), torch.ones(())))
     restore(plain)
     return plain
@@ -127,7 +127,7 @@ def _give_factors(norm: MaskedBatchNorm2d, like: Tensor) -> None:
 
 
 def trace(op: str, model: nn.Module, example_input: Any) -> Traced:
-    """The graph of a plain copy of model, for any batch size where the network itself allows that."""
+    """Traces a plain copy of model, for any batch size if the network allows that. op: the caller, for errors."""
     inputs = as_inputs(op, example_input)
     check_shared(op, model)
     plain = plain_copy(model)
@@ -146,7 +146,7 @@ def trace(op: str, model: nn.Module, example_input: Any) -> Traced:
 
 
 def _export(op: str, plain: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, tuple[Tensor, ...]]:
-    # A batch of one would be taken for a constant.
+    # The exporter takes a size of 1 for a constant, so a batch of one image is doubled.
     doubled = tuple(torch.cat([x, x]) if x.dim() and x.shape[0] == 1 else x for x in inputs)
     auto, static = torch.export.Dim.AUTO, torch.export.Dim.STATIC
     free: Any = tuple((auto,) + (static,) * (x.dim() - 1) if x.dim() else None for x in doubled)
@@ -167,7 +167,7 @@ def _export(op: str, plain: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any,
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's warnings: a failed attempt is no news to the caller."""
+    """Silences the exporter's warnings: one of several attempts may fail without harm."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -194,13 +194,13 @@ def apply(node: fx.Node, *args: Any, **kwargs: Any) -> Any:
 
 
 def value_of(node: Any) -> Any:
-    """The fake tensor a node had in the trace, its shape, dtype and storage; None if it was none."""
+    """The fake tensor that a node gave in the trace (shape, dtype, storage); None if it gave no tensor."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return value if isinstance(value, Tensor) else None
 
 
 def sizes_of(node: Any) -> tuple[int, ...]:
-    """Shape in the trace, the batch as it was there."""
+    """Shape in the trace; a free batch size as it was in the example."""
     return tuple(size if type(size) is int else _hint(size) for size in value_of(node).shape)
 
 
@@ -209,7 +209,10 @@ def _hint(size: Any) -> int:
 
 
 def _storages(graph: fx.Graph) -> dict[fx.Node, int]:
-    """Nodes of equal number share memory. Dropout in eval mode returns its argument, though not in the trace."""
+    """A number for each node; nodes of equal number share memory.
+
+    Dropout in eval mode returns its argument itself, although the trace gives it memory of its own.
+    """
     storages: dict[fx.Node, int] = {}
     same: dict[int, int] = {}
     for node in graph.nodes:
@@ -232,7 +235,7 @@ def _written(node: fx.Node) -> fx.Node | None:
 
 
 def _make_functional(traced: Traced) -> None:
-    """In place: relu_ becomes relu and so on, unless a view shows the write to somebody else."""
+    """Replaces relu_ by relu and so on, in place, unless a view that is read later shows the write."""
     order = {node: i for i, node in enumerate(traced.graph.nodes)}
     storages = _storages(traced.graph)
     for node in list(traced.graph.nodes):
@@ -242,7 +245,7 @@ def _make_functional(traced: Traced) -> None:
         aliases = {other for other in storages if storages[other] == storages[base]}
         later = {other for other in order if order[other] > order[node]}
         seen_through_view = {a for a in aliases - {base, node} - later if later & set(a.users)}
-        functional = _functional_twin(node.target)
+        functional = _functional_form(node.target)
         if seen_through_view or traced.is_parameter(base) or functional is None:
             traced.exposed |= aliases
             continue
@@ -251,7 +254,7 @@ def _make_functional(traced: Traced) -> None:
             user.replace_input_with(base, node)
 
 
-def _functional_twin(target: Any) -> Any:
+def _functional_form(target: Any) -> Any:
     name = target._schema.name.split("::")[1]
     packet = getattr(torch.ops.aten, name.removesuffix("_"), None) if name.endswith("_") else None
     return getattr(packet, target._overloadname, None)

@@ -1,4 +1,4 @@
-"""Compares the small network with the masked one, and finds the first layer that differs."""
+"""Compares the small network with the masked one and names the first layer that differs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ ROUNDING = 64  # units in the last place of the largest output
 
 
 def verify(model: nn.Module, network: nn.Module, builder: Builder) -> str:
-    """One line on the differences; raises where one is more than rounding.
+    """Describes the largest differences in one line; raises RuntimeError if one is more than rounding.
 
-    In float64 where the networks run in it: then only a mistake, or the rounding of a folded bias, can be seen.
+    The networks run in float64 if they can: then a difference is either a mistake or the rounding of a folded bias.
     """
     inputs = builder.traced.inputs
     eps = torch.finfo(_dtype_of(model, inputs)).eps
@@ -69,7 +69,7 @@ def _doubled(masked: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) ->
 
 
 def _random_inputs(builder: Builder, inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
-    """Batches of 3 and of 1 where the trace left that free; integers as in the example."""
+    """Random inputs in batches of 3 and 1, or the example's if the trace fixed it; integers are the example's."""
     first = builder.traced.placeholders[0].meta["val"]
     free = first.dim() > 0 and isinstance(first.shape[0], torch.SymInt)
     generator = torch.Generator().manual_seed(0)
@@ -88,13 +88,13 @@ def _random_inputs(builder: Builder, inputs: tuple[Tensor, ...]) -> list[tuple[T
 
 
 def _run(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[Any]:
-    """The outputs in a row; the inputs stay, whatever the network writes into its own."""
+    """The output tensors. The network gets copies of the inputs, since it may write into them."""
     output = network(*(x.clone() for x in inputs))
     return [leaf for leaf in pytree.tree_leaves(output) if leaf is not None]
 
 
 def _compare(want: list[Any], got: list[Any]) -> tuple[float, float]:
-    """Largest difference and largest value; a difference in structure, shape or NaN is infinite."""
+    """Largest difference and largest value. Another structure or shape, or a NaN on one side, counts as infinite."""
     difference = magnitude = 0.0
     if len(want) != len(got):
         return float("inf"), magnitude
@@ -122,7 +122,7 @@ class _Recorder(fx.Interpreter):
 def _first_difference(
     network: nn.Module, builder: Builder, inputs: tuple[Tensor, ...], rounding: float
 ) -> tuple[str, float]:
-    """The first node of the small network whose kept channels are not the original's, and the difference there."""
+    """The first node of the small network that differs from the kept channels of its original, and by how much."""
     traced = builder.traced
     tensors = iter([traced.tensors[traced.names[n]] if n in traced.names else None
                     for n in traced.graph.nodes if n.op == "placeholder"])  # fmt: skip

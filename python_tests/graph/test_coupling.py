@@ -135,7 +135,7 @@ def test_model_stays_as_it_is():
 
 
 def test_single_block_with_an_image_as_its_stream():
-    """The input itself is added: the filters meet it, and their joint channels are theirs alone to name."""
+    """The network's input is added to the filters' outputs; the joint channels are numbered by the filters."""
     net = Basic(3, 3)
     groups = coupled_groups(net, torch.randn(2, 3, 8, 8))
     assert layers(groups) == [("first.0",), ("second.0",)]

@@ -66,7 +66,7 @@ def test_tidied_network_shrinks_to_the_same():
 
 @pytest.mark.parametrize("tracks", [True, False])
 def test_norms_without_factors(tracks):
-    """Of dead channels they give zeros, as only factors let a plain norm do."""
+    """A plain norm needs a weight and a bias of zero to give zeros for dead channels."""
     norm = nn.BatchNorm2d(4, affine=False, track_running_stats=tracks)
     net = masked(nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Conv2d(4, 5, 1)))
     net.train()(X)
@@ -77,7 +77,7 @@ def test_norms_without_factors(tracks):
     assert [c.out_channels for c in convs(small).values()] == [3, 5] and not net[1].affine
 
 
-# What is gone
+# What is removed
 
 
 def test_chain_narrows_on_both_sides():
@@ -102,7 +102,7 @@ def test_single_kernels_stay_as_zeros():
     net = masked(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)))
     kernels = torch.eye(4, dtype=torch.bool)
     kernels[0, 2] = True
-    kernels[2, 2] = kernels[3, 3] = False  # filters 2 and 3 are constants, channel 3 is read by nobody
+    kernels[2, 2] = kernels[3, 3] = False  # filters 2 and 3 are constants, no filter reads channel 3
     net[1].set_masks(kernel=kernels)
     small = shrink(net, X)
     assert small.get_submodule("1").weight.shape == (2, 3, 3, 3)

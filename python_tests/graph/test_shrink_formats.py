@@ -1,4 +1,4 @@
-"""The small network in other hands: exporters, optimizers, and networks nobody here wrote."""
+"""The small network outside this package: exporters, optimizers, networks of other libraries."""
 
 import copy
 import io
@@ -153,7 +153,7 @@ def test_optimizer_gets_the_new_bias():
     step(small, small_optimizer)
 
 
-# Networks of other hands, and the reference networks
+# Networks of other libraries, and the reference networks
 
 
 def keep_most(model, x):

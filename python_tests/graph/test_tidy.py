@@ -78,7 +78,7 @@ def test_unread_filters_die_all_the_way_up():
     kernels[:3, 2] = False
     net.b.set_masks(kernel=kernels)
     report = tidy_masks(net, X)
-    # Filter 3 of b is read by nobody; it alone read channel 2.
+    # No layer reads filter 3 of b, which alone reads channel 2.
     assert report.filters == {"a": [2], "b": [3]} and report.channels == {"an": [2], "bn": [3]}
     assert report.inputs == {"b": [2]}
     assert torch.equal(net.a.filter_mask, bools(1, 1, 0, 1))

@@ -11,7 +11,7 @@ from cases.layers import FILTERS, INPUTS, KERNELS
 from prunekernels.inspect.explain import explain
 from prunekernels.train.models import build
 
-module = sys.modules["prunekernels.inspect.explain"]  # the package's attribute of that name is the function
+module = sys.modules["prunekernels.inspect.explain"]
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +82,7 @@ def test_layers_run_at_the_size_and_layout_of_their_input(layout, monkeypatch):
 
 
 class Gated(nn.Module):
-    """conv -> masked norm -> conv -> sigmoid -> conv: the sigmoid wants all channels."""
+    """conv -> masked norm -> conv -> sigmoid -> conv: the sigmoid takes all channels."""
 
     def __init__(self, **second):
         super().__init__()
@@ -121,7 +121,7 @@ def test_live_mode():
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("groups", [1, 8])
 def test_live_mode_tells_the_plans_that_were_measured(groups, layout):
-    """Small planes: with nothing dead in the small convolution kernels of our own are still several times faster."""
+    """On planes this small, direct kernels beat the vendor even where nothing is dead in the small convolution."""
     layer = pk.MaskedConv2d(8, 8, 3, padding=1, groups=groups)
     layer.set_masks(filter=torch.arange(8) < 5)
     pk.plan.clear()

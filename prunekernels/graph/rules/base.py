@@ -1,6 +1,6 @@
-"""Rules: how one ATen operator carries channels, who reads them, and how a small network computes it.
+"""What a rule is: how an ATen operator carries channels on, which of them it reads, how a small network computes it.
 
-An operator without a rule takes and gives full width: everything that enters it is read, all that leaves it is live.
+An operator without a rule works at full width: it reads everything that enters, and everything that leaves it is live.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from ..trace import argument
 
 
 class Rule:
-    """The rule of operators that have none."""
+    """The rule of operators that have none, and the base of the others."""
 
-    needs_state = True
+    needs_state = True  # if forward() gives None, the operator counts as one without a rule
 
     def forward(self, net: NetworkChannels, node: fx.Node) -> State:
-        """Channels of the result; None: not to be followed."""
+        """Channels of the result; None: they are not followed."""
         return None
 
     def backward(self, net: NetworkChannels, node: fx.Node) -> None:
-        """Marks what the node reads of its arguments."""
+        """Marks the channels of the arguments that the node reads."""
         for read in node.all_input_nodes:
             state = net.tracked(read)
             if state is not None:
@@ -36,6 +36,7 @@ class Rule:
         return node.all_input_nodes
 
     def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
+        """Adds the operator to the small network; the new node."""
         return builder.copy(node)
 
 
@@ -60,12 +61,14 @@ SIZE = SizeRule()
 
 
 class TransparentRule(Rule):
-    """One operand, every channel for itself. A subclass says where the axis goes and what becomes of a constant."""
+    """One operand; each channel of the result is made of one channel of it. Subclasses give the axis and constants."""
 
     def axis(self, node: fx.Node, x: Channels) -> int | None:
+        """The dimension of the channels in the result; None: they are not followed."""
         return x.axis
 
     def values(self, node: fx.Node, values: Tensor) -> Tensor:
+        """The constants of the result, from those of the operand; both float64 [C], NaN = live."""
         return values
 
     def forward(self, net: NetworkChannels, node: fx.Node) -> State:
@@ -84,5 +87,5 @@ class TransparentRule(Rule):
 
 
 def sizes_among(node: fx.Node) -> list[fx.Node]:
-    """Arguments that are symbolic sizes."""
+    """The arguments of a node that are symbolic sizes."""
     return [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.SymInt)]

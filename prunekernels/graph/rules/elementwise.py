@@ -1,4 +1,4 @@
-"""Rules of operators in which channels of several values meet: they live and die together, or stand side by side."""
+"""Rules of operators with several operands: their channels meet and stay or go together, or stand side by side."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .base import Rule
 
 
 class ElementwiseRule(Rule):
-    """add, sub, mul, ...: what is missing on one side only is kept there as zeros."""
+    """add, sub, mul, ...: a channel that one operand needs is kept in all of them, as zeros where it is dead."""
 
     def forward(self, net: NetworkChannels, node: fx.Node) -> State:
         sides = self.sides(net, node)
@@ -30,7 +30,7 @@ class ElementwiseRule(Rule):
         return Channels.of(axis, self._values(net, node, count), members[0].channels.ids)
 
     def sides(self, net: NetworkChannels, node: fx.Node) -> tuple[int, int] | None:
-        """The channels' place from the right, and how many they are."""
+        """The dimension of the channels, counted from the right, and their number; None: the operands do not agree."""
         followed = [(n, x) for n in node.all_input_nodes if (x := net.tracked(n)) is not None]
         tracked = [(len(sizes_of(n)) - x.axis, len(x)) for n, x in followed]
         wide = [side for side in tracked if side[1] > 1] or tracked
@@ -82,7 +82,7 @@ class ElementwiseRule(Rule):
         return node.all_input_nodes if alone is None else [alone]
 
     def _alone(self, builder: Builder, node: fx.Node) -> fx.Node | None:
-        """The operand that is the result, where the other one has nothing but zeros."""
+        """The operand that equals the result because all kept channels of the other one are zero."""
         if (
             op_name(node) not in ("add", "sub")
             or len(node.all_input_nodes) != 2
@@ -122,7 +122,7 @@ def _shape_and_dtype(node: fx.Node) -> tuple[tuple[int, ...], torch.dtype]:
 
 
 class CatRule(Rule):
-    """cat along the channels: side by side, each for itself. Along another dimension: as in an add."""
+    """cat: along the channels they stand side by side; along another dimension they meet as in an add."""
 
     @staticmethod
     def parts(node: fx.Node) -> list[fx.Node]:

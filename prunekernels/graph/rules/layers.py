@@ -1,4 +1,4 @@
-"""Rules of the layers with weights: a kernel that is zero is not read, a constant that is not padded becomes a bias."""
+"""Rules of the layers with weights: a zero kernel reads nothing, a constant input that is not padded becomes a bias."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def are_parameters(net: NetworkChannels, *nodes: Any) -> bool:
 
 
 class LayerRule(Rule):
-    """A layer: parameters of its own, one input, the same axis behind it as before it."""
+    """An operator with parameters and one input, whose channels stay on their axis; becomes a layer of torch.nn."""
 
     def axis(self, node: fx.Node) -> int:
         return 1
@@ -27,7 +27,7 @@ class LayerRule(Rule):
         return traced.owner_of(node, argument(node, 1))
 
     def ends(self, net: NetworkChannels, node: fx.Node) -> tuple[Channels, Channels]:
-        """Channels that enter, of full width if they are not followed, and that leave."""
+        """The channels of the input (all live, if they are not followed) and of the result."""
         x, out = net.channels(argument(node, 0), self.axis(node)), net.tracked(node)
         assert x is not None and out is not None
         return x, out
@@ -52,11 +52,11 @@ class WeightRule(LayerRule):
         return True
 
     def foldable(self, node: fx.Node) -> bool:
-        """A constant input is a constant share of the output, and the bias is this layer's alone."""
+        """Whether a constant input adds a constant to the output, and no other node uses the bias."""
         return not self.padded(node) and all(len(p.users) == 1 for p in node.args[1:3] if isinstance(p, fx.Node))
 
     def _weight(self, net: NetworkChannels, node: fx.Node) -> tuple[Tensor, Tensor]:
-        """[K, C / groups]: sums over the taps, and which kernels are not zero."""
+        """Of each kernel, [K, C / groups]: the sum of its taps, and whether one of them is not zero."""
         if node not in net.weights:
             weight = net.tensor(argument(node, 1))
             assert weight is not None
@@ -65,12 +65,12 @@ class WeightRule(LayerRule):
         return net.weights[node]
 
     def _by_kernel(self, node: fx.Node, channels: Tensor) -> Tensor:
-        """[C] -> [K, C / groups]"""
+        """What belongs to input channels, [C], for each kernel that reads them, [K, C / groups]."""
         groups, K = self.groups(node), sizes_of(argument(node, 1))[0]
         return channels.view(groups, -1).repeat_interleave(K // groups, 0)
 
     def folded(self, net: NetworkChannels, node: fx.Node, values: Tensor) -> Tensor:
-        """[K]: what inputs with constant values add to the output; the live ones nothing."""
+        """What inputs that are constant add to each filter's output, float64 [K]; values: [C], NaN = live."""
         if not bool(((values != 0) & ~values.isnan()).any()):
             return torch.zeros(sizes_of(argument(node, 1))[0], dtype=torch.float64)
         sums, alive = self._weight(net, node)
@@ -101,7 +101,7 @@ class WeightRule(LayerRule):
         if groups == 1:
             net.share(argument(node, 1), 1, x.ids)
             return net.classes.new(K)
-        by_group = x.ids.view(groups, -1)  # a group stays whole or goes, with all that it makes
+        by_group = x.ids.view(groups, -1)  # a group is kept or removed as a whole, with its filters
         for c in range(1, by_group.shape[1]):
             net.classes.tie(by_group[:, 0], by_group[:, c])
         return by_group[:, 0].repeat_interleave(K // groups)
@@ -118,7 +118,7 @@ class WeightRule(LayerRule):
     def _parts(
         self, builder: Builder, node: fx.Node
     ) -> tuple[Tensor, nn.Parameter | Tensor, nn.Parameter | Tensor | None]:
-        """Inputs that stay [kept], small weight, small bias."""
+        """The input channels that are kept (their indices), the small weight and the small bias."""
         x, out = self.ends(builder.net, node)
         rows, columns = builder.kept.of(out), builder.kept.of(x)
         index = {0: rows} if self.groups(node) > 1 else {0: rows, 1: columns}
@@ -173,7 +173,7 @@ class LinearRule(WeightRule):
 
 
 class NormRule(LayerRule):
-    """Batch norm: a constant stays one, a channel with weight 0 is its bias."""
+    """Batch norm: a constant channel stays constant, and a channel with weight 0 becomes its bias."""
 
     tensors = ("weight", "bias", "running_mean", "running_var")
 
@@ -188,7 +188,7 @@ class NormRule(LayerRule):
         weight, bias, mean, var = (net.tensor(p) for p in parameters)
         weight = torch.ones(len(x), dtype=torch.float64) if weight is None else weight
         bias = torch.zeros(len(x), dtype=torch.float64) if bias is None else bias
-        if argument(node, 5) or mean is None or var is None:  # by the batch: of a constant nothing but the bias is left
+        if argument(node, 5) or mean is None or var is None:  # statistics of the batch: zeros become the bias
             values = bias.masked_fill(x.values != 0, torch.nan)
         else:
             values = (x.values - mean) / (var + float(argument(node, 7))).sqrt() * weight + bias
@@ -222,13 +222,13 @@ class NormRule(LayerRule):
         layer = kind(kept.numel(), argument(node, 7), momentum, affine, tracks, device="meta")
         if tracks:
             seen = getattr(old, "num_batches_tracked", None)
-            fresh = torch.zeros((), dtype=torch.long, device=value_of(node).device)
-            layer.num_batches_tracked = fresh if seen is None else seen.clone()
+            none_seen = torch.zeros((), dtype=torch.long, device=value_of(node).device)
+            layer.num_batches_tracked = none_seen if seen is None else seen.clone()
         return self.call(builder, node, layer, **dict(zip(self.tensors, small, strict=True)))
 
 
 class PReLURule(LayerRule):
-    """prelu with one slope, or one for each channel."""
+    """prelu, with one slope or with one for each channel."""
 
     def forward(self, net: NetworkChannels, node: fx.Node) -> State:
         x = net.tracked(argument(node, 0))
@@ -261,7 +261,7 @@ def _pair(value: Any) -> Any:
 
 
 def _with(layer: Any, **tensors: Any) -> Any:
-    """The layer with these parameters and buffers; a buffer may stand where a parameter is expected."""
+    """Puts tensors into a layer; one that is no parameter becomes a buffer, even in a parameter's place."""
     for name, tensor in tensors.items():
         if tensor is None:
             continue

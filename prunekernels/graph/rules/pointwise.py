@@ -13,18 +13,18 @@ from .base import Rule, TransparentRule, sizes_among
 
 
 class PointwiseRule(TransparentRule):
-    """f(x) element by element: a constant becomes f of it."""
+    """y = f(x) for every element alone: a constant c becomes f(c)."""
 
     def values(self, node: fx.Node, values: Tensor) -> Tensor:
         if sizes_among(node):
             return torch.full_like(values, torch.nan)
         kwargs = {name: value for name, value in node.kwargs.items() if name not in ("device", "memory_format")}
         result = apply(node, values, *node.args[1:], **kwargs).double()
-        return result.masked_fill(values.isnan(), torch.nan)  # some kernels lose a NaN
+        return result.masked_fill(values.isnan(), torch.nan)  # some operators turn NaN into a number
 
 
 class FillRule(TransparentRule):
-    """zeros_like and its kin: nothing of the operand but its shape."""
+    """zeros_like, ones_like: only the shape of the operand matters."""
 
     fills = {"zeros_like": 0.0, "ones_like": 1.0}
 
@@ -33,12 +33,12 @@ class FillRule(TransparentRule):
 
 
 def zeros_only(values: Tensor) -> Tensor:
-    """Zeros stay; other constants count as live."""
+    """Constants of which only zeros are sure to stay: the others count as live."""
     return torch.where(values == 0, values, torch.nan)
 
 
 class DropoutRule(TransparentRule):
-    """In eval mode nothing; the small network drops again when it trains."""
+    """Identity in eval mode; becomes a layer of the small network, which drops again when it trains."""
 
     layers = {
         "dropout": nn.Dropout,
@@ -46,7 +46,7 @@ class DropoutRule(TransparentRule):
         "alpha_dropout": nn.AlphaDropout,
     }
 
-    needs_state = False  # a layer of the small network in any case
+    needs_state = False  # becomes a layer whether its channels are followed or not
 
     def values(self, node: fx.Node, values: Tensor) -> Tensor:
         return zeros_only(values) if argument(node, 2) else values
@@ -67,7 +67,7 @@ class DropoutRule(TransparentRule):
 
 
 class SpatialRule(TransparentRule):
-    """Combines the pixels of a channel: the table of facts says whether a constant stays what it is."""
+    """Combines the pixels of a channel; op_facts says whether a constant stays what it is."""
 
     def values(self, node: fx.Node, values: Tensor) -> Tensor:
         keeps = FACTS[op_name(node)].keeps

@@ -14,7 +14,7 @@ from .base import Rule, TransparentRule
 
 
 class ReshapeRule(TransparentRule):
-    """view, flatten, squeeze, ...: the channels stay a dimension, or become blocks of columns of one."""
+    """view, flatten, squeeze, ...: a channel becomes one entry of a dimension, or a block of neighbouring entries."""
 
     def axis(self, node: fx.Node, x: Channels) -> int | None:
         before, after = sizes_of(argument(node, 0)), sizes_of(node)
@@ -47,14 +47,14 @@ class ReshapeRule(TransparentRule):
             axis = builder.axis(node)
             sizes[axis] = -1 if sizes[axis] == -1 else builder.count(node)
             return builder.call_method(node, "reshape", (x, [builder.size(size) for size in sizes]))
-        if node.target is aten.squeeze.default:  # or it would squeeze a single channel that is left
+        if node.target is aten.squeeze.default:  # squeeze() would also drop a single channel that is left
             ones = [dim for dim, size in enumerate(sizes_of(argument(node, 0))) if size == 1]
             return builder.call(node, aten.squeeze.dims, (x, ones))
         return builder.copy(node, compact=node.args[:1])
 
 
 class ExpandRule(TransparentRule):
-    """expand to given sizes."""
+    """expand: the channels stay where they are, counted from the right."""
 
     def axis(self, node: fx.Node, x: Channels) -> int | None:
         axis = x.axis + len(sizes_of(node)) - len(sizes_of(argument(node, 0)))

@@ -1,4 +1,4 @@
-"""Rules of operators that cut values into pieces of channels, pad them, or make new ones."""
+"""Rules of operators that take some of the channels, add channels, or make a value of new ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .base import Rule, SizeRule
 
 
 class SplitRule(Rule):
-    """chunk, split: several values, followed by getitem."""
+    """chunk, split: several results, which getitem nodes pick."""
 
     def forward(self, net: NetworkChannels, node: fx.Node) -> State:
         x = net.tracked(argument(node, 0))
@@ -63,7 +63,7 @@ class ItemRule(Rule):
 
 
 class SliceRule(Rule):
-    """A slice of channels keeps their classes; one of other dimensions keeps all channels."""
+    """slice: along the channels it takes some of them; along another dimension all channels stay."""
 
     @staticmethod
     def arguments(node: fx.Node) -> tuple[int, Any, Any, Any]:
@@ -97,11 +97,11 @@ class SliceRule(Rule):
 
 
 class PadRule(Rule):
-    """Padding with a constant: new channels that hold it; a channel stays constant if it holds the same."""
+    """pad: new channels hold the padding value; padded planes stay constant if they hold the same value."""
 
     @staticmethod
     def arguments(node: fx.Node) -> tuple[list[int], float, bool]:
-        """Padding from the last dimension on, the value, and whether it is a constant."""
+        """Amounts (from the last dimension on), value, and whether the padding is that value (not a reflection)."""
         pad: Any = argument(node, 1)
         if op_name(node) == "constant_pad_nd":
             return pad, float(argument(node, 2, 0)), True
@@ -110,7 +110,7 @@ class PadRule(Rule):
         return pad, float(value or 0), mode == "constant"
 
     def _around(self, node: fx.Node, x: Channels) -> tuple[int, int]:
-        """Channels before and behind."""
+        """The numbers of channels that are added before and behind."""
         pad, at = self.arguments(node)[0], 2 * (len(sizes_of(argument(node, 0))) - 1 - x.axis)
         return (pad[at], pad[at + 1]) if at < len(pad) else (0, 0)
 
@@ -126,9 +126,9 @@ class PadRule(Rule):
         elsewhere = any(amount > 0 for i, amount in enumerate(pad) if i not in (at, at + 1))
         inner = torch.where(x.values == value, x.values, torch.nan) if elsewhere and constant else x.values
         filled = torch.full((before + behind,), value, dtype=torch.float64)
-        fresh = net.classes.new(before + behind)
+        added = net.classes.new(before + behind)
         values = torch.cat([filled[:before], inner, filled[before:]])
-        return Channels.of(x.axis, values, torch.cat([fresh[:before], x.ids, fresh[before:]]))
+        return Channels.of(x.axis, values, torch.cat([added[:before], x.ids, added[before:]]))
 
     def backward(self, net: NetworkChannels, node: fx.Node) -> None:
         x, out = net.ends(node)
@@ -146,7 +146,7 @@ class PadRule(Rule):
 
 
 class CreateRule(SizeRule):
-    """zeros and ones of a given size."""
+    """zeros, ones, ...: a new value of a given size."""
 
     def __init__(self, value: float, sizes_at: int) -> None:
         self.value, self.sizes_at = value, sizes_at
