@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inc' 'csrc/*.cu' 'csrc/*.cuh')
 
-.PHONY: demo test lint format build bench cuda-check clean
+.PHONY: demo test lint format build bench cuda-check docs clean
 
 # Threads that spin while they wait are a fifth faster alone, and many times slower beside other processes.
 demo: $(VENV)/.ready build
@@ -32,6 +32,10 @@ bench: $(VENV)/.ready build
 cuda-check: $(VENV)/.ready
 	$(BIN)/python csrc/cuda/cuda_check.py
 
+# The pages of docs/ as site/; a broken link and a public name without a page fail. docs/results.py makes tables and plots.
+docs: $(VENV)/.ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
 # Compiles what changed since the last time.
 build: $(VENV)/.ready
 	$(BIN)/python setup.py -q build_ext --inplace
@@ -39,8 +43,8 @@ build: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q "$(TORCH)" numpy ninja pybind11 "setuptools>=64" wheel
-	PRUNEKERNELS_NO_EXT=1 $(BIN)/python -m pip install -q --no-build-isolation -e ".[cli,demo,test,dev]"
+	PRUNEKERNELS_NO_EXT=1 $(BIN)/python -m pip install -q --no-build-isolation -e ".[cli,demo,test,dev,docs]"
 	touch $@
 
 clean:
-	rm -rf build out $(VENV) *.egg-info prunekernels/_C*.so
+	rm -rf build out site $(VENV) *.egg-info prunekernels/_C*.so
