@@ -1,0 +1,359 @@
+"""Draws the plots of docs/assets and fills the tables of README.md and docs/ from the committed results files.
+
+    python docs/results.py
+
+A table stands in a page between `<!-- table: NAME -->` and `<!-- end -->`; NAME is a function of this file. The tests
+compare what is committed with what this file makes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+ASSETS = ROOT / "docs" / "assets"
+NETWORKS = "2026-11-24-epyc-2core-a2b5f66-network"
+INDEPENDENT = "2026-11-24-epyc-2core-3533bc9-network-independent"
+FILTERS = "2026-11-24-epyc-2core-eda2bad-filters"
+KERNELS = "2026-11-24-epyc-2core-eda2bad-kernels"
+ALMOST_FULL = "2026-11-20-xeon-2core-3bb8e70-almost-full"
+OPTIMIZERS = "2026-11-24-epyc-2core-f486e33-optim"
+METHODS = ("2026-11-24-epyc-2core-9f10d70-methods", "2026-11-24-epyc-2core-4b4d01a-methods-pgp")
+
+Row = dict[str, Any]
+NAMES = {"resnet56": "ResNet-56", "vgg16": "VGG-16", "resnet18": "ResNet-18"}
+COLORS = {"resnet56": "#0072B2", "vgg16": "#D55E00", "resnet18": "#009E73"}  # told apart by every colour vision
+GREY = "#808080"  # readable on white and on black
+
+
+@cache
+def load(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def network_rows(direction: str, name: str = NETWORKS) -> list[Row]:
+    """Rows with "masked" and "live", the speed-ups of both modes over dense, and "small", that of the small network."""
+    rows = [dict(row) for row in load(name)["rows"] if row["direction"] == direction]
+    for row in rows:  # older files call masked mode "layer" and live mode "network"
+        row["masked"] = row["dense_ms"] / row.get("masked_ms", row.get("layer_ms"))
+        row["live"] = row["dense_ms"] / row.get("live_ms", row.get("network_ms"))
+        row["small"] = row["dense_ms"] / row["small_ms"]
+    return rows
+
+
+def method_rows(arch: str, rate: float) -> list[Row]:
+    """By method, the rows of a network and a rate; the dense training first."""
+    rows = [row for name in METHODS for row in load(name)["summary"]]
+    dense = next(row for row in rows if row["arch"] == arch and row["method"] == "none")
+    found = [row for row in rows if row["arch"] == arch and row["rate"] == rate and row["method"] != "none"]
+    return [dense, *sorted(found, key=lambda row: (row["method"], row["duty"], row["clip"] is not None))]
+
+
+# ---- tables
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _networks(rows: Iterable[Row]) -> str:
+    head = ("network", "masks", "keep ratio", "masked mode", "live mode", "small network")
+    cells = [
+        (NAMES[r["network"]], r["masks"], r["kept"], *(ratio(r[mode]) for mode in ("masked", "live", "small")))
+        for r in rows
+    ]
+    return markdown(head, cells)
+
+
+def networks_short() -> str:
+    """A training step at keep ratio 0.5, and the two rows that are slower than dense."""
+    rows = network_rows("train")
+    return _networks(r for r in rows if r["kept"] == 0.5 or (r["network"], r["kept"]) == ("resnet56", 0.95))
+
+
+def networks_train() -> str:
+    return _networks(network_rows("train"))
+
+
+def networks_infer() -> str:
+    return _networks(network_rows("infer"))
+
+
+def networks_independent() -> str:
+    return _networks(network_rows("train", INDEPENDENT))
+
+
+def _memory(row: Row) -> tuple[object, ...]:
+    masked = row.get("masked_peak_mb", row.get("layer_peak_mb"))
+    live = row.get("live_peak_mb", row.get("network_peak_mb"))
+    return (NAMES[row["network"]], row["kept"], *(f"{mb:.0f}" for mb in (row["dense_peak_mb"], masked, live)))
+
+
+def networks_memory() -> str:
+    rows = [row for row in network_rows("train") if row["masks"] == "joint"]
+    return markdown(("network", "keep ratio", "dense", "masked mode", "live mode"), map(_memory, rows))
+
+
+def _layer_summary(name: str, what: str) -> list[tuple[object, ...]]:
+    return [
+        (what, s["kept"], s["problems"], ratio(s["vs_dense"]), ratio(s["vs_compaction"]), ratio(s["vs_sparseprop"]),
+         ratio(s["of_limit"]), s["lost_to_dense"])
+        for s in load(name)["summary"]
+    ]  # fmt: skip
+
+
+def layers_summary() -> str:
+    head = ("masks", "keep ratio", "layers", "over dense", "over Python compaction", "over SparseProp",
+            "share of the upper bound", "layers slower than dense")  # fmt: skip
+    return markdown(head, _layer_summary(FILTERS, "filters, inputs") + _layer_summary(KERNELS, "3x3 kernels"))
+
+
+def layers_almost_full() -> str:
+    rows = [(s["kept"], s["problems"], ratio(s["vs_dense"]), f"{s['worst']}: {s['worst_ratio']:.2f}",
+             s["lost_to_dense"]) for s in load(ALMOST_FULL)["summary"]]  # fmt: skip
+    head = ("keep ratio", "layers", "over dense", "least share of the upper bound", "layers slower than dense")
+    return markdown(head, rows)
+
+
+def _layers(name: str, columns: Sequence[str], head: Sequence[str], wanted: Callable[[Row], bool]) -> str:
+    rows = [r for r in load(name)["rows"] if wanted(r)]
+    cells = [(r["name"], r["kept"], r["plan"], *(ratio(r[column]) for column in columns)) for r in rows]
+    return markdown(("layer", "keep ratio", "plans", *head), cells)
+
+
+OVER = ("over dense", "over Python compaction")
+
+
+def layers_filters() -> str:
+    columns = ("vs_dense", "vs_compaction", "of_limit")
+    return _layers(FILTERS, columns, (*OVER, "share of the upper bound"), lambda r: True)
+
+
+def layers_losing() -> str:
+    """Rows slower than dense, and those that reach less than 0.8 of the upper bound."""
+    columns = ("vs_dense", "vs_compaction", "of_limit")
+    head = (*OVER, "share of the upper bound")
+    return _layers(FILTERS, columns, head, lambda r: r["vs_dense"] < 1 or r["of_limit"] < 0.8)
+
+
+def layers_kernels() -> str:
+    columns = ("vs_dense", "vs_compaction", "vs_sparseprop")
+    return _layers(KERNELS, columns, (*OVER, "over SparseProp"), lambda r: True)
+
+
+def methods_short() -> str:
+    """Rate 0.5: three methods at duty 0.1, SFP to the letter of its paper, and a method that costs time."""
+    wanted = [("ghfp", 0.1), ("pgp", 0.1), ("sfp", 0.1), ("sfp", 1), ("coarse-pruning", 0.1)]
+    tables = [method_rows(arch, 0.5) for arch in ("resnet20", "vgg_small")]
+    rows: list[tuple[object, ...]] = [("dense training", *_accuracy_and_time([table[0] for table in tables]))]
+    for method, duty in wanted:
+        found = [_method(table, method, duty) for table in tables]
+        rows.append((f"`{method}` (duty {duty})", *_accuracy_and_time(found)))
+    head = ("method", "ResNet-20: accuracy in %", "speed-up", "VGG-small: accuracy in %", "speed-up")
+    return markdown(head, rows)
+
+
+def _method(rows: Iterable[Row], method: str, duty: float) -> Row:
+    return next(r for r in rows if (r["method"], r["duty"], r["clip"]) == (method, duty, None))
+
+
+def _accuracy_and_time(rows: Iterable[Row]) -> list[str]:
+    return [ratio(row[key]) for row in rows for key in ("accuracy", "vs_dense")]
+
+
+def _methods(arch: str) -> str:
+    clips = {None: "default", True: "on", False: "off"}
+    rows = [
+        (r["method"], rate, r["duty"], clips[r["clip"]], ratio(r["accuracy"]), ratio(r["spread"]),
+         ratio(r["vs_dense"]), ratio(r["multiply_adds"]), ratio(r["latency_64"]))
+        for rate in (0.3, 0.5, 0.7)
+        for r in method_rows(arch, rate)[1:]
+    ]  # fmt: skip
+    head = ("method", "rate", "duty", "clip", "accuracy in %", "spread", "training, over dense",
+            "multiply-adds", "small network, over dense")  # fmt: skip
+    return markdown(head, rows)
+
+
+def methods_resnet20() -> str:
+    return _methods("resnet20")
+
+
+def methods_vgg_small() -> str:
+    return _methods("vgg_small")
+
+
+def optimizers() -> str:
+    """Geometric means over the networks."""
+    rows = load(OPTIMIZERS)["rows"]
+    cells = []
+    for optimizer in ("sgd", "adamw"):
+        for kept in (1.0, 0.9, 0.5, 0.3):
+            of_these = [r for r in rows if r["optimizer"] == optimizer and r["kept"] == kept]
+            means = [math.exp(sum(math.log(r[key]) for r in of_these) / len(of_these))
+                     for key in ("vs_foreach", "vs_fused", "of_small")]  # fmt: skip
+            cells.append((optimizer, kept, *map(ratio, means)))
+    head = (
+        "optimizer",
+        "keep ratio",
+        "over torch's foreach",
+        "over torch's fused",
+        "share of the small network's speed",
+    )
+    return markdown(head, cells)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    f.__name__: f
+    for f in (
+        networks_short, networks_train, networks_infer, networks_independent, networks_memory, layers_summary,
+        layers_almost_full, layers_filters, layers_losing, layers_kernels, methods_short, methods_resnet20,
+        methods_vgg_small, optimizers,
+    )
+}  # fmt: skip
+
+
+def filled(text: str) -> str:
+    """A page with every table made anew."""
+    block = re.compile(r"(<!-- table: (\w+) -->).*?(<!-- end -->)", flags=re.S)
+    return block.sub(lambda m: f"{m[1]}\n\n{TABLES[m[2]]()}\n\n{m[3]}", text)
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+# ---- plots
+
+
+def speed_up_series() -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """By network and mode, (keep ratio, speed-up over dense) of a training step under joint masks."""
+    rows = [row for row in network_rows("train") if row["masks"] == "joint"]
+    return {
+        network: {mode: [(r["kept"], r[mode]) for r in rows if r["network"] == network] for mode in ("live", "masked")}
+        for network in NAMES
+    }
+
+
+def draw_speed_up(path: Path) -> None:
+    """Speed-up of a training step over dense against the keep ratio, by network and mode."""
+    figure, axis = _figure(7.2, 3.9)
+    for network, modes in speed_up_series().items():
+        for mode, style in (("live", "-"), ("masked", (0, (4, 2)))):
+            kept, values = zip(*modes[mode], strict=True)
+            axis.plot(kept, values, color=COLORS[network], linestyle=style, marker="o", markersize=4, linewidth=2)
+        best = modes["live"][-1]
+        axis.annotate(
+            f"{NAMES[network]} {best[1]:.1f}x", best, xytext=(8, -3), textcoords="offset points", color=COLORS[network]
+        )
+    axis.axhline(1, color=GREY, linewidth=1)
+    axis.annotate("dense", (0.27, 1), xytext=(4, -3), textcoords="offset points", color=GREY)
+    for style, label in (("-", "live mode"), ((0, (4, 2)), "masked mode")):
+        axis.plot([], [], color=GREY, linestyle=style, linewidth=2, label=label)
+    axis.legend(frameon=False, labelcolor=GREY, loc="upper left")
+    axis.set(xlim=(0.97, 0.27), xlabel="keep ratio (share of the filters that is live)", yscale="log")
+    axis.set_title("Speed-up of a training step over the dense network", loc="left", color=GREY, fontsize=11)
+    _ticks(axis, (0.95, 0.9, 0.7, 0.5, 0.3), (1, 2, 3, 4, 6, 8))
+    _save(figure, path)
+
+
+def draw_layers(path: Path) -> None:
+    """Speed-up of single layers over dense: a dot a layer, the geometric mean as a line."""
+    figure, axis = _figure(7.2, 3.6)
+    for name, label, color in ((FILTERS, "filters and inputs", "#0072B2"), (KERNELS, "single 3x3 kernels", "#D55E00")):
+        rows, summary = load(name)["rows"], load(name)["summary"]
+        axis.scatter(
+            [r["kept"] for r in rows], [r["vs_dense"] for r in rows], s=16, color=color, alpha=0.35, linewidths=0
+        )
+        means = [(s["kept"], s["vs_dense"]) for s in summary]
+        axis.plot(*zip(*means, strict=True), color=color, marker="o", markersize=5, linewidth=2, label=label)
+        for kept, mean in means:
+            axis.annotate(f"{mean:.2f}x", (kept, mean), xytext=(6, -13), textcoords="offset points", color=color)
+    axis.axhline(1, color=GREY, linewidth=1)
+    axis.legend(frameon=False, labelcolor=GREY, loc="upper left")
+    axis.set(xlim=(0.73, 0.12), xlabel="keep ratio", yscale="log")
+    axis.set_title("Forward and backward of one layer, speed-up over dense", loc="left", color=GREY, fontsize=11)
+    _ticks(axis, (0.7, 0.5, 0.3, 0.15), (1, 2, 4, 8, 16))
+    _save(figure, path)
+
+
+def draw_methods(path: Path) -> None:
+    """Whole trainings at rate 0.5: how fast, and how accurate."""
+    figure, axis = _figure(7.2, 3.6)
+    for arch, label, marker in (("resnet20", "ResNet-20", "o"), ("vgg_small", "VGG-small", "s")):
+        dense, *rows = method_rows(arch, 0.5)
+        rows = [row for row in rows if row["duty"] == 0.1 and row["clip"] is None]
+        color = "#0072B2" if arch == "resnet20" else "#D55E00"
+        x, y = [r["vs_dense"] for r in rows], [r["accuracy"] - dense["accuracy"] for r in rows]
+        axis.scatter(x, y, color=color, marker=marker, s=26, label=label)
+        for row in rows:
+            if row["method"] in ("ghfp", "coarse-pruning"):
+                at = (row["vs_dense"], row["accuracy"] - dense["accuracy"])
+                axis.annotate(row["method"], at, xytext=(-8, 6), textcoords="offset points", color=color, fontsize=8)
+    axis.axhline(0, color=GREY, linewidth=1)
+    axis.axvline(1, color=GREY, linewidth=1)
+    axis.legend(frameon=False, labelcolor=GREY, loc="lower right")
+    axis.set(xlabel="speed-up of the whole training over dense training", ylabel="accuracy less dense, points")
+    axis.set_title("Half of the filters pruned while training, digits", loc="left", color=GREY, fontsize=11)
+    _save(figure, path)
+
+
+PLOTS: dict[str, Callable[[Path], None]] = {
+    "speed-up.svg": draw_speed_up, "layers.svg": draw_layers, "methods.svg": draw_methods,
+}  # fmt: skip
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams |= {
+        "svg.fonttype": "none", "svg.hashsalt": "prunekernels", "font.family": "sans-serif", "font.size": 10,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY, "axes.labelcolor": GREY,
+        "xtick.color": GREY, "ytick.color": GREY,
+    }  # fmt: skip
+    figure, axis = plt.subplots(figsize=(width, height), layout="constrained")
+    axis.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.8)
+    return figure, axis
+
+
+def _ticks(axis: Any, x: Sequence[float], y: Sequence[float]) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    axis.xaxis.set_major_locator(FixedLocator(x))
+    axis.yaxis.set_major_locator(FixedLocator(y))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+
+
+def _save(figure: Any, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    figure.savefig(path, transparent=True, metadata={"Date": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    for name, draw in PLOTS.items():
+        draw(ASSETS / name)
+    for page in pages():
+        text = page.read_text()
+        if (new := filled(text)) != text:
+            page.write_text(new)
+
+
+if __name__ == "__main__":
+    main()
