@@ -1,0 +1,54 @@
+"""The scripts of examples/ do what they say."""
+
+import importlib.util
+
+import pytest
+import torch
+from cases.pages import ROOT
+
+SCRIPTS = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"example_{name}", ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_script_has_a_test():
+    assert SCRIPTS == ["prune_one_layer", "shrink_and_export", "train_resnet_ghfp"]
+
+
+def test_prune_one_layer(capsys):
+    layer = load("prune_one_layer").main(["--channels", "16", "--size", "8", "--rounds", "1"])
+    assert int(layer.filter_mask.sum()) == 8
+    assert "filters=8/16" in capsys.readouterr().out
+
+
+def test_train_resnet_ghfp(capsys):
+    pytest.importorskip("sklearn")
+    torch.manual_seed(0)
+    model, _ = load("train_resnet_ghfp").main(["--epochs", "2", "--size", "8", "--batch", "256"])
+    masks = [m.hard_mask for m in model.modules() if hasattr(m, "hard_mask")]
+    live = sum(int(mask.sum()) for mask in masks)
+    assert abs(live / sum(len(mask) for mask in masks) - 0.5) < 0.02
+    assert capsys.readouterr().out.count("accuracy") == 2
+
+
+@pytest.mark.parametrize("suffix", ["pt2", "onnx"])
+def test_shrink_and_export(suffix, tmp_path):
+    torch.manual_seed(0)
+    out = tmp_path / f"small.{suffix}"
+    x = torch.randn(3, 3, 16, 16)
+    if suffix == "onnx":
+        runtime = pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+        small = load("shrink_and_export").main(["--size", "16", "--out", str(out)])
+        session = runtime.InferenceSession(out)
+        (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        got = torch.from_numpy(got)
+    else:
+        small = load("shrink_and_export").main(["--size", "16", "--out", str(out)])
+        got = torch.export.load(out).module()(x)
+    torch.testing.assert_close(got, small(x), rtol=1e-3, atol=1e-4)
