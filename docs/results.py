@@ -115,15 +115,15 @@ def _layer_summary(name: str, what: str) -> list[tuple[object, ...]]:
 
 
 def layers_summary() -> str:
-    head = ("masks", "keep ratio", "layers", "over dense", "over Python compaction", "over SparseProp",
-            "share of the upper bound", "layers slower than dense")  # fmt: skip
+    head = ("masks", "keep ratio", "layers", "over dense", "over compaction", "over SparseProp",
+            "of the upper bound", "layers slower than dense")  # fmt: skip
     return markdown(head, _layer_summary(FILTERS, "filters, inputs") + _layer_summary(KERNELS, "3x3 kernels"))
 
 
 def layers_almost_full() -> str:
     rows = [(s["kept"], s["problems"], ratio(s["vs_dense"]), f"{s['worst']}: {s['worst_ratio']:.2f}",
              s["lost_to_dense"]) for s in load(ALMOST_FULL)["summary"]]  # fmt: skip
-    head = ("keep ratio", "layers", "over dense", "least share of the upper bound", "layers slower than dense")
+    head = ("keep ratio", "layers", "over dense", "worst, of the upper bound", "layers slower than dense")
     return markdown(head, rows)
 
 
@@ -133,18 +133,18 @@ def _layers(name: str, columns: Sequence[str], head: Sequence[str], wanted: Call
     return markdown(("layer", "keep ratio", "plans", *head), cells)
 
 
-OVER = ("over dense", "over Python compaction")
+OVER = ("over dense", "over compaction")
 
 
 def layers_filters() -> str:
     columns = ("vs_dense", "vs_compaction", "of_limit")
-    return _layers(FILTERS, columns, (*OVER, "share of the upper bound"), lambda r: True)
+    return _layers(FILTERS, columns, (*OVER, "of the upper bound"), lambda r: True)
 
 
 def layers_losing() -> str:
     """Rows slower than dense, and those that reach less than 0.8 of the upper bound."""
     columns = ("vs_dense", "vs_compaction", "of_limit")
-    head = (*OVER, "share of the upper bound")
+    head = (*OVER, "of the upper bound")
     return _layers(FILTERS, columns, head, lambda r: r["vs_dense"] < 1 or r["of_limit"] < 0.8)
 
 
@@ -261,8 +261,8 @@ def draw_speed_up(path: Path) -> None:
     axis.annotate("dense", (0.27, 1), xytext=(4, -3), textcoords="offset points", color=GREY)
     for style, label in (("-", "live mode"), ((0, (4, 2)), "masked mode")):
         axis.plot([], [], color=GREY, linestyle=style, linewidth=2, label=label)
-    axis.legend(frameon=False, labelcolor=GREY, loc="upper left")
-    axis.set(xlim=(0.97, 0.27), xlabel="keep ratio (share of the filters that is live)", yscale="log")
+    axis.legend(frameon=False, labelcolor=GREY, loc="upper left", ncols=2)
+    axis.set(xlim=(0.97, 0.27), ylim=(0.85, 11), xlabel="keep ratio (share of the filters that is live)", yscale="log")
     axis.set_title("Speed-up of a training step over the dense network", loc="left", color=GREY, fontsize=11)
     _ticks(axis, (0.95, 0.9, 0.7, 0.5, 0.3), (1, 2, 3, 4, 6, 8))
     _save(figure, path)

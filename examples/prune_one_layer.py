@@ -1,6 +1,6 @@
 """Masks half of the filters of one convolution, and shows what that saves.
 
-    python examples/prune_one_layer.py
+python examples/prune_one_layer.py
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Prunes half of a ResNet-20's filters by their length, shrinks it to plain layers, and exports it.
 
-    python examples/shrink_and_export.py --out small.pt2
-    python examples/shrink_and_export.py --out small.onnx     # needs onnx and onnxscript
+python examples/shrink_and_export.py --out small.pt2
+python examples/shrink_and_export.py --out small.onnx     # needs onnx and onnxscript
 """
 
 import argparse

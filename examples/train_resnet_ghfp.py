@@ -1,6 +1,6 @@
 """Trains ResNet-20 on scikit-learn's digits while GHFP prunes half of its filters. Needs scikit-learn.
 
-    python examples/train_resnet_ghfp.py --epochs 20
+python examples/train_resnet_ghfp.py --epochs 20
 """
 
 import argparse
