@@ -11,10 +11,10 @@ import warnings
 
 import pytest
 import torch
-from cases.pages import ROOT
 from torch import nn
 
 import prunekernels as pk
+from cases.pages import ROOT
 
 PLAN = ("LayerPlan", "choose", "clear", "force", "measure", "table")
 NAMES = [

@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 import torch
+
 from cases.pages import ROOT
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
