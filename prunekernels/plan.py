@@ -228,11 +228,19 @@ def choose_for_table(
         return "dense"
     if device.type == "cuda" and device.index is None and torch.cuda.is_available():
         device = torch.device("cuda", torch.cuda.current_device())
-    K, _, R, S = weight_shape
-    sizes = [*x_shape, K, R, S, groups, *geometry]
-    name, channels_last = str(dtype).removeprefix("torch."), memory_format == torch.channels_last
     return extension._C.choose_plan(
-        current(small), direction, sizes, table.cpu().numpy(), name, channels_last, str(device)
+        current(small),
+        direction,
+        x_shape,
+        weight_shape,
+        table.cpu().numpy(),
+        stride=geometry[:2],
+        padding=geometry[2:4],
+        dilation=geometry[4:],
+        groups=groups,
+        dtype=str(dtype).removeprefix("torch."),
+        channels_last=memory_format == torch.channels_last,
+        device=str(device),
     )
 
 

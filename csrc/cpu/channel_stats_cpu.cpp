@@ -5,7 +5,7 @@
 #include "check.h"
 #include "cpu/kernels/channel_stats.h"
 #include "cpu/kernels/cluster_mean.h"
-#include "cpu/rows.h"
+#include "cpu/parallel.h"
 #include "cpu/tensor_access.h"
 #include "ops/conv_args.h"
 
@@ -48,7 +48,7 @@ void cluster_means(const Rows& rows, const std::vector<ClusterWork>& works, cons
   std::vector<int64_t> costs;
   const auto elements_of = [&](size_t i) { return rows.layout(i).row_elements(); };
   for (const ClusterWork& work : works) costs.push_back(work.members.size() * elements_of(work.layer));
-  share_among_threads<OfThread>(costs, [&](OfThread&, size_t at, int64_t, int64_t last) {
+  share_among_threads(costs, [&](ThreadState&, size_t at, int64_t, int64_t last) {
     if (last != costs[at]) return;  // a cluster belongs to the thread that has its end
     const auto& [i, members] = works[at];
     const T* weight = weights.empty() ? nullptr : const_elements<T>(weights[i]);

@@ -10,6 +10,7 @@
 #include "cpu/kernels/plane_grad_weight.h"
 #include "cpu/tensor_access.h"
 #include "cpu/workspace.h"
+#include "plan/plan.h"
 
 namespace prunekernels {
 namespace {

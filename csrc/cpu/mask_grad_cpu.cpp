@@ -2,7 +2,7 @@
 #include <torch/library.h>
 
 #include "cpu/kernels/mask_grad.h"
-#include "cpu/rows.h"
+#include "cpu/parallel.h"
 #include "cpu/tensor_access.h"
 
 namespace prunekernels {
@@ -39,7 +39,7 @@ void mask_grad_of(const Rows& rows, const RowMasks& masks, const MaskGradArgs& a
     else
       return mask_grad<T>;
   }();
-  each_row(rows, [&](OfThread& thread, size_t i, int64_t k) {
+  each_row(rows, [&](ThreadState& state, size_t i, int64_t k) {
     const RowLayout& layout = rows.layout(i);
     const MaskGradTensors& tensors = args[i];
     const int64_t elements = layout.row_elements(), offset = k * elements;
@@ -50,7 +50,7 @@ void mask_grad_of(const Rows& rows, const RowMasks& masks, const MaskGradArgs& a
     row.scale = dead ? A{} : tensors.scale.defined() ? static_cast<A>(tensors.scale.const_data_ptr<float>()[k]) : A{1};
     if (tensors.weight.defined()) row.weight = const_elements<T>(tensors.weight) + offset;
     if (tensors.accumulated.defined()) row.accumulated = sums_of<A>(tensors.accumulated) + offset;
-    if (masks[i] && !dead && rows[i].dim() > 1) row.live = thread.bits.of_row(*masks[i], layout, k);
+    if (masks[i] && !dead && rows[i].dim() > 1) row.live = state.bits.of_row(*masks[i], layout, k);
     if (tensors.abs_sum.defined()) row.abs_sum = sums_of<A>(tensors.abs_sum) + k;
     if (tensors.square_sum.defined()) row.square_sum = sums_of<A>(tensors.square_sum) + k;
     if (tensors.product_sum.defined()) row.product_sum = sums_of<A>(tensors.product_sum) + k;
@@ -86,7 +86,7 @@ void norms_of(const Rows& rows, const RowMasks& masks, bool per_kernel, const Te
     else
       return row_norm<T>;
   }();
-  each_row(rows, [&](OfThread& thread, size_t i, int64_t k) {
+  each_row(rows, [&](ThreadState& state, size_t i, int64_t k) {
     const RowLayout& layout = rows.layout(i);
     const T* weight = const_elements<T>(rows[i]) + k * layout.row_elements();
     const int64_t width = per_kernel ? layout.channels : 1;
@@ -99,7 +99,7 @@ void norms_of(const Rows& rows, const RowMasks& masks, bool per_kernel, const Te
       kernel_norms<T>(weight, masks[i] ? masks[i]->pairs(k) : nullptr, layout.channels, layout.taps,
                       layout.channels_last, abs, square);
     } else {
-      const uint32_t* live = masks[i] && rows[i].dim() > 1 ? thread.bits.of_row(*masks[i], layout, k) : nullptr;
+      const uint32_t* live = masks[i] && rows[i].dim() > 1 ? state.bits.of_row(*masks[i], layout, k) : nullptr;
       kernel(NormRow<T>{weight, live, layout.row_elements(), abs, square});
     }
   });

@@ -3,10 +3,8 @@
 
 #include <cmath>
 
-#include "cpu/denormals.h"
 #include "cpu/kernels/optim.h"
 #include "cpu/parallel.h"
-#include "cpu/row_mask.h"
 #include "cpu/tensor_access.h"
 #include "ops/optim_args.h"
 
@@ -109,14 +107,10 @@ void step_share(const Param& param, int64_t begin, int64_t end, RowBits& bits, c
 // step(i, rows of parameter i) over all live elements.
 template <typename T, typename Step>
 void step_all(const std::vector<Param>& params, const Step& step) {
-  struct OfThread {
-    const FlushDenormals flush;
-    RowBits bits;
-  };
   std::vector<int64_t> costs;
   for (const Param& param : params) costs.push_back(param.cost);
-  share_among_threads<OfThread>(costs, [&](OfThread& thread, size_t i, int64_t first, int64_t last) {
-    step_share<T>(params[i], first, last, thread.bits, [&](const OptimRows<T>& rows) { step(i, rows); });
+  share_among_threads(costs, [&](ThreadState& state, size_t i, int64_t first, int64_t last) {
+    step_share<T>(params[i], first, last, state.bits, [&](const OptimRows<T>& rows) { step(i, rows); });
   });
 }
 

@@ -5,7 +5,6 @@
 #include <torch/library.h>
 
 #include "check.h"
-#include "cuda/choose.h"
 #include "cuda/compact_conv.h"
 #include "cuda/dense_conv.h"
 #include "cuda/direct_conv.h"
@@ -174,13 +173,6 @@ at::Tensor masked_conv2d_grad_bias(const at::Tensor& grad_out, const OptionalTen
 }
 
 }  // namespace
-
-Plan plan_on_device(const PlanRequest& asked, const std::vector<int32_t>& table, const ConvShape& shape,
-                    Direction direction, at::ScalarType dtype, at::MemoryFormat format, at::Device device) {
-  const at::DeviceGuard guard(device);
-  const auto mask = std::make_shared<const MaskMirror>(table, device);
-  return planned(DevicePlans(*mask, device), asked, {shape, mask->table(), direction, dtype, format});
-}
 
 PK_DEVICE_OPERATORS(m) {
   m.impl("masked_conv2d", masked_conv2d);

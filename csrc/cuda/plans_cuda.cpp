@@ -1,6 +1,9 @@
 #include "cuda/plans_cuda.h"
 
+#include <ATen/DeviceGuard.h>
+
 #include <cmath>
+#include <memory>
 
 #include "cuda/direct_conv.h"
 #include "plan/cost_cuda.h"
@@ -54,6 +57,13 @@ void DevicePlans::describe(const PlanCase& c, PlanKey& key) const {
   key.device_index = device_.index();
   const auto sixteenths = static_cast<int32_t>(std::ceil(16 * listed_share(c)));
   key.settings = tensor_cores(c) | device::tunes_vendor() << 1 | vectors(c) << 2 | sixteenths << 3;
+}
+
+Plan plan_on_device(const PlanRequest& asked, const std::vector<int32_t>& table, const ConvShape& shape,
+                    Direction direction, at::ScalarType dtype, at::MemoryFormat format, at::Device device) {
+  const at::DeviceGuard guard(device);
+  const auto mask = std::make_shared<const MaskMirror>(table, device);
+  return planned(DevicePlans(*mask, device), asked, {shape, mask->table(), direction, dtype, format});
 }
 
 }  // namespace prunekernels

@@ -25,4 +25,9 @@ class DevicePlans : public PlanDevice {
   at::Device device_;
 };
 
+// The plan that would run now, without measuring anything. table: a mask table's words in which something is dead and
+// something live.
+Plan plan_on_device(const PlanRequest& asked, const std::vector<int32_t>& table, const ConvShape& shape,
+                    Direction direction, at::ScalarType dtype, at::MemoryFormat format, at::Device device);
+
 }  // namespace prunekernels

@@ -5,11 +5,9 @@
 #include <c10/util/ArrayRef.h>
 
 #include <optional>
-#include <string_view>
 
 #include "core/conv_shape.h"
 #include "core/mask_table.h"
-#include "plan/plan.h"
 
 namespace prunekernels {
 
@@ -38,17 +36,5 @@ std::optional<MaskTable> read_mask(const char* op, const char* argument, const s
 // The same where only the number of filters is known.
 std::optional<MaskTable> read_filter_mask(const char* op, const char* argument, const std::optional<at::Tensor>& mask,
                                           int64_t K);
-
-// "auto" measures, "model" only reckons, a plan's name forces it; where a forced plan does not serve, as "auto".
-// "small" is "auto" for the convolution of a network's live part: nothing may be dead in it, and yet kernels of our own
-// be the fastest; elsewhere nothing dead means the vendor's convolution, bit for bit.
-struct PlanRequest {
-  std::optional<Plan> forced;
-  bool may_measure;
-  bool small = false;
-
-  bool settled(const MaskTable& mask) const { return mask.nothing_dead() && !small; }
-};
-PlanRequest read_plan(const char* op, std::string_view plan);
 
 }  // namespace prunekernels

@@ -4,8 +4,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/FunctionRef.h>
 
-#include "ops/conv_args.h"
 #include "plan/plan_cache.h"
+#include "plan/plan_request.h"
 
 namespace prunekernels {
 

@@ -22,6 +22,7 @@ SHARED = (
     "ops/parameter_args.cpp",
     "plan/plan_cache.cpp",
     "plan/plan_choice.cpp",
+    "plan/plan_request.cpp",
 )  # with the CPU ring
 STREAM = build.CSRC / "cuda" / "kernels" / "stream.h"  # which everything includes
 _kept = []
