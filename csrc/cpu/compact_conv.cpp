@@ -8,6 +8,7 @@
 #include "cpu/caching_allocator.h"
 #include "cpu/kernels/weights.h"
 #include "cpu/tensor_access.h"
+#include "ops/vendor_conv.h"
 
 namespace prunekernels {
 namespace {
@@ -84,11 +85,14 @@ int64_t CompactConv::chunk(int64_t element_bytes) const {
   return std::min(shape.N, ((shape.N + chunks - 1) / chunks + threads - 1) / threads * threads);
 }
 
-at::Tensor CompactConv::buffer(const at::Tensor& like, int64_t images, int64_t channels, int64_t height,
-                               int64_t width) const {
-  return at::empty({images, channels, height, width}, like.options().memory_format(format));
+namespace {
+
+template <typename Step>
+void each_chunk(int64_t images, int64_t chunk, Step step) {
+  for (int64_t first = 0; first < images; first += chunk) step(first, std::min(chunk, images - first));
 }
 
+// images first..first + count of x, gathered into buffer; as they are where every channel is live.
 at::Tensor gather_images(const ChannelMap& map, const at::Tensor& x, int64_t first, int64_t count,
                          const at::Tensor& buffer) {
   const at::Tensor images = x.narrow(0, first, count);
@@ -96,6 +100,71 @@ at::Tensor gather_images(const ChannelMap& map, const at::Tensor& x, int64_t fir
   const at::Tensor compact = buffer.narrow(0, 0, count);
   map.gather(images, compact);
   return compact;
+}
+
+}  // namespace
+
+at::Tensor compact_forward(const ConvCall<MaskTable>& call, const at::Tensor& x, const at::Tensor& weight,
+                           const OptionalTensor& bias) {
+  const ConvShape& s = call.shape;
+  const CompactConv cc(s, call.mask, call.format);
+  const int64_t groups = call.mask[kLiveGroups], chunk = cc.out.identity() ? s.N : cc.chunk(x.element_size());
+  const at::Tensor w = cc.pack_weight(weight);
+  const OptionalTensor b = bias ? OptionalTensor(cc.pack_bias(*bias)) : std::nullopt;
+  const at::Tensor buffer = cc.in.identity() ? x : call.empty({chunk, cc.in.live(), s.H, s.W}, x);
+  if (cc.out.identity()) return vendor::conv(gather_images(cc.in, x, 0, s.N, buffer), w, b, call.params, groups);
+  const at::Tensor y = fresh({s.N, s.K, s.P, s.Q}, x.options(), call.format);
+  each_chunk(s.N, chunk, [&](int64_t first, int64_t count) {
+    const at::Tensor part = vendor::conv(gather_images(cc.in, x, first, count, buffer), w, b, call.params, groups);
+    cc.out.scatter(part.contiguous(call.format), y.narrow(0, first, count));
+  });
+  return y;
+}
+
+at::Tensor compact_grad_input(const ConvCall<MaskTable>& call, const at::Tensor& grad_out, const at::Tensor& weight) {
+  const ConvShape& s = call.shape;
+  const CompactConv cc(s, call.mask, call.format);
+  const int64_t groups = call.mask[kLiveGroups], chunk = cc.in.identity() ? s.N : cc.chunk(grad_out.element_size());
+  const at::Tensor w = cc.pack_weight(weight);
+  const at::Tensor buffer = cc.out.identity() ? grad_out : call.empty({chunk, cc.out.live(), s.P, s.Q}, grad_out);
+  const at::Tensor x =
+      call.empty({chunk, cc.in.live(), s.H, s.W}, grad_out);  // sizes only; never read, so never paged in
+  if (cc.in.identity())
+    return vendor::grad_input(gather_images(cc.out, grad_out, 0, s.N, buffer), x, w, call.params, groups);
+  const at::Tensor grad_x = fresh({s.N, s.C, s.H, s.W}, grad_out.options(), call.format);
+  each_chunk(s.N, chunk, [&](int64_t first, int64_t count) {
+    const at::Tensor grad = gather_images(cc.out, grad_out, first, count, buffer);
+    const at::Tensor part = vendor::grad_input(grad, x.narrow(0, 0, count), w, call.params, groups);
+    cc.in.scatter(part.contiguous(call.format), grad_x.narrow(0, first, count));
+  });
+  return grad_x;
+}
+
+at::Tensor compact_grad_weight(const ConvCall<MaskTable>& call, const at::Tensor& grad_out, const at::Tensor& x,
+                               const at::Tensor& weight, const OptionalTensor& scale) {
+  const ConvShape& s = call.shape;
+  const CompactConv cc(s, call.mask, call.format);
+  const int64_t groups = call.mask[kLiveGroups];
+  const bool copies = !cc.in.identity() || !cc.out.identity();
+  // Each chunk adds a whole weight gradient: worth it only while that is small beside the chunk.
+  const int64_t weight_bytes = call.mask.out_count() * call.mask[kInPerGroup] * s.taps() * x.element_size();
+  const int64_t chunk = !copies ? s.N : std::min(s.N, cc.chunk(x.element_size()) * (1 + weight_bytes / (1 << 20)));
+  const at::Tensor x_buffer = cc.in.identity() ? x : call.empty({chunk, cc.in.live(), s.H, s.W}, x);
+  const at::Tensor grad_buffer = cc.out.identity() ? grad_out : call.empty({chunk, cc.out.live(), s.P, s.Q}, x);
+  const at::Tensor like = call.empty({call.mask.out_count(), call.mask[kInPerGroup], s.R, s.S}, x);
+  at::Tensor sum;
+  each_chunk(s.N, chunk, [&](int64_t first, int64_t count) {
+    const at::Tensor part =
+        vendor::grad_weight(gather_images(cc.out, grad_out, first, count, grad_buffer),
+                            gather_images(cc.in, x, first, count, x_buffer), like, call.params, groups);
+    const bool widen = count < s.N && part.element_size() < 4;  // a sum of many chunks needs the wider type
+    if (!sum.defined())
+      sum = widen ? part.to(at::kFloat) : part;
+    else
+      sum.add_(part);
+  });
+  return cc.unpack_grad_weight(sum.to(x.scalar_type()), weight.sizes(), weight.suggest_memory_format(),
+                               const_floats(scale));
 }
 
 }  // namespace prunekernels

@@ -50,24 +50,27 @@ at::Tensor run(const PlaneConv& conv, const at::Tensor& operand, const at::Tenso
 
 }  // namespace
 
-at::Tensor direct_forward(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                          const ConvShape& s, const MaskTable& mask, bool sparse) {
-  const PlaneConv conv(PlaneConv::kForward, s, mask, !sparse, choose_lane_axis(s, Direction::forward, sparse),
+at::Tensor direct_forward(const ConvCall<MaskTable>& call, const at::Tensor& x, const at::Tensor& weight,
+                          const OptionalTensor& bias, bool sparse) {
+  const ConvShape& s = call.shape;
+  const PlaneConv conv(PlaneConv::kForward, s, call.mask, !sparse, choose_lane_axis(s, Direction::forward, sparse),
                        at::get_num_threads());
   return run(conv, x, weight, bias ? &*bias : nullptr, {s.N, s.K, s.P, s.Q});
 }
 
-at::Tensor direct_grad_input(const at::Tensor& grad_out, const at::Tensor& weight, const ConvShape& s,
-                             const MaskTable& mask, bool sparse) {
-  const PlaneConv conv(PlaneConv::kGradInput, s, mask, !sparse, choose_lane_axis(s, Direction::grad_input, sparse),
+at::Tensor direct_grad_input(const ConvCall<MaskTable>& call, const at::Tensor& grad_out, const at::Tensor& weight,
+                             bool sparse) {
+  const ConvShape& s = call.shape;
+  const PlaneConv conv(PlaneConv::kGradInput, s, call.mask, !sparse, choose_lane_axis(s, Direction::grad_input, sparse),
                        at::get_num_threads());
   return run(conv, grad_out, weight, nullptr, {s.N, s.C, s.H, s.W});
 }
 
-at::Tensor direct_grad_weight(const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight,
-                              const ConvShape& s, const MaskTable& mask, const float* scale, bool sparse) {
+at::Tensor direct_grad_weight(const ConvCall<MaskTable>& call, const at::Tensor& grad_out, const at::Tensor& x,
+                              const at::Tensor& weight, const OptionalTensor& scale, bool sparse) {
+  const ConvShape& s = call.shape;
   const int64_t threads = at::get_num_threads();
-  const PlaneGradWeight work(s, mask, !sparse, choose_lane_axis(s, Direction::grad_weight, sparse), threads);
+  const PlaneGradWeight work(s, call.mask, !sparse, choose_lane_axis(s, Direction::grad_weight, sparse), threads);
   // Threads share out the blocks, each with a gradient of its own to add to, or else the filters.
   const int64_t floats = work.partial_floats(), fit = kPartialFloats / std::max<int64_t>(1, floats);
   const int64_t shares = std::clamp<int64_t>(fit, 1, std::min(threads, work.blocks()));
@@ -86,7 +89,7 @@ at::Tensor direct_grad_weight(const at::Tensor& grad_out, const at::Tensor& x, c
   const at::Tensor grad = fresh(weight.sizes(), weight.options(), weight.suggest_memory_format());
   const int64_t row_floats = std::max<int64_t>(1, s.channels_per_group() * s.taps());
   at::parallel_for(0, s.K, std::max<int64_t>(1, kGrainFloats / row_floats), [&](int64_t begin, int64_t end) {
-    work.write(partial.data(), shares, scale, layout_of(grad), elements<float>(grad), begin, end);
+    work.write(partial.data(), shares, const_floats(scale), layout_of(grad), elements<float>(grad), begin, end);
   });
   return grad;
 }

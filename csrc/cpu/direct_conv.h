@@ -4,17 +4,15 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
-
 #include "ops/conv_args.h"
 
 namespace prunekernels {
 
-at::Tensor direct_forward(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                          const ConvShape& shape, const MaskTable& mask, bool sparse);
-at::Tensor direct_grad_input(const at::Tensor& grad_out, const at::Tensor& weight, const ConvShape& shape,
-                             const MaskTable& mask, bool sparse);
-at::Tensor direct_grad_weight(const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight,
-                              const ConvShape& shape, const MaskTable& mask, const float* scale, bool sparse);
+at::Tensor direct_forward(const ConvCall<MaskTable>& call, const at::Tensor& x, const at::Tensor& weight,
+                          const OptionalTensor& bias, bool sparse);
+at::Tensor direct_grad_input(const ConvCall<MaskTable>& call, const at::Tensor& grad_out, const at::Tensor& weight,
+                             bool sparse);
+at::Tensor direct_grad_weight(const ConvCall<MaskTable>& call, const at::Tensor& grad_out, const at::Tensor& x,
+                              const at::Tensor& weight, const OptionalTensor& scale, bool sparse);
 
 }  // namespace prunekernels

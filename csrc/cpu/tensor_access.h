@@ -3,6 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
+
 #include "core/scalar_types.h"
 #include "cpu/kernels/weights.h"
 
@@ -31,6 +33,11 @@ const T* const_elements(const at::Tensor& t) {
 template <typename T>
 T* elements(const at::Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
+}
+
+// Null where there is no tensor.
+inline const float* const_floats(const std::optional<at::Tensor>& t) {
+  return t ? t->const_data_ptr<float>() : nullptr;
 }
 
 // Of a weight dense in either format; a 1x1 kernel is dense in both, and its channels are adjacent.

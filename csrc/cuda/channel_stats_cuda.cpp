@@ -44,7 +44,7 @@ std::vector<at::Tensor> channel_mean(at::TensorList xs, bool relu) {
 // ---- cluster_mean_
 
 // The rows of clusters with more than one, on a device.
-class Clusters : public device::Kept {
+class Clusters : public device::DeviceBuffers {
  public:
   Clusters(const std::vector<int32_t>& ids, at::Device device) : first_{0} {
     std::vector<int32_t> members;
@@ -71,9 +71,9 @@ class Clusters : public device::Kept {
 
 std::shared_ptr<const Clusters> read_clusters(const char* op, const at::Tensor& ids, const at::Tensor& grad) {
   check_clusters(op, ids, grad);
-  // Of ids on the CPU there may be one on each device; no other user of mirror::find gives numbers as low.
+  // Of ids on the CPU there may be one on each device; no other user of host_cache::find gives numbers as low.
   const int64_t parameter = std::numeric_limits<int64_t>::min() + 1 + grad.device().index();
-  return std::static_pointer_cast<const Clusters>(mirror::find(
+  return std::static_pointer_cast<const Clusters>(host_cache::find(
       op, "clusters", ids, parameter,
       [&](const std::vector<int32_t>& words) { return std::make_shared<const Clusters>(words, grad.device()); }));
 }

@@ -13,7 +13,7 @@ namespace prunekernels {
 namespace {
 
 // A list of channels among so many, checked once and kept with its inverse.
-class ChannelIndex : public device::Kept {
+class ChannelIndex : public device::DeviceBuffers {
  public:
   ChannelIndex(const char* op, const std::vector<int32_t>& list, int64_t channels, at::Device device)
       : live_(static_cast<int64_t>(list.size())) {
@@ -44,7 +44,7 @@ std::shared_ptr<const ChannelIndex> read_index(const char* op, const at::Tensor&
   PK_CHECK(index.device() == device && index.scalar_type() == at::kInt && index.dim() == 1, op, "index",
            "int32 [live] on " + device.str(), index.dtype(), " ", index.sizes(), " on ", index.device());
   return std::static_pointer_cast<const ChannelIndex>(
-      mirror::find(op, "index", index, channels, [&](const std::vector<int32_t>& list) {
+      host_cache::find(op, "index", index, channels, [&](const std::vector<int32_t>& list) {
         return std::make_shared<const ChannelIndex>(op, list, channels, device);
       }));
 }

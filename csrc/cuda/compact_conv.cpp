@@ -7,20 +7,20 @@ namespace {
 
 struct Sizes {
   int64_t groups, rows_per_group, columns;
-  explicit Sizes(const MaskMirror& mask)
+  explicit Sizes(const DeviceMask& mask)
       : groups(mask.table()[kLiveGroups]),
         rows_per_group(mask.out().padded / groups),
         columns(mask.in().padded / groups) {}
   int64_t rows() const { return groups * rows_per_group; }
 };
 
-at::Tensor compact_weight(const ConvCall& call, const at::Tensor& weight, const Sizes& sizes) {
+at::Tensor compact_weight(const CudaCall& call, const at::Tensor& weight, const Sizes& sizes) {
   return packed_conv_weight(call, weight, call.mask.pack(), sizes.rows_per_group, sizes.columns);
 }
 
 }  // namespace
 
-at::Tensor compact_forward(const ConvCall& call, const at::Tensor& x, const at::Tensor& weight,
+at::Tensor compact_forward(const CudaCall& call, const at::Tensor& x, const at::Tensor& weight,
                            const OptionalTensor& bias) {
   const Sizes sizes(call.mask);
   OptionalTensor b;
@@ -30,7 +30,7 @@ at::Tensor compact_forward(const ConvCall& call, const at::Tensor& x, const at::
   return scattered(call, y, call.mask.out());
 }
 
-at::Tensor compact_grad_input(const ConvCall& call, const at::Tensor& grad_out, const at::Tensor& weight) {
+at::Tensor compact_grad_input(const CudaCall& call, const at::Tensor& grad_out, const at::Tensor& weight) {
   const Sizes sizes(call.mask);
   const ConvShape& s = call.shape;
   const at::Tensor like_x = call.empty({s.N, call.mask.in().padded, s.H, s.W}, grad_out);
@@ -39,7 +39,7 @@ at::Tensor compact_grad_input(const ConvCall& call, const at::Tensor& grad_out, 
   return scattered(call, grad_x, call.mask.in());
 }
 
-at::Tensor compact_grad_weight(const ConvCall& call, const at::Tensor& grad_out, const at::Tensor& x,
+at::Tensor compact_grad_weight(const CudaCall& call, const at::Tensor& grad_out, const at::Tensor& x,
                                const at::Tensor& weight, const OptionalTensor& scale) {
   const Sizes sizes(call.mask);
   const ConvShape& s = call.shape;
@@ -47,8 +47,8 @@ at::Tensor compact_grad_weight(const ConvCall& call, const at::Tensor& grad_out,
   const at::Tensor grad = vendor::grad_weight(gathered(call, grad_out, call.mask.out()),
                                               gathered(call, x, call.mask.in()), like, call.params, sizes.groups)
                               .contiguous(call.format);
-  return unpacked_grad_weight(
-      call, grad, call.element(), weight, scale,
+  return unpack_grad_weight(
+      call, grad, element_of(call.dtype), weight, scale,
       {call.channels_last() ? PackLayout::rows : PackLayout::channels, sizes.rows_per_group, sizes.columns, 1});
 }
 

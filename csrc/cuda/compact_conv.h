@@ -7,10 +7,10 @@
 
 namespace prunekernels {
 
-at::Tensor compact_forward(const ConvCall& call, const at::Tensor& x, const at::Tensor& weight,
+at::Tensor compact_forward(const CudaCall& call, const at::Tensor& x, const at::Tensor& weight,
                            const OptionalTensor& bias);
-at::Tensor compact_grad_input(const ConvCall& call, const at::Tensor& grad_out, const at::Tensor& weight);
-at::Tensor compact_grad_weight(const ConvCall& call, const at::Tensor& grad_out, const at::Tensor& x,
+at::Tensor compact_grad_input(const CudaCall& call, const at::Tensor& grad_out, const at::Tensor& weight);
+at::Tensor compact_grad_weight(const CudaCall& call, const at::Tensor& grad_out, const at::Tensor& x,
                                const at::Tensor& weight, const OptionalTensor& scale);
 
 }  // namespace prunekernels

@@ -2,16 +2,18 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/index_select.h>
+#include <ATen/ops/sum.h>
 
 #include "cuda/kernels/channel_copy.h"
 #include "cuda/kernels/mask_grad.h"
+#include "cuda/plain_conv.h"
 
 namespace prunekernels {
 namespace {
 
 int32_t small(int64_t size) { return static_cast<int32_t>(size); }
 
-ChannelCopy channel_copy(const ConvCall& call, const at::Tensor& full, const Side& side) {
+ChannelCopy channel_copy(const CudaCall& call, const at::Tensor& full, const ChannelSide& side) {
   return {full.size(0), full.size(2) * full.size(3),           side.channels,
           side.padded,  static_cast<int>(full.element_size()), call.channels_last(),
           side.granule};
@@ -23,13 +25,7 @@ Element element_of(at::ScalarType type) {
   return type == at::kBFloat16 ? Element::bf16 : type == at::kHalf ? Element::f16 : Element::f32;
 }
 
-Element ConvCall::element() const { return element_of(dtype); }
-
-bool ConvCall::tf32() const { return dtype == at::kFloat && device::allows_tf32(); }
-
-at::Tensor ConvCall::empty(at::IntArrayRef size, const at::Tensor& like) const {
-  return at::empty(size, like.options().memory_format(format));
-}
+bool runs_tf32(const CudaCall& call) { return call.dtype == at::kFloat && device::allows_tf32(); }
 
 at::Tensor even_weight(const at::Tensor& weight) {
   const bool even = weight.size(2) == 1 || weight.size(3) == 1 || weight.stride(2) == weight.size(3) * weight.stride(3);
@@ -40,7 +36,7 @@ WeightStrides strides_of(const at::Tensor& weight) {
   return {weight.stride(0), weight.stride(1), weight.size(3) == 1 ? weight.stride(2) : weight.stride(3)};
 }
 
-at::Tensor packed_weight(const ConvCall& call, const at::Tensor& weight, const PackMask& mask, PackLayout layout,
+at::Tensor packed_weight(const CudaCall& call, const at::Tensor& weight, const PackMask& mask, PackLayout layout,
                          int64_t rows_per_group, int64_t columns, bool tf32) {
   const at::Tensor full = even_weight(weight);
   const int64_t elements = mask.live_groups * rows_per_group * columns * call.shape.taps();
@@ -51,14 +47,14 @@ at::Tensor packed_weight(const ConvCall& call, const at::Tensor& weight, const P
                     small(rows_per_group),
                     small(columns),
                     strides_of(full),
-                    call.element(),
+                    element_of(call.dtype),
                     full.const_data_ptr(),
                     packed.mutable_data_ptr()};
-  PK_LAUNCH(call.op, launch_pack_weights, &job, 1, call.element(), tf32, device::current_stream());
+  PK_LAUNCH(call.op, launch_pack_weights, &job, 1, element_of(call.dtype), tf32, device::current_stream());
   return packed;
 }
 
-at::Tensor packed_conv_weight(const ConvCall& call, const at::Tensor& weight, const PackMask& mask,
+at::Tensor packed_conv_weight(const CudaCall& call, const at::Tensor& weight, const PackMask& mask,
                               int64_t rows_per_group, int64_t columns) {
   const auto layout = call.channels_last() ? PackLayout::rows : PackLayout::channels;
   const at::Tensor packed = packed_weight(call, weight, mask, layout, rows_per_group, columns, false);
@@ -67,15 +63,15 @@ at::Tensor packed_conv_weight(const ConvCall& call, const at::Tensor& weight, co
                               : packed.view({rows, columns, R, S});
 }
 
-at::Tensor unpacked_grad_weight(const ConvCall& call, const at::Tensor& packed, Element element, const at::Tensor& like,
-                                const OptionalTensor& scale, const PackedGrad& grad) {
+at::Tensor unpack_grad_weight(const CudaCall& call, const at::Tensor& packed, Element element, const at::Tensor& like,
+                              const OptionalTensor& scale, const PackedGrad& grad) {
   const at::Tensor full = at::empty(like.sizes(), like.options().memory_format(like.suggest_memory_format()));
-  write_grad_weight(call, packed, element, full, scale, grad);
+  unpack_grad_weight_into(call, packed, element, full, scale, grad);
   return full;
 }
 
-void write_grad_weight(const ConvCall& call, const at::Tensor& packed, Element element, const at::Tensor& full,
-                       const OptionalTensor& scale, const PackedGrad& grad) {
+void unpack_grad_weight_into(const CudaCall& call, const at::Tensor& packed, Element element, const at::Tensor& full,
+                             const OptionalTensor& scale, const PackedGrad& grad) {
   const PackMask mask = call.mask.pack();
   const int64_t taps = call.shape.taps();
   const UnpackJob job{mask,
@@ -90,7 +86,7 @@ void write_grad_weight(const ConvCall& call, const at::Tensor& packed, Element e
                       packed.const_data_ptr(),
                       scale ? scale->const_data_ptr<float>() : nullptr,
                       full.mutable_data_ptr()};
-  PK_LAUNCH(call.op, launch_unpack_grad_weight, &job, 1, call.element(), device::current_stream());
+  PK_LAUNCH(call.op, launch_unpack_grad_weight, &job, 1, element_of(call.dtype), device::current_stream());
 }
 
 at::Tensor picked(const char* op, const at::Tensor& values, const int32_t* index, int64_t count) {
@@ -100,7 +96,7 @@ at::Tensor picked(const char* op, const at::Tensor& values, const int32_t* index
   return chosen;
 }
 
-at::Tensor gathered(const ConvCall& call, const at::Tensor& full, const Side& side) {
+at::Tensor gathered(const CudaCall& call, const at::Tensor& full, const ChannelSide& side) {
   if (side.identity) return full;
   const at::Tensor compact = call.empty({full.size(0), side.padded, full.size(2), full.size(3)}, full);
   PK_LAUNCH(call.op, launch_gather_channels, full.const_data_ptr(), side.index, compact.mutable_data_ptr(),
@@ -108,7 +104,7 @@ at::Tensor gathered(const ConvCall& call, const at::Tensor& full, const Side& si
   return compact;
 }
 
-at::Tensor scattered(const ConvCall& call, const at::Tensor& result, const Side& side) {
+at::Tensor scattered(const CudaCall& call, const at::Tensor& result, const ChannelSide& side) {
   const at::Tensor compact = result.contiguous(call.format);
   if (side.identity) return compact;
   const at::Tensor full = call.empty({compact.size(0), side.channels, compact.size(2), compact.size(3)}, compact);
@@ -117,7 +113,7 @@ at::Tensor scattered(const ConvCall& call, const at::Tensor& result, const Side&
   return full;
 }
 
-void write_constants(const ConvCall& call, const at::Tensor& y, const OptionalTensor& bias) {
+void write_constants(const CudaCall& call, const at::Tensor& y, const OptionalTensor& bias) {
   const int64_t count = call.mask.table()[kConstants];
   if (count == 0) return;
   const at::Tensor list = call.mask.constants();
@@ -129,8 +125,9 @@ void write_constants(const ConvCall& call, const at::Tensor& y, const OptionalTe
   }
 }
 
-void mask_grad_weight(const char* op, const at::Tensor& grad, const MaskMirror* mask, const OptionalTensor& scale) {
+void mask_grad_weight(const char* op, const at::Tensor& grad, const DeviceMask* mask, const OptionalTensor& scale) {
   if (!mask && !scale) return;
+  if (grad.scalar_type() == at::kDouble) return mask_grad_of_doubles(grad, mask, scale);
   const bool last = grad.is_contiguous(at::MemoryFormat::ChannelsLast) && !grad.is_contiguous();
   MaskGradLayer layer{};
   layer.mask = {nullptr, nullptr, small(grad.size(0)), small(grad.size(1)), small(grad.size(2) * grad.size(3)), last};
@@ -138,6 +135,11 @@ void mask_grad_weight(const char* op, const at::Tensor& grad, const MaskMirror* 
   layer.grad = grad.mutable_data_ptr();
   layer.grad_scale = scale ? scale->const_data_ptr<float>() : nullptr;
   PK_LAUNCH(op, launch_mask_grad, element_of(grad.scalar_type()), &layer, 1, false, device::current_stream());
+}
+
+at::Tensor channel_sums(const char* op, const at::Tensor& x, const DeviceMask* mask) {
+  const at::Tensor sums = at::sum(x, {0, 2, 3});
+  return mask && x.size(1) ? picked(op, sums, mask->kept_filters(), x.size(1)) : sums;
 }
 
 }  // namespace prunekernels

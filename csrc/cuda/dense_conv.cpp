@@ -3,26 +3,27 @@
 #include <ATen/ops/empty.h>
 
 #include "cuda/kernels/nan_repair.h"
+#include "cuda/plain_conv.h"
 #include "ops/vendor_conv.h"
 
 namespace prunekernels {
 namespace {
 
-at::Tensor masked_weight(const ConvCall& call, const at::Tensor& weight) {
+at::Tensor masked_weight(const CudaCall& call, const at::Tensor& weight) {
   const ConvShape& s = call.shape;
   return packed_conv_weight(call, weight, call.mask.pack_dense(), s.K / s.G, s.C / s.G);
 }
 
 // Makes the result of a full-width convolution right where a NaN or an infinity of a dead channel came through.
-void guard(const ConvCall& call, bool forward, const at::Tensor& operand, const at::Tensor& masked,
-           const OptionalTensor& bias, const at::Tensor& result) {
+void repair_nan(const CudaCall& call, bool forward, const at::Tensor& operand, const at::Tensor& masked,
+                const OptionalTensor& bias, const at::Tensor& result) {
   const ConvShape& s = call.shape;
-  const Side& to = forward ? call.mask.out() : call.mask.in();
+  const ChannelSide& to = forward ? call.mask.out() : call.mask.in();
   const LeakSearch search{result.const_data_ptr(),
                           s.N,
                           forward ? s.out_pixels() : s.in_pixels(),
                           to.channels,
-                          call.element(),
+                          element_of(call.dtype),
                           call.channels_last(),
                           call.mask.witnesses(forward)};
   const int blocks = leak_blocks(search);
@@ -30,7 +31,7 @@ void guard(const ConvCall& call, bool forward, const at::Tensor& operand, const 
   const at::Tensor found = at::empty({blocks}, result.options().dtype(at::kInt).memory_format(std::nullopt));
   PK_LAUNCH(call.op, launch_find_leaks, search, found.mutable_data_ptr<int32_t>(), device::current_stream());
   const Repair repair{s,
-                      call.element(),
+                      element_of(call.dtype),
                       call.channels_last(),
                       operand.const_data_ptr(),
                       masked.const_data_ptr(),
@@ -48,33 +49,26 @@ void guard(const ConvCall& call, bool forward, const at::Tensor& operand, const 
 
 }  // namespace
 
-at::Tensor dense_forward(const ConvCall& call, const at::Tensor& x, const at::Tensor& weight,
+at::Tensor dense_forward(const CudaCall& call, const at::Tensor& x, const at::Tensor& weight,
                          const OptionalTensor& bias) {
+  if (call.dtype == at::kDouble) return plain_forward(call, x, weight, bias);
   const at::Tensor masked = masked_weight(call, weight);
   OptionalTensor live_bias;
   if (bias) live_bias = picked(call.op, *bias, call.mask.kept_filters(), call.shape.K);
   const at::Tensor y = vendor::conv(x, masked, live_bias, call.params, call.params.groups).contiguous(call.format);
-  guard(call, true, x, masked, live_bias, y);
+  repair_nan(call, true, x, masked, live_bias, y);
   return y;
 }
 
-at::Tensor dense_grad_input(const ConvCall& call, const at::Tensor& grad_out, const at::Tensor& weight) {
+at::Tensor dense_grad_input(const CudaCall& call, const at::Tensor& grad_out, const at::Tensor& weight) {
+  if (call.dtype == at::kDouble) return plain_grad_input(call, grad_out, weight);
   const ConvShape& s = call.shape;
   const at::Tensor masked = masked_weight(call, weight);
   const at::Tensor like_x = call.empty({s.N, s.C, s.H, s.W}, grad_out);
   const at::Tensor grad_x =
       vendor::grad_input(grad_out, like_x, masked, call.params, call.params.groups).contiguous(call.format);
-  guard(call, false, grad_out, masked, std::nullopt, grad_x);
+  repair_nan(call, false, grad_out, masked, std::nullopt, grad_x);
   return grad_x;
-}
-
-at::Tensor dense_grad_weight(const char* op, const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight,
-                             const MaskMirror* mask, const ConvParams& params, const OptionalTensor& scale) {
-  const at::Tensor like = weight.contiguous(x.suggest_memory_format());
-  const at::Tensor grad =
-      vendor::grad_weight(grad_out, x, like, params, params.groups).contiguous(weight.suggest_memory_format());
-  mask_grad_weight(op, grad, mask, scale);
-  return grad;
 }
 
 }  // namespace prunekernels

@@ -1,4 +1,4 @@
-// The dense plan: the vendor's convolution at full width of weights whose dead kernels are zeros, and a guard against
+// The dense plan: the vendor's convolution at full width of weights whose dead kernels are zeros, and a repair of
 // what 0 * NaN makes of that (kernels/nan_repair.h). It costs a pass over the weights and, where something is dead on
 // the way, two small launches more than the plain convolution; no pass over activations.
 #pragma once
@@ -7,11 +7,8 @@
 
 namespace prunekernels {
 
-at::Tensor dense_forward(const ConvCall& call, const at::Tensor& x, const at::Tensor& weight,
+at::Tensor dense_forward(const CudaCall& call, const at::Tensor& x, const at::Tensor& weight,
                          const OptionalTensor& bias);
-at::Tensor dense_grad_input(const ConvCall& call, const at::Tensor& grad_out, const at::Tensor& weight);
-// Null mask: all live.
-at::Tensor dense_grad_weight(const char* op, const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight,
-                             const MaskMirror* mask, const ConvParams& params, const OptionalTensor& scale);
+at::Tensor dense_grad_input(const CudaCall& call, const at::Tensor& grad_out, const at::Tensor& weight);
 
 }  // namespace prunekernels

@@ -51,7 +51,7 @@ cudaGraph_t graph_being_captured() {
 // What destroyed graphs held. They say so on a thread of the driver's that must not call CUDA, so freeing has to wait.
 struct Forgotten {
   std::mutex mutex;
-  std::vector<std::shared_ptr<const Kept>> items;
+  std::vector<std::shared_ptr<const DeviceBuffers>> items;
 };
 
 Forgotten& forgotten() {
@@ -59,7 +59,7 @@ Forgotten& forgotten() {
   return *forgotten;
 }
 
-using Hold = std::shared_ptr<const Kept>;
+using Hold = std::shared_ptr<const DeviceBuffers>;
 
 void CUDART_CB forget(void* hold) {
   const std::unique_ptr<Hold> mine(static_cast<Hold*>(hold));
@@ -123,7 +123,7 @@ std::vector<int32_t> download(const at::Tensor& words) {
   return {here.const_data_ptr<int32_t>(), here.const_data_ptr<int32_t>() + here.numel()};
 }
 
-void Kept::used_here() const {
+void DeviceBuffers::used_here() const {
   const c10::Stream stream = c10::cuda::getCurrentCUDAStream();
   {
     const std::lock_guard lock(mutex_);
@@ -135,14 +135,14 @@ void Kept::used_here() const {
   if (const cudaGraph_t graph = graph_being_captured()) hold_in(graph, shared_from_this());
 }
 
-at::Tensor Kept::keep(const at::Tensor& memory) const {
+at::Tensor DeviceBuffers::keep(const at::Tensor& memory) const {
   const std::lock_guard lock(mutex_);
   memory_.push_back(memory);
   for (const c10::Stream& stream : streams_) memory.record_stream(stream);
   return memory;
 }
 
-const int32_t* Kept::keep(const std::vector<int32_t>& words, at::Device device) const {
+const int32_t* DeviceBuffers::keep(const std::vector<int32_t>& words, at::Device device) const {
   return keep(upload(words, device)).const_data_ptr<int32_t>();
 }
 

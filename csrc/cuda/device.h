@@ -43,11 +43,11 @@ at::Tensor upload(const std::vector<int32_t>& words, at::Device device);
 std::vector<int32_t> download(const at::Tensor& words);  // int32 [n]
 
 // Device memory that outlives the call that made it, and may be read by kernels of any stream, and by graphs.
-class Kept : public std::enable_shared_from_this<Kept> {
+class DeviceBuffers : public std::enable_shared_from_this<DeviceBuffers> {
  public:
-  virtual ~Kept() = default;
-  Kept() = default;
-  Kept(const Kept&) = delete;
+  virtual ~DeviceBuffers() = default;
+  DeviceBuffers() = default;
+  DeviceBuffers(const DeviceBuffers&) = delete;
 
   // Before every use: the memory goes back to torch only when the kernels of this stream are done with it; while a
   // graph is captured, only when that graph is destroyed.

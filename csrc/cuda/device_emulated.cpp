@@ -65,15 +65,15 @@ std::vector<int32_t> download(const at::Tensor& words) {
   return {here.const_data_ptr<int32_t>(), here.const_data_ptr<int32_t>() + here.numel()};
 }
 
-void Kept::used_here() const {}
+void DeviceBuffers::used_here() const {}
 
-at::Tensor Kept::keep(const at::Tensor& memory) const {
+at::Tensor DeviceBuffers::keep(const at::Tensor& memory) const {
   const std::lock_guard lock(mutex_);
   memory_.push_back(memory);
   return memory;
 }
 
-const int32_t* Kept::keep(const std::vector<int32_t>& words, at::Device device) const {
+const int32_t* DeviceBuffers::keep(const std::vector<int32_t>& words, at::Device device) const {
   return keep(upload(words, device)).const_data_ptr<int32_t>();
 }
 

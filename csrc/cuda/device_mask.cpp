@@ -46,7 +46,7 @@ std::vector<int32_t> dense_twin(std::vector<int32_t> words) {
 
 // A dead result channel proves that nothing leaked in its group, and stands for the dead ones; in a group without one,
 // any channel proves it, and there is nothing to prove if the operand has no dead channel there.
-std::vector<int32_t> find_witnesses(const int32_t* result, int64_t results, const int32_t* operand, int64_t operands,
+std::vector<int32_t> find_sentinels(const int32_t* result, int64_t results, const int32_t* operand, int64_t operands,
                                     int64_t groups) {
   std::vector<int32_t> words;
   const auto is_dead = [](int32_t slot) { return slot == kDead; };
@@ -77,8 +77,8 @@ std::vector<int32_t> constant_filters(const MaskTable& table) {
   return words;
 }
 
-Side make_side(const int32_t* index, int64_t live, int64_t channels, bool pads) {
-  Side side{channels, live, pads ? packed_count(live) : live};
+ChannelSide make_side(const int32_t* index, int64_t live, int64_t channels, bool pads) {
+  ChannelSide side{channels, live, pads ? packed_count(live) : live};
   side.identity = live == channels && std::find(index, index + live, kDead) == index + live;
   if (side.identity) side.padded = live;
   side.granule = channel_granule(padded(index, live, side.padded).data(), side.padded, channels);
@@ -88,12 +88,12 @@ Side make_side(const int32_t* index, int64_t live, int64_t channels, bool pads) 
 
 }  // namespace
 
-ChannelView Side::view(Element element) const {
+ChannelView ChannelSide::view(Element element) const {
   if (identity) return {channels, channels, nullptr, nullptr, list_is_vectors(nullptr, channels, channels, element)};
   return {channels, live, index, slot, list_is_vectors(host_index, live, channels, element)};
 }
 
-MaskMirror::MaskMirror(std::vector<int32_t> words, at::Device device)
+DeviceMask::DeviceMask(std::vector<int32_t> words, at::Device device)
     : words_(std::move(words)), table_(words_.data()), device_(device) {
   const bool one_group = table_[kGroups] == 1;
   out_ = make_side(table_.out_index(), table_.out_count(), table_[kFilters], one_group);
@@ -107,11 +107,13 @@ MaskMirror::MaskMirror(std::vector<int32_t> words, at::Device device)
   const size_t in = block.add(padded(in_.host_index, in_.live, in_.padded));
   const size_t filters = block.add(kept(table_));
   const std::vector<int32_t> seen[] = {
-      find_witnesses(table_.in_slot(), in_.channels, table_.out_slot(), out_.channels, table_[kGroups]),
-      find_witnesses(table_.out_slot(), out_.channels, table_.in_slot(), in_.channels, table_[kGroups])};
+      find_sentinels(table_.in_slot(), in_.channels, table_.out_slot(), out_.channels, table_[kGroups]),
+      find_sentinels(table_.out_slot(), out_.channels, table_.in_slot(), in_.channels, table_[kGroups])};
   const size_t witnesses[] = {block.add(seen[0]), block.add(seen[1])};
 
-  const int32_t* const there = keep(block.words(), device);
+  const at::Tensor uploaded = keep(device::upload(block.words(), device));
+  const auto* const there = uploaded.const_data_ptr<int32_t>();
+  device_words_ = uploaded.narrow(0, static_cast<int64_t>(table), static_cast<int64_t>(words_.size()));
   device_table_ = there + table, device_dense_ = there + dense;
   out_.index = there + out, in_.index = there + in;
   out_.slot = device_table_ + (table_.out_slot() - words_.data());
@@ -122,16 +124,16 @@ MaskMirror::MaskMirror(std::vector<int32_t> words, at::Device device)
   for (int i = 0; i < 2; ++i) witnesses_[i] = {there + witnesses[i], static_cast<int64_t>(seen[i].size())};
 }
 
-PackMask MaskMirror::pack() const { return pack_mask(words_.data(), device_table_); }
-PackMask MaskMirror::pack_dense() const { return pack_mask(dense_words_.data(), device_dense_); }
+PackMask DeviceMask::pack() const { return pack_mask(words_.data(), device_table_); }
+PackMask DeviceMask::pack_dense() const { return pack_mask(dense_words_.data(), device_dense_); }
 
-const int32_t* MaskMirror::keep_late(const char* op, const std::vector<int32_t>& words) const {
+const int32_t* DeviceMask::keep_late(const char* op, const std::vector<int32_t>& words) const {
   PK_CHECK(!device::capturing(), op, "mask",
            "a mask that this plan has met before the capture of a graph begins (run a step first)", "a new one");
   return keep(words, device_);
 }
 
-MaskMirror::Lists& MaskMirror::lists(bool of_filters, int64_t tile, int64_t chunk) const {
+DeviceMask::Lists& DeviceMask::lists(bool of_filters, int64_t tile, int64_t chunk) const {
   const std::array<int64_t, 3> key{of_filters, tile, chunk};
   auto found = lists_.find(key);
   if (found == lists_.end()) {
@@ -143,12 +145,12 @@ MaskMirror::Lists& MaskMirror::lists(bool of_filters, int64_t tile, int64_t chun
   return found->second;
 }
 
-double MaskMirror::listed_share(bool of_filters, int64_t tile, int64_t chunk) const {
+double DeviceMask::listed_share(bool of_filters, int64_t tile, int64_t chunk) const {
   const std::lock_guard lock(mutex_);
   return lists(of_filters, tile, chunk).share;
 }
 
-DeviceTileLists MaskMirror::tile_lists(const char* op, bool of_filters, int64_t tile, int64_t chunk) const {
+DeviceTileLists DeviceMask::tile_lists(const char* op, bool of_filters, int64_t tile, int64_t chunk) const {
   const std::lock_guard lock(mutex_);
   Lists& found = lists(of_filters, tile, chunk);
   const size_t tiles = found.host.first.size();
@@ -160,7 +162,7 @@ DeviceTileLists MaskMirror::tile_lists(const char* op, bool of_filters, int64_t 
   return {found.first, found.first + tiles, found.host.longest()};
 }
 
-const SparseLists& MaskMirror::sparse_lists(const char* op, const int32_t** device_words) const {
+const SparseLists& DeviceMask::sparse_lists(const char* op, const int32_t** device_words) const {
   const std::lock_guard lock(mutex_);
   if (!sparse_) {
     Sparse made{SparseLists(table_), nullptr};
@@ -173,23 +175,23 @@ const SparseLists& MaskMirror::sparse_lists(const char* op, const int32_t** devi
 
 namespace {
 
-std::shared_ptr<const MaskMirror> find_mirror(const char* op, const char* argument, const at::Tensor& mask,
-                                              const at::Tensor& like) {
+std::shared_ptr<const DeviceMask> find_device_mask(const char* op, const char* argument, const at::Tensor& mask,
+                                                   const at::Tensor& like) {
   check_table_tensor(op, argument, mask, like.device());
-  return std::static_pointer_cast<const MaskMirror>(
-      mirror::find(op, argument, mask, -1, [&](const std::vector<int32_t>& words) {
+  return std::static_pointer_cast<const DeviceMask>(
+      host_cache::find(op, argument, mask, -1, [&](const std::vector<int32_t>& words) {
         check_table_words(op, argument, words.data(), static_cast<int64_t>(words.size()));
-        return std::make_shared<const MaskMirror>(words, like.device());
+        return std::make_shared<const DeviceMask>(words, like.device());
       }));
 }
 
 }  // namespace
 
-std::shared_ptr<const MaskMirror> mirror_mask(const char* op, const char* argument,
+std::shared_ptr<const DeviceMask> device_mask(const char* op, const char* argument,
                                               const std::optional<at::Tensor>& mask, int64_t K, int64_t C, int64_t G,
                                               const at::Tensor& like) {
   if (!mask) return nullptr;
-  auto found = find_mirror(op, argument, *mask, like);
+  auto found = find_device_mask(op, argument, *mask, like);
   if (C < 0) {
     check_table_filters(op, argument, found->table(), K);
     return found;
@@ -198,10 +200,10 @@ std::shared_ptr<const MaskMirror> mirror_mask(const char* op, const char* argume
   return found->table().nothing_dead() ? nullptr : found;
 }
 
-std::shared_ptr<const MaskMirror> mirror_row_mask(const char* op, const std::optional<at::Tensor>& mask,
+std::shared_ptr<const DeviceMask> device_row_mask(const char* op, const std::optional<at::Tensor>& mask,
                                                   const at::Tensor& parameter) {
   if (!mask) return nullptr;
-  auto found = find_mirror(op, "masks", *mask, parameter);
+  auto found = find_device_mask(op, "masks", *mask, parameter);
   return masks_rows(op, found->table(), parameter) ? found : nullptr;
 }
 

@@ -18,7 +18,7 @@
 namespace prunekernels {
 
 // Filters or input channels of a mask.
-struct Side {
+struct ChannelSide {
   int64_t channels;           // full width
   int64_t live;               // of the table's list
   int64_t padded;             // channels of a compact tensor: live, for one group rounded up to a multiple of 8
@@ -31,13 +31,14 @@ struct Side {
   ChannelView view(Element element) const;
 };
 
-class MaskMirror : public device::Kept {
+class DeviceMask : public device::DeviceBuffers {
  public:
-  MaskMirror(std::vector<int32_t> words, at::Device device);
+  DeviceMask(std::vector<int32_t> words, at::Device device);
 
-  const MaskTable& table() const { return table_; }
-  const Side& out() const { return out_; }
-  const Side& in() const { return in_; }
+  const MaskTable& table() const { return table_; }          // on the host
+  const at::Tensor& words() const { return device_words_; }  // the same on the device
+  const ChannelSide& out() const { return out_; }
+  const ChannelSide& in() const { return in_; }
 
   const uint32_t* pairs() const { return pairs_; }               // device [K, ceil(C / G / 32)]
   const int32_t* kept_filters() const { return kept_filters_; }  // device [K]: k, or -1 where the filter mask is false
@@ -46,7 +47,7 @@ class MaskMirror : public device::Kept {
   PackMask pack() const;
   PackMask pack_dense() const;  // of the same kernels between all filters and all channels
 
-  // Made when first asked for, which copies them to the device: see mirror.h on capturing.
+  // Made when first asked for, which copies them to the device: see host_cache.h on capturing.
   const SparseLists& sparse_lists(const char* op, const int32_t** device_words) const;
   DeviceTileLists tile_lists(const char* op, bool of_filters, int64_t tile, int64_t chunk) const;
   double listed_share(bool of_filters, int64_t tile, int64_t chunk) const;  // of all chunks
@@ -67,7 +68,8 @@ class MaskMirror : public device::Kept {
   std::vector<int32_t> words_;
   MaskTable table_;
   at::Device device_;
-  Side out_, in_;
+  ChannelSide out_, in_;
+  at::Tensor device_words_;
   const int32_t* device_table_;
   const uint32_t* pairs_;
   const int32_t* kept_filters_;
@@ -83,12 +85,12 @@ class MaskMirror : public device::Kept {
 
 // Checked for these sizes; null where nothing is dead. C and G < 0: only the number of filters is known, and a mask
 // comes back even if nothing is dead.
-std::shared_ptr<const MaskMirror> mirror_mask(const char* op, const char* argument,
+std::shared_ptr<const DeviceMask> device_mask(const char* op, const char* argument,
                                               const std::optional<at::Tensor>& mask, int64_t K, int64_t C, int64_t G,
                                               const at::Tensor& like);
 
 // The same for a parameter's rows: of a vector only its length is checked, and only dead filters count.
-std::shared_ptr<const MaskMirror> mirror_row_mask(const char* op, const std::optional<at::Tensor>& mask,
+std::shared_ptr<const DeviceMask> device_row_mask(const char* op, const std::optional<at::Tensor>& mask,
                                                   const at::Tensor& parameter);
 
 }  // namespace prunekernels

@@ -12,21 +12,23 @@ namespace {
 
 constexpr double kWideTilesMayList = 1.1;  // times as many chunks as narrow ones, and are still the better tiles
 
-IgemmTile pick_tile(const ConvCall& call, bool forward, bool listed) {
+IgemmTile pick_tile(const CudaCall& call, bool forward, bool listed) {
   const ConvShape& s = call.shape;
   const int64_t pixels = s.N * (forward ? s.out_pixels() : s.in_pixels());
   const int64_t live = (forward ? call.mask.out() : call.mask.in()).live;
   const int multiprocessors = device::multiprocessors();
-  return listed ? block_sparse_tile(pixels, live, mask_block(call.mask, forward, call.element()), multiprocessors)
-                : igemm_tile(pixels, live, multiprocessors);
+  return listed
+             ? block_sparse_tile(pixels, live, mask_block(call.mask, forward, element_of(call.dtype)), multiprocessors)
+             : igemm_tile(pixels, live, multiprocessors);
 }
 
-at::Tensor igemm(const ConvCall& call, bool forward, const at::Tensor& operand, const at::Tensor& weight,
+at::Tensor igemm(const CudaCall& call, bool forward, const at::Tensor& operand, const at::Tensor& weight,
                  const OptionalTensor& bias, bool listed) {
   const ConvShape& s = call.shape;
-  const Element element = call.element();
-  const bool tf32 = call.tf32();
-  const Side &from = forward ? call.mask.in() : call.mask.out(), &to = forward ? call.mask.out() : call.mask.in();
+  const Element element = element_of(call.dtype);
+  const bool tf32 = runs_tf32(call);
+  const ChannelSide &from = forward ? call.mask.in() : call.mask.out(),
+                    &to = forward ? call.mask.out() : call.mask.in();
   const PackMask mask = call.mask.pack();
   const at::Tensor packed =
       forward ? packed_weight(call, weight, mask, PackLayout::rows, to.live, packed_count(from.live), tf32)
@@ -51,15 +53,15 @@ at::Tensor igemm(const ConvCall& call, bool forward, const at::Tensor& operand, 
   return result;
 }
 
-at::Tensor igemm_weights(const ConvCall& call, const at::Tensor& grad_out, const at::Tensor& x,
+at::Tensor igemm_weights(const CudaCall& call, const at::Tensor& grad_out, const at::Tensor& x,
                          const at::Tensor& weight, const OptionalTensor& scale, bool listed) {
-  const Side &filters = call.mask.out(), &channels = call.mask.in();
-  const Element element = call.element();
+  const ChannelSide &filters = call.mask.out(), &channels = call.mask.in();
+  const Element element = element_of(call.dtype);
   const GradWeightPlan plan =
       plan_grad_weight(call.shape, element, filters.live, channels.live, device::multiprocessors());
   const at::Tensor partial =
       at::empty({plan.partial_floats}, x.options().dtype(at::kFloat).memory_format(at::MemoryFormat::Contiguous));
-  IgemmGradWeightArgs args{call.shape, element, call.tf32(), plan.tile, plan.splits};
+  IgemmGradWeightArgs args{call.shape, element, runs_tf32(call), plan.tile, plan.splits};
   args.grad_out = grad_out.const_data_ptr(), args.filters = filters.view(element);
   args.x = x.const_data_ptr(), args.channels = channels.view(element);
   args.partial = partial.mutable_data_ptr<float>();
@@ -69,13 +71,13 @@ at::Tensor igemm_weights(const ConvCall& call, const at::Tensor& grad_out, const
   } else {
     PK_LAUNCH(call.op, igemm_grad_weight, args, device::current_stream());
   }
-  return unpacked_grad_weight(call, partial, Element::f32, weight, scale,
-                              {PackLayout::rows, filters.live, packed_count(channels.live), plan.splits});
+  return unpack_grad_weight(call, partial, Element::f32, weight, scale,
+                            {PackLayout::rows, filters.live, packed_count(channels.live), plan.splits});
 }
 
 // ---- sparse_*
 
-SparseConv sparse_conv(const ConvCall& call, const at::Tensor& weight) {
+SparseConv sparse_conv(const CudaCall& call, const at::Tensor& weight) {
   const WeightStrides strides = strides_of(weight);
   SparseConv conv{call.shape, nullptr, nullptr, strides.row, strides.channel, strides.tap, device::multiprocessors()};
   conv.lists = &call.mask.sparse_lists(call.op, &conv.device_words);
@@ -84,7 +86,7 @@ SparseConv sparse_conv(const ConvCall& call, const at::Tensor& weight) {
 
 }  // namespace
 
-int64_t mask_block(const MaskMirror& mask, bool of_filters, Element element) {
+int64_t mask_block(const DeviceMask& mask, bool of_filters, Element element) {
   const int64_t chunk = vector_channels(element);
   return mask.listed_share(of_filters, 64, chunk) <= kWideTilesMayList * mask.listed_share(of_filters, 32, chunk) ? 64
                                                                                                                   : 32;
@@ -98,8 +100,8 @@ bool sparse_serves_call(const ConvShape& shape, at::ScalarType dtype, at::Memory
   return format == at::MemoryFormat::Contiguous && dtype == at::kFloat && sparse_serves(shape);
 }
 
-at::Tensor own_forward(const ConvCall& call, const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
-                       bool sparse) {
+at::Tensor direct_forward(const CudaCall& call, const at::Tensor& x, const at::Tensor& weight,
+                          const OptionalTensor& bias, bool sparse) {
   if (call.channels_last()) return igemm(call, true, x, weight, bias, sparse);
   const ConvShape& s = call.shape;
   const at::Tensor full = even_weight(weight), y = call.empty({s.N, s.K, s.P, s.Q}, x);
@@ -109,7 +111,7 @@ at::Tensor own_forward(const ConvCall& call, const at::Tensor& x, const at::Tens
   return y;
 }
 
-at::Tensor own_grad_input(const ConvCall& call, const at::Tensor& grad_out, const at::Tensor& weight, bool sparse) {
+at::Tensor direct_grad_input(const CudaCall& call, const at::Tensor& grad_out, const at::Tensor& weight, bool sparse) {
   if (call.channels_last()) return igemm(call, false, grad_out, weight, std::nullopt, sparse);
   const ConvShape& s = call.shape;
   const at::Tensor full = even_weight(weight), grad_x = call.empty({s.N, s.C, s.H, s.W}, grad_out);
@@ -118,8 +120,8 @@ at::Tensor own_grad_input(const ConvCall& call, const at::Tensor& grad_out, cons
   return grad_x;
 }
 
-at::Tensor own_grad_weight(const ConvCall& call, const at::Tensor& grad_out, const at::Tensor& x,
-                           const at::Tensor& weight, const OptionalTensor& scale, bool sparse) {
+at::Tensor direct_grad_weight(const CudaCall& call, const at::Tensor& grad_out, const at::Tensor& x,
+                              const at::Tensor& weight, const OptionalTensor& scale, bool sparse) {
   if (call.channels_last()) return igemm_weights(call, grad_out, x, weight, scale, sparse);
   const at::Tensor grad = at::empty(weight.sizes(), weight.options().memory_format(weight.suggest_memory_format()));
   const SparseConv conv = sparse_conv(call, grad);

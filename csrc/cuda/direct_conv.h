@@ -13,13 +13,13 @@ bool igemm_serves_call(const ConvShape& shape, at::ScalarType dtype, at::MemoryF
 bool sparse_serves_call(const ConvShape& shape, at::ScalarType dtype, at::MemoryFormat format);
 
 // sparse: the plan; else direct.
-at::Tensor own_forward(const ConvCall& call, const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
-                       bool sparse);
-at::Tensor own_grad_input(const ConvCall& call, const at::Tensor& grad_out, const at::Tensor& weight, bool sparse);
-at::Tensor own_grad_weight(const ConvCall& call, const at::Tensor& grad_out, const at::Tensor& x,
-                           const at::Tensor& weight, const OptionalTensor& scale, bool sparse);
+at::Tensor direct_forward(const CudaCall& call, const at::Tensor& x, const at::Tensor& weight,
+                          const OptionalTensor& bias, bool sparse);
+at::Tensor direct_grad_input(const CudaCall& call, const at::Tensor& grad_out, const at::Tensor& weight, bool sparse);
+at::Tensor direct_grad_weight(const CudaCall& call, const at::Tensor& grad_out, const at::Tensor& x,
+                              const at::Tensor& weight, const OptionalTensor& scale, bool sparse);
 
 // Result channels that share their live kernels, as far as the tile lists of block_sparse_* can tell: 32 or 64.
-int64_t mask_block(const MaskMirror& mask, bool of_filters, Element element);
+int64_t mask_block(const DeviceMask& mask, bool of_filters, Element element);
 
 }  // namespace prunekernels

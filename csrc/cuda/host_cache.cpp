@@ -6,7 +6,7 @@
 
 #include "check.h"
 
-namespace prunekernels::mirror {
+namespace prunekernels::host_cache {
 namespace {
 
 constexpr size_t kMostEntries = 4096;  // tensors alive at once; what is dropped is only read again
@@ -31,7 +31,7 @@ struct Hash {
   }
 };
 
-using Value = std::shared_ptr<const device::Kept>;
+using Value = std::shared_ptr<const device::DeviceBuffers>;
 
 struct Entry {
   c10::weak_intrusive_ptr<c10::StorageImpl> storage;  // also keeps its address from being another's
@@ -84,8 +84,8 @@ void keep(const Key& key, Entry entry) {
 
 }  // namespace
 
-std::shared_ptr<const device::Kept> find(const char* op, const char* argument, const at::Tensor& words,
-                                         int64_t parameter, Build build) {
+std::shared_ptr<const device::DeviceBuffers> find(const char* op, const char* argument, const at::Tensor& words,
+                                                  int64_t parameter, Build build) {
   const auto stride = words.dim() == 1 ? words.stride(0) : 0;
   const Key key{words.storage().unsafeGetStorageImpl(), words.storage_offset(), words.numel(), stride, parameter};
   const bool has_version = !words.is_inference();
@@ -103,4 +103,4 @@ std::shared_ptr<const device::Kept> find(const char* op, const char* argument, c
   return value;
 }
 
-}  // namespace prunekernels::mirror
+}  // namespace prunekernels::host_cache

@@ -10,15 +10,15 @@
 
 #include "cuda/device.h"
 
-namespace prunekernels::mirror {
+namespace prunekernels::host_cache {
 
-using Build = c10::function_ref<std::shared_ptr<const device::Kept>(const std::vector<int32_t>& words)>;
+using Build = c10::function_ref<std::shared_ptr<const device::DeviceBuffers>(const std::vector<int32_t>& words)>;
 
 // What build made of the tensor's present words; `parameter`: whatever else it depends on. Known by the tensor's
 // storage, place and version, so an edit that torch does not count (through .data, say) goes unseen. A tensor made in
 // inference mode has no version and is read anew each time. An unknown tensor raises while a graph is captured. The
 // graph holds what it was captured with: it goes on with the masks of that moment, whatever happens to the tensor.
-std::shared_ptr<const device::Kept> find(const char* op, const char* argument, const at::Tensor& words,
-                                         int64_t parameter, Build build);
+std::shared_ptr<const device::DeviceBuffers> find(const char* op, const char* argument, const at::Tensor& words,
+                                                  int64_t parameter, Build build);
 
-}  // namespace prunekernels::mirror
+}  // namespace prunekernels::host_cache

@@ -17,7 +17,7 @@ namespace prunekernels {
 namespace {
 
 // Places among so many channels, or -1; checked once.
-class Places : public device::Kept {
+class Places : public device::DeviceBuffers {
  public:
   Places(const char* op, const char* argument, const std::vector<int32_t>& list, int64_t channels, at::Device device)
       : count_(static_cast<int64_t>(list.size())), granule_(channel_granule(list.data(), count_, channels)) {
@@ -40,9 +40,9 @@ std::shared_ptr<const Places> read_places(const char* op, const char* argument, 
                                           int64_t channels, at::Device device) {
   PK_CHECK(index.device() == device && index.scalar_type() == at::kInt && index.dim() == 1, op, argument,
            "int32 [channels] on " + device.str(), index.dtype(), " ", index.sizes(), " on ", index.device());
-  const int64_t parameter = -2 - channels;  // no other user of mirror::find gives numbers below -1
+  const int64_t parameter = -2 - channels;  // no other user of host_cache::find gives numbers below -1
   return std::static_pointer_cast<const Places>(
-      mirror::find(op, argument, index, parameter, [&](const std::vector<int32_t>& list) {
+      host_cache::find(op, argument, index, parameter, [&](const std::vector<int32_t>& list) {
         return std::make_shared<const Places>(op, argument, list, channels, device);
       }));
 }
@@ -116,25 +116,25 @@ at::Tensor join_channels(const at::Tensor& a, const at::Tensor& b, const at::Ten
 // ---- weights
 
 struct WholeMask {  // of whole filters and channels: the packed weight is [filters, channels, R, S]
-  std::shared_ptr<const MaskMirror> mirror;
+  std::shared_ptr<const DeviceMask> lists;
   int64_t filters, channels;
 
   WholeMask(const char* op, const at::Tensor& table, int64_t full_filters, int64_t full_channels,
             const at::Tensor& like)
-      : mirror(mirror_mask(op, "mask", table, full_filters, -1, -1, like)),
-        filters(mirror->table().out_count()),
-        channels(mirror->table()[kInPerGroup]) {
-    const MaskTable& mask = mirror->table();
+      : lists(device_mask(op, "mask", table, full_filters, -1, -1, like)),
+        filters(lists->table().out_count()),
+        channels(lists->table()[kInPerGroup]) {
+    const MaskTable& mask = lists->table();
     PK_CHECK(mask.channels_per_group() == full_channels, op, "mask",
              c10::str("a table of ", full_filters, " filters and ", full_channels, " channels per group"),
              mask[kFilters], " and ", mask.channels_per_group());
     PK_CHECK(mask[kPairsFull] && !mask[kRagged], op, "mask", "lists of whole filters and channels",
              "single dead kernels");
   }
-  int64_t filters_per_group() const { return mirror->table()[kOutPerGroup]; }
+  int64_t filters_per_group() const { return lists->table()[kOutPerGroup]; }
   // All that moving weights asks of a shape; sizes of activations play no part.
   ConvShape shape(at::IntArrayRef kernel) const {
-    const MaskTable& mask = mirror->table();
+    const MaskTable& mask = lists->table();
     ConvShape s{};
     s.K = mask[kFilters], s.C = mask[kChannels], s.G = mask[kGroups], s.R = kernel[0], s.S = kernel[1];
     return s;
@@ -143,7 +143,7 @@ struct WholeMask {  // of whole filters and channels: the packed weight is [filt
 
 // int64 [filters * channels]: where the packed weight's kernels lie among the full one's [K * C / G].
 at::Tensor kernel_places(const WholeMask& mask, const at::Tensor& words) {
-  const MaskTable& table = mask.mirror->table();
+  const MaskTable& table = mask.lists->table();
   const int64_t groups = table[kLiveGroups], per_group = table.channels_per_group();
   const at::Tensor rows = words.narrow(0, kHeaderWords, mask.filters).to(at::kLong).view({groups, -1, 1});
   const at::Tensor columns = words.narrow(0, kHeaderWords + 2 * table[kFilters], groups * mask.channels)
@@ -170,12 +170,12 @@ at::Tensor pack_weight(const at::Tensor& weight, const at::Tensor& table, int64_
         .view({filters, channels, shape.R, shape.S})
         .clone(format);  // 1x1 kernels are dense in both formats: contiguous() leaves them as they are
   const ConvParams none{};
-  const ConvCall call{op, shape, none, *mask.mirror, format, weight.scalar_type()};
-  return packed_conv_weight(call, weight, mask.mirror->pack(), mask.filters_per_group(), channels);
+  const CudaCall call{op, shape, none, *mask.lists, format, weight.scalar_type()};
+  return packed_conv_weight(call, weight, mask.lists->pack(), mask.filters_per_group(), channels);
 }
 
-at::Tensor unpack_grad_weight(const at::Tensor& grad, const at::Tensor& table, int64_t filters, int64_t channels,
-                              bool channels_last) {
+at::Tensor unpacked_grad_weight(const at::Tensor& grad, const at::Tensor& table, int64_t filters, int64_t channels,
+                                bool channels_last) {
   constexpr const char* op = "unpack_grad_weight";
   const at::DeviceGuard guard(grad.device());
   check_dtype(op, "grad", grad, grad);
@@ -195,14 +195,14 @@ at::Tensor unpack_grad_weight(const at::Tensor& grad, const at::Tensor& table, i
   if (grad.numel() == 0) return full.zero_();
   const bool last = grad.is_contiguous(at::MemoryFormat::ChannelsLast);
   const ConvParams none{};
-  const ConvCall call{op,
+  const CudaCall call{op,
                       shape,
                       none,
-                      *mask.mirror,
+                      *mask.lists,
                       last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous,
                       grad.scalar_type()};
-  write_grad_weight(call, grad.contiguous(call.format), call.element(), full, std::nullopt,
-                    {last ? PackLayout::rows : PackLayout::channels, mask.filters_per_group(), mask.channels, 1});
+  unpack_grad_weight_into(call, grad.contiguous(call.format), element_of(call.dtype), full, std::nullopt,
+                          {last ? PackLayout::rows : PackLayout::channels, mask.filters_per_group(), mask.channels, 1});
   return full;
 }
 
@@ -212,7 +212,7 @@ PK_DEVICE_OPERATORS(m) {
   m.impl("regroup_channels", regroup_channels);
   m.impl("join_channels", join_channels);
   m.impl("pack_weight", pack_weight);
-  m.impl("unpack_grad_weight", unpack_grad_weight);
+  m.impl("unpack_grad_weight", unpacked_grad_weight);
 }
 
 }  // namespace prunekernels

@@ -1,22 +1,16 @@
-// The dense plan in double: torch's operators alone, with masks made of the table where it lies. None of our kernels
-// computes in double; gradcheck asks for it.
+// The dense plan of doubles, by torch's operators alone: no kernel of ours computes in double, and gradcheck asks for
+// it.
 #pragma once
 
 #include "cuda/conv_call.h"
 
 namespace prunekernels {
 
-// table: on the device; null: nothing is dead.
-struct PlainConv {
-  const at::Tensor* table;
-  const ConvShape& shape;
-  const ConvParams& params;
-  at::MemoryFormat format;
+at::Tensor plain_forward(const CudaCall& call, const at::Tensor& x, const at::Tensor& weight,
+                         const OptionalTensor& bias);
+at::Tensor plain_grad_input(const CudaCall& call, const at::Tensor& grad_out, const at::Tensor& weight);
 
-  at::Tensor forward(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias) const;
-  at::Tensor grad_input(const at::Tensor& grad_out, const at::Tensor& weight) const;
-  at::Tensor grad_weight(const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight,
-                         const OptionalTensor& scale) const;
-};
+// In place: 0 where dead, rows times scale. Null mask: nothing is dead.
+void mask_grad_of_doubles(const at::Tensor& grad, const DeviceMask* mask, const OptionalTensor& scale);
 
 }  // namespace prunekernels

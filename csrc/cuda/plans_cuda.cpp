@@ -62,7 +62,7 @@ void DevicePlans::describe(const PlanCase& c, PlanKey& key) const {
 Plan plan_on_device(const PlanRequest& asked, const std::vector<int32_t>& table, const ConvShape& shape,
                     Direction direction, at::ScalarType dtype, at::MemoryFormat format, at::Device device) {
   const at::DeviceGuard guard(device);
-  const auto mask = std::make_shared<const MaskMirror>(table, device);
+  const auto mask = std::make_shared<const DeviceMask>(table, device);
   return planned(DevicePlans(*mask, device), asked, {shape, mask->table(), direction, dtype, format});
 }
 

@@ -8,7 +8,7 @@ namespace prunekernels {
 
 class DevicePlans : public PlanDevice {
  public:
-  explicit DevicePlans(const MaskMirror& mask, at::Device device) : mask_(mask), device_(device) {}
+  explicit DevicePlans(const DeviceMask& mask, at::Device device) : mask_(mask), device_(device) {}
 
   bool serves(Plan plan, const PlanCase& c) const override;
   double cost(Plan plan, const PlanCase& c) const override;
@@ -21,7 +21,7 @@ class DevicePlans : public PlanDevice {
   bool vectors(const PlanCase& c) const;
   double listed_share(const PlanCase& c) const;
 
-  const MaskMirror& mask_;
+  const DeviceMask& mask_;
   at::Device device_;
 };
 

@@ -19,20 +19,20 @@ WeightMask RowMask::of_rows(const char* op, const at::Tensor& parameter, const R
                   static_cast<int32_t>(layout.channels),
                   static_cast<int32_t>(layout.taps),
                   layout.channels_last};
-  if (!mirror_) return mask;
+  if (!mask_) return mask;
   if (parameter.dim() == 1) {
-    mask.out_slot = mirror_->kept_filters();
+    mask.out_slot = mask_->kept_filters();
     return mask;
   }
-  const MaskTable& table = mirror_->table();
-  mask.out_slot = mirror_->out().slot;
+  const MaskTable& table = mask_->table();
+  mask.out_slot = mask_->out().slot;
   const bool whole_rows = table[kLivePairs] == (table[kLiveFilters] - table[kConstants]) * table.channels_per_group();
-  if (!whole_rows) mask.pairs = mirror_->pairs();
+  if (!whole_rows) mask.pairs = mask_->pairs();
   return mask;
 }
 
 at::Tensor RowMask::live(const at::Tensor& parameter) const {
-  const MaskTable& table = mirror_->table();
+  const MaskTable& table = mask_->table();
   const int64_t K = table[kFilters], pairs = kHeaderWords + 2 * K + 2 * table[kChannels];
   if (parameter.dim() == 1) return words_.narrow(0, kHeaderWords + K, K).ne(kDead);
   const at::Tensor bits = at::arange(32, words_.options());
@@ -49,7 +49,7 @@ at::Tensor RowMask::live(const at::Tensor& parameter) const {
 }
 
 at::Tensor RowMask::choose(const at::Tensor& value, const at::Tensor& other) const {
-  return mirror_ ? at::where(live(value), value, other) : value;
+  return mask_ ? at::where(live(value), value, other) : value;
 }
 
 std::vector<RowMask> read_row_masks(const char* op, const OptionalTensors& masks, at::TensorList parameters) {

@@ -11,11 +11,11 @@ namespace prunekernels {
 class RowMask {
  public:
   RowMask(const char* op, const std::optional<at::Tensor>& mask, const at::Tensor& parameter)
-      : mirror_(mirror_row_mask(op, mask, parameter)) {
-    if (mirror_) words_ = *mask;
+      : mask_(device_row_mask(op, mask, parameter)) {
+    if (mask_) words_ = *mask;
   }
 
-  explicit operator bool() const { return mirror_ != nullptr; }
+  explicit operator bool() const { return mask_ != nullptr; }
   WeightMask of_rows(const char* op, const at::Tensor& parameter, const RowLayout& layout) const;
 
   // value where the parameter is live, else other; by torch, for doubles
@@ -23,7 +23,7 @@ class RowMask {
   at::Tensor live(const at::Tensor& parameter) const;  // bool, to broadcast
 
  private:
-  std::shared_ptr<const MaskMirror> mirror_;
+  std::shared_ptr<const DeviceMask> mask_;
   at::Tensor words_;
 };
 

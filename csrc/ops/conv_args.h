@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <c10/util/ArrayRef.h>
 
 #include <optional>
@@ -11,9 +12,27 @@
 
 namespace prunekernels {
 
+using OptionalTensor = std::optional<at::Tensor>;
+
 struct ConvParams {  // as the operators receive them
   c10::IntArrayRef stride, padding, dilation;
   int64_t groups;
+};
+
+// One call of a masked convolution operator, as every plan takes it. Mask: how the device's plans read a mask table.
+template <typename Mask>
+struct ConvCall {
+  const char* op;
+  const ConvShape& shape;
+  const ConvParams& params;
+  const Mask& mask;
+  at::MemoryFormat format;  // of both activations, which are dense in it
+  at::ScalarType dtype;
+
+  bool channels_last() const { return format == at::MemoryFormat::ChannelsLast; }
+  at::Tensor empty(at::IntArrayRef size, const at::Tensor& like) const {
+    return at::empty(size, like.options().memory_format(format));
+  }
 };
 
 // Sizes of the problem, checked; x_size is [N, C, H, W], weight [K, C / groups, R, S].
@@ -21,7 +40,7 @@ ConvShape make_shape(const char* op, c10::IntArrayRef x_size, const at::Tensor& 
 
 void check_dtype(const char* op, const char* argument, const at::Tensor& tensor, const at::Tensor& like);
 void check_grad_out(const char* op, const at::Tensor& grad_out, const ConvShape& shape);
-void check_scale(const char* op, const std::optional<at::Tensor>& scale, int64_t K, at::Device device = at::kCPU);
+void check_scale(const char* op, const std::optional<at::Tensor>& scale, int64_t K, at::Device device);
 
 // A mask table in three steps, for a device whose tables the host cannot read: the tensor, its words, their sizes.
 void check_table_tensor(const char* op, const char* argument, const at::Tensor& mask, at::Device device);

@@ -1,0 +1,193 @@
+// The masked convolution and its gradients, as all devices do them: check the arguments, return early where nothing is
+// to be computed, choose a plan, run it. What differs is a template argument:
+//
+//   struct Device {
+//     using Mask = ...;  // a mask table as the device's plans read it; a pointer or an optional to it is empty without
+//                        // a mask, and may be empty where nothing is dead
+//     static auto read_mask(op, argument, table, shape, like);   // checked; on the device of `like`
+//     static auto read_filter_mask(op, argument, table, filters, like);
+//     static const MaskTable& table(const Mask&);                // its words, on the host
+//     static auto plans(const Mask&, at::Device);                // a PlanDevice
+//   };
+//
+// and overloads for ConvCall<Mask>, whose activations are dense in call.format, and whose results are:
+//
+//   {dense,compact,direct}_forward(call, x, weight, bias)
+//   {dense,compact,direct}_grad_input(call, grad_out, weight)
+//   {compact,direct}_grad_weight(call, grad_out, x, weight, scale)
+//   mask_grad_weight(op, grad, mask, scale)  // in place: 0 where dead, rows times scale; null mask: nothing is dead
+//   write_constants(call, y, bias)           // in place: the outputs of live filters without live kernels
+//   channel_sums(op, x, mask)                // [N, K, P, Q] -> [K], 0 where the filter is dead
+//
+// direct_* run the plans direct and sparse, and have one argument more: sparse.
+#pragma once
+
+#include <ATen/DeviceGuard.h>
+
+#include "check.h"
+#include "ops/conv_args.h"
+#include "ops/vendor_conv.h"
+#include "plan/plan_choice.h"
+
+namespace prunekernels {
+
+inline at::Tensor zeros(at::IntArrayRef sizes, const at::TensorOptions& options, at::MemoryFormat format) {
+  return at::empty(sizes, options.memory_format(format)).zero_();  // at::zeros forgets the format
+}
+
+inline OptionalTensor contiguous(const OptionalTensor& t) { return t ? OptionalTensor(t->contiguous()) : std::nullopt; }
+
+template <typename Mask>
+at::Tensor dense_grad_weight(const char* op, const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight,
+                             const Mask* mask, const ConvParams& params, const OptionalTensor& scale) {
+  const at::Tensor like = weight.contiguous(x.suggest_memory_format());
+  const at::Tensor grad =
+      vendor::grad_weight(grad_out, x, like, params, params.groups).contiguous(weight.suggest_memory_format());
+  mask_grad_weight(op, grad, mask, scale);
+  return grad;
+}
+
+template <typename Device>
+at::Tensor choose_and_run(const ConvCall<typename Device::Mask>& call, const PlanRequest& asked, Direction direction,
+                          at::Device device, c10::function_ref<at::Tensor(Plan)> run) {
+  return with_plan(Device::plans(call.mask, device), asked,
+                   {call.shape, Device::table(call.mask), direction, call.dtype, call.format}, run);
+}
+
+template <typename Device>
+at::Tensor masked_conv2d(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
+                         const OptionalTensor& mask_table, const OptionalTensor& grad_mask,
+                         const OptionalTensor& grad_scale, at::IntArrayRef stride, at::IntArrayRef padding,
+                         at::IntArrayRef dilation, int64_t groups, std::string_view plan) {
+  constexpr const char* op = "masked_conv2d";
+  const at::DeviceGuard guard(x.device());
+  const ConvParams params{stride, padding, dilation, groups};
+  check_dtype(op, "x", x, x);
+  check_dtype(op, "weight", weight, x);
+  const ConvShape s = make_shape(op, x.sizes(), weight, params);
+  if (bias) {
+    check_dtype(op, "bias", *bias, x);
+    PK_CHECK(bias->dim() == 1 && bias->size(0) == s.K, op, "bias", "[" + std::to_string(s.K) + "]", bias->sizes());
+  }
+  const auto mask = Device::read_mask(op, "mask", mask_table, s, x);
+  if (!(grad_mask && mask_table && grad_mask->is_same(*mask_table)))
+    Device::read_mask(op, "grad_mask", grad_mask, s, x);  // checked, and known before the backward pass
+  check_scale(op, grad_scale, s.K, x.device());
+  const PlanRequest asked = read_plan(op, plan);
+
+  const at::MemoryFormat format = x.suggest_memory_format();
+  if (s.N == 0) return at::empty({0, s.K, s.P, s.Q}, x.options().memory_format(format));
+  const at::Tensor dense_x = x.contiguous(format);
+  if (!mask || asked.settled(Device::table(*mask)))
+    return vendor::conv(dense_x, weight.contiguous(format), bias, params, groups).contiguous(format);
+
+  const ConvCall<typename Device::Mask> call{op, s, params, *mask, format, x.scalar_type()};
+  const OptionalTensor dense_bias = contiguous(bias);
+  const auto run = [&](Plan plan) {
+    switch (plan) {
+      case Plan::compact:
+        return compact_forward(call, dense_x, weight, dense_bias);
+      case Plan::direct:
+      case Plan::sparse:
+        return direct_forward(call, dense_x, weight, dense_bias, plan == Plan::sparse);
+      default:
+        return dense_forward(call, dense_x, weight, dense_bias);
+    }
+  };
+  const bool nothing_live = Device::table(*mask)[kLivePairs] == 0;
+  const at::Tensor y = nothing_live ? zeros({s.N, s.K, s.P, s.Q}, x.options(), format)
+                                    : choose_and_run<Device>(call, asked, Direction::forward, x.device(), run);
+  write_constants(call, y, dense_bias);
+  return y;
+}
+
+template <typename Device>
+at::Tensor masked_conv2d_grad_input(const at::Tensor& grad_out, const at::Tensor& weight,
+                                    const OptionalTensor& mask_table, at::IntArrayRef x_size, bool channels_last,
+                                    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                                    int64_t groups, std::string_view plan) {
+  constexpr const char* op = "masked_conv2d_grad_input";
+  const at::DeviceGuard guard(grad_out.device());
+  const ConvParams params{stride, padding, dilation, groups};
+  check_dtype(op, "grad_out", grad_out, grad_out);
+  check_dtype(op, "weight", weight, grad_out);
+  const ConvShape s = make_shape(op, x_size, weight, params);
+  check_grad_out(op, grad_out, s);
+  const auto mask = Device::read_mask(op, "mask", mask_table, s, grad_out);
+  const PlanRequest asked = read_plan(op, plan);
+
+  const at::MemoryFormat format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  if (s.N == 0 || (mask && Device::table(*mask)[kLivePairs] == 0)) return zeros(x_size, grad_out.options(), format);
+  const at::Tensor grad = grad_out.contiguous(format);
+  if (!mask || asked.settled(Device::table(*mask))) {
+    const at::Tensor like_x = at::empty(x_size, grad.options().memory_format(format));  // sizes only
+    return vendor::grad_input(grad, like_x, weight.contiguous(format), params, groups).contiguous(format);
+  }
+
+  const ConvCall<typename Device::Mask> call{op, s, params, *mask, format, grad.scalar_type()};
+  const auto run = [&](Plan plan) {
+    switch (plan) {
+      case Plan::compact:
+        return compact_grad_input(call, grad, weight);
+      case Plan::direct:
+      case Plan::sparse:
+        return direct_grad_input(call, grad, weight, plan == Plan::sparse);
+      default:
+        return dense_grad_input(call, grad, weight);
+    }
+  };
+  return choose_and_run<Device>(call, asked, Direction::grad_input, grad.device(), run);
+}
+
+template <typename Device>
+at::Tensor masked_conv2d_grad_weight(const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight,
+                                     const OptionalTensor& mask_table, const OptionalTensor& grad_scale,
+                                     at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                                     int64_t groups, std::string_view plan) {
+  using Mask = typename Device::Mask;
+  constexpr const char* op = "masked_conv2d_grad_weight";
+  const at::DeviceGuard guard(x.device());
+  const ConvParams params{stride, padding, dilation, groups};
+  check_dtype(op, "x", x, x);
+  check_dtype(op, "grad_out", grad_out, x);
+  check_dtype(op, "weight", weight, x);
+  const ConvShape s = make_shape(op, x.sizes(), weight, params);
+  check_grad_out(op, grad_out, s);
+  const auto mask = Device::read_mask(op, "mask", mask_table, s, x);
+  check_scale(op, grad_scale, s.K, x.device());
+  const PlanRequest asked = read_plan(op, plan);
+
+  if (s.N == 0 || (mask && Device::table(*mask)[kLivePairs] == 0))
+    return zeros(weight.sizes(), weight.options(), weight.suggest_memory_format());
+  const OptionalTensor scale = contiguous(grad_scale);
+  const at::MemoryFormat format = x.suggest_memory_format();
+  const at::Tensor dense_x = x.contiguous(format), grad = grad_out.contiguous(format);
+  if (!mask || asked.settled(Device::table(*mask)))
+    return dense_grad_weight<Mask>(op, grad, dense_x, weight, nullptr, params, scale);
+
+  const ConvCall<Mask> call{op, s, params, *mask, format, x.scalar_type()};
+  const auto run = [&](Plan plan) {
+    switch (plan) {
+      case Plan::compact:
+        return compact_grad_weight(call, grad, dense_x, weight, scale);
+      case Plan::direct:
+      case Plan::sparse:
+        return direct_grad_weight(call, grad, dense_x, weight, scale, plan == Plan::sparse);
+      default:
+        return dense_grad_weight<Mask>(op, grad, dense_x, weight, &*mask, params, scale);
+    }
+  };
+  return choose_and_run<Device>(call, asked, Direction::grad_weight, x.device(), run);
+}
+
+template <typename Device>
+at::Tensor masked_conv2d_grad_bias(const at::Tensor& grad_out, const OptionalTensor& mask_table) {
+  constexpr const char* op = "masked_conv2d_grad_bias";
+  const at::DeviceGuard guard(grad_out.device());
+  check_dtype(op, "grad_out", grad_out, grad_out);
+  PK_CHECK(grad_out.dim() == 4, op, "grad_out", "a 4-D tensor [N, K, P, Q]", grad_out.sizes());
+  const auto mask = Device::read_filter_mask(op, "mask", mask_table, grad_out.size(1), grad_out);
+  return channel_sums(op, grad_out, mask ? &*mask : nullptr);
+}
+
+}  // namespace prunekernels
