@@ -1,4 +1,4 @@
-// Argument checks of the outer ring. Every message reads "operator: argument: expected ..., got ...".
+// Argument checks of the operators. Every message reads "operator: argument: expected ..., got ...".
 #pragma once
 
 #include <c10/util/Exception.h>

@@ -198,7 +198,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_batch_norm(const at::Tenso
   check_parameter(op, "running_var", running_var, features);
   PK_CHECK(training || (running_mean && running_var), op, "running_mean", "statistics, to evaluate with", "none");
   const at::MemoryFormat format = x_in.suggest_memory_format();
-  const at::Tensor x = x_in.contiguous(format), y = fresh(x.sizes(), x.options(), format);
+  const at::Tensor x = x_in.contiguous(format), y = empty_cached(x.sizes(), x.options(), format);
   const NormShape s = shape_of(x, format);
   PK_CHECK(!training || s.count() > 1 || s.channels == 0, op, "x", "more than one value per channel when training",
            x.sizes());
@@ -276,7 +276,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> masked_batch_norm_backward(
            c10::str("float32 ", x_in.sizes()), grad_in.dtype(), " ", grad_in.sizes());
   const at::MemoryFormat format = x_in.suggest_memory_format();
   const at::Tensor x = x_in.contiguous(format), grad = grad_in.contiguous(format);
-  const at::Tensor grad_x = fresh(x.sizes(), x.options(), format);
+  const at::Tensor grad_x = empty_cached(x.sizes(), x.options(), format);
   const at::Tensor grad_weight = at::empty({features}, mean.options()).zero_(),
                    grad_bias = at::empty_like(grad_weight).zero_();
   if (x.numel() == 0) return {grad_x, grad_weight, grad_bias};

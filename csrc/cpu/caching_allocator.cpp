@@ -22,7 +22,7 @@ namespace prunekernels {
 namespace {
 
 constexpr size_t kKeepFrom = 1 << 20;  // smaller blocks are recycled well enough by the system's allocator
-constexpr uint64_t kPatience = 1024;   // requests a kept block sees without serving one before it goes
+constexpr uint64_t kPatience = 1024;   // a cached block is freed after so many requests that it did not serve
 
 // New pages come as huge ones where the system offers them: 26 MB cost 1.6 ms to take then, against 8.7.
 void advise_huge_pages(void* data, size_t bytes) {
@@ -35,10 +35,10 @@ void advise_huge_pages(void* data, size_t bytes) {
 #endif
 }
 
-class KeepingAllocator final : public c10::Allocator {
+class CachingAllocator final : public c10::Allocator {
  public:
-  static KeepingAllocator& get() {
-    static auto* const allocator = new KeepingAllocator;  // never destroyed: tensors may outlive every static
+  static CachingAllocator& get() {
+    static auto* const allocator = new CachingAllocator;  // never destroyed: tensors may outlive every static
     return *allocator;
   }
 
@@ -57,10 +57,10 @@ class KeepingAllocator final : public c10::Allocator {
   struct Block {
     void* data;
     size_t bytes;
-    uint64_t kept_at;  // request
+    uint64_t cached_at;  // the request count then
   };
 
-  KeepingAllocator() {
+  CachingAllocator() {
     const char* text = std::getenv("PRUNEKERNELS_KEEP_MB");
     const std::string megabytes = text && *text ? text : "1024";
     TORCH_CHECK_VALUE(megabytes.size() < 10 && megabytes.find_first_not_of("0123456789") == std::string::npos,
@@ -71,33 +71,33 @@ class KeepingAllocator final : public c10::Allocator {
   Block* take(size_t bytes) {
     const std::lock_guard lock(mutex_);
     ++requests_;
-    auto best = kept_.end();
-    for (auto it = kept_.begin(); it != kept_.end(); ++it) {
+    auto best = cached_.end();
+    for (auto it = cached_.begin(); it != cached_.end(); ++it) {
       const bool fits = (*it)->bytes >= bytes && (*it)->bytes <= bytes + bytes / 4;
-      if (fits && (best == kept_.end() || (*it)->bytes <= (*best)->bytes)) best = it;  // of equals the warmest
+      if (fits && (best == cached_.end() || (*it)->bytes <= (*best)->bytes)) best = it;  // of equals the warmest
     }
     Block* block = nullptr;
-    if (best != kept_.end()) {
+    if (best != cached_.end()) {
       block = *best;
-      kept_bytes_ -= block->bytes;
-      kept_.erase(best);
+      cached_bytes_ -= block->bytes;
+      cached_.erase(best);
     }
-    while (!kept_.empty() && kept_.front()->kept_at + kPatience < requests_) drop_oldest();
+    while (!cached_.empty() && cached_.front()->cached_at + kPatience < requests_) drop_oldest();
     return block;
   }
 
-  void keep(Block* block) {
+  void put_back(Block* block) {
     const std::lock_guard lock(mutex_);
-    block->kept_at = requests_;
-    kept_.push_back(block);
-    kept_bytes_ += block->bytes;
-    while (kept_bytes_ > limit_) drop_oldest();
+    block->cached_at = requests_;
+    cached_.push_back(block);
+    cached_bytes_ += block->bytes;
+    while (cached_bytes_ > limit_) drop_oldest();
   }
 
   void drop_oldest() {
-    Block* block = kept_.front();
-    kept_.pop_front();
-    kept_bytes_ -= block->bytes;
+    Block* block = cached_.front();
+    cached_.pop_front();
+    cached_bytes_ -= block->bytes;
     c10::free_cpu(block->data);
     delete block;
   }
@@ -105,26 +105,26 @@ class KeepingAllocator final : public c10::Allocator {
   static void release(void* context) {
     Block* block = static_cast<Block*>(context);
     c10::reportMemoryUsageToProfiler(block->data, -static_cast<int64_t>(block->bytes), 0, 0, c10::kCPU);
-    get().keep(block);
+    get().put_back(block);
   }
 
   std::mutex mutex_;
-  std::list<Block*> kept_;  // oldest first
-  size_t kept_bytes_ = 0, limit_;
+  std::list<Block*> cached_;  // oldest first
+  size_t cached_bytes_ = 0, limit_;
   uint64_t requests_ = 0;
 };
 
 }  // namespace
 
-at::Tensor fresh(at::IntArrayRef sizes, const at::TensorOptions& options, at::MemoryFormat format) {
+at::Tensor empty_cached(at::IntArrayRef sizes, const at::TensorOptions& options, at::MemoryFormat format) {
   const c10::ScalarType dtype = c10::typeMetaToScalarType(options.dtype());
   size_t bytes = c10::elementSize(dtype);
   for (const int64_t size : sizes) bytes *= size;
-  // Deterministic mode fills fresh memory with NaN, so that what nobody wrote shows.
+  // In deterministic mode at::empty fills memory with NaN, so that elements which were never written show.
   if (bytes < kKeepFrom || at::globalContext().deterministicAlgorithms())
     return at::empty(sizes, options.memory_format(format));
   constexpr c10::DispatchKeySet cpu(c10::DispatchKey::CPU);
-  return at::Tensor(at::detail::empty_generic(sizes, &KeepingAllocator::get(), cpu, dtype, format));
+  return at::Tensor(at::detail::empty_generic(sizes, &CachingAllocator::get(), cpu, dtype, format));
 }
 
 }  // namespace prunekernels

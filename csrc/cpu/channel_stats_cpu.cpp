@@ -43,8 +43,8 @@ struct ClusterWork {
 };
 
 template <typename T>
-void cluster_means(const Rows& rows, const std::vector<ClusterWork>& works, const std::vector<at::Tensor>& weights,
-                   double strength) {
+void cluster_means(const RowTensors& rows, const std::vector<ClusterWork>& works,
+                   const std::vector<at::Tensor>& weights, double strength) {
   std::vector<int64_t> costs;
   const auto elements_of = [&](size_t i) { return rows.layout(i).row_elements(); };
   for (const ClusterWork& work : works) costs.push_back(work.members.size() * elements_of(work.layer));
@@ -61,7 +61,7 @@ void cluster_mean_lists(at::TensorList grads, at::TensorList clusters, at::Tenso
   check_length(op, "clusters", clusters.size(), grads.size(), false);
   check_length(op, "weights", weights.size(), grads.size());
   if (grads.empty()) return;
-  const Rows rows(op, "grads", grads);
+  const RowTensors rows(op, "grads", grads);
   std::vector<ClusterWork> works;
   std::vector<at::Tensor> beside;
   for (size_t i = 0; i < rows.size(); ++i) {

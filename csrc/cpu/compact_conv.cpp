@@ -38,7 +38,8 @@ WeightMove CompactConv::weight_move(const at::Tensor& full, const at::Tensor& co
 
 at::Tensor CompactConv::pack_weight(const at::Tensor& weight) const {
   const at::Tensor full = weight.contiguous(format);
-  const at::Tensor compact = fresh({mask.out_count(), mask[kInPerGroup], shape.R, shape.S}, weight.options(), format);
+  const at::Tensor compact =
+      empty_cached({mask.out_count(), mask[kInPerGroup], shape.R, shape.S}, weight.options(), format);
   with_element(weight.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     at::parallel_for(0, mask.out_count(), row_grain(compact), [&](int64_t begin, int64_t end) {
@@ -66,7 +67,7 @@ at::Tensor CompactConv::unpack_grad_weight(const at::Tensor& grad, at::IntArrayR
   const at::Tensor compact =
       grad.contiguous(grad.is_contiguous(at::MemoryFormat::ChannelsLast) ? at::MemoryFormat::ChannelsLast
                                                                          : at::MemoryFormat::Contiguous);
-  const at::Tensor full = fresh(size, grad.options(), layout);
+  const at::Tensor full = empty_cached(size, grad.options(), layout);
   with_element(grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     at::parallel_for(0, shape.K, row_grain(full), [&](int64_t begin, int64_t end) {
@@ -113,7 +114,7 @@ at::Tensor compact_forward(const ConvCall<MaskTable>& call, const at::Tensor& x,
   const OptionalTensor b = bias ? OptionalTensor(cc.pack_bias(*bias)) : std::nullopt;
   const at::Tensor buffer = cc.in.identity() ? x : call.empty({chunk, cc.in.live(), s.H, s.W}, x);
   if (cc.out.identity()) return vendor::conv(gather_images(cc.in, x, 0, s.N, buffer), w, b, call.params, groups);
-  const at::Tensor y = fresh({s.N, s.K, s.P, s.Q}, x.options(), call.format);
+  const at::Tensor y = empty_cached({s.N, s.K, s.P, s.Q}, x.options(), call.format);
   each_chunk(s.N, chunk, [&](int64_t first, int64_t count) {
     const at::Tensor part = vendor::conv(gather_images(cc.in, x, first, count, buffer), w, b, call.params, groups);
     cc.out.scatter(part.contiguous(call.format), y.narrow(0, first, count));
@@ -131,7 +132,7 @@ at::Tensor compact_grad_input(const ConvCall<MaskTable>& call, const at::Tensor&
       call.empty({chunk, cc.in.live(), s.H, s.W}, grad_out);  // sizes only; never read, so never paged in
   if (cc.in.identity())
     return vendor::grad_input(gather_images(cc.out, grad_out, 0, s.N, buffer), x, w, call.params, groups);
-  const at::Tensor grad_x = fresh({s.N, s.C, s.H, s.W}, grad_out.options(), call.format);
+  const at::Tensor grad_x = empty_cached({s.N, s.C, s.H, s.W}, grad_out.options(), call.format);
   each_chunk(s.N, chunk, [&](int64_t first, int64_t count) {
     const at::Tensor grad = gather_images(cc.out, grad_out, first, count, buffer);
     const at::Tensor part = vendor::grad_input(grad, x.narrow(0, 0, count), w, call.params, groups);

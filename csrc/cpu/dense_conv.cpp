@@ -45,7 +45,7 @@ at::Tensor masked_weight(const at::Tensor& weight, const MaskTable& mask, at::Me
         if (!dead_weights_are_zero(const_elements<T>(full), layout_of(full), taps, mask, k, k + 1)) clean = false;
     });
     if (clean) return full;
-    const at::Tensor masked = fresh(full.sizes(), full.options(), format);
+    const at::Tensor masked = empty_cached(full.sizes(), full.options(), format);
     at::parallel_for(0, rows, grain(full, rows), [&](int64_t begin, int64_t end) {
       mask_weight(const_elements<T>(full), elements<T>(masked), layout_of(full), full.size(1), taps, &mask, nullptr,
                   begin, end);

@@ -37,7 +37,7 @@ at::Tensor run(const PlaneConv& conv, const at::Tensor& operand, const at::Tenso
       0, conv.blocks(), std::max<int64_t>(1, kGrainFloats / block_floats), [&](int64_t begin, int64_t end) {
         conv.pack_weights(const_elements<float>(dense_weight), layout_of(dense_weight), packed.data(), begin, end);
       });
-  const at::Tensor result = fresh(size, operand.options(), at::MemoryFormat::Contiguous);
+  const at::Tensor result = empty_cached(size, operand.options(), at::MemoryFormat::Contiguous);
   const float* start = bias ? const_elements<float>(*bias) : nullptr;
   at::parallel_for(0, conv.tasks(), 1, [&](int64_t begin, int64_t end) {
     const FlushDenormals flush;
@@ -86,7 +86,7 @@ at::Tensor direct_grad_weight(const ConvCall<MaskTable>& call, const at::Tensor&
                scratch.data());
     }
   });
-  const at::Tensor grad = fresh(weight.sizes(), weight.options(), weight.suggest_memory_format());
+  const at::Tensor grad = empty_cached(weight.sizes(), weight.options(), weight.suggest_memory_format());
   const int64_t row_floats = std::max<int64_t>(1, s.channels_per_group() * s.taps());
   at::parallel_for(0, s.K, std::max<int64_t>(1, kGrainFloats / row_floats), [&](int64_t begin, int64_t end) {
     work.write(partial.data(), shares, const_floats(scale), layout_of(grad), elements<float>(grad), begin, end);

@@ -48,7 +48,7 @@ at::Tensor regroup_channels(const at::Tensor& x, const at::Tensor& index, const 
   const int32_t* places = check_places(op, "index", index, x.size(1));
   check_places(op, "inverse", inverse, index.numel());
   const at::MemoryFormat format = x.suggest_memory_format();
-  const at::Tensor y = fresh({x.size(0), index.numel(), x.size(2), x.size(3)}, x.options(), format);
+  const at::Tensor y = empty_cached({x.size(0), index.numel(), x.size(2), x.size(3)}, x.options(), format);
   if (y.numel() == 0) return y;
   if (x.size(1) == 0) return y.zero_();
   ChannelMap(places, index.numel(), x.size(1), has_gaps(index)).gather(x.contiguous(format), y);
@@ -114,7 +114,7 @@ at::Tensor join_channels(const at::Tensor& a, const at::Tensor& b, const at::Ten
   // One channel is dense in both formats, so the wider operand decides.
   const at::MemoryFormat format = (a.size(1) >= b.size(1) ? a : b).suggest_memory_format();
   const at::Tensor x = a.contiguous(format), z = b.contiguous(format);
-  const at::Tensor y = fresh({a.size(0), channels, a.size(2), a.size(3)}, a.options(), format);
+  const at::Tensor y = empty_cached({a.size(0), channels, a.size(2), a.size(3)}, a.options(), format);
   if (y.numel() == 0) return y;
   const int64_t pixels = a.size(2) * a.size(3), bytes = a.element_size();
   const bool planes = format == at::MemoryFormat::Contiguous;

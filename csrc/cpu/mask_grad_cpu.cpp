@@ -13,7 +13,7 @@ using SumOf = typename Arithmetic<T>::type;
 
 using RowMasks = std::vector<std::optional<MaskTable>>;
 
-RowMasks read_masks(const char* op, const OptionalTensors& masks, const Rows& rows) {
+RowMasks read_masks(const char* op, const OptionalTensors& masks, const RowTensors& rows) {
   check_length(op, "masks", masks.size(), rows.size());
   RowMasks read(rows.size());
   for (size_t i = 0; i < masks.size(); ++i) read[i] = read_row_mask(op, masks.get(i), rows[i]);
@@ -31,7 +31,7 @@ A* sums_of(const at::Tensor& t) {
 }
 
 template <typename T>
-void mask_grad_of(const Rows& rows, const RowMasks& masks, const MaskGradArgs& args, bool add_to_sums) {
+void mask_grad_of(const RowTensors& rows, const RowMasks& masks, const MaskGradArgs& args, bool add_to_sums) {
   using A = SumOf<T>;
   auto* const kernel = [] {
     if constexpr (std::is_same_v<T, float>)
@@ -64,7 +64,7 @@ void mask_grads(at::TensorList grads, const OptionalTensors& masks, const Option
                 at::TensorList product_sums, bool add_to_sums) {
   constexpr const char* op = "mask_grad_";
   if (grads.empty()) return;
-  const Rows rows(op, "grads", grads);
+  const RowTensors rows(op, "grads", grads);
   const RowMasks masked = read_masks(op, masks, rows);
   const MaskGradArgs args(op, rows, {scales, weights, accumulated, abs_sums, square_sums, product_sums});
   for (size_t i = 0; i < rows.size(); ++i)  // no row of such a tensor is passed over
@@ -78,7 +78,7 @@ void mask_grads(at::TensorList grads, const OptionalTensors& masks, const Option
 using TensorVectors = std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>>;
 
 template <typename T>
-void norms_of(const Rows& rows, const RowMasks& masks, bool per_kernel, const TensorVectors& sums) {
+void norms_of(const RowTensors& rows, const RowMasks& masks, bool per_kernel, const TensorVectors& sums) {
   using A = SumOf<T>;
   auto* const kernel = [] {
     if constexpr (std::is_same_v<T, float>)
@@ -109,7 +109,7 @@ TensorVectors filter_norms(at::TensorList weights, const OptionalTensors& masks,
   constexpr const char* op = "filter_norms";
   TensorVectors sums;
   if (weights.empty()) return sums;
-  const Rows rows(op, "weights", weights);
+  const RowTensors rows(op, "weights", weights);
   for (size_t i = 0; i < rows.size(); ++i)
     for (auto* list : {&std::get<0>(sums), &std::get<1>(sums)})
       list->push_back(empty_sums(op, rows[i], per_kernel).zero_());

@@ -28,7 +28,7 @@ struct Param : OptimTensors {
   }
 };
 
-// Zeroed; null where nobody asks.
+// Zeroed; null where not asked for.
 float* zeroed(const at::Tensor& sums) { return sums.defined() ? sums.zero_().mutable_data_ptr<float>() : nullptr; }
 
 std::vector<Param> make_params(const OptimLists& lists, OptimLayouts& layouts) {

@@ -42,7 +42,7 @@ struct RowRange {
 
 // work(state, i, row) for every row of every tensor; elements are the cost.
 template <typename Work>
-void each_row(const Rows& rows, const Work& work) {
+void each_row(const RowTensors& rows, const Work& work) {
   std::vector<int64_t> costs;
   for (size_t i = 0; i < rows.size(); ++i) costs.push_back(rows[i].numel());
   share_among_threads(costs, [&](ThreadState& state, size_t i, int64_t first, int64_t last) {

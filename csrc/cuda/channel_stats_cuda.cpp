@@ -98,7 +98,7 @@ void cluster_mean(at::TensorList grads, at::TensorList ids, at::TensorList weigh
   check_length(op, "weights", weights.size(), grads.size());
   if (grads.empty()) return;
   const at::DeviceGuard guard(grads[0].device());
-  const Rows rows(op, "grads", grads);
+  const RowTensors rows(op, "grads", grads);
   std::vector<std::shared_ptr<const Clusters>> clusters;
   std::vector<at::Tensor> beside(rows.size());
   for (size_t i = 0; i < rows.size(); ++i) {

@@ -14,7 +14,7 @@ at::Tensor masked_weight(const CudaCall& call, const at::Tensor& weight) {
   return packed_conv_weight(call, weight, call.mask.pack_dense(), s.K / s.G, s.C / s.G);
 }
 
-// Makes the result of a full-width convolution right where a NaN or an infinity of a dead channel came through.
+// Corrects the result of a full-width convolution where a NaN or an infinity of a dead channel leaked into it.
 void repair_nan(const CudaCall& call, bool forward, const at::Tensor& operand, const at::Tensor& masked,
                 const OptionalTensor& bias, const at::Tensor& result) {
   const ConvShape& s = call.shape;
@@ -25,7 +25,7 @@ void repair_nan(const CudaCall& call, bool forward, const at::Tensor& operand, c
                           to.channels,
                           element_of(call.dtype),
                           call.channels_last(),
-                          call.mask.witnesses(forward)};
+                          call.mask.sentinels(forward)};
   const int blocks = leak_blocks(search);
   if (blocks == 0) return;
   const at::Tensor found = at::empty({blocks}, result.options().dtype(at::kInt).memory_format(std::nullopt));

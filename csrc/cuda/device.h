@@ -1,5 +1,5 @@
-// Everything the outer ring asks of the device: device.cpp answers for CUDA, device_emulated.cpp (PK_EMULATED) for
-// kernels that run on the host over CPU tensors, so that the ring is tested where there is no GPU.
+// Everything that the CUDA operators ask of the device. device.cpp answers for CUDA; device_emulated.cpp (PK_EMULATED)
+// answers for kernels that run on the host over CPU tensors, so that the operators are tested where there is no GPU.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -63,7 +63,7 @@ class DeviceBuffers : public std::enable_shared_from_this<DeviceBuffers> {
   mutable std::vector<c10::Stream> streams_;  // that all of memory_ is known to be used on
 };
 
-// Frees what graphs have let go of since the last call; where nothing is being captured.
+// Frees the buffers of graphs destroyed since the last call. Not to be called while a graph is captured.
 void release_forgotten();
 
 }  // namespace prunekernels::device

@@ -9,8 +9,8 @@
 namespace prunekernels {
 namespace {
 
-// Words of several lists in one upload, each on a 16-byte boundary.
-class Block {
+// Several lists in one upload, each on a 16-byte boundary.
+class Upload {
  public:
   size_t add(const int32_t* words, size_t count) {
     words_.resize((words_.size() + 3) / 4 * 4);
@@ -32,7 +32,7 @@ std::vector<int32_t> padded(const int32_t* index, int64_t live, int64_t count) {
 }
 
 // The same table between all filters and all channels: only pairs differ from a table without masks.
-std::vector<int32_t> dense_twin(std::vector<int32_t> words) {
+std::vector<int32_t> at_full_width(std::vector<int32_t> words) {
   const MaskTable table(words.data());
   const int64_t K = table[kFilters], C = table[kChannels], G = table[kGroups];
   words[kLiveGroups] = static_cast<int32_t>(G);
@@ -63,7 +63,7 @@ std::vector<int32_t> find_sentinels(const int32_t* result, int64_t results, cons
   return words;
 }
 
-std::vector<int32_t> kept(const MaskTable& table) {
+std::vector<int32_t> kept_filters(const MaskTable& table) {
   std::vector<int32_t> list(table[kFilters]);
   for (size_t k = 0; k < list.size(); ++k) list[k] = table.out_slot()[k] == kDead ? kDead : static_cast<int32_t>(k);
   return list;
@@ -98,18 +98,18 @@ DeviceMask::DeviceMask(std::vector<int32_t> words, at::Device device)
   const bool one_group = table_[kGroups] == 1;
   out_ = make_side(table_.out_index(), table_.out_count(), table_[kFilters], one_group);
   in_ = make_side(table_.in_index(), table_.in_count(), table_[kChannels], one_group);
-  dense_words_ = dense_twin(words_);
+  dense_words_ = at_full_width(words_);
 
-  Block block;
+  Upload block;
   const size_t table = block.add(words_);
   const size_t dense = block.add(dense_words_);
   const size_t out = block.add(padded(out_.host_index, out_.live, out_.padded));
   const size_t in = block.add(padded(in_.host_index, in_.live, in_.padded));
-  const size_t filters = block.add(kept(table_));
+  const size_t filters = block.add(kept_filters(table_));
   const std::vector<int32_t> seen[] = {
       find_sentinels(table_.in_slot(), in_.channels, table_.out_slot(), out_.channels, table_[kGroups]),
       find_sentinels(table_.out_slot(), out_.channels, table_.in_slot(), in_.channels, table_[kGroups])};
-  const size_t witnesses[] = {block.add(seen[0]), block.add(seen[1])};
+  const size_t sentinels[] = {block.add(seen[0]), block.add(seen[1])};
 
   const at::Tensor uploaded = keep(device::upload(block.words(), device));
   const auto* const there = uploaded.const_data_ptr<int32_t>();
@@ -121,7 +121,7 @@ DeviceMask::DeviceMask(std::vector<int32_t> words, at::Device device)
   pairs_ = reinterpret_cast<const uint32_t*>(in_.slot + in_.channels);
   kept_filters_ = there + filters;
   constants_ = keep(device::upload(constant_filters(table_), device).view(at::kLong));
-  for (int i = 0; i < 2; ++i) witnesses_[i] = {there + witnesses[i], static_cast<int64_t>(seen[i].size())};
+  for (int i = 0; i < 2; ++i) sentinels_[i] = {there + sentinels[i], static_cast<int64_t>(seen[i].size())};
 }
 
 PackMask DeviceMask::pack() const { return pack_mask(words_.data(), device_table_); }

@@ -43,7 +43,7 @@ class DeviceMask : public device::DeviceBuffers {
   const uint32_t* pairs() const { return pairs_; }               // device [K, ceil(C / G / 32)]
   const int32_t* kept_filters() const { return kept_filters_; }  // device [K]: k, or -1 where the filter mask is false
   const at::Tensor& constants() const { return constants_; }     // int64 [table[kConstants]], on the device
-  const SentinelChannels& witnesses(bool forward) const { return witnesses_[forward]; }
+  const SentinelChannels& sentinels(bool forward) const { return sentinels_[forward]; }
   PackMask pack() const;
   PackMask pack_dense() const;  // of the same kernels between all filters and all channels
 
@@ -74,7 +74,7 @@ class DeviceMask : public device::DeviceBuffers {
   const uint32_t* pairs_;
   const int32_t* kept_filters_;
   at::Tensor constants_;
-  std::array<SentinelChannels, 2> witnesses_;
+  std::array<SentinelChannels, 2> sentinels_;
   std::vector<int32_t> dense_words_;
   const int32_t* device_dense_;
 

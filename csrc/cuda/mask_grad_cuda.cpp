@@ -12,14 +12,14 @@
 namespace prunekernels {
 namespace {
 
-std::vector<RowMask> read_masks(const char* op, const OptionalTensors& masks, const Rows& rows) {
+std::vector<RowMask> read_masks(const char* op, const OptionalTensors& masks, const RowTensors& rows) {
   check_length(op, "masks", masks.size(), rows.size());
   return read_row_masks(op, masks, rows.tensors());
 }
 
 float* floats(const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr<float>() : nullptr; }
 
-MaskGradLayer make_layer(const char* op, const Rows& rows, size_t i, const RowMask& mask,
+MaskGradLayer make_layer(const char* op, const RowTensors& rows, size_t i, const RowMask& mask,
                          const MaskGradTensors& tensors) {
   MaskGradLayer layer{};
   layer.mask = mask.of_rows(op, rows[i], rows.layout(i));
@@ -61,7 +61,7 @@ void mask_grads(at::TensorList grads, const OptionalTensors& masks, const Option
   constexpr const char* op = "mask_grad_";
   if (grads.empty()) return;
   const at::DeviceGuard guard(grads[0].device());
-  const Rows rows(op, "grads", grads);
+  const RowTensors rows(op, "grads", grads);
   const std::vector<RowMask> read = read_masks(op, masks, rows);
   const MaskGradArgs args(op, rows, {scales, weights, accumulated, abs_sums, square_sums, product_sums});
   if (rows.type() == at::kDouble) {
@@ -78,7 +78,7 @@ void mask_grads(at::TensorList grads, const OptionalTensors& masks, const Option
 
 using TensorVectors = std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>>;
 
-TensorVectors norms_of_doubles(const Rows& rows, const std::vector<RowMask>& masks, bool per_kernel) {
+TensorVectors norms_of_doubles(const RowTensors& rows, const std::vector<RowMask>& masks, bool per_kernel) {
   TensorVectors sums;
   for (size_t i = 0; i < rows.size(); ++i) {
     const at::Tensor live = masks[i] ? at::where(masks[i].live(rows[i]), rows[i], 0) : rows[i];
@@ -94,7 +94,7 @@ TensorVectors filter_norms(at::TensorList weights, const OptionalTensors& masks,
   TensorVectors sums;
   if (weights.empty()) return sums;
   const at::DeviceGuard guard(weights[0].device());
-  const Rows rows(op, "weights", weights);
+  const RowTensors rows(op, "weights", weights);
   for (size_t i = 0; i < rows.size(); ++i)
     for (auto* list : {&std::get<0>(sums), &std::get<1>(sums)}) list->push_back(empty_sums(op, rows[i], per_kernel));
   const std::vector<RowMask> read = read_masks(op, masks, rows);

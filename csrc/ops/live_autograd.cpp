@@ -1,4 +1,4 @@
-// Gradients of the network gear's operators, and the history of a live tensor.
+// Gradients of the operators of live mode, and the autograd history of a live tensor.
 #include <ATen/ops/index_copy.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/native_batch_norm_backward.h>
@@ -57,11 +57,12 @@ struct Regroup : Function<Regroup> {
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto s = ctx->get_saved_variables();
-    return {regroup(grads[0], s[1], s[0]), Variable(), Variable()};
+    const Tensor &index = s[0], &inverse = s[1];
+    return {regroup(grads[0], inverse, index), Variable(), Variable()};
   }
 };
 
-// A list as long as the union is the union: its gradient is the whole one.
+// The gradient of one operand of a join. An operand with as many channels as the result has all of them.
 Tensor part(const Tensor& grad, const Tensor& index, const Tensor& inverse) {
   return index.sym_numel() == inverse.sym_numel() ? grad : regroup(grad, inverse, index);
 }
@@ -77,11 +78,12 @@ struct Join : Function<Join> {
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto s = ctx->get_saved_variables();
+    const Tensor &a_index = s[0], &b_index = s[1], &a_inverse = s[2], &b_inverse = s[3];
     const double alpha = ctx->saved_data["alpha"].toDouble();
     variable_list out(7);
-    if (ctx->needs_input_grad(0)) out[0] = part(grads[0], s[0], s[2]);
+    if (ctx->needs_input_grad(0)) out[0] = part(grads[0], a_index, a_inverse);
     if (ctx->needs_input_grad(1)) {
-      out[1] = part(grads[0], s[1], s[3]);
+      out[1] = part(grads[0], b_index, b_inverse);
       if (alpha != 1) out[1] = out[1].mul(alpha);
     }
     return out;
@@ -134,7 +136,7 @@ Three norm_backward_of_torch(const Tensor& grad, const Tensor& x, const Optional
                              const Tensor& invstd, const OptionalTensor& index, const SymInt& features, bool training) {
   const OptionalTensor rows = index ? OptionalTensor(index->to(at::kLong)) : std::nullopt;
   const OptionalTensor gamma = weight && rows ? OptionalTensor(weight->index_select(0, *rows)) : weight;
-  // Evaluating, torch takes the running statistics, of which these are what is left.
+  // In evaluation torch's operator reads the running statistics; mean and invstd were made of them.
   const Tensor var = invstd.pow(-2);
   auto [grad_x, grad_weight, grad_bias] =
       at::native_batch_norm_backward(grad, x, gamma, mean, var, mean, invstd, training, 0, {true, true, true});
@@ -171,14 +173,15 @@ struct BatchNorm : Function<BatchNorm> {
     static const auto op = find<Three(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&, const Tensor&,
                                       const OptionalTensor&, SymInt, bool)>("prunekernels::masked_batch_norm_backward");
     const auto s = ctx->get_saved_variables();
+    const Tensor &grad = grads[0], &x = s[0], &mean = s[2], &invstd = s[3];
+    const OptionalTensor weight = optional(s[1]), index = optional(s[4]);
     const SymInt features = ctx->saved_data["features"].toSymInt();
     const bool training = ctx->saved_data["training"].toBool();
     variable_list out(10);
-    if (!grads[0].defined()) return out;
+    if (!grad.defined()) return out;
     auto [grad_x, grad_weight, grad_bias] =
-        at::GradMode::is_enabled()
-            ? norm_backward_of_torch(grads[0], s[0], optional(s[1]), s[2], s[3], optional(s[4]), features, training)
-            : op.call(grads[0], s[0], optional(s[1]), s[2], s[3], optional(s[4]), features, training);
+        at::GradMode::is_enabled() ? norm_backward_of_torch(grad, x, weight, mean, invstd, index, features, training)
+                                   : op.call(grad, x, weight, mean, invstd, index, features, training);
     out[0] = grad_x;
     if (ctx->saved_data["has_weight"].toBool()) out[1] = grad_weight;
     if (ctx->saved_data["has_bias"].toBool()) out[2] = grad_bias;
@@ -186,11 +189,11 @@ struct BatchNorm : Function<BatchNorm> {
   }
 };
 
-struct Unseen {  // by Function, which takes a tensor for an input
+struct Unseen {  // hides a tensor from Function, which would take it for a differentiable input
   Tensor tensor;
 };
 
-// A live tensor's gradient at full width, gathered, is that of its compact values.
+// The gradient of the compact values is the gradient of the full-width tensor, gathered.
 struct Live : Function<Live> {
   static Tensor forward(AutogradContext* ctx, const Tensor& compact, const Tensor& index, const Unseen& full) {
     ctx->save_for_backward({index});

@@ -23,7 +23,7 @@ std::vector<double> advance(const OptimLists& lists, at::TensorList steps);
 
 struct OptimTensors {                    // of one parameter
   at::Tensor weight, grad, state[2];     // laid out alike
-  at::Tensor abs_update, square_update;  // [rows], to be written; undefined where nobody asks
+  at::Tensor abs_update, square_update;  // [rows], to be written; undefined where not asked for
   bool by_rows;                          // of a row_layout; else of any dense one
 };
 

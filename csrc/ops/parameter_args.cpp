@@ -15,7 +15,7 @@ void count_edit(const at::Tensor& tensor) {
   if (tensor.defined()) tensor.unsafeGetTensorImpl()->bump_version();
 }
 
-// Undefined where nobody asks.
+// Undefined where not asked for.
 at::Tensor asked(const char* op, const char* argument, at::TensorList list, size_t i, const at::Tensor& like) {
   if (list.empty() || list[i].numel() == 0) return {};
   const at::Tensor& sums = list[i];
@@ -55,7 +55,7 @@ void check_length(const char* op, const char* argument, size_t length, size_t co
   PK_CHECK(length == count || (may_be_empty && length == 0), op, argument, c10::str(count, " tensors"), length);
 }
 
-Rows::Rows(const char* op, const char* argument, at::TensorList tensors) {
+RowTensors::RowTensors(const char* op, const char* argument, at::TensorList tensors) {
   for (const at::Tensor& tensor : tensors) {
     check_dtype(op, argument, tensor, tensors[0]);
     PK_CHECK(tensor.dim() >= 1, op, argument, "tensors of at least one dimension", tensor.sizes());
@@ -66,19 +66,19 @@ Rows::Rows(const char* op, const char* argument, at::TensorList tensors) {
   }
 }
 
-at::Tensor Rows::beside(const char* op, const char* argument, const at::Tensor& tensor, size_t i) const {
+at::Tensor RowTensors::beside(const char* op, const char* argument, const at::Tensor& tensor, size_t i) const {
   PK_CHECK(tensor.sizes() == tensors_[i].sizes(), op, argument, tensors_[i].sizes(), tensor.sizes());
   const std::optional<RowLayout> layout = row_layout(tensor);
   const bool serves = layout && (layout->channels_last == layouts_[i].channels_last || layouts_[i].taps == 1);
   return serves ? tensor : at::empty_like(tensors_[i], tensor.options()).copy_(tensor);
 }
 
-void Rows::written() const {
+void RowTensors::written() const {
   for (const at::Tensor& tensor : tensors_) count_edit(tensor);
   for (const auto& [tensor, copied] : copies_) tensor.copy_(copied);
 }
 
-MaskGradArgs::MaskGradArgs(const char* op, const Rows& rows, const MaskGradLists& lists) : tensors_(rows.size()) {
+MaskGradArgs::MaskGradArgs(const char* op, const RowTensors& rows, const MaskGradLists& lists) : tensors_(rows.size()) {
   check_length(op, "abs_sums", lists.abs_sums.size(), rows.size());
   check_length(op, "square_sums", lists.square_sums.size(), rows.size());
   check_length(op, "product_sums", lists.product_sums.size(), rows.size());

@@ -33,9 +33,9 @@ at::ScalarType sum_type(const at::Tensor& tensor);
 void check_length(const char* op, const char* argument, size_t length, size_t count, bool may_be_empty = true);
 
 // Rows that lie one after the other; a tensor with others is copied, and copied back by written.
-class Rows {
+class RowTensors {
  public:
-  Rows(const char* op, const char* argument, at::TensorList tensors);
+  RowTensors(const char* op, const char* argument, at::TensorList tensors);
 
   size_t size() const { return tensors_.size(); }
   const at::Tensor& operator[](size_t i) const { return tensors_[i]; }
@@ -60,7 +60,7 @@ struct MaskGradLists {
   at::TensorList weights, accumulated, abs_sums, square_sums, product_sums;
 };
 
-struct MaskGradTensors {  // of one gradient, laid out as it is; undefined where nobody asks
+struct MaskGradTensors {  // of one gradient, laid out as it is; undefined where not asked for
   at::Tensor scale;       // [rows]
   at::Tensor weight;      // for product_sum
   at::Tensor accumulated;
@@ -69,7 +69,7 @@ struct MaskGradTensors {  // of one gradient, laid out as it is; undefined where
 
 class MaskGradArgs {
  public:
-  MaskGradArgs(const char* op, const Rows& rows, const MaskGradLists& lists);
+  MaskGradArgs(const char* op, const RowTensors& rows, const MaskGradLists& lists);
 
   const MaskGradTensors& operator[](size_t i) const { return tensors_[i]; }
   void written() const;

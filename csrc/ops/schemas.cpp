@@ -4,8 +4,8 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY(prunekernels, m) {
-  // The host reads masks and lists, once for each change. A CUDA graph keeps those of its capture, which is for the one
-  // who captures to know: torch.compile must not do it unasked.
+  // The host reads masks and lists, once for each change, so a CUDA graph goes on with those of its capture. A user who
+  // captures one has to know; torch.compile must not capture one unasked.
   const std::vector<at::Tag> reads_on_host{at::Tag::cudagraph_unsafe};
 
   // Sorted live lists, counts and one bit per kernel of E, in an int32 array of a size given by (K, C, G).
@@ -46,7 +46,7 @@ TORCH_LIBRARY(prunekernels, m) {
   // full[n, index[j]] = x[n, j], 0 elsewhere
   m.def("scatter_channels(Tensor x, Tensor index, SymInt channels) -> Tensor", reads_on_host);
 
-  // ---- network gear: activations that hold live channels alone ----
+  // ---- live mode: activations that hold live channels alone ----
 
   // y[n, j] = x[n, index[j]], 0 where index[j] is -1. inverse[c] = j where index[j] = c, else -1: the adjoint is the
   // same operator with the two exchanged.
@@ -90,7 +90,7 @@ TORCH_LIBRARY(prunekernels, m) {
 
   // d = g + weight_decay w; v = first_step ? d : momentum v + (1 - dampening) d; w -= lr (nesterov ? d + momentum v :
   // v) momenta: none if momentum is 0. abs_updates, square_updates: [], or float32 [rows] that take the sum of |change
-  // of w| and of its square over each row; empty tensors where nobody asks.
+  // of w| and of its square over each row; empty tensors where not asked for.
   m.def(
       "masked_sgd_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] momenta, Tensor?[] masks, Tensor(c!)[] "
       "abs_updates, Tensor(d!)[] square_updates, float lr, float momentum, float dampening, float weight_decay, bool "
@@ -108,7 +108,7 @@ TORCH_LIBRARY(prunekernels, m) {
 
   // g = where(E, grad_scale[k] * g, 0) in place, and of this g per row: abs_sums[k] (+)= sum |g|, square_sums[k] (+)=
   // sum g^2, product_sums[k] (+)= sum w g; accumulated += g. A grad_scale of 0 gives exact zeros. Lists other than
-  // grads are [], or hold an empty tensor (or none) where nobody asks; sums and accumulated are float32 (of float64:
+  // grads are [], or hold an empty tensor (or none) where not asked for; sums and accumulated are float32 (of float64:
   // float64).
   m.def(
       "mask_grad_(Tensor(a!)[] grads, Tensor?[] masks, Tensor?[] grad_scales, Tensor[] weights, Tensor(b!)[] "

@@ -76,8 +76,8 @@ class DeviceCost {
     if (c_.direction == Direction::grad_weight) return conv + weight;
     const bool forward = c_.direction == Direction::forward;
     const double pixels = static_cast<double>(s_.N) * (forward ? s_.out_pixels() : s_.in_pixels());
-    const double witness = pixels * (c_.channels_last ? kSector : c_.element_bytes);
-    return conv + weight + kernel(0, 1, witness) + kLaunch;
+    const double sentinel = pixels * (c_.channels_last ? kSector : c_.element_bytes);
+    return conv + weight + kernel(0, 1, sentinel) + kLaunch;
   }
 
   double compact() const {

@@ -1,4 +1,4 @@
-"""What the tests of the torch ring of csrc/cuda share: the ring in the place of prunekernels' operators, its log."""
+"""What the tests of the emulated CUDA operators share: putting them in the place of prunekernels' own; their log."""
 
 import pytest
 
@@ -11,22 +11,22 @@ if not pk.has_extension():
 
 @pytest.fixture(scope="module")
 def library():
-    from cases.emulated import operators as ring
+    from cases.emulated import operators
 
     try:
-        return ring.load()[1]
+        return operators.load()[1]
     except build.Broken as why:
         pytest.fail(str(why), pytrace=False)
 
 
 @pytest.fixture
 def events(library, monkeypatch):
-    """Lets prunekernels compute with the ring; a function that tells what it did since the last call."""
-    from cases.emulated import operators as ring
+    """Lets prunekernels compute with the emulated operators. Returns what they did since it was last called."""
+    from cases.emulated import operators
 
-    for replacement in ring.replacements():
+    for replacement in operators.replacements():
         monkeypatch.setattr(*replacement)
-    ring.register_gradients()
+    operators.register_gradients()
 
     def take():
         return library.pk_take_events().decode().split()

@@ -1,4 +1,4 @@
-"""Calls of the operators of a training step on the torch ring of csrc/cuda and on the CPU: same arguments, results
+"""Calls of the operators of a training step by the emulated CUDA operators and on the CPU: same arguments, results
 compared.
 """
 
@@ -13,7 +13,7 @@ OURS = torch.ops.prunekernels
 
 
 @pytest.fixture
-def ring(events):
+def emulated(events):
     """The operators, logged in events."""
     return torch.ops.prunekernels_emulated
 
@@ -32,10 +32,10 @@ def tensors_in(value):
     return [t for item in value for t in tensors_in(item)] if isinstance(value, (list, tuple)) else []
 
 
-def assert_like_the_cpu(ring, name, make, tolerance=None):
+def assert_like_the_cpu(emulated, name, make, tolerance=None):
     """What the operators write and return. make() gives new arguments, always the same."""
     sides = []
-    for operators in (ring, OURS):
+    for operators in (emulated, OURS):
         arguments = make()
         before = [t._version for t in tensors_in(arguments)]
         returned = getattr(operators, name)(*arguments)

@@ -1,4 +1,4 @@
-"""The network gear on the torch ring of csrc/cuda: its operators against those of the CPU, what is launched, what the
+"""Live mode by the emulated CUDA operators: its operators against those of the CPU, what is launched, what the
 host reads and when, and whole networks.
 """
 # ruff: noqa: F811 (fixtures)
@@ -21,7 +21,7 @@ OURS = torch.ops.prunekernels
 
 
 @pytest.fixture
-def ring(events):
+def emulated(events):
     """The operators, logged in events."""
     return torch.ops.prunekernels_emulated
 
@@ -49,11 +49,11 @@ PAIRS = [("odd", "thirds"), ("all", "late"), ("late", "all"), ("thirds", "all"),
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-def test_regroup(pair, dtype, layout, ring, events):
+def test_regroup(pair, dtype, layout, emulated, events):
     source, to = (live(24, text) for text in pair)
     move = source.remap(to, CPU)
     x = draw(3, source.count, 5, 4, dtype=dtype, layout=layout)
-    assert_alike(ring.regroup_channels(x, *move), OURS.regroup_channels(x, *move))
+    assert_alike(emulated.regroup_channels(x, *move), OURS.regroup_channels(x, *move))
     assert launched(events) == [GATHER if to.count <= source.count else SCATTER]
 
 
@@ -61,13 +61,13 @@ def test_regroup(pair, dtype, layout, ring, events):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-def test_join(pair, dtype, layout, alpha, ring, events):
+def test_join(pair, dtype, layout, alpha, emulated, events):
     lists = [live(24, text) for text in pair]
     a, b = (lists[i].remap(lists[0].union(lists[1]), CPU) for i in (0, 1))
     x = draw(3, lists[0].count, 5, 4, dtype=dtype, layout=layout)
     z = draw(3, lists[1].count, 5, 4, dtype=dtype, layout="nchw", seed=1)
     args = (x, z, a.gather_index, b.gather_index, a.inverse, b.inverse, alpha)
-    assert_alike(ring.join_channels(*args), OURS.join_channels(*args))
+    assert_alike(emulated.join_channels(*args), OURS.join_channels(*args))
     assert JOIN in launched(events) or dtype == torch.float64
 
 
@@ -92,49 +92,49 @@ WEIGHTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", [name for name in WEIGHTS if name != "nothing"])
-def test_weights(case, dtype, layout, kernel, ring, events):
+def test_weights(case, dtype, layout, kernel, emulated, events):
     filters, channels, groups = WEIGHTS[case]
     pick = (table(*WEIGHTS[case]), filters.count, channels.count)
     weight = draw(filters.channels, channels.channels, kernel, kernel, dtype=dtype, layout=layout)
-    assert_alike(ring.pack_weight(weight, *pick), OURS.pack_weight(weight, *pick))
+    assert_alike(emulated.pack_weight(weight, *pick), OURS.pack_weight(weight, *pick))
     grad = draw(filters.count, channels.count, kernel, kernel, dtype=dtype, layout=layout)
     for channels_last in (False, True):
         back = (grad, pick[0], filters.channels, channels.channels, channels_last)
-        assert_alike(ring.unpack_grad_weight(*back), OURS.unpack_grad_weight(*back))
+        assert_alike(emulated.unpack_grad_weight(*back), OURS.unpack_grad_weight(*back))
     assert launched(events) == ([] if dtype == torch.float64 else [PACK, UNPACK, UNPACK])
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
-def test_groups_with_lists_of_their_own(dtype, ring):
+def test_groups_with_lists_of_their_own(dtype, emulated):
     inputs = torch.tensor([0, 1, 1, 0, 1, 0, 1, 0, 0, 0, 0, 0], dtype=torch.bool)
     mask = OURS.conv_mask(torch.arange(9) % 3 < 2, None, inputs, 9, 12, 3)
     weight = draw(9, 4, 3, 3, dtype=dtype)
-    assert_alike(ring.pack_weight(weight, mask, 4, 2), OURS.pack_weight(weight, mask, 4, 2))
+    assert_alike(emulated.pack_weight(weight, mask, 4, 2), OURS.pack_weight(weight, mask, 4, 2))
     grad = draw(4, 2, 3, 3, dtype=dtype)
-    assert_alike(ring.unpack_grad_weight(grad, mask, 9, 4, False), OURS.unpack_grad_weight(grad, mask, 9, 4, False))
+    assert_alike(emulated.unpack_grad_weight(grad, mask, 9, 4, False), OURS.unpack_grad_weight(grad, mask, 9, 4, False))
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
-def test_nothing_to_do(dtype, ring):
+def test_nothing_to_do(dtype, emulated):
     dead = (table(*WEIGHTS["nothing"]), 0, 0)
-    assert ring.pack_weight(draw(40, 24, 3, 3, dtype=dtype), *dead).shape == (0, 0, 3, 3)
-    grad = ring.unpack_grad_weight(draw(0, 0, 3, 3, dtype=dtype), dead[0], 40, 24, False)
+    assert emulated.pack_weight(draw(40, 24, 3, 3, dtype=dtype), *dead).shape == (0, 0, 3, 3)
+    grad = emulated.unpack_grad_weight(draw(0, 0, 3, 3, dtype=dtype), dead[0], 40, 24, False)
     assert torch.equal(grad, torch.zeros(40, 24, 3, 3, dtype=dtype))
     move = live(24, "odd").remap(live(24, "all"), CPU)
-    assert ring.regroup_channels(draw(0, 12, 3, 3, dtype=dtype), *move).shape == (0, 24, 3, 3)
+    assert emulated.regroup_channels(draw(0, 12, 3, 3, dtype=dtype), *move).shape == (0, 24, 3, 3)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[:2])
-def test_poison_in_what_is_left_out(layout, ring):
+def test_poison_in_what_is_left_out(layout, emulated):
     nan = float("nan")
     every, odd = live(24, "all"), live(24, "odd")
     x = draw(2, 24, 3, 5, layout=layout)
     x[:, ::2] = nan
-    assert ring.regroup_channels(x, *every.remap(odd, CPU)).isfinite().all()
+    assert emulated.regroup_channels(x, *every.remap(odd, CPU)).isfinite().all()
     weight = draw(24, 24, 3, 3, layout=layout)
     weight[::2], weight[:, ::2] = nan, nan
     pick = (table(odd, odd), 12, 12)
-    assert ring.pack_weight(weight, *pick).isfinite().all()
+    assert emulated.pack_weight(weight, *pick).isfinite().all()
 
 
 # ---- what the host reads
@@ -159,9 +159,9 @@ CALLS = {"regroup_channels": (regroup_args, 2), "join_channels": (join_args, 4),
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_lists_are_read_once_and_then_may_be_captured(name, library, ring, events):
+def test_lists_are_read_once_and_then_may_be_captured(name, library, emulated, events):
     make, lists = CALLS[name]
-    args, op = make(), getattr(ring, name)
+    args, op = make(), getattr(emulated, name)
     y = op(*args)
     assert events().count("download") == lists
     y.sum().backward()  # reads nothing that the forward pass has not
@@ -173,24 +173,24 @@ def test_lists_are_read_once_and_then_may_be_captured(name, library, ring, event
         op(*make())
 
 
-def test_a_list_that_several_operators_take(ring, events):
+def test_a_list_that_several_operators_take(emulated, events):
     """What is kept of it is not the same for each."""
     index, x = torch.tensor([0, 2, 3], dtype=torch.int32), draw(2, 4, 3, 3)
     inverse = torch.tensor([0, -1, 1, 2], dtype=torch.int32)
     for _ in range(2):
         want = x[:, index.long()]
-        assert torch.equal(ring.gather_channels(x, index), want)
-        assert torch.equal(ring.regroup_channels(x, index, inverse), want)
-        assert torch.equal(ring.scatter_channels(want, index, 4), ring.regroup_channels(want, inverse, index))
+        assert torch.equal(emulated.gather_channels(x, index), want)
+        assert torch.equal(emulated.regroup_channels(x, index, inverse), want)
+        assert torch.equal(emulated.scatter_channels(want, index, 4), emulated.regroup_channels(want, inverse, index))
     assert events().count("download") == 3
 
 
-def test_a_changed_list_is_read_again(ring):
+def test_a_changed_list_is_read_again(emulated):
     index, inverse = torch.tensor([0, 2], dtype=torch.int32), torch.tensor([0, -1, 1, -1], dtype=torch.int32)
     x = draw(2, 4, 3, 3)
-    ring.regroup_channels(x, index, inverse)
+    emulated.regroup_channels(x, index, inverse)
     index += 1
-    assert torch.equal(ring.regroup_channels(x, index, inverse), x[:, [1, 3]])
+    assert torch.equal(emulated.regroup_channels(x, index, inverse), x[:, [1, 3]])
 
 
 def ints(*values):
@@ -219,9 +219,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("said", "at"), [(said, at) for said, calls in WRONG.items() for at in range(len(calls))])
-def test_errors(said, at, ring):
+def test_errors(said, at, emulated):
     with pytest.raises((ValueError, RuntimeError), match=f"{said}.*expected .*, got ") as why:
-        getattr(ring, said.partition(":")[0])(*WRONG[said][at])
+        getattr(emulated, said.partition(":")[0])(*WRONG[said][at])
     with pytest.raises((ValueError, RuntimeError)) as as_on_the_cpu:
         getattr(OURS, said.partition(":")[0])(*WRONG[said][at])
     assert str(why.value).partition(" expected")[0] == str(as_on_the_cpu.value).partition(" expected")[0]
@@ -236,7 +236,7 @@ RUNS.remove(("plain", "channels_last"))  # its view() asks for the other one
 
 @pytest.fixture
 def steady(library, events, monkeypatch):
-    """Runs a step in which the host reads no tensor, copies none to the device, and the ring acts as if capturing."""
+    """Runs a step in which the host reads no tensor, copies none to the device, and they act as if capturing."""
     reading = ("cpu", "numpy", "item", "tolist", "nonzero", "__bool__", "__int__", "__float__", "__index__")
 
     def refuse(*args, **kwargs):
@@ -259,7 +259,7 @@ def steady(library, events, monkeypatch):
 
 @pytest.mark.parametrize(("name", "layout"), RUNS)
 def test_networks(name, layout, steady):
-    """The numbers of the layer gear; from the second step on nothing waits for the device."""
+    """The numbers of masked mode; from the second step on nothing waits for the device."""
     net, x = flow_network(name, layout)
     with pk.plan.force("compact"):
         for seed in range(2):

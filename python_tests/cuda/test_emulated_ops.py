@@ -1,6 +1,6 @@
-"""The torch ring of csrc/cuda over CPU tensors, its kernels under the emulator: which kernels run, what the host knows
-of masks and when, padding, capturing, layers. The operators' own tests run on it
-too: pytest -p cases.emulated.operators_plugin.
+"""The CUDA operators over CPU tensors, with emulated kernels: which kernels run, what the host knows of masks
+and when, padding, capturing, layers. The tests of the operators run on them too:
+pytest -p cases.emulated.operators_plugin.
 """
 # ruff: noqa: F811 (fixtures)
 
@@ -285,7 +285,7 @@ def test_not_measured(why, library, events):
 
 
 def test_training_with_masks_that_change(events, monkeypatch):
-    """The same steps with the CPU's own ring."""
+    """The same steps with the CPU's operators."""
 
     def train(ops):
         torch.manual_seed(3)

@@ -1,4 +1,4 @@
-"""The operators of a training step on the torch ring of csrc/cuda: what the host reads of masks and clusters and when,
+"""The operators of a training step by the emulated CUDA operators: what the host reads of masks and clusters and when,
 capturing, errors.
 """
 # ruff: noqa: F811 (fixtures)
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cases.emulated_ops import events, library  # noqa: F401
-from cases.emulated_steps import CLUSTERS, F32, OURS, SGD, assert_like_the_cpu, ids, parameters, ring  # noqa: F401
+from cases.emulated_steps import CLUSTERS, F32, OURS, SGD, assert_like_the_cpu, emulated, ids, parameters  # noqa: F401
 from cases.steps import chosen, table
 
 
@@ -52,9 +52,9 @@ CALLS = {  # arguments with these lists, new lists, how many the host reads, wha
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_lists_are_read_once_and_then_may_be_captured(name, library, ring, events):
+def test_lists_are_read_once_and_then_may_be_captured(name, library, emulated, events):
     call, make, count, launcher = CALLS[name]
-    lists, op = make(), getattr(ring, name)
+    lists, op = make(), getattr(emulated, name)
     op(*call(lists))
     assert events().count("download") == count
     library.pk_pretend_to_capture(True)
@@ -65,34 +65,34 @@ def test_lists_are_read_once_and_then_may_be_captured(name, library, ring, event
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_changed_list_is_read_again(name, ring, events):
+def test_a_changed_list_is_read_again(name, emulated, events):
     call, make, _, _ = CALLS[name]
     lists = make()
-    getattr(ring, name)(*call(lists))
+    getattr(emulated, name)(*call(lists))
     change = make()[0] if name == "cluster_mean_" else table(chosen(8), chosen(8, 33))
     lists[0].copy_(change.flip(0) if name == "cluster_mean_" else change)
     events()
-    assert_like_the_cpu(ring, name, lambda: call(lists))
+    assert_like_the_cpu(emulated, name, lambda: call(lists))
     assert events().count("download") == 1
 
 
-def test_tables_of_a_layer_serve_all_operators(ring, events):
+def test_tables_of_a_layer_serve_all_operators(emulated, events):
     """And the convolutions: what is kept of a table is the same."""
     tables = new_tables()
     for name in ("masked_sgd_", "mask_grad_", "filter_norms"):
-        getattr(ring, name)(*CALLS[name][0](tables))
-    ring.masked_adamw_(*adamw_call(tables))
+        getattr(emulated, name)(*CALLS[name][0](tables))
+    emulated.masked_adamw_(*adamw_call(tables))
     assert events().count("download") == 2
 
 
-def test_adamw_is_not_captured(library, ring):
+def test_adamw_is_not_captured(library, emulated):
     """Its numbers change in every step."""
     tables, capture = new_tables(), "masked_adamw_: steps: expected .*, got the capture of a graph"
-    ring.masked_adamw_(*adamw_call(tables))
+    emulated.masked_adamw_(*adamw_call(tables))
     library.pk_pretend_to_capture(True)
     arguments = adamw_call(tables)
     with pytest.raises(ValueError, match=capture):
-        ring.masked_adamw_(*arguments)
+        emulated.masked_adamw_(*arguments)
     assert [float(t) for t in arguments[4]] == [0.0] * 3
 
 
@@ -136,18 +136,18 @@ EVERY = [(name, at) for name, wrong in WRONG.items() for at in range(len(wrong))
 
 
 @pytest.mark.parametrize(("name", "at"), EVERY)
-def test_errors_are_those_of_the_cpu(name, at, ring):
+def test_errors_are_those_of_the_cpu(name, at, emulated):
     arguments = [*(RIGHT[name] | WRONG[name][at]).values(), *NUMBERS.get(name, ())]
     said = []
-    for operators in (ring, OURS):
+    for operators in (emulated, OURS):
         with pytest.raises(ValueError) as why:
             getattr(operators, name)(*arguments)
         said.append(str(why.value).partition("\n")[0])
     assert said[0] == said[1]
 
 
-def test_no_step_is_counted_that_is_not_made(ring):
+def test_no_step_is_counted_that_is_not_made(emulated):
     arguments = RIGHT["masked_adamw_"] | {"exp_avgs": [W[:2]], "steps": [torch.zeros(())]}
     with pytest.raises(ValueError, match="exp_avgs"):
-        ring.masked_adamw_(*arguments.values(), *NUMBERS["masked_adamw_"])
+        emulated.masked_adamw_(*arguments.values(), *NUMBERS["masked_adamw_"])
     assert float(arguments["steps"][0]) == 0

@@ -1,4 +1,4 @@
-"""The operators of a training step on the torch ring of csrc/cuda: the numbers and layouts of the CPU's, what is
+"""The operators of a training step by the emulated CUDA operators: the numbers and layouts of the CPU's, what is
 launched, and the optimizers over them.
 """
 # ruff: noqa: F811 (fixtures)
@@ -43,14 +43,14 @@ def test_every_schema_has_an_implementation(library):
 @layouts
 @masks
 @dtypes
-def test_sgd(dtype, mask, layout, numbers, ring, events):
+def test_sgd(dtype, mask, layout, numbers, emulated, events):
     def make():
         weights, grads, momenta, tables = parameters(mask, dtype, layout, 3)
         changes = (sums(8, 0, 4), sums(0, 0, 4)) if layout != "sliced" else ([], [])
         return weights, grads, momenta if SGD[numbers][1] else [], tables, *changes, *SGD[numbers]
 
     tolerance = {"rtol": 1e-2, "atol": 1e-2} if dtype in (BF16, F16) and numbers != "plain" else None
-    assert_like_the_cpu(ring, "masked_sgd_", make, tolerance)
+    assert_like_the_cpu(emulated, "masked_sgd_", make, tolerance)
     assert launched(events) == (["launch_optim_sgd"] if dtype != F64 else [])
 
 
@@ -58,7 +58,7 @@ def test_sgd(dtype, mask, layout, numbers, ring, events):
 @layouts
 @masks
 @dtypes
-def test_adamw(dtype, mask, layout, betas, ring, events):
+def test_adamw(dtype, mask, layout, betas, emulated, events):
     def make():
         weights, grads, averages, squares, tables = parameters(mask, dtype, layout, 4)
         squares = [t.abs_() for t in squares]
@@ -67,7 +67,7 @@ def test_adamw(dtype, mask, layout, betas, ring, events):
         return weights, grads, averages, squares, steps, tables, [], sums(8, 0, 4), 0.1, *betas, eps, 0.01
 
     near = {F64: 1e-12, F32: 1e-5}.get(dtype, 2e-2)
-    assert_like_the_cpu(ring, "masked_adamw_", make, {"rtol": near, "atol": near})
+    assert_like_the_cpu(emulated, "masked_adamw_", make, {"rtol": near, "atol": near})
     assert launched(events) == (["launch_optim_adamw"] if dtype != F64 else [])
 
 
@@ -75,7 +75,7 @@ def test_adamw(dtype, mask, layout, betas, ring, events):
 @layouts
 @masks
 @dtypes
-def test_mask_grad(dtype, mask, layout, add_to_sums, ring, events):
+def test_mask_grad(dtype, mask, layout, add_to_sums, emulated, events):
     wide = F64 if dtype == F64 else F32
 
     def make():
@@ -85,31 +85,31 @@ def test_mask_grad(dtype, mask, layout, add_to_sums, ring, events):
         asked = [sums(*lengths, dtype=wide) for lengths in ((8, 8, 4), (0, 8, 4), (8, 0, 4))]
         return grads, tables, scales, weights, accumulated, *asked, add_to_sums
 
-    assert_like_the_cpu(ring, "mask_grad_", make)
+    assert_like_the_cpu(emulated, "mask_grad_", make)
     assert launched(events) == (["launch_mask_grad"] if dtype != F64 else [])
 
 
 @layouts
 @dtypes
-def test_mask_grad_that_only_masks(dtype, layout, ring):
+def test_mask_grad_that_only_masks(dtype, layout, emulated):
     def make():
         _, grads, tables = parameters("kernels", dtype, layout, 2)
         return grads, tables, [], [], [], [], [], [], False
 
-    assert_like_the_cpu(ring, "mask_grad_", make)
+    assert_like_the_cpu(emulated, "mask_grad_", make)
 
 
 @pytest.mark.parametrize("per_kernel", [False, True])
 @layouts
 @masks
 @dtypes
-def test_norms(dtype, mask, layout, per_kernel, ring, events):
+def test_norms(dtype, mask, layout, per_kernel, emulated, events):
     def make():
         _, weights, tables = parameters(mask, dtype, layout, 2)
         chosen = [0, 2] if per_kernel else [0, 1, 2]
         return [weights[i] for i in chosen], [tables[i] for i in chosen], per_kernel
 
-    assert_like_the_cpu(ring, "filter_norms", make)
+    assert_like_the_cpu(emulated, "filter_norms", make)
     kernel = "launch_kernel_norms" if per_kernel else "launch_filter_norms"
     assert launched(events) == ([kernel] if dtype != F64 else [])
 
@@ -121,13 +121,13 @@ ACTIVATIONS = [(4, 3, 4, 8), (2, 16, 1, 1), (8, 17, 2, 4), (2, 33, 8, 4), (64, 5
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS[:3])
 @dtypes
-def test_channel_mean(dtype, layout, relu, ring, events):
+def test_channel_mean(dtype, layout, relu, emulated, events):
     def make():
         xs = [draw(*size, dtype=dtype, layout=layout, seed=i) for i, size in enumerate(ACTIVATIONS)]
         xs[2][0, 1, 0, 0] = torch.nan
         return xs, relu
 
-    assert_like_the_cpu(ring, "channel_mean", make, {"rtol": 1e-6, "atol": 1e-6})
+    assert_like_the_cpu(emulated, "channel_mean", make, {"rtol": 1e-6, "atol": 1e-6})
     left_to_torch = sum(0 not in size for size in ACTIVATIONS) if dtype == F64 else 0
     assert launched(events) == ["launch_channel_stats"] * (len(ACTIVATIONS) - left_to_torch)
 
@@ -135,12 +135,12 @@ def test_channel_mean(dtype, layout, relu, ring, events):
 @pytest.mark.parametrize("pull", [False, True])
 @layouts
 @dtypes
-def test_cluster_mean(dtype, layout, pull, ring, events):
+def test_cluster_mean(dtype, layout, pull, emulated, events):
     def make():
         weights, grads, _ = parameters("nothing", dtype, layout, 2)
         return grads, CLUSTERS, weights if pull else [], 0.5
 
-    assert_like_the_cpu(ring, "cluster_mean_", make, {"rtol": 1e-6, "atol": 1e-6} if dtype in (F32, F64) else None)
+    assert_like_the_cpu(emulated, "cluster_mean_", make, {"rtol": 1e-6, "atol": 1e-6} if dtype in (F32, F64) else None)
     assert launched(events) == (["launch_cluster_mean"] if dtype != F64 else [])
 
 
@@ -148,16 +148,16 @@ SAMPLED = [(name, i) for name, make in SAMPLES.items() for i in range(len(list(m
 
 
 @pytest.mark.parametrize(("name", "at"), SAMPLED)
-def test_samples(name, at, ring):
+def test_samples(name, at, emulated):
     def make():
         torch.manual_seed(at)
         return list(SAMPLES[name]())[at]
 
-    assert_like_the_cpu(ring, name, make, {"rtol": 2e-2, "atol": 2e-2})
+    assert_like_the_cpu(emulated, name, make, {"rtol": 2e-2, "atol": 2e-2})
 
 
 @pytest.mark.parametrize("dtype", [F32, F64], ids=str)
-def test_nothing_in_it(dtype, ring):
+def test_nothing_in_it(dtype, emulated):
     """Parameters without elements, rows without elements, scalars."""
     shapes = ((0,), (3, 0), (0, 4, 3, 3), ())
 
@@ -169,10 +169,10 @@ def test_nothing_in_it(dtype, ring):
         grads = [torch.ones(shape, dtype=dtype) for shape in shapes[:3]]
         return grads, [], [], [], [], sums(0, 3, 0, dtype=dtype), sums(0, 3, 0, dtype=dtype), [], False
 
-    assert_like_the_cpu(ring, "masked_sgd_", optimizer)
-    assert_like_the_cpu(ring, "mask_grad_", gradients)
-    assert_like_the_cpu(ring, "filter_norms", lambda: (gradients()[0], [], False))
-    assert_like_the_cpu(ring, "cluster_mean_", lambda: ([torch.ones(3, 0, dtype=dtype)], [ids(0, 0, 0)], [], 0.0))
+    assert_like_the_cpu(emulated, "masked_sgd_", optimizer)
+    assert_like_the_cpu(emulated, "mask_grad_", gradients)
+    assert_like_the_cpu(emulated, "filter_norms", lambda: (gradients()[0], [], False))
+    assert_like_the_cpu(emulated, "cluster_mean_", lambda: ([torch.ones(3, 0, dtype=dtype)], [ids(0, 0, 0)], [], 0.0))
 
 
 # ---- as training calls them

@@ -1,7 +1,7 @@
-"""The torch ring of csrc/cuda over kernels that run under the emulator: its operators for CPU tensors, under
-torch.ops.prunekernels_emulated. Its objects lie beside those of the families, and the kernels' are theirs.
+"""The CUDA operators of csrc/cuda for CPU tensors, over kernels that run under the emulator, as
+torch.ops.prunekernels_emulated. Object files are shared with the libraries of single kernels.
 
-use() lets prunekernels itself call them, so that the tests of the operators run on the ring: see operators_plugin.py.
+use() lets prunekernels itself call them, so that the tests of the operators run on them: see operators_plugin.py.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ SHARED = (
     "plan/plan_cache.cpp",
     "plan/plan_choice.cpp",
     "plan/plan_request.cpp",
-)  # with the CPU ring
+)  # with the CPU operators
 STREAM = build.CSRC / "cuda" / "kernels" / "stream.h"  # which everything includes
 _kept = []
 
@@ -38,9 +38,9 @@ def _headers(source: pathlib.Path) -> set[pathlib.Path]:
 
 
 def _kernels() -> list[pathlib.Path]:
-    """Those whose launchers the ring calls."""
-    ring = [path for path in (build.CSRC / "cuda").iterdir() if path.suffix in (".h", ".cpp")]
-    called = {path for file in ring for path in _headers(file) if path.suffix == ".h"} - {STREAM}
+    """Those whose launchers the operators call."""
+    hosts = [path for path in (build.CSRC / "cuda").iterdir() if path.suffix in (".h", ".cpp")]
+    called = {path for file in hosts for path in _headers(file) if path.suffix == ".h"} - {STREAM}
     return [p for p in sorted((build.CSRC / "cuda" / "kernels").glob("*.cu")) if _headers(p) & called]
 
 
@@ -51,20 +51,20 @@ def _ninja_file() -> str:
     folders = " ".join(f"-L{path} -Wl,-rpath,{path}" for path in library_paths())
     lines = [
         build._ninja_file([], False),
-        "rule compile_ring",
+        "rule compile_operators",
         f"  command = {build.CXX} {flags} {includes} -MD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
     ]
     objects = []
     for source in [*(build.CSRC / name for name in SHARED), *sorted((build.CSRC / "cuda").glob("*.cpp"))]:
-        objects.append(f"ring-{source.stem}.o")
-        lines.append(f"build {objects[-1]}: compile_ring {source}")
+        objects.append(f"operators-{source.stem}.o")
+        lines.append(f"build {objects[-1]}: compile_operators {source}")
     for source in _kernels():
         objects.append(str(source.relative_to(build.CSRC)).replace("/", "-") + ".o")
         lines += [f"build {objects[-1]}: compile {source}", "  level = -O1"]
     lines += [
-        f"build libring.so: link {' '.join(objects)} | libmachine.so",
+        f"build liboperators.so: link {' '.join(objects)} | libmachine.so",
         f"  libraries = -L. -lmachine -Wl,-rpath,'$$ORIGIN' -Wl,-z,defs {folders} -ltorch -ltorch_cpu -lc10",
     ]
     return "\n".join(lines) + "\n"
@@ -76,10 +76,10 @@ def library() -> pathlib.Path:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        (folder / "ring.ninja").write_text(_ninja_file())
-        if why := build._ninja(folder, "-f", "ring.ninja", "libring.so"):
+        (folder / "operators.ninja").write_text(_ninja_file())
+        if why := build._ninja(folder, "-f", "operators.ninja", "liboperators.so"):
             raise build.Broken(why)
-    return folder / "libring.so"
+    return folder / "liboperators.so"
 
 
 def load():
@@ -109,7 +109,7 @@ def register_gradients():
 
 
 def replacements():
-    """(module, name, what it calls there with the ring), of all of prunekernels that calls operators."""
+    """(module, name, what it calls there from now on), of all of prunekernels that calls operators."""
     from prunekernels import filter_ops, functional
     from prunekernels.live import channel_ops
     from prunekernels.live.rules import elementwise
@@ -125,7 +125,7 @@ def replacements():
 
 
 def use():
-    """From now on prunekernels computes with the ring, in this process; tables are still made by its own conv_mask."""
+    """From now on prunekernels computes with these operators, in this process; its own conv_mask still makes tables."""
     for replacement in replacements():
         setattr(*replacement)
     register_gradients()

@@ -1,5 +1,5 @@
 """pytest -p cases.emulated.operators_plugin: the tests run on the device implementation, emulated."""
 
-from . import operators as ring
+from . import operators
 
-ring.use()
+operators.use()
