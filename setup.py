@@ -2,12 +2,15 @@
 
 PRUNEKERNELS_CUDA=0|1   force the CUDA kernels off or on (default: on when nvcc and a CUDA build of torch are there)
 PRUNEKERNELS_DEBUG=1    -O0 -g
-PRUNEKERNELS_NO_EXT=1   no extension: pure torch, or to be built by build_ext later
-TORCH_CUDA_ARCH_LIST, MAX_JOBS   as torch.utils.cpp_extension knows them; without the former, ARCHITECTURES
+PRUNEKERNELS_NO_EXT=1   no extension: the package runs in pure torch, or build_ext builds it later
+TORCH_CUDA_ARCH_LIST    as in torch.utils.cpp_extension; default: ARCHITECTURES below
+MAX_JOBS                as in torch.utils.cpp_extension
 """
 
 import os
+import re
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -59,5 +62,23 @@ def extension():
     )
 
 
+class QuietBuild(BuildExtension):
+    """BuildExtension, silent unless it fails: torch has ninja print every command."""
+
+    def build_extensions(self) -> None:
+        sys.stdout.flush()
+        terminal = os.dup(1)
+        with tempfile.TemporaryFile("w+", errors="replace") as log:
+            os.dup2(log.fileno(), 1)
+            try:
+                super().build_extensions()
+            except RuntimeError as error:
+                log.seek(0)
+                sys.exit(re.sub(r"^\[\d+/\d+\] .*\n", "", log.read(), flags=re.MULTILINE) + str(error))
+            finally:
+                os.dup2(terminal, 1)
+                os.close(terminal)
+
+
 without = os.environ.get("PRUNEKERNELS_NO_EXT", "0") not in ("", "0")
-setup(ext_modules=[] if without else [extension()], cmdclass={"build_ext": BuildExtension})
+setup(ext_modules=[] if without else [extension()], cmdclass={"build_ext": QuietBuild})
