@@ -63,7 +63,7 @@ std::vector<int32_t> find_sentinels(const int32_t* result, int64_t results, cons
   return words;
 }
 
-std::vector<int32_t> kept_filters(const MaskTable& table) {
+std::vector<int32_t> kept_filter_list(const MaskTable& table) {
   std::vector<int32_t> list(table[kFilters]);
   for (size_t k = 0; k < list.size(); ++k) list[k] = table.out_slot()[k] == kDead ? kDead : static_cast<int32_t>(k);
   return list;
@@ -105,7 +105,7 @@ DeviceMask::DeviceMask(std::vector<int32_t> words, at::Device device)
   const size_t dense = block.add(dense_words_);
   const size_t out = block.add(padded(out_.host_index, out_.live, out_.padded));
   const size_t in = block.add(padded(in_.host_index, in_.live, in_.padded));
-  const size_t filters = block.add(kept_filters(table_));
+  const size_t filters = block.add(kept_filter_list(table_));
   const std::vector<int32_t> seen[] = {
       find_sentinels(table_.in_slot(), in_.channels, table_.out_slot(), out_.channels, table_[kGroups]),
       find_sentinels(table_.out_slot(), out_.channels, table_.in_slot(), in_.channels, table_[kGroups])};
