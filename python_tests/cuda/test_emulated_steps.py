@@ -18,6 +18,7 @@ from cases.emulated_steps import (  # noqa: F401
     SGD,
     assert_like_the_cpu,
     draw,
+    emulated,
     ids,
     parameters,
     ring,
