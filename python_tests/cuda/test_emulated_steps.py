@@ -21,7 +21,6 @@ from cases.emulated_steps import (  # noqa: F401
     emulated,
     ids,
     parameters,
-    ring,
     sums,
 )
 from cases.steps import SAMPLES
