@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from harness import command
 from harness.machine import header
-from harness.options import MODE_OF_GEAR, Parser, Renamed, add_output_files, mode_of_gear, positive, share
+from harness.options import Parser, Renamed, add_output_files, mode_of_gear, positive, share
 from harness.record import Record
 from harness.timing import interleaved
 from prunekernels.inspect.flops import count_flops
@@ -44,7 +44,6 @@ DENSE = Spec("none")
 LATENCY_BATCHES = (1, 64)
 LATENCY_SECONDS = 0.4
 MODES = ("live", "masked")
-GEAR_OF_MODE = {mode: gear for gear, mode in MODE_OF_GEAR.items()}  # Config has the old names
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,11 @@ class Group:
             "seed": self.seed,
         }
         if spec == DENSE:
-            return Config(**common, gear="dense", quiet=True)
+            return Config(**common, mode="dense", quiet=True)
         options = {} if spec.clip is None else {"clip": spec.clip}
         return Config(
             **common,
-            gear=GEAR_OF_MODE[self.mode],
+            mode=self.mode,
             quiet=True,
             method=spec.method,
             rate=spec.rate,
