@@ -185,7 +185,7 @@ def test_training_with_masks_that_change(layout, plan):
     assert all(name in FORCED for layer in (gpu[0], gpu[2]) for name in layer.plan)
 
 
-# ---- the network gear
+# ---- live mode
 
 NETS = [(name, layout) for name in NETWORKS for layout in FORMATS]
 NETS.remove(("plain", "channels_last"))  # its view() asks for the other one
@@ -201,7 +201,7 @@ def remask(net, seed):
 
 
 def flow_gears(name, layout):
-    """A network in the network gear, images, and what the layer gear makes of them."""
+    """A network in live mode, images, and what masked mode makes of them."""
     net, x = flow_network(name, layout, DEVICE)
     want = flow_step(pk.flow(remask(net, 0), False), x)
     return pk.flow(net), x, want
@@ -209,7 +209,7 @@ def flow_gears(name, layout):
 
 @pytest.mark.parametrize(("name", "layout"), NETS)
 def test_network_gear_does_not_wait(name, layout):
-    """The numbers of the layer gear, and steps that never wait for the device once they have met their lists."""
+    """The numbers of masked mode, and steps that never wait for the device once they have met their lists."""
     net, x, want = flow_gears(name, layout)
     for seed in range(3):
         assert_close(flow_step(net, x), want)
@@ -260,7 +260,7 @@ def test_a_graph_of_the_network_gear_keeps_its_masks(name, layout):
 
 @pytest.mark.parametrize(("name", "layout"), NETS[::3])
 def test_network_gear_in_bfloat16(name, layout):
-    """As near to float32 as the layer gear is."""
+    """As near to float32 as masked mode is."""
     net, x, want = flow_gears(name, layout)
     with torch.autocast(DEVICE, dtype=BF16):
         got = flow_step(net, x)[0], flow_step(pk.flow(net, False), x)[0]
