@@ -7,14 +7,17 @@ TORCH_CUDA_ARCH_LIST    as in torch.utils.cpp_extension; default: ARCHITECTURES 
 MAX_JOBS                as in torch.utils.cpp_extension
 """
 
+import functools
 import os
 import re
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
 from setuptools import setup
+from torch.utils import cpp_extension
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 ROOT = Path(__file__).parent
@@ -62,12 +65,15 @@ def extension():
     )
 
 
-class QuietBuild(BuildExtension):
-    """BuildExtension, silent unless it fails: torch has ninja print every command."""
+class FastBuild(BuildExtension):
+    """BuildExtension, silent unless it fails (torch has ninja print every command), and with torch's headers parsed
+    once: csrc/precompiled.h is compiled while ninja compiles the files without torch, and serves all others.
+    """
 
     def build_extensions(self) -> None:
         sys.stdout.flush()
-        terminal = os.dup(1)
+        terminal, compile_objects = os.dup(1), cpp_extension._write_ninja_file_and_compile_objects
+        cpp_extension._write_ninja_file_and_compile_objects = functools.partial(compile_twice, compile_objects)
         with tempfile.TemporaryFile("w+", errors="replace") as log:
             os.dup2(log.fileno(), 1)
             try:
@@ -78,7 +84,49 @@ class QuietBuild(BuildExtension):
             finally:
                 os.dup2(terminal, 1)
                 os.close(terminal)
+                cpp_extension._write_ninja_file_and_compile_objects = compile_objects
+
+
+def compile_twice(compile_objects, *, sources, objects, cflags, post_cflags, build_directory, **others):
+    """torch's function that compiles with ninja, first for the files without torch, then for those that include it."""
+    pairs = list(zip(sources, objects, strict=True))
+    without_torch = [pair for pair in pairs if re.search(r"csrc/(core|plan|cpu/kernels)/", str(pair[0]))]
+    with_torch = [pair for pair in pairs if pair not in without_torch]
+    header = PrecompiledHeader(Path(build_directory), cflags, post_cflags)
+    for part, name, flags in ((without_torch, "plain", list), (with_torch, "torch", header.flags)):
+        compile_objects(
+            sources=[source for source, _ in part],
+            objects=[built for _, built in part],
+            cflags=cflags + flags(),
+            post_cflags=post_cflags,
+            build_directory=os.path.join(build_directory, name),
+            **others,
+        )
+
+
+class PrecompiledHeader:
+    """Starts to compile csrc/precompiled.h, unless it was compiled with the same flags, compiler and torch before."""
+
+    def __init__(self, folder: Path, cflags: list[str], post_cflags: list[str]) -> None:
+        compiler = cpp_extension.get_cxx_compiler()
+        source = (ROOT / "csrc" / "precompiled.h").read_text()
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+        self.made_of = "\n".join([source, version, torch.__version__, *cflags, *post_cflags])
+        self.header, self.stamp, self.running = folder / "torch.h", folder / "torch.h.made_of", None
+        if self.stamp.exists() and self.stamp.read_text() == self.made_of:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self.stamp.unlink(missing_ok=True)
+        self.header.write_text(source)
+        command = [compiler, *cflags, *post_cflags, "-x", "c++-header", str(self.header), "-o", f"{self.header}.gch"]
+        self.running = subprocess.Popen(" ".join(command), shell=True, stderr=subprocess.DEVNULL)
+
+    def flags(self) -> list[str]:
+        """Waits for it. [] where it does not compile: then each file includes what it needs by itself."""
+        if self.running is not None and self.running.wait() == 0:
+            self.stamp.write_text(self.made_of)
+        return ["-include", str(self.header)] if self.stamp.exists() else []
 
 
 without = os.environ.get("PRUNEKERNELS_NO_EXT", "0") not in ("", "0")
-setup(ext_modules=[] if without else [extension()], cmdclass={"build_ext": QuietBuild})
+setup(ext_modules=[] if without else [extension()], cmdclass={"build_ext": FastBuild})
