@@ -11,8 +11,10 @@ CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inc' 'csrc/*.cu
 demo: $(VENV)/.ready build
 	OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} $(BIN)/python -m prunekernels demo --out out/demo
 
+# Everything, in as many processes as there are cores, two at most (WORKERS=N: N at most). FAST=1: one case of each
+# test function.
 test: $(VENV)/.ready build
-	$(BIN)/python -m pytest python_tests
+	$(BIN)/python -m pytest python_tests -n auto --maxprocesses $(or $(WORKERS),2) --dist worksteal $(if $(FAST),--fast)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

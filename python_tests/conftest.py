@@ -1,3 +1,4 @@
+import gc
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads that spin make a busy machine ten times slower
@@ -6,11 +7,15 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 ALWAYS = 20
+# Tests of whole networks use one thread where several workers share the cores: each of their thousands of small
+# operators would wait until the other worker gives the second thread a core. Tests of operators keep all threads.
+OF_NETWORKS = {"benchmarks", "graph", "inspect", "methods", "train"}
 
 
 def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, default=0, metavar="N", help="N more seeds for test_fuzz.py")
     parser.addoption("--fuzz-seed", type=int, metavar="S", help="only this seed")
+    parser.addoption("--fast", action="store_true", help="one case of each test function, no test marked slow")
 
 
 def pytest_generate_tests(metafunc):
@@ -19,11 +24,31 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("fuzz_seed", range(ALWAYS + more) if only is None else [only])
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_pycollect_makeitem(collector):
+    """With --fast, keeps one case of each test function: the one in the middle, since lists of cases and of values
+    start with the plain ones and end with the degenerate ones. It leaves out tests marked slow, which take seconds
+    even so or compile the emulator.
+    """
+    made = yield
+    if not collector.config.getoption("fast") or not isinstance(made, list):
+        return made
+    return [made[len(made) // 2]] if made and not made[0].get_closest_marker("slow") else []
+
+
+def pytest_collection_finish():
+    """The garbage collector no longer visits the thousands of tests themselves."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
-def _leave_torch_as_it_was():
+def _leave_torch_as_it_was(request):
     """A test may set seeds, threads and determinism; the next one does not see it."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.manual_seed(0)
+    if "PYTEST_XDIST_WORKER" in os.environ and request.path.parent.name in OF_NETWORKS:
+        torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)

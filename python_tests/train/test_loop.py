@@ -56,9 +56,11 @@ def test_two_epochs_and_one_more_are_three(tmp_path, method, mode, duty, amp):
     assert states[1]["epoch"] == 3 and comparable(states[0]) == comparable(states[1])
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_methods(tmp_path, method):
-    run = tiny_run(tmp_path, method=method, rate=0.5, width=0.5)
+@pytest.mark.parametrize(
+    ("method", "arch"), [*((method, "vgg_small") for method in METHODS), ("ghfp", "resnet20"), ("csgd", "resnet20")]
+)
+def test_methods(tmp_path, method, arch):
+    run = tiny_run(tmp_path, method=method, arch=arch, rate=0.5, width=0.5)
     run.run()
     counts = [torch.bincount(states.long(), minlength=3) for states in run.states]
     share = run.history[-1]["live"]
@@ -158,7 +160,7 @@ def test_a_loss_that_is_no_number_at_first(tmp_path):
     assert not (tmp_path / "a" / "checkpoint.pt").exists()
 
 
-@pytest.mark.parametrize("given", [{"arch": "vgg_small"}, {"method": "sfp"}, {"width": 0.5}, {"seed": 1}])
+@pytest.mark.parametrize("given", [{"arch": "resnet20"}, {"method": "sfp"}, {"width": 0.5}, {"seed": 1}])
 def test_resume_as_another_run(tmp_path, given):
     tiny_run(tmp_path, method="ghfp", stop_after=1).run()
     before = (tmp_path / "checkpoint.pt").read_bytes()
@@ -176,9 +178,9 @@ def damage(state, what):
     if what == "data":
         state["data"] = "60 + 15 images, crc 00c0ffee"
     elif what == "layers":
-        state["layers"]["stem.conv"] += 1
+        state["layers"]["stage1_1.conv"] += 1
     elif what == "model":
-        state["model"].pop("stem.conv.weight")
+        state["model"].pop("stage1_1.conv.weight")
     elif what == "optimizer":
         state["optimizer"]["param_groups"][0]["params"].pop()
     else:
@@ -189,8 +191,8 @@ def damage(state, what):
     ("what", "text"),
     [
         ("data", r"expected its data, 60 \+ 15 images, crc 00c0ffee, got 48 \+ 16 images, crc ........"),
-        ("layers", "expected the layers of resnet20, got those of another network"),
-        ("model", "expected this run's state, got RuntimeError: .*stem.conv.weight"),
+        ("layers", "expected the layers of vgg_small, got those of another network"),
+        ("model", "expected this run's state, got RuntimeError: .*stage1_1.conv.weight"),
         ("optimizer", "expected this run's state, got ValueError: .*parameter group"),
         ("method", "expected this run's state, got ValueError: GHFP.*: method: expected GHFP, got SFP"),
     ],
