@@ -1,4 +1,5 @@
 import gc
+import itertools
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads that spin make a busy machine ten times slower
@@ -7,6 +8,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 ALWAYS = 20
+ALWAYS_NETWORKS = 10  # each takes a second
 # Tests of whole networks use one thread where several workers share the cores: each of their thousands of small
 # operators would wait until the other worker gives the second thread a core. Tests of operators keep all threads.
 OF_NETWORKS = {"benchmarks", "graph", "inspect", "methods", "train"}
@@ -21,7 +23,20 @@ def pytest_addoption(parser):
 def pytest_generate_tests(metafunc):
     if "fuzz_seed" in metafunc.fixturenames:
         only, more = metafunc.config.getoption("fuzz_seed"), metafunc.config.getoption("fuzz")
-        metafunc.parametrize("fuzz_seed", range(ALWAYS + more) if only is None else [only])
+        always = ALWAYS_NETWORKS if metafunc.definition.path.parent.name == "graph" else ALWAYS
+        metafunc.parametrize("fuzz_seed", range(always + more) if only is None else [only])
+
+
+def thinned(tests):
+    """Where a function is marked thinned(N): the combinations of its parameters whose positions in their lists add up
+    to a multiple of N. Any values of all parameters but one, if that one has N, are still met together.
+    """
+    marker = tests[0].get_closest_marker("thinned")
+    if marker is None:
+        return tests
+    lengths = [len(mark.args[1]) for mark in tests[0].iter_markers("parametrize")]
+    places = itertools.product(*map(range, lengths))
+    return [test for test, at in zip(tests, places, strict=True) if sum(at) % marker.args[0] == 0]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -31,9 +46,12 @@ def pytest_pycollect_makeitem(collector):
     even so or compile the emulator.
     """
     made = yield
-    if not collector.config.getoption("fast") or not isinstance(made, list):
+    if not isinstance(made, list) or not made:
         return made
-    return [made[len(made) // 2]] if made and not made[0].get_closest_marker("slow") else []
+    made = thinned(made)
+    if collector.config.getoption("fast"):
+        made = [made[len(made) // 2]] if made[0].get_closest_marker("slow") is None else []
+    return made
 
 
 def pytest_collection_finish():

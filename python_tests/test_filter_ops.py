@@ -43,6 +43,7 @@ def kernels(size):
 # ---- mask_grad_ -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thinned(2)
 @instruction_sets
 @dtypes
 @layouts
@@ -127,6 +128,7 @@ def test_a_mask_grad_counts_as_an_edit():
 # ---- norms ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thinned(2)
 @instruction_sets
 @dtypes
 @layouts

@@ -15,6 +15,7 @@ def scale_for(case):
     return SCALES.repeat(case.k // len(SCALES) + 1)[: case.k]
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("grad", ["masked", "dense", "masked-scaled", "dense-scaled"])
 @pytest.mark.parametrize(("case", "pattern"), [(c, p) for c in SMALL[::3] for p in patterns(c)[1:]], ids=str)
 def test_equals_loops(case, pattern, grad):

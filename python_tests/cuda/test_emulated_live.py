@@ -57,6 +57,7 @@ def test_regroup(pair, dtype, layout, emulated, events):
     assert launched(events) == [GATHER if to.count <= source.count else SCATTER]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("alpha", [1.0, -0.5])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -88,6 +89,7 @@ WEIGHTS = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

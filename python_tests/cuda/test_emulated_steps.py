@@ -39,6 +39,7 @@ def test_every_schema_has_an_implementation(library):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU"), name
 
 
+@pytest.mark.thinned(4)
 @pytest.mark.parametrize("numbers", SGD)
 @layouts
 @masks
@@ -54,6 +55,7 @@ def test_sgd(dtype, mask, layout, numbers, emulated, events):
     assert launched(events) == (["launch_optim_sgd"] if dtype != F64 else [])
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("betas", [(0.9, 0.99), (0.3, 0.5)], ids=str)
 @layouts
 @masks
@@ -71,6 +73,7 @@ def test_adamw(dtype, mask, layout, betas, emulated, events):
     assert launched(events) == (["launch_optim_adamw"] if dtype != F64 else [])
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("add_to_sums", [False, True])
 @layouts
 @masks
@@ -99,6 +102,7 @@ def test_mask_grad_that_only_masks(dtype, layout, emulated):
     assert_like_the_cpu(emulated, "mask_grad_", make)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("per_kernel", [False, True])
 @layouts
 @masks

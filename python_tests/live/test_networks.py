@@ -38,6 +38,7 @@ def test_exact_on_integers(name, layout):
         assert_modes_agree(net.to(memory_format=layout), images(exact=True).to(memory_format=layout), exact=True)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("name", NETWORKS)
 def test_training_step(name, seed):
@@ -77,6 +78,7 @@ PATTERNS = {
 }  # fmt: skip
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("norms", [True, False], ids=["masked norms", "unmasked norms"])
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -180,6 +182,7 @@ def layer_step(layer, channels, layout):
     return y, {"y": wide.detach(), "x": compact.grad} | {name: p.grad for name, p in layer.named_parameters()}
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("weight_grad", ["masked", "dense", "scaled"])
 @pytest.mark.parametrize("masks", MASKS)
 @pytest.mark.parametrize("layer", LAYERS)

@@ -53,6 +53,7 @@ def assert_equal(got, want, channels_last=None):
         assert got.is_contiguous(memory_format=layout)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", INDICES)
@@ -90,6 +91,7 @@ def joined(a, b, a_index, b_index, alpha):
     return regrouped(a, a_index) + alpha * regrouped(b, b_index)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize(("size", "alpha"), list(zip(SIZES, (1.0, -1.0, 0.5, 0.0, 2.0, 1.0), strict=True)), ids=str)
 @pytest.mark.parametrize("layouts", [(a, b) for a in LAYOUTS[:3] for b in LAYOUTS[:3]], ids="-".join)
 @pytest.mark.parametrize("name", JOINS)
@@ -132,6 +134,7 @@ WEIGHTS = {
 }  # fmt: skip
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (2, 5)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS[:3])

@@ -204,6 +204,7 @@ SUMS = {
 }  # fmt: skip
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("second", OPERANDS)
 @pytest.mark.parametrize("first", ["x", *OPERANDS])

@@ -148,6 +148,7 @@ STALE = [
 ]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("isa", isas())
 @pytest.mark.parametrize("n", [2, 7, 14])
 @pytest.mark.parametrize("plan", ["direct", "sparse"])

@@ -26,6 +26,7 @@ def scattered(x, index, channels):
     return x.new_zeros(x.shape[0], channels, *x.shape[2:]).index_copy(1, index.long(), x)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("density", DENSITIES)

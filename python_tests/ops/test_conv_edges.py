@@ -54,6 +54,7 @@ DEGENERATE = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("case", KINDS, ids=str)
@@ -64,6 +65,7 @@ def test_degenerate_masks(name, case, layout, plan):
     assert_same(run(problem, case, plan, **made), reference.gradients(*problem, **made, **case.conv_args))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("name", DEGENERATE)
@@ -95,6 +97,7 @@ def test_all_live_equals_conv2d_bit_for_bit(case, plan):
     torch.testing.assert_close(got[3], want[3])  # one sum, in no promised order
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
 @pytest.mark.parametrize("pattern", ["none", "filter", "all"])
@@ -106,6 +109,7 @@ def test_without_bias(case, pattern, scaled, plan):
     assert_same(run((x, weight, None, grad_out), case, plan, **args), want)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("pattern", ["none", "all"])
 @pytest.mark.parametrize("has_bias", [False, True], ids=["no bias", "bias"])

@@ -66,6 +66,7 @@ RUNNABLE = [
 ]
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("channels", [1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 129])
 @pytest.mark.parametrize(("row", "dtype"), RUNNABLE, ids=lambda v: v["name"] if isinstance(v, dict) else str(v))
@@ -140,6 +141,7 @@ CASES = [
 ]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])

@@ -66,6 +66,7 @@ def test_tiles_of_padded_rows(kernel, width, isa, n, plan):
     check(case, "ragged", plan, isa)
 
 
+@pytest.mark.thinned(2)
 @every_plan
 @pytest.mark.parametrize(("isa", "n"), IMAGES)
 @pytest.mark.parametrize("width", [*range(1, 10), 17])
@@ -95,6 +96,7 @@ def dots():
     }
 
 
+@pytest.mark.thinned(2)
 @every_plan
 @pytest.mark.parametrize(("isa", "n"), IMAGES)
 @pytest.mark.parametrize("size", [(1, 2), (2, 1), (2, 2), (2, 3), (3, 2), (2, 4)], ids=str)
@@ -110,6 +112,7 @@ def test_planes_with_fewer_pixels_than_taps(kernel, padding, size, isa, n, plan)
         check(case, pattern, plan, isa)
 
 
+@pytest.mark.thinned(2)
 @every_plan
 @pytest.mark.parametrize(("isa", "n"), PIXELS + IMAGES)
 @pytest.mark.parametrize("width", [6, 16, 37])
@@ -158,10 +161,11 @@ GEOMETRIES = [case for case in geometries() if not unread(case)]
 UNREAD = [case for case in geometries() if unread(case)]
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize(("isa", "n"), PIXELS + IMAGES)
 @pytest.mark.parametrize(("i", "case"), list(enumerate(GEOMETRIES)), ids=str)
 def test_geometry(i, case, isa, n):
-    check(with_images(case, n), "all" if i % 3 else "kernel", PLANS[i % 2], isa)
+    check(with_images(case, n), "all" if i % 3 else "kernel", PLANS[i // 3 % 2], isa)
 
 
 @every_plan
@@ -195,6 +199,7 @@ CUTS = [
 ]
 
 
+@pytest.mark.thinned(2)
 @every_plan
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
@@ -232,6 +237,7 @@ def test_batches(n, isa, plan):
 MORE_KINDS = [*KINDS, ConvCase(c=12, k=9, groups=3, stride=2), ConvCase(c=3, k=6, groups=3, r=2, padding=(0, 1))]
 
 
+@pytest.mark.thinned(2)
 @every_plan
 @pytest.mark.parametrize(("isa", "n"), PIXELS + IMAGES)
 @pytest.mark.parametrize(("case", "pattern"), [(c, p) for c in MORE_KINDS for p in patterns(c)[1:]], ids=str)
@@ -239,6 +245,7 @@ def test_patterns(case, pattern, isa, n, plan):
     check(with_images(case, n), pattern, plan, isa)
 
 
+@pytest.mark.thinned(2)
 @every_plan
 @pytest.mark.parametrize(("isa", "n"), PIXELS + IMAGES)
 @pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
@@ -249,6 +256,7 @@ def test_weight_gradients(case, weight_grad, scaled, isa, n, plan):
     check(with_images(case, n), "all", plan, isa, weight_grad=weight_grad, **args)
 
 
+@pytest.mark.thinned(2)
 @every_plan
 @pytest.mark.parametrize(("isa", "n"), PIXELS + IMAGES)
 @pytest.mark.parametrize("bias", [True, False])

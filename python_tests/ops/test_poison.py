@@ -26,6 +26,7 @@ WIDE = ConvCase(n=3, c=12, k=6, h=5, w=19, groups=2)
 NAN, INF = float("nan"), float("inf")
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("weight_grad", ["masked", "dense"])
@@ -44,6 +45,7 @@ def test_poison_in_dead_numbers(case, poison, weight_grad, layout, plan):
     assert_same(run((x, weight, bias, grad_out), case, plan, **dead, weight_grad=weight_grad), want)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("weight_grad", ["masked", "dense", "scaled"])
@@ -65,6 +67,7 @@ def test_poison_in_grad_out_of_dead_filters(case, weight_grad, layout, plan):
     assert_same((y, grad_x, grad_w, grad_b), want)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("at", [(0, 0, 0), (2, 4, 18), (1, 2, 9)], ids=str)
@@ -114,6 +117,7 @@ SHAPES = [
 ]
 
 
+@pytest.mark.thinned(2)
 @in_planes
 @pytest.mark.parametrize("plan", ["direct", "sparse"])
 @pytest.mark.parametrize("weight_grad", ["masked", "dense"])
@@ -162,6 +166,7 @@ def test_subnormal_dead_numbers_leave_nothing(plan):
         assert_zero(zero)
 
 
+@pytest.mark.thinned(3)
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])

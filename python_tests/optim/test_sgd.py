@@ -112,6 +112,7 @@ MASKS = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "mixed", "sliced"])
 @pytest.mark.parametrize(
     "size", [(6, 5, 3, 3), (8, 33, 3, 3), (40, 64, 1, 1), (10, 130, 1, 3), (130, 100, 3, 3)], ids=str
