@@ -26,6 +26,7 @@ def _extras(monkeypatch):
         pytest.importorskip(name)
 
 
+@pytest.mark.slow
 def test_train_resume_shrink(tmp_path, capsys):
     out = tmp_path / "a"
     assert run_train(out, "--method", "ghfp", "--set", "hard=1.0", "--duty", "0", "--stop-after", "1") == 0
@@ -42,6 +43,7 @@ def test_train_resume_shrink(tmp_path, capsys):
     assert cli.main(["train", "--out", str(out), "--resume", "--quiet"]) == 0  # nothing left to train
 
 
+@pytest.mark.slow
 def test_a_report_after_all(tmp_path):
     assert run_train(tmp_path, "--no-report") == 0
     assert not (tmp_path / "report.html").exists()
@@ -140,6 +142,7 @@ def test_an_interrupted_run(tmp_path, monkeypatch, capsys):
     assert "train: interrupted" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_demo(tmp_path):
     text = demo.demo(tmp_path, 1, arch="vgg_small", size=8, width=0.25, batch=512, quiet=True)
     assert "times as fast as dense" in text and str(tmp_path / "ghfp" / "report.html") in text

@@ -21,7 +21,6 @@ WHY_NOT = (
     if not pk.build_info()["cuda"]
     else ""
 )
-pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 
 DEVICE = "cuda"
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}

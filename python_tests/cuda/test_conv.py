@@ -36,18 +36,21 @@ from cases.cuda import (  # noqa: F401
     F64,
     FORMATS,
     TF32_TOLERANCE,
+    WHY_NOT,
     WIDE,
     assert_dead_is_zero,
     assert_right,
     chosen,
     here,
-    pytestmark,
     there,
     usual_settings,
 )
 from prunekernels import reference
 from prunekernels.live import LiveList
 from prunekernels.plan import DIRECTIONS
+
+if WHY_NOT:
+    pytest.skip(WHY_NOT, allow_module_level=True)
 
 # ---- numbers
 

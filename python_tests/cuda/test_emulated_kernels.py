@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cases.emulated import build
+from cases.emulated import build, shown
 
 TESTS = pathlib.Path(__file__).parents[1]
 NOT_FAMILIES = {"__init__", "__main__", "build", "arrays"}
@@ -73,10 +73,11 @@ def test_every_case_is_of_a_kernel_in_the_table():
 def _each_case():
     for family, cases in SOUND.items():
         for row, each in cases.items():
-            for case in each:
+            for case in shown(row, each):
                 yield pytest.param(family, case, id=f"{row}-{case}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "case"), list(_each_case()))
 def test_kernel(family, case, libraries):
     if isinstance(libraries[family], build.Broken):
@@ -84,6 +85,7 @@ def test_kernel(family, case, libraries):
     case.run(build.library(libraries[family]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_family_under_sanitizers(family, sanitized):
     done = sanitized[family].result()

@@ -95,6 +95,7 @@ build.load("emulator", sanitized=True).call("pk_planted", name.encode(), bug, ar
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", [False, True])
 @pytest.mark.parametrize(
     ("name", "n", "told"),

@@ -50,6 +50,7 @@ def test_integers_are_exact(name):
     assert torch.equal(shrink(net, x)(x), net(x))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("kept", [0.0, 0.15, 1.0])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_hardly_any_and_all(name, kept):

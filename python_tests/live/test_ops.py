@@ -199,6 +199,7 @@ def test_bad_arguments(text):
         call(*args)
 
 
+@pytest.mark.slow
 def test_without_the_extension():
     """The tests of operators, rules and tensors that need no compiled operator also pass on the fallbacks."""
     chosen = "every_dtype or gradients or packed or in_place or aliases or alias or autograd or leaf or hooks_on"

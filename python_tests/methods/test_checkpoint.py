@@ -28,6 +28,7 @@ OPTIONS = {
 } | {name: (cls, {"duty": 0.5}) for name, cls in EVERY.items()}
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("in_epoch", [False, True])
 @pytest.mark.parametrize("flow", [False, True])
 @pytest.mark.parametrize("name", OPTIONS)

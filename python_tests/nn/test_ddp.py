@@ -73,6 +73,7 @@ def results(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
+@pytest.mark.slow
 def test_masks_reach_rank_1_in_place(results):
     assert results[1]["same buffer"]
     assert all(map(torch.equal, results[0]["masks"], results[1]["masks"]))

@@ -49,6 +49,7 @@ def test_two_live_results_share_nothing(plan):
     assert all(map(torch.equal, results, again))
 
 
+@pytest.mark.thinned(3)
 @every_plan
 @pytest.mark.parametrize("view", [lambda y: y[1, 4:9], lambda y: y.numpy(), lambda y: y.untyped_storage()])
 def test_a_view_keeps_its_block(view, plan):

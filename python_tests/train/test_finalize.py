@@ -41,6 +41,7 @@ def test_the_run_stays_as_it_was(finished):
     assert all(torch.equal(value, before[key]) for key, value in run.model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_onnx(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -49,6 +49,7 @@ def test_sizes(name):
     assert model.classifier.out_features == (1000 if name in IMAGENET else 10)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("width", [0.9, 0.5, 0.3, 0.01, 1.5])
 @pytest.mark.parametrize("name", MODELS)
 def test_width_scales_the_filters_of_every_layer(name, width):
@@ -60,6 +61,7 @@ def test_width_scales_the_filters_of_every_layer(name, width):
     assert all(b.groups == b.in_channels for a, b in convs if a.groups > 1)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("size", [(8, 8), (9, 17), (33, 33)])
 @pytest.mark.parametrize("name", MODELS)
 def test_images_of_any_size(name, size):
