@@ -14,6 +14,8 @@ from cases.emulated_ops import GATHER, JOIN, PACK, SCATTER, UNPACK, copies, even
 from cases.networks import NETWORKS, mask_at_random
 from prunekernels.live import LiveList
 
+pytestmark = pytest.mark.slow  # compiles csrc/cuda
+
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LAYOUTS = ["nchw", "channels_last", "sliced"]

@@ -13,6 +13,8 @@ from cases.emulated_ops import GATHER, PACK, SCATTER, UNPACK, copies, events, la
 from prunekernels import functional, reference
 from prunekernels.ops import autograd, fallback
 
+pytestmark = pytest.mark.slow  # compiles csrc/cuda
+
 WIDE = ConvCase(n=2, c=24, k=40, h=5, w=6)
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 

@@ -10,6 +10,8 @@ from cases.emulated_ops import events, library  # noqa: F401
 from cases.emulated_steps import CLUSTERS, F32, OURS, SGD, assert_like_the_cpu, emulated, ids, parameters  # noqa: F401
 from cases.steps import chosen, table
 
+pytestmark = pytest.mark.slow  # compiles csrc/cuda
+
 
 def new_tables():
     torch.manual_seed(7)

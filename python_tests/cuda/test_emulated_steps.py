@@ -27,6 +27,8 @@ from cases.steps import SAMPLES
 from prunekernels import optim
 from prunekernels.ops import fallback_steps
 
+pytestmark = pytest.mark.slow  # compiles csrc/cuda
+
 LAYOUTS = ["contiguous", "channels_last", "sliced", "mixed"]
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
 dtypes = pytest.mark.parametrize("dtype", [F32, F64, BF16, F16], ids=str)
