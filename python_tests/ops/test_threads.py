@@ -12,14 +12,20 @@ import prunekernels as pk
 from cases.conv import TOLERANCE
 
 
+@pytest.fixture(autouse=True)
+def compact():
+    """Around a whole test: plan.force() is one setting for all threads."""
+    with pk.plan.force("compact"):
+        yield
+
+
 def step(layout):
     gen = torch.Generator().manual_seed(0)
     x, w = (torch.randn(size, generator=gen) for size in ((9, 24, 15, 13), (40, 24, 3, 3)))
     x, w = x.contiguous(memory_format=layout).requires_grad_(), w.requires_grad_()
     masks = {"filter_mask": torch.rand(40, generator=gen) < 0.5, "input_mask": torch.rand(24, generator=gen) < 0.5}
-    with pk.plan.force("compact"):
-        y = pk.masked_conv2d(x, w, padding=1, **masks)
-        y.backward(torch.randn(y.shape, generator=gen))
+    y = pk.masked_conv2d(x, w, padding=1, **masks)
+    y.backward(torch.randn(y.shape, generator=gen))
     return y.detach(), x.grad, w.grad
 
 
