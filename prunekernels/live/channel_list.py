@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 _captured: dict[int, Tensor] = {}  # by address: CUDA graphs go on reading these after their lists are gone
 _MAX_DERIVED = 256  # of a list: one that outlives many mask changes must not collect what was derived with every other
@@ -74,7 +75,8 @@ class LiveList:
         if found is None:
             if len(self._derived) >= _MAX_DERIVED:
                 self._derived.clear()
-            with torch.inference_mode(False):  # tensors made here outlive the mode that they are made in
+            # Tensors made here outlive the mode that they are made in, and the fake tensors of an exporter.
+            with torch.inference_mode(False), _disable_current_modes():
                 found = self._derived[key] = make()
         return found
 

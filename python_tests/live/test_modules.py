@@ -227,6 +227,7 @@ def test_exported():
     net, network = both()
     x = images()
     assert close(torch.export.export(network, (x,)).module()(x), net(x))
+    assert close(network(x), net(x))  # exporting first leaves no fake tensor in a cache
 
 
 def test_traced():
