@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -75,8 +76,9 @@ class LiveList:
         if found is None:
             if len(self._derived) >= _MAX_DERIVED:
                 self._derived.clear()
-            # Tensors made here outlive the mode that they are made in, and the fake tensors of an exporter.
-            with torch.inference_mode(False), _disable_current_modes():
+            # Tensors made here outlive the mode that they are made in, and the fake tensors of torch.export.
+            real = contextlib.nullcontext() if torch.compiler.is_dynamo_compiling() else _disable_current_modes()
+            with torch.inference_mode(False), real:
                 found = self._derived[key] = make()
         return found
 
