@@ -101,6 +101,7 @@ def test_each_setting_once(script):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_named_and_the_others_go_on(script, monkeypatch):
     specs = script.Spec("ghfp", 0.5, 0.1), script.Spec("pgp", 0.5, 0.1)
     threads, epoch = torch.get_num_threads(), script.Run.epoch

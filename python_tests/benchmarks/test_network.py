@@ -63,6 +63,7 @@ def test_all_agree_with_the_reference(name, masks, layout):
             made.check()  # from the first weights again
 
 
+@pytest.mark.slow
 def test_bottlenecks_with_shortcuts_that_have_weights_agree_too(monkeypatch):
     # With fewer pixels the last norms would have too few to be well conditioned.
     monkeypatch.setitem(NETWORKS, "bottlenecks", replace(NETWORKS["resnet50"], image=64, classes=10))

@@ -11,6 +11,8 @@ import pytest
 from cases.emulated import arrays, build
 from cases.emulated.__main__ import sanitized_environment
 
+pytestmark = pytest.mark.slow  # compiles the emulator
+
 TESTS = pathlib.Path(__file__).parents[1]
 ALL = 0xFFFFFFFF
 
@@ -95,7 +97,6 @@ build.load("emulator", sanitized=True).call("pk_planted", name.encode(), bug, ar
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("bug", [False, True])
 @pytest.mark.parametrize(
     ("name", "n", "told"),

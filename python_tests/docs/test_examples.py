@@ -27,6 +27,7 @@ def test_prune_one_layer(capsys):
     assert "filters=8/16" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_train_resnet_ghfp(capsys):
     pytest.importorskip("sklearn")
     torch.manual_seed(0)
@@ -37,6 +38,7 @@ def test_train_resnet_ghfp(capsys):
     assert capsys.readouterr().out.count("accuracy") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["pt2", "onnx"])
 def test_shrink_and_export(suffix, tmp_path):
     torch.manual_seed(0)

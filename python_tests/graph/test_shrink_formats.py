@@ -21,6 +21,7 @@ def float_network(name, **args):
     return net, shrink(net, images().float()).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHOWN)
 def test_onnx(name, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -182,6 +183,7 @@ def library_model(name):
     return transformers.ConvNextModel(transformers.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 2], num_stages=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet", "mobilenet", "convnext"])
 def test_transformers(name):
     torch.manual_seed(0)
@@ -203,6 +205,7 @@ REFERENCE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFERENCE)
 def test_reference_networks(name):
     width, size, convs = REFERENCE[name]

@@ -202,6 +202,7 @@ def test_compiled(training):
         torch.testing.assert_close(got, want)
 
 
+@pytest.mark.slow
 def test_a_compiled_part_is_given_a_live_tensor():
     torch._dynamo.reset()
     net, network = both()

@@ -10,7 +10,10 @@ from torch import nn
 
 import prunekernels as pk
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch is built without torch.distributed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not dist.is_available(), reason="this torch is built without torch.distributed"),
+]
 LIVE = torch.tensor([1, 0, 1, 1, 0, 1], dtype=torch.bool)
 
 
@@ -73,7 +76,6 @@ def results(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.slow
 def test_masks_reach_rank_1_in_place(results):
     assert results[1]["same buffer"]
     assert all(map(torch.equal, results[0]["masks"], results[1]["masks"]))

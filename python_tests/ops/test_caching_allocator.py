@@ -208,6 +208,7 @@ for isa in isas():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="mmap and mprotect")
 def test_nothing_is_read_before_or_behind_an_operand():
     tests = str(pathlib.Path(__file__).parents[1])

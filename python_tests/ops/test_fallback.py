@@ -65,6 +65,7 @@ print(*(f"{v:.5f}" for v in [y.sum().item(), *(p.grad.abs().sum().item() for p i
 """
 
 
+@pytest.mark.slow
 def test_layers_give_the_same_numbers():
     with_extension, without = python(LAYER, PRUNEKERNELS_NO_EXT=""), python(LAYER)
     assert with_extension.returncode == without.returncode == 0, with_extension.stderr + without.stderr
@@ -83,6 +84,7 @@ assert not w.grad[~live].count_nonzero() and w.grad[live].count_nonzero()
 """
 
 
+@pytest.mark.slow
 def test_compiles():
     done = python(COMPILED)
     assert done.returncode == 0, done.stderr
