@@ -325,3 +325,12 @@ def test_inputs_that_are_live_need_no_flow():
     assert type(layer(x)) is LiveTensor
     assert torch.equal(full_width(layer(x)), layer(x.to_dense()))
     assert torch.equal(F.conv2d(x, layer.weight), F.conv2d(x.to_dense(), layer.weight))
+
+
+def test_a_filter_whose_inputs_all_arrive_dead():
+    """Without a bias it is zero, so the layer does not pass it on."""
+    layer = pk.MaskedConv2d(3, 2, 1, bias=False)
+    layer.set_masks(kernel=torch.tensor([[True, False, False], [True, True, True]]))
+    x = wrap(torch.randn(1, 2, 4, 4), live_list((1, 2), 3))
+    assert layer(x).live.host.tolist() == [1]
+    torch.testing.assert_close(full_width(layer(x)), layer(x.to_dense()))
