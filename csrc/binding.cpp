@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/isa.h"
+#include "cpu/kernels/isa.h"
 
 namespace py = pybind11;
 

@@ -2,8 +2,8 @@
 
 #include <cstring>
 
-#include "cpu/isa.h"
 #include "cpu/kernels/channel_copy.h"
+#include "cpu/kernels/isa.h"
 
 namespace prunekernels {
 

@@ -2,7 +2,7 @@
 // lists for that kind, best first.
 #pragma once
 
-#include "cpu/isa.h"
+#include "cpu/kernels/isa.h"
 
 namespace prunekernels {
 
