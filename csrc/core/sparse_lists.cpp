@@ -30,7 +30,7 @@ int64_t filters_per_tile(const MaskTable& mask) {
   return std::clamp<int64_t>(static_cast<int64_t>(kFiltersPerJob / density), kJobFilters, kBlockFilters);
 }
 
-// counts[key] of items -> where each key's begin, and behind the last where they end
+// From the count of each key's items to the place where they begin; one more entry holds the end.
 std::vector<int32_t> begins(std::vector<int32_t> counts) {
   counts.push_back(0);
   std::exclusive_scan(counts.begin(), counts.end(), counts.begin(), 0);
@@ -88,7 +88,7 @@ SparseLists::SparseLists(const MaskTable& mask) {
   grad_weight_ = add_jobs(pairs, mask);
 }
 
-// At a multiple of 16 bytes.
+// Appends the items at a multiple of 16 bytes and returns that place, in words.
 template <typename T>
 int64_t SparseLists::append(const std::vector<T>& items) {
   const size_t at = (words_.size() + 3) / 4 * 4, words = items.size() * sizeof(T) / sizeof(int32_t);

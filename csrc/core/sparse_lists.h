@@ -3,7 +3,8 @@
 //
 // Results (forward: filters, input gradient: channels) are computed in blocks of kBlockResults, whatever their group.
 // A block walks its steps, one for every operand channel that a live kernel of the block reads, with a bit per result.
-// The results with the most live kernels come first: a block's have alike work, and long blocks start early.
+// Results are sorted by their number of live kernels, the most first: the results of a block then have about the same
+// work, and the longest blocks start first.
 #pragma once
 
 #include <cstdint>
@@ -22,15 +23,15 @@ struct SparseStep {
   int32_t unused = 0;      // 16 bytes a step
 };
 
-// Weight gradient: a job is a channel and filters that read it. A block's jobs are of one tile of filters and of alike
-// size, the largest first.
+// Weight gradient: a job is a channel and some filters that read it. All jobs of a block belong to one tile of filters
+// and have about the same size; the largest come first.
 constexpr int kJobFilters = 8;
 constexpr int kBlockJobs = 32;
 constexpr int kBlockFilters = 32;
 
 struct SparseJob {
   int32_t channel;
-  int32_t filters;              // how many; 0: no job, nor any behind it
+  int32_t filters;              // how many; 0: this job is empty, and so are all after it
   uint8_t filter[kJobFilters];  // places in the block's
   int32_t pair[kJobFilters];    // places among the live pairs, filter after filter
 };

@@ -83,7 +83,8 @@ class Runs {
   std::vector<int64_t> first_of_;
 };
 
-// Adds up what block(offset, rows, position, length, first, second) leaves in float sums by position.
+// Sums per channel: block(offset, rows, position, length, first, second) adds a block's values to float sums by
+// position, which are then added up.
 template <typename Block>
 std::vector<NormSums> sums_by_runs(const NormShape& s, const Runs& runs, Block block) {
   const int64_t tasks = std::clamp<int64_t>(s.total() / kGrainFloats, 1, at::get_num_threads());
@@ -122,7 +123,8 @@ void in_runs(const NormShape& s, const Runs& runs, Block block) {
                    });
 }
 
-// visit(channel) on every thread's share of the channels; a channel's planes are visited twice, the second time in L2.
+// Calls visit(channel) for all channels, divided among the threads. visit reads a channel's planes twice; the second
+// time they are in L2.
 template <typename Visit>
 void each_channel(const NormShape& s, Visit visit) {
   at::parallel_for(0, s.channels, std::max<int64_t>(1, kGrainFloats / std::max<int64_t>(1, s.count())),
@@ -148,7 +150,7 @@ void check_parameter(const char* op, const char* name, const OptionalTensor& t, 
            " on ", t->device());
 }
 
-// Which of the features the channels of x are.
+// The feature that each channel of x belongs to.
 std::vector<int64_t> live_rows(const char* op, const at::Tensor& x, const OptionalTensor& index, int64_t features) {
   PK_CHECK(x.scalar_type() == at::kFloat && x.dim() == 4, op, "x", "float32 [N, C, H, W]", x.dtype(), " ", x.sizes());
   std::vector<int64_t> rows(x.size(1));

@@ -82,7 +82,8 @@ int64_t CompactConv::chunk(int64_t element_bytes) const {
   const int64_t image = (mask.in_count() * shape.in_pixels() + mask.out_count() * shape.out_pixels()) * element_bytes;
   const int64_t fit = std::clamp<int64_t>(kChunkBytes / std::max<int64_t>(1, image), 1, shape.N);
   const int64_t chunks = (shape.N + fit - 1) / fit, threads = at::get_num_threads();
-  // Equal chunks, whole rounds of the threads: 16 images as 5 + 5 + 5 + 1 leave threads idle four times.
+  // Chunks of equal size, as many as make whole rounds of the threads: 16 images as 5 + 5 + 5 + 1 would leave threads
+  // idle in every round.
   return std::min(shape.N, ((shape.N + chunks - 1) / chunks + threads - 1) / threads * threads);
 }
 

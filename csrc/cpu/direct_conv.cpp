@@ -16,10 +16,11 @@ namespace prunekernels {
 namespace {
 
 constexpr int64_t kGrainFloats = 16 << 10;    // less than this per thread is not worth waking it
-constexpr int64_t kPartialFloats = 32 << 20;  // of all partial gradients together
+constexpr int64_t kPartialFloats = 32 << 20;  // limit for all partial gradients together
 
-// A vector of images wants that many of them, and pays for its transposition where several taps read what it moved. In
-// the gradient of the weight, where every tap adds into every row, it always does.
+// What a vector's lanes hold: neighbouring pixels, or the same pixel of as many images. Lanes of images need that many
+// images, and a transposition that pays off if several taps read each value. For the gradient of the weight it always
+// does, since every tap adds into every row.
 LaneAxis choose_lane_axis(const ConvShape& s, Direction direction, bool sparse) {
   const int64_t lanes = microkernels().lanes, groups = (s.N + lanes - 1) / lanes;
   const bool filled = lanes > 1 && s.N * 4 >= groups * lanes * 3;

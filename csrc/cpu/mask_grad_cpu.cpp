@@ -67,7 +67,7 @@ void mask_grads(at::TensorList grads, const OptionalTensors& masks, const Option
   const RowTensors rows(op, "grads", grads);
   const RowMasks masked = read_masks(op, masks, rows);
   const MaskGradArgs args(op, rows, {scales, weights, accumulated, abs_sums, square_sums, product_sums});
-  for (size_t i = 0; i < rows.size(); ++i)  // no row of such a tensor is passed over
+  for (size_t i = 0; i < rows.size(); ++i)  // empty tensors have no row that a kernel visits
     for (const at::Tensor& sums : {args[i].abs_sum, args[i].square_sum, args[i].product_sum})
       if (rows[i].numel() == 0 && sums.defined() && !add_to_sums) sums.zero_();
   with_element(rows.type(), [&](auto element) { mask_grad_of<decltype(element)>(rows, masked, args, add_to_sums); });

@@ -1,6 +1,6 @@
-// What a plan costs on a GPU when nothing was measured: the larger of arithmetic and memory traffic, kernel after
-// kernel. In microseconds of a device of the H100 kind; other devices have other rates but about the same ratios. The
-// rates are estimates (benchmarks/results has none of a GPU yet); measuring overrules them wherever it may.
+// Estimates what a plan costs on a GPU, for problems that were not measured: each of its kernels takes its arithmetic
+// or its memory traffic, whichever is longer, and the kernels add up. In microseconds of an H100; other devices have
+// other rates but about the same ratios. The rates are guesses: no GPU has run this yet.
 #pragma once
 
 #include <algorithm>
@@ -41,10 +41,10 @@ class DeviceCost {
   }
 
  private:
-  // Multiply-adds in millions a microsecond (an H100's bf16 tensor cores: about 400), of 2-byte elements; tf32 does
-  // half of it, floats on CUDA cores kFloats.
+  // Millions of multiply-adds per microsecond, of 2-byte elements (the peak of an H100's tensor cores is about 400).
+  // tf32 reaches half of them, floats on CUDA cores kFloats.
   static constexpr double kVendor = 220, kIgemm = 150, kIgemmOfElements = 90, kFloats = 22, kSparse = 10;
-  static constexpr double kBytes = 2.8e6;  // a microsecond
+  static constexpr double kBytes = 2.8e6;  // per microsecond
   static constexpr double kLaunch = 3;
   static constexpr int64_t kSector = 32;
 
@@ -67,7 +67,7 @@ class DeviceCost {
   double kernel(double products, double rate, double bytes) const {
     return kLaunch + std::max(products / (rate * 1e6), bytes / kBytes);
   }
-  // Live channels read one by one: whole planes, or every sector of a pixel.
+  // Bytes that reading single live channels moves: their planes in NCHW; all in NHWC, where sectors hold several channels.
   double read(double full, double live) const { return c_.channels_last ? full : live; }
 
   double dense() const {
@@ -98,7 +98,7 @@ class DeviceCost {
     return time;
   }
 
-  // What is written is written in full; what is read is read where it is.
+  // Results are written at full width; operands are read in place.
   double own_bytes() const {
     const double x = read(x_bytes(s_.C), x_bytes(c_.mask.in_count()));
     const double y = read(y_bytes(s_.K), y_bytes(c_.mask.out_count()));

@@ -23,13 +23,14 @@ constexpr const char* kPlanNames[] = {"dense", "compact", "direct", "sparse"};
 inline const char* name_of(Plan plan) { return kPlanNames[static_cast<int>(plan)]; }
 inline const char* name_of(Direction direction) { return kDirectionNames[static_cast<int>(direction)]; }
 
-// Multiply-adds the vendor's convolution does while one element is copied between memory and cache.
+// How many multiply-adds the vendor's convolution does in the time in which one element is copied through memory.
 constexpr double kMultiplyAddsPerElement = 24;
-// A multiply-add of our own kernels, in the vendor's: where filters share what they read, and where they do not.
+// What one multiply-add of our own kernels costs, in the vendor's: with operands shared by several filters (direct),
+// and without (sparse).
 constexpr double kDirectCost = 1.15, kSparseCost = 2;
-// A plan has to promise this much of dense before the model believes it.
+// The model chooses another plan than dense only if it should take at most this share of dense's time.
 constexpr double kMargin = 0.95;
-// From this share of live kernels on, nothing is to be gained.
+// From this share of live kernels on, every plan but dense is slower.
 constexpr double kAlmostFull = 0.96;
 
 // The vendor's kernels compute whole vectors of channels: 51 live ones cost as much as 64, 8 nearly as much as 16.
@@ -41,7 +42,8 @@ inline double vendor_cost(const ConvShape& s, int64_t groups, int64_t out_per_gr
   return static_cast<double>(s.N) * s.P * s.Q * s.taps() * groups * out_per_group * in_per_group;
 }
 
-// A gather moves the live channels, a scatter writes the full width; so for activations and for weights.
+// How many elements the compact plan copies: a gather reads the live channels, a scatter writes the full width, and
+// weights are packed and unpacked likewise.
 inline double elements_copied(const ConvShape& s, const MaskTable& mask, Direction direction) {
   const int64_t out_count = mask.out_count(), in_count = mask.in_count();
   const double out_pixels = static_cast<double>(s.N) * s.P * s.Q, in_pixels = static_cast<double>(s.N) * s.H * s.W;
@@ -52,7 +54,7 @@ inline double elements_copied(const ConvShape& s, const MaskTable& mask, Directi
   return copied;
 }
 
-// In multiply-adds of the vendor's.
+// The cost of a plan, in multiply-adds of the vendor's convolution.
 inline double cost(Plan plan, const ConvShape& s, const MaskTable& mask, Direction direction) {
   switch (plan) {
     case Plan::dense:

@@ -11,7 +11,7 @@ namespace prunekernels {
 namespace {
 
 constexpr double kFarBehind = 3;       // times the model's best: not worth measuring
-constexpr double kDenseFarBehind = 8;  // the promise is made against dense, and models err
+constexpr double kDenseFarBehind = 8;  // dense is measured almost always: no plan may be slower, and the model errs
 constexpr double kHopeless = 2;        // times the best first run: not worth a second ...
 constexpr double kShortMs = 5;         // ... unless it is short, where a first run is mostly set-up
 constexpr double kTie = 0.97;          // dense wins unless another plan takes less than this share of its time
@@ -26,7 +26,7 @@ Plan modelled(const PlanDevice& device, const PlanCase& c) {
   return best;
 }
 
-// Whether measurements, old or new, have a say.
+// Whether the choice may rest on measurements, known ones or new ones.
 bool follows_measurements(const PlanRequest& asked, const PlanCase& c) {
   const bool settled = almost_full(c.mask) && !c.mask.nothing_dead();
   return asked.may_measure && !settled && !at::globalContext().deterministicAlgorithms();
@@ -48,7 +48,8 @@ std::vector<Trial> candidates(const PlanDevice& device, const PlanCase& c) {
   return trials;
 }
 
-// Dense stays in whatever its first run took: the promise is made against it, and it pays for the vendor's start.
+// Dense stays a candidate however long its first run takes: that run also pays for the vendor library's start-up, and
+// no plan may be slower than dense.
 void time_each(const PlanDevice& device, std::vector<Trial>& trials, c10::function_ref<at::Tensor(Plan)> run) {
   const auto milliseconds = [&](const Trial& t) { return device.milliseconds([&] { run(t.plan); }); };
   double best = std::numeric_limits<double>::infinity(), spent = 0;
@@ -73,10 +74,10 @@ const Trial& fastest(const std::vector<Trial>& trials) {
                            [&](const Trial& a, const Trial& b) { return handicapped(a) < handicapped(b); });
 }
 
-// No result is kept while others are timed: they may be large.
+// Results are freed before the next candidate is timed: they may be large.
 Plan measure(const PlanDevice& device, const PlanKey& key, std::vector<Trial> trials,
              c10::function_ref<at::Tensor(Plan)> run) {
-  static std::mutex one_at_a_time;  // two that measure at once disturb each other
+  static std::mutex one_at_a_time;  // measurements at the same time would disturb each other
   const std::lock_guard lock(one_at_a_time);
   if (const auto known = plan_cache::find(key)) return *known;
   time_each(device, trials, run);

@@ -22,12 +22,12 @@ class PlanDevice {
   virtual ~PlanDevice() = default;
   // Whether the plan can compute the case at all; dense always can.
   virtual bool serves(Plan plan, const PlanCase& c) const = 0;
-  // The model's opinion, in a unit of its own.
+  // The model's estimate, in a unit of its own.
   virtual double cost(Plan plan, const PlanCase& c) const = 0;
-  // Time of one run of work. Only called where can_measure(): else the model decides, until a measurement is there.
+  // Runs work once and returns its time. Called only where can_measure(); elsewhere the model decides.
   virtual double milliseconds(c10::function_ref<void()> work) const = 0;
   virtual bool can_measure() const { return true; }
-  // Fills in what the key says of the device: type, index, threads, settings.
+  // Fills in the key's fields about the device: type, index, threads, settings.
   virtual void describe(const PlanCase& c, PlanKey& key) const = 0;
 };
 
@@ -36,8 +36,8 @@ PlanKey plan_key(const PlanDevice& device, const PlanCase& c);
 // The plan that would run now, without measuring anything.
 Plan planned(const PlanDevice& device, const PlanRequest& asked, const PlanCase& c);
 
-// The result of the plan asked for. Where it is ours to choose and the key is new, run is called several times: the
-// candidates are timed, and the fastest is kept for the key.
+// Runs the plan that was asked for and returns its result. If none was forced and the problem is new, it first times
+// the candidates, which calls run several times, and remembers the fastest under the problem's key.
 at::Tensor with_plan(const PlanDevice& device, const PlanRequest& asked, const PlanCase& c,
                      c10::function_ref<at::Tensor(Plan)> run);
 
