@@ -21,7 +21,7 @@ void note(const char* event) { events.append(events.empty() ? "" : " ").append(e
 
 #define PK_FOR_TESTS extern "C" __attribute__((visibility("default")))
 
-// What is refused while a graph is captured is refused after this.
+// From now on, what CUDA refuses while a graph is captured raises.
 PK_FOR_TESTS void pk_pretend_to_capture(bool pretend) { pretends_to_capture = pretend; }
 
 PK_FOR_TESTS const char* pk_take_events() {

@@ -67,7 +67,8 @@ class DeviceCost {
   double kernel(double products, double rate, double bytes) const {
     return kLaunch + std::max(products / (rate * 1e6), bytes / kBytes);
   }
-  // Bytes that reading single live channels moves: their planes in NCHW; all in NHWC, where sectors hold several channels.
+  // Bytes that reading single live channels moves: their planes in NCHW; all in NHWC, where sectors hold several
+  // channels.
   double read(double full, double live) const { return c_.channels_last ? full : live; }
 
   double dense() const {
