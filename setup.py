@@ -23,6 +23,8 @@ from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, C
 ROOT = Path(__file__).parent
 # Machine code for the A100 and the H100 kind (every sm_8x runs the first), and PTX for whatever comes after them.
 ARCHITECTURES = "8.0+PTX;9.0a"
+# torch's own function, not public: where a version of torch lacks it, nothing is precompiled.
+COMPILE_OBJECTS = "_write_ninja_file_and_compile_objects"
 
 
 def wants_cuda() -> bool:
@@ -72,8 +74,9 @@ class FastBuild(BuildExtension):
 
     def build_extensions(self) -> None:
         sys.stdout.flush()
-        terminal, compile_objects = os.dup(1), cpp_extension._write_ninja_file_and_compile_objects
-        cpp_extension._write_ninja_file_and_compile_objects = functools.partial(compile_twice, compile_objects)
+        terminal, compile_objects = os.dup(1), getattr(cpp_extension, COMPILE_OBJECTS, None)
+        if compile_objects is not None:
+            setattr(cpp_extension, COMPILE_OBJECTS, functools.partial(compile_twice, compile_objects))
         with tempfile.TemporaryFile("w+", errors="replace") as log:
             os.dup2(log.fileno(), 1)
             try:
@@ -84,7 +87,8 @@ class FastBuild(BuildExtension):
             finally:
                 os.dup2(terminal, 1)
                 os.close(terminal)
-                cpp_extension._write_ninja_file_and_compile_objects = compile_objects
+                if compile_objects is not None:
+                    setattr(cpp_extension, COMPILE_OBJECTS, compile_objects)
 
 
 def compile_twice(compile_objects, *, sources, objects, cflags, post_cflags, build_directory, **others):
