@@ -11,6 +11,7 @@ from .masks import ConvMask
 from .nn.batch_norm import MaskedBatchNorm2d
 from .nn.conv import MaskedConv2d
 from .nn.convert import Conversion, convert, restore
+from .nn.example import Example
 from .nn.flow import flow
 from .ops.extension import build_info, has_extension, kernels
 
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ConvMask",
     "Conversion",
+    "Example",
     "Explanation",
     "Flops",
     "Group",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +13,7 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from .channels import Channels, Kept, NetworkChannels
-from .trace import argument, op_name, value_of
+from .trace import Traced, argument, op_name, value_of
 
 Index = Mapping[int, Tensor]
 
@@ -171,13 +172,15 @@ class Builder:
     # The ends of the graph
 
     def add_inputs(self) -> None:
-        """Adds the inputs, and a check of every size that is fixed."""
+        """Adds the inputs, and a check of every size and every number, string or None that is fixed."""
         for node in self.traced.placeholders:
             new = self.graph.placeholder(node.name)
             self._compact[node] = new
             self.sources[new] = node
-        for node in self.traced.placeholders:
+        for node, leaf in zip(self.traced.placeholders, self.traced.inputs.leaves, strict=True):
             value = value_of(node)
+            if value is None:
+                self._check_constant(self._compact[node], leaf)
             for dim, size in enumerate(() if value is None else value.shape):
                 if type(size) is int:
                     self._check_size(self._compact[node], dim, size)
@@ -188,17 +191,22 @@ class Builder:
         message = f"{x.name}: expected size {size} in dimension {dim}, as in the example given to {self.op}"
         self.graph.call_function(torch._assert, (same, message))
 
+    def _check_constant(self, x: fx.Node, value: Any) -> None:
+        """Raises for another argument than that of the example, which the trace took for a constant."""
+        same = self.graph.call_function(operator.is_ if value is None else operator.eq, (x, value))
+        message = f"{x.name}: expected {value!r}, as in the example given to {self.op}"
+        self.graph.call_function(torch._assert, (same, message))
+
     def finish(self) -> fx.GraphModule:
         """Adds the output and returns the network."""
         node = next(n for n in self.traced.graph.nodes if n.op == "output")
         leaves = [self.full(n) if isinstance(n, fx.Node) else n for n in argument(node, 0)]
-        spec = self.traced.out_spec
-        if _is_plain(spec):
+        spec, in_spec = self.traced.out_spec, self.traced.in_spec
+        if _is_plain(spec) and self.traced.inputs.is_flat:
             self.graph.output(pytree.tree_unflatten(leaves, spec))
         else:
             self.graph.output(tuple(leaves))
-            names = [n.name for n in self.traced.placeholders]
-            in_spec = pytree.tree_structure((tuple(range(len(names))), {}))
+            names = _argument_names(self.traced)
             self.graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, in_spec, spec)))
         self.graph.lint()
         return fx.GraphModule(self.root, self.graph, type(self.traced.model).__name__)
@@ -220,6 +228,14 @@ class Builder:
             for child, module in getattr(owner, last, nn.Module()).named_children():
                 value.add_module(child, module)
             setattr(owner, last, value)
+
+
+def _argument_names(traced: Traced) -> list[str]:
+    """The arguments of the small network, by the names that they have in the original."""
+    parameters = inspect.signature(traced.model.forward).parameters.values()
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    args, kwargs = traced.inputs.args, traced.inputs.kwargs
+    return [*named[: len(args)], *(f"args_{i}" for i in range(len(named), len(args))), *kwargs]
 
 
 def _is_plain(spec: Any) -> bool:

@@ -129,7 +129,7 @@ def coupled_groups(model: nn.Module, example_input: Any) -> list[Group]:
 
     Args:
         model: A network, with masked layers or without.
-        example_input: A tensor or a tuple of tensors, as model takes them, for example [N, C, H, W].
+        example_input: What model takes: a tensor such as [N, C, H, W], a tuple or a dict of arguments (see Example).
 
     Returns:
         The groups, in the order of their first layers.

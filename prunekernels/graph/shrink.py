@@ -30,7 +30,7 @@ def shrink(
 
     Args:
         model: The masked network; any network that torch.export can trace.
-        example_input: A tensor or a tuple of tensors, as model takes them, for example [N, C, H, W].
+        example_input: What model takes: a tensor such as [N, C, H, W], a tuple or a dict of arguments (see Example).
         optimizer: An optimizer over model's parameters, whose state the small network's training goes on from.
 
     Returns:

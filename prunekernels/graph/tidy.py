@@ -62,7 +62,7 @@ def tidy_masks(model: nn.Module, example_input: Any) -> Tidied:
 
     Args:
         model: The masked network.
-        example_input: A tensor or a tuple of tensors, as model takes them, for example [N, C, H, W].
+        example_input: What model takes: a tensor such as [N, C, H, W], a tuple or a dict of arguments (see Example).
 
     Returns:
         A Tidied that lists what died.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, fx, nn
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
 from ..nn.convert import restore
+from ..nn.example import Example
 
 
 @dataclass
@@ -23,7 +25,8 @@ class Traced:
 
     model: nn.Module  # the plain copy that was traced
     graph: fx.Graph
-    inputs: tuple[Tensor, ...]  # the example, its batch doubled if it was 1 and the trace allows any
+    inputs: Example  # the example, its batch doubled if it was 1 and the trace allows any
+    in_spec: Any  # pytree of the arguments
     out_spec: Any  # pytree of the output
     names: dict[fx.Node, str] = field(default_factory=dict)  # of parameters, buffers and constants
     tensors: dict[str, Tensor] = field(default_factory=dict)  # the same, by name
@@ -34,7 +37,7 @@ class Traced:
 
     @property
     def placeholders(self) -> list[fx.Node]:
-        """The inputs of the network, without its parameters."""
+        """The inputs of the network, one for each leaf of the example, without its parameters."""
         return [node for node in self.graph.nodes if node.op == "placeholder" and node not in self.names]
 
     def is_parameter(self, node: Any) -> bool:
@@ -57,18 +60,14 @@ class Traced:
         return f"{self.module_of(node) or 'forward'} ({node.target})"
 
 
-def as_inputs(op: str, example_input: Any) -> tuple[Tensor, ...]:
-    inputs = example_input if isinstance(example_input, (tuple, list)) else (example_input,)
-    for i, value in enumerate(inputs):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{op}: example_input: expected a tensor or a tuple of tensors, got {type(value).__name__}"
-                            f"{f' at {i}' if inputs is example_input else ''}")  # fmt: skip
-    if not inputs:
-        raise TypeError(f"{op}: example_input: expected a tensor or a tuple of tensors, got none")
-    return tuple(value.detach() for value in inputs)
+def read_example(op: str, example_input: Any) -> Example:
+    example = Example.of(op, example_input).map(torch.detach)
+    if not example.tensors:
+        raise TypeError(f"{op}: example_input: expected arguments with a tensor among them, got {example}")
+    return example
 
 
-def check_forward(op: str, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def check_forward(op: str, model: nn.Module, inputs: Example) -> None:
     """Runs a private copy of a network once; a failure raises ValueError with the name of the innermost module."""
     stack: list[str] = []
     handles = []
@@ -78,7 +77,7 @@ def check_forward(op: str, model: nn.Module, inputs: tuple[Tensor, ...]) -> None
         handles.append(module.register_forward_hook(lambda *_: stack.pop() and None))
     try:
         with torch.no_grad():
-            model(*(x.clone() for x in inputs))
+            inputs.call(model)
     except Exception as error:
         where = stack[-1] if stack else f"forward ({type(model).__name__})"
         raise ValueError(
@@ -128,12 +127,13 @@ def _give_factors(norm: MaskedBatchNorm2d, like: Tensor) -> None:
 
 def trace(op: str, model: nn.Module, example_input: Any) -> Traced:
     """Traces a plain copy of model, for any batch size if the network allows that. op: the caller, for errors."""
-    inputs = as_inputs(op, example_input)
+    inputs = read_example(op, example_input)
     check_shared(op, model)
     plain = plain_copy(model)
     check_forward(op, plain, inputs)
     exported, inputs = _export(op, plain, inputs)
-    traced = Traced(plain, exported.graph_module.graph, inputs, exported.call_spec.out_spec)
+    specs = exported.call_spec
+    traced = Traced(plain, exported.graph_module.graph, inputs, specs.in_spec, specs.out_spec)
     held = {**exported.constants, **dict(plain.named_buffers(remove_duplicate=False))}
     held |= dict(plain.named_parameters(remove_duplicate=False))
     targets = {spec.arg.name: spec.target for spec in exported.graph_signature.input_specs if spec.target is not None}
@@ -145,34 +145,60 @@ def trace(op: str, model: nn.Module, example_input: Any) -> Traced:
     return traced
 
 
-def _export(op: str, plain: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, tuple[Tensor, ...]]:
+def _export(op: str, plain: nn.Module, inputs: Example) -> tuple[Any, Example]:
     # The exporter takes a size of 1 for a constant, so a batch of one image is doubled.
-    doubled = tuple(torch.cat([x, x]) if x.dim() and x.shape[0] == 1 else x for x in inputs)
-    auto, static = torch.export.Dim.AUTO, torch.export.Dim.STATIC
-    free: Any = tuple((auto,) + (static,) * (x.dim() - 1) if x.dim() else None for x in doubled)
+    doubled = inputs.map(lambda x: torch.cat([x, x]) if x.dim() and x.shape[0] == 1 else x)
     errors = []
-    for given, shapes in ((doubled, free), (inputs, None)):
+    for given, any_batch in ((doubled, True), (inputs, False)):
         try:
             with _quiet(), torch.no_grad():
-                exported = torch.export.export(
-                    plain, tuple(x.clone() for x in given), dynamic_shapes=shapes, strict=False
-                )
+                copies = given.map(torch.clone)
+                shapes = _free_batch(plain, copies) if any_batch else None
+                exported = torch.export.export(plain, copies.args, copies.kwargs, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             errors.append(error)
             continue
-        if given is inputs or all(x is y for x, y in zip(doubled, inputs, strict=True)) or exported.range_constraints:
+        is_doubled = any(x is not y for x, y in zip(given.tensors, inputs.tensors, strict=True))
+        if not any_batch or _takes_any_batch(plain, exported, given, is_doubled):
             return exported, given
-    raise ValueError(f"{op}: model: expected a network that torch.export can trace, got: {errors[-1]}") from errors[0]
+    expected = "a network that torch.export can trace, or the part of one that it can, such as model.backbone"
+    raise ValueError(f"{op}: model: expected {expected}, got: {errors[-1]}") from errors[0]
+
+
+def _takes_any_batch(plain: nn.Module, exported: Any, inputs: Example, is_doubled: bool) -> bool:
+    """Whether the network takes other first sizes where the exporter left them free (it may leave channels free)."""
+    nodes = [node for node in exported.graph.nodes if node.op == "placeholder"][-len(inputs.leaves) :]
+    free = [has_free_batch(node) for node in nodes]
+    if not any(free):
+        return not is_doubled
+    more = [torch.cat([x, x[:1]]) if is_free else x for x, is_free in zip(inputs.leaves, free, strict=True)]
+    try:
+        with torch.no_grad():
+            inputs.with_leaves(more).call(plain)
+    except Exception:
+        return False
+    return True
+
+
+def _free_batch(plain: nn.Module, inputs: Example) -> Any:
+    """Tells the exporter that the first size of every tensor is free and the others are not."""
+    auto, static = torch.export.Dim.AUTO, torch.export.Dim.STATIC
+    shapes = torch.export.ShapesCollection()
+    for x in inputs.tensors:
+        if x.dim():
+            shapes[x] = (auto,) + (static,) * (x.dim() - 1)
+    return shapes.dynamic_shapes(plain, inputs.args, inputs.kwargs)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the exporter's warnings: one of several attempts may fail without harm."""
+    """Silences the exporter, which warns and prints graphs: one of several attempts may fail without harm."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with redirect_stderr(io.StringIO()):
+            yield
     finally:
         logger.setLevel(level)
 
@@ -197,6 +223,12 @@ def value_of(node: Any) -> Any:
     """The fake tensor that a node gave in the trace (shape, dtype, storage); None if it gave no tensor."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     return value if isinstance(value, Tensor) else None
+
+
+def has_free_batch(node: fx.Node) -> bool:
+    """Whether the trace took the first size of a node for any size."""
+    value = value_of(node)
+    return value is not None and value.dim() > 0 and type(value.shape[0]) is not int
 
 
 def sizes_of(node: Any) -> tuple[int, ...]:

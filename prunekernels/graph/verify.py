@@ -10,7 +10,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from .. import plan
+from ..nn.example import Example
 from .build import Builder
+from .trace import has_free_batch
 
 ROUNDING = 64  # units in the last place of the largest output
 
@@ -27,7 +29,7 @@ def verify(model: nn.Module, network: nn.Module, builder: Builder) -> str:
     doubled = _doubled(masked, small, inputs)
     if doubled is not None:
         masked, small = doubled
-        inputs, eps = _as_double(inputs), eps if builder.has_folded else torch.finfo(torch.float64).eps
+        inputs, eps = inputs.double(), eps if builder.has_folded else torch.finfo(torch.float64).eps
     worst = [0.0, 0.0]
     for i, given in enumerate((inputs, *_random_inputs(builder, inputs))):
         with torch.no_grad(), plan.measure(False):  # too few runs to be worth it
@@ -48,49 +50,43 @@ def verify(model: nn.Module, network: nn.Module, builder: Builder) -> str:
     )
 
 
-def _dtype_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.dtype:
-    dtypes = [t.dtype for t in (*model.parameters(), *inputs) if t.is_floating_point()]
+def _dtype_of(model: nn.Module, inputs: Example) -> torch.dtype:
+    dtypes = [t.dtype for t in (*model.parameters(), *inputs.tensors) if t.is_floating_point()]
     return dtypes[0] if dtypes else torch.get_default_dtype()
 
 
-def _as_double(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(x.double() if x.is_floating_point() else x for x in inputs)
-
-
-def _doubled(masked: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, nn.Module] | None:
+def _doubled(masked: nn.Module, small: nn.Module, inputs: Example) -> tuple[nn.Module, nn.Module] | None:
     pair = copy.deepcopy(masked).double(), copy.deepcopy(small).double()
     try:
         with torch.no_grad(), plan.measure(False):
             for network in pair:
-                _run(network, _as_double(inputs))
+                _run(network, inputs.double())
     except Exception:  # a device or an operator without float64
         return None
     return pair
 
 
-def _random_inputs(builder: Builder, inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+def _random_inputs(builder: Builder, inputs: Example) -> list[Example]:
     """Random inputs in batches of 3 and 1, or the example's if the trace fixed it; integers are the example's."""
-    first = builder.traced.placeholders[0].meta["val"]
-    free = first.dim() > 0 and isinstance(first.shape[0], torch.SymInt)
+    is_free = [has_free_batch(node) for node in builder.traced.placeholders]
     generator = torch.Generator().manual_seed(0)
     result = []
-    for batch in (3, 1) if free else (None,):
+    for batch in (3, 1) if any(is_free) else (None,):
         given = []
-        for x, node in zip(inputs, builder.traced.placeholders, strict=True):
-            if batch is not None and isinstance(node.meta["val"].shape[0] if x.dim() else 0, torch.SymInt):
+        for x, free in zip(inputs.leaves, is_free, strict=True):
+            if batch is not None and free:
                 x = x[torch.arange(batch) % x.shape[0]]
-            if x.is_floating_point():
+            if isinstance(x, Tensor) and x.is_floating_point():
                 noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
                 x = noise * x.std(correction=0) + x.mean() if x.numel() else x
             given.append(x)
-        result.append(tuple(given))
+        result.append(inputs.with_leaves(given))
     return result
 
 
-def _run(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[Any]:
-    """The output tensors. The network gets copies of the inputs, since it may write into them."""
-    output = network(*(x.clone() for x in inputs))
-    return [leaf for leaf in pytree.tree_leaves(output) if leaf is not None]
+def _run(network: nn.Module, inputs: Example) -> list[Any]:
+    """The output tensors."""
+    return [leaf for leaf in pytree.tree_leaves(inputs.call(network)) if leaf is not None]
 
 
 def _compare(want: list[Any], got: list[Any]) -> tuple[float, float]:
@@ -119,21 +115,19 @@ class _Recorder(fx.Interpreter):
         super().__init__(module, garbage_collect_values=False, graph=graph)
 
 
-def _first_difference(
-    network: nn.Module, builder: Builder, inputs: tuple[Tensor, ...], rounding: float
-) -> tuple[str, float]:
+def _first_difference(network: nn.Module, builder: Builder, inputs: Example, rounding: float) -> tuple[str, float]:
     """The first node of the small network that differs from the kept channels of its original, and by how much."""
     traced = builder.traced
     tensors = iter([traced.tensors[traced.names[n]] if n in traced.names else None
                     for n in traced.graph.nodes if n.op == "placeholder"])  # fmt: skip
-    given = iter(inputs)
-    dtype = next((x.dtype for x in inputs if x.is_floating_point()), torch.float64)
+    given = iter(inputs.leaves)
+    dtype = next((x.dtype for x in inputs.tensors if x.is_floating_point()), torch.float64)
     values = [next(given) if t is None else t.detach().to(dtype) if t.is_floating_point() else t for t in tensors]
     original = _Recorder(traced.graph.owning_module, traced.graph)
     small = _Recorder(copy.deepcopy(network).to(dtype))
     with torch.no_grad():
-        original.run(*(x.clone() for x in values))
-        small.run(*(x.clone() for x in inputs))
+        original.run(*(x.clone() if isinstance(x, Tensor) else x for x in values))
+        small.run(*inputs.map(torch.clone).leaves, enable_io_processing=False)
     sources = {new.name: old for new, old in builder.sources.items()}
     for node in small.module.graph.nodes:  # type: ignore[union-attr]
         source = sources.get(node.name)

@@ -100,8 +100,8 @@ def explain(model: nn.Module, example_input: Any, *, backward: bool = True) -> E
 
     Args:
         model: A network, masked or not.
-        example_input: A tensor such as [N, C, H, W], a tuple of arguments, or a dict of them by name; a whole batch,
-            since plans and times depend on its size.
+        example_input: What model takes: a tensor such as [N, C, H, W], a tuple or a dict of arguments (see Example); a
+            whole batch, since plans and times depend on its size.
         backward: Whether the gradients are explained and timed too.
 
     Returns:

@@ -68,8 +68,8 @@ def count_flops(model: nn.Module, example_input: Any) -> Flops:
 
     Args:
         model: A network, masked or not.
-        example_input: A tensor such as [1, C, H, W] (one image gives the figures that papers quote), a tuple of
-            arguments, or a dict of them by name.
+        example_input: What model takes: a tensor such as [1, C, H, W] (one image gives the figures that papers quote),
+            a tuple or a dict of arguments (see Example).
 
     Returns:
         A Flops.

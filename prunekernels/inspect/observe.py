@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from ..nn.example import Example
 
 Visit = Callable[[str, nn.Module, Any, Any], None]  # layer's name, layer, its first argument, its result
 
@@ -16,31 +18,20 @@ Visit = Callable[[str, nn.Module, Any, Any], None]  # layer's name, layer, its f
 def observe(op: str, model: nn.Module, example_input: Any, visit: Visit, *, grad: bool = False) -> None:
     """Runs model once in eval mode and calls visit whenever one of its modules returns; leaves the model as it was.
 
-    example_input: a tensor, a tuple of arguments, or a dict of arguments by name. If the forward pass fails, the error
-    names the module in which it failed.
+    example_input: what the model takes (see Example). If the forward pass fails, the error names the module in which it
+    failed.
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    args, kwargs = _arguments(op, example_input)
+    example = Example.of(op, example_input)
     entered: list[str] = []
     with _eval_mode(model), _hooks(model, entered, visit), torch.set_grad_enabled(grad):
         try:
             with torch.compiler.set_stance("force_eager"):  # compiled code would run past the hooks
-                model(*args, **kwargs)
+                example.call(model)
         except Exception as error:
             where = f" in {entered[-1]}" if entered and entered[-1] else ""
             got = f"{type(error).__name__}{where}: {error}"
             raise ValueError(f"{op}: example_input: expected an input that the model runs on, got {got}") from error
-
-
-def _arguments(op: str, example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example_input, Tensor):
-        return (example_input,), {}
-    if isinstance(example_input, (tuple, list)):
-        return tuple(example_input), {}
-    if isinstance(example_input, dict):
-        return (), example_input
-    expected = "a tensor, a tuple of arguments or a dict of them"
-    raise ValueError(f"{op}: example_input: expected {expected}, got {type(example_input).__name__}")
 
 
 @contextmanager

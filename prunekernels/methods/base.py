@@ -44,8 +44,8 @@ class Method:
             add are pruned together, by the mean of their scores, each over its layer's mean.
         budget: "layer": the same share of each layer. "global": that share of all filters together, by their scores
             over their layer's mean score.
-        example_input: An input of the model, or a tuple of them. From it the graph tells which norms and inputs belong
-            to a filter's channel; without it, the first forward pass tells which norms do (not of a compiled model).
+        example_input: What the model takes (see Example). From it the graph tells which norms and inputs belong to a
+            filter's channel; without it, the first forward pass tells which norms do (not of a compiled model).
         norms: Whether a masked filter takes its channel in the masked norms behind it along, so that nothing downstream
             computes it. False: norms stay as the papers leave them, and a dead filter gives a constant.
         duty: The share of an epoch's steps in the dense phase. The sparse phase, in which soft-dead filters are masked,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..graph import Group, coupled_groups
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
+from ..nn.example import Example
 
 
 class NormFinder:
@@ -61,12 +62,12 @@ def _version(tensor: Tensor) -> int:
 
 
 @torch.no_grad()
-def find_norms(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, list[str]]:
+def find_norms(model: nn.Module, example: Example) -> dict[str, list[str]]:
     """Finds the norms behind each convolution by one forward pass in eval mode, which changes nothing."""
     finder = NormFinder(model)
     was_training = {module: module.training for module in model.modules()}
     try:
-        model.eval()(*inputs)
+        example.call(model.eval())
     finally:
         for module, training in was_training.items():
             module.training = training
@@ -88,9 +89,8 @@ class ChannelMasks:
         self.norms: dict[str, list[str]] | None = None
         self.groups: list[Group] = []
         if example_input is not None:
-            inputs = tuple(example_input) if isinstance(example_input, (tuple, list)) else (example_input,)
-            self.groups = coupled_groups(model, inputs)
-            self.norms = find_norms(model, inputs)
+            self.groups = coupled_groups(model, example_input)
+            self.norms = find_norms(model, Example.of("find_norms", example_input))
 
     @torch.no_grad()
     def set_masks(self, live: Mapping[str, Tensor], not_hard: Mapping[str, Tensor], with_norms: bool) -> None:

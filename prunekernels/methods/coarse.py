@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import plan
 from ..nn.conv import MaskedConv2d
+from ..nn.example import Example
 from ..nn.flow import flow
 from ..nn.mask_buffers import MaskBuffers
 from .arguments import is_share
@@ -263,7 +264,7 @@ class CoarsePruning(Method):
         """Finds which norms are behind which filters, where neither example_input nor a training step has told."""
         if self.with_norms and self.channel_masks.norms is None:
             self._find_norms()
-            self.channel_masks.norms = find_norms(self.model, (x,))
+            self.channel_masks.norms = find_norms(self.model, Example(x))
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

@@ -122,7 +122,7 @@ def mergeable_groups(
     Args:
         op: The method's name, for errors.
         model: The network.
-        example_input: An input of it, or a tuple of them.
+        example_input: What the network takes (see Example).
         groups: Some of coupled_groups(model, example_input).
 
     Returns:
@@ -171,7 +171,7 @@ def _mergeable(
 ) -> dict[tuple[str, ...], MergeGroup]:
     """Tries all groups at once, and one by one if that changes the outputs."""
     trial = _randomized(plain_copy(model).double())
-    inputs = tuple(x.double() if x.is_floating_point() else x for x in traced.inputs)
+    inputs = traced.inputs.double()
     random_state = {name: tensor.clone() for name, tensor in trial.state_dict().items()}
 
     def keeps_outputs(some: Iterable[MergeGroup]) -> bool:
@@ -181,10 +181,10 @@ def _mergeable(
             for tensor, channels, _ in group.tensors(trial):
                 same = channels.to(tensor.device) >= 0
                 tensor[same] = tensor[leader_rows(channels, leader).to(tensor.device)][same]
-        before = pytree.tree_leaves(trial(*inputs))
+        before = pytree.tree_leaves(inputs.call(trial))
         for group, leader in zip(some, leaders, strict=True):
             group.merge(trial, leader)
-        return all(map(_is_close, before, pytree.tree_leaves(trial(*inputs))))
+        return all(map(_is_close, before, pytree.tree_leaves(inputs.call(trial))))
 
     if keeps_outputs(list(found.values())):
         return dict(found)

@@ -303,12 +303,6 @@ def test_failing_forward_names_the_layer():
         shrink(net, X)
 
 
-@pytest.mark.parametrize("example", [None, "image", (X, 3), ()])
-def test_example_must_be_tensors(example):
-    with pytest.raises(TypeError, match="shrink: example_input: expected a tensor or a tuple of tensors, got"):
-        shrink(masked(conv_norm(3, 4)), example)
-
-
 @pytest.mark.parametrize("shape", [(2, 3, 8, 10), (2, 3, 4, 4), (2, 4, 8, 8)])
 def test_another_size_is_an_error(shape):
     small = shrink(masked(conv_norm(3, 4)), X)

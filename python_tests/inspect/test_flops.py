@@ -167,7 +167,7 @@ def test_a_failure_names_the_innermost_module():
 
 
 def test_an_example_of_no_use():
-    with pytest.raises(ValueError, match="count_flops: example_input: expected a tensor, a tuple .* got str"):
+    with pytest.raises(TypeError, match="count_flops: example_input: expected a tensor, a tuple .* got str"):
         count_flops(Twice(), "cat.jpg")
 
 
