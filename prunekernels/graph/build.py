@@ -13,7 +13,7 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from .channels import Channels, Kept, NetworkChannels
-from .trace import Traced, argument, op_name, value_of
+from .trace import Traced, argument, fixed_size, op_name, value_of
 
 Index = Mapping[int, Tensor]
 
@@ -182,8 +182,8 @@ class Builder:
             if value is None:
                 self._check_constant(self._compact[node], leaf)
             for dim, size in enumerate(() if value is None else value.shape):
-                if type(size) is int:
-                    self._check_size(self._compact[node], dim, size)
+                if (fixed := fixed_size(size)) is not None:
+                    self._check_size(self._compact[node], dim, fixed)
 
     def _check_size(self, x: fx.Node, dim: int, size: int) -> None:
         """Raises for another size where the trace took this one for a constant: the result would be wrong."""

@@ -161,8 +161,10 @@ def _export(op: str, plain: nn.Module, inputs: Example) -> tuple[Any, Example]:
         is_doubled = any(x is not y for x, y in zip(given.tensors, inputs.tensors, strict=True))
         if not any_batch or _takes_any_batch(plain, exported, given, is_doubled):
             return exported, given
-    expected = "a network that torch.export can trace, or the part of one that it can, such as model.backbone"
-    raise ValueError(f"{op}: model: expected {expected}, got: {errors[-1]}") from errors[0]
+    raise ValueError(
+        f"{op}: model: expected a network that torch.export can trace, got: {errors[-1]}\n"
+        "A part of the network can be given instead, such as model.backbone with an input of its own"
+    ) from errors[0]
 
 
 def _takes_any_batch(plain: nn.Module, exported: Any, inputs: Example, is_doubled: bool) -> bool:
@@ -228,7 +230,12 @@ def value_of(node: Any) -> Any:
 def has_free_batch(node: fx.Node) -> bool:
     """Whether the trace took the first size of a node for any size."""
     value = value_of(node)
-    return value is not None and value.dim() > 0 and type(value.shape[0]) is not int
+    return value is not None and value.dim() > 0 and fixed_size(value.shape[0]) is None
+
+
+def fixed_size(size: Any) -> int | None:
+    """A size in the trace, None if it is any size; the trace may have come to one number for a symbol, too."""
+    return size if type(size) is int else size.node.maybe_as_int()
 
 
 def sizes_of(node: Any) -> tuple[int, ...]:

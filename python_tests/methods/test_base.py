@@ -263,7 +263,7 @@ def test_only_the_norm_of_an_untouched_output_is_found(flow):
     pk.flow(net, flow)
     net.train()
     before = copy.deepcopy(net.state_dict())
-    assert find_norms(net, (IMAGES,)) == {"c": ["own"]}
+    assert find_norms(net, pk.Example(IMAGES)) == {"c": ["own"]}
     assert net.norm.training and not any(m._forward_hooks or m._forward_pre_hooks for m in convs(net).values())
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
 
