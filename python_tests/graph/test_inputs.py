@@ -248,3 +248,46 @@ def test_groups_of_a_part():
     assert [group.layers for group in groups] == [("stem.0", "inner.second.0"), ("inner.first.0",), ("last.0",)]
     small = pk.shrink(net.backbone, images(2, 3, 8, 8))
     assert_same_function(net.backbone, small, images(3, 3, 8, 8))
+
+
+# ---- public libraries
+
+
+def test_backbone_of_a_torchvision_detector():
+    detection = pytest.importorskip("torchvision.models.detection")
+    torch.manual_seed(0)
+    net = detection.retinanet_resnet50_fpn_v2(
+        weights=None, weights_backbone=None, num_classes=3, min_size=32, max_size=32, score_thresh=0.0
+    )
+    pk.convert(net.eval().double())
+    for name, module in net.backbone.named_modules():
+        if name.endswith("conv1"):
+            module.set_masks(filter=torch.arange(module.out_channels) % 4 == 0)
+    batch = [torch.rand(3, 32, 32).double(), torch.rand(3, 32, 32).double()]
+    flops = pk.count_flops(net, batch)
+    assert 0 < flops.live < flops.dense
+    want = outputs(net, batch)
+    parameters = sum(p.numel() for p in net.parameters())
+    net.backbone = pk.shrink(net.backbone, torch.stack(batch))
+    assert sum(p.numel() for p in net.parameters()) < 0.8 * parameters
+    got = outputs(net, batch)
+    assert len(want[0]["scores"]) > 0
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+def test_batch_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[2, 2], layer_type="basic")
+    net = transformers.ResNetForImageClassification(config).eval()
+    pk.convert(net)
+    batch = transformers.BatchEncoding({"pixel_values": torch.randn(2, 3, 32, 32), "labels": torch.tensor([0, 1])})
+    for group in pk.coupled_groups(net, batch):
+        group.set_masks(net, torch.arange(group.width) % 2 == 0)
+    assert pk.count_flops(net, batch).live < 0.4 * pk.count_flops(net, batch).dense
+    assert len(pk.explain(net, batch).rows) == sum(isinstance(m, nn.Conv2d) for m in net.modules())
+    small = pk.shrink(net, batch)
+    want, got = outputs(net, batch), outputs(small, batch)
+    assert type(got) is type(want) and got.keys() == want.keys() == {"loss", "logits"}
+    torch.testing.assert_close(got.logits, want.logits)
+    torch.testing.assert_close(got.loss, want.loss)
