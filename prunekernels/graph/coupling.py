@@ -16,6 +16,7 @@ from ..nn.convert import convert
 from .analysis import ChannelAnalysis
 from .channels import Channels
 from .layer_uses import any_weights, layer_uses
+from .outputs import output_ids
 from .rules.layers import ConvRule, NormRule, WeightRule
 from .trace import trace
 
@@ -37,6 +38,9 @@ class Group:
             int64 [C]; -1: none. An input counts only if it is exactly zero once the filters, and the channels of masked
             norms, are dead; behind a plain norm or a sigmoid it is not.
 
+        is_output: Whether some of the channels are outputs of the network, as are the classes of a convolutional
+            classifier or segmentation head, the boxes of a detector, and the features of a network that returns them.
+
     Examples:
         >>> class Block(torch.nn.Module):
         ...     def __init__(self):
@@ -47,6 +51,8 @@ class Group:
         >>> group, = pk.coupled_groups(Block(), torch.randn(2, 3, 8, 8))
         >>> group.layers, group.width
         (('a', 'b'), 4)
+        >>> group.is_output
+        True
         >>> group.filters["b"]
         tensor([0, 1, 2, 3])
     """
@@ -55,6 +61,7 @@ class Group:
     filters: dict[str, Tensor] = field(repr=False)
     norms: dict[str, Tensor] = field(repr=False)
     readers: dict[str, Tensor] = field(repr=False)
+    is_output: bool = False
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -125,7 +132,7 @@ def coupled_groups(model: nn.Module, example_input: Any) -> list[Group]:
 
     Every convolution is in one group, alone if its output meets no other. A layer that is used twice is one layer.
     Convolutions that the trace does not follow (a functional one, one whose output is written in place) are in no
-    group. The model stays as it is.
+    group. Groups whose channels are outputs of the network are marked (Group.is_output). The model stays as it is.
 
     Args:
         model: A network, with masked layers or without.
@@ -152,7 +159,12 @@ def coupled_groups(model: nn.Module, example_input: Any) -> list[Group]:
     convs, norms, readers = (layer_uses(analysis, kind) for kind in (ConvRule, NormRule, WeightRule))
     convs = {name: uses for name, uses in convs.items() if name in traced.modules}
     filters = {name: roots[uses[0][1].ids] for name, uses in convs.items()}
-    return [_group(members, filters, roots, norms, readers) for members in _components(filters)]
+    found = [_group(members, filters, roots, norms, readers) for members in _components(filters)]
+    outputs = torch.zeros(roots.numel(), dtype=torch.bool)
+    outputs[roots[output_ids(analysis)]] = True
+    for group in found:
+        group.is_output = any(bool(outputs[filters[name]].any()) for name in group.layers)
+    return found
 
 
 def _components(filters: Mapping[str, Tensor]) -> list[list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -75,13 +75,27 @@ def masked_layers(op: str, model: nn.Module, skip: Iterable[str]) -> dict[str, M
     return masked
 
 
-def check_optimizer(op: str, optimizer: torch.optim.Optimizer, layers: dict[str, MaskedConv2d]) -> None:
+def check_prune_outputs(op: str, prune_outputs: object, layers: Collection[str]) -> None:
+    """It is True, False or names among the layers."""
+    if not isinstance(prune_outputs, bool):
+        is_list = isinstance(prune_outputs, Iterable) and not isinstance(prune_outputs, str)
+        expect(op, is_list, "prune_outputs", "True, False or a list of names", repr(prune_outputs))
+        for name in prune_outputs:  # type: ignore[attr-defined]
+            expect(op, name in layers, "prune_outputs", "names of MaskedConv2d layers", repr(name))
+
+
+def check_optimizer(
+    op: str, optimizer: torch.optim.Optimizer, layers: dict[str, MaskedConv2d], left_out: Mapping[str, str]
+) -> None:
     """There are layers to prune, and the optimizer trains all their weights."""
     held = {p for group in optimizer.param_groups for p in group["params"]}
     for name, layer in layers.items():
         expected, got = "one over the model's parameters", f"one without {name}.weight"
         expect(op, layer.weight in held, "optimizer", expected, got)
-    expect(op, bool(layers), "skip", "some layers left to prune", "none")
+    if set(left_out.values()) <= {"skip"}:
+        expect(op, bool(layers), "skip", "some layers left to prune", "none")
+    reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
+    expect(op, bool(layers), "model", "some layers left to prune", f"none: {reasons}")
 
 
 def full_signature(cls: type, parent: type) -> inspect.Signature:

@@ -39,6 +39,9 @@ class Method:
         epochs: How many epochs the training has.
         criterion: A name in criteria.CRITERIA, a function of weights or a criteria.Criterion. None: the method's own.
         skip: Names of layers that are left alone.
+        prune_outputs: Whether layers whose channels are outputs of the network (the classes and boxes of convolutional
+            heads, features that it returns) are pruned too, or names of those that are. They are known where
+            example_input is given, and left out by default.
         round_to: The number of live filters of a layer stays a multiple of it.
         coupling: "independent": each layer is pruned by itself. "joint" (needs example_input): filters that meet in an
             add are pruned together, by the mean of their scores, each over its layer's mean.
@@ -98,6 +101,7 @@ class Method:
         *,
         criterion: Any = None,
         skip: Sequence[str] = (),
+        prune_outputs: bool | Sequence[str] = False,
         round_to: int = 1,
         coupling: str = "independent",
         budget: str = "layer",
@@ -125,12 +129,13 @@ class Method:
         self.criterion = make_criterion(op, self.default_criterion if criterion is None else criterion)
         masked = arguments.masked_layers(op, model, skip)
         self.channel_masks = ChannelMasks(model, example_input)
-        groups = self.channel_masks.groups if coupling == "joint" else None
-        units, self.left_out = units_of(masked, groups, skip)
+        arguments.check_prune_outputs(op, prune_outputs, masked)
+        groups, joint = self.channel_masks.groups, coupling == "joint"
+        units, self.left_out = units_of(masked, groups, skip, joint=joint, prune_outputs=prune_outputs)
         self.filters = FilterStates(units)
         names = {name for unit in units for name in unit.layers}
         self.layers = {name: layer for name, layer in masked.items() if name in names}
-        arguments.check_optimizer(op, optimizer, self.layers)
+        arguments.check_optimizer(op, optimizer, self.layers, self.left_out)
         self._finder: NormFinder | None = None
         self._masks_all = False
         self._begin(duty < 1 if clip is None else clip)

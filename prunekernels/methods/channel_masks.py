@@ -14,6 +14,8 @@ from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
 from ..nn.example import Example
 
+OUTPUT = "its channels are outputs of the network (see prune_outputs)"
+
 
 class NormFinder:
     """Watches forward passes for the masked norms that get a convolution's output as it is.
@@ -147,20 +149,25 @@ class ChannelMasks:
 
 
 def units_of(
-    layers: Mapping[str, MaskedConv2d], groups: list[Group] | None, skip: Iterable[str]
+    layers: Mapping[str, MaskedConv2d],
+    groups: list[Group],
+    skip: Iterable[str],
+    *,
+    joint: bool,
+    prune_outputs: bool | Iterable[str],
 ) -> tuple[list[Group], dict[str, str]]:
     """The filters that are pruned together, and by name why other layers are left out.
 
-    groups None: every layer is a unit by itself.
+    joint: whether the groups are pruned as they are; otherwise every layer is a unit by itself.
     """
-    skip = set(skip)
+    kept = _outputs(groups, prune_outputs, joint) | {name: "skip" for name in skip}
     left_out: dict[str, str] = {}
-    if groups is None:
-        alone = {name: torch.arange(layer.out_channels) for name, layer in layers.items() if name not in skip}
-        return [Group(len(c), {n: c}, {}, {}) for n, c in alone.items()], {name: "skip" for name in skip}
+    if not joint:
+        alone = {name: torch.arange(layer.out_channels) for name, layer in layers.items() if name not in kept}
+        return [Group(len(c), {n: c}, {}, {}) for n, c in alone.items()], _among(layers, kept)
     units = []
     for group in groups:
-        stays = {name: "skip" for name in group.layers if name in skip}
+        stays = {name: kept[name] for name in group.layers if name in kept}
         stays |= {name: "it is not masked" for name in group.layers if name not in layers}
         if stays:
             left_out |= {name: stays.get(name, f"it meets {next(iter(stays))}") for name in group.layers}
@@ -168,4 +175,23 @@ def units_of(
             units.append(Group(group.width, group.filters, {}, {}))
     known = {name for group in groups for name in group.layers}
     left_out |= {name: "the graph does not follow it" for name in layers if name not in known}
-    return units, {name: why for name, why in left_out.items() if name in layers}
+    return units, _among(layers, left_out)
+
+
+def _outputs(groups: Iterable[Group], prune_outputs: bool | Iterable[str], joint: bool) -> dict[str, str]:
+    """By layer whose channels are outputs of the network and are not to be pruned: why it is left out.
+
+    joint: whether the name of one layer of a group stands for all of them.
+    """
+    if prune_outputs is True:
+        return {}
+    kept: dict[str, str] = {}
+    wanted = set(prune_outputs or ())
+    for group in groups:
+        if group.is_output and not (joint and wanted & set(group.layers)):
+            kept |= {name: OUTPUT for name in group.layers if name not in wanted}
+    return kept
+
+
+def _among(layers: Mapping[str, MaskedConv2d], reasons: Mapping[str, str]) -> dict[str, str]:
+    return {name: why for name, why in reasons.items() if name in layers}

@@ -289,7 +289,8 @@ class Adds(nn.Module):
 def test_what_cannot_be_merged_is_left_out():
     method = csgd(made(Adds))
     assert list(method.layers) == ["c"] and set(method.left_out) == {"a", "b", "d"}
-    assert set(method.left_out.values()) == {"merging its filters would change outputs"}
+    assert method.left_out["a"] == method.left_out["b"] == "merging its filters would change outputs"
+    assert method.left_out["d"] == "its channels are outputs of the network (see prune_outputs)"
 
 
 def test_round_to_and_skip():
@@ -426,6 +427,10 @@ def test_nothing_to_merge():
     net = nn.Sequential(nn.Conv2d(3, 4, 1))
     pk.convert(net)
     with pytest.raises(ValueError, match="CSGD: model: expected layers whose filters can be merged, got"):
+        csgd(net, prune_outputs=True)
+    with pytest.raises(
+        ValueError, match="CSGD: model: expected some layers left to prune, got none: 0: its channels are"
+    ):
         csgd(net)
 
 
