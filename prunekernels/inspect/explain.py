@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -54,7 +55,8 @@ class Explanation:
             - "forward", "grad_input", "grad_weight": the plan of each direction (see `prunekernels.plan`), None where
               the direction is not computed. "small": the vendor's convolution of the live sizes, in live mode.
             - "calls": how often it ran.
-            - "ms", "dense_ms": milliseconds of all calls, as the layer is and dense.
+            - "ms", "dense_ms": milliseconds of all calls, as the layer is and dense; None where it cannot be timed.
+            - "untimed": why it cannot be timed alone, otherwise None.
         fallbacks: A dict for each operation that took a live tensor at full width: its name "op", the "module" that
             called it, and "count".
 
@@ -85,8 +87,9 @@ class Explanation:
              *(row[direction] or "" for direction in DIRECTIONS), *_times(row["ms"], row["dense_ms"])]
             for row in self.rows
         ]  # fmt: skip
-        ms, dense_ms = (sum(row[key] for row in self.rows) for key in ("ms", "dense_ms"))
+        ms, dense_ms = (sum(row[key] or 0 for row in self.rows) for key in ("ms", "dense_ms"))
         lines = [text_table(head, [*cells, ["all", *[""] * 7, *_times(ms, dense_ms)]])]
+        lines += [f"not timed: {row['layer']}: {row['untimed']}" for row in self.rows if row["untimed"]]
         lines += [f"full width: {f['op']} in {f['module'] or 'the model'}, {f['count']} x" for f in self.fallbacks]
         return "\n".join(lines)
 
@@ -96,7 +99,8 @@ def explain(model: nn.Module, example_input: Any, *, backward: bool = True) -> E
 
     The model runs once on the example, in eval mode, and is left as it was. Then each layer runs alone on noise of its
     input's size, in turns with the dense convolution: forward and, with backward, the gradients that a training step
-    would need. Times are medians.
+    would need. Times are medians. A layer that cannot run alone (its forward takes more than one argument, say) has no
+    times but the reason. Gradients are left out where the model's parameters were made in torch.inference_mode.
 
     Args:
         model: A network, masked or not.
@@ -122,9 +126,12 @@ def explain(model: nn.Module, example_input: Any, *, backward: bool = True) -> E
             layers[name] = layer
             calls.setdefault(name, Counter())[_call(x, y)] += 1
 
-    with recording(model) as fallbacks:
-        observe("explain", model, example_input, visit, grad=backward)
-    return Explanation([_row(name, layers[name], calls[name], backward) for name in calls], fallbacks)
+    held = (*model.parameters(), *model.buffers())
+    backward = backward and not any(t.is_inference() for t in held)
+    with torch.inference_mode(False):
+        with recording(model) as fallbacks:
+            observe("explain", model, example_input, visit, grad=backward)
+        return Explanation([_row(name, layers[name], calls[name], backward) for name in calls], fallbacks)
 
 
 def _call(x: Tensor, y: Tensor) -> _Call:
@@ -135,7 +142,7 @@ def _call(x: Tensor, y: Tensor) -> _Call:
 
 def _row(name: str, layer: nn.Conv2d, calls: Counter[_Call], backward: bool) -> dict[str, Any]:
     first = next(iter(calls))
-    times = {call: _time(layer, call, backward) for call in calls}
+    times, untimed = _times_of(layer, calls, backward)
     needed = (True, backward and first.needs_grad, backward and layer.weight.requires_grad)
     plans = _plans(layer, first)
     return {
@@ -143,9 +150,21 @@ def _row(name: str, layer: nn.Conv2d, calls: Counter[_Call], backward: bool) -> 
         **_mode_and_counts(layer, first),
         **{direction: plan if need else None for direction, plan, need in zip(DIRECTIONS, plans, needed, strict=True)},
         "calls": sum(calls.values()),
-        "ms": sum(times[call]["ms"] * count for call, count in calls.items()),
-        "dense_ms": sum(times[call]["dense_ms"] * count for call, count in calls.items()),
+        "ms": times["ms"],
+        "dense_ms": times["dense_ms"],
+        "untimed": untimed,
     }
+
+
+def _times_of(
+    layer: nn.Conv2d, calls: Counter[_Call], backward: bool
+) -> tuple[dict[str, float] | dict[str, None], str | None]:
+    """Milliseconds of all calls, as the layer is and dense, and why there are none."""
+    try:
+        times = [(_time(layer, call, backward), count) for call, count in calls.items()]
+    except Exception as error:  # whatever a user's layer raises
+        return {"ms": None, "dense_ms": None}, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return {key: sum(each[key] * count for each, count in times) for key in ("ms", "dense_ms")}, None
 
 
 def _mode_and_counts(layer: nn.Conv2d, call: _Call) -> dict[str, Any]:
@@ -211,20 +230,21 @@ def _time(layer: nn.Conv2d, call: _Call, backward: bool) -> dict[str, float]:
         wide = compact
         if isinstance(layer, MaskedConv2d):
             runs["ms"] = _step(lambda: layer.forward(compact), layer, compact)
-    runs["dense_ms"] = _step(lambda: nn.Conv2d.forward(layer, wide), layer, wide)
+    dense = partial(nn.Conv2d.forward, layer) if isinstance(layer, MaskedConv2d) else layer.forward
+    runs["dense_ms"] = _step(lambda: dense(wide), layer, wide)
     with torch.set_grad_enabled(backward):
         times = _medians(runs, call.device)
     return {"ms": times.get("ms", times["dense_ms"]), "dense_ms": times["dense_ms"]}
 
 
 def _step(forward: Callable[[], Tensor], layer: nn.Conv2d, x: Tensor) -> Callable[[], object]:
-    """forward and, where autograd is on, the gradients of input, weight and bias, as far as they require one."""
-    wanted = [t for t in (x, layer.weight, layer.bias) if t is not None and t.requires_grad]
+    """forward and, where autograd is on, the gradients of input and parameters, as far as they require one."""
+    wanted = [t for t in (x, *layer.parameters()) if t.requires_grad]
 
     def run() -> object:
         y = forward()
         y = y.compact if type(y) is LiveTensor else y
-        return torch.autograd.grad(y, wanted, torch.ones_like(y)) if y.requires_grad else y
+        return torch.autograd.grad(y, wanted, torch.ones_like(y), allow_unused=True) if y.requires_grad else y
 
     return run
 
@@ -252,5 +272,7 @@ def _medians(runs: Mapping[str, Callable[[], object]], device: torch.device) -> 
     return {name: statistics.median(values) for name, values in samples.items()}
 
 
-def _times(ms: float, dense_ms: float) -> list[str]:
+def _times(ms: float | None, dense_ms: float | None) -> list[str]:
+    if ms is None or dense_ms is None:
+        return [""] * 3
     return [f"{ms:.3f}", f"{dense_ms:.3f}", f"{dense_ms / ms:.2f}" if ms else ""]
