@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import importlib.util
 import os
 import warnings
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +16,8 @@ import torch
 from . import fallback
 
 _C: ModuleType | None = None
+PACKAGE = Path(__file__).parents[1]
+BUILD = "python setup.py build_ext --inplace"
 
 
 def _load() -> str:
@@ -20,11 +25,28 @@ def _load() -> str:
     global _C
     if os.environ.get("PRUNEKERNELS_NO_EXT", "0") not in ("", "0"):
         return "PRUNEKERNELS_NO_EXT is set"
+    spec = importlib.util.find_spec("prunekernels._C")
+    if spec is None or spec.origin is None:
+        return _why_missing()
+    if not os.path.samefile(Path(spec.origin).parent, PACKAGE):
+        return f"the one in {spec.origin} is of another tree than {PACKAGE}, where `{BUILD}` makes one that fits"
     try:
         _C = importlib.import_module("prunekernels._C")
     except ImportError as error:
-        return str(error)
+        return f"{error}; if it was built for another version of torch, build it again"
     return ""
+
+
+def _why_missing() -> str:
+    """What Python found instead of a package with its extension, and what to do."""
+    if not (PACKAGE.parent / "setup.py").exists():
+        return f"{PACKAGE} is without it, install prunekernels again where there is a C++ compiler"
+    found = f"Python found the source tree {PACKAGE.parent}, in which it is not built: `{BUILD}` there builds it"
+    for distribution in importlib.metadata.distributions(name="prunekernels"):
+        installed = Path(str(distribution.locate_file("prunekernels")))
+        if any(installed.glob("_C*")):
+            return f"{found}, and from another directory Python finds the installed package {installed}"
+    return found
 
 
 _reason = _load()

@@ -1,0 +1,86 @@
+"""What an import says that finds no extension, or one that does not fit."""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import prunekernels as pk
+
+PACKAGE = pathlib.Path(pk.__file__).parent
+SCRIPT = """
+import sys
+sys.path.insert(1, {site!r})  # where pip puts packages; the script's own directory comes first
+import prunekernels as pk
+print(pk.has_extension(), pk.__file__)
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A source tree that is not built, with a script in its root."""
+    root = tmp_path / "checkout"
+    shutil.copytree(PACKAGE, root / "prunekernels", ignore=shutil.ignore_patterns("_C*", "__pycache__"))
+    (root / "setup.py").touch()
+    return root
+
+
+def install(site, extension="_C.abi3.so"):
+    """What pip leaves in site-packages, as far as an import looks at it."""
+    (site / "prunekernels").mkdir(parents=True)
+    (site / "prunekernels" / extension).touch()
+    (site / "prunekernels-0.1.0.dist-info").mkdir()
+    (site / "prunekernels-0.1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: prunekernels\n")
+
+
+def run(root, site):
+    """The script's output and what it warned of. Without editable installs, which have an importer of their own."""
+    (root / "script.py").write_text(SCRIPT.format(site=str(site)))
+    finders = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f).lower()]; "
+    run_path = "import runpy; sys.path[0] = '.'; runpy.run_path('script.py')"
+    command = [sys.executable, "-c", finders + run_path]
+    env = {"PATH": "", "PYTHONPATH": "", "PRUNEKERNELS_NO_EXT": ""}
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("prunekernels: the compiled extension is not in use") == 1
+    return done.stdout, done.stderr
+
+
+def test_a_script_in_the_root_of_a_checkout(checkout, tmp_path):
+    install(tmp_path / "site")
+    out, warned = run(checkout, tmp_path / "site")
+    assert out.startswith("False ") and str(checkout) in out
+    assert f"Python found the source tree {checkout}, in which it is not built" in warned
+    assert "`python setup.py build_ext --inplace` there builds it" in warned
+    assert f"from another directory Python finds the installed package {tmp_path / 'site' / 'prunekernels'}" in warned
+    assert "circular" not in warned and "No module named" not in warned
+
+
+def test_a_checkout_and_no_installed_package(checkout, tmp_path):
+    warned = run(checkout, tmp_path / "site")[1]
+    assert "in which it is not built: `python setup.py build_ext --inplace` there builds it);" in warned
+
+
+def test_an_installed_package_without_the_extension(checkout, tmp_path):
+    (checkout / "setup.py").unlink()
+    warned = run(checkout, tmp_path / "site")[1]
+    assert f"{checkout / 'prunekernels'} is without it, install prunekernels again" in warned
+
+
+def test_an_extension_that_does_not_load(checkout, tmp_path):
+    (checkout / "prunekernels" / "_C.abi3.so").write_text("not a library")
+    warned = run(checkout, tmp_path / "site")[1]
+    assert "if it was built for another version of torch, build it again" in warned
+
+
+def test_an_extension_of_another_tree(checkout, tmp_path):
+    """As where an editable install of one checkout meets a script in the root of another."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "_C.abi3.so").write_text("not a library")
+    package = checkout / "prunekernels" / "__init__.py"
+    package.write_text(f"__path__.append({str(other)!r})\n" + package.read_text())
+    warned = run(checkout, tmp_path / "site")[1]
+    assert f"the one in {other / '_C.abi3.so'} is of another tree than {checkout / 'prunekernels'}" in warned
