@@ -122,7 +122,7 @@ def explain(model: nn.Module, example_input: Any, *, backward: bool = True) -> E
     layers: dict[str, nn.Conv2d] = {}
 
     def visit(name: str, layer: nn.Module, x: Any, y: Any) -> None:
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d) and isinstance(x, Tensor) and isinstance(y, Tensor):
             layers[name] = layer
             calls.setdefault(name, Counter())[_call(x, y)] += 1
 

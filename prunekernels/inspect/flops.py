@@ -86,7 +86,7 @@ def count_flops(model: nn.Module, example_input: Any) -> Flops:
     rows: dict[str, dict[str, Any]] = {}
 
     def visit(name: str, layer: nn.Module, x: Any, y: Any) -> None:
-        if not isinstance(layer, (_ConvNd, nn.Linear)):
+        if not isinstance(layer, (_ConvNd, nn.Linear)) or not isinstance(x, Tensor) or not isinstance(y, Tensor):
             return
         row = rows.setdefault(name, {"layer": name, "kind": type(layer).__name__, "calls": 0, "dense": 0, "live": 0})
         dense, live = _multiply_adds(layer, x, y)

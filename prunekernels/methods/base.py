@@ -79,7 +79,7 @@ class Method:
         ...         method.step()
         ...     counts = method.end_epoch()
         >>> method
-        GHFP(epoch 3/3; filters: 3 live, 0 soft, 3 hard)
+        GHFP(epoch 3/3; filters: 2 live, 0 soft, 2 hard)
         >>> counts["0"].live, net[0].density
         (2, 0.5)
     """

@@ -35,11 +35,11 @@ class Example:
         kwargs: The arguments by name.
 
     Examples:
-        >>> class Scaled(torch.nn.Conv2d):
+        >>> class Scaled(torch.nn.Sequential):
         ...     def forward(self, batch, scale=1.0):
         ...         return {"out": scale * super().forward(batch["image"])}
         >>> example = pk.Example({"image": torch.randn(1, 3, 8, 8)}, scale=2.0)
-        >>> pk.count_flops(Scaled(3, 4, 1), example).dense
+        >>> pk.count_flops(Scaled(torch.nn.Conv2d(3, 4, 1)), example).dense
         768
     """
 

@@ -158,6 +158,14 @@ def test_a_layer_that_cannot_run_alone():
     assert str(explanation).splitlines()[-1] == f"not timed: second: {second['untimed']}"
 
 
+def test_a_subclass_that_takes_and_gives_no_tensor_is_no_layer():
+    class Wrapped(nn.Conv2d):
+        def forward(self, batch):
+            return {"y": super().forward(batch["x"])}
+
+    assert explain(Wrapped(3, 4, 1), ({"x": X},)).rows == count_flops(Wrapped(3, 4, 1), ({"x": X},)).rows == []
+
+
 def test_a_layer_with_a_parametrized_weight():
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 2, 1)))
     assert all(row["untimed"] is None and row["ms"] > 0 for row in explain(net, X).rows)
