@@ -148,6 +148,35 @@ def test_any_batch_of_named_inputs():
         assert_equal(outputs(small, example), outputs(net, example))
 
 
+class Variadic(nn.Module):
+    """Takes any arguments by position and any by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, *more, **named):
+        x = named["x"] if "x" in named else more[0]
+        return {"y": self.last(self.first(x).relu()) + sum(more[1:]) + named.get("shift", 0)}
+
+
+Z = images(2, 4, 6, 6)
+
+
+@pytest.mark.parametrize(
+    "example",
+    [X, (X, Z, Z), {"shift": Z, "x": X}, pk.Example(X, Z, shift=2), pk.Example(X, 1, shift=Z)],
+    ids=["one", "three", "named", "both", "number"],
+)
+def test_variadic(example):
+    net = whole(Variadic())
+    net.first.set_masks(filter=torch.arange(8) < 5)
+    assert [group.is_output for group in pk.coupled_groups(net, example)] == [False, True]
+    small = pk.shrink(net, example)
+    assert small.first.out_channels == 5
+    assert_equal(outputs(small, example), outputs(net, example))
+
+
 @pytest.mark.parametrize(
     ("given", "other"),
     [
