@@ -110,7 +110,12 @@ def _dead_entries(module: nn.Module) -> list[Tensor]:
 
 def plain_copy(model: nn.Module) -> nn.Module:
     """An independent network of plain layers, in eval mode, with zeros for everything that is dead."""
-    plain = copy.deepcopy(model).eval()
+    return make_plain(copy.deepcopy(model))
+
+
+def make_plain(plain: nn.Module) -> nn.Module:
+    """Turns a network into one of plain layers, in eval mode, with zeros for everything that is dead, in place."""
+    plain.eval()
     for module in plain.modules():
         if isinstance(module, MaskedBatchNorm2d) and not module.affine and not bool(module.channel_mask.all()):
             # A plain norm can only give zeros by a weight and a bias of zero.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from ..build import Builder
 from ..channels import Channels, NetworkChannels, State
 from ..trace import argument, op_name, sizes_of, value_of
 from .base import Rule, SizeRule
+
+SHARES = 4  # of a width, at most, that slices may cut
 
 
 class SplitRule(Rule):
@@ -33,6 +36,16 @@ class SplitRule(Rule):
             x.read |= torch.cat(needed)
         else:
             x.read |= torch.stack(needed).any(0)
+
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+        x = net.tracked(argument(node, 0))
+        assert x is not None
+        if self._along(node, x):
+            sizes = [int(part.shape[x.axis]) for part in node.meta["val"]]
+            if len(set(sizes)) > 1 or (literal and op_name(node) != "chunk"):
+                net.classes.pin(x.ids)
+            else:
+                net.alike.append(x.ids.split(sizes))
 
     @staticmethod
     def _along(node: fx.Node, x: Channels) -> bool:
@@ -57,6 +70,9 @@ class ItemRule(Rule):
     def backward(self, net: NetworkChannels, node: fx.Node) -> None:
         if net.states[node] is None:
             super().backward(net, node)
+
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+        pass
 
     def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
         return builder.copy(node, compact=node.args[:1])
@@ -85,6 +101,18 @@ class SliceRule(Rule):
     def backward(self, net: NetworkChannels, node: fx.Node) -> None:
         x, out = net.ends(node)
         x.read[self._positions(node, x)] |= out.needed
+
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+        x = net.ends(node)[0]
+        at = self._positions(node, x)
+        if len(at) == len(x) or self.arguments(node)[0] != x.axis:
+            return
+        # With bounds at shares of the width, such as x[:, : width // 2], the shares have to stay alike.
+        share = math.gcd(int(at[0]), int(at[-1]) + 1, len(x)) if len(at) else 1
+        if literal or len(x) // share > SHARES or len(at) != int(at[-1]) - int(at[0]) + 1:
+            net.classes.pin(x.ids)
+        else:
+            net.alike.append(x.ids.split(share))
 
     def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
         x, out = builder.net.ends(node)
@@ -135,6 +163,12 @@ class PadRule(Rule):
         before = self._around(node, x)[0]
         x.read |= out.needed[before : before + len(x)]
 
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+        x, out = net.ends(node)
+        before, behind = self._around(node, x)
+        if before or behind:
+            net.classes.pin(torch.cat([out.ids[:before], out.ids[before + len(x) :]]))
+
     def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
         x, out = builder.net.ends(node)
         pad, (before, _) = list(self.arguments(node)[0]), self._around(node, x)
@@ -159,6 +193,11 @@ class CreateRule(SizeRule):
         out = net.new(1, sizes_of(node)[1])
         out.values[:] = self.value
         return out
+
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+        out = net.tracked(node)
+        if literal and out is not None:
+            net.classes.pin(out.ids)
 
     def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
         sizes = [builder.size(size) for size in argument(node, self.sizes_at)]
