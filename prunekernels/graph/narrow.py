@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,8 @@ def narrow(plain: nn.Module, indices: Mapping[str, Index]) -> dict[int, tuple[st
     made: dict[int, Tensor] = {}
     origins: dict[int, tuple[str, Index | None]] = {id(tensor): (name, {}) for name, tensor in reversed(named)}
     for module in plain.modules():
-        for tensors in (module._parameters, module._buffers):
+        held: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors in held:
             for last, tensor in tensors.items():
                 if id(tensor) not in index_of:
                     continue
@@ -87,7 +89,7 @@ def narrow(plain: nn.Module, indices: Mapping[str, Index]) -> dict[int, tuple[st
                 if id(tensor) not in made:
                     made[id(tensor)] = _gather(tensor, index)
                     origins[id(made[id(tensor)])] = (name, index)
-                tensors[last] = made[id(tensor)]  # type: ignore[assignment]
+                tensors[last] = made[id(tensor)]
         _adjust(module)
     return origins
 

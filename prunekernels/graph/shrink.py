@@ -89,8 +89,8 @@ def shrink(
         raise ValueError(f"shrink: form: expected 'auto', 'module' or 'graph', got {form!r}")
     if fold_constants and form == "module":
         raise ValueError(
-            "shrink: form: expected 'graph' or 'auto' with fold_constants=True, got 'module': constants are folded into "
-            "biases, for which the forward of a module may have no place"
+            "shrink: form: expected 'graph' or 'auto' with fold_constants=True, got 'module': constants are folded "
+            "into biases, for which the forward of a module may have no place"
         )
     traced = trace("shrink", model, example_input)
     small, origins, line = _make(model, traced, form, fold_constants)

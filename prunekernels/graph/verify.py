@@ -101,7 +101,7 @@ def verify_module(
 
 def _check_training(model: nn.Module, network: nn.Module, traced: Traced) -> None:
     """Runs the training forward if it may differ from that in eval mode: by layers that the latter did not use."""
-    used = {id(tensor) for tensor in traced.tensors.values()}
+    used = {id(traced.tensors[name]) for node, name in traced.names.items() if node.users}
     if all(id(p) in used for p in traced.model.parameters()):
         return
     want = _outcome(copy.deepcopy(model).train(), traced.inputs)
