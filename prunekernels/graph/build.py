@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +17,7 @@ from .channels import Channels, Kept, NetworkChannels
 from .trace import argument, op_name, value_of
 
 Index = Mapping[int, Tensor]
+REMEDY = "; give it an example of this size, or form='module'"
 
 
 class Builder:
@@ -181,12 +184,24 @@ class Builder:
             for dim, size in enumerate(() if value is None else value.shape):
                 if type(size) is int:
                     self._check_size(self._compact[node], dim, size)
+        self._check_guards()
 
     def _check_size(self, x: fx.Node, dim: int, size: int) -> None:
         """Raises for another size where the trace took this one for a constant: the result would be wrong."""
         same = self.graph.call_function(operator.eq, (self.graph.call_method("size", (x, dim)), size))
-        message = f"{x.name}: expected size {size} in dimension {dim}, as in the example given to {self.op}"
+        message = f"{x.name}: expected size {size} in dimension {dim}, as in the example given to {self.op}{REMEDY}"
         self.graph.call_function(torch._assert, (same, message))
+
+    def _check_guards(self) -> None:
+        """Raises for sizes with which the forward of the original would have taken another path."""
+        tracer = fx.proxy.GraphAppendingTracer(self.graph)
+        inputs = [_Sized(self._compact[node], tracer) for node in self.traced.placeholders]
+        named = inspect.signature(self.traced.model.forward).bind(*inputs).arguments
+        for guard in self.traced.guards:
+            holds = eval(guard, {"__builtins__": {}, "max": torch.sym_max, "min": torch.sym_min}, {"L": named})
+            told = re.sub(r"L\['(\w+)'\]\.size\(\)", r"\1.shape", guard)
+            message = f"expected sizes with {told}, as in the example given to {self.op}{REMEDY}"
+            self.graph.call_function(torch._assert, (holds.node, message))
 
     def finish(self) -> fx.GraphModule:
         """Adds the output and returns the network."""
@@ -220,6 +235,19 @@ class Builder:
             for child, module in getattr(owner, last, nn.Module()).named_children():
                 value.add_module(child, module)
             setattr(owner, last, value)
+
+
+class _Sized:
+    """A tensor of which a guard asks the sizes, while they become nodes. torch.jit.trace takes them for numbers."""
+
+    def __init__(self, node: fx.Node, tracer: fx.proxy.TracerBase) -> None:
+        self._proxy = fx.Proxy(node, tracer)
+
+    def size(self) -> _Sized:
+        return self
+
+    def __getitem__(self, dim: int) -> Any:
+        return torch.ops.aten.sym_size.int(self._proxy, dim)
 
 
 def _is_plain(spec: Any) -> bool:

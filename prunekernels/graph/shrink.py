@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, overload
 
@@ -93,7 +94,7 @@ def shrink(
             "into biases, for which the forward of a module may have no place"
         )
     traced = trace("shrink", model, example_input)
-    small, origins, line = _make(model, traced, form, fold_constants)
+    small, origins, line = _make(model, traced, example_input, form, fold_constants)
     print(line)
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in small.named_modules():
@@ -103,15 +104,15 @@ def shrink(
     return small, gather_optimizer(optimizer, model, small, origins)
 
 
-def _make(model: nn.Module, traced: Traced, form: Form, fold_constants: bool) -> Made:
+def _make(model: nn.Module, traced: Traced, example_input: Any, form: Form, fold_constants: bool) -> Made:
     if form == "graph" or fold_constants:
-        return _graph_form(model, traced, fold_constants, "")
+        return _graph_form(model, traced, example_input, fold_constants, "")
     try:
         return _module_form(model, traced)
     except Misfit as misfit:
         if form == "module":
             raise RuntimeError(f"shrink: form: expected a network that the module form serves, but {misfit}") from None
-        return _graph_form(model, traced, False, f" (module form: {misfit})")
+        return _graph_form(model, traced, example_input, False, f" (module form: {misfit})")
 
 
 def _module_form(model: nn.Module, traced: Traced) -> Made:
@@ -123,10 +124,10 @@ def _module_form(model: nn.Module, traced: Traced) -> Made:
         least = multiply_adds(analysis, analysis.kept())
         kept = kept_in_forward(analysis, literal=literal)
         indices = analysis.parameter_channels(kept)
-        sizes = {name: [len(rows) for rows in index.values()] for name, index in indices.items()}
-        if sizes == tried:
+        counts = {name: [len(rows) for rows in index.values()] for name, index in indices.items()}
+        if counts == tried:
             break
-        tried = sizes
+        tried = counts
         small = plain_copy(model)
         origins = narrow(small, indices)
         try:
@@ -140,9 +141,31 @@ def _module_form(model: nn.Module, traced: Traced) -> Made:
     raise misfit
 
 
-def _graph_form(model: nn.Module, traced: Traced, fold_constants: bool, why: str) -> Made:
+def _graph_form(model: nn.Module, traced: Traced, example_input: Any, fold_constants: bool, why: str) -> Made:
+    """Tries traces of less and less freedom. traced: with a free batch."""
+    analysis = _analysed(model, traced, fold_constants)
+    least = _sizes(analysis)
+    with suppress(Exception):  # the forward may need the sizes of the example
+        free = _analysed(model, trace("shrink", model, example_input, "images"), fold_constants)
+        if _sizes(free) == least:
+            return _built(model, free, why)
+    with suppress(Exception):
+        return _built(model, analysis, why)
+    return _built(model, _analysed(model, trace("shrink", model, example_input, "none"), fold_constants), why)
+
+
+def _analysed(model: nn.Module, traced: Traced, fold_constants: bool) -> ChannelAnalysis:
     tensors = None if fold_constants else any_weights(model, traced)
-    analysis = ChannelAnalysis(traced, tensors, constants=fold_constants)
+    return ChannelAnalysis(traced, tensors, constants=fold_constants)
+
+
+def _sizes(analysis: ChannelAnalysis) -> dict[str, list[int]]:
+    """By parameter, how much is kept of each dimension."""
+    kept = analysis.parameter_channels(analysis.kept())
+    return {name: [len(rows) for rows in index.values()] for name, index in kept.items()}
+
+
+def _built(model: nn.Module, analysis: ChannelAnalysis, why: str) -> Made:
     builder, needed = _choose(analysis)
     builder.add_inputs()
     for node in analysis.traced.graph.nodes:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,6 +28,7 @@ class Traced:
     out_spec: Any  # pytree of the output
     names: dict[fx.Node, str] = field(default_factory=dict)  # of parameters, buffers and constants
     tensors: dict[str, Tensor] = field(default_factory=dict)  # the same, by name
+    guards: list[str] = field(default_factory=list)  # Python expressions that hold for all sizes which it serves
     exposed: set[fx.Node] = field(default_factory=set)  # written in place while another view of the memory is read
 
     def __post_init__(self) -> None:
@@ -131,13 +133,19 @@ def _give_factors(norm: MaskedBatchNorm2d, like: Tensor) -> None:
     norm.bias = nn.Parameter(torch.zeros_like(norm.weight))
 
 
-def trace(op: str, model: nn.Module, example_input: Any) -> Traced:
-    """Traces a plain copy of model, for any batch size if the network allows that. op: the caller, for errors."""
+Freedom = Literal["images", "batch", "none"]
+
+
+def trace(op: str, model: nn.Module, example_input: Any, free: Freedom = "batch") -> Traced:
+    """Traces a plain copy of model. op: the caller, for errors.
+
+    free: which sizes are symbols: those of images and the batch; the batch, if the network allows that; or none.
+    """
     inputs = as_inputs(op, example_input)
     check_shared(op, model)
     plain = plain_copy(model)
     check_forward(op, plain, inputs)
-    exported, inputs = _export(op, plain, inputs)
+    exported, inputs = _export(op, plain, inputs, free)
     traced = Traced(plain, exported.graph_module.graph, inputs, exported.call_spec.out_spec)
     held = {**exported.constants, **dict(plain.named_buffers(remove_duplicate=False))}
     held |= dict(plain.named_parameters(remove_duplicate=False))
@@ -146,17 +154,29 @@ def trace(op: str, model: nn.Module, example_input: Any) -> Traced:
         if node.op == "placeholder" and node.name in targets:
             traced.names[node] = targets[node.name]
             traced.tensors[targets[node.name]] = held[targets[node.name]]
+    if free == "images":
+        if not hasattr(exported, "_guards_code"):
+            raise ValueError(f"{op}: torch: expected an exporter that tells its guards, got {torch.__version__}")
+        traced.guards = [guard for guard in exported._guards_code if set(_SIZE.findall(guard)) - {"0"}]
     _make_functional(traced)
     return traced
 
 
-def _export(op: str, plain: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, tuple[Tensor, ...]]:
+_SIZE = re.compile(r"size\(\)\[(\d+)\]")
+
+
+def _export(op: str, plain: nn.Module, inputs: tuple[Tensor, ...], free: Freedom) -> tuple[Any, tuple[Tensor, ...]]:
     # The exporter takes a size of 1 for a constant, so a batch of one image is doubled.
     doubled = tuple(torch.cat([x, x]) if x.dim() and x.shape[0] == 1 else x for x in inputs)
     auto, static = torch.export.Dim.AUTO, torch.export.Dim.STATIC
-    free: Any = tuple((auto,) + (static,) * (x.dim() - 1) if x.dim() else None for x in doubled)
+    image = auto if free == "images" else static
+    symbols: Any = tuple(
+        (auto, *((static, image, image) if x.dim() == 4 else (static,) * (x.dim() - 1))) if x.dim() else None
+        for x in doubled
+    )
     errors = []
-    for given, shapes in ((doubled, free), (inputs, None)):
+    attempts = {"images": [(doubled, symbols)], "batch": [(doubled, symbols), (inputs, None)], "none": [(inputs, None)]}
+    for given, shapes in attempts[free]:
         try:
             with _quiet(), torch.no_grad():
                 exported = torch.export.export(

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from ..build import Builder
 from ..channels import Channels, NetworkChannels, State
 from ..trace import argument, op_name, sizes_of, value_of
-from .base import Rule, SizeRule
+from .base import Rule, SizeRule, sizes_among
 
 SHARES = 4  # of a width, at most, that slices may cut
 
@@ -93,7 +93,8 @@ class SliceRule(Rule):
 
     def forward(self, net: NetworkChannels, node: fx.Node) -> State:
         x = net.tracked(argument(node, 0))
-        if x is None or len(node.all_input_nodes) != 1:
+        sizes = sizes_among(node)
+        if x is None or len(node.all_input_nodes) != 1 + len(sizes) or (sizes and self.arguments(node)[0] == x.axis):
             return None
         at = self._positions(node, x)
         return Channels.of(x.axis, x.values[at], x.ids[at])
@@ -128,7 +129,7 @@ class PadRule(Rule):
     """pad: new channels hold the padding value; padded planes stay constant if they hold the same value."""
 
     @staticmethod
-    def arguments(node: fx.Node) -> tuple[list[int], float, bool]:
+    def arguments(node: fx.Node) -> tuple[list[Any], float, bool]:
         """Amounts (from the last dimension on), value, and whether the padding is that value (not a reflection)."""
         pad: Any = argument(node, 1)
         if op_name(node) == "constant_pad_nd":
@@ -144,14 +145,17 @@ class PadRule(Rule):
 
     def forward(self, net: NetworkChannels, node: fx.Node) -> State:
         x = net.tracked(argument(node, 0))
-        if x is None or len(node.all_input_nodes) != 1:
+        if x is None or len(node.all_input_nodes) != 1 + len(sizes_among(node)):
             return None
         pad, value, constant = self.arguments(node)
         before, behind = self._around(node, x)
         at = 2 * (len(sizes_of(argument(node, 0))) - 1 - x.axis)
+        if isinstance(before, fx.Node) or isinstance(behind, fx.Node):
+            return None
         if min(before, behind) < 0 or ((before or behind) and not constant):
             return None
-        elsewhere = any(amount > 0 for i, amount in enumerate(pad) if i not in (at, at + 1))
+        others = [amount for i, amount in enumerate(pad) if i not in (at, at + 1)]
+        elsewhere = any(isinstance(amount, fx.Node) or amount > 0 for amount in others)
         inner = torch.where(x.values == value, x.values, torch.nan) if elsewhere and constant else x.values
         filled = torch.full((before + behind,), value, dtype=torch.float64)
         added = net.classes.new(before + behind)
@@ -175,7 +179,7 @@ class PadRule(Rule):
         kept, at = builder.kept.of(out), 2 * (len(sizes_of(argument(node, 0))) - 1 - x.axis)
         if at < len(pad):
             pad[at], pad[at + 1] = int((kept < before).sum()), int((kept >= before + len(x)).sum())
-        args = (builder.compact(argument(node, 0)), pad, *node.args[2:])
+        args = (builder.compact(argument(node, 0)), [builder.size(amount) for amount in pad], *node.args[2:])
         return builder.call(node, node.target, args, node.kwargs)
 
 
