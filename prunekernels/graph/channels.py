@@ -102,6 +102,7 @@ class NetworkChannels:
         self.operands: dict[fx.Node, list[Operand]] = {}  # of elementwise operators
         self.weights: dict[fx.Node, tuple[Tensor, Tensor]] = {}  # of layers, what they read of them
         self.alike: list[Sequence[Tensor]] = []  # ids; of each in a list, equally many are to be kept
+        self.numbers: dict[tuple[str, str], Tensor] = {}  # (module, attribute) -> ids that this number counts
         self._untracked: dict[tuple[fx.Node, int], Channels] = {}
         self._tied: dict[tuple[str, int], Tensor] = {}
 
@@ -155,6 +156,10 @@ class NetworkChannels:
         for channels in (*states, *operands):
             if channels is not None:
                 channels.values = torch.where(channels.values == 0, 0.0, torch.nan)
+
+    def count_by(self, where: tuple[str, str], ids: Tensor) -> None:
+        """Says that a number in the forward counts these channels: it has to become the number that is kept of them."""
+        self.alike.append([self.numbers.setdefault(where, ids), ids])
 
     def parameter_channels(self, kept: Kept) -> dict[str, dict[int, Tensor]]:
         """By name of a parameter or buffer, the sorted indices that are kept of each dimension that counts channels."""

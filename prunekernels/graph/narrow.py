@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -65,33 +66,51 @@ def multiply_adds(analysis: ChannelAnalysis, kept: Kept) -> int:
     return total
 
 
-def narrow(plain: nn.Module, indices: Mapping[str, Index]) -> dict[int, tuple[str, Index | None]]:
-    """Gives the parameters and buffers of a network, in place, the channels that indices lists by name.
+@dataclass
+class Narrowing:
+    """What makes a network small: the channels that are kept, for any network with the modules of the traced one."""
 
-    Returns:
-        Of each new parameter, by id: its name, and what was kept of it.
-    """
-    named = [*plain.named_parameters(remove_duplicate=False), *plain.named_buffers(remove_duplicate=False)]
-    index_of = {}
-    for name, tensor in named:
-        index = {dim: rows for dim, rows in indices.get(name, {}).items() if rows.numel() < tensor.shape[dim]}
-        if index:
-            index_of[id(tensor)] = name, index
-    made: dict[int, Tensor] = {}
-    origins: dict[int, tuple[str, Index | None]] = {id(tensor): (name, {}) for name, tensor in reversed(named)}
-    for module in plain.modules():
-        held: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for tensors in held:
-            for last, tensor in tensors.items():
-                if id(tensor) not in index_of:
-                    continue
-                name, index = index_of[id(tensor)]
-                if id(tensor) not in made:
-                    made[id(tensor)] = _gather(tensor, index)
-                    origins[id(made[id(tensor)])] = (name, index)
-                tensors[last] = made[id(tensor)]
-        _adjust(module)
-    return origins
+    indices: dict[str, dict[int, Tensor]]  # by name of a parameter or buffer, what is kept of each dimension
+    numbers: dict[tuple[str, str], int]  # by module and attribute, a number of channels that the forward asks for
+
+    @classmethod
+    def of(cls, analysis: ChannelAnalysis, kept: Kept) -> Narrowing:
+        numbers = {where: kept.of_ids(ids).numel() for where, ids in analysis.numbers.items()}
+        return cls(analysis.parameter_channels(kept), numbers)
+
+    @property
+    def counts(self) -> tuple[dict[str, list[int]], dict[tuple[str, str], int]]:
+        """How many channels are kept of each dimension, by parameter or buffer, and the numbers."""
+        return {name: [len(rows) for rows in index.values()] for name, index in self.indices.items()}, self.numbers
+
+    def apply(self, plain: nn.Module) -> dict[int, tuple[str, Index | None]]:
+        """Makes a network of plain layers small, in place.
+
+        Returns:
+            Of each parameter, by id: its name, and what was kept of it.
+        """
+        named = [*plain.named_parameters(remove_duplicate=False), *plain.named_buffers(remove_duplicate=False)]
+        changed = {}
+        for name, tensor in named:
+            index = {dim: rows for dim, rows in self.indices.get(name, {}).items() if rows.numel() < tensor.shape[dim]}
+            if index:
+                changed[id(tensor)] = name, index
+        made: dict[int, Tensor] = {}  # a tensor in several places stays one
+        origins: dict[int, tuple[str, Index | None]] = {id(tensor): (name, {}) for name, tensor in reversed(named)}
+        for module in plain.modules():
+            held: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for tensors in held:
+                for last, tensor in tensors.items():
+                    if id(tensor) in changed:
+                        name, index = changed[id(tensor)]
+                        if id(tensor) not in made:
+                            made[id(tensor)] = _gather(tensor, index)
+                            origins[id(made[id(tensor)])] = name, index
+                        tensors[last] = made[id(tensor)]
+            _adjust(module)
+        for (path, attribute), number in self.numbers.items():
+            setattr(plain.get_submodule(path), attribute, number)
+        return origins
 
 
 def _gather(full: Tensor, index: Index) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
 from typing import Any, Literal, overload
 
 import torch
@@ -13,7 +12,7 @@ from torch import fx, nn
 from .analysis import ChannelAnalysis
 from .build import Builder
 from .layer_uses import any_weights
-from .narrow import kept_in_forward, multiply_adds, narrow
+from .narrow import Narrowing, kept_in_forward, multiply_adds
 from .optimizer import Origin, gather_optimizer
 from .trace import Traced, plain_copy, trace
 from .verify import Misfit, verify, verify_module
@@ -118,22 +117,21 @@ def _make(model: nn.Module, traced: Traced, example_input: Any, form: Form, fold
 def _module_form(model: nn.Module, traced: Traced) -> Made:
     """Tries twice: numbers in the forward may be computed from sizes, or else be constants."""
     tensors = any_weights(model, traced)
-    misfit, tried = None, None
+    misfit: Misfit | None = None
+    tried: object = None
     for literal in (False, True):
         analysis = ChannelAnalysis(traced, tensors, constants=False)
         least = multiply_adds(analysis, analysis.kept())
         kept = kept_in_forward(analysis, literal=literal)
-        indices = analysis.parameter_channels(kept)
-        counts = {name: [len(rows) for rows in index.values()] for name, index in indices.items()}
-        if counts == tried:
+        narrowing = Narrowing.of(analysis, kept)
+        if narrowing.counts == tried:
             break
-        tried = counts
         small = plain_copy(model)
-        origins = narrow(small, indices)
+        origins = narrowing.apply(small)
         try:
-            line = verify_module(model, small, traced, partial(narrow, indices=indices), tensors)
+            line = verify_module(model, small, traced, narrowing.apply, tensors)
         except Misfit as error:
-            misfit = misfit or error
+            misfit, tried = misfit or error, narrowing.counts
             continue
         more = multiply_adds(analysis, kept) / max(least, 1)
         return small, origins, line + (f"; {more:.2f} times the multiply-adds of the graph form" if more > 1.1 else "")
@@ -144,10 +142,10 @@ def _module_form(model: nn.Module, traced: Traced) -> Made:
 def _graph_form(model: nn.Module, traced: Traced, example_input: Any, fold_constants: bool, why: str) -> Made:
     """Tries traces of less and less freedom. traced: with a free batch."""
     analysis = _analysed(model, traced, fold_constants)
-    least = _sizes(analysis)
+    kept = Narrowing.of(analysis, analysis.kept())
     with suppress(Exception):  # the forward may need the sizes of the example
         free = _analysed(model, trace("shrink", model, example_input, "images"), fold_constants)
-        if _sizes(free) == least:
+        if Narrowing.of(free, free.kept()).counts == kept.counts:
             return _built(model, free, why)
     with suppress(Exception):
         return _built(model, analysis, why)
@@ -157,12 +155,6 @@ def _graph_form(model: nn.Module, traced: Traced, example_input: Any, fold_const
 def _analysed(model: nn.Module, traced: Traced, fold_constants: bool) -> ChannelAnalysis:
     tensors = None if fold_constants else any_weights(model, traced)
     return ChannelAnalysis(traced, tensors, constants=fold_constants)
-
-
-def _sizes(analysis: ChannelAnalysis) -> dict[str, list[int]]:
-    """By parameter, how much is kept of each dimension."""
-    kept = analysis.parameter_channels(analysis.kept())
-    return {name: [len(rows) for rows in index.values()] for name, index in kept.items()}
 
 
 def _built(model: nn.Module, analysis: ChannelAnalysis, why: str) -> Made:

@@ -55,6 +55,13 @@ class Traced:
             return module or node.name
         return name.removesuffix(f".{attribute}") if name.endswith(f".{attribute}") else f"{name}_{node.name}"
 
+    def attribute_of(self, node: fx.Node, number: int) -> tuple[str, str] | None:
+        """The module that ran the node, and its only attribute with this number; None if none or several have it."""
+        name = self.module_of(node)
+        attributes = vars(self.modules.get(name, nn.Identity()))
+        found = [key for key, value in attributes.items() if type(value) is int and value == number]
+        return (name, found[0]) if len(found) == 1 and number else None
+
     def describe(self, node: fx.Node) -> str:
         return f"{self.module_of(node) or 'forward'} ({node.target})"
 

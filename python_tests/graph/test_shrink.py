@@ -166,11 +166,12 @@ def test_constant_that_relu_makes_zero_is_gone():
     assert shrink(net, X, fold_constants=True).get_submodule("0.0").out_channels == 3
 
 
-def test_joint_masks_narrow_the_padded_stream():
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_joint_masks_narrow_the_padded_stream(form):
     net = trained("type_a")
     for group in coupled_groups(net, images()):
         group.set_masks(net, torch.arange(group.width) % 3 != 0)
-    small = shrink(net, images(), form="graph")
+    small = shrink(net, images(), form=form)
     assert {name: c.out_channels for name, c in convs(small).items() if "second" in name} == {
         "1.second.0": 2, "2.second.0": 6, "3.second.0": 6, "4.second.0": 10
     }  # fmt: skip

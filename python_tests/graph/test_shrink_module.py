@@ -153,6 +153,31 @@ def test_numbers_in_the_forward_keep_the_width(name):
     assert_same_function(net, small, X)
 
 
+class Counting(nn.Module):
+    """Numbers of channels that are attributes of the module follow the masks."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.first, self.last, self.steps, self.how = conv_norm(3, 8), nn.Conv2d(12, 2, 1), 2, how
+        setattr(self, "half" if how == "split" else "extra", 4)
+
+    def forward(self, x):
+        x = self.first(x)
+        if self.how == "split":
+            a, b = x.split((self.half, self.half), 1)
+            return self.last(torch.cat([b, a, a], 1))
+        return self.last(F.pad(x, (0, 0, 0, 0, 0, self.extra)))
+
+
+@pytest.mark.parametrize(("how", "attribute", "kept"), [("split", "half", 3), ("pad", "extra", 0)])
+def test_numbers_of_the_module(how, attribute, kept):
+    net = masked(Counting(how), first=(1, 1, 1, 0, 0, 1, 0, 0))
+    small = shrink(net, X, form="module")
+    assert getattr(small, attribute) == kept and small.steps == 2 and getattr(net, attribute) == 4
+    assert small.first[0].out_channels == (6 if how == "split" else 4)
+    assert_same_function(net, small, X)
+
+
 def test_squeeze_of_a_single_channel():
     net = masked(Net(lambda net, x: x * x.mean((2, 3), keepdim=True).squeeze()[..., None, None]), first=(1,) + (0,) * 7)
     small = shrink(net, X, form="module")

@@ -45,7 +45,11 @@ class SplitRule(Rule):
             if len(set(sizes)) > 1 or (literal and op_name(node) != "chunk"):
                 net.classes.pin(x.ids)
             else:
-                net.alike.append(x.ids.split(sizes))
+                parts = x.ids.split(sizes)
+                net.alike.append(parts)
+                where = None if op_name(node) == "chunk" else net.traced.attribute_of(node, sizes[0])
+                if where is not None:
+                    net.count_by(where, parts[0])
 
     @staticmethod
     def _along(node: fx.Node, x: Channels) -> bool:
@@ -169,9 +173,13 @@ class PadRule(Rule):
 
     def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
         x, out = net.ends(node)
-        before, behind = self._around(node, x)
-        if before or behind:
-            net.classes.pin(torch.cat([out.ids[:before], out.ids[before + len(x) :]]))
+        before, _ = self._around(node, x)
+        for ids in (out.ids[:before], out.ids[before + len(x) :]):
+            where = None if literal else net.traced.attribute_of(node, ids.numel())
+            if where is not None:
+                net.count_by(where, ids)
+            elif ids.numel():
+                net.classes.pin(ids)
 
     def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
         x, out = builder.net.ends(node)
