@@ -6,17 +6,18 @@ import inspect
 import operator
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from .channels import Channels, Kept, NetworkChannels
 from .trace import argument, op_name, value_of
 
 Index = Mapping[int, Tensor]
+PACK = "_output_structure"
 REMEDY = "; give it an example of this size, or form='module'"
 
 
@@ -208,15 +209,16 @@ class Builder:
         node = next(n for n in self.traced.graph.nodes if n.op == "output")
         leaves = [self.full(n) if isinstance(n, fx.Node) else n for n in argument(node, 0)]
         spec = self.traced.out_spec
-        if _is_plain(spec):
-            self.graph.output(pytree.tree_unflatten(leaves, spec))
-        else:
-            self.graph.output(tuple(leaves))
-            names = [n.name for n in self.traced.placeholders]
-            in_spec = pytree.tree_structure((tuple(range(len(names))), {}))
-            self.graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, in_spec, spec)))
+        self.graph.output(pytree.tree_unflatten(leaves, spec) if _is_plain(spec) else self._packed(leaves, spec))
         self.graph.lint()
         return fx.GraphModule(self.root, self.graph, type(self.traced.model).__name__)
+
+    def _packed(self, leaves: list[Any], spec: Any) -> fx.Node:
+        """An output of another class. A module makes it: torch.save traces a graph anew, but no module inside."""
+        pack = nn.Module()
+        pack.forward = partial(pytree.tree_unflatten, treespec=spec)  # type: ignore[method-assign]
+        self.root.add_module(PACK, pack)
+        return self.graph.call_module(PACK, (leaves,))
 
     def _node(self, target: Any, args: tuple[Any, ...]) -> fx.Node:
         return self.graph.call_function(target, args)

@@ -1,4 +1,7 @@
 import copy
+import io
+from collections import OrderedDict
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -197,17 +200,37 @@ class Outputs(nn.Module):
         return self.make(a, self.b(a))
 
 
-@pytest.mark.parametrize(
-    "make",
-    [lambda a, b: (a, b), lambda a, b: {"a": a, "b": [b, a.mean()]}, lambda a, b: torch.return_types.max((a, b))],
-)
-def test_structured_outputs(make):
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+def nested(a, b):
+    return {"a": a, "b": [b, a.mean()]}
+
+
+def ordered(a, b):
+    return OrderedDict(out=a, aux=(b, None))
+
+
+def values_and_indices(a, b):
+    return torch.return_types.max((a, b))
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+@pytest.mark.parametrize("make", [Pair, nested, ordered, values_and_indices])
+def test_structured_outputs(make, form):
     net = masked(Outputs(make))
     net.a[0].set_masks(filter=KEEP)
     net.a[1].set_mask(KEEP)
-    want, got = net(X), shrink(net, X)(X)
-    assert type(got) is type(want)
-    torch.testing.assert_close(pytree.tree_leaves(got), pytree.tree_leaves(want))
+    small, want = shrink(net, X, form=form), net(X)
+    buffer = io.BytesIO()
+    torch.save(small, buffer)
+    buffer.seek(0)
+    for other in (small, copy.deepcopy(small), torch.load(buffer, weights_only=False)):
+        got = other(X)
+        assert type(got) is type(want)
+        torch.testing.assert_close(pytree.tree_leaves(got), pytree.tree_leaves(want))
 
 
 def test_several_inputs():
