@@ -104,6 +104,4 @@ class MaskedSetting:
     @cached_property
     def shrunk(self) -> nn.Module:
         with contextlib.redirect_stdout(io.StringIO()):  # shrink prints the result of its own check
-            shrunk = pk.shrink(self.model().eval(), self.setting.images[:2])
-        assert isinstance(shrunk, nn.Module)
-        return shrunk
+            return pk.shrink(self.model().eval(), self.setting.images[:2], form="graph")

@@ -16,9 +16,10 @@ class ChannelAnalysis(NetworkChannels):
     """One pass forward finds constants and classes of channels, one backward finds what is read; a graph has no loops.
 
     rules: the rule that each operator followed; UNKNOWN where its own did not fit.
+    constants: False counts a channel that holds another constant than zero as live, so it is kept where it is read.
     """
 
-    def __init__(self, traced: Traced, tensors: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, traced: Traced, tensors: Mapping[str, Tensor] | None = None, *, constants: bool = True) -> None:
         super().__init__(traced, tensors)
         self.rules: dict[fx.Node, Rule] = {}
         for node in traced.graph.nodes:
@@ -30,6 +31,8 @@ class ChannelAnalysis(NetworkChannels):
             if state is None and rule.needs_state:
                 rule = UNKNOWN
             self.rules[node], self.states[node] = rule, state
+        if not constants:
+            self._forget_constants()
         for node in reversed(traced.graph.nodes):
             if node in self.rules:
                 self.rules[node].backward(self, node)

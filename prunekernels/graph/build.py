@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import operator
+import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from .channels import Channels, Kept, NetworkChannels
 from .trace import Traced, argument, fixed_size, op_name, value_of
 
 Index = Mapping[int, Tensor]
+PACK = "_output_structure"
+REMEDY = "; give it an example of this size, or form='module'"
 
 
 class Builder:
@@ -184,11 +188,12 @@ class Builder:
             for dim, size in enumerate(() if value is None else value.shape):
                 if (fixed := fixed_size(size)) is not None:
                     self._check_size(self._compact[node], dim, fixed)
+        self._check_guards()
 
     def _check_size(self, x: fx.Node, dim: int, size: int) -> None:
         """Raises for another size where the trace took this one for a constant: the result would be wrong."""
         same = self.graph.call_function(operator.eq, (self.graph.call_method("size", (x, dim)), size))
-        message = f"{x.name}: expected size {size} in dimension {dim}, as in the example given to {self.op}"
+        message = f"{x.name}: expected size {size} in dimension {dim}, as in the example given to {self.op}{REMEDY}"
         self.graph.call_function(torch._assert, (same, message))
 
     def _check_constant(self, x: fx.Node, value: Any) -> None:
@@ -197,19 +202,39 @@ class Builder:
         message = f"{x.name}: expected {value!r}, as in the example given to {self.op}"
         self.graph.call_function(torch._assert, (same, message))
 
+    def _check_guards(self) -> None:
+        """Raises for sizes with which the forward of the original would have taken another path."""
+        tracer = fx.proxy.GraphAppendingTracer(self.graph)
+        inputs = [_Sized(self._compact[node], tracer) for node in self.traced.placeholders]
+        example = self.traced.inputs.with_leaves(inputs)
+        named = inspect.signature(self.traced.model.forward).bind(*example.args, **example.kwargs).arguments
+        for guard in self.traced.guards:
+            holds = eval(guard, {"__builtins__": {}, "max": torch.sym_max, "min": torch.sym_min}, {"L": named})
+            told = re.sub(r"L\['(\w+)'\]\.size\(\)", r"\1.shape", guard)
+            message = f"expected sizes with {told}, as in the example given to {self.op}{REMEDY}"
+            self.graph.call_function(torch._assert, (holds.node, message))
+
     def finish(self) -> fx.GraphModule:
         """Adds the output and returns the network."""
         node = next(n for n in self.traced.graph.nodes if n.op == "output")
         leaves = [self.full(n) if isinstance(n, fx.Node) else n for n in argument(node, 0)]
-        spec, in_spec = self.traced.out_spec, self.traced.in_spec
-        if _is_plain(spec) and self.traced.inputs.is_flat:
-            self.graph.output(pytree.tree_unflatten(leaves, spec))
+        spec = self.traced.out_spec
+        output = pytree.tree_unflatten(leaves, spec) if _is_plain(spec) else self._packed(leaves, spec)
+        if self.traced.inputs.is_flat:
+            self.graph.output(output)
         else:
-            self.graph.output(tuple(leaves))
-            names = _argument_names(self.traced)
-            self.graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, in_spec, spec)))
+            self.graph.output((output,))
+            info = _PyTreeInfo(_argument_names(self.traced), self.traced.in_spec, pytree.tree_structure(0))
+            self.graph.set_codegen(_PyTreeCodeGen(info))
         self.graph.lint()
         return fx.GraphModule(self.root, self.graph, type(self.traced.model).__name__)
+
+    def _packed(self, leaves: list[Any], spec: Any) -> fx.Node:
+        """An output of another class. A module makes it: torch.save traces a graph anew, but no module inside."""
+        pack = nn.Module()
+        pack.forward = partial(pytree.tree_unflatten, treespec=spec)  # type: ignore[method-assign]
+        self.root.add_module(PACK, pack)
+        return self.graph.call_module(PACK, (leaves,))
 
     def _node(self, target: Any, args: tuple[Any, ...]) -> fx.Node:
         return self.graph.call_function(target, args)
@@ -236,6 +261,19 @@ def _argument_names(traced: Traced) -> list[str]:
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     args, kwargs = traced.inputs.args, traced.inputs.kwargs
     return [*named[: len(args)], *(f"args_{i}" for i in range(len(named), len(args))), *kwargs]
+
+
+class _Sized:
+    """A tensor of which a guard asks the sizes, while they become nodes. torch.jit.trace takes them for numbers."""
+
+    def __init__(self, node: fx.Node, tracer: fx.proxy.TracerBase) -> None:
+        self._proxy = fx.Proxy(node, tracer)
+
+    def size(self) -> _Sized:
+        return self
+
+    def __getitem__(self, dim: int) -> Any:
+        return torch.ops.aten.sym_size.int(self._proxy, dim)
 
 
 def _is_plain(spec: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +101,8 @@ class NetworkChannels:
         self.states: dict[fx.Node, State] = {}
         self.operands: dict[fx.Node, list[Operand]] = {}  # of elementwise operators
         self.weights: dict[fx.Node, tuple[Tensor, Tensor]] = {}  # of layers, what they read of them
+        self.alike: list[Sequence[Tensor]] = []  # ids; of each in a list, equally many are to be kept
+        self.numbers: dict[tuple[str, str], Tensor] = {}  # (module, attribute) -> ids that this number counts
         self._untracked: dict[tuple[fx.Node, int], Channels] = {}
         self._tied: dict[tuple[str, int], Tensor] = {}
 
@@ -147,6 +149,31 @@ class NetworkChannels:
             ids = self._tied.setdefault((self.traced.names[node], dim), self.classes.new(sizes_of(node)[dim]))
             self.classes.pin(ids)
 
+    def _forget_constants(self) -> None:
+        """Leaves zero and live as all that a channel can be."""
+        states = [part for state in self.states.values() for part in (state if isinstance(state, list) else [state])]
+        operands = [operand.channels for operands in self.operands.values() for operand in operands]
+        for channels in (*states, *operands):
+            if channels is not None:
+                channels.values = torch.where(channels.values == 0, 0.0, torch.nan)
+
+    def count_by(self, where: tuple[str, str], ids: Tensor) -> None:
+        """Says that a number in the forward counts these channels: it has to become the number that is kept of them."""
+        self.alike.append([self.numbers.setdefault(where, ids), ids])
+
+    def parameter_channels(self, kept: Kept) -> dict[str, dict[int, Tensor]]:
+        """By name of a parameter or buffer, the sorted indices that are kept of each dimension that counts channels."""
+        indices: dict[str, dict[int, Tensor]] = {}
+        for (name, dim), ids in self._tied.items():
+            indices.setdefault(name, {})[dim] = kept.of_ids(ids)
+        return indices
+
+    def pin_constants(self, own: Collection[str]) -> None:
+        """Keeps all channels of tensors that are no parameters or buffers of the network: literals in its forward."""
+        for (name, _), ids in self._tied.items():
+            if name not in own:
+                self.classes.pin(ids)
+
     def kept(self) -> Kept:
         """Channels that a small network has: every class with a member that is needed or pinned."""
         roots = self.classes.roots()
@@ -166,4 +193,8 @@ class Kept:
 
     def of(self, channels: Channels) -> Tensor:
         """The channels that stay, sorted, [kept]."""
-        return torch.nonzero(self._mask[channels.ids]).flatten()
+        return self.of_ids(channels.ids)
+
+    def of_ids(self, ids: Tensor) -> Tensor:
+        """The positions in ids of those that stay, sorted."""
+        return torch.nonzero(self._mask[ids]).flatten()

@@ -9,11 +9,10 @@ from torch import Tensor, fx, nn
 
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
-from ..nn.convert import restore
 from .analysis import ChannelAnalysis
 from .channels import Channels
 from .rules.layers import LayerRule
-from .trace import Traced
+from .trace import Traced, make_plain
 
 
 def any_weights(model: nn.Module, traced: Traced, all_dead: bool = False) -> dict[str, Tensor]:
@@ -31,7 +30,7 @@ def any_weights(model: nn.Module, traced: Traced, all_dead: bool = False) -> dic
                 module.set_masks(filter=torch.zeros_like(module.filter_mask))
             elif isinstance(module, MaskedBatchNorm2d):
                 module.set_mask(torch.zeros_like(module.channel_mask))
-    restore(blank)
+    make_plain(blank)
     named = dict(blank.named_buffers(remove_duplicate=False)) | dict(blank.named_parameters(remove_duplicate=False))
     return {name: named.get(name, tensor) for name, tensor in traced.tensors.items()}
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -30,6 +31,7 @@ class Traced:
     out_spec: Any  # pytree of the output
     names: dict[fx.Node, str] = field(default_factory=dict)  # of parameters, buffers and constants
     tensors: dict[str, Tensor] = field(default_factory=dict)  # the same, by name
+    guards: list[str] = field(default_factory=list)  # Python expressions that hold for all sizes which it serves
     exposed: set[fx.Node] = field(default_factory=set)  # written in place while another view of the memory is read
 
     def __post_init__(self) -> None:
@@ -55,6 +57,13 @@ class Traced:
         if getattr(self.modules.get(module), attribute, None) is self.tensors[name]:
             return module or node.name
         return name.removesuffix(f".{attribute}") if name.endswith(f".{attribute}") else f"{name}_{node.name}"
+
+    def attribute_of(self, node: fx.Node, number: int) -> tuple[str, str] | None:
+        """The module that ran the node, and its only attribute with this number; None if none or several have it."""
+        name = self.module_of(node)
+        attributes = vars(self.modules.get(name, nn.Identity()))
+        found = [key for key, value in attributes.items() if type(value) is int and value == number]
+        return (name, found[0]) if len(found) == 1 and number else None
 
     def describe(self, node: fx.Node) -> str:
         return f"{self.module_of(node) or 'forward'} ({node.target})"
@@ -109,7 +118,12 @@ def _dead_entries(module: nn.Module) -> list[Tensor]:
 
 def plain_copy(model: nn.Module) -> nn.Module:
     """An independent network of plain layers, in eval mode, with zeros for everything that is dead."""
-    plain = copy.deepcopy(model).eval()
+    return make_plain(copy.deepcopy(model))
+
+
+def make_plain(plain: nn.Module) -> nn.Module:
+    """Turns a network into one of plain layers, in eval mode, with zeros for everything that is dead, in place."""
+    plain.eval()
     for module in plain.modules():
         if isinstance(module, MaskedBatchNorm2d) and not module.affine and not bool(module.channel_mask.all()):
             # A plain norm can only give zeros by a weight and a bias of zero.
@@ -125,13 +139,19 @@ def _give_factors(norm: MaskedBatchNorm2d, like: Tensor) -> None:
     norm.bias = nn.Parameter(torch.zeros_like(norm.weight))
 
 
-def trace(op: str, model: nn.Module, example_input: Any) -> Traced:
-    """Traces a plain copy of model, for any batch size if the network allows that. op: the caller, for errors."""
+Freedom = Literal["images", "batch", "none"]
+
+
+def trace(op: str, model: nn.Module, example_input: Any, free: Freedom = "batch") -> Traced:
+    """Traces a plain copy of model. op: the caller, for errors.
+
+    free: which sizes are symbols: those of images and the batch; the batch, if the network allows that; or none.
+    """
     inputs = read_example(op, example_input)
     check_shared(op, model)
     plain = plain_copy(model)
     check_forward(op, plain, inputs)
-    exported, inputs = _export(op, plain, inputs)
+    exported, inputs = _export(op, plain, inputs, free)
     specs = exported.call_spec
     traced = Traced(plain, exported.graph_module.graph, inputs, specs.in_spec, specs.out_spec)
     held = {**exported.constants, **dict(plain.named_buffers(remove_duplicate=False))}
@@ -141,25 +161,35 @@ def trace(op: str, model: nn.Module, example_input: Any) -> Traced:
         if node.op == "placeholder" and node.name in targets:
             traced.names[node] = targets[node.name]
             traced.tensors[targets[node.name]] = held[targets[node.name]]
+    if free == "images":
+        if not hasattr(exported, "_guards_code"):
+            raise ValueError(f"{op}: torch: expected an exporter that tells its guards, got {torch.__version__}")
+        traced.guards = [guard for guard in exported._guards_code if set(_SIZE.findall(guard)) - {"0"}]
     _make_functional(traced)
     return traced
 
 
-def _export(op: str, plain: nn.Module, inputs: Example) -> tuple[Any, Example]:
+_SIZE = re.compile(r"size\(\)\[(\d+)\]")
+
+
+def _export(op: str, plain: nn.Module, inputs: Example, free: Freedom) -> tuple[Any, Example]:
     # The exporter takes a size of 1 for a constant, so a batch of one image is doubled.
     doubled = inputs.map(lambda x: torch.cat([x, x]) if x.dim() and x.shape[0] == 1 else x)
     errors = []
-    for given, any_batch in ((doubled, True), (inputs, False)):
+    attempts: dict[Freedom, list[tuple[Example, Freedom]]] = {
+        "images": [(doubled, "images")], "batch": [(doubled, "batch"), (inputs, "none")], "none": [(inputs, "none")]
+    }  # fmt: skip
+    for given, freedom in attempts[free]:
         try:
             with _quiet(), torch.no_grad():
                 copies = given.map(torch.clone)
-                shapes = _free_batch(plain, copies) if any_batch else None
+                shapes = None if freedom == "none" else _free_sizes(plain, copies, freedom)
                 exported = torch.export.export(plain, copies.args, copies.kwargs, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             errors.append(error)
             continue
         is_doubled = any(x is not y for x, y in zip(given.tensors, inputs.tensors, strict=True))
-        if not any_batch or _takes_any_batch(plain, exported, given, is_doubled):
+        if freedom == "none" or _takes_any_batch(plain, exported, given, is_doubled):
             return exported, given
     raise ValueError(
         f"{op}: model: expected a network that torch.export can trace, got: {errors[-1]}\n"
@@ -182,13 +212,14 @@ def _takes_any_batch(plain: nn.Module, exported: Any, inputs: Example, is_double
     return True
 
 
-def _free_batch(plain: nn.Module, inputs: Example) -> Any:
-    """Tells the exporter that the first size of every tensor is free and the others are not."""
+def _free_sizes(plain: nn.Module, inputs: Example, free: Freedom) -> Any:
+    """Tells the exporter which sizes are free: the first one of every tensor, and maybe those of images."""
     auto, static = torch.export.Dim.AUTO, torch.export.Dim.STATIC
+    image = auto if free == "images" else static
     shapes = torch.export.ShapesCollection()
     for x in inputs.tensors:
         if x.dim():
-            shapes[x] = (auto,) + (static,) * (x.dim() - 1)
+            shapes[x] = (auto, *((static, image, image) if x.dim() == 4 else (static,) * (x.dim() - 1)))
     return shapes.dynamic_shapes(plain, inputs.args, inputs.kwargs)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,15 +14,20 @@ from torch.utils import _pytree as pytree
 from .. import plan
 from ..nn.example import Example
 from .build import Builder
-from .trace import has_free_batch
+from .trace import Traced, fixed_size, has_free_batch, plain_copy, value_of
 
 ROUNDING = 64  # units in the last place of the largest output
 
 
-def verify(model: nn.Module, network: nn.Module, builder: Builder) -> str:
+class Misfit(Exception):
+    """Says why the module form does not serve a network: "its forward fails ..." """
+
+
+def verify(model: nn.Module, network: nn.Module, builder: Builder, why: str = "") -> str:
     """Describes the largest differences in one line; raises RuntimeError if one is more than rounding.
 
     The networks run in float64 if they can: then a difference is either a mistake or the rounding of a folded bias.
+    why: why it is the graph form, for the line.
     """
     inputs = builder.traced.inputs
     eps = torch.finfo(_dtype_of(model, inputs)).eps
@@ -33,7 +40,12 @@ def verify(model: nn.Module, network: nn.Module, builder: Builder) -> str:
     worst = [0.0, 0.0]
     for i, given in enumerate((inputs, *_random_inputs(builder, inputs))):
         with torch.no_grad(), plan.measure(False):  # too few runs to be worth it
-            want, got = _run(masked, given), _run(small, given)
+            want = _run(masked, given) if i == 0 else _outcome(masked, given)
+            if isinstance(want, Exception):  # model itself does not take this size
+                continue
+            got = _run(small, given) if i == 0 else _checked(small, given)
+        if got is None:
+            continue
         difference, magnitude = _compare(want, got)
         tolerance = ROUNDING * eps * magnitude
         if not difference <= tolerance:
@@ -43,11 +55,119 @@ def verify(model: nn.Module, network: nn.Module, builder: Builder) -> str:
                 f"{difference:.3g} ({there:.3g} in this layer)"
             )
         worst[i > 0] = max(worst[i > 0], difference)
+    return _line(f"graph form{why}", model, network, worst)
+
+
+def _line(form: str, model: nn.Module, network: nn.Module, worst: list[float]) -> str:
     before, after = (sum(p.numel() for p in net.parameters()) for net in (model, network))
     return (
-        f"shrink: {before} -> {after} parameters; max abs difference {worst[0]:.3g} on the example, "
+        f"shrink: {form}, {before} -> {after} parameters; max abs difference {worst[0]:.3g} on the example, "
         f"{worst[1]:.3g} on random inputs"
     )
+
+
+def verify_module(
+    model: nn.Module,
+    network: nn.Module,
+    traced: Traced,
+    narrow: Callable[[nn.Module], object],
+    weights: Mapping[str, Tensor],
+) -> str:
+    """Like verify, for the module form: on the example, another batch and another size; raises Misfit.
+
+    Zeros that are no masks' might hide a mistake, so the networks are compared with other values in their place too.
+    narrow: makes a plain copy of model small. weights: see any_weights.
+    """
+    inputs = traced.inputs
+    pairs = [(copy.deepcopy(model).eval(), network)]
+    full = plain_copy(model)
+    if _fill_zeros(full, weights):
+        small = copy.deepcopy(full)
+        narrow(small)
+        pairs.append((full, small))
+    worst = [0.0, 0.0]
+    for masked, small in pairs:
+        eps, given = torch.finfo(_dtype_of(model, inputs)).eps, inputs
+        doubled = _doubled(masked, small, inputs)
+        if doubled is not None:
+            (masked, small), given, eps = doubled, inputs.double(), torch.finfo(torch.float64).eps
+        for i, trial in enumerate((given, *_resized_inputs(given))):
+            want = _outcome(masked, trial)
+            if isinstance(want, Exception):  # model itself does not take this size
+                continue
+            got = _outcome(small, trial)
+            if isinstance(got, Exception):
+                raise Misfit(f"its forward fails on small layers: {str(got).splitlines()[0]}") from got
+            difference, magnitude = _compare(want, got)
+            if not difference <= ROUNDING * eps * magnitude:
+                raise Misfit(f"its forward gives other outputs on small layers, by {difference:.3g}")
+            worst[i > 0] = max(worst[i > 0], difference)
+    _check_training(model, network, traced)
+    return _line("module form", model, network, worst)
+
+
+def _check_training(model: nn.Module, network: nn.Module, traced: Traced) -> None:
+    """Runs the training forward if it may differ from that in eval mode: by layers that the latter did not use."""
+    used = {id(traced.tensors[name]) for node, name in traced.names.items() if node.users}
+    if all(id(p) in used for p in traced.model.parameters()):
+        return
+    want = _outcome(copy.deepcopy(model).train(), traced.inputs)
+    got = _outcome(copy.deepcopy(network).train(), traced.inputs)
+    if isinstance(got, Exception) and not isinstance(want, Exception):
+        raise Misfit(f"its forward fails on small layers when it trains: {str(got).splitlines()[0]}") from got
+
+
+def _checked(small: nn.Module, inputs: Example) -> list[Any] | None:
+    """The outputs; None if the small network says that it does not take the sizes."""
+    try:
+        return _run(small, inputs)
+    except AssertionError:
+        return None
+
+
+def _outcome(network: nn.Module, inputs: Example) -> list[Any] | Exception:
+    """The outputs, or the error."""
+    try:
+        with torch.no_grad(), plan.measure(False):
+            return _run(network, inputs)
+    except Exception as error:
+        return error
+
+
+@torch.no_grad()
+def _fill_zeros(plain: nn.Module, weights: Mapping[str, Tensor]) -> bool:
+    """Writes random numbers in place of weights that are zero although the masks allow any value; whether there are."""
+    generator, found = torch.Generator().manual_seed(0), False
+    for name, parameter in plain.named_parameters():
+        zero = (parameter == 0) & weights.get(name, parameter).isnan()
+        if bool(zero.any()):
+            values = torch.rand(parameter.shape, generator=generator, dtype=torch.float64) + 0.5
+            parameter.copy_(torch.where(zero, values.to(parameter), parameter))
+            found = True
+    return found
+
+
+def _resized_inputs(inputs: Example) -> list[Example]:
+    """Random inputs: a batch of 3, a single one of other height, one of other height and width."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(x: Tensor, batch: int, grows: int) -> Tensor:
+        x = x[torch.arange(batch, device=x.device) % x.shape[0]] if x.dim() and x.shape[0] else x
+        if not x.is_floating_point() or not x.numel():
+            return x
+        shape = list(x.shape)
+        if x.dim() == 4:
+            shape[2 : 2 + grows] = [_another(size) for size in shape[2 : 2 + grows]]
+        drawn = torch.randn(shape, generator=generator, dtype=torch.float64).to(x)
+        return drawn * x.std(correction=0) + x.mean()
+
+    sizes = ((3, 0), (1, 1), (1, 2))
+    return [inputs.map(partial(noise, batch=batch, grows=grows)) for batch, grows in sizes]
+
+
+def _another(size: int) -> int:
+    """Another size of images, which a network that halves them five times takes as well."""
+    return size - 32 if size > 96 else size + 32
 
 
 def _dtype_of(model: nn.Module, inputs: Example) -> torch.dtype:
@@ -67,7 +187,10 @@ def _doubled(masked: nn.Module, small: nn.Module, inputs: Example) -> tuple[nn.M
 
 
 def _random_inputs(builder: Builder, inputs: Example) -> list[Example]:
-    """Random inputs in batches of 3 and 1, or the example's if the trace fixed it; integers are the example's."""
+    """Random inputs in batches of 3 and 1, or the example's if the trace fixed it; integers are the example's.
+
+    Where image sizes are free, a single one of another size as well.
+    """
     is_free = [has_free_batch(node) for node in builder.traced.placeholders]
     generator = torch.Generator().manual_seed(0)
     result = []
@@ -81,6 +204,9 @@ def _random_inputs(builder: Builder, inputs: Example) -> list[Example]:
                 x = noise * x.std(correction=0) + x.mean() if x.numel() else x
             given.append(x)
         result.append(inputs.with_leaves(given))
+    values = [value_of(node) for node in builder.traced.placeholders]
+    if any(fixed_size(size) is None for value in values if value is not None for size in value.shape[1:]):
+        result += _resized_inputs(inputs)[1:]
     return result
 
 

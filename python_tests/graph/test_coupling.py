@@ -75,7 +75,7 @@ def test_set_masks_narrows_the_network(name):
         keep = torch.arange(group.width) % 2 == 0
         group.set_masks(net, keep)
         assert torch.equal(net.get_submodule(group.layers[0]).filter_mask, keep[group.filters[group.layers[0]]])
-    small = shrink(net, images())
+    small = shrink(net, images(), form="graph")
     for module_name, module in small.named_modules():
         if isinstance(module, nn.Conv2d):
             assert module.out_channels == int(net.get_submodule(module_name).filter_mask.sum())

@@ -1,4 +1,7 @@
 import copy
+import io
+from collections import OrderedDict
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -24,6 +27,11 @@ from prunekernels.graph.shrink import shrink
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 KEEP = bools(1, 0, 1, 1)
+FORMS = [
+    pytest.param({"form": "module"}, id="module"),
+    pytest.param({"form": "graph"}, id="graph"),
+    pytest.param({"fold_constants": True}, id="folded"),
+]
 
 
 def convs(small):
@@ -36,26 +44,29 @@ def masked(net, norms=True):
     return net
 
 
-def test_random_masks(fuzz_seed):
+@pytest.mark.parametrize("args", FORMS)
+def test_random_masks(fuzz_seed, args):
     for name in list(NETWORKS)[fuzz_seed % 5 :: 5]:
         net = mask_at_random(trained(name, fuzz_seed), fuzz_seed)
-        small = shrink(net, images())
+        small = shrink(net, images(), **args)
         assert_same_function(net, small, images(5))
 
 
+@pytest.mark.parametrize("args", FORMS)
 @pytest.mark.parametrize("name", EXACT)
-def test_integers_are_exact(name):
+def test_integers_are_exact(name, args):
     net = mask_at_random(trained(name, exact=True), 1)
     x = images(3, exact=True)
-    assert torch.equal(shrink(net, x)(x), net(x))
+    assert torch.equal(shrink(net, x, **args)(x), net(x))
 
 
 @pytest.mark.thinned(2)
+@pytest.mark.parametrize("args", FORMS)
 @pytest.mark.parametrize("kept", [0.0, 0.15, 1.0])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_hardly_any_and_all(name, kept):
+def test_hardly_any_and_all(name, kept, args):
     net = mask_at_random(trained(name), 3, kept=kept, norms=0.5)
-    assert_same_function(net, shrink(net, images()), images(3))
+    assert_same_function(net, shrink(net, images(), **args), images(3))
 
 
 def test_tidied_network_shrinks_to_the_same():
@@ -105,7 +116,7 @@ def test_single_kernels_stay_as_zeros():
     kernels[0, 2] = True
     kernels[2, 2] = kernels[3, 3] = False  # filters 2 and 3 are constants, no filter reads channel 3
     net[1].set_masks(kernel=kernels)
-    small = shrink(net, X)
+    small = shrink(net, X, fold_constants=True)
     assert small.get_submodule("1").weight.shape == (2, 3, 3, 3)
     assert torch.equal(small.get_submodule("1").weight[:, :, 0, 0] != 0, kernels[:2, :3])
 
@@ -126,7 +137,7 @@ def test_dead_branch_disappears():
     for layer in (net[1].first[0], net[1].second[0]):
         layer.set_masks(filter=torch.zeros(4, dtype=torch.bool))
     net[1].second[1].set_mask(torch.zeros(4, dtype=torch.bool))
-    small = shrink(net, X)
+    small = shrink(net, X, form="graph")
     assert list(convs(small)) == ["0.0"]
     assert_same_function(net, small, X)
 
@@ -135,17 +146,18 @@ def test_constant_is_folded_where_nothing_pads():
     net = masked(nn.Sequential(conv_norm(3, 4), nn.Conv2d(4, 2, 3, bias=False)), norms=False)
     nn.init.ones_(net[0][1].bias)
     net[0][0].set_masks(filter=KEEP)
-    small = shrink(net, X)
+    small = shrink(net, X, fold_constants=True)
     assert small.get_submodule("0.0").out_channels == 3
     assert small.get_submodule("1").bias is not None
     assert_same_function(net, small, X)
 
 
-def test_constant_is_kept_where_something_pads():
+@pytest.mark.parametrize("fold", [False, True])
+def test_constant_is_kept_where_something_pads(fold):
     net = masked(nn.Sequential(conv_norm(3, 4), nn.Conv2d(4, 2, 3, padding=1)), norms=False)
     nn.init.ones_(net[0][1].bias)
     net[0][0].set_masks(filter=KEEP)
-    small = shrink(net, X)
+    small = shrink(net, X, fold_constants=fold)
     assert small.get_submodule("0.0").out_channels == 4
     assert_same_function(net, small, X)
 
@@ -154,14 +166,15 @@ def test_constant_that_relu_makes_zero_is_gone():
     net = masked(nn.Sequential(conv_norm(3, 4), nn.Conv2d(4, 2, 3, padding=1)), norms=False)
     nn.init.constant_(net[0][1].bias, -1.0)
     net[0][0].set_masks(filter=KEEP)
-    assert shrink(net, X).get_submodule("0.0").out_channels == 3
+    assert shrink(net, X, fold_constants=True).get_submodule("0.0").out_channels == 3
 
 
-def test_joint_masks_narrow_the_padded_stream():
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_joint_masks_narrow_the_padded_stream(form):
     net = trained("type_a")
     for group in coupled_groups(net, images()):
         group.set_masks(net, torch.arange(group.width) % 3 != 0)
-    small = shrink(net, images())
+    small = shrink(net, images(), form=form)
     assert {name: c.out_channels for name, c in convs(small).items() if "second" in name} == {
         "1.second.0": 2, "2.second.0": 6, "3.second.0": 6, "4.second.0": 10
     }  # fmt: skip
@@ -172,7 +185,7 @@ def test_outputs_have_full_width():
     net = masked(nn.Sequential(conv_norm(3, 4), conv_norm(4, 4)), norms=False)
     net[1][0].set_masks(filter=KEEP)
     nn.init.ones_(net[1][1].bias)
-    small = shrink(net, X)
+    small = shrink(net, X, fold_constants=True)
     assert small.get_submodule("1.0").out_channels == 3
     assert_same_function(net, small, X)
 
@@ -187,17 +200,37 @@ class Outputs(nn.Module):
         return self.make(a, self.b(a))
 
 
-@pytest.mark.parametrize(
-    "make",
-    [lambda a, b: (a, b), lambda a, b: {"a": a, "b": [b, a.mean()]}, lambda a, b: torch.return_types.max((a, b))],
-)
-def test_structured_outputs(make):
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+def nested(a, b):
+    return {"a": a, "b": [b, a.mean()]}
+
+
+def ordered(a, b):
+    return OrderedDict(out=a, aux=(b, None))
+
+
+def values_and_indices(a, b):
+    return torch.return_types.max((a, b))
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+@pytest.mark.parametrize("make", [Pair, nested, ordered, values_and_indices])
+def test_structured_outputs(make, form):
     net = masked(Outputs(make))
     net.a[0].set_masks(filter=KEEP)
     net.a[1].set_mask(KEEP)
-    want, got = net(X), shrink(net, X)(X)
-    assert type(got) is type(want)
-    torch.testing.assert_close(pytree.tree_leaves(got), pytree.tree_leaves(want))
+    small, want = shrink(net, X, form=form), net(X)
+    buffer = io.BytesIO()
+    torch.save(small, buffer)
+    buffer.seek(0)
+    for other in (small, copy.deepcopy(small), torch.load(buffer, weights_only=False)):
+        got = other(X)
+        assert type(got) is type(want)
+        torch.testing.assert_close(pytree.tree_leaves(got), pytree.tree_leaves(want))
 
 
 def test_several_inputs():
@@ -294,7 +327,7 @@ def test_wrong_small_network_is_named(monkeypatch):
     net[0][0].set_masks(filter=KEEP)
     monkeypatch.setattr(WeightRule, "folded", lambda self, flow, node, values: torch.zeros(len(node.meta["val"][0])))
     with pytest.raises(RuntimeError, match=r"shrink: 1 \(aten.conv2d.default\): expected .* got a difference of"):
-        shrink(net, X)
+        shrink(net, X, fold_constants=True)
 
 
 def test_failing_forward_names_the_layer():
@@ -305,8 +338,11 @@ def test_failing_forward_names_the_layer():
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 10), (2, 3, 4, 4), (2, 4, 8, 8)])
 def test_another_size_is_an_error(shape):
-    small = shrink(masked(conv_norm(3, 4)), X)
-    with pytest.raises((AssertionError, RuntimeError), match="expected"):
+    net = masked(nn.Sequential(conv_norm(3, 4), nn.Flatten(), nn.Linear(256, 2)))
+    small = shrink(net, X, form="graph")
+    with pytest.raises(
+        AssertionError, match="expected size.*, as in the example given to shrink; give it an example of"
+    ):
         small(torch.zeros(shape, dtype=torch.float64))
 
 
@@ -328,7 +364,7 @@ def test_batch_that_the_network_fixes():
             return self.conv(x) + torch.arange(int(x.shape[0])).view(-1, 1, 1, 1)
 
     net, x = masked(Fixed()), X[:1]
-    small = shrink(net, x)
+    small = shrink(net, x, form="graph")
     assert torch.equal(small(x), net(x))
     with pytest.raises(AssertionError, match="expected size 1 in dimension 0, as in the example given to shrink"):
         small(X)

@@ -18,7 +18,7 @@ SHOWN = ["plain", "type_a", "inverted", "dense", "excite"]
 
 def float_network(name, **args):
     net = mask_at_random(trained(name), 1, **args).float()
-    return net, shrink(net, images().float()).eval()
+    return net, shrink(net, images().float(), form="graph").eval()
 
 
 @pytest.mark.slow
@@ -75,10 +75,10 @@ def test_small_network_trains(name):
 
 
 def test_dropout_drops_again():
-    small = shrink(trained("plain"), images()).train()
+    small = shrink(trained("plain"), images(), form="graph").train()
     assert isinstance(small.get_submodule("4.drop"), nn.Dropout) and small.get_submodule("4.drop").training
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.Dropout2d(0.5))  # behind an unknown operator
-    small = shrink(net, images().float())
+    small = shrink(net, images().float(), form="graph")
     assert isinstance(small.get_submodule("2"), nn.Dropout2d)
 
 
@@ -113,10 +113,11 @@ def step(net, optimizer):
     optimizer.step()
 
 
+@pytest.mark.parametrize("form", ["module", "graph"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_optimizer_goes_on_as_before(name):
+def test_optimizer_goes_on_as_before(name, form):
     net, optimizer = trained_with(OPTIMIZERS[name])
-    small, small_optimizer = shrink(net, images(), optimizer=optimizer)
+    small, small_optimizer = shrink(net, images(), optimizer=optimizer, form=form)
     assert type(small_optimizer) is type(optimizer)
     assert small_optimizer.param_groups[1]["lr"] == 0.05
     held = [p for group in small_optimizer.param_groups for p in group["params"]]
@@ -148,7 +149,7 @@ def test_optimizer_gets_the_new_bias():
     plain[0].set_masks(filter=torch.arange(8) > 2)
     optimizer = torch.optim.Adam(plain.parameters(), lr=0.1)
     step(plain.double(), optimizer)
-    small, small_optimizer = shrink(plain, images(), optimizer=optimizer)
+    small, small_optimizer = shrink(plain, images(), optimizer=optimizer, fold_constants=True)
     bias = small.get_submodule("2").bias
     assert any(p is bias for p in small_optimizer.param_groups[0]["params"]) and bias not in small_optimizer.state
     step(small, small_optimizer)
@@ -192,10 +193,13 @@ def test_transformers(name):
     want = model(x)
     tidy_masks(model, x)
     torch.testing.assert_close(model(x)[0], want[0])
-    small = shrink(model, x).eval()
-    got = small(x)
-    assert type(got) is type(want) and got.keys() == want.keys()
-    torch.testing.assert_close(got[0], want[0])
+    small = shrink(model, x, form="graph").eval()
+    buffer = io.BytesIO()
+    torch.save(small, buffer)
+    buffer.seek(0)
+    for got in (small(x), torch.load(buffer, weights_only=False)(x)):
+        assert type(got) is type(want) and got.keys() == want.keys()
+        torch.testing.assert_close(got[0], want[0])
     assert parameters(small) < parameters(model)
 
 

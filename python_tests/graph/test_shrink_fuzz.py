@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -132,11 +133,18 @@ def outputs(net, x):
         return net(x.clone())
 
 
-def test_random_networks_shrink(fuzz_seed):
+@pytest.mark.parametrize("args", [{"form": "module"}, {"form": "graph"}, {"fold_constants": True}], ids=str)
+def test_random_networks_shrink(fuzz_seed, args):
     net, x = build(fuzz_seed)
     mask_at_random(net, fuzz_seed)
     want = outputs(net, x)
-    torch.testing.assert_close(outputs(shrink(net, x).eval(), x), want)
+    torch.testing.assert_close(outputs(shrink(net, x, **args).eval(), x), want)
+
+
+def test_random_networks_tidy(fuzz_seed):
+    net, x = build(fuzz_seed)
+    mask_at_random(net, fuzz_seed)
+    want = outputs(net, x)
     tidy_masks(net, x)
     torch.testing.assert_close(outputs(net, x), want)
     assert str(tidy_masks(net, x)) == "nothing to tidy"

@@ -31,6 +31,16 @@ class Rule:
             if net.traced.is_parameter(read):
                 net.pin_parameter(read)
 
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+        """Pins what the node needs if it runs in the user's own forward, on the channels that are kept.
+
+        literal: numbers among its arguments are constants, rather than computed from the sizes of its operands.
+        """
+        for read in node.all_input_nodes:
+            state = net.tracked(read)
+            if state is not None:
+                net.classes.pin(state.ids)
+
     def operands(self, builder: Builder, node: fx.Node) -> list[fx.Node]:
         """Arguments that the small network has to compute."""
         return node.all_input_nodes
@@ -49,6 +59,9 @@ class SizeRule(Rule):
     needs_state = False
 
     def backward(self, net: NetworkChannels, node: fx.Node) -> None:
+        pass
+
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
         pass
 
     def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
@@ -81,6 +94,9 @@ class TransparentRule(Rule):
     def backward(self, net: NetworkChannels, node: fx.Node) -> None:
         x, out = net.ends(node)
         x.read |= out.needed
+
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+        pass
 
     def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
         return builder.copy(node, compact=node.args[:1])

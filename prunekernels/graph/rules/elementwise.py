@@ -81,6 +81,9 @@ class ElementwiseRule(Rule):
         alone = self._alone(builder, node)
         return node.all_input_nodes if alone is None else [alone]
 
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+        pass
+
     def _alone(self, builder: Builder, node: fx.Node) -> fx.Node | None:
         """The operand that equals the result because all kept channels of the other one are zero."""
         if (
@@ -156,6 +159,9 @@ class CatRule(Rule):
         for part, needed in zip(parts, out.needed.split(sizes) if along else [out.needed] * len(parts), strict=True):
             assert part is not None
             part.read |= needed
+
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+        pass
 
     def operands(self, builder: Builder, node: fx.Node) -> list[fx.Node]:
         if self.dim(node) != builder.axis(node):

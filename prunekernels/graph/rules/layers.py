@@ -32,6 +32,9 @@ class LayerRule(Rule):
         assert x is not None and out is not None
         return x, out
 
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+        pass
+
     def operands(self, builder: Builder, node: fx.Node) -> list[fx.Node]:
         return [argument(node, 0)]
 
@@ -146,6 +149,13 @@ class ConvRule(WeightRule):
         if isinstance(padding, str):
             return padding == "same" and max(sizes_of(argument(node, 1))[2:]) > 1
         return any(padding) if isinstance(padding, (list, tuple)) else bool(padding)
+
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+        owner = net.traced.modules.get(self.name(net.traced, node))
+        if self.groups(node) > 1 and not isinstance(owner, nn.Conv2d):  # its number of groups is not ours to change
+            x, out = self.ends(net, node)
+            net.classes.pin(x.ids)
+            net.classes.pin(out.ids)
 
     def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
         columns, weight, bias = self._parts(builder, node)

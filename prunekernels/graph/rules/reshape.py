@@ -39,6 +39,13 @@ class ReshapeRule(TransparentRule):
         x, out = net.ends(node)
         x.read |= out.needed.view(len(x), -1).any(1)
 
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+        x, out = net.ends(node)
+        if op_name(node) in ("view", "reshape", "_unsafe_view") and literal and argument(node, 1)[out.axis] != -1:
+            net.classes.pin(x.ids)
+        if node.target is torch.ops.aten.squeeze.default:
+            net.classes.pin(x.ids[:2])  # it would drop a single channel
+
     def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
         aten, name = torch.ops.aten, op_name(node)
         x = builder.compact(argument(node, 0))
@@ -59,6 +66,11 @@ class ExpandRule(TransparentRule):
     def axis(self, node: fx.Node, x: Channels) -> int | None:
         axis = x.axis + len(sizes_of(node)) - len(sizes_of(argument(node, 0)))
         return axis if sizes_of(node)[axis] == len(x) else None
+
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+        x, out = net.ends(node)
+        if literal and argument(node, 1)[out.axis] != -1:
+            net.classes.pin(x.ids)
 
     def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
         sizes = list(argument(node, 1))

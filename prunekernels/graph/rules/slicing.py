@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, fx
 from ..build import Builder
 from ..channels import Channels, NetworkChannels, State
 from ..trace import argument, op_name, sizes_of, value_of
-from .base import Rule, SizeRule
+from .base import Rule, SizeRule, sizes_among
+
+SHARES = 4  # of a width, at most, that slices may cut
 
 
 class SplitRule(Rule):
@@ -33,6 +36,20 @@ class SplitRule(Rule):
             x.read |= torch.cat(needed)
         else:
             x.read |= torch.stack(needed).any(0)
+
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+        x = net.tracked(argument(node, 0))
+        assert x is not None
+        if self._along(node, x):
+            sizes = [int(part.shape[x.axis]) for part in node.meta["val"]]
+            if len(set(sizes)) > 1 or (literal and op_name(node) != "chunk"):
+                net.classes.pin(x.ids)
+            else:
+                parts = x.ids.split(sizes)
+                net.alike.append(parts)
+                where = None if op_name(node) == "chunk" else net.traced.attribute_of(node, sizes[0])
+                if where is not None:
+                    net.count_by(where, parts[0])
 
     @staticmethod
     def _along(node: fx.Node, x: Channels) -> bool:
@@ -58,6 +75,9 @@ class ItemRule(Rule):
         if net.states[node] is None:
             super().backward(net, node)
 
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+        pass
+
     def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
         return builder.copy(node, compact=node.args[:1])
 
@@ -77,7 +97,8 @@ class SliceRule(Rule):
 
     def forward(self, net: NetworkChannels, node: fx.Node) -> State:
         x = net.tracked(argument(node, 0))
-        if x is None or len(node.all_input_nodes) != 1:
+        sizes = sizes_among(node)
+        if x is None or len(node.all_input_nodes) != 1 + len(sizes) or (sizes and self.arguments(node)[0] == x.axis):
             return None
         at = self._positions(node, x)
         return Channels.of(x.axis, x.values[at], x.ids[at])
@@ -85,6 +106,18 @@ class SliceRule(Rule):
     def backward(self, net: NetworkChannels, node: fx.Node) -> None:
         x, out = net.ends(node)
         x.read[self._positions(node, x)] |= out.needed
+
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+        x = net.ends(node)[0]
+        at = self._positions(node, x)
+        if len(at) == len(x) or self.arguments(node)[0] != x.axis:
+            return
+        # With bounds at shares of the width, such as x[:, : width // 2], the shares have to stay alike.
+        share = math.gcd(int(at[0]), int(at[-1]) + 1, len(x)) if len(at) else 1
+        if literal or len(x) // share > SHARES or len(at) != int(at[-1]) - int(at[0]) + 1:
+            net.classes.pin(x.ids)
+        else:
+            net.alike.append(x.ids.split(share))
 
     def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
         x, out = builder.net.ends(node)
@@ -100,7 +133,7 @@ class PadRule(Rule):
     """pad: new channels hold the padding value; padded planes stay constant if they hold the same value."""
 
     @staticmethod
-    def arguments(node: fx.Node) -> tuple[list[int], float, bool]:
+    def arguments(node: fx.Node) -> tuple[list[Any], float, bool]:
         """Amounts (from the last dimension on), value, and whether the padding is that value (not a reflection)."""
         pad: Any = argument(node, 1)
         if op_name(node) == "constant_pad_nd":
@@ -116,14 +149,17 @@ class PadRule(Rule):
 
     def forward(self, net: NetworkChannels, node: fx.Node) -> State:
         x = net.tracked(argument(node, 0))
-        if x is None or len(node.all_input_nodes) != 1:
+        if x is None or len(node.all_input_nodes) != 1 + len(sizes_among(node)):
             return None
         pad, value, constant = self.arguments(node)
         before, behind = self._around(node, x)
         at = 2 * (len(sizes_of(argument(node, 0))) - 1 - x.axis)
+        if isinstance(before, fx.Node) or isinstance(behind, fx.Node):
+            return None
         if min(before, behind) < 0 or ((before or behind) and not constant):
             return None
-        elsewhere = any(amount > 0 for i, amount in enumerate(pad) if i not in (at, at + 1))
+        others = [amount for i, amount in enumerate(pad) if i not in (at, at + 1)]
+        elsewhere = any(isinstance(amount, fx.Node) or amount > 0 for amount in others)
         inner = torch.where(x.values == value, x.values, torch.nan) if elsewhere and constant else x.values
         filled = torch.full((before + behind,), value, dtype=torch.float64)
         added = net.classes.new(before + behind)
@@ -135,13 +171,23 @@ class PadRule(Rule):
         before = self._around(node, x)[0]
         x.read |= out.needed[before : before + len(x)]
 
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+        x, out = net.ends(node)
+        before, _ = self._around(node, x)
+        for ids in (out.ids[:before], out.ids[before + len(x) :]):
+            where = None if literal else net.traced.attribute_of(node, ids.numel())
+            if where is not None:
+                net.count_by(where, ids)
+            elif ids.numel():
+                net.classes.pin(ids)
+
     def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
         x, out = builder.net.ends(node)
         pad, (before, _) = list(self.arguments(node)[0]), self._around(node, x)
         kept, at = builder.kept.of(out), 2 * (len(sizes_of(argument(node, 0))) - 1 - x.axis)
         if at < len(pad):
             pad[at], pad[at + 1] = int((kept < before).sum()), int((kept >= before + len(x)).sum())
-        args = (builder.compact(argument(node, 0)), pad, *node.args[2:])
+        args = (builder.compact(argument(node, 0)), [builder.size(amount) for amount in pad], *node.args[2:])
         return builder.call(node, node.target, args, node.kwargs)
 
 
@@ -159,6 +205,11 @@ class CreateRule(SizeRule):
         out = net.new(1, sizes_of(node)[1])
         out.values[:] = self.value
         return out
+
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+        out = net.tracked(node)
+        if literal and out is not None:
+            net.classes.pin(out.ids)
 
     def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
         sizes = [builder.size(size) for size in argument(node, self.sizes_at)]
