@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import plan
 from .masks import ConvMask, check_mask, make_table
-from .ops import autograd
+from .ops import autograd, transforms
 
 ops = autograd.ops
 WEIGHT_GRADS = ("masked", "dense")
@@ -90,6 +90,10 @@ def masked_conv2d(
         for name, m, shape in raw:
             if m is not None:
                 check_mask(op, name, m, shape, x.device)
+        if transforms.is_transformed():  # the masks may be batched
+            dense = weight_grad == "dense"
+            live = transforms.ConvLive.of_masks(filter_mask, kernel_mask, input_mask, K, C, groups, dense)
+            return _transformed_conv2d(x, weight, bias, live, grad_scale, stride, padding, dilation, groups)
         if any(m is not None for _, m, _ in raw):
             table = make_table(filter_mask, kernel_mask, input_mask, K, C, groups)
             grad_table = table
@@ -113,6 +117,9 @@ def conv2d_with_tables(
 ) -> Tensor:
     """masked_conv2d with masks that are tables already, as layers call it at every step. small: see plan.current()."""
     op = "masked_conv2d"
+    if transforms.is_transformed():
+        live = transforms.ConvLive.of_tables(table, grad_table, weight.shape[0], weight.shape[1] * groups, groups)
+        return _transformed_conv2d(x, weight, bias, live, grad_scale, stride, padding, dilation, groups)
     stride, dilation = pair(op, "stride", stride), pair(op, "dilation", dilation)
     if isinstance(padding, str):
         x, padding = pad_string(op, x, padding, weight.shape[2:], stride, dilation)
@@ -133,6 +140,27 @@ def conv2d_with_tables(
     return y if x.dim() == 4 else y.squeeze(0)
 
 
+def _transformed_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    live: transforms.ConvLive,
+    grad_scale: Tensor | None,
+    stride: int | Sequence[int],
+    padding: int | str | Sequence[int],
+    dilation: int | Sequence[int],
+    groups: int,
+) -> Tensor:
+    """masked_conv2d under a transform of torch.func or in forward-mode AD."""
+    op = "masked_conv2d"
+    stride, dilation = pair(op, "stride", stride), pair(op, "dilation", dilation)
+    if isinstance(padding, str):
+        x, padding = pad_string(op, x, padding, weight.shape[2:], stride, dilation)
+    return transforms.masked_conv2d(
+        x, weight, bias, live, grad_scale, stride, pair(op, "padding", padding), dilation, groups
+    )
+
+
 def gather_channels(x: Tensor, index: Tensor) -> Tensor:
     """Picks channels: x[:, index], in the memory format of x. Differentiable.
 
@@ -150,7 +178,7 @@ def gather_channels(x: Tensor, index: Tensor) -> Tensor:
         True
     """
     _check_index_device("gather_channels", x, index)
-    return ops.gather_channels(x, index)
+    return transforms.gather_channels(x, index) if transforms.is_transformed() else ops.gather_channels(x, index)
 
 
 def scatter_channels(x: Tensor, index: Tensor, channels: int) -> Tensor:
@@ -170,6 +198,8 @@ def scatter_channels(x: Tensor, index: Tensor, channels: int) -> Tensor:
         [1.0, 0.0, 1.0, 0.0]
     """
     _check_index_device("scatter_channels", x, index)
+    if transforms.is_transformed():
+        return transforms.scatter_channels(x, index, channels)
     return ops.scatter_channels(x, index, channels)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..ops import autograd
+from ..ops.transforms import is_recorded_or_transformed
 from . import fallbacks
 from .channel_list import LiveList
 from .channel_ops import to_dense
@@ -281,8 +282,7 @@ def can_flow(x: Tensor) -> bool:
     """Whether a layer may make live tensors of x: not while torch traces, compiles or transforms the layer."""
     if type(x) is not Tensor and type(x) is not LiveTensor:
         return False
-    recorded = torch.compiler.is_compiling() or torch._C._is_tracing()
-    return not recorded and not torch._C._are_functorch_transforms_active()
+    return not is_recorded_or_transformed() and not torch._C._is_tracing()
 
 
 def wrap(compact: Tensor, live: LiveList) -> Tensor:

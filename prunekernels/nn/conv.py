@@ -17,6 +17,7 @@ from ..live.tensor import can_flow, wrap
 from ..masks import live_counts, make_table
 from ..ops import mask_table
 from ..ops.autograd import ops
+from ..ops.transforms import is_recorded_or_transformed
 from ..plan import LayerPlan, has_other_plans
 from .mask_buffers import MaskBuffers
 
@@ -209,6 +210,8 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """The masked convolution. input [N, C, H, W] or [C, H, W], plain or live -> [N, K, P, Q] or [K, P, Q]."""
+        if is_recorded_or_transformed():
+            return self._recorded_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
         self._refresh_if_edited()
         if (self._flow or type(input) is LiveTensor) and can_flow(input):
             return live_conv(self, input)
@@ -220,9 +223,15 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
             y = super().forward(input)
         else:
             y = self._masked_forward(input)
-        if type(input) is Tensor and not torch.compiler.is_compiling():
+        if type(input) is Tensor:
             self.__dict__["_last_input"] = (input.size(), input.stride(), y.dtype)  # past Module's slow __setattr__
         return y
+
+    def _recorded_forward(self, input: Tensor) -> Tensor:
+        """The layer in masked mode for compilers and transforms, which must not see whether anything is dead."""
+        if torch.compiler.is_exporting() and self._all_live and self._grad_scale is None:
+            return super().forward(input)  # what is exported keeps its masks, so a plain convolution will do
+        return self._masked_forward(input)
 
     def _masked_forward(self, input: Tensor) -> Tensor:
         weight, bias, buffers = self.weight, self.bias, self._buffers  # Module's __getattr__ costs 0.5 us a name
