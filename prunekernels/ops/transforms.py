@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import mask_table
-
 
 def is_transformed() -> bool:
     """Whether a transform of torch.func, or forward-mode AD, is in force."""
@@ -34,25 +32,11 @@ def is_recorded_or_transformed() -> bool:
 class ConvLive(NamedTuple):
     """What is live in a convolution; None: everything."""
 
-    filters: Tensor | None = None  # bool [K]
-    kernels: Tensor | None = None  # bool [K, C / groups]: what all masks leave
+    filters: Tensor | None = None  # bool [K]; these, and all below, may be batched
+    kernels: Tensor | None = None  # bool [K, C / groups] or [K, 1]: what all masks leave
     channels: Tensor | None = None  # bool [C]: read, forward or by the gradient of the weight
-    grad_kernels: Tensor | None = None  # bool [K, C / groups]: get a gradient
+    grad_kernels: Tensor | None = None  # the same: what gets a gradient
     dense_grad: bool = False  # whether grad_kernels differ from kernels
-
-    @staticmethod
-    def of_tables(table: Tensor | None, grad_table: Tensor | None, K: int, C: int, groups: int) -> ConvLive:
-        """What mask tables say."""
-        if table is None:
-            return ConvLive()
-        Cg = C // groups
-        filters, kernels = mask_table.live_filters(table, K), mask_table.live_kernels(table, K, C, Cg)
-        if grad_table is table:
-            return ConvLive(filters, kernels, mask_table.read_channels(table, K, C), kernels)
-        if grad_table is None:
-            return ConvLive(filters, kernels, dense_grad=True)
-        channels = mask_table.read_channels(grad_table, K, C)
-        return ConvLive(filters, kernels, channels, mask_table.live_kernels(grad_table, K, C, Cg), dense_grad=True)
 
     @staticmethod
     def of_masks(
@@ -62,25 +46,30 @@ class ConvLive(NamedTuple):
         K: int,
         C: int,
         groups: int,
+        *,
         dense_grad: bool,
+        hard_mask: Tensor | None = None,
     ) -> ConvLive:
-        """What masks say that may be batched, so that no table can be made of them."""
-        given = next((m for m in (filter_mask, kernel_mask, input_mask) if m is not None), None)
-        if given is None:
-            return ConvLive()
-        kernels = torch.ones(K, C // groups, dtype=torch.bool, device=given.device)
+        """What masks say. filter_mask: hard_mask, which matters to dense gradients alone, is part of it already."""
         inputs = None
         if input_mask is not None:
             inputs = input_mask.view(groups, 1, -1).expand(groups, K // groups, -1).reshape(K, -1)
-            kernels = kernels & inputs
-        if kernel_mask is not None:
-            kernels = kernels & kernel_mask
-        if filter_mask is not None:
-            kernels = kernels & filter_mask.view(K, 1)
+        kernels = _both(_both(inputs, kernel_mask), None if filter_mask is None else filter_mask.view(K, 1))
         if dense_grad:
-            return ConvLive(filter_mask, kernels, input_mask, inputs, dense_grad=True)
-        read = kernels.view(groups, K // groups, -1).any(1).reshape(C)
+            grad_kernels = _both(inputs, None if hard_mask is None else hard_mask.view(K, 1))
+            return ConvLive(filter_mask, kernels, input_mask, grad_kernels, dense_grad=True)
+        if kernels is None:
+            return ConvLive()
+        kernels = kernels.expand(K, C // groups)
+        read = kernels.reshape(groups, K // groups, -1).any(1).reshape(C)
         return ConvLive(filter_mask, kernels, read, kernels)
+
+
+def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Where two masks are both live; None: everything is."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a & b
 
 
 def masked_conv2d(
@@ -99,7 +88,7 @@ def masked_conv2d(
     if live.dense_grad or grad_scale is not None:
         weight = _MaskedWeight.apply(weight, live.kernels, live.grad_kernels, grad_scale)
     else:
-        weight = _where(live.kernels, weight, *weight.shape[:2], 1, 1)
+        weight = _where_kernels(live.kernels, weight)
     y = F.conv2d(x, weight, None, stride, padding, dilation, groups)  # type: ignore[arg-type]
     if live.filters is not None:
         y = _ZeroedFilters.apply(y, live.filters) if live.dense_grad else _where(live.filters, y, -1, 1, 1)
@@ -124,6 +113,11 @@ def _where(live: Tensor | None, x: Tensor, *shape: int) -> Tensor:
     return x if live is None else torch.where(live.view(*shape), x, x.new_zeros(()))
 
 
+def _where_kernels(live: Tensor | None, weight: Tensor) -> Tensor:
+    """weight where live, [K, C / groups], or [K, 1] where filters are live or dead as a whole."""
+    return weight if live is None else torch.where(live[..., None, None], weight, weight.new_zeros(()))
+
+
 class _MaskedWeight(torch.autograd.Function):
     """A weight with zeros in its dead kernels, where other kernels may get a gradient than those that are live."""
 
@@ -131,7 +125,7 @@ class _MaskedWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(weight, live, grad_live, scale):
-        return _where(live, weight, *weight.shape[:2], 1, 1).clone()
+        return _where_kernels(live, weight).clone()
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -149,7 +143,7 @@ class _MaskedWeight(torch.autograd.Function):
     @staticmethod
     def _of_gradient(ctx, grad):
         grad_live, scale = ctx.saved_tensors
-        grad = _where(grad_live, grad, *grad.shape[:2], 1, 1)
+        grad = _where_kernels(grad_live, grad)
         if scale is None:
             return grad.clone()
         scale = scale.to(grad.dtype).view(-1, 1, 1, 1)
