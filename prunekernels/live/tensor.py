@@ -360,16 +360,28 @@ def _shares_memory(value: Any, dense: Tensor) -> bool:
     return isinstance(value, Tensor) and torch._C._is_alias_of(value, dense)  # type: ignore[attr-defined]
 
 
+def store_full_width(tree: Any) -> Any:
+    """A tree of containers with plain tensors in place of live ones, which share their memory from now on."""
+    return tree_map_only(LiveTensor, LiveTensor.to_dense_, tree)
+
+
 def _skip_in_dynamo(*methods: Any) -> None:
     """Makes torch.compile leave alone what these methods run: it cannot trace through this tensor subclass.
 
     torch.compiler.disable does the same, but imports the compiler and costs a microsecond a call.
     """
+    for method in methods:
+        function = getattr(method, "__func__", method)
+        function._torchdynamo_disable = True
+        function._torchdynamo_disable_msg = (
+            "compiled code got a live tensor; call pk.flow(model) again, after torch.compile of parts of the model: "
+            "they then get full-width tensors"
+        )
     frames: Any = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
     if all(hasattr(frames, n) for n in ("set_code_exec_strategy", "_FrameExecStrategy", "_FrameAction")):
         skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
         for method in methods:
-            frames.set_code_exec_strategy(method.__func__.__code__, skip)
+            frames.set_code_exec_strategy(getattr(method, "__func__", method).__code__, skip)
 
 
-_skip_in_dynamo(LiveTensor.__torch_function__, LiveTensor.__torch_dispatch__)
+_skip_in_dynamo(LiveTensor.__torch_function__, LiveTensor.__torch_dispatch__, LiveTensor.to_dense)
