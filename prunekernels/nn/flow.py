@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from ..live import fallbacks
 from ..live.tensor import LiveTensor, full_width, store_full_width
@@ -47,6 +48,11 @@ def compiled_parts(model: nn.Module) -> dict[str, nn.Module]:
     return parts
 
 
+def guard_compiled(part: nn.Module) -> RemovableHandle:
+    """Gives a compiled part full-width tensors in place of live ones."""
+    return part.register_forward_pre_hook(_inputs_to_dense, with_kwargs=True)
+
+
 def _guard_compiled_parts(model: nn.Module, enabled: bool) -> None:
     """Puts in front of every compiled part, or takes away, what gives it full-width tensors."""
     for part in model.modules():
@@ -59,7 +65,7 @@ def _guard_compiled_parts(model: nn.Module, enabled: bool) -> None:
         if part._compiled_call_impl is not None:
             part._compiled_call_impl = _CompiledCall(part, part._compiled_call_impl)
         else:
-            part.register_forward_pre_hook(_inputs_to_dense, with_kwargs=True)
+            guard_compiled(part)
 
 
 def flow(model: nn.Module, enabled: bool = True) -> nn.Module:
