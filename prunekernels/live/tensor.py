@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..ops import autograd
-from ..ops.transforms import is_recorded_or_transformed
 from . import fallbacks
 from .channel_list import LiveList
 from .channel_ops import to_dense
@@ -279,10 +278,8 @@ class ViewGroup:
 
 
 def can_flow(x: Tensor) -> bool:
-    """Whether a layer may make live tensors of x: not while torch traces, compiles or transforms the layer."""
-    if type(x) is not Tensor and type(x) is not LiveTensor:
-        return False
-    return not is_recorded_or_transformed() and not torch._C._is_tracing()
+    """Whether a layer that is not compiled or transformed may make live tensors of x: not while torch traces it."""
+    return (type(x) is Tensor or type(x) is LiveTensor) and not torch._C._is_tracing()
 
 
 def wrap(compact: Tensor, live: LiveList) -> Tensor:

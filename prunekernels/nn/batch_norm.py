@@ -82,7 +82,8 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         """Normalizes the live channels. input and result: [N, C, H, W], plain or live."""
         if is_recorded_or_transformed():
             return self._recorded_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
-        self._refresh_if_edited()
+        if self._is_edited():
+            self._refresh()
         if self._all_live and type(input) is not LiveTensor:
             return super().forward(input)
         self._check_channels(input)

@@ -212,7 +212,8 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         """The masked convolution. input [N, C, H, W] or [C, H, W], plain or live -> [N, K, P, Q] or [K, P, Q]."""
         if is_recorded_or_transformed():
             return self._recorded_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
-        self._refresh_if_edited()
+        if self._is_edited():
+            self._refresh()
         if (self._flow or type(input) is LiveTensor) and can_flow(input):
             return live_conv(self, input)
         return self._full_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
