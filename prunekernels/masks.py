@@ -101,6 +101,9 @@ class ConvMask:
     def _own(name: str, mask: Tensor | None, shape: tuple[int | None, ...]) -> Tensor | None:
         if mask is None:
             return None
+        if isinstance(mask, Tensor) and torch._C._functorch.is_batchedtensor(mask):
+            advice = "give the masks themselves to masked_conv2d"
+            raise ValueError(f"ConvMask: {name}: expected a mask that vmap does not batch, got a batched one: {advice}")
         expected = [mask.shape[i] if size is None else size for i, size in enumerate(shape)]
         return check_mask("ConvMask", name, mask, expected).detach().clone()
 

@@ -17,7 +17,9 @@ from .channel_list import LiveList
 from .channel_ops import to_dense
 
 _without_rules = torch._C.DisableTorchFunctionSubclass
+_transforms_active = torch._C._are_functorch_transforms_active
 RULES: dict[Any, Any] = {}  # torch function -> rule(func, args, kwargs); NotImplemented: not these arguments
+ABOUT: set[Any] = set()  # those that tell a property of a tensor and compute nothing
 
 
 class LiveTensor(Tensor):
@@ -90,6 +92,8 @@ class LiveTensor(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         rule = RULES.get(func)
+        if rule is not None and _transforms_active() and func not in ABOUT:  # C++ operators cannot be transformed
+            rule = None
         if rule is not None and args and not (kwargs and "out" in kwargs):
             result = rule(func, args, kwargs)
             if result is not NotImplemented:
@@ -137,9 +141,9 @@ class LiveTensor(Tensor):
         if self._dense is not None and self._dense_version == compact._version:
             return self._dense
         # The result is cached, so it is made with grad enabled: a later caller may need its history. It is made outside
-        # of inference mode, so that writes to it change its version.
+        # of inference mode, so that writes to it change its version, and not as a tensor of a torch.func transform.
         mode = torch.inference_mode(False) if torch.is_inference_mode_enabled() else torch.enable_grad()
-        with _without_rules(), mode:
+        with _without_rules(), mode, torch._C._DisableFuncTorch():
             dense = to_dense(compact, self.live)
         if dense.requires_grad == compact.requires_grad and not compact.is_inference():
             self._dense, self._dense_version = dense, compact._version

@@ -115,20 +115,22 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         if torch.compiler.is_exporting() and self._all_live:
             return super().forward(x)
         live, zero = self._mask_tensor(), x.new_zeros(())
-        mean, var, batches = (self._buffers[name] for name in ("running_mean", "running_var", _BATCHES))
-        weight, bias = (None if p is None else torch.where(live, p, zero.to(p.dtype)) for p in (self.weight, self.bias))
         planes = live.view(1, -1, 1, 1)
-        x = torch.where(planes, x, zero)
-        if not self.training and mean is not None and var is not None:
-            mean, var = torch.where(live, mean, 0), torch.where(live, var, 1)
-            y = F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
-            return torch.where(planes, y, zero)
+        weight, bias = (None if p is None else torch.where(live, p, zero.to(p.dtype)) for p in (self.weight, self.bias))
+        y = self._normalize_all(torch.where(planes, x, zero), live, weight, bias)
+        return torch.where(planes, y, zero)
+
+    def _normalize_all(self, x: Tensor, live: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """The norm of all channels, of which the running statistics of live ones move. live: bool [C]."""
+        mean, var, batches = (self._buffers[name] for name in ("running_mean", "running_var", _BATCHES))
         update = self.training and self.track_running_stats
         if update and batches is not None:
             batches.add_(1)
-        if not update or mean is None or var is None:
-            y = F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
-            return torch.where(planes, y, zero)
+        if mean is None or var is None or (self.training and not update):
+            return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
+        if not self.training:
+            mean, var = torch.where(live, mean, 0), torch.where(live, var, 1)
+            return F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
         factor: float | Tensor = self.momentum or 0.0
         if self.momentum is None and batches is not None:
             factor = 1.0 / batches.to(mean.dtype)
@@ -137,7 +139,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         with torch.no_grad():
             for running, new in zip((mean, var), of_batch, strict=True):
                 running.copy_(torch.where(live, factor * new + (1 - factor) * running, running))
-        return torch.where(planes, y, zero)
+        return y
 
     def _normalize(self, live: Tensor) -> Tensor:
         """The norm of the live channels, [N, live, H, W], which have been gathered."""

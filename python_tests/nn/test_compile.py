@@ -76,6 +76,18 @@ def test_compile_makes_one_graph_each_for_training_and_evaluation():
     assert counter.frame_count == 2
 
 
+def test_compile_makes_one_graph_for_all_scales_of_the_gradient():
+    compiled, net, counter = compiled_pair(network(True))
+    for seed in range(6):
+        for each in (compiled, net):
+            random_masks(each, seed)
+            for layer in each.modules():
+                if isinstance(layer, pk.MaskedConv2d):
+                    layer.grad_scale = torch.linspace(0, seed, layer.out_channels)
+        assert_same_step(compiled, net, torch.randn(3, 3, 6, 6))
+    assert counter.frame_count == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_compile_with_inductor_makes_one_graph_for_all_masks(training):

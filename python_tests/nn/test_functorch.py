@@ -1,6 +1,7 @@
 """torch.func and forward-mode AD of masked layers and functions: the numbers of plain layers with zeroed weights."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -23,6 +24,9 @@ from torch.func import (
 
 import prunekernels as pk
 from cases.layers import FILTERS, HARD, INPUTS, KERNELS
+from prunekernels.live import LiveList
+from prunekernels.live.channel_ops import to_dense
+from prunekernels.live.tensor import wrap
 
 LIVE = torch.tensor([True, False, True, True, False, True])
 CASES = {
@@ -366,17 +370,70 @@ def test_functorch_forward_ad(mode):
         assert_same(tuple(forward_ad.unpack_dual(net(forward_ad.make_dual(x, tangent)))), want)
 
 
-def test_functorch_of_a_live_tensor_made_outside():
-    net, x = network("live"), double(2, 4, 5, 6)
-    live = net[0](x).detach()
-    assert type(live).__name__ == "LiveTensor"
-    dense, weight = live.to_dense(), net[3].weight.detach()
-    net(x)
+LIVE_OPERATIONS = {
+    "add": lambda a, b, w: (a + b) * w,
+    "add a plain one": lambda a, b, w: (a + w).square(),
+    "mul": lambda a, b, w: a * b * w,
+    "relu": lambda a, b, w: a.relu() * w,
+    "cat": lambda a, b, w: torch.cat([a, b], 1)[:, 3:7] * w,
+    "pool": lambda a, b, w: F.max_pool2d(a, 2) * w[..., :2, :2],
+    "mean": lambda a, b, w: a.mean((2, 3)) * w[..., 0, 0],
+    "where": lambda a, b, w: torch.where(a > 0, a, w),
+    "masked_conv2d": lambda a, b, w: pk.masked_conv2d(a, w, filter_mask=torch.tensor([True, False])),
+    "gather": lambda a, b, w: pk.gather_channels(a, torch.tensor([0, 2], dtype=torch.int32)) * w[:, :2],
+}
 
-    def loss(x):
-        return lambda weight: functional_call(net[3], {"weight": weight}, (x,)).square().sum()
 
-    assert_same(grad(loss(live))(weight), grad(loss(dense))(weight))
+@pytest.mark.parametrize("requires_grad", [True, False])
+@pytest.mark.parametrize("transform", ["grad", "jvp", "vmap"])
+@pytest.mark.parametrize("name", LIVE_OPERATIONS)
+def test_functorch_of_live_tensors_made_outside(name, transform, requires_grad):
+    lists = [LiveList.of_mask(torch.tensor(mask, dtype=torch.bool)) for mask in ([1, 0, 1, 1], [0, 1, 1, 0])]
+    a, b = (wrap(double(2, each.count, 4, 4).requires_grad_(requires_grad), each) for each in lists)
+    dense = [to_dense(x.compact, x.live) for x in (a, b)]
+    w = double(2, 4, 4, 4, seed=3)
+    operation = LIVE_OPERATIONS[name]
+
+    def run(*operands):
+        def call(w):
+            return operation(*operands, w).sum()
+
+        return {"grad": lambda: grad(call)(w), "jvp": lambda: jvp(call, (w,), (w,)),
+                "vmap": lambda: vmap(call)(torch.stack([w, 2 * w]))}[transform]()  # fmt: skip
+
+    assert_same(run(a, b), run(*dense))
+    # What a live tensor and its list keep belongs to no transform.
+    kept = [t for each in lists for t in each._derived.values() if isinstance(t, torch.Tensor)]
+    kept += [x._dense for x in (a, b) if x._dense is not None]
+    assert not any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in kept)
+    assert_same(a + b, dense[0] + dense[1])
+    if requires_grad:
+        assert_same(*(torch.autograd.grad((x * x).sum(), a.compact)[0] for x in (a, dense[0])))
+
+
+@pytest.mark.parametrize("mode", ["masked", "live"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_functorch_of_a_whole_network_by_autograd_functional(dtype, mode):
+    net, x = network(mode).to(dtype), double(2, 4, 5, 6).to(dtype)
+    other = functools.partial(plain(net), parameters_of(net))
+    tolerance = {} if dtype == torch.float64 else {"atol": 1e-4, "rtol": 1e-3}
+    for run in (
+        lambda f: torch.autograd.functional.jacobian(f, x, vectorize=True),
+        lambda f: torch.autograd.functional.jacobian(f, x, vectorize=True, create_graph=True),
+        lambda f: torch.autograd.functional.hessian(scalar(f), x, vectorize=True),
+        lambda f: torch.autograd.functional.hvp(scalar(f), x, x),
+    ):
+        torch.testing.assert_close(run(net), run(other), **tolerance)
+
+
+def test_functorch_vmap_of_a_conv_mask_says_what_to_do():
+    args = conv_arguments()
+
+    def call(filter_mask):
+        return pk.masked_conv2d(*args, mask=pk.ConvMask(filter_mask=filter_mask))
+
+    with pytest.raises(ValueError, match="ConvMask: filter_mask: expected a mask that vmap does not batch"):
+        vmap(call)(torch.stack([FILTERS, ~FILTERS]))
 
 
 def test_functorch_hard_mask():
