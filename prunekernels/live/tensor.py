@@ -366,23 +366,28 @@ def store_full_width(tree: Any) -> Any:
     return tree_map_only(LiveTensor, LiveTensor.to_dense_, tree)
 
 
-def _skip_in_dynamo(*methods: Any) -> None:
-    """Makes torch.compile leave alone what these methods run: it cannot trace through this tensor subclass.
+def skip_frames(*functions: Any) -> None:
+    """Makes torch.compile leave alone what these functions run, unless it inlines them into another function.
 
     torch.compiler.disable does the same, but imports the compiler and costs a microsecond a call.
     """
-    for method in methods:
-        function = getattr(method, "__func__", method)
+    frames: Any = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
+    if all(hasattr(frames, n) for n in ("set_code_exec_strategy", "_FrameExecStrategy", "_FrameAction")):
+        skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
+        for function in functions:
+            frames.set_code_exec_strategy(function.__code__, skip)
+
+
+def _never_inline(*functions: Any) -> None:
+    """Makes torch.compile break the graph at these functions: it cannot trace through this tensor subclass."""
+    for function in functions:
         function._torchdynamo_disable = True
         function._torchdynamo_disable_msg = (
             "compiled code got a live tensor; call pk.flow(model) again, after torch.compile of parts of the model: "
             "they then get full-width tensors"
         )
-    frames: Any = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
-    if all(hasattr(frames, n) for n in ("set_code_exec_strategy", "_FrameExecStrategy", "_FrameAction")):
-        skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
-        for method in methods:
-            frames.set_code_exec_strategy(getattr(method, "__func__", method).__code__, skip)
 
 
-_skip_in_dynamo(LiveTensor.__torch_function__, LiveTensor.__torch_dispatch__, LiveTensor.to_dense)
+_methods = (LiveTensor.__torch_function__.__func__, LiveTensor.__torch_dispatch__.__func__, LiveTensor.to_dense)  # type: ignore[attr-defined]
+skip_frames(*_methods)
+_never_inline(*_methods)

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from ..live import fallbacks
-from ..live.tensor import LiveTensor, full_width, store_full_width
+from ..live.tensor import LiveTensor, full_width, skip_frames, store_full_width
 from .mask_buffers import MaskBuffers
 
 
@@ -25,6 +25,9 @@ def _inputs_to_dense(module: nn.Module, args: Any, kwargs: Any) -> Any:
         return None
     fallbacks.record("torch.compile")
     return store_full_width((args, kwargs))
+
+
+skip_frames(_result_to_dense, _inputs_to_dense)  # as hooks of a compiled network, each would be a graph of its own
 
 
 class _CompiledCall:

@@ -117,6 +117,25 @@ def test_compile_with_graph_breaks(kind, training):
     assert graphs[5] == graphs[-1] <= 8
 
 
+@pytest.mark.parametrize("how", ["of the network", "in place"])
+def test_compile_of_a_network_of_its_own_class_makes_one_graph(how):
+    class Net(nn.Module):  # torch.compile runs its hooks outside of the graph, those of a Sequential inside
+        def __init__(self):
+            super().__init__()
+            self.layers = network(True)
+
+        def forward(self, x):
+            return {"y": self.layers(x)}["y"]
+
+    net, counter = pk.flow(Net()), CompileCounterWithBackend("aot_eager")
+    compiled = copy.deepcopy(net)
+    if how == "in place":
+        compiled.compile(backend=counter, fullgraph=True)
+    else:
+        compiled = torch.compile(compiled, backend=counter, fullgraph=True)
+    assert steps(compiled, net, counter) == [1] * CHANGES
+
+
 def test_compile_of_a_part_that_writes_to_its_input():
     class Twice(nn.Module):
         def __init__(self):
