@@ -388,6 +388,7 @@ def _never_inline(*functions: Any) -> None:
         )
 
 
-_methods = (LiveTensor.__torch_function__.__func__, LiveTensor.__torch_dispatch__.__func__, LiveTensor.to_dense)  # type: ignore[attr-defined]
-skip_frames(*_methods)
-_never_inline(*_methods)
+_methods: list[Any] = [LiveTensor.__torch_function__, LiveTensor.__torch_dispatch__]
+_functions = [*(method.__func__ for method in _methods), LiveTensor.to_dense]
+skip_frames(*_functions)
+_never_inline(*_functions)
