@@ -10,7 +10,8 @@ from torch import Tensor
 
 from . import plan
 from .masks import ConvMask, check_mask, make_table
-from .ops import autograd
+from .ops import autograd, transforms
+from .ops.transforms import ConvLive
 
 ops = autograd.ops
 WEIGHT_GRADS = ("masked", "dense")
@@ -69,7 +70,6 @@ def masked_conv2d(
     K, C = weight.shape[0], weight.shape[1] * groups
     if grad_scale is not None:
         check_grad_scale(op, grad_scale, K, weight.device)
-    table = grad_table = None
     raw = (
         ("filter_mask", filter_mask, (K,)),
         ("kernel_mask", kernel_mask, (K, C // groups)),
@@ -80,21 +80,29 @@ def masked_conv2d(
         if given or not isinstance(mask, ConvMask):
             got = type(mask).__name__ if not given else f"mask and {', '.join(given)}"
             raise ValueError(f"{op}: mask: expected a ConvMask and no other mask beside it, got {got}")
+    else:
+        for name, m, shape in raw:
+            if m is not None:
+                check_mask(op, name, m, shape, x.device)
+    if transforms.is_transformed():
+        if mask is not None:
+            mask.check_sizes(K, C, groups)
+            filter_mask, kernel_mask, input_mask = mask.filter_mask, mask.kernel_mask, mask.input_mask
+        live = ConvLive.of_masks(filter_mask, kernel_mask, input_mask, K, C, groups, dense_grad=weight_grad == "dense")
+        return transformed_conv2d(x, weight, bias, live, grad_scale, stride, padding, dilation, groups)
+    table = grad_table = None
+    if mask is not None:
         table = mask.table(K, C, groups)
         grad_table = table if weight_grad == "masked" else mask.table(K, C, groups, dense_grad=True)
         if mask.nothing_dead and grad_scale is None:
             return F.conv2d(x, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
         if table.device != x.device:
             raise ValueError(f"{op}: mask: expected a ConvMask on {x.device}, got one on {table.device}")
-    else:
-        for name, m, shape in raw:
-            if m is not None:
-                check_mask(op, name, m, shape, x.device)
-        if any(m is not None for _, m, _ in raw):
-            table = make_table(filter_mask, kernel_mask, input_mask, K, C, groups)
-            grad_table = table
-            if weight_grad == "dense":
-                grad_table = None if input_mask is None else make_table(None, None, input_mask, K, C, groups)
+    elif any(m is not None for _, m, _ in raw):
+        table = make_table(filter_mask, kernel_mask, input_mask, K, C, groups)
+        grad_table = table
+        if weight_grad == "dense":
+            grad_table = None if input_mask is None else make_table(None, None, input_mask, K, C, groups)
     return conv2d_with_tables(x, weight, bias, table, grad_table, grad_scale, stride, padding, dilation, groups)
 
 
@@ -133,6 +141,27 @@ def conv2d_with_tables(
     return y if x.dim() == 4 else y.squeeze(0)
 
 
+def transformed_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    live: ConvLive,
+    grad_scale: Tensor | None,
+    stride: int | Sequence[int],
+    padding: int | str | Sequence[int],
+    dilation: int | Sequence[int],
+    groups: int,
+) -> Tensor:
+    """masked_conv2d under a transform of torch.func or in forward-mode AD."""
+    op = "masked_conv2d"
+    stride, dilation = pair(op, "stride", stride), pair(op, "dilation", dilation)
+    if isinstance(padding, str):
+        x, padding = pad_string(op, x, padding, weight.shape[2:], stride, dilation)
+    return transforms.masked_conv2d(
+        x, weight, bias, live, grad_scale, stride, pair(op, "padding", padding), dilation, groups
+    )
+
+
 def gather_channels(x: Tensor, index: Tensor) -> Tensor:
     """Picks channels: x[:, index], in the memory format of x. Differentiable.
 
@@ -150,7 +179,7 @@ def gather_channels(x: Tensor, index: Tensor) -> Tensor:
         True
     """
     _check_index_device("gather_channels", x, index)
-    return ops.gather_channels(x, index)
+    return transforms.gather_channels(x, index) if transforms.is_transformed() else ops.gather_channels(x, index)
 
 
 def scatter_channels(x: Tensor, index: Tensor, channels: int) -> Tensor:
@@ -170,6 +199,8 @@ def scatter_channels(x: Tensor, index: Tensor, channels: int) -> Tensor:
         [1.0, 0.0, 1.0, 0.0]
     """
     _check_index_device("scatter_channels", x, index)
+    if transforms.is_transformed():
+        return transforms.scatter_channels(x, index, channels)
     return ops.scatter_channels(x, index, channels)
 
 

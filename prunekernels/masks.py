@@ -101,6 +101,9 @@ class ConvMask:
     def _own(name: str, mask: Tensor | None, shape: tuple[int | None, ...]) -> Tensor | None:
         if mask is None:
             return None
+        if isinstance(mask, Tensor) and torch._C._functorch.is_batchedtensor(mask):
+            advice = "give the masks themselves to masked_conv2d"
+            raise ValueError(f"ConvMask: {name}: expected a mask that vmap does not batch, got a batched one: {advice}")
         expected = [mask.shape[i] if size is None else size for i, size in enumerate(shape)]
         return check_mask("ConvMask", name, mask, expected).detach().clone()
 
@@ -122,13 +125,7 @@ class ConvMask:
             torch.int32
         """
         if not self._tables:
-            for name, known, given in (
-                ("out_channels", self.out_channels, out_channels),
-                ("in_channels", self.in_channels, in_channels),
-                ("groups", self.groups, groups),
-            ):
-                if known is not None and known != given:
-                    raise ValueError(f"ConvMask: {name}: expected {known}, as its masks have, got a weight of {given}")
+            self.check_sizes(out_channels, in_channels, groups)
             K, C, G = self.out_channels, self.in_channels, self.groups = out_channels, in_channels, groups
             self._tables[False] = make_table(self.filter_mask, self.kernel_mask, self.input_mask, K, C, G)
             self._tables[True] = make_table(None, None, self.input_mask, K, C, G).to(self._tables[False].device)
@@ -139,6 +136,23 @@ class ConvMask:
             got = f"{out_channels}, {in_channels}, {groups}"
             raise ValueError(f"ConvMask: mask: expected a convolution of {own}, got {got}")
         return self._tables[dense_grad]
+
+    def check_sizes(self, out_channels: int, in_channels: int, groups: int) -> None:
+        """Raises unless the masks are those of a convolution of this size.
+
+        Args:
+            out_channels: K of the convolution.
+            in_channels: C of the convolution.
+            groups: Its groups.
+
+        Examples:
+            >>> pk.ConvMask(filter_mask=torch.tensor([True, False])).check_sizes(2, 3, 1)
+        """
+        given = {"out_channels": out_channels, "in_channels": in_channels, "groups": groups}
+        for name, size in given.items():
+            known = getattr(self, name)
+            if known is not None and known != size:
+                raise ValueError(f"ConvMask: {name}: expected {known}, as its masks have, got a weight of {size}")
 
     def _count(self, which: int) -> int:
         if self._live is None:

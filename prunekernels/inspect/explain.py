@@ -23,7 +23,7 @@ from ..nn.conv import MaskedConv2d
 from ..ops import mask_table
 from ..plan import DIRECTIONS, LayerPlan, has_other_plans
 from .flops import live_kernels, lowered
-from .observe import observe, text_table
+from .observe import masked_where_compiled, observe, text_table
 
 WARMUPS, MIN_ROUNDS, MAX_ROUNDS, SECONDS = 2, 3, 15, 0.1
 DENSE, SMALL = (LayerPlan(plan, plan, plan) for plan in ("dense", "small"))
@@ -59,6 +59,8 @@ class Explanation:
             - "untimed": why it cannot be timed alone, otherwise None.
         fallbacks: A dict for each operation that took a live tensor at full width: its name "op", the "module" that
             called it, and "count".
+        compiled: The names of the parts of a network in live mode that torch.compile runs ("" is the whole network).
+            Their layers run in masked mode.
 
     Examples:
         >>> model = torch.nn.Sequential(pk.MaskedConv2d(3, 8, 3), torch.nn.Sigmoid())
@@ -72,6 +74,7 @@ class Explanation:
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     fallbacks: list[dict[str, Any]] = field(default_factory=list)
+    compiled: list[str] = field(default_factory=list)
 
     @property
     def breaks(self) -> list[dict[str, Any]]:
@@ -91,6 +94,7 @@ class Explanation:
         lines = [text_table(head, [*cells, ["all", *[""] * 7, *_times(ms, dense_ms)]])]
         lines += [f"not timed: {row['layer']}: {row['untimed']}" for row in self.rows if row["untimed"]]
         lines += [f"full width: {f['op']} in {f['module'] or 'the model'}, {f['count']} x" for f in self.fallbacks]
+        lines += [f"masked mode: {name or 'the model'}, which torch.compile runs" for name in self.compiled]
         return "\n".join(lines)
 
 
@@ -128,10 +132,11 @@ def explain(model: nn.Module, example_input: Any, *, backward: bool = True) -> E
 
     held = (*model.parameters(), *model.buffers())
     backward = backward and not any(t.is_inference() for t in held)
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), masked_where_compiled(model) as compiled:
         with recording(model) as fallbacks:
             observe("explain", model, example_input, visit, grad=backward)
-        return Explanation([_row(name, layers[name], calls[name], backward) for name in calls], fallbacks)
+        rows = [_row(name, layers[name], calls[name], backward) for name in calls]
+    return Explanation(rows, fallbacks, compiled)
 
 
 def _call(x: Tensor, y: Tensor) -> _Call:

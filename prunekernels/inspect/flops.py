@@ -14,7 +14,7 @@ from ..live import LiveList, LiveTensor
 from ..live.conv import FullWidth, Lowered
 from ..nn.conv import MaskedConv2d, lowered_for
 from ..ops import mask_table
-from .observe import observe, text_table
+from .observe import masked_where_compiled, observe, text_table
 
 
 @dataclass
@@ -94,7 +94,7 @@ def count_flops(model: nn.Module, example_input: Any) -> Flops:
         row["dense"] += dense
         row["live"] += live
 
-    with plan.measure(False):
+    with plan.measure(False), masked_where_compiled(model):
         observe("count_flops", model, example_input, visit)
     return Flops(list(rows.values()))
 

@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from ..nn.example import Example
+from ..nn.flow import compiled_parts, guard_compiled
+from ..nn.mask_buffers import MaskBuffers
 
 Visit = Callable[[str, nn.Module, Any, Any], None]  # layer's name, layer, its first argument, its result
 
@@ -69,6 +71,29 @@ def _hooks(model: nn.Module, entered: list[str], visit: Visit) -> Iterator[None]
     try:
         yield
     finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def masked_where_compiled(model: nn.Module) -> Iterator[list[str]]:
+    """Masked mode inside the block for layers that torch.compile runs: they are, whatever flow() says.
+
+    Gives the names of the compiled parts to which that makes a difference ("": the whole model).
+    """
+    found = {
+        name: (part, [m for m in part.modules() if isinstance(m, MaskBuffers) and m._flow])
+        for name, part in compiled_parts(model).items()
+    }
+    layers = [layer for _, inside in found.values() for layer in inside]
+    handles = [guard_compiled(part) for part, _ in found.values()]
+    try:
+        for layer in layers:
+            layer._flow = False
+        yield [name for name, (_, inside) in found.items() if inside]
+    finally:
+        for layer in layers:
+            layer._flow = True
         for handle in handles:
             handle.remove()
 

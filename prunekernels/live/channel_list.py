@@ -76,9 +76,9 @@ class LiveList:
         if found is None:
             if len(self._derived) >= _MAX_DERIVED:
                 self._derived.clear()
-            # Tensors made here outlive the mode that they are made in, and the fake tensors of torch.export.
+            # Tensors made here outlive the mode, the torch.func transform and the torch.export that they are made in.
             real = contextlib.nullcontext() if torch.compiler.is_dynamo_compiling() else _disable_current_modes()
-            with torch.inference_mode(False), real:
+            with torch.inference_mode(False), torch._C._DisableFuncTorch(), real:
                 found = self._derived[key] = make()
         return found
 

@@ -17,7 +17,9 @@ from .channel_list import LiveList
 from .channel_ops import to_dense
 
 _without_rules = torch._C.DisableTorchFunctionSubclass
+_transforms_active = torch._C._are_functorch_transforms_active
 RULES: dict[Any, Any] = {}  # torch function -> rule(func, args, kwargs); NotImplemented: not these arguments
+ABOUT: set[Any] = set()  # those that tell a property of a tensor and compute nothing
 
 
 class LiveTensor(Tensor):
@@ -90,6 +92,8 @@ class LiveTensor(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         rule = RULES.get(func)
+        if rule is not None and _transforms_active() and func not in ABOUT:  # C++ operators cannot be transformed
+            rule = None
         if rule is not None and args and not (kwargs and "out" in kwargs):
             result = rule(func, args, kwargs)
             if result is not NotImplemented:
@@ -137,9 +141,9 @@ class LiveTensor(Tensor):
         if self._dense is not None and self._dense_version == compact._version:
             return self._dense
         # The result is cached, so it is made with grad enabled: a later caller may need its history. It is made outside
-        # of inference mode, so that writes to it change its version.
+        # of inference mode, so that writes to it change its version, and not as a tensor of a torch.func transform.
         mode = torch.inference_mode(False) if torch.is_inference_mode_enabled() else torch.enable_grad()
-        with _without_rules(), mode:
+        with _without_rules(), mode, torch._C._DisableFuncTorch():
             dense = to_dense(compact, self.live)
         if dense.requires_grad == compact.requires_grad and not compact.is_inference():
             self._dense, self._dense_version = dense, compact._version
@@ -278,11 +282,8 @@ class ViewGroup:
 
 
 def can_flow(x: Tensor) -> bool:
-    """Whether a layer may make live tensors of x: not while torch traces, compiles or transforms the layer."""
-    if type(x) is not Tensor and type(x) is not LiveTensor:
-        return False
-    recorded = torch.compiler.is_compiling() or torch._C._is_tracing()
-    return not recorded and not torch._C._are_functorch_transforms_active()
+    """Whether a layer that is not compiled or transformed may make live tensors of x: not while torch traces it."""
+    return (type(x) is Tensor or type(x) is LiveTensor) and not torch._C._is_tracing()
 
 
 def wrap(compact: Tensor, live: LiveList) -> Tensor:
@@ -360,16 +361,34 @@ def _shares_memory(value: Any, dense: Tensor) -> bool:
     return isinstance(value, Tensor) and torch._C._is_alias_of(value, dense)  # type: ignore[attr-defined]
 
 
-def _skip_in_dynamo(*methods: Any) -> None:
-    """Makes torch.compile leave alone what these methods run: it cannot trace through this tensor subclass.
+def store_full_width(tree: Any) -> Any:
+    """A tree of containers with plain tensors in place of live ones, which share their memory from now on."""
+    return tree_map_only(LiveTensor, LiveTensor.to_dense_, tree)
+
+
+def skip_frames(*functions: Any) -> None:
+    """Makes torch.compile leave alone what these functions run, unless it inlines them into another function.
 
     torch.compiler.disable does the same, but imports the compiler and costs a microsecond a call.
     """
     frames: Any = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
     if all(hasattr(frames, n) for n in ("set_code_exec_strategy", "_FrameExecStrategy", "_FrameAction")):
         skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
-        for method in methods:
-            frames.set_code_exec_strategy(method.__func__.__code__, skip)
+        for function in functions:
+            frames.set_code_exec_strategy(function.__code__, skip)
 
 
-_skip_in_dynamo(LiveTensor.__torch_function__, LiveTensor.__torch_dispatch__)
+def _never_inline(*functions: Any) -> None:
+    """Makes torch.compile break the graph at these functions: it cannot trace through this tensor subclass."""
+    for function in functions:
+        function._torchdynamo_disable = True
+        function._torchdynamo_disable_msg = (
+            "compiled code got a live tensor; call pk.flow(model) again, after torch.compile of parts of the model: "
+            "they then get full-width tensors"
+        )
+
+
+_methods: list[Any] = [LiveTensor.__torch_function__, LiveTensor.__torch_dispatch__]
+_functions = [*(method.__func__ for method in _methods), LiveTensor.to_dense]
+skip_frames(*_functions)
+_never_inline(*_functions)

@@ -13,6 +13,7 @@ from ..live import LiveList, LiveTensor
 from ..live.channel_ops import regroup, to_dense
 from ..live.tensor import can_flow, wrap
 from ..ops.extension import has_extension, ops
+from ..ops.transforms import is_recorded_or_transformed
 from .mask_buffers import MaskBuffers
 
 _BATCHES = "num_batches_tracked"
@@ -79,14 +80,13 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalizes the live channels. input and result: [N, C, H, W], plain or live."""
-        self._refresh_if_edited()
+        if is_recorded_or_transformed():
+            return self._recorded_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
+        if self._is_edited():
+            self._refresh()
         if self._all_live and type(input) is not LiveTensor:
             return super().forward(input)
-        self._check_input_dim(input)
-        if input.shape[1] != self.num_features:
-            raise ValueError(
-                f"MaskedBatchNorm2d: input: expected {self.num_features} channels, got {list(input.shape)}"
-            )
+        self._check_channels(input)
         if (
             type(input) is LiveTensor
         ):  # a channel that is live here but arrives dead is normalized too: its zeros become the bias
@@ -97,6 +97,49 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         if self._flow and not self._forward_hooks and can_flow(input):
             return wrap(y, self._channels)
         return to_dense(y, self._channels)
+
+    def _check_channels(self, input: Tensor) -> None:
+        self._check_input_dim(input)
+        if input.shape[1] != self.num_features:
+            raise ValueError(
+                f"MaskedBatchNorm2d: input: expected {self.num_features} channels, got {list(input.shape)}"
+            )
+
+    def _mask_tensor(self) -> Tensor:
+        """Bool [C], read from the buffer: what torch records or transforms then follows the mask."""
+        return self.channel_mask
+
+    def _recorded_forward(self, x: Tensor) -> Tensor:
+        """The norm at full width, for compilers and transforms: neither sizes nor Python values depend on the mask."""
+        self._check_channels(x)
+        if torch.compiler.is_exporting() and self._all_live:
+            return super().forward(x)
+        live, zero = self._mask_tensor(), x.new_zeros(())
+        planes = live.view(1, -1, 1, 1)
+        weight, bias = (None if p is None else torch.where(live, p, zero.to(p.dtype)) for p in (self.weight, self.bias))
+        y = self._normalize_all(torch.where(planes, x, zero), live, weight, bias)
+        return torch.where(planes, y, zero)
+
+    def _normalize_all(self, x: Tensor, live: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """The norm of all channels, of which the running statistics of live ones move. live: bool [C]."""
+        mean, var, batches = (self._buffers[name] for name in ("running_mean", "running_var", _BATCHES))
+        update = self.training and self.track_running_stats
+        if update and batches is not None:
+            batches.add_(1)
+        if mean is None or var is None or (self.training and not update):
+            return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
+        if not self.training:
+            mean, var = torch.where(live, mean, 0), torch.where(live, var, 1)
+            return F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
+        factor: float | Tensor = self.momentum or 0.0
+        if self.momentum is None and batches is not None:
+            factor = 1.0 / batches.to(mean.dtype)
+        of_batch = torch.zeros_like(mean), torch.zeros_like(var)  # the momentum of 1 replaces them
+        y = F.batch_norm(x, *of_batch, weight, bias, True, 1.0, self.eps)
+        with torch.no_grad():
+            for running, new in zip((mean, var), of_batch, strict=True):
+                running.copy_(torch.where(live, factor * new + (1 - factor) * running, running))
+        return y
 
     def _normalize(self, live: Tensor) -> Tensor:
         """The norm of the live channels, [N, live, H, W], which have been gathered."""
@@ -122,7 +165,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
 
     def _has_kernel(self, live: Tensor, statistics: tuple[Tensor | None, ...]) -> bool:
         """Whether the operator serves this input; otherwise torch's batch norm does."""
-        if not has_extension() or torch.compiler.is_compiling() or live.device.type != "cpu" or live.numel() < 2:
+        if not has_extension() or live.device.type != "cpu" or live.numel() < 2:
             return False
         return live.dtype == torch.float32 and all(t is None or t.dtype == torch.float32 for t in statistics)
 

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
 
-from ..functional import WEIGHT_GRADS, check_conv, check_grad_scale, conv2d_with_tables, pad_string
+from ..functional import WEIGHT_GRADS, check_conv, check_grad_scale, conv2d_with_tables, pad_string, transformed_conv2d
 from ..live import LiveList, LiveTensor, fallbacks
 from ..live.conv import FullWidth, LayerMasks, Lowered, lower
 from ..live.tensor import can_flow, wrap
 from ..masks import live_counts, make_table
 from ..ops import mask_table
 from ..ops.autograd import ops
+from ..ops.transforms import ConvLive, is_recorded_or_transformed, is_transformed
 from ..plan import LayerPlan, has_other_plans
 from .mask_buffers import MaskBuffers
 
@@ -209,7 +210,10 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """The masked convolution. input [N, C, H, W] or [C, H, W], plain or live -> [N, K, P, Q] or [K, P, Q]."""
-        self._refresh_if_edited()
+        if is_recorded_or_transformed():
+            return self._recorded_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
+        if self._is_edited():
+            self._refresh()
         if (self._flow or type(input) is LiveTensor) and can_flow(input):
             return live_conv(self, input)
         return self._full_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
@@ -220,19 +224,34 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
             y = super().forward(input)
         else:
             y = self._masked_forward(input)
-        if type(input) is Tensor and not torch.compiler.is_compiling():
+        if type(input) is Tensor:
             self.__dict__["_last_input"] = (input.size(), input.stride(), y.dtype)  # past Module's slow __setattr__
         return y
+
+    def _recorded_forward(self, input: Tensor) -> Tensor:
+        """The layer in masked mode for compilers and transforms, which must not see whether anything is dead."""
+        if torch.compiler.is_exporting() and self._all_live and self._grad_scale is None:
+            return super().forward(input)  # what is exported keeps its masks, so a plain convolution will do
+        return self._masked_forward(input)
 
     def _masked_forward(self, input: Tensor) -> Tensor:
         weight, bias, buffers = self.weight, self.bias, self._buffers  # Module's __getattr__ costs 0.5 us a name
         check_conv("MaskedConv2d", input, weight, bias, self.groups)
         input, padding = self._pad(input)
         table, scale = buffers["_mask_table"], buffers["_grad_scale"]
+        if is_transformed():  # by the masks, not by the table: functional_call may have put in others, maybe batched
+            geometry = (self.stride, padding, self.dilation, self.groups)
+            return transformed_conv2d(input, weight, bias, self._live_tensors(), scale, *geometry)
         grad_table = table if self._weight_grad == "masked" else buffers["_grad_table"]
         return conv2d_with_tables(
             input, weight, bias, table, grad_table, scale, self.stride, padding, self.dilation, self.groups
         )
+
+    def _live_tensors(self) -> ConvLive:
+        filters, sizes = self.filter_mask & self.hard_mask, (self.out_channels, self.in_channels, self.groups)
+        dense_grad = self._weight_grad == "dense"
+        masks = (filters, self.kernel_mask, self.input_mask)
+        return ConvLive.of_masks(*masks, *sizes, dense_grad=dense_grad, hard_mask=self.hard_mask)
 
     def _pad(self, x: Tensor) -> tuple[Tensor, str | Sequence[int]]:
         """x padded according to padding_mode, and the padding that is left to the convolution."""

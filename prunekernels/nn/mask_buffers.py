@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..masks import check_mask
+from ..ops.transforms import is_recorded_or_transformed
 
 Layer = TypeVar("Layer", bound="MaskBuffers")
 Plain = TypeVar("Plain", bound=nn.Module)
@@ -34,7 +35,7 @@ class MaskBuffers(nn.Module):
 
     _mask_names: tuple[str, ...] = ()
     _own_state: tuple[str, ...] = ()  # every buffer and attribute the plain layer does not have
-    _seen: tuple[int, ...]  # versions of the masks that the derived state belongs to
+    _seen: list[tuple[Tensor, int]]  # the masks that the derived state belongs to, with their versions
     _flow: bool = False  # live mode: passes on live tensors
 
     def _init_masks(self) -> None:
@@ -48,14 +49,19 @@ class MaskBuffers(nn.Module):
     def _refresh(self) -> None:
         with torch.no_grad():
             self._derive()
-        self._seen = self._versions()
+        masks = [self._buffers[name] for name in self._mask_names]
+        self._seen = [(mask, _version(mask)) for mask in masks if mask is not None]
 
-    def _versions(self) -> tuple[int, ...]:
+    def _is_edited(self) -> bool:
+        """Whether a mask was written to, or is another tensor (torch.func.functional_call puts in others)."""
         buffers = self._buffers
-        return tuple([_version(buffers[name]) for name in self._mask_names])  # type: ignore[arg-type]
+        for name, (mask, version) in zip(self._mask_names, self._seen, strict=True):
+            if buffers[name] is not mask or _version(mask) != version:
+                return True
+        return False
 
     def _refresh_if_edited(self) -> None:
-        if not torch.compiler.is_compiling() and self._seen != self._versions():
+        if not is_recorded_or_transformed() and self._is_edited():
             self._refresh()
 
     def _parse(self, op: str, name: str, mask: Tensor | str | None, buffer: Tensor) -> Tensor | None:

@@ -239,3 +239,73 @@ def test_nothing_to_explain():
 def test_a_failure_names_the_layer():
     with pytest.raises(ValueError, match="explain: example_input: expected an input .* got RuntimeError in 0: "):
         explain(make(), torch.randn(2, 5, 9, 9))
+
+
+def live_network():
+    model = nn.Sequential(pk.MaskedConv2d(3, 4, 3), nn.ReLU(), nn.Sequential(pk.MaskedConv2d(4, 6, 3), nn.ReLU()))
+    model.append(pk.MaskedConv2d(6, 2, 1))
+    model[0].set_masks(filter=torch.tensor([True, False, True, True]))
+    model[2][0].set_masks(filter=FILTERS)
+    return pk.flow(model)
+
+
+def compile_whole(model):
+    return torch.compile(model, backend="eager"), ["masked"] * 3, [""]
+
+
+def compile_whole_in_place(model):
+    model.compile(backend="eager")
+    return model, ["masked"] * 3, [""]
+
+
+def compile_part(model):
+    model[2] = torch.compile(model[2], backend="eager")
+    return pk.flow(model), ["live", "masked", "live"], ["2"]
+
+
+def compile_part_after_flow(model):
+    model[2] = torch.compile(model[2], backend="eager")
+    return model, ["live", "masked", "live"], ["2"]
+
+
+def compile_part_in_place(model):
+    model[2].compile(backend="eager")
+    return pk.flow(model), ["live", "masked", "live"], ["2"]
+
+
+def compile_parts_of_parts(model):
+    model[2][0].compile(backend="eager")
+    model[2].compile(backend="eager")
+    return pk.flow(model), ["live", "masked", "live"], ["2"]
+
+
+def compile_what_has_no_masks(model):
+    model[1].compile(backend="eager")
+    return pk.flow(model), ["live"] * 3, []
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")
+@pytest.mark.parametrize("how", [
+    compile_whole, compile_whole_in_place, compile_part, compile_part_after_flow, compile_part_in_place,
+    compile_parts_of_parts, compile_what_has_no_masks,
+])  # fmt: skip
+def test_explain_says_that_what_compile_runs_is_in_masked_mode(how):
+    model, modes, parts = how(live_network())
+    x = torch.randn(2, 3, 9, 9)
+    found = explain(model, x)
+    assert [row["mode"] for row in found.rows] == modes
+    assert [row["live_filters"] for row in found.rows] == [3, 4, 2] and found.compiled == parts
+    for name in parts:
+        assert f"masked mode: {name or 'the model'}, which torch.compile runs" in str(found)
+    assert "torch.compile" in str(found)
+    again = explain(model, x)
+    assert without_times(again.rows) == without_times(found.rows) and again.fallbacks == found.fallbacks
+    layers = [m for m in model.modules() if isinstance(m, pk.MaskedConv2d)]
+    assert all(layer._flow and not layer._forward_hooks for layer in layers)
+
+
+def test_explain_of_a_compiled_network_in_masked_mode_needs_no_words():
+    model = pk.flow(live_network(), False)
+    model.compile(backend="eager")
+    found = explain(model, torch.randn(2, 3, 9, 9))
+    assert found.compiled == [] and "torch.compile" not in str(found)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...op_facts import keeps_zero
-from ..tensor import RULES, LiveTensor, _without_rules, wrap
+from ..tensor import ABOUT, RULES, LiveTensor, _without_rules, wrap
 
 Rule = Callable[[Any, Any, Any], Any]
 
@@ -196,6 +196,9 @@ _ABOUT += [getattr(Tensor, name) for name in (
     "is_signed", "get_device", "element_size", "__len__", "is_inference", "dim_order", "type", "__hash__",
 )]  # fmt: skip
 _ABOUT += [torch.numel, torch.is_floating_point, torch.is_complex, torch.is_signed, torch.is_inference]
+
+
+ABOUT.update(_ABOUT)
 
 
 @rule(*_ABOUT)
