@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..masks import check_mask
+from .ddp import watch_broadcasts
 
 Layer = TypeVar("Layer", bound="MaskBuffers")
 Plain = TypeVar("Plain", bound=nn.Module)
@@ -55,7 +56,10 @@ class MaskBuffers(nn.Module):
         return tuple([_version(buffers[name]) for name in self._mask_names])  # type: ignore[arg-type]
 
     def _refresh_if_edited(self) -> None:
-        if not torch.compiler.is_compiling() and self._seen != self._versions():
+        if torch.compiler.is_compiling():
+            return
+        watch_broadcasts()
+        if self._seen != self._versions():
             self._refresh()
 
     def _parse(self, op: str, name: str, mask: Tensor | str | None, buffer: Tensor) -> Tensor | None:
