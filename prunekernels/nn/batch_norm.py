@@ -14,6 +14,7 @@ from ..live.channel_ops import regroup, to_dense
 from ..live.tensor import can_flow, wrap
 from ..ops.extension import has_extension, ops
 from .mask_buffers import MaskBuffers
+from .sharding import check_whole
 
 _BATCHES = "num_batches_tracked"
 
@@ -176,6 +177,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         """
         if weight is None:
             weight, bias = self.weight, self.bias
+        check_whole("zero_dead", "MaskedBatchNorm2d", self, weight)
         self._refresh_if_edited()
         if self._all_live:
             return
