@@ -151,9 +151,11 @@ class Trainer:
                 x, y = self.data.normalised(x.to(self.device)), y.to(self.device)
                 totals += self._step(x, y)
                 images += self.batch
-                if reads_each or step % CHECK_EVERY == 0 or step == steps - 1:
-                    loss, right = (distributed.summed(totals) / images).tolist()
+                is_time = step % CHECK_EVERY == 0 or step == steps - 1
+                if is_time or self.device.type == "cpu":
                     computed.append(computed_share(self.layers.values()))
+                if is_time or reads_each:
+                    loss, right = (distributed.summed(totals) / images).tolist()
                     self._check_loss(loss, step)
                     if bar is not None:
                         rate = images / (time.perf_counter() - begun)
