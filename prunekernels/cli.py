@@ -17,6 +17,7 @@ import torch
 from . import __version__, build_info, has_extension, kernels
 from .train import demo, run
 from .train.config import MODE_OF_GEAR
+from .train.distributed import LostRank
 
 # Errors that a user can correct are printed in one line; any other is a fault of the program and shows its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
@@ -40,7 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return asked.command(**given, **({"rest": rest} if asked.command is _bench else {})) or 0
     except USER_ERRORS as error:
         rank = os.environ.get("RANK", "0")  # torchrun's; rank 0 speaks for the run
-        print(f"error{'' if rank == '0' else f' on rank {rank}'}: {error}", file=sys.stderr)
+        print(f"error{'' if rank == '0' else f' on rank {rank}'}: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, LostRank):
+            sys.stdout.flush()
+            os._exit(2)  # at once: the ordinary end of the process might wait for the rank that is lost
         return 2
     except KeyboardInterrupt:
         print(f"\n{asked.name}: interrupted", file=sys.stderr)

@@ -22,6 +22,11 @@ from torch.nn.parallel import DistributedDataParallel
 from ..nn.ranks import world_size
 
 Value = TypeVar("Value")
+OF_OTHERS = ("gloo", "NCCL", "c10d", "pair closure", "onnection")  # in errors of collectives
+
+
+class LostRank(ConnectionError):
+    """Another rank is gone, or did not answer in time. The process group is left as it is: its end may wait for it."""
 
 
 def rank() -> int:
@@ -47,23 +52,25 @@ def joined(device: str | None, timeout: float) -> Iterator[None]:
         yield
         return
     on_cuda = (device or "cuda").startswith("cuda") and torch.cuda.is_available()
+    is_lost = False
     try:
         dist.init_process_group("nccl" if on_cuda else "gloo", timeout=datetime.timedelta(seconds=timeout))
-        try:
-            yield
-        finally:
-            dist.destroy_process_group()
+        yield
     except RuntimeError as error:
-        if not _is_of_others(error):
+        is_lost = _is_of_others(error)
+        if not is_lost:
             raise
         reason = str(error).strip().splitlines()[-1]
         expected = f"rank {os.environ.get('RANK')}: expected all {started} ranks to answer within {timeout:g} s"
-        raise ConnectionError(f"train: {expected}, got: {reason}; start all of them again with --resume") from error
+        raise LostRank(f"train: {expected}, got: {reason}; start all of them again with --resume") from error
+    finally:
+        if not is_lost and dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _is_of_others(error: RuntimeError) -> bool:
     """Whether an error tells that another rank is gone or late. gloo raises a plain RuntimeError."""
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "c10d"))
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in OF_OTHERS)
 
 
 def from_rank_0(work: Callable[[], Value]) -> Value:

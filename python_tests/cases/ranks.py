@@ -14,14 +14,21 @@ import prunekernels as pk
 TIMEOUT = 60  # seconds that a rank waits for the others
 
 
-def run_ranks(work, world, *args):
-    """Calls work(rank, *args) in as many processes as ranks, each in the default process group; returns their results.
-
-    work: a function of a test module. The processes come from a server that has imported what DDP loads at first, so
-    that they start in a tenth of a second. An error of a rank is raised here.
+def processes():
+    """The context of new processes. They come from a server that has imported what DDP loads at first, so that they
+    start in a tenth of a second.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._dynamo", "prunekernels"])
+    return context
+
+
+def run_ranks(work, world, *args):
+    """Calls work(rank, *args) in as many processes as ranks, each in the default process group; returns their results.
+
+    work: a function of a test module. An error of a rank is raised here.
+    """
+    processes()
     with tempfile.TemporaryDirectory() as folder:
         join = torch.multiprocessing.start_processes(
             _rank, (world, folder, work, args), nprocs=world, join=False, start_method="forkserver"

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import multiprocessing
 import os
 import signal
 import socket
@@ -16,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 import prunekernels as pk
-from cases.ranks import run_ranks
+from cases.ranks import processes, run_ranks
 from cases.train import tiny_config, tiny_data, tiny_run
 from prunekernels import cli
 from prunekernels.train import checkpoint, distributed, finalize, loop, setup
@@ -206,10 +205,10 @@ def test_one_process_needs_no_group(monkeypatch):
 
 # ---- processes of their own
 
-QUICK = "--arch vgg_small --width 0.25 --batch 16 --method ghfp --no-report".split()
+QUICK = "--arch vgg_small --width 0.25 --batch 16 --no-report".split()
 
 
-def started(rank, port, out, epochs, act):
+def started(rank, port, out, act, *arguments):
     """What torchrun starts: the command, in no process group yet. Rank 1 comes late, and acts before its epoch 2."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
     os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
@@ -225,8 +224,7 @@ def started(rank, port, out, epochs, act):
         Trainer.run_epoch = run_epoch_of_rank_1
         time.sleep(0.5)
     with open(out / f"said {rank}", "w") as said, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        arguments = [*QUICK, "--epochs", str(epochs), "--out", str(out / "run"), "--timeout", "4"]
-        status = cli.main(["train", *arguments])
+        status = cli.main(["train", *QUICK, *arguments, "--out", str(out / "run"), "--timeout", "4"])
     sys.exit(status)
 
 
@@ -238,13 +236,13 @@ def hanging():
     time.sleep(60)
 
 
-def run_command(out, epochs, act=None):
+def run_command(out, act, *arguments):
     """The exit status of rank 0, and what each rank has said."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    ranks = [context.Process(target=started, args=(rank, port, out, epochs, act)) for rank in range(2)]
+    context = processes()
+    ranks = [context.Process(target=started, args=(rank, port, out, act, *arguments)) for rank in range(2)]
     for process in ranks:
         process.start()
     ranks[0].join(timeout=60)
@@ -260,7 +258,7 @@ def run_command(out, epochs, act=None):
 def test_a_lost_rank_ends_the_run(tmp_path, act):
     """Rank 1 joins late, trains an epoch and is lost; rank 0 says so, and its checkpoint stays."""
     pytest.importorskip("tqdm")
-    status, said = run_command(tmp_path, 3, act)
+    status, said = run_command(tmp_path, act, "--epochs", "3")
     assert said[0].count("masks equal on all 2 ranks") == 1 and said[1] == ""
     assert status == 2 and "error: train: rank 0: expected all 2 ranks to answer within 4 s, got: " in said[0]
     assert said[0].endswith("; start all of them again with --resume\n")
@@ -270,7 +268,7 @@ def test_a_lost_rank_ends_the_run(tmp_path, act):
 def test_the_command(tmp_path):
     """The group is left before rank 0 shrinks and times the network."""
     pytest.importorskip("tqdm")
-    status, said = run_command(tmp_path, 2)
+    status, said = run_command(tmp_path, None, "--method", "ghfp", "--epochs", "2")
     assert status == 0 and said[0].count("masks equal on all 2 ranks") == 2 and said[1] == ""
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint.pt", "small.pt", "summary.json"}
 
@@ -279,7 +277,20 @@ def test_torchrun(tmp_path):
     for name in ("sklearn", "tqdm"):
         pytest.importorskip(name)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "prunekernels", "train", *QUICK, "--size", "8", "--epochs", "2", "--stop-after", "1"]
+    command += [
+        "-m",
+        "prunekernels",
+        "train",
+        *QUICK,
+        "--method",
+        "ghfp",
+        "--size",
+        "8",
+        "--epochs",
+        "2",
+        "--stop-after",
+        "1",
+    ]
     given = {**os.environ, "OMP_NUM_THREADS": "1", "PRUNEKERNELS_MEASURE": "0"}
     done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, env=given, timeout=100)
     assert done.returncode == 0, done.stderr
