@@ -13,6 +13,7 @@ from .nn.conv import MaskedConv2d
 from .nn.convert import Conversion, convert, restore
 from .nn.example import Example
 from .nn.flow import flow
+from .nn.ranks import check_same_masks
 from .ops.extension import build_info, has_extension, kernels
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ __all__ = [
     "MaskedConv2d",
     "Tidied",
     "build_info",
+    "check_same_masks",
     "convert",
     "count_flops",
     "coupled_groups",

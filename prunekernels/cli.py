@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import platform
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 from . import __version__, build_info, has_extension, kernels
 from .train import demo, run
 from .train.config import MODE_OF_GEAR
+from .train.distributed import LostRank
 
 # Errors that a user can correct are printed in one line; any other is a fault of the program and shows its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
@@ -38,7 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return asked.command(**given, **({"rest": rest} if asked.command is _bench else {})) or 0
     except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")  # torchrun's; rank 0 speaks for the run
+        print(f"error{'' if rank == '0' else f' on rank {rank}'}: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, LostRank):
+            sys.stdout.flush()
+            os._exit(2)  # at once: the ordinary end of the process might wait for the rank that is lost
         return 2
     except KeyboardInterrupt:
         print(f"\n{asked.name}: interrupted", file=sys.stderr)
@@ -88,7 +94,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("mode", str, "live, masked, or dense: masks are applied, and nothing is skipped (live)")
     parser.add_argument("--gear", action=_Gear, choices=MODE_OF_GEAR, help=argparse.SUPPRESS)
     add("epochs", int, "epochs in all (30)")
-    add("batch", int, "images a step (64)")
+    add("batch", int, "images a step, of all processes together (64)")
     add("lr", float, "learning rate at first; a cosine takes it to 0 (0.1)")
     add("momentum", float, "momentum of SGD (0.9)")
     add("weight-decay", float, "weight decay of SGD (0.0005)")
@@ -104,6 +110,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("beside", str, "folder of a dense run to compare with in the report")
     parser.add_argument("--no-report", dest="report", action="store_false", help="write no report.html, no pictures")
     parser.add_argument("--report", action="store_true", help="write the report of a run that was started without one")
+    add("timeout", float, "seconds that a process of torchrun waits for the others (600)")
     add("quiet", None, "print no progress")
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..nn.conv import MaskedConv2d
+from ..nn.sharding import check_whole
 from .ranking import BUDGETS
 
 COUPLINGS = ("independent", "joint")
@@ -65,6 +66,13 @@ def epochs_that_prune(op: str, epochs: int, fine_tune: int | None, default: Call
     return epochs - fine_tune
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network itself, where it is in DistributedDataParallel or DataParallel: layers keep their names."""
+    while isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        model = model.module
+    return model
+
+
 def masked_layers(op: str, model: nn.Module, skip: Iterable[str]) -> dict[str, MaskedConv2d]:
     """The network's masked convolutions by name, among which all of skip must be."""
     masked = {name: m for name, m in model.named_modules() if isinstance(m, MaskedConv2d)}
@@ -72,6 +80,8 @@ def masked_layers(op: str, model: nn.Module, skip: Iterable[str]) -> dict[str, M
     expect(op, not isinstance(skip, str), "skip", "a list of names", repr(skip))
     for name in skip:
         expect(op, name in masked, "skip", "names of MaskedConv2d layers", repr(name))
+    for name, layer in masked.items():
+        check_whole(op, name, layer)
     return masked
 
 

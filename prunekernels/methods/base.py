@@ -13,7 +13,7 @@ from ..graph import Group
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..optim import bind
 from ..optim.step import MaskedStep
-from . import arguments
+from . import arguments, ranks
 from .channel_masks import ChannelMasks, NormFinder, units_of
 from .checkpoint import check_identity
 from .clip import SoftClip
@@ -61,6 +61,9 @@ class Method:
             one is then all dense.
         fine_tune: How many of the epochs, at the end, only train what is left. None: the method's own, 0 but for PGP.
         seed: Of the random generator.
+        process_group: The ranks that decide together, where torch.distributed is initialized: scores are means over
+            them, so that masks stay the same on all. Each makes the method, steps it and ends its epochs. None: the
+            default group.
 
     Attributes:
         history: By epoch, and in it by layer name, Counts.
@@ -112,8 +115,10 @@ class Method:
         steps_per_epoch: int | None = None,
         fine_tune: int | None = None,
         seed: int = 0,
+        process_group: Any = None,
     ) -> None:
         op = type(self).__name__
+        model = arguments.unwrapped(model)
         arguments.check_options(
             op, rate=rate, duty=duty, coupling=coupling, budget=budget, round_to=round_to, norms=norms, clip=clip,
             steps_per_epoch=steps_per_epoch, seed=seed, example_input=example_input,
@@ -121,6 +126,7 @@ class Method:
         self.epochs = self._epochs_that_prune(epochs, fine_tune)
         self.model, self.optimizer, self.rate, self.duty = model, optimizer, rate, duty
         self.round_to, self.budget, self.with_norms = round_to, budget, norms
+        self.process_group = process_group
         self.steps_per_epoch, self._fixed_steps = steps_per_epoch, steps_per_epoch is not None
         self.generator = torch.Generator().manual_seed(seed)
         self.epoch = self.steps = 0  # epochs that are over, steps of this one
@@ -221,8 +227,9 @@ class Method:
         if not self.finished:
             self._prune(self.epoch)
         self.epoch += 1
-        if not self._fixed_steps and self.steps:
-            self.steps_per_epoch = self.steps
+        steps = ranks.largest(self.steps, self._on_device, self.process_group)
+        if not self._fixed_steps and steps:
+            self.steps_per_epoch = steps
         self.steps = 0
         self.criterion.begin_epoch()
         self._set_masks()
@@ -297,7 +304,7 @@ class Method:
                 self.soften(name, rows, epoch)
 
     def _rankings(self) -> list[Ranking]:
-        scores = self.criterion.scores()
+        scores = ranks.mean(self.criterion.scores(), self.process_group)
         for name in self.layers:
             wrong = (~scores[name].isfinite()).nonzero().flatten().tolist()
             self._expect(not wrong, name, "finite scores", f"others for filters {wrong}")
@@ -305,6 +312,11 @@ class Method:
         for unit, dead, hard in zip(self.units, self.filters.dead, self.filters.hard, strict=True):
             rankings.append(Ranking.of(of_unit(unit, scores), dead, hard, list(unit.filters.values())))
         return rankings
+
+    @property
+    def _on_device(self) -> Tensor:
+        """A tensor on the network's device."""
+        return next(iter(self.layers.values())).weight
 
     def _rows(self, by_unit: list[Tensor], name: str) -> Tensor:
         """int64: indices of a layer's filters that are True in these unit masks, on the layer's device."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..filter_ops import cluster_mean_
+from . import ranks
 from .base import Method
 from .clusters import CLUSTERINGS, Clustering
 from .filter_states import FilterStates
@@ -132,7 +133,7 @@ class CSGD(Method):
     # ---- clusters
 
     def _cluster(self) -> None:
-        self.leaders = [self._leader(group) for group in self.merge_groups]
+        self.leaders = ranks.of_rank_0([self._leader(group) for group in self.merge_groups], self.process_group)
         self._clustered = self._clustered_tensors(self.leaders)
 
     def _leader(self, group: MergeGroup) -> Tensor:

@@ -15,6 +15,7 @@ from ..nn.conv import MaskedConv2d
 from ..nn.example import Example
 from ..nn.flow import flow
 from ..nn.mask_buffers import MaskBuffers
+from . import ranks
 from .arguments import is_share
 from .base import Method
 from .channel_masks import find_norms
@@ -52,7 +53,8 @@ class CoarsePruning(Method):
         rate: The share of filters that is pruned.
         epochs: See Method.
         data: Batches (x, y) of held-out images with integer labels: an iterable that can be gone through again, or a
-            function that returns one. A pass loads each batch once and tries all masks on it, in live mode.
+            function that returns one. A pass loads each batch once and tries all masks on it, in live mode. Of several
+            ranks each tries them on its own data, and the errors are added up.
         masks: How many masks are drawn: about 100 are published for a rate of 0.4, more for higher rates.
         kernel_rate: The share of live kernels that is pruned. None: rate. 0: none.
         start: The epoch at whose end filters are pruned; -1: at once, for a trained network. None: after a third.
@@ -222,6 +224,7 @@ class CoarsePruning(Method):
         Masks are drawn again for each part of the data: all together they would need more memory than the network.
         """
         seeds: list[int] = torch.randint(2**62, (self.masks,), generator=self.generator).tolist()
+        seeds = ranks.of_rank_0(seeds, self.process_group)
         errors, answers = [0] * len(seeds), 0
         with self._evaluating():
             for part in self._parts():
@@ -229,6 +232,7 @@ class CoarsePruning(Method):
                 for i, seed in enumerate(seeds):
                     attempt(seed)
                     errors[i] += int(torch.stack([self._errors(x, y) for x, y in part]).sum())
+        *errors, answers = ranks.summed([*errors, answers], self._on_device, self.process_group)
         expected = "batches with images in every pass (of an iterator: a function that makes it)"
         self._expect(answers > 0, "data", expected, "none")
         self.error_rates.append([count / answers for count in errors])

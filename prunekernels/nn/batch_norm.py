@@ -15,6 +15,7 @@ from ..live.tensor import can_flow, wrap
 from ..ops.extension import has_extension, ops
 from ..ops.transforms import is_recorded_or_transformed
 from .mask_buffers import MaskBuffers
+from .sharding import check_whole
 
 _BATCHES = "num_batches_tracked"
 
@@ -219,6 +220,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         """
         if weight is None:
             weight, bias = self.weight, self.bias
+        check_whole("zero_dead", "MaskedBatchNorm2d", self, weight)
         self._refresh_if_edited()
         if self._all_live:
             return

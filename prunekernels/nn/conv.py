@@ -20,6 +20,7 @@ from ..ops.autograd import ops
 from ..ops.transforms import ConvLive, is_recorded_or_transformed, is_transformed
 from ..plan import LayerPlan, has_other_plans
 from .mask_buffers import MaskBuffers
+from .sharding import check_whole
 
 MaskArgument = Tensor | str | None
 _MAX_LOWERED = 64  # of a layer: the lists that arrive change with the masks of the layers before it
@@ -309,6 +310,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         """
         if weight is None:
             weight, bias = self.weight, self.bias
+        check_whole("zero_dead", "MaskedConv2d", self, weight)
         self._refresh_if_edited()
         K, C, Cg = self.out_channels, self.in_channels, self.in_channels // self.groups
         weight.masked_fill_(~mask_table.live_kernels(self._mask_table, K, C, Cg).view(K, Cg, 1, 1), 0)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..masks import check_mask
 from ..ops.transforms import is_recorded_or_transformed
+from .ddp import watch_broadcasts
 
 Layer = TypeVar("Layer", bound="MaskBuffers")
 Plain = TypeVar("Plain", bound=nn.Module)
@@ -61,7 +62,10 @@ class MaskBuffers(nn.Module):
         return False
 
     def _refresh_if_edited(self) -> None:
-        if not is_recorded_or_transformed() and self._is_edited():
+        if is_recorded_or_transformed():
+            return
+        watch_broadcasts()
+        if self._is_edited():
             self._refresh()
 
     def _parse(self, op: str, name: str, mask: Tensor | str | None, buffer: Tensor) -> Tensor | None:

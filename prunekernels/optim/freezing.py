@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
+from ..nn.sharding import check_whole
 from ..ops import mask_table
 from .binding import Binding
 from .dead_rows import MaskedLayer, check_freeze
@@ -24,6 +25,7 @@ def _masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
         raise ValueError("bind: model: expected masked layers (see pk.convert), got none")
     owner: dict[Tensor, str] = {}
     for name, layer in layers.items():
+        check_whole("bind", name, layer)
         for parameter in layer.parameters(recurse=False):
             if owner.setdefault(parameter, name) != name:
                 raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..nn.sharding import is_split
 from .binding import Binding
 from .dead_rows import check_freeze
 
@@ -33,6 +34,9 @@ class MaskedStep(torch.optim.Optimizer):
         self.defaults["freeze"] = freeze
         for group in self.param_groups:
             check_freeze(type(self).__name__, group.setdefault("freeze", freeze))
+            expected = "whole tensors (a torch.optim optimizer takes split ones)"
+            split = any(map(is_split, group["params"]))
+            self._expect(not split, "params", expected, "one that fully_shard has split over ranks")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -14,7 +14,16 @@ from .models import MODELS
 MODES = ("masked", "live", "dense")
 MODE_OF_GEAR = {"network": "live", "layer": "masked", "dense": "dense"}  # the setting was called gear before
 DUTY = 0.1  # of a method, unless set: soft-dead filters skip nine tenths of the steps
-FREE = ("out", "stop_after", "quiet", "onnx", "report", "beside")  # may change when a run resumes: they move no weight
+TIMEOUT = 600.0
+FREE = (
+    "out",
+    "stop_after",
+    "quiet",
+    "onnx",
+    "report",
+    "beside",
+    "timeout",
+)  # may change when a run resumes: they move no weight
 
 
 @dataclass
@@ -35,7 +44,7 @@ class Config:
         measure: Whether PGP scores filters by an extra pass over the training set after each epoch.
         mode: How the network runs: "live", "masked", or "dense" (masks are applied, and nothing is skipped).
         epochs: How many epochs to train.
-        batch: Images a step.
+        batch: Images a step, of all ranks together.
         lr: The learning rate at first; a cosine takes it to 0.
         momentum: Of SGD.
         weight_decay: Of SGD.
@@ -48,6 +57,7 @@ class Config:
         report: Whether to write report.html.
         quiet: Whether to print no progress.
         beside: Folder of a dense run, to compare with in the report.
+        timeout: Seconds that a rank waits for the others before its run ends with an error.
         gear: Deprecated: the former name of mode, with the values in MODE_OF_GEAR.
     """
 
@@ -77,6 +87,7 @@ class Config:
     report: bool = True
     quiet: bool = False
     beside: str | None = None
+    timeout: float = TIMEOUT
     gear: InitVar[str | None] = None
 
     def __post_init__(self, gear: str | None) -> None:
@@ -86,7 +97,7 @@ class Config:
         self._among("arch", tuple(MODELS))
         self._among("mode", MODES)
         self._number("rate", "a number in [0, 1)", lambda v: 0 <= v < 1)
-        for name in ("width", "lr"):
+        for name in ("width", "lr", "timeout"):
             self._number(name, "a number above 0", lambda v: v > 0)
         for name in ("momentum", "weight_decay"):
             self._number(name, "a number, at least 0", lambda v: v >= 0)

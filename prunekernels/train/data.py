@@ -221,17 +221,31 @@ LOADERS: dict[str, Callable[[str, int | None], Data]] = {"digits": _digits, "cif
 KNOWN = ("digits", "cifar10:DIR", "folder:DIR")
 
 
-def train_batches(data: Data, batch: int, seed: int, epoch: int, augment: str) -> Iterator[tuple[Tensor, Tensor]]:
+def train_batches(
+    data: Data, batch: int, seed: int, epoch: int, augment: str, share: Callable[[int], slice] = slice
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields batches (images uint8 [batch, C, H, W], labels int64 [batch]) in an order that seed and epoch decide.
 
-    All batches are whole; the images that are left over are not used in this epoch.
+    All batches are whole; the images that are left over are not used in this epoch. Of several ranks each has its share
+    of every batch, in which the images are the same as in the whole batch.
+
+    Args:
+        data: The data set.
+        batch: Images a batch.
+        seed: Of the order and of the augmentation.
+        epoch: The epoch, from 0.
+        augment: One of AUGMENTS.
+        share: From the number of images of a batch, those of them that are yielded; by default all.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     split = data.train
     order = torch.randperm(len(split), generator=generator)
     for rows in order[: steps_per_epoch(data, batch) * batch].split(batch):
-        images = split.images[rows]
-        yield (augmented(images, augment, generator) if augment != "none" else images), split.labels[rows]
+        own = share(len(rows))
+        images = split.images[rows[own]]
+        if augment != "none":
+            images = augmented(images, augment, generator, len(rows), own)
+        yield images, split.labels[rows[own]]
 
 
 def steps_per_epoch(data: Data, batch: int) -> int:
@@ -239,14 +253,20 @@ def steps_per_epoch(data: Data, batch: int) -> int:
     return max(1, len(data.train) // batch)
 
 
-def augmented(images: Tensor, augment: str, generator: torch.Generator) -> Tensor:
-    """Shifts each image by up to an eighth, filling up with black; "shift+flip" also mirrors half of the images."""
+def augmented(
+    images: Tensor, augment: str, generator: torch.Generator, of: int | None = None, own: slice = slice(None)
+) -> Tensor:
+    """Shifts each image by up to an eighth, filling up with black; "shift+flip" also mirrors half of the images.
+
+    own: which images of a batch these are, of so many (of; None: they are the batch). Random numbers are drawn for all.
+    """
     N, C, H, W = images.shape
+    of = N if of is None else of
     pad = max(1, min(H, W) // 8)
-    down, right = (torch.randint(0, 2 * pad + 1, (N, 1), generator=generator) for _ in range(2))
+    down, right = (torch.randint(0, 2 * pad + 1, (of, 1), generator=generator)[own] for _ in range(2))
     rows, columns = torch.arange(H) + down, torch.arange(W) + right
     if augment == "shift+flip":
-        mirrored = torch.rand(N, 1, generator=generator) < 0.5
+        mirrored = torch.rand(of, 1, generator=generator)[own] < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
     n, c = torch.arange(N).view(N, 1, 1, 1), torch.arange(C).view(1, C, 1, 1)
     return F.pad(images, (pad,) * 4)[n, c, rows[:, None, :, None], columns[:, None, None, :]]

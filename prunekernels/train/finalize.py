@@ -46,7 +46,7 @@ def finalize_run(run: Trainer) -> dict[str, Any]:
         "parameters": _parameters(plain), "small_parameters": _parameters(small),
         "multiply_adds": count_flops(plain, image).dense, "small_multiply_adds": count_flops(small, image).dense,
         "epoch_of": _epoch_times(run, plain, small), "threads": torch.get_num_threads(), "device": str(run.device),
-        "torch": torch.__version__,
+        "torch": torch.__version__, "ranks": run.ranks,
     }  # fmt: skip
     text = json.dumps(summary, indent=1)
     write_atomically(run.out / "summary.json", lambda path: path.write_text(text))
@@ -87,10 +87,12 @@ def _parameters(model: nn.Module) -> int:
 def _epoch_times(run: Trainer, plain: nn.Module, small: nn.Module) -> dict[str, float]:
     """Seconds an epoch of three networks: plain ("dense"), the run's with its last masks ("this") and the small one.
 
-    Their steps are timed in turns, so that all three see the same machine; medians, times the steps of an epoch.
+    Their steps are timed in turns, so that all three see the same machine; medians, times the steps of an epoch. Of
+    several ranks it is what one computes, without what they tell each other.
     """
     x, y = next(train_batches(run.data, run.config.batch, run.config.seed, 0, "none"))
-    x, y = run.data.normalised(x.to(run.device)), y.to(run.device)
+    own = slice(len(y) // run.ranks)
+    x, y = run.data.normalised(x[own].to(run.device)), y[own].to(run.device)
     small = copy.deepcopy(small)
     stepped = {"dense": plain, "this": copy.deepcopy(run.model), "small": small}
     steps = {name: _stepper(run, model, x, y) for name, model in stepped.items()}

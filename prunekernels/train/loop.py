@@ -22,18 +22,21 @@ from torch import Tensor, nn
 from .. import plan
 from ..methods import PGP
 from ..nn.conv import MaskedConv2d
-from . import checkpoint, setup
-from .config import Config
+from ..nn.ranks import check_same_masks, world_size
+from . import checkpoint, distributed, setup
+from .config import FREE, Config
 from .data import Data, load, steps_per_epoch, train_batches
 from .optional_deps import need
 
 CHECKPOINT = "checkpoint.pt"
 EVALUATION_BATCH = 256
-CHECK_EVERY = 20  # steps between two checks of the loss where reading it makes the host wait for the device
+CHECK_EVERY = 20  # steps between two checks of the loss where reading it makes the host wait for a device or for ranks
 
 
 class Trainer:
     """Trains the network of a run. Nothing is written before `run` has trained an epoch.
+
+    In a process group of torch.distributed it trains on all ranks: each makes a Trainer, rank 0 writes.
 
     Args:
         config: The run's settings.
@@ -41,6 +44,7 @@ class Trainer:
         state: A checkpoint's state, to go on from.
 
     Attributes:
+        ranks: The number of processes that train together.
         history: A row of numbers by epoch.
         states: By epoch, uint8 [filters of all layers]: 0 live, 1 soft-dead, 2 hard-dead.
     """
@@ -49,6 +53,9 @@ class Trainer:
         setup.class_of(config)
         self.config, self.out = config, Path(config.out)
         self.data = data or load(config.data, config.size)
+        self.ranks, self.quiet = world_size(), config.quiet or distributed.rank() > 0
+        self.batch = min(config.batch, len(self.data.train))  # of all ranks together
+        self._check_ranks()
         self.device = setup.device_of(config)
         torch.manual_seed(config.seed)
         random.seed(config.seed)
@@ -64,6 +71,17 @@ class Trainer:
         self.augment = config.augment or self.data.augment
         if state is not None:
             self._restore(state)
+        self.trained = distributed.wrapped(self.model)
+
+    def _check_ranks(self) -> None:
+        """All ranks have the same settings and data, and images for each step."""
+        if self.ranks == 1:
+            return
+        settings = {name: value for name, value in self.config.as_dict().items() if name not in FREE}
+        distributed.check_same(settings | {"data": f"{self.config.data}: {self.data.fingerprint}"})
+        if self.batch < 2 * self.ranks:
+            expected = f"at least 2 images for each of the {self.ranks} ranks"
+            raise ValueError(f"train: batch: expected {expected}, got {self.batch}")
 
     @classmethod
     def resumed(cls, out: str | Path, given: Mapping[str, Any] | None = None, *, data: Data | None = None) -> Trainer:
@@ -75,31 +93,38 @@ class Trainer:
             data: The data set. None: that of the settings.
         """
         path = Path(out) / CHECKPOINT
-        state = checkpoint.load(path)
+        state = distributed.from_rank_0(lambda: checkpoint.load(path))
         return cls(Config.resumed(state["config"], {**(given or {}), "out": str(out)}, path), data=data, state=state)
 
     def run(self) -> None:
         """Trains the epochs that are left, or those up to stop_after, and writes a checkpoint after each."""
-        self.out.mkdir(parents=True, exist_ok=True)
         while self.epoch < min(self.config.epochs, self.config.stop_after or self.config.epochs):
             self.run_epoch()
-            checkpoint.save(self.out / CHECKPOINT, self.state())
+            distributed.from_rank_0(self._save)
+
+    def _save(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        checkpoint.save(self.out / CHECKPOINT, self.state())
 
     def run_epoch(self) -> None:
         """Trains one epoch, lets the method prune and evaluates on the test set."""
         with setup.numerics(self.config):
             row = self._train()
         states = self.filter_states()
+        own = distributed.share(len(self.data.test))
         with self.masked():
-            row |= {
-                "accuracy": accuracy(self.model, self.data, self.device),
-                "live": float((states == 0).double().mean()),
-            }
+            right = (predictions(self.model, self.data, self.device, own) == self.data.test.labels[own]).sum()
+        row |= {
+            "accuracy": int(distributed.summed(right.to(self.device))) / len(self.data.test),
+            "live": float((states == 0).double().mean()),
+        }
+        check_same_masks(self.model)
         self.epoch += 1
         self.history.append(row)
         self.states.append(states)
-        if not self.config.quiet:
-            print(_line(self.epoch, self.config.epochs, row), flush=True)
+        if not self.quiet:
+            ranks = f"  masks equal on all {self.ranks} ranks" if self.ranks > 1 else ""
+            print(_line(self.epoch, self.config.epochs, row) + ranks, flush=True)
 
     def masked(self) -> AbstractContextManager[None]:
         """Masks all dead filters within a `with` block, whichever phase the method is in."""
@@ -115,19 +140,22 @@ class Trainer:
         """Trains one epoch and ends it for the method. Returns the epoch's row of the history."""
         config, steps = self.config, steps_per_epoch(self.data, self.config.batch)
         self.model.train()
-        batches = train_batches(self.data, config.batch, config.seed, self.epoch, self.augment)
+        batches = self._batches()
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, right answers
         images, computed, begun = 0, [], time.perf_counter()
-        with _bar(config, self.epoch, steps) as bar:
+        reads_each = self.device.type == "cpu" and self.ranks == 1
+        with _bar(config, self.quiet, self.epoch, steps) as bar:
             for step, (x, y) in enumerate(batches):
                 for group in self.optimizer.param_groups:
                     group["lr"] = learning_rate(config, self.epoch + step / steps)
                 x, y = self.data.normalised(x.to(self.device)), y.to(self.device)
                 totals += self._step(x, y)
-                images += len(y)
-                if self.device.type == "cpu" or step % CHECK_EVERY == 0 or step == steps - 1:
-                    loss, right = (totals / images).tolist()
+                images += self.batch
+                is_time = step % CHECK_EVERY == 0 or step == steps - 1
+                if is_time or self.device.type == "cpu":
                     computed.append(computed_share(self.layers.values()))
+                if is_time or reads_each:
+                    loss, right = (distributed.summed(totals) / images).tolist()
                     self._check_loss(loss, step)
                     if bar is not None:
                         rate = images / (time.perf_counter() - begun)
@@ -135,6 +163,7 @@ class Trainer:
                             f"loss {loss:.3f}  accuracy {right:.3f}  live {computed[-1]:.2f}  {rate:.0f} images/s"
                         )
                         bar.update(step + 1 - bar.n)
+            distributed.average_statistics(self.model)
             if self.method is not None:
                 if isinstance(self.method, PGP) and config.measure and not self.method.finished:
                     self.method.measure(self._losses())
@@ -145,15 +174,24 @@ class Trainer:
             "computed": sum(computed) / len(computed),
         }  # fmt: skip
 
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's shares of the epoch's batches."""
+        config = self.config
+        return train_batches(self.data, config.batch, config.seed, self.epoch, self.augment, distributed.share)
+
+    def _weighted(self, loss: Tensor, images: int) -> Tensor:
+        """A mean over this rank's images, such that the mean over the ranks is the mean over the batch."""
+        return loss if self.ranks == 1 else loss * (images * self.ranks / self.batch)
+
     def _step(self, x: Tensor, y: Tensor) -> Tensor:
         """Makes one optimizer step. Returns float64 [2]: the sum of the losses and the number of right answers."""
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
             x = x.contiguous(memory_format=torch.channels_last)
         with amp(self.config, self.device):
-            scores = self.model(x)
+            scores = self.trained(x)
             loss = F.cross_entropy(scores.float(), y)
-        loss.backward()
+        self._weighted(loss, len(y)).backward()
         self.optimizer.step()
         if self.method is not None:
             self.method.step()
@@ -162,14 +200,13 @@ class Trainer:
 
     def _losses(self) -> Iterator[Tensor]:
         """The losses of this epoch's batches, for PGP.measure."""
-        config = self.config
-        for x, y in train_batches(self.data, config.batch, config.seed, self.epoch, self.augment):
+        for x, y in self._batches():
             x = self.data.normalised(x.to(self.device))
             if self.device.type == "cuda":
                 x = x.contiguous(memory_format=torch.channels_last)
-            with amp(config, self.device):
-                loss = F.cross_entropy(self.model(x).float(), y.to(self.device))
-            yield loss
+            with amp(self.config, self.device):
+                loss = F.cross_entropy(self.trained(x).float(), y.to(self.device))
+            yield self._weighted(loss, len(y))
 
     def _check_loss(self, loss: float, step: int) -> None:
         if math.isfinite(loss):
@@ -226,13 +263,16 @@ def accuracy(model: nn.Module, data: Data, device: torch.device) -> float:
 
 
 @torch.no_grad()
-def predictions(model: nn.Module, data: Data, device: torch.device) -> Tensor:
-    """The class of each test image, int64 [images], in eval mode; afterwards the model is in the mode it was in."""
+def predictions(model: nn.Module, data: Data, device: torch.device, part: slice = slice(None)) -> Tensor:
+    """The class of each test image, int64 [images], in eval mode; afterwards the model is in the mode it was in.
+
+    part: which of the test images.
+    """
     training = model.training
     model.eval()
     with plan.measure(False):  # too few passes to be worth timing plans for
         chosen = [
-            model(data.normalised(x.to(device))).argmax(1).cpu() for x in data.test.images.split(EVALUATION_BATCH)
+            model(data.normalised(x.to(device))).argmax(1).cpu() for x in data.test.images[part].split(EVALUATION_BATCH)
         ]
     model.train(training)
     return torch.cat(chosen)
@@ -247,8 +287,8 @@ def computed_share(layers: Iterable[nn.Conv2d]) -> float:
     return live / total
 
 
-def _bar(config: Config, epoch: int, steps: int) -> AbstractContextManager[Any]:
-    if config.quiet:
+def _bar(config: Config, quiet: bool, epoch: int, steps: int) -> AbstractContextManager[Any]:
+    if quiet:
         return nullcontext()
     tqdm = need("tqdm", "train: the progress bar").tqdm
     layout = "{desc} {bar:20}{postfix}"

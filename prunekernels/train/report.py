@@ -68,7 +68,8 @@ def write_report(
     title = f"{config.arch} on {config.data}" + (
         "" if config.method == "none" else f": {config.method} at {config.rate:g}"
     )
-    machine = f"{summary['device']}, {summary['threads']} threads, torch {summary['torch']}"
+    ranks = f"{summary['ranks']} processes, " if summary.get("ranks", 1) > 1 else ""
+    machine = f"{ranks}{summary['device']}, {summary['threads']} threads, torch {summary['torch']}"
     subtitle = f"{config.mode} mode, {summary['epochs']} epochs, {machine}"
     parts = [_results(summary, beside), *(_figure(out / name) for name in PICTURES)]
     parts += ["<h2>Layers</h2>", _layers(layers, states), "<h2>Settings</h2>", _settings(config)]

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from . import checkpoint
-from .config import Config
+from . import checkpoint, distributed
+from .config import TIMEOUT, Config
 from .finalize import finalize_run, save_small, shrunk
 from .loop import CHECKPOINT, Trainer
 from .optional_deps import need
@@ -26,18 +26,19 @@ def train(given: Mapping[str, Any], *, resume: bool = False, overwrite: bool = F
             FileExistsError.
 
     Returns:
-        The summary, or None where stop_after ended the run before its last epoch.
+        The summary, or None where stop_after ended the run before its last epoch, and on all ranks but the first.
     """
     out = Path(given["out"])
-    path = out / CHECKPOINT
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"train: out: expected a folder, got the file {out}")
-    if path.exists() and not resume and not overwrite:
-        raise FileExistsError(f"train: out: expected a folder without a run, or --resume or --overwrite, got {path}")
-    run = Trainer.resumed(out, given) if resume else Trainer(Config(**given))
-    _check_optional_deps(run.config)
-    beside = _dense_history(run.config.beside)
-    run.run()
+    with distributed.joined(given.get("device"), given.get("timeout", TIMEOUT)):
+        is_first = distributed.rank() == 0
+        distributed.from_rank_0(lambda: _check_out(out, resume or overwrite))
+        run = Trainer.resumed(out, given) if resume else Trainer(Config(**given))
+        distributed.from_rank_0(lambda: _check_optional_deps(run.config))
+        beside = distributed.from_rank_0(lambda: _dense_history(run.config.beside))
+        run.run()
+        run.trained = run.model  # a DDP module that is there when the process ends, after its group, may abort it
+    if not is_first:
+        return None
     if run.epoch < run.config.epochs:
         print(f"stopped after {run.epoch} of {run.config.epochs} epochs: --resume goes on")
         return None
@@ -58,6 +59,14 @@ def shrink_run(out: Path, onnx: bool = False) -> tuple[str, list[Path]]:
     run = Trainer.resumed(out, {"onnx": onnx, "quiet": True})
     small, checked = shrunk(run)
     return checked, save_small(run, small)
+
+
+def _check_out(out: Path, may_exist: bool) -> None:
+    path = out / CHECKPOINT
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"train: out: expected a folder, got the file {out}")
+    if path.exists() and not may_exist:
+        raise FileExistsError(f"train: out: expected a folder without a run, or --resume or --overwrite, got {path}")
 
 
 def _check_optional_deps(config: Config) -> None:

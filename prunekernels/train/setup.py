@@ -17,6 +17,7 @@ from ..nn.conv import MaskedConv2d
 from ..nn.convert import convert
 from ..nn.flow import flow
 from ..optim import MaskedSGD, bind
+from . import distributed
 from .config import Config
 from .data import Data, steps_per_epoch
 from .models import build
@@ -33,7 +34,14 @@ def network(config: Config, data: Data, width: float | None = None) -> nn.Module
 
 
 def device_of(config: Config) -> torch.device:
-    """The device of a run; ValueError where torch does not have it."""
+    """The device of a run; ValueError where torch does not have it. Each rank on a machine has a GPU of its own."""
+    index = distributed.local_rank()
+    if index is not None and torch.cuda.is_available() and (config.device or "cuda").startswith("cuda"):
+        if config.device not in (None, "cuda") or index >= torch.cuda.device_count():
+            expected = f"cuda, a GPU for each rank of this machine ({torch.cuda.device_count()} are here)"
+            raise ValueError(f"train: device: expected {expected}, got {config.device!r} for rank {index} of them")
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
     if config.device is not None:
         try:
             return torch.empty(0, device=config.device).device
@@ -113,10 +121,15 @@ def method_of(config: Config, model: nn.Module, optimizer: torch.optim.Optimizer
 
 
 def evaluation_batches(data: Data) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches (x, y) for a method to evaluate masks on: from the training set; the test set is for the report alone."""
+    """Batches (x, y) for a method to evaluate masks on: from the training set; the test set is for the report alone.
+
+    Each rank has its share of them.
+    """
     chosen = slice(
         None, None, -(-len(data.train) // EVALUATED)
     )  # spread over the set, as a folder's images are sorted by class
     images, labels = data.train.images[chosen], data.train.labels[chosen]
+    own = distributed.share(len(labels))
+    images, labels = images[own], labels[own]
     for x, y in zip(images.split(256), labels.split(256), strict=True):
         yield data.normalised(x), y

@@ -1,6 +1,9 @@
 """The scripts of examples/ do what they say."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -18,7 +21,7 @@ def load(name):
 
 
 def test_every_script_has_a_test():
-    assert SCRIPTS == ["prune_one_layer", "shrink_and_export", "train_resnet_ghfp"]
+    assert SCRIPTS == ["ddp", "prune_one_layer", "shrink_and_export", "train_resnet_ghfp"]
 
 
 def test_prune_one_layer(capsys):
@@ -55,3 +58,15 @@ def test_shrink_and_export(suffix, tmp_path):
         small = load("shrink_and_export").main(["--size", "16", "--out", str(out)])
         got = torch.export.load(out).module()(x)
     torch.testing.assert_close(got, small(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_ddp():
+    """As torchrun starts it, on two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["examples/ddp.py", "--epochs", "2", "--images", "256"]
+    given = {**os.environ, "OMP_NUM_THREADS": "1", "PRUNEKERNELS_MEASURE": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=given, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("masks equal on all 2 ranks") == 2
+    assert "GHFP(epoch 2/2; filters: 40 live, 0 soft, 40 hard)" in done.stdout

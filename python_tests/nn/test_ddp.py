@@ -1,7 +1,6 @@
 """Two ranks on this machine: masks are buffers, so DistributedDataParallel sends them along."""
 
-import os
-import socket
+import warnings
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 import prunekernels as pk
+from cases.ranks import run_ranks
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,48 +32,95 @@ def set_masks(net):
     net[3].set_masks(input=LIVE)
 
 
-def work(rank, port, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    try:
-        net = masked_net(seed=rank)
-        buffer = net[0].filter_mask
-        if rank == 0:
-            set_masks(net)
-        model = nn.parallel.DistributedDataParallel(net)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(10 + rank))
-        hidden = []
-        net[0].register_forward_hook(lambda module, args, out: hidden.append(out.detach()))
-        grads = []
-        for step in range(3):
-            if step == 2 and rank == 0:  # a new mask on rank 0 reaches the others with the next forward
-                net[0].set_masks(filter=~LIVE)
-            optimizer.zero_grad()
-            model(x).square().sum().backward()
-            grads.append([p.grad.clone() for p in model.parameters()])
-            optimizer.step()
-        result = {
-            "masks": [net[0].filter_mask, net[1].channel_mask, net[3].input_mask],
-            "same buffer": net[0].filter_mask is buffer,
-            "hidden": hidden,
-            "grads": grads,
-            "weights": [p.detach() for p in model.parameters()],
-        }
-        torch.save(result, f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def work(rank):
+    net = masked_net(seed=rank)
+    buffer = net[0].filter_mask
+    if rank == 0:
+        set_masks(net)
+    model = nn.parallel.DistributedDataParallel(net)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(10 + rank))
+    hidden = []
+    net[0].register_forward_hook(lambda module, args, out: hidden.append(out.detach()))
+    grads = []
+    for step in range(3):
+        if step == 2 and rank == 0:  # a new mask on rank 0 reaches the others with the next forward
+            net[0].set_masks(filter=~LIVE)
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+        optimizer.step()
+    return {
+        "masks": [net[0].filter_mask, net[1].channel_mask, net[3].input_mask],
+        "same buffer": net[0].filter_mask is buffer,
+        "hidden": hidden,
+        "grads": grads,
+        "weights": [p.detach() for p in model.parameters()],
+        "modes": [in_a_mode(rank, **given) for given in MODES],
+    }
+
+
+MODES = [
+    {"live": live, **given}
+    for live in (False, True)
+    for given in (
+        {},
+        {"broadcast_buffers": False},
+        {"static_graph": True},
+        {"find_unused_parameters": True},
+        {"gradient_as_bucket_view": True},
+    )
+]
+
+
+def in_a_mode(rank, live, **options):
+    """What three steps give, the masks of the third being new: on rank 0 alone where buffers are broadcast."""
+    net = masked_net(seed=0)
+    set_masks(net)
+    if live:
+        pk.flow(net)
+    optimizer = pk.optim.MaskedSGD(net.parameters(), lr=0.1, weight_decay=0.1, freeze="dead")
+    pk.optim.bind(optimizer, net)
+    with warnings.catch_warnings():  # broadcast_buffers has another name from torch 2.13 on
+        warnings.simplefilter("ignore", FutureWarning)
+        model = nn.parallel.DistributedDataParallel(net, **options)
+    derived = []
+    for layer in (net[0], net[1], net[3]):
+        layer._derive = lambda derive=layer._derive: (derived.append(step), derive())
+    right, moved = [], []
+    for step in range(4):
+        if step == 2 and (rank == 0 or not options.get("broadcast_buffers", True)):
+            net[0].set_masks(filter=~LIVE)
+            net[1].set_mask(~LIVE)
+            net[3].set_masks(input=~LIVE)
+        x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(10 * step + rank))
+        before = net[0].weight.detach().clone()
+        optimizer.zero_grad()
+        y = model(x)
+        y.square().mean().backward()
+        plain = masked_net(seed=0)
+        plain.load_state_dict(net.state_dict())
+        pk.restore(plain)
+        right.append(torch.allclose(y, plain(x), atol=1e-5))
+        optimizer.step()
+        moved.append((net[0].weight != before).flatten(1).any(1))
+    return {"right": right, "moved": moved, "derived": derived, "weights": [p.detach() for p in net.parameters()]}
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ddp")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(work, (port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+def results():
+    return run_ranks(work, 2)
+
+
+@pytest.mark.parametrize("mode", range(len(MODES)), ids=[str(given) for given in MODES])
+def test_modes_of_ddp(results, mode):
+    """Whatever is asked of DDP: new masks act at once on every rank, and only then layers read them anew."""
+    ranks = [result["modes"][mode] for result in results]
+    assert all(map(torch.equal, ranks[0]["weights"], ranks[1]["weights"]))
+    for rank in ranks:
+        assert [moved.tolist() for moved in rank["moved"]] == [m.tolist() for m in (LIVE, LIVE, ~LIVE, ~LIVE)]
+        assert set(rank["derived"]) <= {0, 2} and rank["derived"].count(2) <= 6
+        assert rank["right"] == [True] * 4
 
 
 def test_masks_reach_rank_1_in_place(results):

@@ -13,8 +13,8 @@ from .criterion import Criterion, Scores
 class MeanActivation(Criterion):
     """Scores filters by the mean of relu(activation) of their channels, behind the norm where that is known.
 
-    Hooks are on the layers while it gathers, and cost live mode its speed. In data-parallel training each process sees
-    its own images: let one process decide.
+    Hooks are on the layers while it gathers, and cost live mode its speed. Of several ranks each sees its own images;
+    the method takes the mean of their scores.
 
     Args:
         batches: How many forward passes in training mode to average, at the start of each epoch.

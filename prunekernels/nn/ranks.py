@@ -1,0 +1,55 @@
+"""check_same_masks: whether all processes (ranks) of a training have the same masks."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+from .mask_buffers import MaskBuffers
+
+
+def world_size(process_group: Any = None) -> int:
+    """The number of ranks in a group (None: the default one); 1 where torch.distributed is not initialized."""
+    return dist.get_world_size(process_group) if dist.is_available() and dist.is_initialized() else 1
+
+
+def check_same_masks(model: nn.Module, process_group: Any = None) -> int:
+    """Compares the masks of a model over all ranks, by a hash of each layer's. Every rank calls it.
+
+    Args:
+        model: A network with masked layers.
+        process_group: As in `torch.distributed`. None: the default group.
+
+    Returns:
+        The number of ranks that were compared; 1 where `torch.distributed` is not initialized. Masks that differ raise
+        ValueError on all ranks, with the name of the first layer that differs.
+
+    Examples:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3))
+        >>> report = pk.convert(model)
+        >>> f"masks equal on all {pk.check_same_masks(model)} ranks"
+        'masks equal on all 1 ranks'
+    """
+    ranks = world_size(process_group)
+    if ranks == 1:
+        return 1
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, MaskBuffers)}
+    found: list[dict[str, str]] = [{}] * ranks
+    dist.all_gather_object(found, {name: _hash(layer) for name, layer in layers.items()}, group=process_group)
+    for rank, hashes in enumerate(found):
+        for name in dict.fromkeys((*found[0], *hashes)):
+            if found[0].get(name) != hashes.get(name):
+                raise ValueError(
+                    f"check_same_masks: {name or 'model'}: expected the masks of rank 0 on all {ranks} ranks, got "
+                    f"others on rank {rank}: change masks alike on all ranks"
+                )
+    return ranks
+
+
+def _hash(layer: MaskBuffers) -> str:
+    """Of all masks of a layer."""
+    masks = b"".join(getattr(layer, name).cpu().numpy().tobytes() for name in layer._mask_names)
+    return hashlib.sha256(masks).hexdigest()
