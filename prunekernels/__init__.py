@@ -11,6 +11,7 @@ from .masks import ConvMask
 from .nn.batch_norm import MaskedBatchNorm2d
 from .nn.conv import MaskedConv2d
 from .nn.convert import Conversion, convert, restore
+from .nn.copy_masks import copy_masks
 from .nn.flow import flow
 from .ops.extension import build_info, has_extension, kernels
 
@@ -27,6 +28,7 @@ __all__ = [
     "Tidied",
     "build_info",
     "convert",
+    "copy_masks",
     "count_flops",
     "coupled_groups",
     "explain",

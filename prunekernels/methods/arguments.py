@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..nn.conv import MaskedConv2d
+from ..nn.copy_masks import matched_layers
 from .ranking import BUDGETS
 
 COUPLINGS = ("independent", "joint")
@@ -73,6 +74,14 @@ def masked_layers(op: str, model: nn.Module, skip: Iterable[str]) -> dict[str, M
     for name in skip:
         expect(op, name in masked, "skip", "names of MaskedConv2d layers", repr(name))
     return masked
+
+
+def checked_followers(op: str, model: nn.Module, followers: Any) -> list[Any]:
+    """The followers as a list, all of which have the masked layers of the model."""
+    expect(op, isinstance(followers, (list, tuple)), "followers", "a list", type(followers).__name__)
+    for follower in followers:
+        matched_layers(f"{op}: followers", model, follower)
+    return list(followers)
 
 
 def check_optimizer(op: str, optimizer: torch.optim.Optimizer, layers: dict[str, MaskedConv2d]) -> None:

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from ..graph import Group
 from ..nn.batch_norm import MaskedBatchNorm2d
+from ..nn.copy_masks import copy_masks
+from ..nn.mask_buffers import MaskBuffers
+from ..nn.saved_state import dead_values, put_dead_values
 from ..optim import bind
 from ..optim.step import MaskedStep
 from . import arguments
@@ -58,6 +61,8 @@ class Method:
             one is then all dense.
         fine_tune: How many of the epochs, at the end, only train what is left. None: the method's own, 0 but for PGP.
         seed: Of the random generator.
+        followers: Averages of the model (or other copies) that get every change of masks as well, as by pk.copy_masks,
+            which says what each may be.
 
     Attributes:
         history: By epoch, and in it by layer name, Counts.
@@ -108,6 +113,7 @@ class Method:
         steps_per_epoch: int | None = None,
         fine_tune: int | None = None,
         seed: int = 0,
+        followers: Sequence[Any] = (),
     ) -> None:
         op = type(self).__name__
         arguments.check_options(
@@ -131,6 +137,7 @@ class Method:
         names = {name for unit in units for name in unit.layers}
         self.layers = {name: layer for name, layer in masked.items() if name in names}
         arguments.check_optimizer(op, optimizer, self.layers)
+        self.followers = arguments.checked_followers(op, model, followers)
         self._finder: NormFinder | None = None
         self._masks_all = False
         self._begin(duty < 1 if clip is None else clip)
@@ -346,6 +353,8 @@ class Method:
         live = {name: ~self.filters.of_layer(hidden, name) for name in self.layers}
         not_hard = {name: ~self.filters.of_layer(self.filters.hard, name) for name in self.layers}
         self.channel_masks.set_masks(live, not_hard, self.with_norms)
+        for follower in self.followers:
+            copy_masks(self.model, follower)
 
     def _find_norms(self) -> bool:
         """Ends the search for norms; True if there was one and they are now known."""
@@ -373,7 +382,11 @@ class Method:
             "norms": self.channel_masks.norms,
             "generator": self.generator.get_state(),
             "criterion": self.criterion.state_dict(),
+            "dead_values": {name: values for name, m in self._masked_modules() if (values := dead_values(m))},
         }
+
+    def _masked_modules(self) -> Iterator[tuple[str, MaskBuffers]]:
+        return ((name, m) for name, m in self.model.named_modules() if isinstance(m, MaskBuffers))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what state_dict returned and reapplies the masks.
@@ -394,6 +407,9 @@ class Method:
         self.generator.set_state(state_dict["generator"].cpu())
         self.criterion.begin_epoch()
         self.criterion.load_state_dict(state_dict["criterion"])
+        values = state_dict.get("dead_values", {})  # a state dict of the model alone has zeros there
+        for name, module in self._masked_modules():
+            put_dead_values(module, values.get(name, {}))
         self._set_masks()
 
     def detach(self) -> None:

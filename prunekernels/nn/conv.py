@@ -28,8 +28,8 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
     """nn.Conv2d in which dead filters, input channels and kernels are skipped, forward and backward.
 
     Weight, bias and their state-dict keys are those of `nn.Conv2d`. The masks are bool, True = live; a new layer has
-    everything live. Change them with `set_masks`. In buffers and state dicts they are float32, 1 = live. A state dict has
-    zeros in dead entries of weight and bias.
+    everything live. Change them with `set_masks`. In buffers and state dicts they are float32, 1 = live. A state dict
+    has zeros in dead entries of weight and bias.
 
     Args:
         args: As in `nn.Conv2d`.

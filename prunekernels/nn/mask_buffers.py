@@ -1,4 +1,4 @@
-"""MaskBuffers: what both masked layers share. Masks may be edited in place, averaged, moved, or missing in a checkpoint.
+"""MaskBuffers: what both masked layers share. Masks are edited in place, averaged, moved, missing in a checkpoint.
 
 A mask has two forms. The *stored* form is a buffer: float32, 1 live, 0 dead. State dicts, broadcasts and averages see
 it; an average of masks that differ leaves a number between 0 and 1, which shows. The *public* form is the attribute: a
@@ -38,7 +38,7 @@ def _same_as(module: nn.Module, cls: type[Plain]) -> Plain:
 
 def _agree(stored: Tensor, mask: Tensor) -> bool:
     """Whether a stored mask says what a public one does. Waits for the device."""
-    return stored.device == mask.device and torch.equal(stored, mask.to(stored.dtype))
+    return stored.device == mask.device and (mask.is_meta or torch.equal(stored, mask.to(stored.dtype)))
 
 
 def _decode(op: str, name: str, stored: Tensor) -> Tensor:
@@ -49,9 +49,9 @@ def _decode(op: str, name: str, stored: Tensor) -> Tensor:
     wrong = ~((stored - live.to(stored.dtype)).abs() <= _TOLERANCE)  # also where it is NaN
     if bool(wrong.any()):
         raise ValueError(
-            f"{op}: {name}: expected 0 or 1, got {stored[wrong][0].item():.6g}: an average of different masks. Give the "
-            "averaged network to the pruning method (followers=[...]), or call pk.copy_masks(model, average) when the "
-            "masks of the model have changed"
+            f"{op}: {name}: expected 0 or 1, got {stored[wrong][0].item():.7g}, as averages of different masks have. "
+            "Give the averaged network to the pruning method (followers=[...]), or call pk.copy_masks(model, average) when "
+            "the masks of the model have changed"
         )
     return live
 
@@ -62,7 +62,7 @@ def public_mask(name: str) -> Any:
     def get(self: MaskBuffers) -> Tensor:
         if not torch.compiler.is_compiling():
             if torch._C._are_functorch_transforms_active():  # functional_call may have put in another, maybe batched
-                return self._buffers[name] > 0.5  # type: ignore[operator]
+                return self._buffers[name] > 0.5  # type: ignore[operator,return-value]
             self._refresh_if_edited()
         return self._masks[name]
 
@@ -142,9 +142,7 @@ class MaskBuffers(nn.Module):
         """What _refresh_if_edited does, by the contents of the masks. Waits for the device."""
         if self._copies is not None:
             self._copies.look(self)
-        if self._on_meta:
-            self._refresh_if_edited()
-        elif self._is_edited() or not all(map(_agree, self._stored(), self._masks.values())):
+        if self._is_edited() or not all(map(_agree, self._stored(), self._masks.values())):
             self._refresh()
         self.__dict__["_unsure"] = False
 
@@ -196,6 +194,26 @@ class MaskBuffers(nn.Module):
             self._store(name)
         self._note_seen()
         self._derive_anew()
+
+    @torch.no_grad()
+    def _take_masks(self, source: MaskBuffers) -> None:
+        """The masks of another layer; what is dead becomes zero, what comes back to life takes the other's values."""
+        source._look()
+        before = self._dead_entries()
+        for name, mask in self._masks.items():
+            mask.copy_(source._masks[name])
+        self._store_all()
+        now = self._dead_entries()
+        for name in before.keys() | now.keys():
+            parameter, other = self._parameters.get(name), source._parameters.get(name)
+            if parameter is None or other is None:
+                continue
+            dead = now.get(name)
+            if name in before:
+                back = before[name] if dead is None else before[name] & ~dead
+                parameter.copy_(torch.where(back, other.to(parameter), parameter))
+            if dead is not None:
+                parameter.masked_fill_(dead, 0)
 
     def _derive_anew(self) -> None:
         with torch.no_grad():
