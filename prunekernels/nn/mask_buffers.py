@@ -50,8 +50,8 @@ def _decode(op: str, name: str, stored: Tensor) -> Tensor:
     if bool(wrong.any()):
         raise ValueError(
             f"{op}: {name}: expected 0 or 1, got {stored[wrong][0].item():.7g}, as averages of different masks have. "
-            "Give the averaged network to the pruning method (followers=[...]), or call pk.copy_masks(model, average) when "
-            "the masks of the model have changed"
+            "Give the averaged network to the pruning method (followers=[...]), or call pk.copy_masks(model, average) "
+            "when the masks of the model have changed"
         )
     return live
 
@@ -267,11 +267,14 @@ class MaskBuffers(nn.Module):
         if "_masks" in self.__dict__:
             self._note_seen()
             return
-        masks = {name: self._buffers[name] for name in self._mask_names}  # pickled when they were bool buffers
+        masks: dict[str, Tensor] = {}  # pickled when they were bool buffers, and the tables were buffers too
         for name in self._own_state:
-            self._buffers.pop(name, None)
-            self._non_persistent_buffers_set.discard(name)
-        self._add_masks(tuple([tuple(mask.shape) for mask in masks.values()]), masks[self._mask_names[0]].device)  # type: ignore[union-attr]
+            if name in self._buffers:
+                (masks if name in self._mask_names else self.__dict__)[name] = self._buffers.pop(name)
+                self._non_persistent_buffers_set.discard(name)
+        self._add_masks(
+            tuple([tuple(masks[name].shape) for name in self._mask_names]), next(iter(masks.values())).device
+        )
         self._buffers.update(masks)
         self._refresh()
 
