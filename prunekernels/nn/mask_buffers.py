@@ -267,14 +267,13 @@ class MaskBuffers(nn.Module):
         if "_masks" in self.__dict__:
             self._note_seen()
             return
-        masks: dict[str, Tensor] = {}  # pickled when they were bool buffers, and the tables were buffers too
+        masks: dict[str, Any] = {}  # pickled when they were bool buffers, and the tables were buffers too
         for name in self._own_state:
             if name in self._buffers:
                 (masks if name in self._mask_names else self.__dict__)[name] = self._buffers.pop(name)
                 self._non_persistent_buffers_set.discard(name)
-        self._add_masks(
-            tuple([tuple(masks[name].shape) for name in self._mask_names]), next(iter(masks.values())).device
-        )
+        shapes = tuple([tuple(masks[name].shape) for name in self._mask_names])
+        self._add_masks(shapes, masks[self._mask_names[0]].device)
         self._buffers.update(masks)
         self._refresh()
 

@@ -151,9 +151,8 @@ def test_a_prefixed_dictionary():
 
 def test_masks_that_were_saved_as_bool():
     net = pruned()
-    state = {
-        name: v.bool() if name.endswith("_mask") else v.clone() for name, v in net.state_dict(keep_vars=True).items()
-    }
+    own = {name: value.detach() for name, value in net.state_dict(keep_vars=True).items()}
+    state = {name: value.bool() if name.endswith("_mask") else value for name, value in own.items()}
     for assign in (False, True):
         again = masked_net(seed=7).eval()
         again.load_state_dict(copy.deepcopy(state), assign=assign)
