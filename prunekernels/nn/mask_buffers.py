@@ -8,6 +8,7 @@ layer runs.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -20,6 +21,10 @@ from .saved_state import DEAD_VALUES, StateCopies, dead_values, put_dead_values
 
 Layer = TypeVar("Layer", bound="MaskBuffers")
 Plain = TypeVar("Plain", bound=nn.Module)
+_REPLACED = (
+    "the masks of a network were replaced through .data, as Lightning's WeightAveraging does by those of its average: "
+    "filters may have come back to life. Give the averaged network to the pruning method (followers=[...])"
+)
 _TOLERANCE = 1e-6  # an average of equal masks is off by less, one step of an average of different ones by more
 
 
@@ -142,8 +147,12 @@ class MaskBuffers(nn.Module):
         """What _refresh_if_edited does, by the contents of the masks. Waits for the device."""
         if self._copies is not None:
             self._copies.look(self)
-        if self._is_edited() or not all(map(_agree, self._stored(), self._masks.values())):
+        if self._is_edited():
             self._refresh()
+        elif not all(map(_agree, self._stored(), self._masks.values())):
+            self._refresh()
+            if DistributedDataParallel._active_ddp_module is None:
+                warnings.warn(_REPLACED, stacklevel=2)
         self.__dict__["_unsure"] = False
 
     @torch.no_grad()
