@@ -267,6 +267,11 @@ class MaskBuffers(nn.Module):
         self._store_all()
         return self
 
+    def _replicate_for_data_parallel(self: Layer) -> Layer:
+        replica: Layer = super()._replicate_for_data_parallel()  # its buffers are copies on another device
+        replica._masks, replica._copies = dict(self._masks), None
+        return replica
+
     def __getstate__(self) -> dict[str, Any]:
         self._look()
         return {name: value for name, value in self.__dict__.items() if name not in ("_seen", "_copies")}

@@ -74,7 +74,8 @@ class StateCopies:
         """The copy of a parameter that a state dict gets: one at a time, as there is one parameter."""
         if name not in self._by_name:
             parameter, dead = layer._parameters[name], layer._dead_entries()[name]
-            known = self._by_name[name] = _Copy(parameter.detach().masked_fill(dead, 0), parameter, dead)
+            with torch.inference_mode(False):  # it outlives the mode that it is made in
+                known = self._by_name[name] = _Copy(parameter.detach().masked_fill(dead, 0), parameter, dead)
             known.agree()
             _layers.add(layer)
             if not _hooks:

@@ -156,3 +156,15 @@ def test_share_memory():
     assert net[0]._buffers["filter_mask"].is_shared()
     net[0].set_masks(filter=KEEP)
     assert net[0](X)[:, ~KEEP].abs().max() == 0
+
+
+def test_replicas_of_data_parallel_leave_the_layer_alone():
+    """A replica's buffers are on another device."""
+    net = masked_net()
+    net[0].set_masks(filter=KEEP)
+    mask, table = net[0].filter_mask, net[0]._mask_table
+    replica = net[0]._replicate_for_data_parallel()
+    for name in replica._mask_names:
+        replica._buffers[name] = replica._buffers[name].to("meta")
+    assert replica.filter_mask.is_meta and replica._mask_table.is_meta
+    assert net[0].filter_mask is mask and net[0]._mask_table is table and torch.equal(mask, KEEP)

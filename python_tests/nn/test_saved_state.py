@@ -284,6 +284,21 @@ def test_a_state_dict_that_is_kept_follows_training():
     assert torch.equal(state["0.weight"][KEEP], net[0].weight[KEEP]) and not state["0.weight"][~KEEP].any()
 
 
+def test_a_state_dict_made_in_inference_mode():
+    net = pruned()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    with torch.inference_mode():
+        state = net.state_dict()
+    net(X).square().mean().backward()
+    optimizer.step()
+    assert torch.equal(state["0.weight"][KEEP], net[0].weight[KEEP]) and not state["0.weight"][~KEEP].any()
+    with torch.no_grad():
+        state["0.weight"].mul_(2)
+    want = net[0].weight[KEEP] * 2
+    net(X)
+    assert torch.equal(net[0].weight[KEEP], want)
+
+
 def test_copies_are_forgotten_when_nothing_holds_them():
     net = pruned()
     state = net.state_dict()
