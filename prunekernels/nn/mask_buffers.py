@@ -84,8 +84,9 @@ class MaskBuffers(nn.Module):
     _mask_names: tuple[str, ...] = ()
     _own_state: tuple[str, ...] = ()  # every buffer and attribute the plain layer does not have
     _masks: dict[str, Tensor]  # the public form
-    _seen: list[tuple[Tensor, int, Tensor, int]]  # by mask: both forms and their versions, when they last agreed
+    _seen: list[tuple[str, Tensor, int, Tensor, int]]  # of each mask both forms and versions, when they last agreed
     _unsure: bool = False  # whether forward compares contents: a write through .data leaves the version as it was
+    _ddp: int = 0  # id of the DistributedDataParallel that the layer last ran in
     _copies: StateCopies | None = None  # of parameters, in state dicts
     _flow: bool = False  # live mode: passes on live tensors
 
@@ -120,16 +121,22 @@ class MaskBuffers(nn.Module):
         return self._masks[self._mask_names[0]].is_meta
 
     def _note_seen(self) -> None:
-        masks = [self._masks[name] for name in self._mask_names]
-        self._seen = [(s, _version(s), m, _version(m)) for s, m in zip(self._stored(), masks, strict=True)]
+        pairs = zip(self._stored(), self._masks.items(), strict=True)
+        self._seen = [(name, stored, _version(stored), mask, _version(mask)) for stored, (name, mask) in pairs]
         self.__dict__["_unsure"] = False
 
     def _is_edited(self) -> bool:
         """Whether a mask was written to in either form, or has another tensor as its stored form."""
         buffers = self._buffers
-        for name, (stored, version, mask, mask_version) in zip(self._mask_names, self._seen, strict=True):
-            if buffers[name] is not stored or _version(stored) != version or _version(mask) != mask_version:
-                return True
+        try:
+            for name, stored, version, mask, mask_version in self._seen:
+                if stored._version != version or mask._version != mask_version or buffers[name] is not stored:
+                    return True
+        except RuntimeError:  # inference tensors have no versions
+            return any(
+                _version(stored) != version or _version(mask) != mask_version or buffers[name] is not stored
+                for name, stored, version, mask, mask_version in self._seen
+            )
         return False
 
     def _refresh_if_edited(self) -> None:
@@ -138,8 +145,9 @@ class MaskBuffers(nn.Module):
         if self._copies is not None:
             self._copies.look(self)
         ddp = DistributedDataParallel._active_ddp_module
-        if self._unsure or (ddp is not None and ddp.broadcast_buffers):  # written without a trace
-            self._look()
+        if self._unsure or (ddp is not None and (ddp.broadcast_buffers or self._ddp != id(ddp))):
+            self._look()  # DDP broadcasts when it is made, maybe in each step, and leaves the versions as they were
+            self._ddp = id(ddp)
         elif self._is_edited():
             self._refresh()
 
@@ -161,7 +169,7 @@ class MaskBuffers(nn.Module):
         stored = self._stored()
         if len({s.is_meta for s in stored}) > 1:  # a loader is on its way through the buffers
             return
-        edited = [edits_count and _version(mask) != version for _, _, mask, version in self._seen]
+        edited = [edits_count and _version(mask) != version for *_, mask, version in self._seen]
         names, op = self._mask_names, type(self).__name__
         live = [None if own else _decode(op, n, s) for n, s, own in zip(names, stored, edited, strict=True)]
         changed = False
@@ -274,7 +282,7 @@ class MaskBuffers(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         self._look()
-        return {name: value for name, value in self.__dict__.items() if name not in ("_seen", "_copies")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_seen", "_ddp", "_copies")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -309,7 +317,7 @@ class MaskBuffers(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, strict: bool, *args: Any) -> None:
         if self._copies is not None:
             self._copies.look(self)
-        for name, (_, _, mask, version) in zip(self._mask_names, self._seen, strict=True):
+        for name, *_, mask, version in self._seen:
             if _version(mask) != version:  # an edit from before
                 self._store(name)
         own = [n for n, t in (*self._parameters.items(), *self._buffers.items()) if t is not None]
@@ -347,7 +355,7 @@ class MaskBuffers(nn.Module):
     def _drop_masks(self) -> None:
         """Removes every buffer and attribute that the plain layer does not have."""
         self._masks.clear()
-        for name in (*self._own_state, "_masks", "_seen", "_unsure", "_copies", "_flow"):
+        for name in (*self._own_state, "_masks", "_seen", "_unsure", "_ddp", "_copies", "_flow"):
             self._buffers.pop(name, None)
             self._non_persistent_buffers_set.discard(name)
             self.__dict__.pop(name, None)

@@ -219,6 +219,23 @@ def test_ema_swapped_with_the_network_past_version_counters(live):
     assert net[0].filter_mask.all()
 
 
+@pytest.mark.parametrize("each_step", [True, False])
+def test_a_broadcast_is_noticed_whatever_its_versions(monkeypatch, each_step):
+    """DistributedDataParallel broadcasts past the version counters: always when it is made, if asked in each step."""
+    net, first = masked_net(), masked_net()
+    net.train()(X)
+    prune(first)
+    ddp = types.SimpleNamespace(broadcast_buffers=each_step)
+    monkeypatch.setattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", ddp)
+    swap(first, net)
+    net(X)
+    assert torch.equal(net[0].filter_mask, KEEP) and net[0].density == KEEP.float().mean()
+    if each_step:
+        swap(first, net)
+        net(X)
+        assert net[0].filter_mask.all()
+
+
 def test_ema_swap_of_averaged_masks_is_refused():
     net = masked_net()
     net.train()(X)
