@@ -11,6 +11,7 @@ from .masks import ConvMask
 from .nn.batch_norm import MaskedBatchNorm2d
 from .nn.conv import MaskedConv2d
 from .nn.convert import Conversion, convert, restore
+from .nn.copy_masks import copy_masks
 from .nn.example import Example
 from .nn.flow import flow
 from .nn.ranks import check_same_masks
@@ -31,6 +32,7 @@ __all__ = [
     "build_info",
     "check_same_masks",
     "convert",
+    "copy_masks",
     "count_flops",
     "coupled_groups",
     "explain",

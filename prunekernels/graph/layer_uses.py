@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
+from ..nn.mask_buffers import MaskBuffers
 from .analysis import ChannelAnalysis
 from .channels import Channels
 from .rules.layers import LayerRule
@@ -22,9 +23,12 @@ def any_weights(model: nn.Module, traced: Traced, all_dead: bool = False) -> dic
     """
     blank = copy.deepcopy(model)
     with torch.no_grad():
-        for tensor in (*blank.parameters(), *blank.buffers()):
-            if tensor.is_floating_point():
-                tensor.fill_(torch.nan)
+        for module in blank.modules():
+            masks = module._mask_names if isinstance(module, MaskBuffers) else ()
+            buffers = [buffer for name, buffer in module._buffers.items() if name not in masks]
+            for tensor in (*module._parameters.values(), *buffers):
+                if tensor is not None and tensor.is_floating_point():
+                    tensor.fill_(torch.nan)
         for module in blank.modules() if all_dead else ():
             if isinstance(module, MaskedConv2d):
                 module.set_masks(filter=torch.zeros_like(module.filter_mask))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..nn.conv import MaskedConv2d
+from ..nn.copy_masks import matched_layers
 from ..nn.sharding import check_whole
 from .ranking import BUDGETS
 
@@ -92,6 +93,14 @@ def check_prune_outputs(op: str, prune_outputs: object, layers: Collection[str])
         expect(op, is_list, "prune_outputs", "True, False or a list of names", repr(prune_outputs))
         for name in prune_outputs:  # type: ignore[attr-defined]
             expect(op, name in layers, "prune_outputs", "names of MaskedConv2d layers", repr(name))
+
+
+def checked_followers(op: str, model: nn.Module, followers: Any) -> list[Any]:
+    """The followers as a list, all of which have the masked layers of the model."""
+    expect(op, isinstance(followers, (list, tuple)), "followers", "a list", type(followers).__name__)
+    for follower in followers:
+        matched_layers(f"{op}: followers", model, follower)
+    return list(followers)
 
 
 def check_optimizer(

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from ..graph import Group
 from ..nn.batch_norm import MaskedBatchNorm2d
+from ..nn.copy_masks import copy_masks
+from ..nn.mask_buffers import MaskBuffers
+from ..nn.saved_state import dead_values, put_dead_values
 from ..optim import bind
 from ..optim.step import MaskedStep
 from . import arguments, ranks
@@ -64,6 +67,8 @@ class Method:
         process_group: The ranks that decide together, where torch.distributed is initialized: scores are means over
             them, so that masks stay the same on all. Each makes the method, steps it and ends its epochs. None: the
             default group.
+        followers: Averages of the model (or other copies) that get every change of masks as well, as by pk.copy_masks,
+            which says what each may be.
 
     Attributes:
         history: By epoch, and in it by layer name, Counts.
@@ -116,6 +121,7 @@ class Method:
         fine_tune: int | None = None,
         seed: int = 0,
         process_group: Any = None,
+        followers: Sequence[Any] = (),
     ) -> None:
         op = type(self).__name__
         model = arguments.unwrapped(model)
@@ -142,6 +148,7 @@ class Method:
         names = {name for unit in units for name in unit.layers}
         self.layers = {name: layer for name, layer in masked.items() if name in names}
         arguments.check_optimizer(op, optimizer, self.layers, self.left_out)
+        self.followers = arguments.checked_followers(op, model, followers)
         self._finder: NormFinder | None = None
         self._masks_all = False
         self._begin(duty < 1 if clip is None else clip)
@@ -363,6 +370,8 @@ class Method:
         live = {name: ~self.filters.of_layer(hidden, name) for name in self.layers}
         not_hard = {name: ~self.filters.of_layer(self.filters.hard, name) for name in self.layers}
         self.channel_masks.set_masks(live, not_hard, self.with_norms)
+        for follower in self.followers:
+            copy_masks(self.model, follower)
 
     def _find_norms(self) -> bool:
         """Ends the search for norms; True if there was one and they are now known."""
@@ -390,7 +399,11 @@ class Method:
             "norms": self.channel_masks.norms,
             "generator": self.generator.get_state(),
             "criterion": self.criterion.state_dict(),
+            "dead_values": {name: values for name, m in self._masked_modules() if (values := dead_values(m))},
         }
+
+    def _masked_modules(self) -> Iterator[tuple[str, MaskBuffers]]:
+        return ((name, m) for name, m in self.model.named_modules() if isinstance(m, MaskBuffers))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what state_dict returned and reapplies the masks.
@@ -411,6 +424,9 @@ class Method:
         self.generator.set_state(state_dict["generator"].cpu())
         self.criterion.begin_epoch()
         self.criterion.load_state_dict(state_dict["criterion"])
+        values = state_dict.get("dead_values", {})  # a state dict of the model alone has zeros there
+        for name, module in self._masked_modules():
+            put_dead_values(module, values.get(name, {}))
         self._set_masks()
 
     def detach(self) -> None:

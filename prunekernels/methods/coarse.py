@@ -305,4 +305,5 @@ class CoarsePruning(Method):
         kernels: Mapping[str, Tensor] = state_dict["kernels"]
         for name, layer in self.layers.items():
             layer.set_masks(kernel=kernels[name].to(layer.weight.device))
+        self._set_masks()
         self.error_rates = [list(rates) for rates in state_dict["error_rates"]]

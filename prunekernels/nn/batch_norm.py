@@ -14,7 +14,7 @@ from ..live.channel_ops import regroup, to_dense
 from ..live.tensor import can_flow, wrap
 from ..ops.extension import has_extension, ops
 from ..ops.transforms import is_recorded_or_transformed
-from .mask_buffers import MaskBuffers
+from .mask_buffers import MaskBuffers, public_mask
 from .sharding import check_whole
 
 _BATCHES = "num_batches_tracked"
@@ -31,7 +31,8 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         kwargs: As in `nn.BatchNorm2d`.
 
     Attributes:
-        channel_mask: Bool [C], a buffer, True = live. A new layer has all channels live.
+        channel_mask: Bool [C], True = live. A new layer has all channels live. The buffer of that name, in state dicts
+            too, is float32, 1 = live. A state dict has zeros in dead entries of weight and bias.
 
     Examples:
         >>> norm = pk.MaskedBatchNorm2d(4)
@@ -42,7 +43,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
 
     _mask_names = ("channel_mask",)
     _own_state = ("channel_mask", "_seen", "_channels", "_all_live")
-    channel_mask: Tensor
+    channel_mask: Tensor = public_mask("channel_mask")
     _channels: LiveList
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -51,14 +52,19 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
 
     def _init_masks(self) -> None:
         known = next((t for t in (self.weight, self.running_mean) if t is not None), torch.empty(0))
-        self.register_buffer("channel_mask", torch.ones(self.num_features, dtype=torch.bool, device=known.device))
-        self._refresh()
+        self._add_masks(((self.num_features,),), known.device)
 
     def _derive(self) -> None:
-        mask = self.channel_mask
+        mask = self._masks["channel_mask"]
         # Not a buffer: its length changes with the mask, and DDP broadcasts buffers, whose sizes must agree.
         self._channels = LiveList.all(mask.numel()) if mask.is_meta else LiveList.of_mask(mask)
         self._all_live = self._channels.full
+
+    def _dead_entries(self) -> dict[str, Tensor]:
+        if self._all_live:
+            return {}
+        dead = ~self._masks["channel_mask"]
+        return {"weight": dead, "bias": dead}
 
     def set_mask(self, channel: Tensor | str) -> None:
         """Changes the mask in place. An error changes nothing.
@@ -76,15 +82,14 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         if mask is None:
             raise ValueError(f"{op}: channel: expected a bool tensor or 'all', got None")
         with torch.no_grad():
-            self.channel_mask.copy_(mask)
-        self._refresh()
+            self._masks["channel_mask"].copy_(mask)
+        self._store_all()
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalizes the live channels. input and result: [N, C, H, W], plain or live."""
         if is_recorded_or_transformed():
             return self._recorded_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
-        if self._is_edited():
-            self._refresh()
+        self._bring_up_to_date()
         if self._all_live and type(input) is not LiveTensor:
             return super().forward(input)
         self._check_channels(input)
@@ -221,7 +226,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         if weight is None:
             weight, bias = self.weight, self.bias
         check_whole("zero_dead", "MaskedBatchNorm2d", self, weight)
-        self._refresh_if_edited()
+        self._look()
         if self._all_live:
             return
         if weight is None or bias is None:

@@ -19,7 +19,7 @@ from ..ops import mask_table
 from ..ops.autograd import ops
 from ..ops.transforms import ConvLive, is_recorded_or_transformed, is_transformed
 from ..plan import LayerPlan, has_other_plans
-from .mask_buffers import MaskBuffers
+from .mask_buffers import MaskBuffers, public_mask
 from .sharding import check_whole
 
 MaskArgument = Tensor | str | None
@@ -29,8 +29,9 @@ _MAX_LOWERED = 64  # of a layer: the lists that arrive change with the masks of 
 class MaskedConv2d(MaskBuffers, nn.Conv2d):
     """nn.Conv2d in which dead filters, input channels and kernels are skipped, forward and backward.
 
-    Weight, bias and state-dict keys are those of `nn.Conv2d`. The masks are buffers, bool, True = live; a new layer has
-    everything live. Change them with `set_masks`.
+    Weight, bias and their state-dict keys are those of `nn.Conv2d`. The masks are bool, True = live; a new layer has
+    everything live. Change them with `set_masks`. In buffers and state dicts they are float32, 1 = live. A state dict
+    has zeros in dead entries of weight and bias.
 
     Args:
         args: As in `nn.Conv2d`.
@@ -56,10 +57,10 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         *_mask_names, "_mask_table", "_grad_table", "_grad_scale", "_weight_grad", "_seen", "_live", "_all_live",
         "_last_input", "_lowered",
     )  # fmt: skip
-    filter_mask: Tensor
-    kernel_mask: Tensor
-    input_mask: Tensor
-    hard_mask: Tensor
+    filter_mask: Tensor = public_mask("filter_mask")
+    kernel_mask: Tensor = public_mask("kernel_mask")
+    input_mask: Tensor = public_mask("input_mask")
+    hard_mask: Tensor = public_mask("hard_mask")
     bias: nn.Parameter | None
     _mask_table: Tensor
     _grad_table: Tensor
@@ -76,28 +77,38 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
 
     def _init_masks(self) -> None:
         K, Cg, device = self.out_channels, self.in_channels // self.groups, self.weight.device
-        shapes = ((K,), (K, Cg), (self.in_channels,), (K,))
-        for name, shape in zip(self._mask_names, shapes, strict=True):
-            self.register_buffer(name, torch.ones(shape, dtype=torch.bool, device=device))
-        # Buffers of fixed size, written in place: they move with the module and survive a broadcast between ranks.
-        table = torch.zeros(mask_table.words(K, self.in_channels, self.groups), dtype=torch.int32, device=device)
-        self.register_buffer("_mask_table", table, persistent=False)
-        self.register_buffer("_grad_table", table.clone(), persistent=False)
-        self.register_buffer("_grad_scale", None, persistent=False)
-        self._weight_grad = "masked"
-        self._refresh()
+        self._weight_grad, self._grad_scale = "masked", None
+        # Of fixed size, written in place: torch.compile and CUDA graphs go on reading them when masks change.
+        self._mask_table = torch.zeros(
+            mask_table.words(K, self.in_channels, self.groups), dtype=torch.int32, device=device
+        )
+        self._grad_table = self._mask_table.clone()
+        self._add_masks(((K,), (K, Cg), (self.in_channels,), (K,)), device)
 
     def _derive(self) -> None:
+        filters, kernels, inputs, hard = self._masks.values()
         sizes = (self.out_channels, self.in_channels, self.groups)
-        table = make_table(self.filter_mask & self.hard_mask, self.kernel_mask, self.input_mask, *sizes)
-        self._mask_table.copy_(table)
-        self._grad_table.copy_(make_table(self.hard_mask, None, self.input_mask, *sizes))
+        table, grad_table = make_table(filters & hard, kernels, inputs, *sizes), make_table(hard, None, inputs, *sizes)
+        if table.device == self._mask_table.device:
+            self._mask_table.copy_(table)
+            self._grad_table.copy_(grad_table)
+        else:
+            self._mask_table, self._grad_table = table, grad_table
+            if self._grad_scale is not None:
+                self._grad_scale = None if self._grad_scale.is_meta else self._grad_scale.to(table.device)
         if table.is_meta:
-            self._live = (self.out_channels, self.in_channels, self.kernel_mask.numel())
+            self._live = (self.out_channels, self.in_channels, kernels.numel())
         else:
             self._live = live_counts(table)
-        self._all_live = self._live[2] == self.kernel_mask.numel()
+        self._all_live = self._live[2] == kernels.numel()
         self._lowered = {}
+
+    def _dead_entries(self) -> dict[str, Tensor]:
+        if self._all_live:
+            return {}
+        K, C, Cg = self.out_channels, self.in_channels, self.in_channels // self.groups
+        kernels = mask_table.live_kernels(self._mask_table, K, C, Cg).view(K, Cg, 1, 1)
+        return {"weight": ~kernels, "bias": ~mask_table.live_filters(self._mask_table, K)}
 
     @torch.no_grad()
     def set_masks(
@@ -136,8 +147,8 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         new["filter"] = (self.filter_mask if new["filter"] is None else new["filter"]) & hard_mask
         for name, mask in new.items():
             if mask is not None:
-                getattr(self, f"{name}_mask").copy_(mask)
-        self._refresh()
+                self._masks[f"{name}_mask"].copy_(mask)
+        self._store_all()
 
     @property
     def weight_grad(self) -> str:
@@ -213,8 +224,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         """The masked convolution. input [N, C, H, W] or [C, H, W], plain or live -> [N, K, P, Q] or [K, P, Q]."""
         if is_recorded_or_transformed():
             return self._recorded_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
-        if self._is_edited():
-            self._refresh()
+        self._bring_up_to_date()
         if (self._flow or type(input) is LiveTensor) and can_flow(input):
             return live_conv(self, input)
         return self._full_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
@@ -236,14 +246,14 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         return self._masked_forward(input)
 
     def _masked_forward(self, input: Tensor) -> Tensor:
-        weight, bias, buffers = self.weight, self.bias, self._buffers  # Module's __getattr__ costs 0.5 us a name
+        weight, bias = self.weight, self.bias
         check_conv("MaskedConv2d", input, weight, bias, self.groups)
         input, padding = self._pad(input)
-        table, scale = buffers["_mask_table"], buffers["_grad_scale"]
+        table, scale = self._mask_table, self._grad_scale
         if is_transformed():  # by the masks, not by the table: functional_call may have put in others, maybe batched
             geometry = (self.stride, padding, self.dilation, self.groups)
             return transformed_conv2d(input, weight, bias, self._live_tensors(), scale, *geometry)
-        grad_table = table if self._weight_grad == "masked" else buffers["_grad_table"]
+        grad_table = table if self._weight_grad == "masked" else self._grad_table
         return conv2d_with_tables(
             input, weight, bias, table, grad_table, scale, self.stride, padding, self.dilation, self.groups
         )
@@ -311,11 +321,12 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         if weight is None:
             weight, bias = self.weight, self.bias
         check_whole("zero_dead", "MaskedConv2d", self, weight)
-        self._refresh_if_edited()
-        K, C, Cg = self.out_channels, self.in_channels, self.in_channels // self.groups
-        weight.masked_fill_(~mask_table.live_kernels(self._mask_table, K, C, Cg).view(K, Cg, 1, 1), 0)
-        if bias is not None:
-            bias.masked_fill_(~mask_table.live_filters(self._mask_table, K), 0)
+        self._look()
+        dead = self._dead_entries()
+        if dead:
+            weight.masked_fill_(dead["weight"], 0)
+            if bias is not None:
+                bias.masked_fill_(dead["bias"], 0)
 
     def extra_repr(self) -> str:
         if self._all_live:
@@ -372,7 +383,7 @@ def _small_conv(layer: MaskedConv2d, x: Tensor, small: Lowered) -> Tensor:
     """x [N, live, H, W] -> [N, small.out.count, P, Q]."""
     weight: Tensor = layer.weight
     bias: Tensor | None = layer.bias
-    scale = layer._buffers["_grad_scale"]
+    scale = layer._grad_scale
     if small.remap is not None:
         x = ops.regroup_channels(x, *small.remap)
     if small.pick is not None:

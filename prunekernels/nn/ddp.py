@@ -10,8 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def watch_broadcasts() -> None:
-    """Within a forward pass of DDP that broadcasts buffers: watches its network from now on. Layers call it."""
-    ddp = _broadcasting()
+    """Within a forward pass of DDP: watches its network from now on. Layers call it."""
+    ddp = DistributedDataParallel._active_ddp_module
     if ddp is not None and not any(isinstance(hook, BroadcastWatch) for hook in ddp.module._forward_pre_hooks.values()):
         ddp.module.register_forward_pre_hook(BroadcastWatch(ddp.module))
 
@@ -25,9 +25,8 @@ def _broadcasting() -> Any:
 class BroadcastWatch:
     """A forward pre-hook on the network that DDP wraps: finds the masks that a broadcast has changed.
 
-    DDP writes buffers without counting it as an edit, so a layer's tables arrive with the masks while its counts and
-    lists of live channels stay those of the masks before. One comparison a step tells, for all layers together; only
-    layers whose masks differ read them anew.
+    DDP writes buffers, when it is made and maybe before each step, without counting it as an edit. One comparison a
+    step tells, for all layers together; only layers whose masks differ read them anew.
     """
 
     def __init__(self, network: nn.Module) -> None:

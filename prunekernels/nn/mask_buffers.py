@@ -1,18 +1,33 @@
-"""MaskBuffers: what both masked layers share. Mask buffers may be edited in place or be missing in a checkpoint."""
+"""MaskBuffers: what both masked layers share. Masks are edited in place, averaged, moved, missing in a checkpoint.
+
+A mask has two forms. The *stored* form is a buffer: float32, 1 live, 0 dead. State dicts, broadcasts and averages see
+it; an average of masks that differ leaves a number between 0 and 1, which shows. The *public* form is the attribute: a
+bool tensor to read and to edit in place. Each is brought up to date when the other has changed, at the latest when the
+layer runs.
+"""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..masks import check_mask
 from ..ops.transforms import is_recorded_or_transformed
 from .ddp import watch_broadcasts
+from .saved_state import DEAD_VALUES, StateCopies, dead_values, put_dead_values
 
 Layer = TypeVar("Layer", bound="MaskBuffers")
 Plain = TypeVar("Plain", bound=nn.Module)
+_REPLACED = (
+    "the masks of a network were replaced through .data, as Lightning's WeightAveraging does by those of its average: "
+    "filters may have come back to life. Give the averaged network to the pruning method (followers=[...])"
+)
+_TOLERANCE = 1e-6  # an average of equal masks is off by less, one step of an average of different ones by more
 
 
 def _version(mask: Tensor) -> int:
@@ -28,15 +43,51 @@ def _same_as(module: nn.Module, cls: type[Plain]) -> Plain:
     return other
 
 
+def _agree(stored: Tensor, mask: Tensor) -> bool:
+    """Whether a stored mask says what a public one does. Waits for the device."""
+    return stored.device == mask.device and (mask.is_meta or torch.equal(stored, mask.to(stored.dtype)))
+
+
+def _decode(op: str, name: str, stored: Tensor) -> Tensor:
+    """The public form of a stored mask; raises where different masks were averaged."""
+    if stored.is_meta or not stored.is_floating_point():
+        return stored.to(torch.bool)
+    live = stored > 0.5
+    wrong = ~((stored - live.to(stored.dtype)).abs() <= _TOLERANCE)  # also where it is NaN
+    if bool(wrong.any()):
+        raise ValueError(
+            f"{op}: {name}: expected 0 or 1, got {stored[wrong][0].item():.7g}, as averages of different masks have. "
+            "Give the averaged network to the pruning method (followers=[...]), or call pk.copy_masks(model, average) "
+            "when the masks of the model have changed"
+        )
+    return live
+
+
+def public_mask(name: str) -> Any:
+    """The attribute of a mask: a bool tensor, the same one as long as the layer stays on its device."""
+
+    def get(self: MaskBuffers) -> Tensor:
+        if is_recorded_or_transformed():  # functional_call may have put in another, maybe batched
+            return self._buffers[name] > 0.5  # type: ignore[operator,return-value]
+        self._refresh_if_edited()
+        return self._masks[name]
+
+    return property(get)
+
+
 class MaskBuffers(nn.Module):
     """Mixin of the masked layers.
 
-    A subclass names its mask buffers; its `_derive` computes from them the tables and counts that forward reads.
+    A subclass names its masks, with a `public_mask` for each; its `_derive` computes from them the tables and counts
+    that forward reads.
     """
 
     _mask_names: tuple[str, ...] = ()
     _own_state: tuple[str, ...] = ()  # every buffer and attribute the plain layer does not have
-    _seen: list[tuple[Tensor, int]]  # the masks that the derived state belongs to, with their versions
+    _masks: dict[str, Tensor]  # the public form
+    _seen: list[tuple[str, Tensor, int, Tensor, int]]  # of each mask both forms and versions, when they last agreed
+    _unsure: bool = False  # whether forward compares contents: a write through .data leaves the version as it was
+    _copies: StateCopies | None = None  # of parameters, in state dicts
     _flow: bool = False  # live mode: passes on live tensors
 
     def _init_masks(self) -> None:
@@ -44,29 +95,150 @@ class MaskBuffers(nn.Module):
         raise NotImplementedError
 
     def _derive(self) -> None:
-        """Computes anew what depends on the masks."""
+        """Computes anew what depends on the public masks."""
         raise NotImplementedError
 
-    def _refresh(self) -> None:
-        with torch.no_grad():
-            self._derive()
-        masks = [self._buffers[name] for name in self._mask_names]
-        self._seen = [(mask, _version(mask)) for mask in masks if mask is not None]
+    def _dead_entries(self) -> dict[str, Tensor]:
+        """By parameter, bool: which of its entries are dead, in a shape that expands to the parameter's."""
+        raise NotImplementedError
+
+    # ---- the two forms of a mask
+
+    def _add_masks(self, shapes: tuple[tuple[int, ...], ...], device: torch.device) -> None:
+        """Adds masks of these shapes with everything live."""
+        made = [torch.ones(shape, dtype=torch.bool, device=device) for shape in shapes]
+        self._masks = dict(zip(self._mask_names, made, strict=True))
+        for name, mask in self._masks.items():
+            self._buffers[name] = mask.to(torch.float32)
+        self._note_seen()
+        self._derive_anew()
+
+    def _stored(self) -> list[Tensor]:
+        return [self._buffers[name] for name in self._mask_names]  # type: ignore[misc]
+
+    @property
+    def _on_meta(self) -> bool:
+        return self._masks[self._mask_names[0]].is_meta
+
+    def _note_seen(self) -> None:
+        pairs = zip(self._stored(), self._masks.items(), strict=True)
+        self._seen = [(name, stored, _version(stored), mask, _version(mask)) for stored, (name, mask) in pairs]
+        self.__dict__["_unsure"] = False
 
     def _is_edited(self) -> bool:
-        """Whether a mask was written to, or is another tensor (torch.func.functional_call puts in others)."""
+        """Whether a mask was written to in either form, or has another tensor as its stored form."""
         buffers = self._buffers
-        for name, (mask, version) in zip(self._mask_names, self._seen, strict=True):
-            if buffers[name] is not mask or _version(mask) != version:
-                return True
+        try:
+            for name, stored, version, mask, mask_version in self._seen:
+                if stored._version != version or mask._version != mask_version or buffers[name] is not stored:
+                    return True
+        except RuntimeError:  # inference tensors have no versions
+            return any(
+                _version(stored) != version or _version(mask) != mask_version or buffers[name] is not stored
+                for name, stored, version, mask, mask_version in self._seen
+            )
         return False
 
     def _refresh_if_edited(self) -> None:
-        if is_recorded_or_transformed():
-            return
+        if not is_recorded_or_transformed():
+            self._bring_up_to_date()
+
+    def _bring_up_to_date(self) -> None:
+        """What every forward pass begins with, where torch neither compiles nor transforms it."""
+        if self._copies is not None:
+            self._copies.look(self)
         watch_broadcasts()
+        if self._unsure:
+            self._look()
+        elif self._is_edited():
+            self._refresh()
+
+    def _look(self) -> None:
+        """What _refresh_if_edited does, by the contents of the masks. Waits for the device."""
+        if self._copies is not None:
+            self._copies.look(self)
         if self._is_edited():
             self._refresh()
+        elif not all(map(_agree, self._stored(), self._masks.values())):
+            self._refresh()
+            if DistributedDataParallel._active_ddp_module is None:
+                warnings.warn(_REPLACED, stacklevel=2)
+        self.__dict__["_unsure"] = False
+
+    @torch.no_grad()
+    def _refresh(self, edits_count: bool = True) -> None:
+        """Brings each form of the masks up to date with the other: an edit of the public form wins, if edits count."""
+        stored = self._stored()
+        if len({s.is_meta for s in stored}) > 1:  # a loader is on its way through the buffers
+            return
+        edited = [edits_count and _version(mask) != version for *_, mask, version in self._seen]
+        names, op = self._mask_names, type(self).__name__
+        live = [None if own else _decode(op, n, s) for n, s, own in zip(names, stored, edited, strict=True)]
+        changed = False
+        for name, mask in zip(names, live, strict=True):
+            changed |= self._store(name) if mask is None else self._adopt(name, mask)
+        self._note_seen()
+        if changed:
+            self._derive_anew()
+
+    def _store(self, name: str) -> bool:
+        """Makes the public mask the stored one."""
+        stored, mask = self._buffers[name], self._masks[name]
+        if stored is None or stored.dtype != torch.float32 or stored.device != mask.device:
+            self._buffers[name] = mask.to(torch.float32)
+        else:
+            stored.copy_(mask)
+        return True
+
+    def _adopt(self, name: str, live: Tensor) -> bool:
+        """Makes what was read from the stored mask the public one. Whether that is a change."""
+        stored: Tensor = self._buffers[name]  # type: ignore[assignment]
+        if stored.dtype != torch.float32:
+            self._buffers[name] = live.to(torch.float32)
+        elif not stored.is_meta and not _agree(stored, live):  # rounding of averages must not add up
+            stored.copy_(live)
+        mask = self._masks[name]
+        if mask.device != live.device:
+            self._masks[name] = live.clone()
+        elif mask.is_meta or torch.equal(mask, live):
+            return False
+        else:
+            mask.copy_(live)
+        return True
+
+    @torch.no_grad()
+    def _store_all(self) -> None:
+        """Brings what is stored, and what follows from the masks, up to date with the public masks."""
+        for name in self._mask_names:
+            self._store(name)
+        self._note_seen()
+        self._derive_anew()
+
+    @torch.no_grad()
+    def _take_masks(self, source: MaskBuffers) -> None:
+        """The masks of another layer; what is dead becomes zero, what comes back to life takes the other's values."""
+        source._look()
+        before = self._dead_entries()
+        for name, mask in self._masks.items():
+            mask.copy_(source._masks[name])
+        self._store_all()
+        now = self._dead_entries()
+        for name in before.keys() | now.keys():
+            parameter, other = self._parameters.get(name), source._parameters.get(name)
+            if parameter is None or other is None:
+                continue
+            dead = now.get(name)
+            if name in before:
+                back = before[name] if dead is None else before[name] & ~dead
+                parameter.copy_(torch.where(back, other.to(parameter), parameter))
+            if dead is not None:
+                parameter.masked_fill_(dead, 0)
+
+    def _derive_anew(self) -> None:
+        with torch.no_grad():
+            self._derive()
+        if self._copies is not None:
+            self._copies.look(self, force=True)
 
     def _parse(self, op: str, name: str, mask: Tensor | str | None, buffer: Tensor) -> Tensor | None:
         """The new mask that an argument asks for (a mask, which is checked, or "all"); None for no change."""
@@ -78,11 +250,91 @@ class MaskBuffers(nn.Module):
             return torch.ones_like(buffer)
         return check_mask(op, name, mask, buffer.shape, buffer.device)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        for name in self._mask_names:  # the checkpoint of a plain layer has no masks: all live
-            state_dict.setdefault(prefix + name, torch.ones_like(self._buffers[name]))  # type: ignore[arg-type]
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    # ---- what torch does with modules
+
+    def train(self: Layer, mode: bool = True) -> Layer:
+        if mode != self.training:  # the moment when tools swap weights and buffers through .data
+            self._unsure = True
+        return super().train(mode)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()  # type: ignore[misc]
+        if "_masks" in self.__dict__:  # not from the constructor of the plain layer
+            with torch.no_grad():
+                for mask in self._masks.values():
+                    mask.fill_(True)
+            self._store_all()
+
+    def _apply(self: Layer, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Layer:
+        """The stored form stays float32. Masks that leave the meta device, where they have no values, are all live."""
+        was_meta = self._on_meta
+        if not was_meta:
+            self._look()
+        super()._apply(fn, recurse)
+        for name, stored in zip(self._mask_names, self._stored(), strict=True):
+            mask, device = self._masks[name], stored.device
+            self._masks[name] = torch.ones_like(mask, device=device) if was_meta else mask.to(device)
+        self._store_all()
+        return self
+
+    def _replicate_for_data_parallel(self: Layer) -> Layer:
+        replica: Layer = super()._replicate_for_data_parallel()  # its buffers are copies on another device
+        replica._masks, replica._copies = dict(self._masks), None
+        return replica
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._look()
+        return {name: value for name, value in self.__dict__.items() if name not in ("_seen", "_ddp", "_copies")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_masks" in self.__dict__:
+            self._note_seen()
+            return
+        masks: dict[str, Any] = {}  # pickled when they were bool buffers, and the tables were buffers too
+        for name in self._own_state:
+            if name in self._buffers:
+                (masks if name in self._mask_names else self.__dict__)[name] = self._buffers.pop(name)
+                self._non_persistent_buffers_set.discard(name)
+        shapes = tuple([tuple(masks[name].shape) for name in self._mask_names])
+        self._add_masks(shapes, masks[self._mask_names[0]].device)
+        self._buffers.update(masks)
         self._refresh()
+
+    # ---- state dicts
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Dead entries are zero, unless keep_vars asks for the parameters themselves."""
+        self._look()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        dead = {} if keep_vars or self._on_meta else dead_values(self)
+        if dead:
+            if self._copies is None:
+                self._copies = StateCopies()
+            for name in dead:
+                destination[prefix + name] = self._copies.copy_of(self, name)
+            if hasattr(destination, "_metadata"):
+                destination._metadata.setdefault(prefix[:-1], {})[DEAD_VALUES] = dead
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, strict: bool, *args: Any) -> None:
+        if self._copies is not None:
+            self._copies.look(self)
+        for name, *_, mask, version in self._seen:
+            if _version(mask) != version:  # an edit from before
+                self._store(name)
+        own = [n for n, t in (*self._parameters.items(), *self._buffers.items()) if t is not None]
+        own = [prefix + n for n in own if n not in (*self._mask_names, "num_batches_tracked")]
+        is_whole = all(key in state_dict for key in own) if own else strict
+        if is_whole:  # without masks it is the layer of a plain network: all live
+            assigned = own and metadata.get("assign_to_params_buffers")
+            for name, stored in zip(self._mask_names, self._stored(), strict=True):
+                device = state_dict[own[0]].device if assigned else stored.device
+                state_dict.setdefault(prefix + name, torch.ones_like(stored, device=device))
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *args)
+        self._refresh(edits_count=False)
+        put_dead_values(self, metadata.get(DEAD_VALUES, {}))
+        if self._copies is not None:
+            self._copies.look(self, force=True)
 
     @classmethod
     def _over(cls: type[Layer], plain: nn.Module) -> Layer:
@@ -104,7 +356,8 @@ class MaskBuffers(nn.Module):
 
     def _drop_masks(self) -> None:
         """Removes every buffer and attribute that the plain layer does not have."""
-        for name in (*self._own_state, "_flow"):
+        self._masks.clear()
+        for name in (*self._own_state, "_masks", "_seen", "_unsure", "_ddp", "_copies", "_flow"):
             self._buffers.pop(name, None)
             self._non_persistent_buffers_set.discard(name)
             self.__dict__.pop(name, None)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..masks import live_counts, make_table
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
-from ..nn.mask_buffers import _version
+from ..nn.mask_buffers import MaskBuffers, _version
 
 FREEZES = ("hard", "dead")
 MaskedLayer = MaskedConv2d | MaskedBatchNorm2d
@@ -52,7 +52,7 @@ class DeadRows:
 
     def __init__(self, layers: Sequence[MaskedLayer], freeze: str) -> None:
         self._layers, self._freeze = layers, freeze
-        self._watched = [(layer._buffers, name) for layer in layers for name in self._names(layer)]
+        self._watched = [(layer, name) for layer in layers for name in self._names(layer)]
         self._convs = [layer for layer in layers if isinstance(layer, MaskedConv2d)]
         self._buffers: list[Tensor] = []
         self._seen: object = None
@@ -63,7 +63,7 @@ class DeadRows:
 
     def tables(self) -> Mapping[Tensor, Tensor]:
         """Parameter -> table, for parameters with something frozen. The same object as long as no mask changes."""
-        buffers = [mask for owned, name in self._watched if (mask := owned.get(name)) is not None]
+        buffers = [layer._masks[name] for layer, name in self._watched if isinstance(layer, MaskBuffers)]
         try:
             versions = [mask._version for mask in buffers]
         except RuntimeError:  # inference tensors have none

@@ -49,8 +49,8 @@ class Concatenated(nn.Module):
 
 def randomized(net):
     """No two rows of anything are the same."""
-    for tensor in (*net.parameters(), *net.buffers()):
-        if tensor.is_floating_point() and tensor.dim() == 1:
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        if tensor.is_floating_point() and tensor.dim() == 1 and not name.endswith("_mask"):
             tensor.data.uniform_(0.5, 1.5)
     return net
 

@@ -25,8 +25,8 @@ LAYOUTS = [torch.contiguous_format, torch.channels_last]
 def fill(norm, seed=0):
     gen = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for t in [*norm.parameters(), *norm.buffers()]:
-            if t.is_floating_point():
+        for name, t in [*norm.named_parameters(), *norm.named_buffers()]:
+            if t.is_floating_point() and name != "channel_mask":
                 t.copy_(torch.rand(t.shape, generator=gen) + 0.5)
     return norm
 
