@@ -12,6 +12,7 @@ from functools import cache
 
 import pytest
 import torch
+import torch.distributed.run
 
 from cases.pages import PAGES, ROOT, blocks, name_of
 from prunekernels import cli
@@ -85,6 +86,9 @@ def _check(words):
         extras = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("\n[")[0]
         asked = {name for word in rest for name in re.findall(r"^\.\[(.+)\]$", word)}
         assert asked <= set(re.findall(r"^(\w+) = ", extras, flags=re.M))
+    elif program == "torchrun":
+        asked = torch.distributed.run.get_args_parser().parse_args(rest)
+        _check(["python", *(["-m"] if asked.module else []), asked.training_script, *asked.training_script_args])
     elif program == "python" and rest[:2] == ["-m", "prunekernels"]:
         _check_options(rest[3:], _help_of(rest[2]))
     elif program == "python" and rest[:2] == ["-m", "pytest"]:

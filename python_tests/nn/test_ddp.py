@@ -159,3 +159,28 @@ def test_gradients_are_the_mean_over_ranks(results):
         per_rank.append([p.grad for p in net.parameters()])
     for got, a, b in zip(results[0]["grads"][0], *per_rank, strict=True):
         torch.testing.assert_close(got, (a + b) / 2)
+
+
+def test_sync_batch_norm_comes_before_convert():
+    """pk.convert leaves what it makes of norms as it is."""
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)))
+    pk.convert(net)
+    assert type(net[0]) is pk.MaskedConv2d and type(net[1]) is nn.SyncBatchNorm
+
+
+@pytest.mark.parametrize("wrapper", [nn.DataParallel, nn.parallel.DistributedDataParallel])
+def test_methods_look_through_wrappers(wrapper, tmp_path):
+    net = masked_net(seed=0)
+    is_ddp = wrapper is nn.parallel.DistributedDataParallel
+    if is_ddp:
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = wrapper(net)
+        method = pk.methods.SFP(model, torch.optim.SGD(model.parameters(), 0.1), rate=0.5, epochs=1)
+        method.end_epoch()
+        x = torch.randn(2, 3, 5, 5)
+        assert method.model is net and list(method.layers) == ["0", "3"] and int(net[0].filter_mask.sum()) == 3
+        assert torch.equal(model(x), net(x))
+    finally:
+        if is_ddp:
+            dist.destroy_process_group()

@@ -225,7 +225,7 @@ def test_a_broadcast_is_noticed_whatever_its_versions(monkeypatch, each_step):
     net, first = masked_net(), masked_net()
     net.train()(X)
     prune(first)
-    ddp = types.SimpleNamespace(broadcast_buffers=each_step)
+    ddp = types.SimpleNamespace(broadcast_buffers=each_step, module=net)
     monkeypatch.setattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", ddp)
     swap(first, net)
     net(X)
