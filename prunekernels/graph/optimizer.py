@@ -35,7 +35,7 @@ def gather_optimizer(
     old = {name: p for name, p in model.named_parameters()}
     for parameter in small.parameters():
         name, index = origins[id(parameter)]
-        state = optimizer.state.get(old[name])
+        state = optimizer.state.get(old[name]) if name in old else None  # a norm may have got factors of its own
         if state and index is not None:
             kept = {key: _gather(value, old[name], index) for key, value in state.items()}
             result.state[parameter] = kept

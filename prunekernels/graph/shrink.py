@@ -50,7 +50,8 @@ def shrink(
 
     The *module form* is a copy of model in which layers are small: the same class and forward, any image size and batch
     that model takes, keyword arguments, hooks, several outputs. Operators without a rule get all of their channels, and
-    where the forward splits a value into equal parts, all parts keep as many channels as the largest.
+    where the forward splits a value into equal parts, all parts keep as many channels as the largest. Paths of the
+    forward that the example does not take, for other arguments say, are neither traced nor compared.
 
     The *graph form* is a torch.fx.GraphModule made of the operators that one run of model executed. Operators without a
     rule get the full width from an index, so their inputs can be small; a channel that is padded, gathered or cut may

@@ -76,15 +76,17 @@ def test_tidied_network_shrinks_to_the_same():
     assert [p.shape for p in shrink(net, images()).parameters()] == sizes
 
 
+@pytest.mark.parametrize("form", ["module", "graph"])
 @pytest.mark.parametrize("tracks", [True, False])
-def test_norms_without_factors(tracks):
+def test_norms_without_factors(tracks, form):
     """A plain norm needs a weight and a bias of zero to give zeros for dead channels."""
     norm = nn.BatchNorm2d(4, affine=False, track_running_stats=tracks)
     net = masked(nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Conv2d(4, 5, 1)))
     net.train()(X)
     net.eval()[0].set_masks(filter=KEEP)
     net[1].set_mask(KEEP)
-    small = shrink(net, X)
+    small, optimizer = shrink(net, X, optimizer=torch.optim.SGD(net.parameters(), lr=0.1), form=form)
+    assert len(optimizer.param_groups[0]["params"]) == 4
     assert_same_function(net, small, X)
     assert [c.out_channels for c in convs(small).values()] == [3, 5] and not net[1].affine
 

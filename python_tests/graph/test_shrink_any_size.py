@@ -84,10 +84,7 @@ def test_sizes_in_the_forward_any_size(name, form):
         assert small.get_submodule("first.0").out_channels == 4
     if form == "graph" and name in ("pool", "grid"):  # torch.export takes these sizes for constants
         assert_same_function(net, small, random_images(1, 3, 8, 8))
-        with pytest.raises(
-            AssertionError,
-            match=r"expected size.* 8( in dimension \d)?, as in the example given to shrink; give it an example",
-        ):
+        with pytest.raises(AssertionError, match="expected size.* 8.*, as in the example given to shrink; give it an"):
             small(random_images(3, 3, 12, 10))
         return
     for shape in SHAPES:
