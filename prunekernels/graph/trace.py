@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..nn.adapted import computed_layers
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
-from ..nn.convert import restore
+from ..nn.convert import make_plain
+from ..nn.reparametrized import deep_copy
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Traced:
     names: dict[fx.Node, str] = field(default_factory=dict)  # of parameters, buffers and constants
     tensors: dict[str, Tensor] = field(default_factory=dict)  # the same, by name
     exposed: set[fx.Node] = field(default_factory=set)  # written in place while another view of the memory is read
+    computed: list[str] = field(default_factory=list)  # names of the layers whose weight was computed, now stored
 
     def __post_init__(self) -> None:
         self.modules = dict(self.model.named_modules())
@@ -108,14 +110,17 @@ def _dead_entries(module: nn.Module) -> list[Tensor]:
     return [torch.nonzero(~mask) for mask in masks] if not all(bool(mask.all()) for mask in masks) else []
 
 
-def plain_copy(model: nn.Module) -> nn.Module:
-    """An independent network of plain layers, in eval mode, with zeros for everything that is dead."""
-    plain = copy.deepcopy(model).eval()
+def plain_copy(model: nn.Module, op: str = "plain_copy") -> nn.Module:
+    """An independent network of plain layers, in eval mode, with zeros for everything that is dead.
+
+    A layer that computes its weight stores it in the copy. op: the caller, for errors.
+    """
+    plain = deep_copy(model).eval()
     for module in plain.modules():
         if isinstance(module, MaskedBatchNorm2d) and not module.affine and not bool(module.channel_mask.all()):
             # A plain norm can only give zeros by a weight and a bias of zero.
             _give_factors(module, next(plain.parameters(), torch.ones(())))
-    restore(plain)
+    make_plain(op, plain)
     return plain
 
 
@@ -130,10 +135,11 @@ def trace(op: str, model: nn.Module, example_input: Any) -> Traced:
     """Traces a plain copy of model, for any batch size if the network allows that. op: the caller, for errors."""
     inputs = as_inputs(op, example_input)
     check_shared(op, model)
-    plain = plain_copy(model)
+    plain = plain_copy(model, op)
     check_forward(op, plain, inputs)
     exported, inputs = _export(op, plain, inputs)
     traced = Traced(plain, exported.graph_module.graph, inputs, exported.call_spec.out_spec)
+    traced.computed = computed_layers(model)
     held = {**exported.constants, **dict(plain.named_buffers(remove_duplicate=False))}
     held |= dict(plain.named_parameters(remove_duplicate=False))
     targets = {spec.arg.name: spec.target for spec in exported.graph_signature.input_specs if spec.target is not None}

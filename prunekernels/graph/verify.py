@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from .. import plan
+from ..nn.reparametrized import deep_copy
 from .build import Builder
 
 ROUNDING = 64  # units in the last place of the largest output
@@ -22,12 +23,13 @@ def verify(model: nn.Module, network: nn.Module, builder: Builder) -> str:
     """
     inputs = builder.traced.inputs
     eps = torch.finfo(_dtype_of(model, inputs)).eps
-    masked: nn.Module = copy.deepcopy(model).eval()
+    masked: nn.Module = deep_copy(model).eval()
     small = network.eval()
     doubled = _doubled(masked, small, inputs)
     if doubled is not None:
         masked, small = doubled
-        inputs, eps = _as_double(inputs), eps if builder.has_folded else torch.finfo(torch.float64).eps
+        rounded = builder.has_folded or builder.traced.computed  # biases, weights that are stored in the model's dtype
+        inputs, eps = _as_double(inputs), eps if rounded else torch.finfo(torch.float64).eps
     worst = [0.0, 0.0]
     for i, given in enumerate((inputs, *_random_inputs(builder, inputs))):
         with torch.no_grad(), plan.measure(False):  # too few runs to be worth it
@@ -58,7 +60,7 @@ def _as_double(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _doubled(masked: nn.Module, small: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, nn.Module] | None:
-    pair = copy.deepcopy(masked).double(), copy.deepcopy(small).double()
+    pair = deep_copy(masked).double(), copy.deepcopy(small).double()
     try:
         with torch.no_grad(), plan.measure(False):
             for network in pair:

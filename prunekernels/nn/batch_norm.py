@@ -13,7 +13,8 @@ from ..live import LiveList, LiveTensor
 from ..live.channel_ops import regroup, to_dense
 from ..live.tensor import can_flow, wrap
 from ..ops.extension import has_extension, ops
-from .mask_buffers import MaskBuffers
+from .mask_buffers import MaskBuffers, _check_plain
+from .reparametrized import deep_copy, is_reparametrized, remove_reparametrization
 
 _BATCHES = "num_batches_tracked"
 
@@ -38,6 +39,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         False
     """
 
+    plain_class: type[nn.Module] = nn.BatchNorm2d  # what restore makes of the layer
     _mask_names = ("channel_mask",)
     _own_state = ("channel_mask", "_seen", "_channels", "_all_live")
     channel_mask: Tensor
@@ -48,8 +50,8 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         self._init_masks()
 
     def _init_masks(self) -> None:
-        known = next((t for t in (self.weight, self.running_mean) if t is not None), torch.empty(0))
-        self.register_buffer("channel_mask", torch.ones(self.num_features, dtype=torch.bool, device=known.device))
+        device = self._device_of_parameters()
+        self.register_buffer("channel_mask", torch.ones(self.num_features, dtype=torch.bool, device=device))
         self._refresh()
 
     def _derive(self) -> None:
@@ -131,7 +133,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         """A masked layer that shares the parameters and statistics of a plain norm, which stays as it is.
 
         Args:
-            norm: Any `nn.BatchNorm2d`.
+            norm: An `nn.BatchNorm2d`. `prunekernels.convert` serves more: subclasses, and weights that are computed.
 
         Returns:
             A `MaskedBatchNorm2d` with all channels live.
@@ -141,6 +143,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
             >>> pk.MaskedBatchNorm2d.from_norm(norm).weight is norm.weight
             True
         """
+        _check_plain("MaskedBatchNorm2d.from_norm: norm", norm, nn.BatchNorm2d)
         return cls._over(norm)
 
     def to_norm(self) -> nn.BatchNorm2d:
@@ -155,7 +158,9 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
             >>> norm.to_norm().weight.tolist()
             [0.0, 1.0, 1.0, 1.0]
         """
-        norm = self._plain_copy(nn.BatchNorm2d)
+        plain = self if not is_reparametrized(self) else deep_copy(self)
+        remove_reparametrization("MaskedBatchNorm2d.to_norm", "layer", plain)
+        norm = plain._plain_copy(nn.BatchNorm2d)
         self.zero_dead(norm.weight, norm.bias)
         return norm
 
@@ -179,10 +184,11 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         self._refresh_if_edited()
         if self._all_live:
             return
-        if weight is None or bias is None:
+        if weight is None:
             raise ValueError("MaskedBatchNorm2d: affine: expected True, got dead channels no plain norm can zero")
         weight.masked_fill_(~self.channel_mask, 0)
-        bias.masked_fill_(~self.channel_mask, 0)
+        if bias is not None:
+            bias.masked_fill_(~self.channel_mask, 0)
 
     def extra_repr(self) -> str:
         live = "" if self._all_live else f", channels={self._channels.count}/{self.num_features}"

@@ -18,7 +18,8 @@ from ..masks import live_counts, make_table
 from ..ops import mask_table
 from ..ops.autograd import ops
 from ..plan import LayerPlan, has_other_plans
-from .mask_buffers import MaskBuffers
+from .mask_buffers import MaskBuffers, _check_plain
+from .reparametrized import deep_copy, is_reparametrized, remove_reparametrization
 
 MaskArgument = Tensor | str | None
 _MAX_LOWERED = 64  # of a layer: the lists that arrive change with the masks of the layers before it
@@ -49,6 +50,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         ((8, 128, 14, 14), False)
     """
 
+    plain_class: type[nn.Module] = nn.Conv2d  # what restore makes of the layer
     _mask_names = ("filter_mask", "kernel_mask", "input_mask", "hard_mask")
     _own_state = (
         *_mask_names, "_mask_table", "_grad_table", "_grad_scale", "_weight_grad", "_seen", "_live", "_all_live",
@@ -73,7 +75,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         self._init_masks()
 
     def _init_masks(self) -> None:
-        K, Cg, device = self.out_channels, self.in_channels // self.groups, self.weight.device
+        K, Cg, device = self.out_channels, self.in_channels // self.groups, self._device_of_parameters()
         shapes = ((K,), (K, Cg), (self.in_channels,), (K,))
         for name, shape in zip(self._mask_names, shapes, strict=True):
             self.register_buffer(name, torch.ones(shape, dtype=torch.bool, device=device))
@@ -167,7 +169,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
     @grad_scale.setter
     def grad_scale(self, value: Tensor | None) -> None:
         if value is not None:
-            check_grad_scale("MaskedConv2d", value, self.out_channels, self.weight.device)
+            check_grad_scale("MaskedConv2d", value, self.out_channels, self.filter_mask.device)
         self._grad_scale = value
 
     @property
@@ -225,7 +227,11 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         return y
 
     def _masked_forward(self, input: Tensor) -> Tensor:
-        weight, bias, buffers = self.weight, self.bias, self._buffers  # Module's __getattr__ costs 0.5 us a name
+        weight, bias, buffers = (
+            self._computed_weight(),
+            self.bias,
+            self._buffers,
+        )  # Module's __getattr__ costs 0.5 us a name
         check_conv("MaskedConv2d", input, weight, bias, self.groups)
         input, padding = self._pad(input)
         table, scale = buffers["_mask_table"], buffers["_grad_scale"]
@@ -233,6 +239,14 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         return conv2d_with_tables(
             input, weight, bias, table, grad_table, scale, self.stride, padding, self.dilation, self.groups
         )
+
+    def _prepared(self, x: Tensor) -> Tensor:
+        """What the convolution itself gets of the layer's input; see register_adapter."""
+        return x
+
+    def _computed_weight(self) -> Tensor:
+        """The weight that the convolution computes with, before masks; read once a run, since it may be computed."""
+        return self.weight
 
     def _pad(self, x: Tensor) -> tuple[Tensor, str | Sequence[int]]:
         """x padded according to padding_mode, and the padding that is left to the convolution."""
@@ -245,7 +259,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         """A masked layer that shares the parameters of a plain convolution, which stays as it is.
 
         Args:
-            conv: Any `nn.Conv2d`.
+            conv: An `nn.Conv2d`. `prunekernels.convert` serves more: subclasses, and weights that are computed.
 
         Returns:
             A `MaskedConv2d` with everything live.
@@ -255,6 +269,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
             >>> pk.MaskedConv2d.from_conv(conv).weight is conv.weight
             True
         """
+        _check_plain("MaskedConv2d.from_conv: conv", conv, nn.Conv2d)
         return cls._over(conv)
 
     def to_conv(self) -> nn.Conv2d:
@@ -269,7 +284,9 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
             >>> layer.to_conv().weight[:4].any().item()
             False
         """
-        conv = self._plain_copy(nn.Conv2d)
+        plain = self if not is_reparametrized(self) else deep_copy(self)
+        remove_reparametrization("MaskedConv2d.to_conv", "layer", plain)
+        conv = plain._plain_copy(nn.Conv2d)
         self.zero_dead(conv.weight, conv.bias)
         return conv
 
@@ -289,6 +306,9 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
             False
         """
         if weight is None:
+            if is_reparametrized(self):
+                raise ValueError("MaskedConv2d.zero_dead: weight: expected a parameter, got one that is computed: see "
+                                 "pk.restore(model, bake=True)")  # fmt: skip
             weight, bias = self.weight, self.bias
         self._refresh_if_edited()
         K, C, Cg = self.out_channels, self.in_channels, self.in_channels // self.groups
@@ -337,7 +357,7 @@ def _layer_masks(layer: MaskedConv2d) -> LayerMasks:
     masks = (layer.filter_mask & layer.hard_mask, layer.hard_mask, layer.kernel_mask, layer.input_mask)
     filters, hard, kernels, inputs = (mask.detach().cpu().numpy() for mask in masks)
     dense_grad = layer.weight_grad == "dense"
-    has_bias, device = layer.bias is not None, layer.weight.device
+    has_bias, device = layer.bias is not None, layer.filter_mask.device
     return LayerMasks(filters, hard, kernels, inputs, layer.groups, has_bias, dense_grad, device)
 
 
@@ -349,7 +369,7 @@ def _at_full_width(layer: MaskedConv2d, x: Tensor, reason: str) -> Tensor:
 
 def _small_conv(layer: MaskedConv2d, x: Tensor, small: Lowered) -> Tensor:
     """x [N, live, H, W] -> [N, small.out.count, P, Q]."""
-    weight: Tensor = layer.weight
+    weight: Tensor = layer._computed_weight()
     bias: Tensor | None = layer.bias
     scale = layer._buffers["_grad_scale"]
     if small.remap is not None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..masks import check_mask
+from .reparametrized import is_reparametrized
 
 Layer = TypeVar("Layer", bound="MaskBuffers")
 Plain = TypeVar("Plain", bound=nn.Module)
@@ -24,6 +25,15 @@ def _same_as(module: nn.Module, cls: type[Plain]) -> Plain:
     for name, value in module.__dict__.items():
         other.__dict__[name] = value.copy() if isinstance(value, (dict, set)) else value
     return other
+
+
+def _check_plain(about: str, layer: nn.Module, cls: type[nn.Module]) -> None:
+    """Raises ValueError unless a layer computes what cls does with parameters that it stores."""
+    got = type(layer).__name__
+    if type(layer).forward is not cls.forward or "forward" in layer.__dict__:
+        raise ValueError(f"{about}: expected {cls.__name__}, got {got} with a forward of its own: see pk.convert")
+    if is_reparametrized(layer):
+        raise ValueError(f"{about}: expected weights that are stored, got {got} that computes them: see pk.convert")
 
 
 class MaskBuffers(nn.Module):
@@ -44,6 +54,10 @@ class MaskBuffers(nn.Module):
     def _derive(self) -> None:
         """Computes anew what depends on the masks."""
         raise NotImplementedError
+
+    def _device_of_parameters(self) -> torch.device:
+        tensors = (*self.parameters(), *self.buffers())
+        return tensors[0].device if tensors else torch.empty(0).device
 
     def _refresh(self) -> None:
         with torch.no_grad():
