@@ -11,7 +11,7 @@ from .timm_adapters import TIMM
 
 PLAIN = (nn.Conv2d, nn.BatchNorm2d)
 # A class that has these from another class computes what that class computes.
-_BEHAVIOUR = ("forward", "_conv_forward", "__call__", "weight", "bias")
+_BEHAVIOUR = ("forward", "_conv_forward", "__call__")
 
 
 class Adapter(NamedTuple):
