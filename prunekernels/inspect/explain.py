@@ -19,6 +19,7 @@ from ..live import LiveList, LiveTensor, recording
 from ..live.conv import Lowered
 from ..live.tensor import wrap
 from ..nn.conv import MaskedConv2d
+from ..nn.reparametrized import is_reparametrized
 from ..ops import mask_table
 from ..plan import DIRECTIONS, LayerPlan, has_other_plans
 from .flops import live_kernels, lowered
@@ -228,11 +229,14 @@ def _convolve(layer: nn.Conv2d, x: Tensor, dense: bool = False) -> Tensor:
 def _step(forward: Callable[[], Tensor], layer: nn.Conv2d, x: Tensor) -> Callable[[], object]:
     """forward and, where autograd is on, the gradients of input, weight and bias, as far as they require one."""
     wanted = [t for t in (x, *layer.parameters()) if t.requires_grad]
+    keeps_graph = is_reparametrized(layer)  # by a hook, maybe, which runs before these calls
 
     def run() -> object:
         y = forward()
         y = y.compact if type(y) is LiveTensor else y
-        return torch.autograd.grad(y, wanted, torch.ones_like(y), allow_unused=True) if y.requires_grad else y
+        return (
+            torch.autograd.grad(y, wanted, torch.ones_like(y), keeps_graph, allow_unused=True) if y.requires_grad else y
+        )
 
     return run
 

@@ -210,8 +210,8 @@ def _by_torch(
     """masked_batch_norm by torch's batch norm of gathered parameters. live [N, live, H, W]; rows: int64 [live]."""
     weight, bias = (None if p is None else p.index_select(0, rows) for p in (weight, bias))
     if rows.numel() == 0:  # nothing to normalize, but the parameters stay in the graph, with zero gradients
-        shape = (1, -1, 1, 1)
-        return live if weight is None or bias is None else live * weight.view(shape) + bias.view(shape)
+        live = live if weight is None else live * weight.view(1, -1, 1, 1)
+        return live if bias is None else live + bias.view(1, -1, 1, 1)
     live_mean, live_var = (None if t is None else t.index_select(0, rows) for t in (mean, var))
     y = F.batch_norm(live, live_mean, live_var, weight, bias, by_batch, factor, eps)
     if update and mean is not None and var is not None:

@@ -35,6 +35,7 @@ def set_layer_class(layer: nn.Module, cls: type[nn.Module]) -> None:
 
 def remove_reparametrization(op: str, name: str, layer: nn.Module) -> None:
     """Makes weight and bias parameters that hold what they were computed to be; name: of the layer, for errors."""
+    set_layer_class(layer, layer_class(layer))  # torch takes the weight off the class, which a deep copy shares
     with torch.enable_grad():  # without it torch would make them buffers
         for tensor in list(layer.parametrizations) if parametrize.is_parametrized(layer) else ():  # type: ignore[arg-type]
             parametrize.remove_parametrizations(layer, tensor, leave_parametrized=True)
