@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..nn.conv import MaskedConv2d
+from ..nn.reparametrized import is_reparametrized
 from .ranking import BUDGETS
 
 COUPLINGS = ("independent", "joint")
@@ -79,6 +80,8 @@ def check_optimizer(op: str, optimizer: torch.optim.Optimizer, layers: dict[str,
     """There are layers to prune, and the optimizer trains all their weights."""
     held = {p for group in optimizer.param_groups for p in group["params"]}
     for name, layer in layers.items():
+        stored = not is_reparametrized(layer)
+        expect(op, stored, "model", "weights that are parameters, others in skip", f"a computed one in {name}")
         expected, got = "one over the model's parameters", f"one without {name}.weight"
         expect(op, layer.weight in held, "optimizer", expected, got)
     expect(op, bool(layers), "skip", "some layers left to prune", "none")

@@ -157,13 +157,15 @@ def computes_weight(layer: nn.Module) -> bool:
     return is_reparametrized(layer) or (adapter is not None and adapter.weight is not None)
 
 
+def has_computed_weight(module: nn.Module | None) -> bool:
+    """The same of any module."""
+    known = isinstance(module, nn.Conv2d) and computes_weight(module)
+    return known or (module is not None and has_reparametrization(module))
+
+
 def computed_layers(model: nn.Module) -> list[str]:
     """Names of the layers of a network that read another weight than they store."""
-    return [
-        name
-        for name, layer in model.named_modules()
-        if has_reparametrization(layer) or (isinstance(layer, nn.Conv2d) and computes_weight(layer))
-    ]
+    return [name for name, layer in model.named_modules() if has_computed_weight(layer)]
 
 
 @torch.no_grad()

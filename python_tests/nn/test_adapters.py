@@ -497,3 +497,35 @@ def test_stand_ins_are_not_registered_under_other_names():
         "timm.layers.std_conv.ScaledStdConv2d",
         "timm.layers.std_conv.ScaledStdConv2dSame",
     }
+
+
+def test_coarse_kernels_of_a_standardized_weight_leave_the_live_ones_as_they_are():
+    net = nn.Sequential(StdConv2d(3, 8, 3), nn.ReLU(), StdConv2d(8, 4, 7), nn.Flatten())
+    pk.convert(net)
+    before = [net[i]._computed_weight().detach().clone() for i in (0, 2)]
+    data = [(X, torch.randint(4, (2,)))]
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    pk.methods.CoarsePruning(
+        net, optimizer, 0.5, epochs=3, data=data, masks=2, start=-1, kernel_start=0, example_input=X
+    ).end_epoch()
+    assert net[0].density < 0.5
+    for layer, weight in zip((net[0], net[2]), before, strict=True):
+        live = layer.filter_mask
+        assert torch.equal(layer._computed_weight()[live], weight[live])
+
+
+@pytest.mark.parametrize("cls", [StdConv2d, nn.Conv2d], ids=lambda cls: cls.__name__)
+def test_csgd_merges_no_filters_of_a_computed_weight(cls):
+    """Equal rows and added columns of what is stored are no equal filters and added columns of what is computed."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        cls(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), cls(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    )
+    pk.convert(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    if cls is nn.Conv2d:
+        method = pk.methods.CSGD(net, optimizer, 0.5, epochs=2, example_input=X)
+        assert set(method.left_out) == {"6"}
+        return
+    with pytest.raises(ValueError, match="CSGD"):  # nothing is left that can be merged
+        pk.methods.CSGD(net, optimizer, 0.5, epochs=2, example_input=X)

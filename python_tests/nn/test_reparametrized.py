@@ -209,7 +209,7 @@ def test_bind_and_weight_decay_do_not_break(way):
 def test_methods_refuse_weights_that_are_computed(way):
     net = masked(way)
     with pytest.raises(
-        ValueError, match=r"SFP: optimizer: expected one over the model's parameters, got one without 0.weight"
+        ValueError, match="SFP: model: expected weights that are parameters, others in skip, got a computed one in 0"
     ):
         pk.methods.SFP(net, torch.optim.SGD(net.parameters(), lr=0.1), 0.5)
 
