@@ -1,5 +1,6 @@
 """Subclasses of convolutions and norms as people write them, and stand-ins of timm's with timm's adapters."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -115,3 +116,52 @@ pk.register_adapter(NormSigmoid, output=lambda m, y: y.sigmoid())
 
 CONVS = (Conv2dSame, StdConv2d, StdConv2dSame, ScaledStdConv2d, Unit, Initialised)
 COMPUTED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, Unit)
+
+
+KEEP, LAST = torch.arange(8) % 3 != 1, torch.arange(6) > 1  # the masks of the two convolutions
+X = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+all_convs = pytest.mark.parametrize("cls", CONVS, ids=lambda cls: cls.__name__)
+
+
+def make(cls, act=None, seed=0, **args):
+    """Two convolutions of a class between norms with activations."""
+    torch.manual_seed(seed)
+    padding = 0 if cls.__name__.endswith("Same") else 1
+    net = nn.Sequential(
+        cls(3, 8, 3, stride=2, padding=padding, **args),
+        BatchNormAct2d(8, act),
+        cls(8, 6, 3, padding=padding),
+        NormSigmoid(6),
+    )
+    for norm in (net[1], net[3]):
+        nn.init.uniform_(norm.weight, 0.5, 1.5), nn.init.uniform_(norm.bias, -0.5, 0.5)
+        nn.init.uniform_(norm.running_mean, -0.5, 0.5), nn.init.uniform_(norm.running_var, 0.5, 1.5)
+    return net
+
+
+def mask(net):
+    net[0].set_masks(filter=KEEP)
+    net[1].set_mask(KEEP)
+    net[2].set_masks(filter=LAST, input=KEEP)
+    net[3].set_mask(LAST)
+    return net
+
+
+def masked(cls, **args):
+    net = make(cls, **args)
+    pk.convert(net)
+    return mask(net)
+
+
+def expected(net, x):
+    """What the classes compute by themselves, with masks as products of what they compute."""
+    for layer, keep in ((net[0], KEEP), (net[1], KEEP), (net[2], LAST), (net[3], LAST)):
+        weight = layer._computed_weight() if isinstance(layer, nn.Conv2d) else None
+        channels = keep.view(1, -1, 1, 1)
+        if weight is None:
+            x = layer._after(channels * nn.functional.batch_norm(
+                x, layer.running_mean, layer.running_var, layer.weight, layer.bias, False, 0.0, layer.eps))  # fmt: skip
+        else:
+            x = layer._prepared(x)
+            x = layer._after(channels * nn.functional.conv2d(x, weight, layer.bias, layer.stride, layer.padding))
+    return x
