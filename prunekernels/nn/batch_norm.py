@@ -31,6 +31,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
 
     Attributes:
         channel_mask: Bool [C], a buffer, True = live. A new layer has all channels live.
+        plain_class: The class that `restore` makes of the layer. A subclass with a forward of its own sets it.
 
     Examples:
         >>> norm = pk.MaskedBatchNorm2d(4)
@@ -39,7 +40,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         False
     """
 
-    plain_class: type[nn.Module] = nn.BatchNorm2d  # what restore makes of the layer
+    plain_class: type[nn.Module] = nn.BatchNorm2d
     _mask_names = ("channel_mask",)
     _own_state = ("channel_mask", "_seen", "_channels", "_all_live")
     channel_mask: Tensor

@@ -41,6 +41,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         input_mask: Bool [C]: the input channels that are read.
         hard_mask: Bool [K], False = dead for good. Such a filter is dead in filter_mask too, and its weights get no
             gradient even when `weight_grad` is "dense".
+        plain_class: The class that `restore` makes of the layer. A subclass with a forward of its own sets it.
 
     Examples:
         >>> layer = pk.MaskedConv2d(64, 128, 3, padding=1)
@@ -50,7 +51,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         ((8, 128, 14, 14), False)
     """
 
-    plain_class: type[nn.Module] = nn.Conv2d  # what restore makes of the layer
+    plain_class: type[nn.Module] = nn.Conv2d
     _mask_names = ("filter_mask", "kernel_mask", "input_mask", "hard_mask")
     _own_state = (
         *_mask_names, "_mask_table", "_grad_table", "_grad_scale", "_weight_grad", "_seen", "_live", "_all_live",

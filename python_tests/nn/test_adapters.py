@@ -341,3 +341,30 @@ def test_stand_ins_are_not_registered_under_other_names():
         "timm.layers.std_conv.ScaledStdConv2d",
         "timm.layers.std_conv.ScaledStdConv2dSame",
     }
+
+
+class Sharded(torch.Tensor):
+    """A tensor of another kind, as FSDP makes of the parameters of a subclass that it makes too."""
+
+
+def test_a_subclass_with_parameters_of_another_kind_is_left_alone():
+    layer = Initialised(3, 4, 1)
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Sharded))
+    report = pk.convert(nn.Sequential(layer))
+    assert report.skipped == {"0": "Initialised holds parameters of type Sharded"} and type(layer) is Initialised
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_of_a_computed_weight(dtype):
+    net = masked(ScaledStdConv2d).eval()
+    with torch.autocast("cpu", dtype):
+        y, live = net(X), pk.flow(copy.deepcopy(net))(X)
+    torch.testing.assert_close(y, live, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(y.float(), expected(net, X), rtol=0.05, atol=0.05)
+
+
+def test_an_average_of_an_adapted_network_is_one_too():
+    net = masked(StdConv2d)
+    average = torch.optim.swa_utils.AveragedModel(net)
+    assert type(average.module[0]) is type(net[0])
+    torch.testing.assert_close(average.eval()(X), net.eval()(X))
