@@ -76,6 +76,8 @@ def convert(
     report = Conversion()
     for name, module in model.named_modules():
         is_conv, is_norm = isinstance(module, nn.Conv2d), norms and isinstance(module, nn.BatchNorm2d)
+        if norms and isinstance(module, nn.SyncBatchNorm):
+            report.skipped[name] = f"{type(module).__name__} has statistics of all processes, a masked norm has its own"
         if not (is_conv or is_norm):
             continue
         cls, masked = layer_class(module), isinstance(module, (MaskedConv2d, MaskedBatchNorm2d))

@@ -249,3 +249,19 @@ def test_prune_import_leaves_alone_what_is_not_converted():
     report = pk.convert(net, norms=False, filter_fn=lambda name, module: False)
     assert not report.pruned and all(hasattr(net[i], "weight_orig") for i in (0, 1, 3))
     assert torch.equal(net(X), want)
+
+
+def test_prune_import_is_not_needed_for_graph_tools():
+    """They look at a copy in which the weights are what torch computes them to be."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(100, 2)).eval()
+    for layer in (net[0], net[4]):
+        prune.ln_structured(layer, "weight", 0.5, n=2, dim=0)
+    want = net(X)
+    assert [group.layers for group in pk.coupled_groups(net, X)] == [("0",), ("2",)]
+    assert hasattr(net[0], "weight_orig")
+    pk.convert(net, filter_fn=lambda name, module: name != "0")
+    net[2].set_masks(filter=torch.arange(4) != 1)
+    want = net(X)
+    torch.testing.assert_close(pk.shrink(net, X)(X), want)
+    assert hasattr(net[0], "weight_orig") and hasattr(net[4], "weight_orig")

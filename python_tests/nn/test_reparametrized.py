@@ -334,3 +334,13 @@ def test_norms_without_bias_and_nothing_live():
     assert_zero(y)
     y.sum().backward()
     assert_zero(norm.weight.grad)
+
+
+@pytest.mark.parametrize("way", ["spectral_norm", "parametrized_weight_norm"])
+def test_compile_of_computed_weights(way):
+    torch._dynamo.reset()  # its limit on recompilations counts what other tests compiled
+    net = masked(way)
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(X), net(X))
+    net[3].set_masks(filter=~LAST)
+    torch.testing.assert_close(compiled(X), net(X))
