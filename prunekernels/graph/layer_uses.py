@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
-from ..nn.convert import make_plain
+from ..nn.convert import bake_all
 from ..nn.reparametrized import deep_copy
 from .analysis import ChannelAnalysis
 from .channels import Channels
@@ -30,7 +30,7 @@ def any_weights(model: nn.Module, traced: Traced, all_dead: bool = False) -> dic
                 module.set_masks(filter=torch.zeros_like(module.filter_mask))
             elif isinstance(module, MaskedBatchNorm2d):
                 module.set_mask(torch.zeros_like(module.channel_mask))
-    make_plain("any_weights", blank)
+    bake_all(blank)
     named = dict(blank.named_buffers(remove_duplicate=False)) | dict(blank.named_parameters(remove_duplicate=False))
     return {name: named.get(name, tensor) for name, tensor in traced.tensors.items()}
 

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from ..nn.adapted import computed_layers
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
-from ..nn.convert import make_plain
+from ..nn.convert import bake_all
 from ..nn.reparametrized import deep_copy
 
 
@@ -120,7 +120,7 @@ def plain_copy(model: nn.Module, op: str = "plain_copy") -> nn.Module:
         if isinstance(module, MaskedBatchNorm2d) and not module.affine and not bool(module.channel_mask.all()):
             # A plain norm can only give zeros by a weight and a bias of zero.
             _give_factors(module, next(plain.parameters(), torch.ones(())))
-    make_plain(op, plain)
+    bake_all(plain, op)
     return plain
 
 

@@ -152,7 +152,7 @@ def restore(model: nn.Module, *, bake: bool = False) -> Conversion:
 
 
 @torch.no_grad()
-def make_plain(op: str, model: nn.Module) -> None:
+def bake_all(model: nn.Module, op: str = "restore") -> None:
     """Makes every layer of a network a plain one that stores its weight, in place; op: the caller, for errors."""
     flow(model, False)
     for name, module in model.named_modules():
