@@ -7,12 +7,11 @@ from torch import Tensor, fx, nn
 
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
-from ..nn.convert import bake_all
 from ..nn.reparametrized import deep_copy
 from .analysis import ChannelAnalysis
 from .channels import Channels
 from .rules.layers import LayerRule
-from .trace import Traced
+from .trace import Traced, make_plain
 
 
 def any_weights(model: nn.Module, traced: Traced, all_dead: bool = False) -> dict[str, Tensor]:
@@ -20,7 +19,7 @@ def any_weights(model: nn.Module, traced: Traced, all_dead: bool = False) -> dic
 
     all_dead: every filter of a masked convolution and every channel of a masked norm counts as dead.
     """
-    blank = deep_copy(model).eval()
+    blank = deep_copy(model)
     with torch.no_grad():
         for tensor in (*blank.parameters(), *blank.buffers()):
             if tensor.is_floating_point():
@@ -30,7 +29,7 @@ def any_weights(model: nn.Module, traced: Traced, all_dead: bool = False) -> dic
                 module.set_masks(filter=torch.zeros_like(module.filter_mask))
             elif isinstance(module, MaskedBatchNorm2d):
                 module.set_mask(torch.zeros_like(module.channel_mask))
-    bake_all(blank)
+    make_plain(blank)
     named = dict(blank.named_buffers(remove_duplicate=False)) | dict(blank.named_parameters(remove_duplicate=False))
     return {name: named.get(name, tensor) for name, tensor in traced.tensors.items()}
 

@@ -111,11 +111,16 @@ def _dead_entries(module: nn.Module) -> list[Tensor]:
 
 
 def plain_copy(model: nn.Module, op: str = "plain_copy") -> nn.Module:
-    """An independent network of plain layers, in eval mode, with zeros for everything that is dead.
+    """An independent network of plain layers, in eval mode, with zeros for everything that is dead."""
+    return make_plain(deep_copy(model), op)
 
-    A layer that computes its weight stores it in the copy. op: the caller, for errors.
+
+def make_plain(plain: nn.Module, op: str = "plain_copy") -> nn.Module:
+    """Turns a network into one of plain layers, in eval mode, with zeros for everything that is dead, in place.
+
+    A layer that computes its weight stores it from then on. op: the caller, for errors.
     """
-    plain = deep_copy(model).eval()
+    plain.eval()
     for module in plain.modules():
         if isinstance(module, MaskedBatchNorm2d) and not module.affine and not bool(module.channel_mask.all()):
             # A plain norm can only give zeros by a weight and a bias of zero.
