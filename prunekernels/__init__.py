@@ -8,6 +8,7 @@ from .inspect.explain import Explanation, explain
 from .inspect.flops import Flops, count_flops
 from .live import LiveTensor
 from .masks import ConvMask
+from .nn.adapters import register_adapter
 from .nn.batch_norm import MaskedBatchNorm2d
 from .nn.conv import MaskedConv2d
 from .nn.convert import Conversion, convert, restore
@@ -45,6 +46,7 @@ __all__ = [
     "optim",
     "plan",
     "reference",
+    "register_adapter",
     "restore",
     "scatter_channels",
     "shrink",

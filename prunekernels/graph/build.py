@@ -134,7 +134,8 @@ class Builder:
     def layer(self, node: fx.Node, name: str, layer: nn.Module, x: Any) -> fx.Node:
         """Calls a small layer. A layer that the original calls twice stays one layer."""
         config = (node.target, str(node.args[3:]), node.args[1:3])
-        if name in self._layers and self._layers[name][1] != config:
+        clash = name not in self._layers and _holds(self.root, name, {*layer._parameters, *layer._buffers})
+        if clash or (name in self._layers and self._layers[name][1] != config):
             name = f"{name}_{node.name}"
         if name not in self._layers:
             self._layers[name] = (layer, config)
@@ -168,7 +169,11 @@ class Builder:
 
     def parameter(self, node: fx.Node, index: Index) -> fx.Node:
         """The kept part of a parameter that is an operand itself."""
-        return self._get_attr(self.traced.names[node], self.gather(node, index))
+        name, value = self.traced.names[node], self.gather(node, index)
+        owner, _, last = name.rpartition(".")
+        if _holds(self.root, owner, {last}) and getattr(_attribute(self.root, owner), last) is not value:
+            name = f"{name}_{node.name}"  # a layer has its name
+        return self._get_attr(name, value)
 
     def constant(self, name: str, value: Tensor) -> fx.Node:
         return self._get_attr(name, value)
@@ -247,11 +252,14 @@ class Builder:
     def _attach(self, name: str, value: Any) -> None:
         parent, _, last = name.rpartition(".")
         owner = _attribute(self.root, parent, create=True)
-        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-            owner.register_buffer(last, value)
+        if isinstance(value, Tensor):
+            _register(owner, last, value)
         else:
-            for child, module in getattr(owner, last, nn.Module()).named_children():
+            held = getattr(owner, last, nn.Module())
+            for child, module in held.named_children():
                 value.add_module(child, module)
+            for own, tensor in (*held.named_parameters(recurse=False), *held.named_buffers(recurse=False)):
+                _register(value, own, tensor)
             setattr(owner, last, value)
 
 
@@ -274,6 +282,19 @@ class _Sized:
 
     def __getitem__(self, dim: int) -> Any:
         return torch.ops.aten.sym_size.int(self._proxy, dim)
+
+
+def _register(module: nn.Module, name: str, tensor: Tensor) -> None:
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(name, tensor)
+    else:
+        module.register_buffer(name, tensor)
+
+
+def _holds(root: nn.Module, name: str, tensors: set[str]) -> bool:
+    """Whether the module of this name is there and has a parameter or buffer, or a place for one, of these names."""
+    module = dict(root.named_modules()).get(name)
+    return module is not None and bool(tensors & {*module._parameters, *module._buffers})
 
 
 def _is_plain(spec: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
 from ..nn.convert import convert
+from ..nn.reparametrized import deep_copy
 from .analysis import ChannelAnalysis
 from .channels import Channels
 from .layer_uses import any_weights, layer_uses
@@ -151,7 +151,7 @@ def coupled_groups(model: nn.Module, example_input: Any) -> list[Group]:
         (tensor(5), tensor(5))
     """
     if not any(isinstance(module, (MaskedConv2d, MaskedBatchNorm2d)) for module in model.modules()):
-        model = copy.deepcopy(model)
+        model = deep_copy(model)
         convert(model)
     traced = trace("coupled_groups", model, example_input)
     analysis = ChannelAnalysis(traced, any_weights(model, traced, all_dead=True))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, fx, nn
 
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
 from ..nn.mask_buffers import MaskBuffers
+from ..nn.reparametrized import deep_copy
 from .analysis import ChannelAnalysis
 from .channels import Channels
 from .rules.layers import LayerRule
@@ -21,7 +20,7 @@ def any_weights(model: nn.Module, traced: Traced, all_dead: bool = False) -> dic
 
     all_dead: every filter of a masked convolution and every channel of a masked norm counts as dead.
     """
-    blank = copy.deepcopy(model)
+    blank = deep_copy(model)
     with torch.no_grad():
         for module in blank.modules():
             masks = module._mask_names if isinstance(module, MaskBuffers) else ()

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nn.adapted import computed_layers
+
 Origin = tuple[str, Mapping[int, Tensor] | None]
 
 
@@ -20,6 +22,9 @@ def gather_optimizer(
     origins: by id of a small parameter, its name in model and the kept index of each dimension (None: a new bias, which
     has no state).
     """
+    if computed := computed_layers(model):
+        raise ValueError(f"shrink: optimizer: expected weights that are parameters, got computed ones in "
+                         f"{', '.join(computed)}: shrink without optimizer and make a new one")  # fmt: skip
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     successors: dict[str, list[nn.Parameter]] = {}
     for parameter in small.parameters():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import logging
 import re
@@ -14,10 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from ..nn.adapted import computed_layers
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
-from ..nn.convert import restore
+from ..nn.convert import bake_all
 from ..nn.example import Example
+from ..nn.reparametrized import deep_copy
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Traced:
     tensors: dict[str, Tensor] = field(default_factory=dict)  # the same, by name
     guards: list[str] = field(default_factory=list)  # Python expressions that hold for all sizes which it serves
     exposed: set[fx.Node] = field(default_factory=set)  # written in place while another view of the memory is read
+    computed: list[str] = field(default_factory=list)  # names of the layers whose weight was computed, now stored
 
     def __post_init__(self) -> None:
         self.modules = dict(self.model.named_modules())
@@ -116,19 +118,22 @@ def _dead_entries(module: nn.Module) -> list[Tensor]:
     return [torch.nonzero(~mask) for mask in masks] if not all(bool(mask.all()) for mask in masks) else []
 
 
-def plain_copy(model: nn.Module) -> nn.Module:
+def plain_copy(model: nn.Module, op: str = "plain_copy") -> nn.Module:
     """An independent network of plain layers, in eval mode, with zeros for everything that is dead."""
-    return make_plain(copy.deepcopy(model))
+    return make_plain(deep_copy(model), op)
 
 
-def make_plain(plain: nn.Module) -> nn.Module:
-    """Turns a network into one of plain layers, in eval mode, with zeros for everything that is dead, in place."""
+def make_plain(plain: nn.Module, op: str = "plain_copy") -> nn.Module:
+    """Turns a network into one of plain layers, in eval mode, with zeros for everything that is dead, in place.
+
+    A layer that computes its weight stores it from then on. op: the caller, for errors.
+    """
     plain.eval()
     for module in plain.modules():
         if isinstance(module, MaskedBatchNorm2d) and not module.affine and not bool(module.channel_mask.all()):
             # A plain norm can only give zeros by a weight and a bias of zero.
             _give_factors(module, next(plain.parameters(), torch.ones(())))
-    restore(plain)
+    bake_all(plain, op)
     return plain
 
 
@@ -149,11 +154,12 @@ def trace(op: str, model: nn.Module, example_input: Any, free: Freedom = "batch"
     """
     inputs = read_example(op, example_input)
     check_shared(op, model)
-    plain = plain_copy(model)
+    plain = plain_copy(model, op)
     check_forward(op, plain, inputs)
     exported, inputs = _export(op, plain, inputs, free)
     specs = exported.call_spec
     traced = Traced(plain, exported.graph_module.graph, inputs, specs.in_spec, specs.out_spec)
+    traced.computed = computed_layers(model)
     held = {**exported.constants, **dict(plain.named_buffers(remove_duplicate=False))}
     held |= dict(plain.named_parameters(remove_duplicate=False))
     targets = {spec.arg.name: spec.target for spec in exported.graph_signature.input_specs if spec.target is not None}

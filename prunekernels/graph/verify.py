@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from .. import plan
 from ..nn.example import Example
+from ..nn.reparametrized import deep_copy
 from .build import Builder
 from .trace import Traced, fixed_size, has_free_batch, plain_copy, value_of
 
@@ -31,12 +32,13 @@ def verify(model: nn.Module, network: nn.Module, builder: Builder, why: str = ""
     """
     inputs = builder.traced.inputs
     eps = torch.finfo(_dtype_of(model, inputs)).eps
-    masked: nn.Module = copy.deepcopy(model).eval()
+    masked: nn.Module = deep_copy(model).eval()
     small = network.eval()
     doubled = _doubled(masked, small, inputs)
     if doubled is not None:
         masked, small = doubled
-        inputs, eps = inputs.double(), eps if builder.has_folded else torch.finfo(torch.float64).eps
+        rounded = builder.has_folded or builder.traced.computed  # biases, weights that are stored in the model's dtype
+        inputs, eps = inputs.double(), eps if rounded else torch.finfo(torch.float64).eps
     worst = [0.0, 0.0]
     for i, given in enumerate((inputs, *_random_inputs(builder, inputs))):
         with torch.no_grad(), plan.measure(False):  # too few runs to be worth it
@@ -79,7 +81,7 @@ def verify_module(
     narrow: makes a plain copy of model small. weights: see any_weights.
     """
     inputs = traced.inputs
-    pairs = [(copy.deepcopy(model).eval(), network)]
+    pairs = [(deep_copy(model).eval(), network)]
     full = plain_copy(model)
     if _fill_zeros(full, weights):
         small = copy.deepcopy(full)
@@ -90,7 +92,8 @@ def verify_module(
         eps, given = torch.finfo(_dtype_of(model, inputs)).eps, inputs
         doubled = _doubled(masked, small, inputs)
         if doubled is not None:
-            (masked, small), given, eps = doubled, inputs.double(), torch.finfo(torch.float64).eps
+            (masked, small), given = doubled, inputs.double()
+            eps = eps if traced.computed else torch.finfo(torch.float64).eps  # weights stored in the model's dtype
         for i, trial in enumerate((given, *_resized_inputs(given))):
             want = _outcome(masked, trial)
             if isinstance(want, Exception):  # model itself does not take this size
@@ -111,7 +114,7 @@ def _check_training(model: nn.Module, network: nn.Module, traced: Traced) -> Non
     used = {id(traced.tensors[name]) for node, name in traced.names.items() if node.users}
     if all(id(p) in used for p in traced.model.parameters()):
         return
-    want = _outcome(copy.deepcopy(model).train(), traced.inputs)
+    want = _outcome(deep_copy(model).train(), traced.inputs)
     got = _outcome(copy.deepcopy(network).train(), traced.inputs)
     if isinstance(got, Exception) and not isinstance(want, Exception):
         raise Misfit(f"its forward fails on small layers when it trains: {str(got).splitlines()[0]}") from got
@@ -176,7 +179,7 @@ def _dtype_of(model: nn.Module, inputs: Example) -> torch.dtype:
 
 
 def _doubled(masked: nn.Module, small: nn.Module, inputs: Example) -> tuple[nn.Module, nn.Module] | None:
-    pair = copy.deepcopy(masked).double(), copy.deepcopy(small).double()
+    pair = deep_copy(masked).double(), copy.deepcopy(small).double()
     try:
         with torch.no_grad(), plan.measure(False):
             for network in pair:

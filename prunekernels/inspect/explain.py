@@ -8,7 +8,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ from ..live import LiveList, LiveTensor, recording
 from ..live.conv import Lowered
 from ..live.tensor import wrap
 from ..nn.conv import MaskedConv2d
+from ..nn.reparametrized import is_reparametrized
 from ..ops import mask_table
 from ..plan import DIRECTIONS, LayerPlan, has_other_plans
 from .flops import live_kernels, lowered
@@ -128,6 +128,7 @@ def explain(model: nn.Module, example_input: Any, *, backward: bool = True) -> E
     def visit(name: str, layer: nn.Module, x: Any, y: Any) -> None:
         if isinstance(layer, nn.Conv2d) and isinstance(x, Tensor) and isinstance(y, Tensor):
             layers[name] = layer
+            x = layer._prepared(x) if isinstance(layer, MaskedConv2d) else x
             calls.setdefault(name, Counter())[_call(x, y)] += 1
 
     held = (*model.parameters(), *model.buffers())
@@ -230,26 +231,35 @@ def _time(layer: nn.Conv2d, call: _Call, backward: bool) -> dict[str, float]:
     runs: dict[str, Callable[[], object]] = {}
     if live := call.live:
         wide = leaf((call.shape[0], live.channels, *call.shape[2:]))
-        runs["ms"] = _step(lambda: layer.forward(wrap(compact, live)), layer, compact)
+        runs["ms"] = _step(lambda: _convolve(layer, wrap(compact, live)), layer, compact)
     else:
         wide = compact
         if isinstance(layer, MaskedConv2d):
-            runs["ms"] = _step(lambda: layer.forward(compact), layer, compact)
-    dense = partial(nn.Conv2d.forward, layer) if isinstance(layer, MaskedConv2d) else layer.forward
-    runs["dense_ms"] = _step(lambda: dense(wide), layer, wide)
+            runs["ms"] = _step(lambda: _convolve(layer, compact), layer, compact)
+    runs["dense_ms"] = _step(lambda: _convolve(layer, wide, dense=True), layer, wide)
     with torch.set_grad_enabled(backward):
         times = _medians(runs, call.device)
     return {"ms": times.get("ms", times["dense_ms"]), "dense_ms": times["dense_ms"]}
 
 
+def _convolve(layer: nn.Conv2d, x: Tensor, dense: bool = False) -> Tensor:
+    """The layer; of a masked one the convolution alone, without what its class does to inputs and outputs."""
+    if not isinstance(layer, MaskedConv2d):
+        return layer.forward(x)
+    return super(MaskedConv2d, layer).forward(x) if dense else MaskedConv2d.forward(layer, x)
+
+
 def _step(forward: Callable[[], Tensor], layer: nn.Conv2d, x: Tensor) -> Callable[[], object]:
-    """forward and, where autograd is on, the gradients of input and parameters, as far as they require one."""
+    """forward and, where autograd is on, the gradients of input, weight and bias, as far as they require one."""
     wanted = [t for t in (x, *layer.parameters()) if t.requires_grad]
+    keeps_graph = is_reparametrized(layer)  # by a hook, maybe, which runs before these calls
 
     def run() -> object:
         y = forward()
         y = y.compact if type(y) is LiveTensor else y
-        return torch.autograd.grad(y, wanted, torch.ones_like(y), allow_unused=True) if y.requires_grad else y
+        return (
+            torch.autograd.grad(y, wanted, torch.ones_like(y), keeps_graph, allow_unused=True) if y.requires_grad else y
+        )
 
     return run
 

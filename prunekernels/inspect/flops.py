@@ -105,6 +105,7 @@ def _multiply_adds(layer: nn.Module, x: Tensor, y: Tensor) -> tuple[int, int]:
         dense = layer.weight[0].numel() * x.numel()
         return dense, dense
     dense = layer.weight[0].numel() * y.numel()  # type: ignore[index, union-attr, operator]
+    x = layer._prepared(x) if isinstance(layer, MaskedConv2d) else x
     live = x.live if type(x) is LiveTensor else None
     if isinstance(layer, MaskedConv2d):
         kernels = live_kernels(layer, live if lowered(layer, live, x.dim()) else None)

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..nn.conv import MaskedConv2d
 from ..nn.copy_masks import matched_layers
+from ..nn.reparametrized import is_reparametrized
 from ..nn.sharding import check_whole
 from .ranking import BUDGETS
 
@@ -109,6 +110,8 @@ def check_optimizer(
     """There are layers to prune, and the optimizer trains all their weights."""
     held = {p for group in optimizer.param_groups for p in group["params"]}
     for name, layer in layers.items():
+        stored = not is_reparametrized(layer)
+        expect(op, stored, "model", "weights that are parameters, others in skip", f"a computed one in {name}")
         expected, got = "one over the model's parameters", f"one without {name}.weight"
         expect(op, layer.weight in held, "optimizer", expected, got)
     if set(left_out.values()) <= {"skip"}:

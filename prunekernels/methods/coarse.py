@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import plan
+from ..nn.adapted import computes_weight
 from ..nn.conv import MaskedConv2d
 from ..nn.example import Example
 from ..nn.flow import flow
@@ -163,6 +164,8 @@ class CoarsePruning(Method):
         for layer, keep in zip(layers, self._choose(draw, self._try_kernels, before), strict=True):
             keep = keep.to(layer.weight.device)
             layer.set_masks(kernel=keep)
+            if computes_weight(layer):  # zeros in the weight that it stores would change its live kernels
+                continue
             layer.weight[~keep] = 0
             for state in self.optimizer_states(layer.weight):
                 state[~keep] = 0

@@ -15,6 +15,7 @@ from ..graph.analysis import ChannelAnalysis
 from ..graph.layer_uses import any_weights, layer_uses
 from ..graph.rules.layers import ConvRule, WeightRule
 from ..graph.trace import Traced, plain_copy, trace
+from ..nn.adapted import has_computed_weight
 
 
 @dataclass(eq=False)
@@ -136,6 +137,8 @@ def mergeable_groups(
     for group in groups:
         if any(len(channels.unique()) < len(channels) for channels in group.filters.values()):
             continue  # the inputs of a grouped convolution live and die together, yet are different channels
+        if any(has_computed_weight(modules.get(name)) for name in group.filters):
+            continue  # equal stored rows need not be equal filters
         place = torch.full((roots.numel(),), -1)
         for name, channels in group.filters.items():
             place[roots[convs[name][0][1].ids]] = channels
@@ -149,6 +152,8 @@ def mergeable_groups(
 
 def _adds_up(module: nn.Module | None) -> bool:
     """Whether the layer's output is the sum over its inputs of input times weight column."""
+    if has_computed_weight(module):
+        return False
     return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
 

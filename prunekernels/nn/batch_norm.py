@@ -14,7 +14,8 @@ from ..live.channel_ops import regroup, to_dense
 from ..live.tensor import can_flow, wrap
 from ..ops.extension import has_extension, ops
 from ..ops.transforms import is_recorded_or_transformed
-from .mask_buffers import MaskBuffers, public_mask
+from .mask_buffers import MaskBuffers, _check_plain, public_mask
+from .reparametrized import deep_copy, is_reparametrized, remove_reparametrization
 from .sharding import check_whole
 
 _BATCHES = "num_batches_tracked"
@@ -33,6 +34,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
     Attributes:
         channel_mask: Bool [C], True = live. A new layer has all channels live. The buffer of that name, in state dicts
             too, is float32, 1 = live. A state dict has zeros in dead entries of weight and bias.
+        plain_class: The class that `restore` makes of the layer. A subclass with a forward of its own sets it.
 
     Examples:
         >>> norm = pk.MaskedBatchNorm2d(4)
@@ -41,6 +43,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         False
     """
 
+    plain_class: type[nn.Module] = nn.BatchNorm2d
     _mask_names = ("channel_mask",)
     _own_state = ("channel_mask", "_seen", "_channels", "_all_live")
     channel_mask: Tensor = public_mask("channel_mask")
@@ -51,8 +54,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         self._init_masks()
 
     def _init_masks(self) -> None:
-        known = next((t for t in (self.weight, self.running_mean) if t is not None), torch.empty(0))
-        self._add_masks(((self.num_features,),), known.device)
+        self._add_masks(((self.num_features,),), self._device_of_parameters())
 
     def _derive(self) -> None:
         mask = self._masks["channel_mask"]
@@ -180,7 +182,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         """A masked layer that shares the parameters and statistics of a plain norm, which stays as it is.
 
         Args:
-            norm: Any `nn.BatchNorm2d`.
+            norm: An `nn.BatchNorm2d`. `prunekernels.convert` serves more: subclasses, and weights that are computed.
 
         Returns:
             A `MaskedBatchNorm2d` with all channels live.
@@ -190,6 +192,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
             >>> pk.MaskedBatchNorm2d.from_norm(norm).weight is norm.weight
             True
         """
+        _check_plain("MaskedBatchNorm2d.from_norm: norm", norm, nn.BatchNorm2d)
         return cls._over(norm)
 
     def to_norm(self) -> nn.BatchNorm2d:
@@ -204,7 +207,9 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
             >>> norm.to_norm().weight.tolist()
             [0.0, 1.0, 1.0, 1.0]
         """
-        norm = self._plain_copy(nn.BatchNorm2d)
+        plain = self if not is_reparametrized(self) else deep_copy(self)
+        remove_reparametrization("MaskedBatchNorm2d.to_norm", "layer", plain)
+        norm = plain._plain_copy(nn.BatchNorm2d)
         self.zero_dead(norm.weight, norm.bias)
         return norm
 
@@ -229,10 +234,11 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         self._look()
         if self._all_live:
             return
-        if weight is None or bias is None:
+        if weight is None:
             raise ValueError("MaskedBatchNorm2d: affine: expected True, got dead channels no plain norm can zero")
         weight.masked_fill_(~self.channel_mask, 0)
-        bias.masked_fill_(~self.channel_mask, 0)
+        if bias is not None:
+            bias.masked_fill_(~self.channel_mask, 0)
 
     def extra_repr(self) -> str:
         live = "" if self._all_live else f", channels={self._channels.count}/{self.num_features}"
@@ -254,8 +260,8 @@ def _by_torch(
     """masked_batch_norm by torch's batch norm of gathered parameters. live [N, live, H, W]; rows: int64 [live]."""
     weight, bias = (None if p is None else p.index_select(0, rows) for p in (weight, bias))
     if rows.numel() == 0:  # nothing to normalize, but the parameters stay in the graph, with zero gradients
-        shape = (1, -1, 1, 1)
-        return live if weight is None or bias is None else live * weight.view(shape) + bias.view(shape)
+        live = live if weight is None else live * weight.view(1, -1, 1, 1)
+        return live if bias is None else live + bias.view(1, -1, 1, 1)
     live_mean, live_var = (None if t is None else t.index_select(0, rows) for t in (mean, var))
     y = F.batch_norm(live, live_mean, live_var, weight, bias, by_batch, factor, eps)
     if update and mean is not None and var is not None:

@@ -19,7 +19,8 @@ from ..ops import mask_table
 from ..ops.autograd import ops
 from ..ops.transforms import ConvLive, is_recorded_or_transformed, is_transformed
 from ..plan import LayerPlan, has_other_plans
-from .mask_buffers import MaskBuffers, public_mask
+from .mask_buffers import MaskBuffers, _check_plain, public_mask
+from .reparametrized import deep_copy, is_reparametrized, remove_reparametrization
 from .sharding import check_whole
 
 MaskArgument = Tensor | str | None
@@ -43,6 +44,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         input_mask: Bool [C]: the input channels that are read.
         hard_mask: Bool [K], False = dead for good. Such a filter is dead in filter_mask too, and its weights get no
             gradient even when `weight_grad` is "dense".
+        plain_class: The class that `restore` makes of the layer. A subclass with a forward of its own sets it.
 
     Examples:
         >>> layer = pk.MaskedConv2d(64, 128, 3, padding=1)
@@ -52,6 +54,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         ((8, 128, 14, 14), False)
     """
 
+    plain_class: type[nn.Module] = nn.Conv2d
     _mask_names = ("filter_mask", "kernel_mask", "input_mask", "hard_mask")
     _own_state = (
         *_mask_names, "_mask_table", "_grad_table", "_grad_scale", "_weight_grad", "_seen", "_live", "_all_live",
@@ -76,7 +79,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         self._init_masks()
 
     def _init_masks(self) -> None:
-        K, Cg, device = self.out_channels, self.in_channels // self.groups, self.weight.device
+        K, Cg, device = self.out_channels, self.in_channels // self.groups, self._device_of_parameters()
         self._weight_grad, self._grad_scale = "masked", None
         # Of fixed size, written in place: torch.compile and CUDA graphs go on reading them when masks change.
         self._mask_table = torch.zeros(
@@ -180,7 +183,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
     @grad_scale.setter
     def grad_scale(self, value: Tensor | None) -> None:
         if value is not None:
-            check_grad_scale("MaskedConv2d", value, self.out_channels, self.weight.device)
+            check_grad_scale("MaskedConv2d", value, self.out_channels, self.filter_mask.device)
         self._grad_scale = value
 
     @property
@@ -246,7 +249,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         return self._masked_forward(input)
 
     def _masked_forward(self, input: Tensor) -> Tensor:
-        weight, bias = self.weight, self.bias
+        weight, bias = self._computed_weight(), self.bias
         check_conv("MaskedConv2d", input, weight, bias, self.groups)
         input, padding = self._pad(input)
         table, scale = self._mask_table, self._grad_scale
@@ -264,6 +267,14 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         masks = (filters, self.kernel_mask, self.input_mask)
         return ConvLive.of_masks(*masks, *sizes, dense_grad=dense_grad, hard_mask=self.hard_mask)
 
+    def _prepared(self, x: Tensor) -> Tensor:
+        """What the convolution itself gets of the layer's input; see register_adapter."""
+        return x
+
+    def _computed_weight(self) -> Tensor:
+        """The weight that the convolution computes with, before masks; read once a run, since it may be computed."""
+        return self.weight
+
     def _pad(self, x: Tensor) -> tuple[Tensor, str | Sequence[int]]:
         """x padded according to padding_mode, and the padding that is left to the convolution."""
         if self.padding_mode == "zeros":
@@ -275,7 +286,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         """A masked layer that shares the parameters of a plain convolution, which stays as it is.
 
         Args:
-            conv: Any `nn.Conv2d`.
+            conv: An `nn.Conv2d`. `prunekernels.convert` serves more: subclasses, and weights that are computed.
 
         Returns:
             A `MaskedConv2d` with everything live.
@@ -285,6 +296,7 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
             >>> pk.MaskedConv2d.from_conv(conv).weight is conv.weight
             True
         """
+        _check_plain("MaskedConv2d.from_conv: conv", conv, nn.Conv2d)
         return cls._over(conv)
 
     def to_conv(self) -> nn.Conv2d:
@@ -299,7 +311,9 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
             >>> layer.to_conv().weight[:4].any().item()
             False
         """
-        conv = self._plain_copy(nn.Conv2d)
+        plain = self if not is_reparametrized(self) else deep_copy(self)
+        remove_reparametrization("MaskedConv2d.to_conv", "layer", plain)
+        conv = plain._plain_copy(nn.Conv2d)
         self.zero_dead(conv.weight, conv.bias)
         return conv
 
@@ -319,10 +333,13 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
             False
         """
         if weight is None:
+            if is_reparametrized(self):
+                raise ValueError("MaskedConv2d.zero_dead: weight: expected a parameter, got one that is computed: see "
+                                 "pk.restore(model, bake=True)")  # fmt: skip
             weight, bias = self.weight, self.bias
         check_whole("zero_dead", "MaskedConv2d", self, weight)
         self._look()
-        dead = self._dead_entries()
+        dead = MaskedConv2d._dead_entries(self)  # of the weight that masks apply to, which an adapter may compute
         if dead:
             weight.masked_fill_(dead["weight"], 0)
             if bias is not None:
@@ -369,7 +386,7 @@ def _layer_masks(layer: MaskedConv2d) -> LayerMasks:
     masks = (layer.filter_mask & layer.hard_mask, layer.hard_mask, layer.kernel_mask, layer.input_mask)
     filters, hard, kernels, inputs = (mask.detach().cpu().numpy() for mask in masks)
     dense_grad = layer.weight_grad == "dense"
-    has_bias, device = layer.bias is not None, layer.weight.device
+    has_bias, device = layer.bias is not None, layer.filter_mask.device
     return LayerMasks(filters, hard, kernels, inputs, layer.groups, has_bias, dense_grad, device)
 
 
@@ -381,7 +398,7 @@ def _at_full_width(layer: MaskedConv2d, x: Tensor, reason: str) -> Tensor:
 
 def _small_conv(layer: MaskedConv2d, x: Tensor, small: Lowered) -> Tensor:
     """x [N, live, H, W] -> [N, small.out.count, P, Q]."""
-    weight: Tensor = layer.weight
+    weight: Tensor = layer._computed_weight()
     bias: Tensor | None = layer.bias
     scale = layer._grad_scale
     if small.remap is not None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
+from . import torch_prune
+from .adapted import bake_conv, computes_weight, masked_class, restore_conv, restore_norm, zeros_suffice
 from .batch_norm import MaskedBatchNorm2d
 from .conv import MaskedConv2d
 from .flow import flow
+from .reparametrized import has_reparametrization, layer_class, remove_reparametrization, set_layer_class
 
 
 @dataclass
@@ -21,6 +25,7 @@ class Conversion:
         converted: Names of the convolutions that changed.
         norms: Names of the batch norms that changed.
         skipped: Name of each module left alone -> why.
+        pruned: Name of each layer that `torch.nn.utils.prune` had pruned -> what became masks, and what could not.
 
     Examples:
         >>> print(pk.convert(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))))
@@ -30,9 +35,11 @@ class Conversion:
     converted: list[str] = field(default_factory=list)
     norms: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    pruned: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{len(self.converted)} convolutions, {len(self.norms)} norms"]
+        lines += [f"pruned by torch: {name}: {what}" for name, what in self.pruned.items()]
         return "\n".join(lines + [f"left alone: {name}: {why}" for name, why in self.skipped.items()])
 
     def __call__(self, *args: object, **kwargs: object) -> None:
@@ -44,8 +51,11 @@ def convert(
 ) -> Conversion:
     """Turns every `nn.Conv2d` into a `MaskedConv2d` and every `nn.BatchNorm2d` into a `MaskedBatchNorm2d`, in place.
 
-    Everything is live afterwards. Modules and parameters stay the same objects, so optimizers, hooks and references
-    go on working. Subclasses and modules whose forward was replaced are left alone and named in the report.
+    Everything is live afterwards, but for what `torch.nn.utils.prune` had pruned: its masks become masks of the layer,
+    as far as they drop whole filters, input channels or kernels, and zeros in the weight where they do not. Modules and
+    parameters stay the same objects, so optimizers, hooks and references go on working. A layer of a subclass stays an
+    instance of it if the subclass has no forward of its own or an adapter (`register_adapter`). Other subclasses and
+    modules whose forward was replaced are left alone and named in the report.
 
     Args:
         model: The network.
@@ -65,36 +75,54 @@ def convert(
     """
     report = Conversion()
     for name, module in model.named_modules():
-        if isinstance(module, (MaskedConv2d, MaskedBatchNorm2d)):
-            continue
         is_conv, is_norm = isinstance(module, nn.Conv2d), norms and isinstance(module, nn.BatchNorm2d)
+        if norms and isinstance(module, nn.SyncBatchNorm):
+            report.skipped[name] = f"{type(module).__name__} has statistics of all processes, a masked norm has its own"
         if not (is_conv or is_norm):
             continue
-        plain, masked = (nn.Conv2d, MaskedConv2d) if is_conv else (nn.BatchNorm2d, MaskedBatchNorm2d)
-        if type(module) is not plain:
-            report.skipped[name] = (
-                f"{type(module).__name__} is not {plain.__name__} but a subclass with behaviour of its own"
-            )
-        elif "forward" in module.__dict__:
-            report.skipped[name] = "its forward was replaced"
-        elif filter_fn is not None and not filter_fn(name, module):
-            report.skipped[name] = "filter_fn"
-        else:
-            module.__class__ = masked  # type: ignore[assignment]
+        cls, masked = layer_class(module), isinstance(module, (MaskedConv2d, MaskedBatchNorm2d))
+        reason = None if masked else _reason_against(module, cls)
+        if not reason and filter_fn is not None and not masked and not filter_fn(name, module):
+            reason = "filter_fn"
+        if reason:
+            report.skipped[name] = reason
+            continue
+        pruned = torch_prune.take_off(module)
+        if not masked:
+            set_layer_class(module, masked_class(cls))  # type: ignore[arg-type]
             module._init_masks()  # type: ignore[operator]
             (report.converted if is_conv else report.norms).append(name)
+        if pruned:
+            report.pruned[name] = torch_prune.take_over(module, pruned)
     return report
 
 
+def _reason_against(module: nn.Module, cls: type[nn.Module]) -> str | None:
+    """Why a convolution or norm is left alone; None: it can be converted."""
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        return "its parameters do not exist yet: run the network once, then convert"
+    if "forward" in module.__dict__:
+        return "its forward was replaced"
+    if masked_class(cls) is None:
+        return f"{cls.__name__} has a forward of its own: tell convert what it computes by pk.register_adapter"
+    kinds = {type(p.data).__name__ for p in module.parameters(recurse=False)} - {"Tensor"}
+    if kinds and cls not in (nn.Conv2d, nn.BatchNorm2d):
+        return f"{cls.__name__} holds parameters of type {', '.join(sorted(kinds))}"
+    return None
+
+
 @torch.no_grad()
-def restore(model: nn.Module) -> Conversion:
-    """Turns masked layers back into `nn.Conv2d` and `nn.BatchNorm2d`, in place.
+def restore(model: nn.Module, *, bake: bool = False) -> Conversion:
+    """Turns masked layers back into `nn.Conv2d` and `nn.BatchNorm2d`, or the classes that `convert` found, in place.
 
     Dead weights, biases and affine parameters are written as zeros, so the network computes what it did. An error
-    changes nothing.
+    changes nothing. Where a layer computes its weight (a standardized one, `torch.nn.utils.parametrize`), zeros in what
+    it stores may not do: then restore raises, unless bake is True.
 
     Args:
         model: A network with masked layers. Live mode is switched off.
+        bake: Whether such a layer becomes one that stores the weight as it was computed: it no longer standardizes, and
+            what it computed the weight from is gone.
 
     Returns:
         A `Conversion` that names the layers that changed.
@@ -112,12 +140,46 @@ def restore(model: nn.Module) -> Conversion:
     report = Conversion()
     masked = [(n, m) for n, m in model.named_modules() if isinstance(m, (MaskedConv2d, MaskedBatchNorm2d))]
     for name, module in masked:  # checked first, so that an error changes nothing
-        if isinstance(module, MaskedBatchNorm2d) and not module.affine and not bool(module.channel_mask.all()):
-            raise ValueError(f"restore: {name}: expected affine=True, got dead channels that a plain norm cannot zero")
+        _check_restorable("restore", name, module, bake)
     for name, module in masked:
-        module.zero_dead()
-        module._drop_masks()
-        is_conv = isinstance(module, MaskedConv2d)
-        module.__class__ = nn.Conv2d if is_conv else nn.BatchNorm2d  # type: ignore[assignment]
-        (report.converted if is_conv else report.norms).append(name)
+        if isinstance(module, MaskedConv2d):
+            report.converted.append(name)
+            restore_conv("restore", name, module, bake and not zeros_suffice(module))
+        else:
+            report.norms.append(name)
+            restore_norm("restore", name, module)
     return report
+
+
+@torch.no_grad()
+def bake_all(model: nn.Module, op: str = "restore") -> None:
+    """Makes every layer of a network a plain one that stores its weight, in place; op: the caller, for errors."""
+    flow(model, False)
+    for name, module in model.named_modules():
+        if isinstance(module, (MaskedConv2d, MaskedBatchNorm2d)):
+            _check_restorable(op, name, module, bake=True)
+        if isinstance(module, MaskedConv2d):
+            restore_conv(op, name, module, bake=True)
+        elif isinstance(module, MaskedBatchNorm2d):
+            restore_norm(op, name, module)
+        elif isinstance(module, nn.Conv2d) and computes_weight(module):
+            bake_conv(op, name, module)
+        elif has_reparametrization(module):
+            remove_reparametrization(op, name, module)
+
+
+def _check_restorable(op: str, name: str, layer: MaskedConv2d | MaskedBatchNorm2d, bake: bool) -> None:
+    layer._look()
+    cls: Any = layer_class(layer)
+    owner: Any = next(base for base in cls.__mro__ if "plain_class" in vars(base))
+    if cls.forward is not owner.forward:
+        raise ValueError(f"{op}: {name}: expected a layer whose plain class is known, got {cls.__name__}, a subclass "
+                         f"of {owner.__name__} with a forward of its own: set its attribute plain_class")  # fmt: skip
+    if isinstance(layer, MaskedBatchNorm2d):
+        if not layer.affine and not layer._all_live:
+            raise ValueError(f"{op}: {name}: expected affine=True, got dead channels that a plain norm cannot zero")
+    suffice = zeros_suffice(layer) if isinstance(layer, MaskedConv2d) else layer._all_live or not computes_weight(layer)
+    if not bake and not suffice:
+        raise ValueError(f"{op}: {name}: expected masks that zeros in the stored weight express, got dead parts of a "
+                         f"weight that {cls.plain_class.__name__} computes: restore(model, bake=True) stores the "
+                         "computed weight")  # fmt: skip

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..masks import check_mask
 from ..ops.transforms import is_recorded_or_transformed
 from .ddp import watch_broadcasts
+from .reparametrized import is_reparametrized
 from .saved_state import DEAD_VALUES, StateCopies, dead_values, put_dead_values
 
 Layer = TypeVar("Layer", bound="MaskBuffers")
@@ -75,6 +76,15 @@ def public_mask(name: str) -> Any:
     return property(get)
 
 
+def _check_plain(about: str, layer: nn.Module, cls: type[nn.Module]) -> None:
+    """Raises ValueError unless a layer computes what cls does with parameters that it stores."""
+    got = type(layer).__name__
+    if type(layer).forward is not cls.forward or "forward" in layer.__dict__:
+        raise ValueError(f"{about}: expected {cls.__name__}, got {got} with a forward of its own: see pk.convert")
+    if is_reparametrized(layer):
+        raise ValueError(f"{about}: expected weights that are stored, got {got} that computes them: see pk.convert")
+
+
 class MaskBuffers(nn.Module):
     """Mixin of the masked layers.
 
@@ -101,6 +111,10 @@ class MaskBuffers(nn.Module):
     def _dead_entries(self) -> dict[str, Tensor]:
         """By parameter, bool: which of its entries are dead, in a shape that expands to the parameter's."""
         raise NotImplementedError
+
+    def _device_of_parameters(self) -> torch.device:
+        tensors = (*self.parameters(), *self.buffers())
+        return tensors[0].device if tensors else torch.empty(0).device
 
     # ---- the two forms of a mask
 

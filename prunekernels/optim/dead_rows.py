@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..masks import live_counts, make_table
+from ..nn.adapted import computes_weight
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
 from ..nn.mask_buffers import MaskBuffers, _version
@@ -30,6 +31,9 @@ def _conv_tables(layer: MaskedConv2d, freeze: str) -> tuple[Tensor | None, Tenso
         table = None if bool(layer.hard_mask.all()) else make_table(layer.hard_mask, None, None, *sizes)
         return table, table
     bias = None if layer._all_live else layer._mask_table
+    if computes_weight(layer):  # from whole filters, so that what is stored for dead inputs and kernels trains
+        filters = layer.hard_mask if layer.weight_grad == "dense" else layer.filter_mask & layer.hard_mask
+        return make_table(filters, None, None, *sizes), bias
     if layer.weight_grad == "masked":
         return bias, bias
     full = (
@@ -83,6 +87,7 @@ class DeadRows:
                 weight, bias = _conv_tables(layer, self._freeze)
             else:
                 weight = bias = _norm_table(layer)
-            for parameter, table in ((layer.weight, weight), (layer.bias, bias)):
+            for name, table in (("weight", weight), ("bias", bias)):
+                parameter = layer._parameters.get(name)  # a weight that is computed is none
                 if parameter is not None:
                     yield parameter, table

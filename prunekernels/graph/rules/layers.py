@@ -190,8 +190,8 @@ class NormRule(LayerRule):
     def forward(self, net: NetworkChannels, node: fx.Node) -> State:
         parameters = node.args[1:5]
         x = net.channels(argument(node, 0), 1)
-        by_pairs = [a is None for a in parameters[::2]] == [b is None for b in parameters[1::2]]
-        if x is None or not are_parameters(net, *parameters) or not by_pairs:
+        both_statistics = (parameters[2] is None) == (parameters[3] is None)
+        if x is None or not are_parameters(net, *parameters) or not both_statistics:
             return None
         for parameter in parameters:
             net.share(parameter, 0, x.ids)
@@ -230,6 +230,8 @@ class NormRule(LayerRule):
             small[2] is not None,
         )
         layer = kind(kept.numel(), argument(node, 7), momentum, affine, tracks, device="meta")
+        if small[1] is None:
+            layer.register_parameter("bias", None)
         if tracks:
             seen = getattr(old, "num_batches_tracked", None)
             none_seen = torch.zeros((), dtype=torch.long, device=value_of(node).device)

@@ -1,0 +1,50 @@
+"""Adapters of timm's layers, by qualified name, so that timm need not be there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _pad_same(layer: Any, x: Tensor) -> Tensor:
+    """x with zeros around it, so that the result has ceil(size / stride) rows; an odd one goes below or right."""
+    pad = []
+    for size, kernel, stride, dilation in reversed(
+        list(zip(x.shape[-2:], layer.kernel_size, layer.stride, layer.dilation, strict=True))
+    ):
+        missing = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+        pad += [missing // 2, missing - missing // 2]
+    return F.pad(x, pad) if any(pad) else x
+
+
+def _pad_same_if_dynamic(layer: Any, x: Tensor) -> Tensor:
+    return _pad_same(layer, x) if layer.same_pad else x
+
+
+def _standardized(layer: Any) -> Tensor:
+    """Each filter with mean 0 and variance 1."""
+    rows = layer.weight.reshape(1, layer.out_channels, -1)
+    return F.batch_norm(rows, None, None, training=True, momentum=0.0, eps=layer.eps).reshape_as(layer.weight)
+
+
+def _scaled(layer: Any) -> Tensor:
+    """Each filter with mean 0 and a deviation that is learned."""
+    rows, gain = layer.weight.reshape(1, layer.out_channels, -1), (layer.gain * layer.scale).view(-1)
+    return F.batch_norm(rows, None, None, gain, training=True, momentum=0.0, eps=layer.eps).reshape_as(layer.weight)
+
+
+def _drop_and_activate(layer: Any, y: Tensor) -> Tensor:
+    return layer.act(layer.drop(y))
+
+
+TIMM: dict[str, dict[str, Callable[..., Tensor]]] = {
+    "timm.layers.norm_act.BatchNormAct2d": {"output": _drop_and_activate},
+    "timm.layers.conv2d_same.Conv2dSame": {"input": _pad_same},
+    "timm.layers.std_conv.StdConv2d": {"weight": _standardized},
+    "timm.layers.std_conv.StdConv2dSame": {"weight": _standardized, "input": _pad_same_if_dynamic},
+    "timm.layers.std_conv.ScaledStdConv2d": {"weight": _scaled},
+    "timm.layers.std_conv.ScaledStdConv2dSame": {"weight": _scaled, "input": _pad_same_if_dynamic},
+}
