@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..optim.unwrap import unwrap
+
 Origin = tuple[str, Mapping[int, Tensor] | None]
 
 
@@ -17,9 +19,12 @@ def gather_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimizer of the same class, groups and options; state shaped like its parameter is cut to the kept part.
 
+    Of a wrapper, the class is that of the optimizer inside.
+
     origins: by id of a small parameter, its name in model and the kept index of each dimension (None: a new bias, which
     has no state).
     """
+    optimizer = unwrap("shrink", optimizer, model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     successors: dict[str, list[nn.Parameter]] = {}
     for parameter in small.parameters():

@@ -13,6 +13,7 @@ from ..graph import Group
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..optim import bind
 from ..optim.step import MaskedStep
+from ..optim.unwrap import unwrap
 from . import arguments
 from .channel_masks import ChannelMasks, NormFinder, units_of
 from .checkpoint import check_identity
@@ -34,7 +35,7 @@ class Method:
 
     Args:
         model: A network with masked layers (see pk.convert).
-        optimizer: Trains the model's parameters.
+        optimizer: Trains the model's parameters. A wrapper (Accelerate's, Lightning's) stands for the one inside.
         rate: The share of filters that is pruned in the end, in [0, 1).
         epochs: How many epochs the training has.
         criterion: A name in criteria.CRITERIA, a function of weights or a criteria.Criterion. None: the method's own.
@@ -114,6 +115,7 @@ class Method:
             op, rate=rate, duty=duty, coupling=coupling, budget=budget, round_to=round_to, norms=norms, clip=clip,
             steps_per_epoch=steps_per_epoch, seed=seed, example_input=example_input,
         )  # fmt: skip
+        optimizer = unwrap(op, optimizer, model)
         self.epochs = self._epochs_that_prune(epochs, fine_tune)
         self.model, self.optimizer, self.rate, self.duty = model, optimizer, rate, duty
         self.round_to, self.budget, self.with_norms = round_to, budget, norms
@@ -225,17 +227,25 @@ class Method:
         return self.history[-1]
 
     def before_step(self, work: Callable[[], None]) -> Any:
-        """Registers work to run before each optimizer.step(), when the gradients are there.
+        """Registers work to run before each optimizer.step(), when the gradients are there: of a step with a closure,
+        after the closure.
 
         Returns:
-            The hook's handle; its remove() takes the hook off. A step with a closure raises ValueError.
+            The hook's handle; its remove() takes the hook off.
         """
 
-        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
             closure = (*args[1:], kwargs.get("closure"))[0]
-            expected = "steps without a closure, with the gradients there before"
-            self._expect(closure is None, "optimizer", expected, "one")
-            work()
+            if closure is None:
+                work()
+                return None
+
+            def then_work() -> Any:
+                loss = closure()
+                work()
+                return loss
+
+            return args[:1], {**kwargs, "closure": then_work}
 
         return self.optimizer.register_step_pre_hook(hook)
 

@@ -14,6 +14,7 @@ from ..ops import mask_table
 from .binding import Binding
 from .dead_rows import MaskedLayer, check_freeze
 from .step import MaskedStep
+from .unwrap import unwrap
 
 Index = tuple[Tensor, ...]
 
@@ -41,7 +42,8 @@ def bind(optimizer: torch.optim.Optimizer, model: nn.Module, *, freeze: str | No
     replaces its former binding.
 
     Args:
-        optimizer: A `torch.optim.Optimizer` with parameters of the model's masked layers.
+        optimizer: A `torch.optim.Optimizer` with parameters of the model's masked layers, or a wrapper with one in
+            `.optimizer` (Accelerate's, Lightning's).
         model: A network with masked layers (see `prunekernels.convert`).
         freeze: For an optimizer that is not a masked one: "hard" (the default) freezes the filters that `hard_mask`
             drops, "dead" everything that the masks drop. A norm has no hard mask: its dead channels are frozen under
@@ -62,8 +64,7 @@ def bind(optimizer: torch.optim.Optimizer, model: nn.Module, *, freeze: str | No
         >>> torch.equal(model[0].weight[:4], before[:4]), torch.equal(model[0].weight[4:], before[4:])
         (True, False)
     """
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"bind: optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    optimizer = unwrap("bind", optimizer, model)
     if isinstance(optimizer, MaskedStep) and freeze is not None:
         raise ValueError(f"bind: freeze: expected None, as {type(optimizer).__name__} has its own, got {freeze!r}")
     check_freeze("bind", freeze or "hard")
