@@ -31,7 +31,8 @@ def shrink(
     Args:
         model: The masked network; any network that torch.export can trace.
         example_input: A tensor or a tuple of tensors, as model takes them, for example [N, C, H, W].
-        optimizer: An optimizer over model's parameters, whose state the small network's training goes on from.
+        optimizer: An optimizer over model's parameters (or a wrapper with it), whose state the small network's training
+            goes on from.
 
     Returns:
         The small network; with optimizer, a tuple of the small network and an optimizer of the same class for it, whose

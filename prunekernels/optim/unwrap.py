@@ -7,11 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_ELSEWHERE = (
-    "optim",
-    "base_optimizer",
-    "_base_optimizer",
-)  # where optimizers around others keep them, with their state
+_ELSEWHERE = ("optim", "base_optimizer", "_base_optimizer")  # where some optimizers keep another one, with the state
 
 
 def unwrap(op: str, optimizer: Any, model: nn.Module) -> torch.optim.Optimizer:
