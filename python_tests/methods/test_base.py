@@ -8,8 +8,20 @@ import torch.nn.functional as F
 from torch import nn
 
 import prunekernels as pk
-from cases.methods import EVERY, assert_same, batches, chain, convs, norms, residual, run, sgd, snapshot, train
-from cases.methods import train_epoch
+from cases.methods import (
+    EVERY,
+    assert_same,
+    batches,
+    chain,
+    convs,
+    norms,
+    residual,
+    run,
+    sgd,
+    snapshot,
+    train,
+    train_epoch,
+)
 from prunekernels.methods import CSGD, GHFP, PGP, SFP, Counts, Method
 from prunekernels.methods.channel_masks import NormFinder, find_norms
 from prunekernels.methods.ranking import of_unit
