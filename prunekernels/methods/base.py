@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..graph import Group
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..optim import bind
+from ..optim.hooks import before_step
 from ..optim.step import MaskedStep
 from ..optim.unwrap import unwrap
 from . import arguments
@@ -20,6 +21,7 @@ from .checkpoint import check_identity
 from .clip import SoftClip
 from .criteria import make_criterion
 from .filter_states import FilterStates
+from .first_pruning import FirstPruning, checksums
 from .ranking import Counts, Ranking, of_unit, pruned_counts
 
 
@@ -28,8 +30,8 @@ class Method:
 
     A training loop calls `step` after each optimizer.step() and `end_epoch` after each epoch. After the last epoch what
     is dead stays dead. The optimizer is bound to the model (pk.optim.bind, freeze="dead"): a masked filter neither
-    moves nor loses its momentum. Make the method before a checkpoint is loaded into the model, since SFP and its
-    subclasses prune once before the first epoch.
+    moves nor loses its momentum. To resume, load network, optimizer and method in any order, before or after the method
+    is made: what SFP and its subclasses prune before the first epoch is taken back where a state is loaded.
 
     A new method overrides `pruned_share`, and where it differs `hard_counts`, `soften` and `default_fine_tune`.
 
@@ -59,6 +61,7 @@ class Method:
             one is then all dense.
         fine_tune: How many of the epochs, at the end, only train what is left. None: the method's own, 0 but for PGP.
         seed: Of the random generator.
+        state: What state_dict returned, to go on from: the method is made without a pruning and changes no weight.
 
     Attributes:
         history: By epoch, and in it by layer name, Counts.
@@ -109,6 +112,7 @@ class Method:
         steps_per_epoch: int | None = None,
         fine_tune: int | None = None,
         seed: int = 0,
+        state: dict[str, Any] | None = None,
     ) -> None:
         op = type(self).__name__
         arguments.check_options(
@@ -135,27 +139,35 @@ class Method:
         arguments.check_optimizer(op, optimizer, self.layers)
         self._finder: NormFinder | None = None
         self._masks_all = False
-        self._begin(duty < 1 if clip is None else clip)
+        self._first: FirstPruning | None = None
+        self._bind()
+        self.clip = SoftClip(self) if (duty < 1 if clip is None else clip) else None
+        self.criterion.start(self)
+        try:  # an error leaves no hook behind
+            self._begin(state is None)
+            if state is not None:
+                self.load_state_dict(state)
+        except BaseException:
+            self.detach()
+            raise
 
-    def _begin(self, clips: bool) -> None:
-        """Binds the optimizer, registers the hooks and prunes for the first time; an error leaves no hook behind."""
+    def _bind(self) -> None:
+        """Binds the optimizer to the model, so that it leaves alone what is dead."""
         freeze = None if isinstance(self.optimizer, MaskedStep) else "dead"
         if freeze is None:
             for group in (self.optimizer.defaults, *self.optimizer.param_groups):  # defaults: for groups added later
                 group["freeze"] = "dead"
         self.binding = bind(self.optimizer, self.model, freeze=freeze)
-        self.clip = SoftClip(self) if clips else None
-        self.criterion.start(self)
-        try:
-            self.criterion.begin_epoch()
-            if self.prunes_first and not self.criterion.needs_steps:
-                self._prune(-1)
-        except BaseException:
-            self.detach()
-            raise
+
+    def _begin(self, is_new: bool) -> None:
+        """Registers hooks and, if the method does not go on from a state, prunes for the first time."""
+        self.criterion.begin_epoch()
         if self.with_norms and self.channel_masks.norms is None:
             self._finder = NormFinder(self.model)
-        self._set_masks()
+        if is_new and self.prunes_first and not self.criterion.needs_steps:
+            self._prune_first()
+        elif is_new:
+            self._set_masks()
 
     def _epochs_that_prune(self, epochs: int, fine_tune: int | None) -> int:
         """The epochs before those that only train; a subclass may ask before its own __init__ is through."""
@@ -203,6 +215,7 @@ class Method:
     def step(self) -> None:
         """Counts an optimizer step, and begins the dense phase when its time has come. Call after optimizer.step()."""
         self.steps += 1
+        self._first = None
         found = self._find_norms()
         if found or self.steps == self._sparse_steps():
             self._set_masks()
@@ -214,6 +227,7 @@ class Method:
             By layer name, its Counts; also the last entry of `history`.
         """
         self._find_norms()
+        self._first = None
         before = {name: self.filters.of_layer(self.filters.dead, name) for name in self.layers}
         if not self.finished:
             self._prune(self.epoch)
@@ -233,21 +247,7 @@ class Method:
         Returns:
             The hook's handle; its remove() takes the hook off.
         """
-
-        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-            closure = (*args[1:], kwargs.get("closure"))[0]
-            if closure is None:
-                work()
-                return None
-
-            def then_work() -> Any:
-                loss = closure()
-                work()
-                return loss
-
-            return args[:1], {**kwargs, "closure": then_work}
-
-        return self.optimizer.register_step_pre_hook(hook)
+        return before_step(self.optimizer, work)
 
     @contextmanager
     def masked(self) -> Iterator[None]:
@@ -281,6 +281,12 @@ class Method:
         return self.filters.units
 
     # ---- pruning
+
+    def _prune_first(self) -> None:
+        """Prunes before the first epoch, so that load_state_dict can take it back."""
+        with FirstPruning(self.model, self.optimizer) as self._first:
+            self._prune(-1)
+            self._set_masks()
 
     @torch.no_grad()
     def _prune(self, epoch: int) -> None:
@@ -383,6 +389,7 @@ class Method:
             "norms": self.channel_masks.norms,
             "generator": self.generator.get_state(),
             "criterion": self.criterion.state_dict(),
+            "checksums": checksums(self.layers, self.optimizer),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -392,6 +399,9 @@ class Method:
             state_dict: That of the same method over the same network. Any other raises ValueError and changes nothing.
         """
         check_identity(type(self).__name__, self._identity(), state_dict)
+        if self._first is not None:
+            self._first.take_back(state_dict.get("checksums", {}), checksums(self.layers, self.optimizer))
+            self._first = None
         self.epoch, self.steps = state_dict["epoch"], state_dict["steps"]
         if not self._fixed_steps:
             self.steps_per_epoch = state_dict["steps_per_epoch"]
