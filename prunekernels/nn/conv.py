@@ -19,6 +19,7 @@ from ..ops import mask_table
 from ..ops.autograd import ops
 from ..plan import LayerPlan, has_other_plans
 from .mask_buffers import MaskBuffers
+from .tracing import as_leaf, is_exported, is_traced_by_fx, zeroed
 
 MaskArgument = Tensor | str | None
 _MAX_LOWERED = 64  # of a layer: the lists that arrive change with the masks of the layers before it
@@ -209,6 +210,10 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """The masked convolution. input [N, C, H, W] or [C, H, W], plain or live -> [N, K, P, Q] or [K, P, Q]."""
+        if is_traced_by_fx(input):
+            return as_leaf(self, input)
+        if is_exported():
+            return self._exported_forward(input)
         self._refresh_if_edited()
         if (self._flow or type(input) is LiveTensor) and can_flow(input):
             return live_conv(self, input)
@@ -233,6 +238,14 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         return conv2d_with_tables(
             input, weight, bias, table, grad_table, scale, self.stride, padding, self.dilation, self.groups
         )
+
+    def _exported_forward(self, x: Tensor) -> Tensor:
+        """The layer in torch's own operators: a convolution with zeros for what is dead, as pk.restore leaves it."""
+        filters = self.filter_mask & self.hard_mask
+        per_group = self.input_mask.view(self.groups, 1, -1).expand(-1, self.out_channels // self.groups, -1)
+        kernels = self.kernel_mask & filters[:, None] & per_group.reshape(self.kernel_mask.shape)
+        bias = None if self.bias is None else zeroed(filters, self.bias)
+        return self._conv_forward(x, zeroed(kernels[:, :, None, None], self.weight), bias)
 
     def _pad(self, x: Tensor) -> tuple[Tensor, str | Sequence[int]]:
         """x padded according to padding_mode, and the padding that is left to the convolution."""

@@ -92,6 +92,13 @@ class MaskBuffers(nn.Module):
             copy._buffers[name] = None if buffer is None else buffer.clone()
         return _same_as(copy, plain)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """torch.jit.script asks for what it should compile in place of the layer."""
+        raise TypeError(
+            f"torch.jit.script: {type(self).__name__}: expected a layer of torch.nn, got a masked one: script what "
+            "pk.shrink returns, or a copy of the network after pk.restore; torch.jit.trace takes it as it is"
+        )
+
     def _drop_masks(self) -> None:
         """Removes every buffer and attribute that the plain layer does not have."""
         for name in (*self._own_state, "_flow"):
