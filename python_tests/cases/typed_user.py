@@ -61,15 +61,21 @@ def networks(model: nn.Module) -> None:
     assert_type(report.converted, list[str])
     assert_type(report.skipped, dict[str, str])
     assert_type(flow(model), nn.Module)
+    y = model(x)
+    if isinstance(y, pk.LiveTensor):
+        assert_type(y.to_dense(), Tensor)
     flops = count_flops(model, x)
     assert_type(flops.live, int)
     assert_type(flops.saved, float)
-    print(explain(model, (x,), backward=False), flops)
+    assert_type(flops, pk.Flops)
+    assert_type(explain(model, (x,), backward=False), pk.Explanation)
     for group in pk.coupled_groups(model, x):
         assert_type(group, pk.Group)
         assert_type(group.width, int)
         assert_type(group.layers, tuple[str, ...])
     assert_type(pk.tidy_masks(model, x), pk.Tidied)
+    small: object = pk.shrink(model, x)
+    print(small)
     assert_type(restore(model), pk.Conversion)
 
 
