@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from ..graph import Group
 from ..nn.batch_norm import MaskedBatchNorm2d
-from ..optim import bind
+from ..optim.freezing import freeze_dead
 from ..optim.hooks import before_step
-from ..optim.step import MaskedStep
 from ..optim.unwrap import unwrap
 from . import arguments
 from .channel_masks import ChannelMasks, NormFinder, units_of
@@ -140,7 +139,7 @@ class Method:
         self._finder: NormFinder | None = None
         self._masks_all = False
         self._first: FirstPruning | None = None
-        self._bind()
+        self.binding = freeze_dead(optimizer, model)
         self.clip = SoftClip(self) if (duty < 1 if clip is None else clip) else None
         self.criterion.start(self)
         try:  # an error leaves no hook behind
@@ -150,14 +149,6 @@ class Method:
         except BaseException:
             self.detach()
             raise
-
-    def _bind(self) -> None:
-        """Binds the optimizer to the model, so that it leaves alone what is dead."""
-        freeze = None if isinstance(self.optimizer, MaskedStep) else "dead"
-        if freeze is None:
-            for group in (self.optimizer.defaults, *self.optimizer.param_groups):  # defaults: for groups added later
-                group["freeze"] = "dead"
-        self.binding = bind(self.optimizer, self.model, freeze=freeze)
 
     def _begin(self, is_new: bool) -> None:
         """Registers hooks and, if the method does not go on from a state, prunes for the first time."""

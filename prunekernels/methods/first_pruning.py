@@ -20,9 +20,11 @@ class FirstPruning:
     written to since. The order in which network, optimizer and method are made and loaded then does not matter.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, copies: Iterable[nn.Module] = ()) -> None:
+        """copies: Networks or layers that a pruning changes as well, such as averages of the model."""
         states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-        self._tensors = {"weights": list(_of_model(model)), "momenta": states}
+        of_copies = [tensor for copy in copies for tensor in _of_model(copy)]
+        self._tensors = {"weights": list(_of_model(model)), "momenta": states, "copies": of_copies}
         self._before: dict[str, list[Tensor]] = {}
         self._changed: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}  # tensors, their values before and after
 
@@ -42,11 +44,12 @@ class FirstPruning:
         """Restores the values before the block, where the values are still those after it.
 
         saved: The checksums of the state that is loaded. now: Those of the network. A part in which they agree stays:
-        it belongs to the state already.
+        it belongs to the state already. Copies have none.
         """
         for part, changed in self._changed.items():
-            for tensor, before, after in changed if saved.get(part) != now[part] else ():
-                if torch.equal(tensor, after):
+            belongs = part in now and saved.get(part) == now[part]
+            for tensor, before, after in changed:
+                if not belongs and torch.equal(tensor, after):
                     tensor.copy_(before)
         self._changed = {}
 

@@ -81,7 +81,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         """Normalizes the live channels. input and result: [N, C, H, W], plain or live."""
         if is_traced_by_fx(input):
-            return as_leaf(self, input)
+            return as_leaf(self, input, MaskedBatchNorm2d.forward)
         if is_exported():
             return self._exported_forward(input)
         self._refresh_if_edited()

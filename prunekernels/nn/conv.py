@@ -211,9 +211,9 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """The masked convolution. input [N, C, H, W] or [C, H, W], plain or live -> [N, K, P, Q] or [K, P, Q]."""
         if is_traced_by_fx(input):
-            return as_leaf(self, input)
-        if is_exported():
-            return self._exported_forward(input)
+            return as_leaf(self, input, MaskedConv2d.forward)
+        if is_exported():  # whether anything is dead may be unknown
+            return self._masked_forward(input)
         self._refresh_if_edited()
         if (self._flow or type(input) is LiveTensor) and can_flow(input):
             return live_conv(self, input)
@@ -231,6 +231,8 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
 
     def _masked_forward(self, input: Tensor) -> Tensor:
         weight, bias, buffers = self.weight, self.bias, self._buffers  # Module's __getattr__ costs 0.5 us a name
+        if is_exported():
+            return self._exported_conv(input, weight, bias)
         check_conv("MaskedConv2d", input, weight, bias, self.groups)
         input, padding = self._pad(input)
         table, scale = buffers["_mask_table"], buffers["_grad_scale"]
@@ -239,13 +241,13 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
             input, weight, bias, table, grad_table, scale, self.stride, padding, self.dilation, self.groups
         )
 
-    def _exported_forward(self, x: Tensor) -> Tensor:
+    def _exported_conv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer in torch's own operators: a convolution with zeros for what is dead, as pk.restore leaves it."""
         filters = self.filter_mask & self.hard_mask
         per_group = self.input_mask.view(self.groups, 1, -1).expand(-1, self.out_channels // self.groups, -1)
         kernels = self.kernel_mask & filters[:, None] & per_group.reshape(self.kernel_mask.shape)
-        bias = None if self.bias is None else zeroed(filters, self.bias)
-        return self._conv_forward(x, zeroed(kernels[:, :, None, None], self.weight), bias)
+        weight, bias = zeroed(kernels[:, :, None, None], weight), None if bias is None else zeroed(filters, bias)
+        return nn.Conv2d._conv_forward(self, x, weight, bias)
 
     def _pad(self, x: Tensor) -> tuple[Tensor, str | Sequence[int]]:
         """x padded according to padding_mode, and the padding that is left to the convolution."""

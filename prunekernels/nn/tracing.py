@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,9 +22,16 @@ def is_traced_by_fx(x: Any) -> bool:
     return isinstance(x, fx.Proxy)
 
 
-def as_leaf(layer: nn.Module, x: Any) -> Any:
-    """Records the layer as one call of a module, as torch.fx does with the layers of torch.nn. x: fx.Proxy."""
-    return x.tracer.create_proxy("call_module", x.tracer.path_of_module(layer), (x,), {})
+def as_leaf(layer: nn.Module, x: Any, forward: Callable[[Any, Any], Any]) -> Any:
+    """Records the layer as one call of a module, as torch.fx does with the layers of torch.nn.
+
+    x: fx.Proxy. forward: of the masked class. A subclass that calls it is recorded step by step, so there it becomes a
+    call of that function, with the layer.
+    """
+    path = x.tracer.path_of_module(layer)
+    if type(layer).forward is forward:
+        return x.tracer.create_proxy("call_module", path, (x,), {})
+    return x.tracer.create_proxy("call_function", forward, (x.tracer.create_proxy("get_attr", path, (), {}), x), {})
 
 
 def zeroed(live: Tensor, parameter: Tensor) -> Tensor:

@@ -83,6 +83,15 @@ def bind(optimizer: torch.optim.Optimizer, model: nn.Module, *, freeze: str | No
     return binding
 
 
+def freeze_dead(optimizer: torch.optim.Optimizer, model: nn.Module) -> Binding:
+    """bind with freeze="dead", which a masked optimizer takes over into its groups."""
+    if not isinstance(optimizer, MaskedStep):
+        return bind(optimizer, model, freeze="dead")
+    for group in (optimizer.defaults, *optimizer.param_groups):  # defaults: for groups added later
+        group["freeze"] = "dead"
+    return bind(optimizer, model)
+
+
 class _FrozenEntries:
     """Hooks around a step of an optimizer that is not masked: they save the frozen entries and put them back."""
 

@@ -14,6 +14,7 @@ import prunekernels as pk
 from cases.methods import assert_same, batches, chain, residual, sgd, snapshot, train
 from prunekernels import methods
 from prunekernels.methods import GHFP, SFP, CoarsePruning, Method
+from prunekernels.methods.first_pruning import FirstPruning
 
 IMAGES = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(7))
 CLASSES = [c for name in methods.__all__ if isinstance(c := getattr(methods, name), type) and issubclass(c, Method)]
@@ -322,3 +323,19 @@ def test_live_mode():
     method = make("SFP", net, optimizer)
     method.load_state_dict(method_state)
     assert_same(everything(net, optimizer, method), expected)
+
+
+def test_copies_are_taken_back_too():
+    """Averages of the model, whose rows die with the model's."""
+    net, optimizer = start("SFP")
+    average = copy.deepcopy(net)
+    before = snapshot(average, optimizer)
+    with FirstPruning(net, optimizer, [average]) as first, torch.no_grad():
+        for network in (net, average):
+            network[0].weight[:2] = 0
+        average[1].running_mean[:2] = 3
+    with torch.no_grad():
+        net[0].weight[:2] = 5  # loaded since
+    first.take_back({}, {"weights": 1, "momenta": 1})
+    assert_same(snapshot(average, optimizer), before)
+    assert bool((net[0].weight[:2] == 5).all())

@@ -226,6 +226,31 @@ def test_a_layer_is_traced_by_name_wherever_it_is():
     ]  # fmt: skip
 
 
+class PadConvScale(pk.MaskedConv2d):
+    """A subclass of a user: what it does around the layer happens once."""
+
+    def forward(self, x):
+        return super().forward(nn.functional.pad(x, (1, 1, 1, 1), value=1.0)) * 2
+
+
+class NormScale(pk.MaskedBatchNorm2d):
+    def forward(self, x):
+        return super().forward(x + 1) * 2
+
+
+def test_subclasses_are_traced_and_exported():
+    net = nn.Sequential(PadConvScale(3, 8, 3), NormScale(8)).eval()
+    net[0].set_masks(filter=ALIVE)
+    net[1].set_mask(ALIVE)
+    traced = fx.symbolic_trace(net)
+    traced.graph.lint()
+    assert torch.equal(traced(X), net(X))
+    net[1].set_mask("all")
+    for network in (traced, copy.deepcopy(traced)):
+        assert torch.equal(network(X), net(X))
+    torch.testing.assert_close(torch.export.export(net, (X,)).module()(X), net(X))
+
+
 @pytest.mark.slow
 @both_modes
 def test_feature_extractor(live):
