@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.adapted import computed_layers
+from ..optim.unwrap import unwrap
 
 Origin = tuple[str, Mapping[int, Tensor] | None]
 
@@ -19,12 +20,15 @@ def gather_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimizer of the same class, groups and options; state shaped like its parameter is cut to the kept part.
 
+    Of a wrapper, the class is that of the optimizer inside.
+
     origins: by id of a small parameter, its name in model and the kept index of each dimension (None: a new bias, which
     has no state).
     """
     if computed := computed_layers(model):
         raise ValueError(f"shrink: optimizer: expected weights that are parameters, got computed ones in "
                          f"{', '.join(computed)}: shrink without optimizer and make a new one")  # fmt: skip
+    optimizer = unwrap("shrink", optimizer, model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     successors: dict[str, list[nn.Parameter]] = {}
     for parameter in small.parameters():

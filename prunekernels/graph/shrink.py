@@ -63,7 +63,8 @@ def shrink(
     Args:
         model: The masked network; any network that torch.export can trace.
         example_input: What model takes: a tensor such as [N, C, H, W], a tuple or a dict of arguments (see Example).
-        optimizer: An optimizer over model's parameters, whose state the small network's training goes on from.
+        optimizer: An optimizer over model's parameters (or a wrapper with it), whose state the small network's training
+            goes on from.
         form: "module", "graph", or "auto": the module form, and the graph form where that does not serve.
         fold_constants: True lets values decide as well as masks: a channel that holds a constant, because its weights
             are zero or because a plain norm follows a dead filter, is folded into the next bias where that is exact (no

@@ -111,7 +111,8 @@ def check_optimizer(
     held = {p for group in optimizer.param_groups for p in group["params"]}
     for name, layer in layers.items():
         stored = not is_reparametrized(layer)
-        expect(op, stored, "model", "weights that are parameters, others in skip", f"a computed one in {name}")
+        expected = "weights that are parameters, others in skip"
+        expect(op, stored, "model", expected, f"one that is computed, or flattened by FSDP, in {name}")
         expected, got = "one over the model's parameters", f"one without {name}.weight"
         expect(op, layer.weight in held, "optimizer", expected, got)
     if set(left_out.values()) <= {"skip"}:

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from ..graph import Group
 from ..nn.batch_norm import MaskedBatchNorm2d
-from ..nn.copy_masks import copy_masks
-from ..nn.mask_buffers import MaskBuffers
-from ..nn.saved_state import dead_values, put_dead_values
-from ..optim import bind
-from ..optim.step import MaskedStep
+from ..nn.copy_masks import copy_masks, matched_layers
+from ..optim.freezing import freeze_dead
+from ..optim.hooks import before_step
+from ..optim.unwrap import unwrap
 from . import arguments, ranks
 from .channel_masks import ChannelMasks, NormFinder, units_of
-from .checkpoint import check_identity
+from .checkpoint import check_identity, checksums, dead_values_of, put_back_dead_values
 from .clip import SoftClip
 from .criteria import make_criterion
 from .filter_states import FilterStates
+from .first_pruning import FirstPruning
 from .ranking import Counts, Ranking, of_unit, pruned_counts
 
 
@@ -30,14 +30,14 @@ class Method:
 
     A training loop calls `step` after each optimizer.step() and `end_epoch` after each epoch. After the last epoch what
     is dead stays dead. The optimizer is bound to the model (pk.optim.bind, freeze="dead"): a masked filter neither
-    moves nor loses its momentum. Make the method before a checkpoint is loaded into the model, since SFP and its
-    subclasses prune once before the first epoch.
+    moves nor loses its momentum. To resume, load network, optimizer and method in any order, before or after the method
+    is made: what SFP and its subclasses prune before the first epoch is taken back where a state is loaded.
 
     A new method overrides `pruned_share`, and where it differs `hard_counts`, `soften` and `default_fine_tune`.
 
     Args:
         model: A network with masked layers (see pk.convert).
-        optimizer: Trains the model's parameters.
+        optimizer: Trains the model's parameters. A wrapper (Accelerate's, Lightning's) stands for the one inside.
         rate: The share of filters that is pruned in the end, in [0, 1).
         epochs: How many epochs the training has.
         criterion: A name in criteria.CRITERIA, a function of weights or a criteria.Criterion. None: the method's own.
@@ -69,6 +69,7 @@ class Method:
             default group.
         followers: Averages of the model (or other copies) that get every change of masks as well, as by pk.copy_masks,
             which says what each may be.
+        state: What state_dict returned, to go on from: the method is made without a pruning and changes no weight.
 
     Attributes:
         history: By epoch, and in it by layer name, Counts.
@@ -122,6 +123,7 @@ class Method:
         seed: int = 0,
         process_group: Any = None,
         followers: Sequence[Any] = (),
+        state: dict[str, Any] | None = None,
     ) -> None:
         op = type(self).__name__
         model = arguments.unwrapped(model)
@@ -129,6 +131,7 @@ class Method:
             op, rate=rate, duty=duty, coupling=coupling, budget=budget, round_to=round_to, norms=norms, clip=clip,
             steps_per_epoch=steps_per_epoch, seed=seed, example_input=example_input,
         )  # fmt: skip
+        optimizer = unwrap(op, optimizer, model)
         self.epochs = self._epochs_that_prune(epochs, fine_tune)
         self.model, self.optimizer, self.rate, self.duty = model, optimizer, rate, duty
         self.round_to, self.budget, self.with_norms = round_to, budget, norms
@@ -151,27 +154,27 @@ class Method:
         self.followers = arguments.checked_followers(op, model, followers)
         self._finder: NormFinder | None = None
         self._masks_all = False
-        self._begin(duty < 1 if clip is None else clip)
-
-    def _begin(self, clips: bool) -> None:
-        """Binds the optimizer, registers the hooks and prunes for the first time; an error leaves no hook behind."""
-        freeze = None if isinstance(self.optimizer, MaskedStep) else "dead"
-        if freeze is None:
-            for group in (self.optimizer.defaults, *self.optimizer.param_groups):  # defaults: for groups added later
-                group["freeze"] = "dead"
-        self.binding = bind(self.optimizer, self.model, freeze=freeze)
-        self.clip = SoftClip(self) if clips else None
+        self._first: FirstPruning | None = None
+        self.binding = freeze_dead(optimizer, model)
+        self.clip = SoftClip(self) if (duty < 1 if clip is None else clip) else None
         self.criterion.start(self)
-        try:
-            self.criterion.begin_epoch()
-            if self.prunes_first and not self.criterion.needs_steps:
-                self._prune(-1)
+        try:  # an error leaves no hook behind
+            self._begin(state is None)
+            if state is not None:
+                self.load_state_dict(state)
         except BaseException:
             self.detach()
             raise
+
+    def _begin(self, is_new: bool) -> None:
+        """Registers hooks and, if the method does not go on from a state, prunes for the first time."""
+        self.criterion.begin_epoch()
         if self.with_norms and self.channel_masks.norms is None:
             self._finder = NormFinder(self.model)
-        self._set_masks()
+        if is_new and self.prunes_first and not self.criterion.needs_steps:
+            self._prune_first()
+        elif is_new:
+            self._set_masks()
 
     def _epochs_that_prune(self, epochs: int, fine_tune: int | None) -> int:
         """The epochs before those that only train; a subclass may ask before its own __init__ is through."""
@@ -219,6 +222,7 @@ class Method:
     def step(self) -> None:
         """Counts an optimizer step, and begins the dense phase when its time has come. Call after optimizer.step()."""
         self.steps += 1
+        self._first = None
         found = self._find_norms()
         if found or self.steps == self._sparse_steps():
             self._set_masks()
@@ -230,6 +234,7 @@ class Method:
             By layer name, its Counts; also the last entry of `history`.
         """
         self._find_norms()
+        self._first = None
         before = {name: self.filters.of_layer(self.filters.dead, name) for name in self.layers}
         if not self.finished:
             self._prune(self.epoch)
@@ -244,19 +249,13 @@ class Method:
         return self.history[-1]
 
     def before_step(self, work: Callable[[], None]) -> Any:
-        """Registers work to run before each optimizer.step(), when the gradients are there.
+        """Registers work to run before each optimizer.step(), when the gradients are there: of a step with a closure,
+        after the closure.
 
         Returns:
-            The hook's handle; its remove() takes the hook off. A step with a closure raises ValueError.
+            The hook's handle; its remove() takes the hook off.
         """
-
-        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            closure = (*args[1:], kwargs.get("closure"))[0]
-            expected = "steps without a closure, with the gradients there before"
-            self._expect(closure is None, "optimizer", expected, "one")
-            work()
-
-        return self.optimizer.register_step_pre_hook(hook)
+        return before_step(self.optimizer, work)
 
     @contextmanager
     def masked(self) -> Iterator[None]:
@@ -290,6 +289,14 @@ class Method:
         return self.filters.units
 
     # ---- pruning
+
+    def _prune_first(self) -> None:
+        """Prunes before the first epoch, so that load_state_dict can take it back."""
+        op = type(self).__name__
+        followers = [layer for f in self.followers for _, layer in matched_layers(op, self.model, f)]
+        with FirstPruning(self.model, self.optimizer, followers) as self._first:
+            self._prune(-1)
+            self._set_masks()
 
     @torch.no_grad()
     def _prune(self, epoch: int) -> None:
@@ -399,11 +406,9 @@ class Method:
             "norms": self.channel_masks.norms,
             "generator": self.generator.get_state(),
             "criterion": self.criterion.state_dict(),
-            "dead_values": {name: values for name, m in self._masked_modules() if (values := dead_values(m))},
+            "dead_values": dead_values_of(self.model),
+            "checksums": checksums(self.layers, self.optimizer),
         }
-
-    def _masked_modules(self) -> Iterator[tuple[str, MaskBuffers]]:
-        return ((name, m) for name, m in self.model.named_modules() if isinstance(m, MaskBuffers))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what state_dict returned and reapplies the masks.
@@ -412,6 +417,9 @@ class Method:
             state_dict: That of the same method over the same network. Any other raises ValueError and changes nothing.
         """
         check_identity(type(self).__name__, self._identity(), state_dict)
+        if self._first is not None:
+            self._first.take_back(state_dict.get("checksums", {}), checksums(self.layers, self.optimizer))
+            self._first = None
         self.epoch, self.steps = state_dict["epoch"], state_dict["steps"]
         if not self._fixed_steps:
             self.steps_per_epoch = state_dict["steps_per_epoch"]
@@ -424,9 +432,7 @@ class Method:
         self.generator.set_state(state_dict["generator"].cpu())
         self.criterion.begin_epoch()
         self.criterion.load_state_dict(state_dict["criterion"])
-        values = state_dict.get("dead_values", {})  # a state dict of the model alone has zeros there
-        for name, module in self._masked_modules():
-            put_dead_values(module, values.get(name, {}))
+        put_back_dead_values(self.model, self.layers, state_dict)
         self._set_masks()
 
     def detach(self) -> None:

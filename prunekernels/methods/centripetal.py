@@ -105,16 +105,18 @@ class CSGD(Method):
         self.leaders: list[Tensor] | None = None  # by group, int64 [width]: the channel that each is merged into
         self.merged = False
         self._clustered: list[ClusteredTensor] = []
+        self._hook: Any = None
         coupling = "joint" if self._alone else coupling
+        self._example_input = example_input
         super().__init__(model, optimizer, rate, epochs, example_input=example_input, coupling=coupling, **options)
+
+    def _begin(self, is_new: bool) -> None:
+        super()._begin(is_new)
         self._hook = self.before_step(self.pull)
-        try:
-            self._keep_mergeable(example_input)
-            if start < 0:
-                self._cluster()
-        except BaseException:
-            self.detach()
-            raise
+        self._keep_mergeable(self._example_input)
+        del self._example_input
+        if is_new and self.start < 0:
+            self._cluster()
 
     def _keep_mergeable(self, example_input: Any) -> None:
         """Reduces units and layers to those whose filters can be merged."""
@@ -256,4 +258,5 @@ class CSGD(Method):
 
     def detach(self) -> None:
         super().detach()
-        self._hook.remove()
+        if self._hook is not None:
+            self._hook.remove()

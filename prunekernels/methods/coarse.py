@@ -114,13 +114,11 @@ class CoarsePruning(Method):
         self.data, self.masks, self.block, self.layerwise = data, masks, tuple(block), layerwise
         self.error_rates: list[list[float]] = []
         super().__init__(model, optimizer, rate, epochs, **options)
-        if self.start == -1:
-            try:
-                self._prune(-1)
-            except BaseException:
-                self.detach()
-                raise
-            self._set_masks()
+
+    def _begin(self, is_new: bool) -> None:
+        super()._begin(is_new)
+        if is_new and self.start == -1:
+            self._prune_first()
 
     @torch.no_grad()
     def _prune(self, epoch: int) -> None:

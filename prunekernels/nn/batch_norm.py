@@ -17,6 +17,7 @@ from ..ops.transforms import is_recorded_or_transformed
 from .mask_buffers import MaskBuffers, _check_plain, public_mask
 from .reparametrized import deep_copy, is_reparametrized, remove_reparametrization
 from .sharding import check_whole
+from .tracing import as_leaf, is_exported, is_traced_by_fx, zeroed
 
 _BATCHES = "num_batches_tracked"
 
@@ -89,6 +90,10 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalizes the live channels. input and result: [N, C, H, W], plain or live."""
+        if is_traced_by_fx(input):
+            return as_leaf(self, input, MaskedBatchNorm2d.forward)
+        if is_exported():
+            return self._exported_forward(input)
         if is_recorded_or_transformed():
             return self._recorded_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
         self._bring_up_to_date()
@@ -120,8 +125,6 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
     def _recorded_forward(self, x: Tensor) -> Tensor:
         """The norm at full width, for compilers and transforms: neither sizes nor Python values depend on the mask."""
         self._check_channels(x)
-        if torch.compiler.is_exporting() and self._all_live:
-            return super().forward(x)
         live, zero = self._mask_tensor(), x.new_zeros(())
         planes = live.view(1, -1, 1, 1)
         weight, bias = (None if p is None else torch.where(live, p, zero.to(p.dtype)) for p in (self.weight, self.bias))
@@ -148,6 +151,24 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
             for running, new in zip((mean, var), of_batch, strict=True):
                 running.copy_(torch.where(live, factor * new + (1 - factor) * running, running))
         return y
+
+    def _exported_forward(self, x: Tensor) -> Tensor:
+        """The norm in torch's own operators; in eval mode one batch norm, with zeros for what is dead."""
+        live, mean, var = self.channel_mask, self.running_mean, self.running_var
+        weight, bias = (None if p is None else zeroed(live, p) for p in (self.weight, self.bias))
+        if not self.training and mean is not None:
+            y = F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
+            return y if weight is not None and bias is not None else zeroed(live.view(1, -1, 1, 1), y)
+        if mean is None or var is None or not self.track_running_stats:
+            return zeroed(live.view(1, -1, 1, 1), F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps))
+        of_batch = torch.zeros_like(mean), torch.zeros_like(var)  # the momentum of 1 replaces them
+        y = F.batch_norm(x, *of_batch, weight, bias, True, 1.0, self.eps)
+        with torch.no_grad():
+            batches: Tensor = self._buffers[_BATCHES].add_(1)  # type: ignore[union-attr]
+            factor = 1.0 / batches.to(mean.dtype) if self.momentum is None else self.momentum
+            for running, new in zip((mean, var), of_batch, strict=True):
+                running.copy_(torch.where(live, factor * new + (1 - factor) * running, running))
+        return zeroed(live.view(1, -1, 1, 1), y)
 
     def _normalize(self, live: Tensor) -> Tensor:
         """The norm of the live channels, [N, live, H, W], which have been gathered."""

@@ -22,6 +22,7 @@ from ..plan import LayerPlan, has_other_plans
 from .mask_buffers import MaskBuffers, _check_plain, public_mask
 from .reparametrized import deep_copy, is_reparametrized, remove_reparametrization
 from .sharding import check_whole
+from .tracing import as_leaf, is_exported, is_traced_by_fx, zeroed
 
 MaskArgument = Tensor | str | None
 _MAX_LOWERED = 64  # of a layer: the lists that arrive change with the masks of the layers before it
@@ -225,8 +226,12 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """The masked convolution. input [N, C, H, W] or [C, H, W], plain or live -> [N, K, P, Q] or [K, P, Q]."""
+        if is_traced_by_fx(input):
+            return as_leaf(self, input, MaskedConv2d.forward)
+        if is_exported():  # whether anything is dead may be unknown
+            return self._masked_forward(input)
         if is_recorded_or_transformed():
-            return self._recorded_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
+            return self._masked_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
         self._bring_up_to_date()
         if (self._flow or type(input) is LiveTensor) and can_flow(input):
             return live_conv(self, input)
@@ -242,14 +247,10 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
             self.__dict__["_last_input"] = (input.size(), input.stride(), y.dtype)  # past Module's slow __setattr__
         return y
 
-    def _recorded_forward(self, input: Tensor) -> Tensor:
-        """The layer in masked mode for compilers and transforms, which must not see whether anything is dead."""
-        if torch.compiler.is_exporting() and self._all_live and self._grad_scale is None:
-            return super().forward(input)  # what is exported keeps its masks, so a plain convolution will do
-        return self._masked_forward(input)
-
     def _masked_forward(self, input: Tensor) -> Tensor:
         weight, bias = self._computed_weight(), self.bias
+        if is_exported():
+            return self._exported_conv(input, weight, bias)
         check_conv("MaskedConv2d", input, weight, bias, self.groups)
         input, padding = self._pad(input)
         table, scale = self._mask_table, self._grad_scale
@@ -274,6 +275,14 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
     def _computed_weight(self) -> Tensor:
         """The weight that the convolution computes with, before masks; read once a run, since it may be computed."""
         return self.weight
+
+    def _exported_conv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer in torch's own operators: a convolution with zeros for what is dead, as pk.restore leaves it."""
+        filters = self.filter_mask & self.hard_mask
+        per_group = self.input_mask.view(self.groups, 1, -1).expand(-1, self.out_channels // self.groups, -1)
+        kernels = self.kernel_mask & filters[:, None] & per_group.reshape(self.kernel_mask.shape)
+        weight, bias = zeroed(kernels[:, :, None, None], weight), None if bias is None else zeroed(filters, bias)
+        return nn.Conv2d._conv_forward(self, x, weight, bias)
 
     def _pad(self, x: Tensor) -> tuple[Tensor, str | Sequence[int]]:
         """x padded according to padding_mode, and the padding that is left to the convolution."""

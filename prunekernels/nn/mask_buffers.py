@@ -68,8 +68,8 @@ def public_mask(name: str) -> Any:
     """The attribute of a mask: a bool tensor, the same one as long as the layer stays on its device."""
 
     def get(self: MaskBuffers) -> Tensor:
-        if is_recorded_or_transformed():  # functional_call may have put in another, maybe batched
-            return self._buffers[name] > 0.5  # type: ignore[operator,return-value]
+        if is_recorded_or_transformed():
+            return self._recorded_mask(name)
         self._refresh_if_edited()
         return self._masks[name]
 
@@ -126,6 +126,13 @@ class MaskBuffers(nn.Module):
             self._buffers[name] = mask.to(torch.float32)
         self._note_seen()
         self._derive_anew()
+
+    def _recorded_mask(self, name: str) -> Tensor:
+        """A mask by its buffer, in whose place functional_call may have put another, maybe batched."""
+        if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
+            if any(name == edited and _version(mask) != version for edited, _, _, mask, version in self._seen):
+                return self._masks[name]  # edited in place since the layer last ran
+        return self._buffers[name] > 0.5  # type: ignore[operator,return-value]
 
     def _stored(self) -> list[Tensor]:
         return [self._buffers[name] for name in self._mask_names]  # type: ignore[misc]
@@ -367,6 +374,13 @@ class MaskBuffers(nn.Module):
         for name, buffer in copy._buffers.items():
             copy._buffers[name] = None if buffer is None else buffer.clone()
         return _same_as(copy, plain)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """torch.jit.script asks for what it should compile in place of the layer."""
+        raise TypeError(
+            f"torch.jit.script: {type(self).__name__}: expected a layer of torch.nn, got a masked one: script what "
+            "pk.shrink returns, or a copy of the network after pk.restore; torch.jit.trace takes it as it is"
+        )
 
     def _drop_masks(self) -> None:
         """Removes every buffer and attribute that the plain layer does not have."""

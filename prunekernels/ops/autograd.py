@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from . import extension, mask_table
+from . import extension, flop_formulas, mask_table  # noqa: F401  (registers formulas)
 
 ops = extension.ops
 _register_fake = torch.library.register_fake

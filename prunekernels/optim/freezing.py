@@ -15,6 +15,7 @@ from ..ops import mask_table
 from .binding import Binding
 from .dead_rows import MaskedLayer, check_freeze
 from .step import MaskedStep
+from .unwrap import unwrap
 
 Index = tuple[Tensor, ...]
 
@@ -43,7 +44,8 @@ def bind(optimizer: torch.optim.Optimizer, model: nn.Module, *, freeze: str | No
     replaces its former binding.
 
     Args:
-        optimizer: A `torch.optim.Optimizer` with parameters of the model's masked layers.
+        optimizer: A `torch.optim.Optimizer` with parameters of the model's masked layers, or a wrapper with one in
+            `.optimizer` (Accelerate's, Lightning's).
         model: A network with masked layers (see `prunekernels.convert`).
         freeze: For an optimizer that is not a masked one: "hard" (the default) freezes the filters that `hard_mask`
             drops, "dead" everything that the masks drop. A norm has no hard mask: its dead channels are frozen under
@@ -64,8 +66,7 @@ def bind(optimizer: torch.optim.Optimizer, model: nn.Module, *, freeze: str | No
         >>> torch.equal(model[0].weight[:4], before[:4]), torch.equal(model[0].weight[4:], before[4:])
         (True, False)
     """
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"bind: optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    optimizer = unwrap("bind", optimizer, model)
     if isinstance(optimizer, MaskedStep) and freeze is not None:
         raise ValueError(f"bind: freeze: expected None, as {type(optimizer).__name__} has its own, got {freeze!r}")
     check_freeze("bind", freeze or "hard")
@@ -82,6 +83,15 @@ def bind(optimizer: torch.optim.Optimizer, model: nn.Module, *, freeze: str | No
         binding.hooks.append(optimizer.register_step_pre_hook(keeper.before))
         binding.hooks.append(optimizer.register_step_post_hook(keeper.after))
     return binding
+
+
+def freeze_dead(optimizer: torch.optim.Optimizer, model: nn.Module) -> Binding:
+    """bind with freeze="dead", which a masked optimizer takes over into its groups."""
+    if not isinstance(optimizer, MaskedStep):
+        return bind(optimizer, model, freeze="dead")
+    for group in (optimizer.defaults, *optimizer.param_groups):  # defaults: for groups added later
+        group["freeze"] = "dead"
+    return bind(optimizer, model)
 
 
 class _FrozenEntries:

@@ -102,8 +102,10 @@ def momentum(optimizer, parameter):
 
 
 def snapshot(net, optimizer):
-    """Parameters, statistics and momenta."""
-    state = {name: t.detach().clone() for name, t in net.state_dict().items() if not name.endswith("_mask")}
+    """Parameters, dead entries included, statistics and momenta."""
+    state = {
+        name: t.detach().clone() for name, t in net.state_dict(keep_vars=True).items() if not name.endswith("_mask")
+    }
     named = dict(net.named_parameters())
     momenta = {f"{name}'": momentum(optimizer, p).clone() for name, p in named.items() if optimizer.state.get(p)}
     return state | momenta

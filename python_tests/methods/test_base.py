@@ -8,7 +8,20 @@ import torch.nn.functional as F
 from torch import nn
 
 import prunekernels as pk
-from cases.methods import EVERY, chain, convs, norms, residual, run, sgd, snapshot, train, train_epoch
+from cases.methods import (
+    EVERY,
+    assert_same,
+    batches,
+    chain,
+    convs,
+    norms,
+    residual,
+    run,
+    sgd,
+    snapshot,
+    train,
+    train_epoch,
+)
 from prunekernels.methods import CSGD, GHFP, PGP, SFP, Counts, Method
 from prunekernels.methods.channel_masks import NormFinder, find_norms
 from prunekernels.methods.ranking import of_unit
@@ -428,16 +441,35 @@ def test_masked_optimizers_freeze_what_is_dead(freeze):
     ("cls", "options"),
     [(SFP, {"clip": True}), (SFP, {"criterion": "taylor"}), (CSGD, {"example_input": IMAGES})],
 )
-def test_what_needs_gradients_before_a_step_takes_no_closure(cls, options, by_name, masked):
-    """Its gradients are not there yet when the hooks look."""
-    net = chain()
-    optimizer = pk.optim.MaskedSGD(net.parameters(), 0.05) if masked else sgd(net)
-    method = cls(net, optimizer, 0.5, 10, **options)
-    with pytest.raises(ValueError, match=f"{cls.__name__}: optimizer: expected steps without a closure, .*, got one"):
-        optimizer.step(**{"closure": float}) if by_name else optimizer.step(float)
-    optimizer.step(None)
-    method.detach()
-    optimizer.step(float)
+def test_what_needs_gradients_before_a_step_works_in_a_closure(cls, options, by_name, masked):
+    """Its gradients are not there before the closure has run: Lightning makes every step so."""
+
+    def trained(in_closure):
+        net = chain()
+        optimizer = pk.optim.MaskedSGD(net.parameters(), 0.05) if masked else sgd(net)
+        method = cls(net, optimizer, 0.5, 4, **options)
+        for epoch in range(2):
+            for x, y in batches(epoch):
+
+                def closure(x=x, y=y):
+                    optimizer.zero_grad()
+                    loss = F.cross_entropy(net(x), y)
+                    loss.backward()
+                    return loss
+
+                if not in_closure:
+                    closure()
+                    assert optimizer.step() is None
+                else:
+                    loss = optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+                    assert loss.requires_grad
+                method.step()
+            method.end_epoch()
+        method.detach()
+        optimizer.step(float)
+        return net.state_dict()
+
+    assert_same(trained(True), trained(False))
 
 
 def test_groups_that_come_later_freeze_too():

@@ -199,7 +199,7 @@ def test_without_hidden_state_in_torchs_optimizers():
         (
             lambda net: optim.bind(net, net),
             TypeError,
-            "bind: optimizer: expected a torch.optim.Optimizer, got Sequential",
+            "bind: optimizer: expected a torch.optim.Optimizer or a wrapper .*, got Sequential",
         ),
         (
             lambda net: optim.bind(OTHERS["sgd"](net), net, freeze="all"),
