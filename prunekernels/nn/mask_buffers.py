@@ -265,9 +265,8 @@ class MaskBuffers(nn.Module):
 
     def _apply(self: Layer, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Layer:
         """The stored form stays float32. Masks that leave the meta device, where they have no values, are all live."""
+        self._look()
         was_meta = self._on_meta
-        if not was_meta:
-            self._look()
         super()._apply(fn, recurse)
         for name, stored in zip(self._mask_names, self._stored(), strict=True):
             mask, device = self._masks[name], stored.device

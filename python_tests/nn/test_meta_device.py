@@ -142,6 +142,17 @@ def test_tensors_put_in_one_by_one(put, order):
     assert torch.equal(net[3].input_mask, KEEP)
 
 
+def test_masks_put_in_before_a_move_count():
+    net = on_meta()
+    state = masked_net(seed=5)
+    state[0].set_masks(filter=KEEP)
+    for name, value in copy.deepcopy(state.state_dict()).items():
+        owner, _, key = name.rpartition(".")
+        put_by_setattr(net.get_submodule(owner), key, value)
+    net.double()
+    assert torch.equal(net[0].filter_mask, KEEP) and net[0].weight.dtype == torch.float64
+
+
 def test_a_mask_may_be_put_in_as_bool():
     layer = pk.MaskedConv2d(4, 8, 3)
     layer.filter_mask = KEEP
