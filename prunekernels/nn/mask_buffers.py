@@ -288,9 +288,8 @@ class MaskBuffers(nn.Module):
 
     def _apply(self: Layer, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Layer:
         """The stored form stays float32. Masks that leave the meta device, where they have no values, are all live."""
+        self._look()
         was_meta = self._on_meta
-        if not was_meta:
-            self._look()
         super()._apply(fn, recurse)
         for name, stored in zip(self._mask_names, self._stored(), strict=True):
             mask, device = self._masks[name], stored.device
@@ -337,7 +336,7 @@ class MaskBuffers(nn.Module):
             if hasattr(destination, "_metadata"):
                 destination._metadata.setdefault(prefix[:-1], {})[DEAD_VALUES] = dead
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, strict: bool, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, *args: Any) -> None:
         if self._copies is not None:
             self._copies.look(self)
         for name, *_, mask, version in self._seen:
@@ -345,13 +344,14 @@ class MaskBuffers(nn.Module):
                 self._store(name)
         own = [n for n, t in (*self._parameters.items(), *self._buffers.items()) if t is not None]
         own = [prefix + n for n in own if n not in (*self._mask_names, "num_batches_tracked")]
-        is_whole = all(key in state_dict for key in own) if own else strict
-        if is_whole:  # without masks it is the layer of a plain network: all live
+        one_by_one = not prefix and len(state_dict) == 1 and "version" not in metadata  # as transformers 4 loads
+        if all(key in state_dict for key in own) and not one_by_one:
+            # Without masks it is the layer of a plain network: all live.
             assigned = own and metadata.get("assign_to_params_buffers")
             for name, stored in zip(self._mask_names, self._stored(), strict=True):
                 device = state_dict[own[0]].device if assigned else stored.device
                 state_dict.setdefault(prefix + name, torch.ones_like(stored, device=device))
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *args)
+        super()._load_from_state_dict(state_dict, prefix, metadata, *args)
         self._refresh(edits_count=False)
         put_dead_values(self, metadata.get(DEAD_VALUES, {}))
         if self._copies is not None:

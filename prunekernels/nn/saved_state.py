@@ -45,8 +45,9 @@ def put_dead_values(layer: nn.Module, values: DeadValues) -> None:
     """Writes into a layer what dead_values returned."""
     for name, (dead, entries) in values.items():
         parameter = layer._parameters.get(name)
-        if parameter is not None and not parameter.is_meta:
-            parameter[dead.to(parameter.device).expand_as(parameter)] = entries.to(parameter)
+        if parameter is None or parameter.is_meta or dead.shape[:2] != parameter.shape[:2]:
+            continue  # of another size: load_state_dict says so
+        parameter[dead.to(parameter.device).expand_as(parameter)] = entries.to(parameter)
 
 
 def _version(tensor: Tensor) -> int:

@@ -1,5 +1,7 @@
 """The averages of timm, ultralytics and Lightning, as these libraries are."""
 
+import copy
+
 import pytest
 import torch
 from torch.optim.swa_utils import get_ema_avg_fn
@@ -136,3 +138,29 @@ def test_lightning_ema(name, follows, duty, tmp_path):
     dead = [int((~layer.filter_mask).sum()) for layer in net if isinstance(layer, pk.MaskedConv2d)]
     assert dead == [4, 3, 2]
     assert_means_the_same_when_plain(net)
+
+
+def test_ultralytics_checkpoint_of_an_ema(tmp_path):
+    """What ultralytics' trainer saves: the EMA in half precision, as a pickled module."""
+    ultralytics = pytest.importorskip("ultralytics")
+    utils = pytest.importorskip("ultralytics.utils.torch_utils")
+    model = ultralytics.YOLO("yolov8n.yaml").model
+    pk.convert(model)
+    average = utils.ModelEMA(model, decay=0.9, tau=1)
+    average.update(model)
+    for layer in model.modules():
+        if isinstance(layer, pk.MaskedConv2d) and layer.out_channels % 16 == 0:
+            layer.set_masks(filter=torch.arange(layer.out_channels) % 2 == 0)
+    with pytest.raises(ValueError, match=AVERAGED):
+        average.update(model)
+        copy.deepcopy(average.ema)
+    pk.copy_masks(model, average)
+    average.update(model)
+    torch.save({"ema": copy.deepcopy(average.ema).half()}, tmp_path / "last.pt")
+    loaded = torch.load(tmp_path / "last.pt", weights_only=False)["ema"].float().eval()
+    assert_same_masks(model, loaded)
+    x = torch.rand(1, 3, 64, 64)
+    before, after = average.ema.eval()(x)[0], loaded(x)[0]
+    torch.testing.assert_close(after, before, rtol=0.1, atol=0.5)
+    dead = sum(int((~layer.filter_mask).sum()) for layer in loaded.modules() if isinstance(layer, pk.MaskedConv2d))
+    assert dead > 1000

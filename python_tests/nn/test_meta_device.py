@@ -113,18 +113,44 @@ def test_load_state_dict(dirty_memory, assign, is_plain):
     assert net[0](X)[:, KEEP].abs().max() == 0 and net[0](X)[:, ~KEEP].abs().max() > 0
 
 
-def test_buffers_put_in_one_by_one():
-    """As loaders do that go through the names of a checkpoint: setattr of each tensor."""
+def put_by_setattr(module, key, value):
+    setattr(module, key, nn.Parameter(value) if key in module._parameters else value)
+
+
+def put_by_load(module, key, value):
+    module.load_state_dict({key: value}, strict=False, assign=True)
+
+
+@pytest.mark.parametrize("put", [put_by_setattr, put_by_load])
+@pytest.mark.parametrize(
+    "order",
+    [list, reversed, lambda items: sorted(items, key=lambda item: item[0])],
+    ids=["forward", "backward", "sorted"],
+)
+def test_tensors_put_in_one_by_one(put, order):
+    """As the loaders of transformers 5 and 4 do, which go through the names of a checkpoint."""
     source, net = masked_net(seed=5), on_meta()
     source[0].set_masks(filter=KEEP)
     source[1].set_mask(KEEP)
-    for name, value in source.state_dict().items():
+    source[3].set_masks(input=KEEP)
+    for name, value in order(list(copy.deepcopy(source.state_dict()).items())):
         owner, _, key = name.rpartition(".")
-        module = net.get_submodule(owner)
-        setattr(module, key, nn.Parameter(value.clone()) if key in module._parameters else value.clone())
+        put(net.get_submodule(owner), key, value)
         repr(net)
     torch.testing.assert_close(net.eval()(X), source.eval()(X))
     assert torch.equal(net[0].filter_mask, KEEP) and net[0].density == KEEP.float().mean()
+    assert torch.equal(net[3].input_mask, KEEP)
+
+
+def test_masks_put_in_before_a_move_count():
+    net = on_meta()
+    state = masked_net(seed=5)
+    state[0].set_masks(filter=KEEP)
+    for name, value in copy.deepcopy(state.state_dict()).items():
+        owner, _, key = name.rpartition(".")
+        put_by_setattr(net.get_submodule(owner), key, value)
+    net.double()
+    assert torch.equal(net[0].filter_mask, KEEP) and net[0].weight.dtype == torch.float64
 
 
 def test_a_mask_may_be_put_in_as_bool():

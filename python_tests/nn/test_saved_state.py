@@ -194,6 +194,20 @@ def test_the_checkpoint_of_a_plain_network_makes_all_live():
     torch.testing.assert_close(net(X), plain_net()(X))
 
 
+def test_the_checkpoint_of_a_plain_layer_with_one_tensor_makes_all_live():
+    layer = pk.MaskedConv2d(4, 8, 3, bias=False)
+    layer.set_masks(filter=KEEP)
+    layer.load_state_dict(nn.Conv2d(4, 8, 3, bias=False).state_dict())
+    assert layer.filter_mask.all()
+
+
+def test_a_checkpoint_of_another_size_is_refused_in_the_usual_way():
+    net = pruned()
+    net[0] = pk.MaskedConv2d(3, 9, 3, padding=1)
+    with pytest.raises(RuntimeError, match=r"size mismatch for 0\.weight.*"):
+        net.load_state_dict(pruned().state_dict())
+
+
 def test_a_part_of_a_checkpoint_leaves_other_masks_alone():
     net = pruned()
     net.load_state_dict({"9.weight": torch.zeros(3, 4)}, strict=False)
