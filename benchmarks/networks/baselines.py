@@ -39,7 +39,7 @@ class NetworkContender:
         self.model = self.make().to(memory_format=memory_format)  # type: ignore[call-overload]
         self.images = self.setting.images.clone(memory_format=memory_format)
         self.optimizer = self.make_optimizer()
-        self.first = {name: t.clone() for name, t in self.model.state_dict().items() if t.is_floating_point()}
+        self.first = {name: t.detach().clone() for name, t in self._tensors().items() if t.is_floating_point()}
         self.enter(direction)
 
     def make(self) -> nn.Module:
@@ -56,13 +56,17 @@ class NetworkContender:
         self.ms = float("inf")  # of the fastest single run before the rounds
         self.rewind()
 
+    def _tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers themselves, with what dead entries hold."""
+        return self.model.state_dict(keep_vars=True)
+
     def begin(self) -> None:
         """Runs share nothing that belongs to a CUDA stream."""
 
     @torch.no_grad()
     def rewind(self) -> None:
         """Restores the first weights and zeroes the momentum, in place."""
-        state = self.model.state_dict()
+        state = self._tensors()
         for name, value in self.first.items():
             state[name].copy_(value)
         for numbers in self.optimizer.state.values():
