@@ -302,6 +302,8 @@ def test_backbone_of_a_torchvision_detector():
     for name, module in net.backbone.named_modules():
         if name.endswith("conv1"):
             module.set_masks(filter=torch.arange(module.out_channels) % 4 == 0)
+        elif name.endswith("bn1"):
+            module.set_mask(torch.arange(module.num_features) % 4 == 0)
     batch = [torch.rand(3, 32, 32).double(), torch.rand(3, 32, 32).double()]
     flops = pk.count_flops(net, batch)
     assert 0 < flops.live < flops.dense

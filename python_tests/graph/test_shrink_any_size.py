@@ -31,16 +31,21 @@ def test_any_size(name, form):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet20", "resnet18", "mobilenet_v2", "densenet40"])
-def test_reference_networks_any_size(name):
+def test_reference_networks_any_size(name, capsys):
     torch.manual_seed(0)
     net = models.build(name, width=0.125).double().eval()
     pk.convert(net)
     for i, group in enumerate(coupled_groups(net, random_images(1, 3, 32, 32))):
         group.set_masks(net, (torch.arange(group.width) + i) % 2 == 0)
-    small = shrink(net, random_images(2, 3, 32, 32))
+    small = shrink(net, random_images(2, 3, 32, 32), form="module")
     assert type(small) is type(net)
     for shape in ((1, 3, 32, 32), (3, 3, 48, 64)):
         assert_same_function(net, small, random_images(*shape))
+    wider = "times the multiply-adds of the graph form" in capsys.readouterr().out
+    chosen = shrink(net, random_images(2, 3, 32, 32))  # "auto"
+    assert ("times the multiply-adds; form='module' gives it" in capsys.readouterr().out) == wider
+    assert isinstance(chosen, torch.fx.GraphModule) == wider
+    assert wider == (name == "resnet20")  # the channels that its shortcuts pad with zeros
 
 
 class Sized(nn.Module):
