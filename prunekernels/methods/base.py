@@ -249,12 +249,7 @@ class Method:
         return self.history[-1]
 
     def before_step(self, work: Callable[[], None]) -> Any:
-        """Registers work to run before each optimizer.step(), when the gradients are there: of a step with a closure,
-        after the closure.
-
-        Returns:
-            The hook's handle; its remove() takes the hook off.
-        """
+        """Registers work to run before each optimizer.step(), after its closure; returns the hook's handle."""
         return before_step(self.optimizer, work)
 
     @contextmanager
@@ -292,8 +287,8 @@ class Method:
 
     def _prune_first(self) -> None:
         """Prunes before the first epoch, so that load_state_dict can take it back."""
-        op = type(self).__name__
-        followers = [layer for f in self.followers for _, layer in matched_layers(op, self.model, f)]
+        pairs = [pair for f in self.followers for pair in matched_layers(type(self).__name__, self.model, f)]
+        followers = [layer for _, layer in pairs]
         with FirstPruning(self.model, self.optimizer, followers) as self._first:
             self._prune(-1)
             self._set_masks()
