@@ -26,6 +26,10 @@ class MaskArrays:
     columns: Bools | None = None  # [C]: the input channels that a convolution reads
     kernels: Bools | None = None  # [K, C / groups]: its single kernels
 
+    def equals(self, other: MaskArrays) -> bool:
+        pairs = (self.rows, other.rows), (self.columns, other.columns), (self.kernels, other.kernels)
+        return all(a is b or (a is not None and b is not None and np.array_equal(a, b)) for a, b in pairs)
+
 
 def rows_of(masks: MaskArrays) -> Any:
     """bool [K], or True."""

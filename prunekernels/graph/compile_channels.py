@@ -65,14 +65,16 @@ class Compiler:
     def __init__(self, analysis: ChannelAnalysis, model: nn.Module) -> None:
         self.analysis = analysis
         self.masks: dict[str, MaskArrays] = {}
-        self._owners: dict[int, MaskArrays] = {}  # by id of a parameter of the traced model
+        self.sharing: list[tuple[str, str]] = []  # masked layers that have a parameter in common
+        self._owners: dict[int, str] = {}  # by id of a parameter of the traced model
         for name, layer in model.named_modules():
             if isinstance(layer, (MaskedConv2d, MaskedBatchNorm2d)):
                 self.masks[name] = MaskArrays()
                 plain = analysis.traced.model.get_submodule(name)
                 for attribute in ("weight", "bias"):
                     if (tensor := getattr(plain, attribute)) is not None:
-                        self._owners.setdefault(id(tensor), self.masks[name])
+                        owner = self._owners.setdefault(id(tensor), name)
+                        self.sharing += [(owner, name)] if owner != name else []
         self._values: dict[fx.Node, Value | list[Value]] = {}
         self._untracked: dict[tuple[fx.Node, int], Value] = {}
         self._steps: list[Step] = []
@@ -146,7 +148,7 @@ class Compiler:
         traced = self.analysis.traced
         owner = self._owners.get(id(traced.tensors[traced.names[node]]))
         if owner is not None:
-            return owner
+            return self.masks[owner]
         tensor = self.analysis.tensor(node)
         assert tensor is not None
         if by_kernel and not bool((tensor != 0).all()):
