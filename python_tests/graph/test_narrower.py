@@ -146,6 +146,14 @@ def test_compacted_narrower_almost_all_dead(kept):
         assert assert_same(narrower, net, traced) > 0
 
 
+def test_compacted_narrower_a_constant_output_is_computed():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1, bias=False), nn.Sigmoid()).eval()
+    pk.convert(net)
+    net[1].set_masks(filter=torch.arange(8) < 3)
+    traced = trace("test", net, torch.randn(2, 3, 4, 4))
+    assert_same(Narrower.of(traced, net), net, traced)
+
+
 def test_compacted_narrower_stays():
     net = mask_at_random(trained("basic"), 0, norms=1)
     traced = trace("test", net, images())
