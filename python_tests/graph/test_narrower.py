@@ -79,6 +79,19 @@ def test_compacted_narrower_random_networks(fuzz_seed, literal):
         assert_same(narrower, mask_at_random(net, fuzz_seed + 100 * seed), traced, literal)
 
 
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "biases"])  # a linear layer fixes its size
+def test_compacted_narrower_is_the_same_at_all_sizes(name):
+    net = trained(name)
+    shapes = ((2, 3, 8, 8), (1, 3, 9, 13), (5, 3, 32, 20))
+    narrowers = [Narrower.of(trace("test", net, torch.randn(shape).double()), net) for shape in shapes]
+    for seed in range(3):
+        masks = read_masks(mask_at_random(net, seed))
+        want = narrowers[0].narrow(masks)
+        assert any(len(rows) < 4 for by_dim in want.indices.values() for rows in by_dim.values())
+        for other in narrowers[1:]:
+            assert_equal(other.narrow(masks), want)
+
+
 # Blocks that other libraries have
 
 
