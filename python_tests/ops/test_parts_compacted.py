@@ -6,6 +6,7 @@ The operators, their fallbacks, and indexing agree to the bit.
 import pytest
 import torch
 
+import prunekernels as pk
 from cases.conv import generator
 from prunekernels.ops import fallback_parts
 from prunekernels.ops.parts import gather_parts, scatter_parts
@@ -143,8 +144,11 @@ def test_many_at_once(gather, scatter):
     want = [scattered(*at) for at in zip(back, parts, rows, columns, strict=True)]
     scatter(back, parts, rows, columns)
     assert all(map(torch.equal, back, want))
-    gather([], [], [], [])
-    scatter([], [], [], [])
+
+
+def test_nothing_at_all():
+    gather_parts([], [], [], [])
+    scatter_parts([], [], [], [])
 
 
 @implementations
@@ -328,3 +332,9 @@ def test_nothing_is_written_where_an_argument_is_bad(gather, scatter):
     with pytest.raises(ValueError):
         gather([part, P.clone()], [whole, W], [ROWS, bad], [COLUMNS, COLUMNS])
     assert not part.any() and part._version == 0
+
+
+@pytest.mark.skipif(not pk.has_extension(), reason="the compiled operators")
+def test_the_extension_has_them():
+    for name in ("gather_parts_", "scatter_parts_"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"prunekernels::{name}", "CPU")
