@@ -13,6 +13,7 @@ from ..graph.narrow import Narrowing
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
 from ..ops import mask_table
+from ..ops.parts import gather_parts
 
 Rows = Tensor | None  # int64 on the CPU, -1: a frozen zero; None: all, in order
 
@@ -22,6 +23,7 @@ class Block:
     """A part of a tensor: its rows and columns.
 
     merged: how many of the leading dimensions count as one together with the next; the columns are what follows.
+    holes: bool [rows, columns] of the part, dead kernels: zeros that do not go back.
     """
 
     whole: Tensor
@@ -29,9 +31,19 @@ class Block:
     rows: Rows
     columns: Rows
     merged: int = 0
+    holes: Tensor | None = None
 
     @classmethod
-    def of(cls, whole: Tensor, rows: Rows, columns: Rows, kind: type[Tensor] = Tensor, *, merged: int = 0) -> Block:
+    def of(
+        cls,
+        whole: Tensor,
+        rows: Rows,
+        columns: Rows,
+        kind: type[Tensor] = Tensor,
+        *,
+        merged: int = 0,
+        holes: Tensor | None = None,
+    ) -> Block:
         shape = list(whole.shape)
         for dim, index in ((0, rows), (merged + 1, columns)):
             if index is not None:
@@ -40,15 +52,31 @@ class Block:
         layout = torch.channels_last if nhwc else torch.contiguous_format
         part = torch.empty(shape, dtype=whole.dtype, device=whole.device, memory_format=layout)
         part = nn.Parameter(part, whole.requires_grad) if kind is nn.Parameter else part
-        return cls(whole, part, rows, columns, merged)
+        return cls(whole, part, rows, columns, merged, holes)
 
     def of_state(self, whole: Tensor) -> Block:
         """The same part of another tensor of the same shape, as an optimizer's state is."""
-        return Block.of(whole, self.rows, self.columns, merged=self.merged)
+        return Block.of(whole, self.rows, self.columns, merged=self.merged, holes=self.holes)
 
     def with_rows(self, tensor: Tensor) -> Tensor:
         """A tensor like whole or part, with rows and columns as its first dimensions."""
         return tensor.detach().flatten(0, self.merged) if self.merged else tensor.detach()
+
+    def punch(self) -> None:
+        """Writes zeros into the holes of what was gathered."""
+        if self.holes is not None:
+            self.part.detach()[self.holes.to(self.part.device)] = 0
+
+    def filled(self) -> Tensor:
+        """The part as it goes back: with what the whole has in the holes."""
+        part = self.part.detach()
+        if self.holes is None:
+            return part
+        filled = torch.empty_like(part)
+        gather_parts([filled], [self.whole.detach()], [self.rows], [self.columns])
+        trained = ~self.holes.to(part.device)
+        filled[trained] = part[trained]
+        return filled
 
 
 @dataclass(eq=False)
@@ -58,35 +86,15 @@ class Part:
     name: str
     block: Block
     live: Tensor | None  # bool, expands to the part: its entries that are no frozen zeros; None: all of them
-    holes: Tensor | None  # bool [rows, columns]: dead kernels, if no whole rows or columns
     carried: list[Block] = field(default_factory=list)  # zero gradients, moved by momentum and weight decay
-    under: Tensor | None = None  # what the parameter itself holds in the place of the holes
 
-    def freeze(self, scale: Tensor | None) -> None:
-        """Zeroes gradients of frozen zeros, and scales others as a layer's grad_scale says."""
-        rows, part, live = self.block.rows, self.block.part, self.live
-        if scale is not None:
-            picked = scale if rows is None else scale[rows.clamp_min(0).to(scale.device)]
-            part.register_hook(lambda g: g * picked.to(g.dtype).view(-1, *(1 for _ in g.shape[1:])))
-        if live is not None and part.requires_grad:
-            dead = ~live.to(part.device)
-            part.register_hook(lambda g: g.masked_fill(dead, 0))
-
-    def punch(self) -> None:
-        """Writes zeros into the holes of what was gathered, and keeps what was there."""
-        if self.holes is not None:
-            with torch.no_grad():
-                self.under = self.block.part[self.holes].clone()
-                self.block.part[self.holes] = 0
-
-    def filled(self) -> Tensor:
-        """The part as it goes back: with what was in the holes."""
-        part = self.block.part.detach()
-        if self.holes is None or self.under is None:
-            return part
-        part = part.clone(memory_format=torch.preserve_format)
-        part[self.holes] = self.under
-        return part
+    def freeze(self) -> None:
+        """Zeroes gradients of frozen zeros, also if the parameter is to be trained only later."""
+        part, live = self.block.part, self.live
+        if live is not None:
+            trains, dead = part.requires_grad, ~live.to(part.device)
+            part.requires_grad_().register_hook(lambda g: g.masked_fill(dead, 0))
+            part.requires_grad_(trains)
 
 
 @dataclass
@@ -153,27 +161,26 @@ class Cut:
         self.parts: dict[int, Part] = {}
         self.by_name: dict[str, Part] = {}
         self.states: dict[tuple[int, str], Block] = {}
-        sides: dict[int, tuple[Sides, nn.Module]] = {}
+        sides: dict[int, Sides] = {}
         for layer in layers:
             for attribute, its in masked_sides(layer).items():
                 tensor = getattr(layer, attribute)
                 if tensor is not None:
-                    sides.setdefault(id(tensor), (its, layer))
+                    sides.setdefault(id(tensor), its)
         indices: dict[int, dict[int, Tensor]] = {}
         for name, tensor in tensors.items():
             indices.setdefault(id(tensor), {}).update(narrowing.indices.get(name, {}))
         for name, tensor in tensors.items():
             if id(tensor) not in self.parts:
-                its, owner = sides.get(id(tensor), (Sides(), None))
+                its = sides.get(id(tensor), Sides())
                 part = _part(name, tensor, indices[id(tensor)], its)
                 if part is None:
                     continue
                 freeze = freezes.get(id(tensor))
                 if freeze is not None and isinstance(tensor, nn.Parameter):
                     part.carried = list(_carried(part, its, freeze))
-                scale = owner.grad_scale if isinstance(owner, MaskedConv2d) and name.endswith("weight") else None
                 if isinstance(tensor, nn.Parameter):
-                    part.freeze(scale)
+                    part.freeze()
                 self.parts[id(tensor)] = part
             self.by_name[name] = self.parts[id(tensor)]
 
@@ -201,22 +208,24 @@ def _part(name: str, tensor: Tensor, index: Mapping[int, Tensor], sides: Sides) 
         )
     rows = _with_zeros(index.get(0), sides.rows)
     columns = _with_zeros(index.get(merged + 1), sides.columns)
-    holes = None
-    if sides.kernels is not None:
-        live = sides.kernels if rows is None else sides.kernels[rows.clamp_min(0)] & (rows >= 0)[:, None]
-        if tensor.dim() > 1 and (columns is not None):
-            live = live[:, columns.clamp_min(0)]
-        dead = ~live
-        if rows is not None:
-            dead[rows < 0] = False
-        if columns is not None:
-            dead[:, columns < 0] = False
-        holes = dead if bool(dead.any()) else None
+    holes = _holes(sides, rows, columns)
     if rows is None and columns is None and holes is None:
         return None
     kind = nn.Parameter if isinstance(tensor, nn.Parameter) else Tensor
-    block = Block.of(tensor, rows, columns, kind, merged=merged)
-    return Part(name, block, _live(block.part, rows, columns, holes), holes)
+    block = Block.of(tensor, rows, columns, kind, merged=merged, holes=holes)
+    return Part(name, block, _live(block.part, rows, columns, holes))
+
+
+def _holes(sides: Sides, rows: Rows, columns: Rows) -> Tensor | None:
+    """The dead kernels among these rows and columns; those that are dead as a whole are no holes."""
+    if sides.kernels is None:
+        return None
+    dead = ~sides.kernels
+    if rows is not None:
+        dead = dead[rows.clamp_min(0)] & (rows >= 0)[:, None]
+    if columns is not None:
+        dead = dead[:, columns.clamp_min(0)] & (columns >= 0)
+    return dead if bool(dead.any()) else None
 
 
 def _with_zeros(kept: Tensor | None, live: Tensor | None) -> Rows:
@@ -247,6 +256,11 @@ def _carried(part: Part, sides: Sides, freeze: str) -> Iterator[Block]:
     block = part.block
     whole, rows, columns = block.with_rows(block.whole), block.rows, block.columns
     hard = freeze == "hard"
+
+    def carry(rows: Rows, columns: Rows) -> Block:
+        holes = None if hard else _holes(sides, rows, columns)
+        return Block.of(block.whole, rows, columns, nn.Parameter, merged=block.merged, holes=holes)
+
     free_rows = torch.ones(len(whole), dtype=torch.bool)
     if hard and sides.frozen_rows is not None:
         free_rows = ~sides.frozen_rows
@@ -260,10 +274,10 @@ def _carried(part: Part, sides: Sides, freeze: str) -> Iterator[Block]:
         outside[rows[rows >= 0]] = False
         if bool(outside.any()):
             its = None if free_columns is None else free_columns.nonzero().flatten()
-            yield Block.of(block.whole, outside.nonzero().flatten(), its, nn.Parameter, merged=block.merged)
+            yield carry(outside.nonzero().flatten(), its)
     if columns is not None and free_columns is not None:
         beside = free_columns.clone()
         beside[columns[columns >= 0]] = False
         if bool(beside.any()):
             inside = None if rows is None else rows[rows >= 0]
-            yield Block.of(block.whole, inside, beside.nonzero().flatten(), nn.Parameter, merged=block.merged)
+            yield carry(inside, beside.nonzero().flatten())

@@ -27,6 +27,8 @@ class Small(nn.Module):
 def small(seed=0, dtype=torch.float64):
     torch.manual_seed(seed)
     net = Small().to(dtype)
+    nn.init.normal_(net.first[1].bias, std=0.5)
+    nn.init.uniform_(net.first[1].weight, 0.5, 1.5)
     pk.convert(net)
     return net
 

@@ -296,7 +296,7 @@ def test_a_parameter_without_gradient_takes_no_step():
     def loop(net, opt, data):
         for x in data:
             opt.zero_grad()
-            loss_of(net.first(x)).backward()  # the rest of the network is not used
+            net.first(x).square().sum().backward()  # the rest of the network is not used
             opt.step()
         return []
 
@@ -324,18 +324,14 @@ def test_state_before_the_first_step_and_after_steps_in_masked_mode():
 
 
 def test_optimizer_state_loaded_inside():
-    start = over("adamw")(mask_small(small()))
     masked, other = mask_small(small()), mask_small(small())
     optimizer, its = over("adamw")(masked), over("adamw")(other)
     bind(masked, optimizer, "dead"), bind(other, its, "dead")
-    del start
 
     def loop(net, opt, data):
         saved = copy.deepcopy(opt.state_dict())
-        weights = copy.deepcopy(net.state_dict())
         train(net, opt, data)
         opt.load_state_dict(saved)
-        net.load_state_dict(weights)
         return train(net, opt, data)
 
     train(masked, optimizer, batches(seed=3)), train(other, its, batches(seed=3))
@@ -430,11 +426,12 @@ def test_state_of_another_shape_that_the_first_step_makes_is_told():
         pass
 
 
-@pytest.mark.parametrize("kind", ["LBFGS", "Muon"])
+@pytest.mark.parametrize("kind", ["LBFGS", "Muon", "Adafactor"])
 def test_optimizers_whose_steps_mix_entries_are_refused(kind):
     net = mask_small(small())
     made = {
         "LBFGS": lambda: torch.optim.LBFGS(net.parameters()),
+        "Adafactor": lambda: torch.optim.Adafactor(net.parameters()),
         "Muon": lambda: torch.optim.Muon([net.hidden.weight, net.last.weight]),
     }
     if not hasattr(torch.optim, kind):
