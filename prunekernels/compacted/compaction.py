@@ -131,7 +131,7 @@ class Compaction:
                 found[name] = "its gradients are scaled, by grad_scale"
             elif layer.weight_grad == "dense" and not layer._all_live:
                 found[name] = 'dead filters train, by weight_grad="dense"'
-            elif freeze.get(id(layer.weight)) == "hard" and not bool(layer.kernel_mask.all()):
+            elif freeze.get(id(layer.weight)) == "hard" and _has_dead_kernels(layer):
                 found[name] = 'single dead kernels move, by freeze="hard"'
         return found
 
@@ -318,6 +318,11 @@ class Compaction:
 
     def _verify(self) -> None:
         check_alike(self.model, self.net, self.example)
+
+
+def _has_dead_kernels(layer: MaskedConv2d) -> bool:
+    """By masks of kernels; with groups an input channel is a kernel of some filters too."""
+    return not bool(layer.kernel_mask.all() & (layer.input_mask.all() | (layer.groups == 1)))
 
 
 def _gather(blocks: list[Block]) -> None:

@@ -43,7 +43,11 @@ def read_masks(model: nn.Module) -> dict[str, MaskArrays]:
 
 
 class Narrower:
-    """Says for any masks what makes a network small enough for them: what Narrowing.of says after a new analysis."""
+    """Says for any masks what makes a network small enough for them: what Narrowing.of says after a new analysis.
+
+    The small network is to train, so it has the live channels of norms, whose statistics move, even if nothing reads
+    them.
+    """
 
     def __init__(self, traced: Traced, weights: Mapping[str, Tensor], stays: Collection[str], literal: bool) -> None:
         self._traced, self._weights, self._stays, self._literal = traced, weights, stays, literal
@@ -87,7 +91,7 @@ class Narrower:
                         live = live & torch.from_numpy(mask.kernels)
                     live = live[:, :, None, None]
                 weights[f"{name}.weight"] = weight.masked_fill(~live, 0)
-        analysis = ChannelAnalysis(self._traced, weights, constants=False)
+        analysis = ChannelAnalysis(self._traced, weights, constants=False, statistics=True)
         for node, rule in analysis.rules.items():
             if isinstance(rule, LayerRule) and analysis.states[node] is not None:
                 if rule.name(self._traced, node) in self._stays:

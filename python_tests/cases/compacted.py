@@ -88,7 +88,7 @@ def bind(net, optimizer, freeze):
         pk.optim.bind(optimizer, net, freeze=freeze)
 
 
-def both_modes(net, make_optimizer, x, rounds, *, freeze="dead", loop=train, **options):
+def both_modes(net, make_optimizer, x, rounds, *, freeze="dead", loop=train, close=None, **options):
     """Trains two copies of net, one in masked and one in compacted mode.
 
     rounds: for each, a function that sets masks of a network, and the batches to train on.
@@ -106,7 +106,7 @@ def both_modes(net, make_optimizer, x, rounds, *, freeze="dead", loop=train, **o
         want = loop(masked, optimizer, data)
         with pk.compacted(other, x, its, **options) as (small_net, opt):
             got = loop(small_net, opt, data)
-        torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(got, want, **(close or {"rtol": 1e-7, "atol": 1e-9}))
     return masked, optimizer, other, its
 
 
