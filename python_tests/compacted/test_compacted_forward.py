@@ -256,6 +256,7 @@ def test_keywords_and_outputs():
     steps(masked_net, optimizer)
     with pk.compacted(other, {"image": X}, its) as (net, opt):
         steps(net, opt)
+        net.eval()
         assert [f.shape[1] for f in net(X, features=True)["features"]] == [4, 8]
     assert_same_training(masked_net, optimizer, other, its)
 

@@ -42,6 +42,7 @@ def test_torch_func_after_leaving():
         return torch.func.functional_call(inside, (weights, buffers), (x,)).square().mean()
 
     grads = torch.func.grad(loss)(weights, X)
+    inside.zero_grad()
     loss_of(inside(X)).backward()
     for name, p in inside.named_parameters():
         torch.testing.assert_close(grads[name], p.grad, **CLOSE)
@@ -111,19 +112,6 @@ def test_compiled_nets():
         c.leave()
         assert_same_training(masked, optimizer, other, its)
     assert len(compiled) == 2
-    torch._dynamo.reset()
-
-
-@pytest.mark.slow
-def test_a_net_compiled_by_inductor():
-    torch._dynamo.reset()
-    masked, other = mask_small(small(), 1), mask_small(small(), 1)
-    optimizer, its = sgd(masked), sgd(other)
-    bind(masked, optimizer, "dead"), bind(other, its, "dead")
-    train(masked, optimizer, batches())
-    with pk.compacted(other, X, its) as (net, opt):
-        train(torch.compile(net), opt, batches())
-    assert_same_training(masked, optimizer, other, its)
     torch._dynamo.reset()
 
 
