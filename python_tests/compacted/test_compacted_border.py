@@ -242,6 +242,40 @@ def test_an_optimizer_of_another_network():
             raise AssertionError("entered")
 
 
+class Wrong(nn.Module):
+    """Computes something else where channels are missing."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = conv_norm(3, 6), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(x + float(self.first[0].weight.shape[0]))
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_forward_that_small_layers_do_not_serve(verify):
+    """It is refused, and nothing is left entered; masks that leave all layers whole come first."""
+    net = Wrong().double()
+    pk.convert(net)
+    c = Compaction(net, X)
+    c.enter()
+    c.leave()
+    net.first[0].set_masks(filter=KEEP)
+    net.first[1].set_mask(KEEP)
+    before = copy.deepcopy(net.state_dict())
+    for _ in range(2):
+        with pytest.raises(ValueError, match="compacted: model: expected a network whose forward serves small layers"):
+            c.enter(verify=verify)
+        assert not c.entered
+    assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+    net.first[0].set_masks(filter="all"), net.first[1].set_mask("all")
+    inside, _ = c.enter()
+    torch.testing.assert_close(outputs(inside), outputs(net))
+    c.leave()
+
+
 def test_a_network_without_masked_layers():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)).double()
     with pk.compacted(net, X) as (inside, _):
@@ -428,7 +462,7 @@ def test_nothing_is_left_of_a_model_that_is_gone():
 
     def with_hook():
         net = mask_small(small(), 1)
-        net.second.register_forward_hook(lambda *_: net.training)  # the hook has the model
+        net.second.register_forward_hook(lambda *_: print(end=str(net)[:0]))  # the hook has the model
         return net
 
     for make in (lambda: mask_small(small(), 1), alone, with_hook):
