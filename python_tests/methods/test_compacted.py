@@ -1,0 +1,93 @@
+"""Methods in compacted mode do what they do in masked mode: the same masks, the same weights."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import prunekernels as pk
+from cases.methods import EVERY, batches, chain, convs, residual, sgd, train_modes
+from prunekernels import methods
+from prunekernels.methods import GHFP, PGP, SFP
+from prunekernels.methods.criteria import CRITERIA
+
+IMAGES = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+SPARSE = {"duty": 0.5, "steps_per_epoch": 4, "example_input": IMAGES}
+
+
+def close_states(a, b):
+    """Two pairs of network and optimizer have the same numbers but for rounding, dead entries included."""
+    for name, tensor in a[0].state_dict(keep_vars=True).items():
+        other = b[0].state_dict(keep_vars=True)[name]
+        torch.testing.assert_close(tensor, other, rtol=1e-8, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
+    for p, q in zip(a[0].parameters(), b[0].parameters(), strict=True):
+        mine, theirs = a[1].state.get(p, {}), b[1].state.get(q, {})
+        assert mine.keys() == theirs.keys()
+        for key, value in mine.items():
+            torch.testing.assert_close(value, theirs[key], rtol=1e-8, atol=1e-10)
+
+
+def both_modes(cls, net_of, optimizer=sgd, epochs=4, **options):
+    """Trains in both modes and compares after each epoch; how many steps the small network made."""
+    runs, small_steps = {}, 0
+    for mode in ("masked", "compacted"):
+        net = net_of()
+        opt = optimizer(net)
+        given = {"rate": 0.5, "epochs": epochs} | SPARSE | options
+        runs[mode] = (net, opt, cls(net, opt, **given, mode=mode))
+    for epoch in range(epochs):
+        small_steps += train_modes([run[2] for run in runs.values()], epoch)
+        a, b = (run[2].end_epoch() for run in runs.values())
+        assert a == b
+        masked, compacted = runs.values()
+        for name, state in masked[2].states.items():
+            assert torch.equal(state, compacted[2].states[name]), (epoch, name)
+        close_states(masked, compacted)
+    return small_steps
+
+
+def double_chain():
+    return chain(bias=True, dtype=torch.float64)
+
+
+def double_residual():
+    return residual().double()
+
+
+@pytest.mark.parametrize("coupling", ["independent", "joint"])
+@pytest.mark.parametrize("net_of", [double_chain, double_residual])
+@pytest.mark.parametrize("name", EVERY)
+def test_every_method_prunes_alike(name, net_of, coupling):
+    assert both_modes(EVERY[name], net_of, coupling=coupling) >= 4
+
+
+def masked_sgd(net):
+    return pk.optim.MaskedSGD(net.parameters(), 0.05, 0.9, weight_decay=1e-2, nesterov=True)
+
+
+def adamw(net):
+    return torch.optim.AdamW(net.parameters(), 1e-2)
+
+
+@pytest.mark.parametrize("optimizer", [sgd, masked_sgd, adamw])
+@pytest.mark.parametrize("criterion", sorted(CRITERIA))
+def test_every_criterion_scores_alike(criterion, optimizer):
+    scores = []
+
+    def net_of():
+        return double_chain()
+
+    class Seen(GHFP):
+        def _rankings(self):
+            scores.append(self.criterion.scores() if criterion != "random" else {})
+            return super()._rankings()
+
+    assert both_modes(Seen, net_of, optimizer, criterion=criterion) >= 8
+    for masked, compacted in zip(scores[::2], scores[1::2], strict=True):
+        for name in masked:
+            torch.testing.assert_close(masked[name], compacted[name], rtol=1e-6, atol=1e-10)
+
+
+def test_duty_0_runs_small_at_every_step():
+    assert both_modes(SFP, double_residual, duty=0.0, criterion="gradient_sum", rate=0.4) == 12
+    assert both_modes(methods.PruneWhileTraining, double_chain, duty=1.0) >= 4
