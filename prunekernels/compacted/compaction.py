@@ -145,8 +145,9 @@ class Compaction:
 
         Args:
             verify: Whether to compare net with model, in eval mode on the example.
-            reuse: Whether values that nobody has written to since they were written back, under the same masks, are
-                taken for unchanged. A write through .data does not show.
+            reuse: Whether parameters and optimizer state that nothing has written to since they were written back,
+                under the same masks, are taken for unchanged. A write through .data does not show. Statistics are
+                always read again: batch norm writes to them without counting their versions.
 
         Returns:
             net and opt.
@@ -176,7 +177,8 @@ class Compaction:
             self._twin.enter(cut, {id(p): name for name, p in self.model.named_parameters()})
             blocks += [block for part in cut.parts.values() for block in part.carried]
             blocks += self._twin.gather(cut)
-        stale = [b for b in blocks if not (reuse and before is cut and self._is_current(b.whole))]
+        statistics = {id(part.block) for part in cut.parts.values() if not isinstance(part.block.part, nn.Parameter)}
+        stale = [b for b in blocks if not (reuse and before is cut and self._is_current(b.whole)) or id(b) in statistics]
         _gather(stale)
         gathered = {id(block) for block in stale}
         for part in cut.parts.values():
