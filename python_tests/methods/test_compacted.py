@@ -50,6 +50,11 @@ def double_chain():
     return chain(bias=True, dtype=torch.float64)
 
 
+def unbiased_chain():
+    """The gradient of a bias in front of a norm is rounding alone, which Adam would make as long as any other."""
+    return chain(dtype=torch.float64)
+
+
 def double_residual():
     return residual().double()
 
@@ -74,18 +79,16 @@ def adamw(net):
 def test_every_criterion_scores_alike(criterion, optimizer):
     scores = []
 
-    def net_of():
-        return double_chain()
-
     class Seen(GHFP):
         def _rankings(self):
             scores.append(self.criterion.scores() if criterion != "random" else {})
             return super()._rankings()
 
-    assert both_modes(Seen, net_of, optimizer, criterion=criterion) >= 8
+    assert both_modes(Seen, unbiased_chain, optimizer, criterion=criterion) >= 8
     for masked, compacted in zip(scores[::2], scores[1::2], strict=True):
         for name in masked:
-            torch.testing.assert_close(masked[name], compacted[name], rtol=1e-6, atol=1e-10)
+            mine, theirs = masked[name].double(), compacted[name].double()
+            torch.testing.assert_close(mine, theirs, rtol=1e-5 if criterion == "update_norm" else 1e-8, atol=1e-10)
 
 
 def test_duty_0_runs_small_at_every_step():
