@@ -146,8 +146,8 @@ class Compaction:
         Args:
             verify: Whether to compare net with model, in eval mode on the example.
             reuse: Whether parameters and optimizer state that nothing has written to since they were written back,
-                under the same masks, are taken for unchanged. A write through .data does not show. Statistics are
-                always read again: batch norm writes to them without counting their versions.
+                under the same masks, are taken for unchanged. Neither a write through .data nor a fused optimizer's step
+                shows. Statistics are always read again: batch norm does not count its writes either.
 
         Returns:
             net and opt.

@@ -180,18 +180,20 @@ class Running:
         """Hooks that keep what is read, loaded or stepped at the wrong time from being stale."""
         opt, optimizer, model = self._small.opt, self.optimizer, self.model
         assert opt is not None
-        write, leave, forbid = _Call(self.write_back), _Call(self.leave), _Call(self._forbid_step)
+        write, leave, on_step = _Call(self.write_back), _Call(self.leave), _Call(self._on_step)
         self._guards = [
             before_step(opt, lambda: self._work_on_small("before")),
             opt.register_step_post_hook(lambda *_: self._work_on_small("after")),
-            optimizer.register_step_pre_hook(forbid),
+            optimizer.register_step_pre_hook(on_step),
             optimizer.register_state_dict_pre_hook(write),
             optimizer.register_load_state_dict_pre_hook(leave),
             model.register_state_dict_pre_hook(write),
             model.register_load_state_dict_pre_hook(leave),
         ]
 
-    def _forbid_step(self) -> None:
+    def _on_step(self) -> None:
+        """Before a step of the model's optimizer: that is wrong while the small network trains."""
+        self._may_reuse = False  # fused optimizers write without counting versions
         if self.is_compacted:
             raise RuntimeError(
                 f"{type(self).__name__}: optimizer: expected steps of method.opt, over method.net, as the network is "

@@ -94,3 +94,56 @@ def test_every_criterion_scores_alike(criterion, optimizer):
 def test_duty_0_runs_small_at_every_step():
     assert both_modes(SFP, double_residual, duty=0.0, criterion="gradient_sum", rate=0.4) == 12
     assert both_modes(methods.PruneWhileTraining, double_chain, duty=1.0) >= 4
+
+
+def fused_sgd(net):
+    return torch.optim.SGD(net.parameters(), 0.05, 0.9, fused=True)
+
+
+@pytest.mark.parametrize("optimizer", [sgd, fused_sgd, masked_sgd, adamw])
+def test_the_same_masks_again_after_a_dense_phase(optimizer):
+    """The small network of the last sparse phase is used again, with what the dense phase made of its numbers."""
+    fixed = {"criterion": lambda weights: [torch.arange(len(w)).double() for w in weights]}
+    assert both_modes(SFP, unbiased_chain, optimizer, **fixed) >= 8
+
+
+def measured(net, optimizer, method, epochs, of_net):
+    for epoch in range(epochs):
+        train_modes([method], epoch)
+        forward = method.net if of_net else net
+        method.measure(F.cross_entropy(forward(x), y) for x, y in batches(epoch + 50, torch.float64))
+        method.end_epoch()
+
+
+@pytest.mark.parametrize("of_net", [True, False])
+@pytest.mark.parametrize("duty", [0.0, 0.5])
+def test_pgp_measures_alike(duty, of_net):
+    seen = []
+    for mode in ("masked", "compacted"):
+        net = double_residual()
+        optimizer = sgd(net)
+        method = PGP(net, optimizer, 0.6, 3, **SPARSE | {"duty": duty}, mode=mode, fine_tune=0)
+        measured(net, optimizer, method, 3, of_net)
+        seen.append((net, optimizer, method))
+    assert seen[0][2].history == seen[1][2].history
+    close_states(*seen)
+
+
+@pytest.mark.parametrize("cls", [methods.CSGD, methods.FPAGL])
+def test_merging_runs_whole_until_filters_are_merged(cls):
+    runs, small = [], []
+    for mode in ("masked", "compacted"):
+        net = double_residual()
+        optimizer = sgd(net)
+        runs.append((net, optimizer, cls(net, optimizer, 0.5, 2, example_input=IMAGES, strength=1.0, mode=mode)))
+    for epoch in range(3):
+        small.append(train_modes([method for *_, method in runs], epoch))
+        for *_, method in runs:
+            method.end_epoch()
+    assert small == [0, 0, 4] and runs[1][2].merged
+    close_states(*runs)
+
+
+def test_coarse_pruning_tries_masks_on_what_was_trained():
+    data = [(x, y) for x, y in batches(90, torch.float64)]
+    assert both_modes(methods.CoarsePruning, double_chain, data=data, masks=5, epochs=6, duty=1.0) >= 16
