@@ -143,8 +143,8 @@ class Compaction:
         Args:
             verify: Whether to compare net with model, in eval mode on the example.
             reuse: Whether parameters and optimizer state that nothing has written to since they were written back,
-                under the same masks, are taken for unchanged. Neither a write through .data nor a fused optimizer's step
-                shows. Statistics are always read again: batch norm does not count its writes either.
+                under the same masks, are taken for unchanged. Neither a write through .data nor a fused optimizer's
+                step shows. Statistics are always read again: batch norm does not count its writes either.
 
         Returns:
             net and opt.
@@ -174,8 +174,9 @@ class Compaction:
             self._twin.enter(cut, {id(p): name for name, p in self.model.named_parameters()})
             blocks += [block for part in cut.parts.values() for block in part.carried]
             blocks += self._twin.gather(cut)
-        statistics = {id(part.block) for part in cut.parts.values() if not isinstance(part.block.part, nn.Parameter)}
-        stale = [b for b in blocks if not (reuse and before is cut and self._is_current(b.whole)) or id(b) in statistics]
+        known = {id(b) for b in blocks if self._is_current(b.whole)} if reuse and before is cut else set()
+        known -= {id(part.block) for part in cut.parts.values() if not isinstance(part.block.part, nn.Parameter)}
+        stale = [b for b in blocks if id(b) not in known]
         _gather(stale)
         gathered = {id(block) for block in stale}
         for part in cut.parts.values():
