@@ -100,7 +100,7 @@ def time_modes(
         raise ValueError(f"time_modes: modes: expected some of {', '.join(MODES)}, got {unknown[0]!r}")
     if not isinstance(repeats, int) or repeats < 1:
         raise ValueError(f"time_modes: repeats: expected a number of passes from 1 on, got {repeats!r}")
-    model, compiled = _unwrapped(model)
+    model, compiled = unwrapped(model)
     backward = model.training if backward is None else backward
     tensors = (*model.parameters(), *model.buffers())
     inference = any(t.is_inference() for t in tensors)
@@ -130,7 +130,7 @@ def time_modes(
     return times
 
 
-def _unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
+def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
     """The network inside DistributedDataParallel and what torch.compile made, and whether that runs all of it."""
     compiled = False
     while True:
