@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from ..graph.trace import trace
 from ..graph.verify import Misfit, check_alike
 from ..nn.adapted import computed_layers
 from ..nn.batch_norm import MaskedBatchNorm2d
-from ..nn.conv import MaskedConv2d
 from ..nn.example import Example
 from ..nn.mask_buffers import MaskBuffers
 from ..ops.parts import gather_parts, scatter_parts
@@ -91,17 +90,20 @@ class Compaction:
 
     def prepare(self) -> None:
         """Traces the network, if that is still to be done; raises ValueError where it cannot be compacted."""
-        stays = self._stays()
-        if self._tree is not None and stays == self.wide:
+        if self._tree is not None:
             try:
                 self._tree.check()
-                return
+                if self._computed | self._stays(self._watched) == self.wide:
+                    return
             except Restructured:
                 pass
-        self._build(stays, literal=False)
+        self._build(literal=False)
 
-    def _build(self, stays: dict[str, str], literal: bool) -> None:
+    def _build(self, literal: bool) -> None:
         model = self.model
+        watched = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, MaskBuffers)]
+        self._computed = {name: "it computes its weight" for name in computed_layers(model)}
+        stays = self._computed | self._stays([(name, layer) for name, layer in watched if name not in self._computed])
         traced = trace("compacted", model, self.example)
         self.traced = traced
         self._narrower = Narrower.of(traced, model, stays=tuple(stays), literal=literal)
@@ -111,28 +113,31 @@ class Compaction:
         self._cuts.clear()
         self._versions.clear()
         self._checked = False
-        self._watched = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, MaskBuffers)]
+        self._names = {id(p): name for name, p in model.named_parameters()}
+        self._masked_net = any(isinstance(m, MaskBuffers) for m in self._tree.network.modules())
+        self._watched = watched
         self._seen: list[tuple[str, MaskBuffers, str, Tensor, int]] = []
 
-    def _stays(self) -> dict[str, str]:
-        """By name of a layer that keeps its width, why."""
-        model = self.model
-        found = {name: "it computes its weight" for name in computed_layers(model)}
+    def _stays(self, layers: list[tuple[str, MaskBuffers]]) -> dict[str, str]:
+        """By name of a masked layer that keeps its width under these masks, why."""
+        found: dict[str, str] = {}
         freeze = {} if self._twin is None else self._twin.freeze
-        for name, layer in model.named_modules():
-            if not isinstance(layer, (MaskedConv2d, MaskedBatchNorm2d)) or name in found:
+        for name, layer in layers:
+            if name in self._computed:
                 continue
             layer._refresh_if_edited()
             cls: Any = type(layer)
             owner: Any = next(base for base in cls.__mro__ if "plain_class" in vars(base))
             if cls.forward is not owner.forward:
                 found[name] = f"{cls.__name__} has a forward of its own"
+            elif layer._all_live:
+                continue
             elif isinstance(layer, MaskedBatchNorm2d):
-                if not layer.affine and not layer._all_live:
+                if not layer.affine:
                     found[name] = "it has no weight that could be zero"
-            elif layer.weight_grad == "dense" and not layer._all_live:
+            elif layer.weight_grad == "dense":
                 found[name] = 'dead filters train, by weight_grad="dense"'
-            elif freeze.get(id(layer.weight)) == "hard" and not bool(layer.kernel_mask.all()):
+            elif freeze.get(id(layer.weight)) == "hard" and has_holes(layer):
                 found[name] = 'single dead kernels move, by freeze="hard"'
         return found
 
@@ -143,8 +148,9 @@ class Compaction:
 
         Args:
             verify: Whether to compare net with model, in eval mode on the example.
-            reuse: Whether values that nobody has written to since they were written back, under the same masks, are
-                taken for unchanged. A write through .data does not show.
+            reuse: Whether parameters and optimizer state that nothing has written to since they were written back,
+                under the same masks, are taken for unchanged. Neither a write through .data nor a fused optimizer's
+                step shows. Statistics are always read again: batch norm does not count its writes either.
 
         Returns:
             net and opt.
@@ -171,10 +177,12 @@ class Compaction:
         self.cut = cut
         blocks = [part.block for part in cut.parts.values()]
         if self._twin is not None:
-            self._twin.enter(cut, {id(p): name for name, p in self.model.named_parameters()})
+            self._twin.enter(cut, self._names)
             blocks += [block for part in cut.parts.values() for block in part.carried]
             blocks += self._twin.gather(cut)
-        stale = [b for b in blocks if not (reuse and before is cut and self._is_current(b.whole))]
+        known = {id(b) for b in blocks if self._is_current(b.whole)} if reuse and before is cut else set()
+        known -= {id(part.block) for part in cut.parts.values() if not isinstance(part.block.part, nn.Parameter)}
+        stale = [b for b in blocks if id(b) not in known]
         _gather(stale)
         gathered = {id(block) for block in stale}
         for part in cut.parts.values():
@@ -185,7 +193,7 @@ class Compaction:
                     part.block.part.masked_fill_(~part.live.to(part.block.part.device), 1)
             part.block.part.grad = None
         self._tree.fill(cut.small(), cut.numbers)
-        if self._twin is not None and any(isinstance(m, MaskBuffers) for m in self._tree.network.modules()):
+        if self._twin is not None and self._masked_net:
             how = None if isinstance(self._twin.opt, MaskedStep) else next(iter(self._twin.freeze.values()), "dead")
             bind(self._twin.opt, self._tree.network, freeze=how)
         self.entered = True
@@ -283,13 +291,33 @@ class Compaction:
 
     def widen(self, name: str, small: Tensor) -> Tensor:
         """A tensor shaped like a parameter of the model, from one shaped like net's: zero where net has nothing."""
-        part = self._cut.by_name.get(name)
-        if part is None:
-            return small
-        whole = torch.zeros_like(part.block.whole, dtype=small.dtype)
-        b = part.block
-        _scatter([Block(whole, small, b.rows, b.columns, b.merged)])
-        return whole
+        return self.widened({name: small})[name]
+
+    def widened(self, small: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `widen` returns, for several parameters by name."""
+        found, blocks = dict(small), []
+        for name, tensor in small.items():
+            if (part := self._cut.by_name.get(name)) is not None:
+                b = part.block
+                found[name] = torch.zeros_like(b.whole, dtype=tensor.dtype, requires_grad=False)
+                blocks.append(Block(found[name], tensor, b.rows, b.columns, b.merged))
+        _scatter(blocks)
+        return found
+
+    def narrowed(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The reverse of `widened`: tensors shaped like net's parameters, with zeros for frozen ones."""
+        found, blocks, parts = dict(whole), [], []
+        for name, tensor in whole.items():
+            if (part := self._cut.by_name.get(name)) is not None:
+                b = part.block
+                found[name] = torch.empty_like(b.part, dtype=tensor.dtype, requires_grad=False)
+                blocks.append(Block(tensor, found[name], b.rows, b.columns, b.merged))
+                parts.append((part, found[name]))
+        _gather(blocks)
+        for part, tensor in parts:
+            if part.live is not None:
+                tensor.masked_fill_(~part.live.to(tensor.device), 0)
+        return found
 
     @property
     def excess(self) -> float:
@@ -306,7 +334,7 @@ class Compaction:
         except Misfit as misfit:
             self.leave()
             if not self._literal:
-                self._build(self._stays(), literal=True)
+                self._build(literal=True)
                 self._enter(False)
                 try:
                     self._verify()
