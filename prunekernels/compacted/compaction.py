@@ -1,0 +1,338 @@
+"""Compaction: a network's compacted form, kept from one mask change to the next."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..graph.narrower import Narrower
+from ..graph.trace import trace
+from ..graph.verify import Misfit, check_alike
+from ..nn.adapted import computed_layers
+from ..nn.batch_norm import MaskedBatchNorm2d
+from ..nn.conv import MaskedConv2d
+from ..nn.example import Example
+from ..nn.mask_buffers import MaskBuffers
+from ..ops.parts import gather_parts, scatter_parts
+from ..optim.freezing import bind
+from ..optim.step import MaskedStep
+from ..optim.unwrap import unwrap
+from .cut import Block, Cut, has_holes
+from .tree import Restructured, Tree
+from .twin import Twin
+
+KEPT = 4  # sets of masks whose small tensors are kept
+
+
+class Compaction:
+    """The small plain network that trains in a masked one's stead between two mask changes.
+
+    `compacted` is the short way to use it. The graph is traced once, when it is first needed; then a change of masks
+    only changes lists of channels.
+
+    Args:
+        model: A network with masked layers.
+        example_input: What model takes (see Example).
+        optimizer: Trains model's parameters; a wrapper stands for the one inside.
+        align: Widths are multiples of it where the network allows that, filled up with frozen zeros. None: 8 on CUDA,
+            else 1.
+
+    Attributes:
+        net: The small network: the user's modules with small plain layers. The same object at each entering.
+        opt: Its optimizer, None without one.
+        cut: The set of masks that is or was entered last: the same object whenever the same masks come back.
+        wide: By name of a layer that stays a masked layer of full width, why.
+    """
+
+    def __init__(
+        self, model: nn.Module, example_input: Any, optimizer: Any = None, *, align: int | None = None
+    ) -> None:
+        if align is not None and (type(align) is not int or align < 1):
+            raise ValueError(f"compacted: align: expected a positive number or None, got {align!r}")
+        self._model = weakref.ref(model)
+        self.example = Example.of("compacted", example_input)
+        self.align = align
+        self._twin = None if optimizer is None else Twin(unwrap("compacted", optimizer, model))
+        self._tree: Tree | None = None
+        self._cuts: OrderedDict[Any, Cut] = OrderedDict()
+        self._versions: dict[int, tuple[Tensor, int]] = {}  # of what was written back: the tensor and its version
+        self._checked = False
+        self.entered = False
+        self.cut: Cut | None = None
+        self.wide: dict[str, str] = {}
+
+    @property
+    def model(self) -> nn.Module:
+        model = self._model()
+        if model is None:
+            raise RuntimeError("compacted: model: expected the network that it was made for, which is gone")
+        return model
+
+    @property
+    def net(self) -> nn.Module:
+        self.prepare()
+        assert self._tree is not None
+        return self._tree.network
+
+    @property
+    def opt(self) -> torch.optim.Optimizer | None:
+        return None if self._twin is None else self._twin.opt
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        return None if self._twin is None else self._twin.optimizer
+
+    # ---- once for a network
+
+    def prepare(self) -> None:
+        """Traces the network, if that is still to be done; raises ValueError where it cannot be compacted."""
+        stays = self._stays()
+        if self._tree is not None and stays == self.wide:
+            try:
+                self._tree.check()
+                return
+            except Restructured:
+                pass
+        self._build(stays, literal=False)
+
+    def _build(self, stays: dict[str, str], literal: bool) -> None:
+        model = self.model
+        traced = trace("compacted", model, self.example)
+        self._narrower = Narrower.of(traced, model, stays=tuple(stays), literal=literal)
+        self._tree = Tree(model, [name for name in stays if isinstance(model.get_submodule(name), MaskBuffers)])
+        self._literal = literal
+        self.wide = stays
+        self._cuts.clear()
+        self._versions.clear()
+        self._checked = False
+        self._watched = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, MaskBuffers)]
+        self._seen: list[tuple[str, MaskBuffers, str, Tensor, int]] = []
+
+    def _stays(self) -> dict[str, str]:
+        """By name of a layer that keeps its width, why."""
+        model = self.model
+        found = {name: "it computes its weight" for name in computed_layers(model)}
+        freeze = {} if self._twin is None else self._twin.freeze
+        for name, layer in model.named_modules():
+            if not isinstance(layer, (MaskedConv2d, MaskedBatchNorm2d)) or name in found:
+                continue
+            layer._refresh_if_edited()
+            cls: Any = type(layer)
+            owner: Any = next(base for base in cls.__mro__ if "plain_class" in vars(base))
+            if cls.forward is not owner.forward:
+                found[name] = f"{cls.__name__} has a forward of its own"
+            elif isinstance(layer, MaskedBatchNorm2d):
+                if not layer.affine and not layer._all_live:
+                    found[name] = "it has no weight that could be zero"
+            elif layer.weight_grad == "dense" and not layer._all_live:
+                found[name] = 'dead filters train, by weight_grad="dense"'
+            elif freeze.get(id(layer.weight)) == "hard" and not bool(layer.kernel_mask.all()):
+                found[name] = 'single dead kernels move, by freeze="hard"'
+        return found
+
+    # ---- in and out
+
+    def enter(self, *, verify: bool = False, reuse: bool = False) -> tuple[nn.Module, torch.optim.Optimizer | None]:
+        """Makes net small, by the masks that model has now, and gives it and opt the model's values.
+
+        Args:
+            verify: Whether to compare net with model, in eval mode on the example.
+            reuse: Whether values that nobody has written to since they were written back, under the same masks, are
+                taken for unchanged. A write through .data does not show.
+
+        Returns:
+            net and opt.
+        """
+        if self.entered:
+            raise RuntimeError("compacted: expected a network that is not compacted already: leave the first `with` "
+                               "block (or the method's compacted mode: method.leave()) before")  # fmt: skip
+        self.prepare()
+        self._enter(reuse)
+        if self._cut.parts and not self._checked:
+            self._check_once()
+        elif verify:
+            self._verify()
+        return self.net, self.opt
+
+    @property
+    def _cut(self) -> Cut:
+        assert self.cut is not None
+        return self.cut
+
+    def _enter(self, reuse: bool) -> None:
+        assert self._tree is not None
+        before, cut = self.cut, self._find_cut()
+        self.cut = cut
+        blocks = [part.block for part in cut.parts.values()]
+        if self._twin is not None:
+            self._twin.enter(cut, {id(p): name for name, p in self.model.named_parameters()})
+            blocks += [block for part in cut.parts.values() for block in part.carried]
+            blocks += self._twin.gather(cut)
+        stale = [b for b in blocks if not (reuse and before is cut and self._is_current(b.whole))]
+        _gather(stale)
+        gathered = {id(block) for block in stale}
+        for part in cut.parts.values():
+            part.block.part.requires_grad_(part.block.whole.requires_grad)
+            if id(part.block) in gathered:
+                part.punch()
+                if part.name.endswith("running_var") and part.live is not None:
+                    part.block.part.masked_fill_(~part.live.to(part.block.part.device), 1)
+            part.block.part.grad = None
+        self._tree.fill(cut.small(), cut.numbers)
+        if self._twin is not None and any(isinstance(m, MaskBuffers) for m in self._tree.network.modules()):
+            how = None if isinstance(self._twin.opt, MaskedStep) else next(iter(self._twin.freeze.values()), "dead")
+            bind(self._twin.opt, self._tree.network, freeze=how)
+        self.entered = True
+
+    def _is_current(self, whole: Tensor) -> bool:
+        known = self._versions.get(id(whole))
+        return known is not None and known[0] is whole and known[1] == whole._version
+
+    def write_back(self) -> None:
+        """Gives model and optimizer what net and opt have; training goes on."""
+        if not self.entered:
+            raise RuntimeError("compacted: expected a network that is compacted, got one that is not: call enter()")
+        assert self._tree is not None
+        cut = self._cut
+        wrong: Exception | None = None
+        blocks = [Block(b.whole, part.filled(), b.rows, b.columns, b.merged)
+                  for part in cut.parts.values() if (b := part.block) is not None]  # fmt: skip
+        if self._twin is not None:
+            blocks += [block for part in cut.parts.values() for block in part.carried]
+            try:
+                blocks += self._twin.scatter(cut)
+            except TypeError as error:
+                wrong = error
+        _scatter(blocks)
+        self._tree.give_back(cut.small())
+        self._versions = {id(b.whole): (b.whole, b.whole._version) for b in blocks}
+        if wrong is not None:
+            raise wrong
+
+    def leave(self) -> None:
+        """Writes everything back and ends it; raises RuntimeError if masks or parameters changed meanwhile."""
+        changed = self._changed_layer()
+        self.write_back()
+        self.entered = False
+        if changed is not None:
+            raise RuntimeError(
+                f"compacted: {changed}: expected masks that stay as they are as long as the network is compacted, got "
+                "others: what was trained is written back; change masks between two `with` blocks"
+            )
+        try:
+            assert self._tree is not None
+            self._tree.check()
+        except Restructured:
+            raise RuntimeError("compacted: model: expected the modules and parameters that it had on entering, got "
+                               "others: what was trained went to the former ones") from None  # fmt: skip
+        if self._twin is not None:
+            self._twin.check()
+
+    # ---- masks
+
+    @property
+    def masks_changed(self) -> bool:
+        """Whether the masks may be others than those of the last entering."""
+        return self.cut is None or self._changed_layer() is not None
+
+    def _changed_layer(self) -> str | None:
+        for name, layer, which, mask, version in self._seen:
+            layer._refresh_if_edited()
+            if layer._masks[which] is not mask or mask._version != version:
+                return name or type(layer).__name__
+        return None
+
+    def _find_cut(self) -> Cut:
+        """The small tensors for the masks that the model has."""
+        assert self._tree is not None
+        if self._seen and self.cut is not None and self._changed_layer() is None and self.cut in self._cuts.values():
+            return self.cut
+        self._seen = [
+            (name, layer, which, mask, mask._version) for name, layer in self._watched
+            for which, mask in layer._masks.items()
+        ]  # fmt: skip
+        key: list[bytes | int] = []
+        for _, layer in self._watched:
+            names = [name for name in layer._mask_names if name != "kernel_mask" or has_holes(layer)]
+            key += [layer._masks[name].cpu().numpy().tobytes() for name in names]
+            key.append(id(getattr(layer, "_grad_scale", None)))
+        freeze = {} if self._twin is None else self._twin.freeze
+        found = (tuple(key), tuple(freeze.items()))
+        if found not in self._cuts:
+            narrowing = self._narrower.narrow(self.model)
+            tensors = self._tree.named_tensors()
+            layers = [layer for name, layer in self._watched if name not in self.wide]
+            self._cuts[found] = Cut(narrowing, tensors, layers, freeze)
+            while len(self._cuts) > KEPT:
+                self._cuts.popitem(last=False)
+        self._cuts.move_to_end(found)
+        return self._cuts[found]
+
+    # ---- what others ask
+
+    def rows(self, name: str) -> Tensor | None:
+        """Which filters of a layer net computes, int64, -1 for frozen zeros; None: all of them."""
+        part = self._cut.by_name.get(f"{name}.weight" if name else "weight")
+        return None if part is None else part.block.rows
+
+    def widen(self, name: str, small: Tensor) -> Tensor:
+        """A tensor shaped like a parameter of the model, from one shaped like net's: zero where net has nothing."""
+        part = self._cut.by_name.get(name)
+        if part is None:
+            return small
+        whole = torch.zeros_like(part.block.whole, dtype=small.dtype)
+        b = part.block
+        _scatter([Block(whole, small, b.rows, b.columns, b.merged)])
+        return whole
+
+    @property
+    def excess(self) -> float:
+        """Multiply-adds of net over those that separate masks of the members of each group would need."""
+        self.prepare()
+        return self._narrower.excess(self.model)
+
+    # ---- checks
+
+    def _check_once(self) -> None:
+        """Compares the first small network with the model; a number in the forward may be a constant after all."""
+        try:
+            self._verify()
+        except Misfit as misfit:
+            self.leave()
+            if not self._literal:
+                self._build(self._stays(), literal=True)
+                self._enter(False)
+                try:
+                    self._verify()
+                    self._checked = True
+                    return
+                except Misfit:
+                    self.leave()
+            self._tree = None
+            raise ValueError(f"compacted: model: expected a network whose forward serves small layers, but {misfit}: "
+                             "train in masked or live mode") from None  # fmt: skip
+        self._checked = True
+
+    def _verify(self) -> None:
+        check_alike(self.model, self.net, self.example)
+
+
+def _gather(blocks: list[Block]) -> None:
+    if blocks:
+        gather_parts(*_lists(blocks, lambda b: b.part, lambda b: b.whole))
+
+
+def _scatter(blocks: list[Block]) -> None:
+    if blocks:
+        scatter_parts(*_lists(blocks, lambda b: b.whole, lambda b: b.part))
+
+
+def _lists(blocks: list[Block], *tensors: Callable[[Block], Tensor]) -> Any:
+    """Lists of what tensors give of each block, of the rows and of the columns."""
+    of_tensors = ([b.with_rows(tensor(b)) for b in blocks] for tensor in tensors)
+    return *of_tensors, [b.rows for b in blocks], [b.columns for b in blocks]

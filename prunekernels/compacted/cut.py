@@ -1,0 +1,269 @@
+"""Cut: what a small network has of every parameter and statistic under one set of masks, and the tensors it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..graph.narrow import Narrowing
+from ..nn.batch_norm import MaskedBatchNorm2d
+from ..nn.conv import MaskedConv2d
+from ..ops import mask_table
+
+Rows = Tensor | None  # int64 on the CPU, -1: a frozen zero; None: all, in order
+
+
+@dataclass(eq=False)
+class Block:
+    """A part of a tensor: its rows and columns.
+
+    merged: how many of the leading dimensions count as one together with the next; the columns are what follows.
+    """
+
+    whole: Tensor
+    part: Tensor
+    rows: Rows
+    columns: Rows
+    merged: int = 0
+
+    @classmethod
+    def of(cls, whole: Tensor, rows: Rows, columns: Rows, kind: type[Tensor] = Tensor, *, merged: int = 0) -> Block:
+        shape = list(whole.shape)
+        for dim, index in ((0, rows), (merged + 1, columns)):
+            if index is not None:
+                shape[dim] = index.numel()
+        nhwc = whole.dim() == 4 and whole.is_contiguous(memory_format=torch.channels_last) and not whole.is_contiguous()
+        layout = torch.channels_last if nhwc else torch.contiguous_format
+        part = torch.empty(shape, dtype=whole.dtype, device=whole.device, memory_format=layout)
+        part = nn.Parameter(part, whole.requires_grad) if kind is nn.Parameter else part
+        return cls(whole, part, rows, columns, merged)
+
+    def of_state(self, whole: Tensor) -> Block:
+        """The same part of another tensor of the same shape, as an optimizer's state is."""
+        return Block.of(whole, self.rows, self.columns, merged=self.merged)
+
+    def with_rows(self, tensor: Tensor) -> Tensor:
+        """A tensor like whole or part, with rows and columns as its first dimensions."""
+        return tensor.detach().flatten(0, self.merged) if self.merged else tensor.detach()
+
+
+@dataclass(eq=False)
+class Part:
+    """What the small network has of a parameter or statistic, and what else of it an optimizer moves."""
+
+    name: str
+    block: Block
+    live: Tensor | None  # bool, expands to the part: its entries that are no frozen zeros; None: all of them
+    holes: Tensor | None  # bool [rows, columns]: dead kernels, if no whole rows or columns
+    carried: list[Block] = field(default_factory=list)  # zero gradients, moved by momentum and weight decay
+    under: Tensor | None = None  # what the parameter itself holds in the place of the holes
+
+    def freeze(self, scale: Tensor | None) -> None:
+        """Zeroes gradients of frozen zeros, and scales others as a layer's grad_scale says."""
+        rows, part, live = self.block.rows, self.block.part, self.live
+        if scale is not None:
+            picked = scale if rows is None else scale[rows.clamp_min(0).to(scale.device)]
+            part.register_hook(lambda g: g * picked.to(g.dtype).view(-1, *(1 for _ in g.shape[1:])))
+        if live is not None and part.requires_grad:
+            dead = ~live.to(part.device)
+            part.register_hook(lambda g: g.masked_fill(dead, 0))
+
+    def punch(self) -> None:
+        """Writes zeros into the holes of what was gathered, and keeps what was there."""
+        if self.holes is not None:
+            with torch.no_grad():
+                self.under = self.block.part[self.holes].clone()
+                self.block.part[self.holes] = 0
+
+    def filled(self) -> Tensor:
+        """The part as it goes back: with what was in the holes."""
+        part = self.block.part.detach()
+        if self.holes is None or self.under is None:
+            return part
+        part = part.clone(memory_format=torch.preserve_format)
+        part[self.holes] = self.under
+        return part
+
+
+@dataclass
+class Sides:
+    """Which entries of a tensor masks leave live: by row, by column, by kernel. None: all."""
+
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+    kernels: Tensor | None = None
+    frozen_rows: Tensor | None = None  # what hard masks drop; under freeze="hard" no more than that stands still
+
+
+def masked_sides(layer: nn.Module) -> dict[str, Sides]:
+    """By attribute of a masked layer, what its masks leave live."""
+    if isinstance(layer, MaskedBatchNorm2d):
+        if layer._all_live:
+            return {}
+        live = layer._masks["channel_mask"].cpu()
+        return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), Sides(live, frozen_rows=~live))
+    if not isinstance(layer, MaskedConv2d) or layer._all_live:
+        return {}
+    filters, inputs, hard = (layer._masks[f"{kind}_mask"].cpu() for kind in ("filter", "input", "hard"))
+    filters = filters & hard
+    rows, frozen = _unless_full(filters), _unless_full(hard)
+    frozen = None if frozen is None else ~frozen
+    weight = Sides(rows, frozen_rows=frozen)
+    if layer.groups == 1:
+        weight.columns = _unless_full(inputs)
+    if has_holes(layer):
+        sizes = (layer.out_channels, layer.in_channels, layer.in_channels // layer.groups)
+        weight.kernels = mask_table.live_kernels(layer._mask_table, *sizes).cpu()
+    return {"weight": weight, "bias": Sides(rows, frozen_rows=frozen)}
+
+
+def has_holes(layer: Any) -> bool:
+    """Whether a convolution has dead kernels beside those of dead filters and input channels."""
+    masks = layer._masks
+    if layer.groups > 1:
+        return not bool(masks["kernel_mask"].all() & masks["input_mask"].all())
+    filters, inputs = (masks["filter_mask"] & masks["hard_mask"]).sum(), masks["input_mask"].sum()
+    return layer._live[2] != int(filters) * int(inputs)
+
+
+def _unless_full(mask: Tensor) -> Tensor | None:
+    return None if bool(mask.all()) else mask
+
+
+class Cut:
+    """The small tensors of one set of masks.
+
+    parts: by id of a parameter or statistic of the model, what the small network has of it.
+    """
+
+    def __init__(
+        self,
+        narrowing: Narrowing,
+        tensors: Mapping[str, Tensor],
+        layers: Iterable[nn.Module],
+        freezes: Mapping[int, str],
+    ) -> None:
+        """tensors: by name, those of the plain layers; layers: masked ones; freezes: by id of a parameter that an
+        optimizer moves, "dead" or "hard"."""
+        self.numbers = narrowing.numbers
+        self.parts: dict[int, Part] = {}
+        self.by_name: dict[str, Part] = {}
+        self.states: dict[tuple[int, str], Block] = {}
+        sides: dict[int, tuple[Sides, nn.Module]] = {}
+        for layer in layers:
+            for attribute, its in masked_sides(layer).items():
+                tensor = getattr(layer, attribute)
+                if tensor is not None:
+                    sides.setdefault(id(tensor), (its, layer))
+        indices: dict[int, dict[int, Tensor]] = {}
+        for name, tensor in tensors.items():
+            indices.setdefault(id(tensor), {}).update(narrowing.indices.get(name, {}))
+        for name, tensor in tensors.items():
+            if id(tensor) not in self.parts:
+                its, owner = sides.get(id(tensor), (Sides(), None))
+                part = _part(name, tensor, indices[id(tensor)], its)
+                if part is None:
+                    continue
+                freeze = freezes.get(id(tensor))
+                if freeze is not None and isinstance(tensor, nn.Parameter):
+                    part.carried = list(_carried(part, its, freeze))
+                scale = owner.grad_scale if isinstance(owner, MaskedConv2d) and name.endswith("weight") else None
+                if isinstance(tensor, nn.Parameter):
+                    part.freeze(scale)
+                self.parts[id(tensor)] = part
+            self.by_name[name] = self.parts[id(tensor)]
+
+    def small(self) -> dict[int, Tensor]:
+        return {identity: part.block.part for identity, part in self.parts.items()}
+
+    def state_of(self, block: Block, key: str, whole: Tensor) -> Block:
+        """The part of an optimizer's state that belongs to a block; the same tensor whenever this cut is entered."""
+        known = self.states.get((id(block), key))
+        if known is None or known.part.dtype != whole.dtype or known.part.device != whole.device:
+            known = block.of_state(whole)
+        known.whole = whole
+        self.states[id(block), key] = known
+        return known
+
+
+def _part(name: str, tensor: Tensor, index: Mapping[int, Tensor], sides: Sides) -> Part | None:
+    """None: the small network has the tensor as it is."""
+    index = {dim: rows.cpu() for dim, rows in index.items() if rows.numel() < tensor.shape[dim]}
+    merged = max([0, *(dim - 1 for dim in index)])
+    if merged and (len(index) > 1 or not tensor.is_contiguous()):
+        raise ValueError(
+            f"compacted: {name}: expected channels in the first two dimensions of a tensor, or in one of a contiguous "
+            f"one, got them in {sorted(index)} of {list(tensor.shape)}"
+        )
+    rows = _with_zeros(index.get(0), sides.rows)
+    columns = _with_zeros(index.get(merged + 1), sides.columns)
+    holes = None
+    if sides.kernels is not None:
+        live = sides.kernels if rows is None else sides.kernels[rows.clamp_min(0)] & (rows >= 0)[:, None]
+        if tensor.dim() > 1 and (columns is not None):
+            live = live[:, columns.clamp_min(0)]
+        dead = ~live
+        if rows is not None:
+            dead[rows < 0] = False
+        if columns is not None:
+            dead[:, columns < 0] = False
+        holes = dead if bool(dead.any()) else None
+    if rows is None and columns is None and holes is None:
+        return None
+    kind = nn.Parameter if isinstance(tensor, nn.Parameter) else Tensor
+    block = Block.of(tensor, rows, columns, kind, merged=merged)
+    return Part(name, block, _live(block.part, rows, columns, holes), holes)
+
+
+def _with_zeros(kept: Tensor | None, live: Tensor | None) -> Rows:
+    """The indices that are kept, -1 where they are dead."""
+    if live is None:
+        return kept
+    rows = torch.arange(live.numel()) if kept is None else kept
+    rows = torch.where(live[rows], rows, -1)
+    return None if kept is None and bool(live.all()) else rows
+
+
+def _live(part: Tensor, rows: Rows, columns: Rows, holes: Tensor | None) -> Tensor | None:
+    """Bool, expands to the part: what is no frozen zero; None: all of it."""
+    live: Tensor | None = None
+    if rows is not None and bool((rows < 0).any()):
+        live = (rows >= 0).view(-1, *(1,) * (part.dim() - 1))
+    if columns is not None and bool((columns < 0).any()):
+        its = (columns >= 0).view(1, -1, *(1,) * (part.dim() - 2))
+        live = its if live is None else live & its
+    if holes is not None:
+        its = ~holes.view(*holes.shape, *(1,) * (part.dim() - 2))
+        live = its if live is None else live & its
+    return live
+
+
+def _carried(part: Part, sides: Sides, freeze: str) -> Iterator[Block]:
+    """Blocks of the entries that are no part of the small network, but that an optimizer moves."""
+    block = part.block
+    whole, rows, columns = block.with_rows(block.whole), block.rows, block.columns
+    hard = freeze == "hard"
+    free_rows = torch.ones(len(whole), dtype=torch.bool)
+    if hard and sides.frozen_rows is not None:
+        free_rows = ~sides.frozen_rows
+    elif not hard and sides.rows is not None:
+        free_rows = sides.rows
+    free_columns = torch.ones(whole.shape[1], dtype=torch.bool) if whole.dim() > 1 else None
+    if free_columns is not None and not hard and sides.columns is not None:
+        free_columns = sides.columns
+    if rows is not None:
+        outside = free_rows.clone()
+        outside[rows[rows >= 0]] = False
+        if bool(outside.any()):
+            its = None if free_columns is None else free_columns.nonzero().flatten()
+            yield Block.of(block.whole, outside.nonzero().flatten(), its, nn.Parameter, merged=block.merged)
+    if columns is not None and free_columns is not None:
+        beside = free_columns.clone()
+        beside[columns[columns >= 0]] = False
+        if bool(beside.any()):
+            inside = None if rows is None else rows[rows >= 0]
+            yield Block.of(block.whole, inside, beside.nonzero().flatten(), nn.Parameter, merged=block.merged)

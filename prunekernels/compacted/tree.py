@@ -1,0 +1,212 @@
+"""Tree: the user's modules once more, with plain layers in place of masked ones, over tensors that are exchanged."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..graph.narrow import adjust_sizes
+from ..nn.batch_norm import MaskedBatchNorm2d
+from ..nn.conv import MaskedConv2d
+from ..nn.flow import flow
+from ..nn.mask_buffers import MaskBuffers
+from ..nn.reparametrized import deep_copy, set_layer_class
+
+HOOKS = (
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs"),
+    *("_forward_hooks_always_called", "_backward_pre_hooks", "_backward_hooks"),
+)
+SIMPLE = frozenset((int, float, bool, str, type(None), torch.dtype))
+_HELD = ("_parameters", "_buffers")
+Names = dict[str, Tensor]
+
+
+class Restructured(Exception):
+    """The model has other modules or parameters than when the tree was made."""
+
+
+class _Pair:
+    """A module of the model and its counterpart in the tree."""
+
+    def __init__(self, name: str, module: nn.Module, twin: nn.Module, hooks: Mapping[int, Any]) -> None:
+        self.name, self.twin = name, twin
+        self._module = weakref.ref(module)
+        self.hooks = hooks  # by id of a hook that the copy has bound to the tree's own modules, that one
+        self.children = [(key, id(child)) for key, child in module._modules.items()]
+        own = module._own_state if isinstance(module, MaskBuffers) else ()
+        self.tensors = [
+            (kind, key, id(tensor), f"{name}.{key}" if name else key)
+            for kind in _HELD for key, tensor in getattr(module, kind).items() if key not in own
+        ]  # fmt: skip
+        self.keys = frozenset(twin.__dict__)
+        self.set: dict[str, Any] = {}  # attributes as they were taken over
+
+    @property
+    def module(self) -> nn.Module:
+        module = self._module()
+        assert module is not None
+        return module
+
+    def check(self) -> None:
+        module = self.module
+        if [(key, id(child)) for key, child in module._modules.items()] != self.children:
+            raise Restructured
+        for kind, key, identity, _ in self.tensors:
+            if id(getattr(module, kind).get(key)) != identity:
+                raise Restructured
+
+    def attributes(self) -> Iterator[tuple[str, Any]]:
+        """The numbers, flags and names that a module holds, apart from what masks need."""
+        for key, value in self.module.__dict__.items():
+            if (type(value) in SIMPLE or _is_simple_tuple(value)) and (key in self.keys or key[0] != "_"):
+                yield key, value
+
+    def take_over(self) -> None:
+        module, twin = self.module, self.twin
+        twin.__dict__.update(self.attributes())
+        for name in HOOKS:
+            hooks, own = getattr(module, name), getattr(twin, name)
+            if hooks or own:
+                own.clear()
+                own.update((k, self.hooks.get(id(hook), hook)) for k, hook in hooks.items() if not _is_ours(hook))
+
+    def remember(self) -> None:
+        self.set = {key: value for key, value in self.twin.__dict__.items() if key != "training"}
+
+    def give_back(self) -> None:
+        """Attributes that training changed, such as a forward's own counters."""
+        module = self.module
+        for key, value in self.twin.__dict__.items():
+            if key in self.set and value is not self.set[key] and type(value) in SIMPLE and value != self.set[key]:
+                module.__dict__[key] = value
+
+
+def _is_simple_tuple(value: Any) -> bool:
+    return type(value) is tuple and all(type(entry) in SIMPLE for entry in value)
+
+
+def _is_ours(hook: Any) -> bool:
+    """Whether a hook is of this package: those serve masked layers."""
+    return str(getattr(hook, "__module__", type(hook).__module__)).startswith("prunekernels.")
+
+
+class Tree:
+    """A copy of a network's modules without tensors of its own, in which layers are plain.
+
+    stays: names of masked layers that stay what they are; the tree has the layer itself.
+    """
+
+    def __init__(self, model: nn.Module, stays: Collection[str]) -> None:
+        modules = dict(model.named_modules())
+        memo: dict[int, Any] = {id(modules[name]): modules[name] for name in stays}
+        for module in modules.values():
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                memo[id(tensor)] = tensor
+            if _is_shared(module):
+                memo[id(module)] = module
+            for kind in HOOKS:
+                memo.update((id(h), h) for h in getattr(module, kind).values() if _is_ours(h))
+        self.network = deep_copy(model, memo)
+        flow_off(self.network)
+        twins = dict(self.network.named_modules())
+        self.pairs = []
+        for name, module in modules.items():
+            twin = twins.get(name)
+            if twin is None or twin is module:
+                continue
+            if isinstance(twin, (MaskedConv2d, MaskedBatchNorm2d)):
+                cls = twin.plain_class
+                twin._drop_masks()
+                set_layer_class(twin, cls)
+            hooks = {}
+            for kind in HOOKS:
+                for key, hook in getattr(module, kind).items():
+                    if (copied := getattr(twin, kind).get(key)) is not None and copied is not hook:
+                        hooks[id(hook)] = copied
+            self.pairs.append(_Pair(name, module, twin, hooks))
+        # Leaves that are in the tree themselves as long as masks leave them whole: by name, they and their copies.
+        self.leaves = self._copy_leaves(modules, stays)
+        leaves = {id(pair.module) for pair in self.leaves}
+        self._parents: dict[int, list[tuple[nn.Module, str]]] = {identity: [] for identity in leaves}
+        for pair in self.pairs:
+            for key, identity in pair.children:
+                if identity in leaves:
+                    self._parents[identity].append((pair.twin, key))
+
+    def _copy_leaves(self, modules: Mapping[str, nn.Module], stays: Collection[str]) -> list[_Pair]:
+        found = []
+        for name, module in modules.items():
+            if _is_shared(module) and name not in stays:
+                memo = {id(t): t for t in module._parameters.values() if t is not None}
+                found.append(_Pair(name, module, deep_copy(module, memo), {}))
+        return found
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """By name, the model's parameters and buffers that its plain layers have; a tensor in two places twice."""
+        return {
+            name: tensor for pair in (*self.pairs, *self.leaves) for kind, key, _, name in pair.tensors
+            if (tensor := getattr(pair.module, kind)[key]) is not None
+        }  # fmt: skip
+
+    def check(self) -> None:
+        """Raises Restructured if the model has other modules or tensors than it had."""
+        for pair in self.pairs:
+            pair.check()
+        for pair in self.leaves:
+            pair.check()
+
+    def fill(self, small: Mapping[int, Tensor], numbers: Mapping[tuple[str, str], int]) -> None:
+        """Puts small tensors in place of the model's (by their ids), and takes over attributes and hooks."""
+        for pair in self.pairs:
+            pair.take_over()
+            module, twin = pair.module, pair.twin
+            changed = False
+            for kind, key, identity, _ in pair.tensors:
+                part = small.get(identity)
+                getattr(twin, kind)[key] = getattr(module, kind)[key] if part is None else part
+                changed |= part is not None
+            if changed:
+                adjust_sizes(twin)
+        twins = {pair.name: pair.twin for pair in self.pairs}
+        for pair in self.leaves:
+            own: nn.Module = pair.module
+            if any(identity in small for _, _, identity, _ in pair.tensors):
+                own = pair.twin
+                pair.take_over()
+                for kind, key, identity, _ in pair.tensors:
+                    getattr(own, kind)[key] = small.get(identity, getattr(pair.module, kind)[key])
+                adjust_sizes(own)
+            for parent, key in self._parents[id(pair.module)]:
+                parent._modules[key] = own
+        for (path, attribute), number in numbers.items():
+            setattr(twins[path], attribute, number)
+        for pair in self.pairs:
+            pair.remember()
+
+    def give_back(self, small: Mapping[int, Tensor]) -> None:
+        """Gives the model the attributes that training changed, and buffers that it put in the place of shared ones."""
+        for pair in self.pairs:
+            pair.give_back()
+            for kind, key, identity, _ in pair.tensors:
+                held = getattr(pair.twin, kind)[key]
+                if kind == "_buffers" and identity not in small and held is not None and id(held) != identity:
+                    held_by: Any = pair.module._buffers[key]
+                    if held_by is not None and held_by.shape == held.shape:
+                        held_by.copy_(held)
+                    else:
+                        raise RuntimeError(f"compacted: {pair.name}.{key}: expected a buffer that keeps its shape")
+
+
+def flow_off(network: nn.Module) -> None:
+    if any(isinstance(module, MaskBuffers) for module in network.modules()):
+        flow(network, False)
+
+
+def _is_shared(module: nn.Module) -> bool:
+    """Whether a module may be in both networks: a plain leaf that does the same in training and in evaluation."""
+    plain = not module._modules and not module._buffers and not isinstance(module, MaskBuffers)
+    return plain and any(p is not None for p in module._parameters.values())
