@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..graph.narrower import Narrower
+from ..graph.narrower import Narrower, read_masks
 from ..graph.trace import trace
 from ..graph.verify import Misfit, check_alike
 from ..nn.adapted import computed_layers
@@ -264,7 +264,7 @@ class Compaction:
         freeze = {} if self._twin is None else self._twin.freeze
         found = (tuple(key), tuple(freeze.items()))
         if found not in self._cuts:
-            narrowing = self._narrower.narrow(self.model)
+            narrowing = self._narrower.narrow(read_masks(self.model))
             tensors = self._tree.named_tensors()
             layers = [layer for name, layer in self._watched if name not in self.wide]
             self._cuts[found] = Cut(narrowing, tensors, layers, freeze)
@@ -294,7 +294,7 @@ class Compaction:
     def excess(self) -> float:
         """Multiply-adds of net over those that separate masks of the members of each group would need."""
         self.prepare()
-        return self._narrower.excess(self.model)
+        return self._narrower.excess(read_masks(self.model))
 
     # ---- checks
 
