@@ -10,17 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..graph.narrower import Narrower, read_masks
+from ..graph.narrower import Narrower
 from ..graph.trace import trace
 from ..graph.verify import Misfit, check_alike
 from ..nn.adapted import computed_layers
 from ..nn.batch_norm import MaskedBatchNorm2d
-from ..nn.conv import MaskedConv2d
 from ..nn.example import Example
 from ..nn.mask_buffers import MaskBuffers
 from ..ops.parts import gather_parts, scatter_parts
-from ..optim.freezing import bind
-from ..optim.step import MaskedStep
 from ..optim.unwrap import unwrap
 from .cut import Block, Cut, has_holes
 from .tree import Restructured, Tree
@@ -91,17 +88,20 @@ class Compaction:
 
     def prepare(self) -> None:
         """Traces the network, if that is still to be done; raises ValueError where it cannot be compacted."""
-        stays = self._stays()
-        if self._tree is not None and stays == self.wide:
+        if self._tree is not None:
             try:
                 self._tree.check()
-                return
+                if self._computed | self._stays(self._watched) == self.wide:
+                    return
             except Restructured:
                 pass
-        self._build(stays, literal=False)
+        self._build(literal=False)
 
-    def _build(self, stays: dict[str, str], literal: bool) -> None:
+    def _build(self, literal: bool) -> None:
         model = self.model
+        watched = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, MaskBuffers)]
+        self._computed = {name: "it computes its weight" for name in computed_layers(model)}
+        stays = self._computed | self._stays([(name, layer) for name, layer in watched if name not in self._computed])
         traced = trace("compacted", model, self.example)
         self._narrower = Narrower.of(traced, model, stays=tuple(stays), literal=literal)
         self._tree = Tree(model, [name for name in stays if isinstance(model.get_submodule(name), MaskBuffers)])
@@ -110,28 +110,33 @@ class Compaction:
         self._cuts.clear()
         self._versions.clear()
         self._checked = False
-        self._watched = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, MaskBuffers)]
+        self._names = {id(p): name for name, p in model.named_parameters()}
+        self._masked_net = any(isinstance(m, MaskBuffers) for m in self._tree.network.modules())
+        self._watched = watched
         self._seen: list[tuple[str, MaskBuffers, str, Tensor, int]] = []
 
-    def _stays(self) -> dict[str, str]:
-        """By name of a layer that keeps its width, why."""
-        model = self.model
-        found = {name: "it computes its weight" for name in computed_layers(model)}
+    def _stays(self, layers: list[tuple[str, MaskBuffers]]) -> dict[str, str]:
+        """By name of a masked layer that keeps its width under these masks, why."""
+        found: dict[str, str] = {}
         freeze = {} if self._twin is None else self._twin.freeze
-        for name, layer in model.named_modules():
-            if not isinstance(layer, (MaskedConv2d, MaskedBatchNorm2d)) or name in found:
+        for name, layer in layers:
+            if name in self._computed:
                 continue
             layer._refresh_if_edited()
             cls: Any = type(layer)
             owner: Any = next(base for base in cls.__mro__ if "plain_class" in vars(base))
             if cls.forward is not owner.forward:
                 found[name] = f"{cls.__name__} has a forward of its own"
+            elif layer._all_live:
+                continue
             elif isinstance(layer, MaskedBatchNorm2d):
-                if not layer.affine and not layer._all_live:
+                if not layer.affine:
                     found[name] = "it has no weight that could be zero"
-            elif layer.weight_grad == "dense" and not layer._all_live:
+            elif layer.grad_scale is not None:
+                found[name] = "its gradients are scaled, by grad_scale"
+            elif layer.weight_grad == "dense":
                 found[name] = 'dead filters train, by weight_grad="dense"'
-            elif freeze.get(id(layer.weight)) == "hard" and not bool(layer.kernel_mask.all()):
+            elif freeze.get(id(layer.weight)) == "hard" and has_holes(layer):
                 found[name] = 'single dead kernels move, by freeze="hard"'
         return found
 
@@ -143,8 +148,8 @@ class Compaction:
         Args:
             verify: Whether to compare net with model, in eval mode on the example.
             reuse: Whether parameters and optimizer state that nothing has written to since they were written back,
-                under the same masks, are taken for unchanged. Neither a write through .data nor a fused optimizer's step
-                shows. Statistics are always read again: batch norm does not count its writes either.
+                under the same masks, are taken for unchanged. Neither a write through .data nor a fused optimizer's
+                step shows. Statistics are always read again: batch norm does not count its writes either.
 
         Returns:
             net and opt.
@@ -171,24 +176,23 @@ class Compaction:
         self.cut = cut
         blocks = [part.block for part in cut.parts.values()]
         if self._twin is not None:
-            self._twin.enter(cut, {id(p): name for name, p in self.model.named_parameters()})
+            self._twin.enter(cut, self._names)
             blocks += [block for part in cut.parts.values() for block in part.carried]
             blocks += self._twin.gather(cut)
-        statistics = {id(part.block) for part in cut.parts.values() if not isinstance(part.block.part, nn.Parameter)}
-        stale = [b for b in blocks if not (reuse and before is cut and self._is_current(b.whole)) or id(b) in statistics]
+        known = {id(b) for b in blocks if self._is_current(b.whole)} if reuse and before is cut else set()
+        known -= {id(part.block) for part in cut.parts.values() if not isinstance(part.block.part, nn.Parameter)}
+        stale = [b for b in blocks if id(b) not in known]
         _gather(stale)
         gathered = {id(block) for block in stale}
         for part in cut.parts.values():
             part.block.part.requires_grad_(part.block.whole.requires_grad)
             if id(part.block) in gathered:
-                part.punch()
                 if part.name.endswith("running_var") and part.live is not None:
                     part.block.part.masked_fill_(~part.live.to(part.block.part.device), 1)
             part.block.part.grad = None
         self._tree.fill(cut.small(), cut.numbers)
-        if self._twin is not None and any(isinstance(m, MaskBuffers) for m in self._tree.network.modules()):
-            how = None if isinstance(self._twin.opt, MaskedStep) else next(iter(self._twin.freeze.values()), "dead")
-            bind(self._twin.opt, self._tree.network, freeze=how)
+        if self._twin is not None:
+            self._twin.bind(self._tree.network)
         self.entered = True
 
     def _is_current(self, whole: Tensor) -> bool:
@@ -202,8 +206,7 @@ class Compaction:
         assert self._tree is not None
         cut = self._cut
         wrong: Exception | None = None
-        blocks = [Block(b.whole, part.filled(), b.rows, b.columns, b.merged)
-                  for part in cut.parts.values() if (b := part.block) is not None]  # fmt: skip
+        blocks = [part.block for part in cut.parts.values()]
         if self._twin is not None:
             blocks += [block for part in cut.parts.values() for block in part.carried]
             try:
@@ -219,8 +222,10 @@ class Compaction:
     def leave(self) -> None:
         """Writes everything back and ends it; raises RuntimeError if masks or parameters changed meanwhile."""
         changed = self._changed_layer()
-        self.write_back()
-        self.entered = False
+        try:
+            self.write_back()
+        finally:
+            self.entered = False
         if changed is not None:
             raise RuntimeError(
                 f"compacted: {changed}: expected masks that stay as they are as long as the network is compacted, got "
@@ -258,15 +263,14 @@ class Compaction:
             (name, layer, which, mask, mask._version) for name, layer in self._watched
             for which, mask in layer._masks.items()
         ]  # fmt: skip
-        key: list[bytes | int] = []
+        key: list[bytes] = []
         for _, layer in self._watched:
             names = [name for name in layer._mask_names if name != "kernel_mask" or has_holes(layer)]
             key += [layer._masks[name].cpu().numpy().tobytes() for name in names]
-            key.append(id(getattr(layer, "_grad_scale", None)))
         freeze = {} if self._twin is None else self._twin.freeze
         found = (tuple(key), tuple(freeze.items()))
         if found not in self._cuts:
-            narrowing = self._narrower.narrow(read_masks(self.model))
+            narrowing = self._narrower.narrow(self.model)
             tensors = self._tree.named_tensors()
             layers = [layer for name, layer in self._watched if name not in self.wide]
             self._cuts[found] = Cut(narrowing, tensors, layers, freeze)
@@ -316,7 +320,7 @@ class Compaction:
     def excess(self) -> float:
         """Multiply-adds of net over those that separate masks of the members of each group would need."""
         self.prepare()
-        return self._narrower.excess(read_masks(self.model))
+        return self._narrower.excess(self.model)
 
     # ---- checks
 
@@ -327,7 +331,7 @@ class Compaction:
         except Misfit as misfit:
             self.leave()
             if not self._literal:
-                self._build(self._stays(), literal=True)
+                self._build(literal=True)
                 self._enter(False)
                 try:
                     self._verify()
@@ -347,11 +351,13 @@ class Compaction:
 def _gather(blocks: list[Block]) -> None:
     if blocks:
         gather_parts(*_lists(blocks, lambda b: b.part, lambda b: b.whole))
+        for block in blocks:
+            block.punch()
 
 
 def _scatter(blocks: list[Block]) -> None:
     if blocks:
-        scatter_parts(*_lists(blocks, lambda b: b.whole, lambda b: b.part))
+        scatter_parts(*_lists(blocks, lambda b: b.whole, lambda b: b.filled()))
 
 
 def _lists(blocks: list[Block], *tensors: Callable[[Block], Tensor]) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +14,11 @@ from ..graph.narrow import Narrowing
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
 from ..ops import mask_table
+from ..ops.parts import gather_parts
 
+Bools = np.ndarray
+Indices = np.ndarray  # int64
+NORM = ("weight", "bias", "running_mean", "running_var")
 Rows = Tensor | None  # int64 on the CPU, -1: a frozen zero; None: all, in order
 
 
@@ -22,6 +27,7 @@ class Block:
     """A part of a tensor: its rows and columns.
 
     merged: how many of the leading dimensions count as one together with the next; the columns are what follows.
+    holes: bool [rows, columns] of the part, dead kernels: zeros that do not go back.
     """
 
     whole: Tensor
@@ -29,9 +35,19 @@ class Block:
     rows: Rows
     columns: Rows
     merged: int = 0
+    holes: Tensor | None = None
 
     @classmethod
-    def of(cls, whole: Tensor, rows: Rows, columns: Rows, kind: type[Tensor] = Tensor, *, merged: int = 0) -> Block:
+    def of(
+        cls,
+        whole: Tensor,
+        rows: Rows,
+        columns: Rows,
+        kind: type[Tensor] = Tensor,
+        *,
+        merged: int = 0,
+        holes: Tensor | None = None,
+    ) -> Block:
         shape = list(whole.shape)
         for dim, index in ((0, rows), (merged + 1, columns)):
             if index is not None:
@@ -40,15 +56,31 @@ class Block:
         layout = torch.channels_last if nhwc else torch.contiguous_format
         part = torch.empty(shape, dtype=whole.dtype, device=whole.device, memory_format=layout)
         part = nn.Parameter(part, whole.requires_grad) if kind is nn.Parameter else part
-        return cls(whole, part, rows, columns, merged)
+        return cls(whole, part, rows, columns, merged, holes)
 
     def of_state(self, whole: Tensor) -> Block:
         """The same part of another tensor of the same shape, as an optimizer's state is."""
-        return Block.of(whole, self.rows, self.columns, merged=self.merged)
+        return Block.of(whole, self.rows, self.columns, merged=self.merged, holes=self.holes)
 
     def with_rows(self, tensor: Tensor) -> Tensor:
         """A tensor like whole or part, with rows and columns as its first dimensions."""
-        return tensor.detach().flatten(0, self.merged) if self.merged else tensor.detach()
+        return tensor.detach().flatten(0, self.merged) if self.merged else tensor
+
+    def punch(self) -> None:
+        """Writes zeros into the holes of what was gathered."""
+        if self.holes is not None:
+            self.part.detach()[self.holes.to(self.part.device)] = 0
+
+    def filled(self) -> Tensor:
+        """The part as it goes back: with what the whole has in the holes."""
+        part = self.part.detach()
+        if self.holes is None:
+            return part
+        filled = torch.empty_like(part)
+        gather_parts([filled], [self.whole.detach()], [self.rows], [self.columns])
+        trained = ~self.holes.to(part.device)
+        filled[trained] = part[trained]
+        return filled
 
 
 @dataclass(eq=False)
@@ -58,80 +90,59 @@ class Part:
     name: str
     block: Block
     live: Tensor | None  # bool, expands to the part: its entries that are no frozen zeros; None: all of them
-    holes: Tensor | None  # bool [rows, columns]: dead kernels, if no whole rows or columns
     carried: list[Block] = field(default_factory=list)  # zero gradients, moved by momentum and weight decay
-    under: Tensor | None = None  # what the parameter itself holds in the place of the holes
 
-    def freeze(self, scale: Tensor | None) -> None:
-        """Zeroes gradients of frozen zeros, and scales others as a layer's grad_scale says."""
-        rows, part, live = self.block.rows, self.block.part, self.live
-        if scale is not None:
-            picked = scale if rows is None else scale[rows.clamp_min(0).to(scale.device)]
-            part.register_hook(lambda g: g * picked.to(g.dtype).view(-1, *(1 for _ in g.shape[1:])))
-        if live is not None and part.requires_grad:
-            dead = ~live.to(part.device)
-            part.register_hook(lambda g: g.masked_fill(dead, 0))
-
-    def punch(self) -> None:
-        """Writes zeros into the holes of what was gathered, and keeps what was there."""
-        if self.holes is not None:
-            with torch.no_grad():
-                self.under = self.block.part[self.holes].clone()
-                self.block.part[self.holes] = 0
-
-    def filled(self) -> Tensor:
-        """The part as it goes back: with what was in the holes."""
-        part = self.block.part.detach()
-        if self.holes is None or self.under is None:
-            return part
-        part = part.clone(memory_format=torch.preserve_format)
-        part[self.holes] = self.under
-        return part
+    def freeze(self) -> None:
+        """Zeroes gradients of frozen zeros, also if the parameter is to be trained only later."""
+        part, live = self.block.part, self.live
+        if live is not None:
+            trains, dead = part.requires_grad, ~live.to(part.device)
+            part.requires_grad_().register_hook(lambda g: g.masked_fill(dead, 0))
+            part.requires_grad_(trains)
 
 
 @dataclass
 class Sides:
     """Which entries of a tensor masks leave live: by row, by column, by kernel. None: all."""
 
-    rows: Tensor | None = None
-    columns: Tensor | None = None
-    kernels: Tensor | None = None
-    frozen_rows: Tensor | None = None  # what hard masks drop; under freeze="hard" no more than that stands still
+    rows: Bools | None = None
+    columns: Bools | None = None
+    kernels: Bools | None = None
+    hard: Bools | None = None  # rows that hard masks leave live; under freeze="hard" no others stand still
 
 
 def masked_sides(layer: nn.Module) -> dict[str, Sides]:
     """By attribute of a masked layer, what its masks leave live."""
     if isinstance(layer, MaskedBatchNorm2d):
-        if layer._all_live:
-            return {}
-        live = layer._masks["channel_mask"].cpu()
-        return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), Sides(live, frozen_rows=~live))
+        live = _read(layer, "channel_mask")
+        return {} if layer._all_live else dict.fromkeys(NORM, Sides(live, hard=live))
     if not isinstance(layer, MaskedConv2d) or layer._all_live:
         return {}
-    filters, inputs, hard = (layer._masks[f"{kind}_mask"].cpu() for kind in ("filter", "input", "hard"))
-    filters = filters & hard
-    rows, frozen = _unless_full(filters), _unless_full(hard)
-    frozen = None if frozen is None else ~frozen
-    weight = Sides(rows, frozen_rows=frozen)
+    hard = _read(layer, "hard_mask")
+    rows, hard_rows = _unless_full(_read(layer, "filter_mask") & hard), _unless_full(hard)
+    weight = Sides(rows, hard=hard_rows)
     if layer.groups == 1:
-        weight.columns = _unless_full(inputs)
+        weight.columns = _unless_full(_read(layer, "input_mask"))
     if has_holes(layer):
         sizes = (layer.out_channels, layer.in_channels, layer.in_channels // layer.groups)
-        weight.kernels = mask_table.live_kernels(layer._mask_table, *sizes).cpu()
-    return {"weight": weight, "bias": Sides(rows, frozen_rows=frozen)}
+        weight.kernels = mask_table.live_kernels(layer._mask_table, *sizes).cpu().numpy()
+    return {"weight": weight, "bias": Sides(rows, hard=hard_rows)}
+
+
+def _read(layer: Any, name: str) -> Bools:
+    return layer._masks[name].cpu().numpy()
 
 
 def has_holes(layer: Any) -> bool:
     """Whether a convolution has dead kernels beside those of dead filters and input channels."""
-    masks = layer._masks
     if layer.groups > 1:
-        return not bool(masks["kernel_mask"].all() & masks["input_mask"].all())
-    filters, inputs = (masks["filter_mask"] & masks["hard_mask"]).sum(), masks["input_mask"].sum()
-    return layer._live[2] != int(filters) * int(inputs)
+        return not (_read(layer, "kernel_mask").all() and _read(layer, "input_mask").all())
+    filters = np.count_nonzero(_read(layer, "filter_mask") & _read(layer, "hard_mask"))
+    return layer._live[2] != filters * np.count_nonzero(_read(layer, "input_mask"))
 
 
-def _unless_full(mask: Tensor) -> Tensor | None:
-    return None if bool(mask.all()) else mask
+def _unless_full(mask: Bools) -> Bools | None:
+    return None if mask.all() else mask
 
 
 class Cut:
@@ -153,27 +164,26 @@ class Cut:
         self.parts: dict[int, Part] = {}
         self.by_name: dict[str, Part] = {}
         self.states: dict[tuple[int, str], Block] = {}
-        sides: dict[int, tuple[Sides, nn.Module]] = {}
+        sides: dict[int, Sides] = {}
         for layer in layers:
             for attribute, its in masked_sides(layer).items():
                 tensor = getattr(layer, attribute)
                 if tensor is not None:
-                    sides.setdefault(id(tensor), (its, layer))
+                    sides.setdefault(id(tensor), its)
         indices: dict[int, dict[int, Tensor]] = {}
         for name, tensor in tensors.items():
             indices.setdefault(id(tensor), {}).update(narrowing.indices.get(name, {}))
         for name, tensor in tensors.items():
             if id(tensor) not in self.parts:
-                its, owner = sides.get(id(tensor), (Sides(), None))
+                its = sides.get(id(tensor), Sides())
                 part = _part(name, tensor, indices[id(tensor)], its)
                 if part is None:
                     continue
                 freeze = freezes.get(id(tensor))
                 if freeze is not None and isinstance(tensor, nn.Parameter):
                     part.carried = list(_carried(part, its, freeze))
-                scale = owner.grad_scale if isinstance(owner, MaskedConv2d) and name.endswith("weight") else None
                 if isinstance(tensor, nn.Parameter):
-                    part.freeze(scale)
+                    part.freeze()
                 self.parts[id(tensor)] = part
             self.by_name[name] = self.parts[id(tensor)]
 
@@ -192,78 +202,89 @@ class Cut:
 
 def _part(name: str, tensor: Tensor, index: Mapping[int, Tensor], sides: Sides) -> Part | None:
     """None: the small network has the tensor as it is."""
-    index = {dim: rows.cpu() for dim, rows in index.items() if rows.numel() < tensor.shape[dim]}
-    merged = max([0, *(dim - 1 for dim in index)])
-    if merged and (len(index) > 1 or not tensor.is_contiguous()):
+    kept = {dim: rows.numpy() for dim, rows in index.items() if rows.numel() < tensor.shape[dim]}
+    if not kept and sides.rows is None and sides.columns is None and sides.kernels is None:
+        return None
+    merged = max([0, *(dim - 1 for dim in kept)])
+    if merged and (len(kept) > 1 or not tensor.is_contiguous()):
         raise ValueError(
             f"compacted: {name}: expected channels in the first two dimensions of a tensor, or in one of a contiguous "
-            f"one, got them in {sorted(index)} of {list(tensor.shape)}"
+            f"one, got them in {sorted(kept)} of {list(tensor.shape)}"
         )
-    rows = _with_zeros(index.get(0), sides.rows)
-    columns = _with_zeros(index.get(merged + 1), sides.columns)
-    holes = None
-    if sides.kernels is not None:
-        live = sides.kernels if rows is None else sides.kernels[rows.clamp_min(0)] & (rows >= 0)[:, None]
-        if tensor.dim() > 1 and (columns is not None):
-            live = live[:, columns.clamp_min(0)]
-        dead = ~live
-        if rows is not None:
-            dead[rows < 0] = False
-        if columns is not None:
-            dead[:, columns < 0] = False
-        holes = dead if bool(dead.any()) else None
+    rows = _with_zeros(kept.get(0), sides.rows)
+    columns = _with_zeros(kept.get(merged + 1), sides.columns)
+    holes = _holes(sides, rows, columns)
     if rows is None and columns is None and holes is None:
         return None
     kind = nn.Parameter if isinstance(tensor, nn.Parameter) else Tensor
-    block = Block.of(tensor, rows, columns, kind, merged=merged)
-    return Part(name, block, _live(block.part, rows, columns, holes), holes)
+    block = Block.of(tensor, _tensor(rows), _tensor(columns), kind, merged=merged, holes=_tensor(holes))
+    return Part(name, block, _live(tensor.dim(), rows, columns, holes))
 
 
-def _with_zeros(kept: Tensor | None, live: Tensor | None) -> Rows:
+def _tensor(array: Any) -> Any:
+    return None if array is None else torch.from_numpy(array)
+
+
+def _with_zeros(kept: Indices | None, live: Bools | None) -> Indices | None:
     """The indices that are kept, -1 where they are dead."""
     if live is None:
         return kept
-    rows = torch.arange(live.numel()) if kept is None else kept
-    rows = torch.where(live[rows], rows, -1)
-    return None if kept is None and bool(live.all()) else rows
+    rows = np.arange(live.size) if kept is None else kept
+    return np.where(live[rows], rows, -1)
 
 
-def _live(part: Tensor, rows: Rows, columns: Rows, holes: Tensor | None) -> Tensor | None:
+def _holes(sides: Sides, rows: Indices | None, columns: Indices | None) -> Bools | None:
+    """Bool [rows, columns]: the dead kernels; those that are dead as a whole row or column are no holes."""
+    if sides.kernels is None:
+        return None
+    dead = ~(sides.kernels if rows is None else sides.kernels[rows])  # -1 reads the last one, which does not count
+    if rows is not None:
+        dead[rows < 0] = False
+    if columns is not None:
+        dead = dead[:, columns]
+        dead[:, columns < 0] = False
+    return dead if dead.any() else None
+
+
+def _live(dims: int, rows: Indices | None, columns: Indices | None, holes: Bools | None) -> Tensor | None:
     """Bool, expands to the part: what is no frozen zero; None: all of it."""
-    live: Tensor | None = None
-    if rows is not None and bool((rows < 0).any()):
-        live = (rows >= 0).view(-1, *(1,) * (part.dim() - 1))
-    if columns is not None and bool((columns < 0).any()):
-        its = (columns >= 0).view(1, -1, *(1,) * (part.dim() - 2))
+    live: Any = None
+    if rows is not None and rows.min(initial=0) < 0:
+        live = (rows >= 0).reshape(-1, *(1,) * (dims - 1))
+    if columns is not None and columns.min(initial=0) < 0:
+        its = (columns >= 0).reshape(1, -1, *(1,) * (dims - 2))
         live = its if live is None else live & its
     if holes is not None:
-        its = ~holes.view(*holes.shape, *(1,) * (part.dim() - 2))
+        its = ~holes.reshape(*holes.shape, *(1,) * (dims - 2))
         live = its if live is None else live & its
-    return live
+    return _tensor(live)
 
 
 def _carried(part: Part, sides: Sides, freeze: str) -> Iterator[Block]:
     """Blocks of the entries that are no part of the small network, but that an optimizer moves."""
     block = part.block
-    whole, rows, columns = block.with_rows(block.whole), block.rows, block.columns
-    hard = freeze == "hard"
-    free_rows = torch.ones(len(whole), dtype=torch.bool)
-    if hard and sides.frozen_rows is not None:
-        free_rows = ~sides.frozen_rows
-    elif not hard and sides.rows is not None:
-        free_rows = sides.rows
-    free_columns = torch.ones(whole.shape[1], dtype=torch.bool) if whole.dim() > 1 else None
-    if free_columns is not None and not hard and sides.columns is not None:
-        free_columns = sides.columns
-    if rows is not None:
-        outside = free_rows.clone()
-        outside[rows[rows >= 0]] = False
-        if bool(outside.any()):
-            its = None if free_columns is None else free_columns.nonzero().flatten()
-            yield Block.of(block.whole, outside.nonzero().flatten(), its, nn.Parameter, merged=block.merged)
-    if columns is not None and free_columns is not None:
-        beside = free_columns.clone()
-        beside[columns[columns >= 0]] = False
-        if bool(beside.any()):
-            inside = None if rows is None else rows[rows >= 0]
-            yield Block.of(block.whole, inside, beside.nonzero().flatten(), nn.Parameter, merged=block.merged)
+    whole, live_rows, live_columns = block.whole, sides.rows, sides.columns
+    if freeze == "hard":
+        live_rows, live_columns = sides.hard, None
+
+    def carry(rows: Indices | None, columns: Indices | None) -> Block:
+        holes = None if freeze == "hard" else _holes(sides, rows, columns)
+        index = (_tensor(rows), _tensor(columns))
+        return Block.of(whole, *index, nn.Parameter, merged=block.merged, holes=_tensor(holes))
+
+    if block.rows is not None:
+        outside = np.ones(whole.shape[0], dtype=bool) if live_rows is None else live_rows.copy()
+        outside[_indices(block.rows)] = False
+        if outside.any():
+            yield carry(outside.nonzero()[0], None if live_columns is None else live_columns.nonzero()[0])
+    if block.columns is not None:
+        beside = np.ones(whole.shape[block.merged + 1], dtype=bool) if live_columns is None else live_columns.copy()
+        beside[_indices(block.columns)] = False
+        if beside.any():
+            yield carry(None if block.rows is None else _indices(block.rows), beside.nonzero()[0])
+
+
+def _indices(rows: Tensor) -> Indices:
+    """Those that are not -1."""
+    array = rows.numpy()
+    return array[array >= 0]
