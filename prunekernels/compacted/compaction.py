@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -109,9 +110,6 @@ class Compaction:
         self._cuts.clear()
         self._versions.clear()
         self._checked = False
-        self._layers = {
-            name: layer for name, layer in model.named_modules() if isinstance(layer, MaskBuffers) and name not in stays
-        }
         self._watched = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, MaskBuffers)]
         self._seen: list[tuple[str, MaskBuffers, str, Tensor, int]] = []
 
@@ -268,7 +266,8 @@ class Compaction:
         if found not in self._cuts:
             narrowing = self._narrower.narrow(self.model)
             tensors = self._tree.named_tensors()
-            self._cuts[found] = Cut(narrowing, tensors, self._layers, freeze)
+            layers = [layer for name, layer in self._watched if name not in self.wide]
+            self._cuts[found] = Cut(narrowing, tensors, layers, freeze)
             while len(self._cuts) > KEPT:
                 self._cuts.popitem(last=False)
         self._cuts.move_to_end(found)
@@ -325,15 +324,15 @@ class Compaction:
 
 def _gather(blocks: list[Block]) -> None:
     if blocks:
-        parts = [b.with_rows(b.part) for b in blocks]
-        gather_parts(
-            parts, [b.with_rows(b.whole) for b in blocks], [b.rows for b in blocks], [b.columns for b in blocks]
-        )
+        gather_parts(*_lists(blocks, lambda b: b.part, lambda b: b.whole))
 
 
 def _scatter(blocks: list[Block]) -> None:
     if blocks:
-        wholes = [b.with_rows(b.whole) for b in blocks]
-        scatter_parts(
-            wholes, [b.with_rows(b.part) for b in blocks], [b.rows for b in blocks], [b.columns for b in blocks]
-        )
+        scatter_parts(*_lists(blocks, lambda b: b.whole, lambda b: b.part))
+
+
+def _lists(blocks: list[Block], *tensors: Callable[[Block], Tensor]) -> Any:
+    """Lists of what tensors give of each block, of the rows and of the columns."""
+    of_tensors = ([b.with_rows(tensor(b)) for b in blocks] for tensor in tensors)
+    return *of_tensors, [b.rows for b in blocks], [b.columns for b in blocks]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,7 +144,7 @@ class Cut:
         self,
         narrowing: Narrowing,
         tensors: Mapping[str, Tensor],
-        layers: Mapping[str, nn.Module],
+        layers: Iterable[nn.Module],
         freezes: Mapping[int, str],
     ) -> None:
         """tensors: by name, those of the plain layers; layers: masked ones; freezes: by id of a parameter that an
@@ -154,7 +154,7 @@ class Cut:
         self.by_name: dict[str, Part] = {}
         self.states: dict[tuple[int, str], Block] = {}
         sides: dict[int, tuple[Sides, nn.Module]] = {}
-        for name, layer in layers.items():
+        for layer in layers:
             for attribute, its in masked_sides(layer).items():
                 tensor = getattr(layer, attribute)
                 if tensor is not None:

@@ -39,10 +39,13 @@ class Twin:
     def freeze(self) -> dict[int, str]:
         """By id of each parameter, what of it stands still: "dead", unless the optimizer was bound to less."""
         binding = self.optimizer.__dict__.get("_binding")
-        found = {}
+        found: dict[int, str] = {}
         for group in self.optimizer.param_groups:
-            how = "dead" if binding is None else group.get("freeze") if isinstance(self.optimizer, MaskedStep) else None
-            found.update((id(p), how or binding._freeze) for p in group["params"])
+            if binding is None:
+                how = "dead"
+            else:
+                how = group["freeze"] if isinstance(self.optimizer, MaskedStep) else binding.freeze
+            found.update((id(p), how) for p in group["params"])
         return found
 
     def enter(self, cut: Cut, names: Mapping[int, str]) -> None:
