@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..graph.narrower import Narrower
+from ..graph.narrower import Narrower, read_masks
 from ..graph.trace import trace
 from ..graph.verify import Misfit, check_alike
 from ..nn.adapted import computed_layers
@@ -142,8 +142,9 @@ class Compaction:
 
         Args:
             verify: Whether to compare net with model, in eval mode on the example.
-            reuse: Whether values that nobody has written to since they were written back, under the same masks, are
-                taken for unchanged. A write through .data does not show.
+            reuse: Whether parameters and optimizer state that nothing has written to since they were written back,
+                under the same masks, are taken for unchanged. Neither a write through .data nor a fused optimizer's step
+                shows. Statistics are always read again: batch norm does not count its writes either.
 
         Returns:
             net and opt.
@@ -173,7 +174,8 @@ class Compaction:
             self._twin.enter(cut, {id(p): name for name, p in self.model.named_parameters()})
             blocks += [block for part in cut.parts.values() for block in part.carried]
             blocks += self._twin.gather(cut)
-        stale = [b for b in blocks if not (reuse and before is cut and self._is_current(b.whole))]
+        statistics = {id(part.block) for part in cut.parts.values() if not isinstance(part.block.part, nn.Parameter)}
+        stale = [b for b in blocks if not (reuse and before is cut and self._is_current(b.whole)) or id(b) in statistics]
         _gather(stale)
         gathered = {id(block) for block in stale}
         for part in cut.parts.values():
@@ -264,7 +266,7 @@ class Compaction:
         freeze = {} if self._twin is None else self._twin.freeze
         found = (tuple(key), tuple(freeze.items()))
         if found not in self._cuts:
-            narrowing = self._narrower.narrow(self.model)
+            narrowing = self._narrower.narrow(read_masks(self.model))
             tensors = self._tree.named_tensors()
             layers = [layer for name, layer in self._watched if name not in self.wide]
             self._cuts[found] = Cut(narrowing, tensors, layers, freeze)
@@ -282,19 +284,39 @@ class Compaction:
 
     def widen(self, name: str, small: Tensor) -> Tensor:
         """A tensor shaped like a parameter of the model, from one shaped like net's: zero where net has nothing."""
-        part = self._cut.by_name.get(name)
-        if part is None:
-            return small
-        whole = torch.zeros_like(part.block.whole, dtype=small.dtype)
-        b = part.block
-        _scatter([Block(whole, small, b.rows, b.columns, b.merged)])
-        return whole
+        return self.widened({name: small})[name]
+
+    def widened(self, small: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `widen` returns, for several parameters by name."""
+        found, blocks = dict(small), []
+        for name, tensor in small.items():
+            if (part := self._cut.by_name.get(name)) is not None:
+                b = part.block
+                found[name] = torch.zeros_like(b.whole, dtype=tensor.dtype, requires_grad=False)
+                blocks.append(Block(found[name], tensor, b.rows, b.columns, b.merged))
+        _scatter(blocks)
+        return found
+
+    def narrowed(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The reverse of `widened`: tensors shaped like net's parameters, with zeros for frozen ones."""
+        found, blocks, parts = dict(whole), [], []
+        for name, tensor in whole.items():
+            if (part := self._cut.by_name.get(name)) is not None:
+                b = part.block
+                found[name] = torch.empty_like(b.part, dtype=tensor.dtype, requires_grad=False)
+                blocks.append(Block(tensor, found[name], b.rows, b.columns, b.merged))
+                parts.append((part, found[name]))
+        _gather(blocks)
+        for part, tensor in parts:
+            if part.live is not None:
+                tensor.masked_fill_(~part.live.to(tensor.device), 0)
+        return found
 
     @property
     def excess(self) -> float:
         """Multiply-adds of net over those that separate masks of the members of each group would need."""
         self.prepare()
-        return self._narrower.excess(self.model)
+        return self._narrower.excess(read_masks(self.model))
 
     # ---- checks
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..optim.hooks import before_step
 from ..optim.step import MaskedStep
 from .cut import Block, Cut
 
@@ -27,7 +28,7 @@ class Twin:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
         self.opt = _same(optimizer)
-        self.opt.register_step_pre_hook(_Before(self))
+        before_step(self.opt, _Before(self))  # after a closure, which may clear gradients
         self.opt.register_step_post_hook(_After(self))
         self._known: list[dict[str, Any]] = []
         self._carried: list[tuple[nn.Parameter, nn.Parameter, Tensor]] = []  # block, the small parameter, zeros
