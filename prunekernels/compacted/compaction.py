@@ -103,6 +103,7 @@ class Compaction:
     def _build(self, stays: dict[str, str], literal: bool) -> None:
         model = self.model
         traced = trace("compacted", model, self.example)
+        self.traced = traced
         self._narrower = Narrower.of(traced, model, stays=tuple(stays), literal=literal)
         self._tree = Tree(model, [name for name in stays if isinstance(model.get_submodule(name), MaskBuffers)])
         self._literal = literal

@@ -1,4 +1,4 @@
-"""time_modes: what a pass of a network costs in masked and live mode, measured once each."""
+"""time_modes: what a pass of a network takes in masked, live and compacted mode."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..compacted.compaction import Compaction
 from ..live.tensor import full_width
 from ..nn.example import Example
 from ..nn.flow import compiled_parts
 from ..nn.mask_buffers import MaskBuffers
 from .observe import masked_where_compiled
 
-MODES = ("masked", "live")
+MODES = ("masked", "live", "compacted")
 Run = Callable[[], object]
 
 
@@ -66,22 +67,24 @@ def time_modes(
     modes: Sequence[str] = MODES,
     repeats: int = 3,
     backward: bool | None = None,
+    compaction: Compaction | None = None,
 ) -> ModeTimes:
     """Measures what one pass of a masked network takes in each mode.
 
-    The network runs once in each mode to get ready, which also measures plans, and then repeats times in turns; the
-    fastest pass of each counts. A pass is forward and backward, from the mean of all outputs. The caller's autocast and
-    deterministic settings hold; what torch.compile made runs without it. The model is left as it was: parameters,
-    gradients, buffers, masks, modes, and the state of torch's and Python's random generators. Its forward hooks run;
-    hooks on gradients of parameters do not.
+    The network is traced for compacted mode, runs once in each mode, which also measures plans, and then repeats times
+    in turns; the fastest pass of each counts. A pass is forward and backward, from the mean of all outputs. The
+    caller's autocast and deterministic settings hold; what torch.compile made runs without it. The model is left as it
+    was: parameters, gradients, buffers, masks, modes, and the state of torch's and Python's random generators. Its
+    forward hooks run; hooks on gradients of parameters do not.
 
     Args:
         model: A network with masked layers, in train or eval mode, wrapped by DistributedDataParallel or not.
         example_input: What model takes: a tensor such as [N, C, H, W], a tuple or a dict of arguments (see Example); a
             whole batch, since times depend on its size.
-        modes: Which modes to measure, of "masked" and "live".
+        modes: Which modes to measure, of "masked", "live" and "compacted".
         repeats: How many passes in each mode are measured.
         backward: Whether a pass has a backward part. None: in train mode it has.
+        compaction: The compacted form that is kept of model, entered or not, as a method has it. None: a new one.
 
     Returns:
         A ModeTimes.
@@ -97,7 +100,7 @@ def time_modes(
         raise ValueError(f"time_modes: modes: expected some of {', '.join(MODES)}, got {unknown[0]!r}")
     if not isinstance(repeats, int) or repeats < 1:
         raise ValueError(f"time_modes: repeats: expected a number of passes from 1 on, got {repeats!r}")
-    model, compiled = _unwrapped(model)
+    model, compiled = unwrapped(model)
     backward = model.training if backward is None else backward
     tensors = (*model.parameters(), *model.buffers())
     inference = any(t.is_inference() for t in tensors)
@@ -106,29 +109,28 @@ def time_modes(
     with torch.inference_mode(inference), torch.set_grad_enabled(backward), ExitStack() as stack:
         example = Example.of("time_modes", example_input).map(torch.detach)
         stack.enter_context(_random_state(device))
-        stack.enter_context(_left_alone(model))
         stack.enter_context(_without_gradient_hooks(model))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        times = ModeTimes(backward=backward)
+        times = ModeTimes(dict.fromkeys(modes), backward=backward)
         runs: dict[str, Run] = {}
         for mode in modes:
-            times.ms[mode] = None
             with _reason_in(times.reasons, mode):
-                run = _passes(model, example, mode, compiled)
+                runs[mode] = _passes(model, example, mode, compiled, compaction, stack)
+        stack.enter_context(_left_alone(model))
+        for mode, run in runs.items():
+            with _reason_in(times.reasons, mode):
                 _clock(run, device)
-                runs[mode] = run
         for _ in range(repeats):
-            for mode in list(runs):
-                with _reason_in(times.reasons, mode):
-                    ms, before = _clock(runs[mode], device), times.ms[mode]
-                    times.ms[mode] = ms if before is None else min(ms, before)
-                if mode in times.reasons:
-                    times.ms[mode] = None
-                    del runs[mode]
+            for mode, run in runs.items():
+                if mode not in times.reasons:
+                    with _reason_in(times.reasons, mode):
+                        ms, before = _clock(run, device), times.ms[mode]
+                        times.ms[mode] = ms if before is None else min(ms, before)
+        times.ms |= dict.fromkeys(times.reasons)
     return times
 
 
-def _unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
+def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
     """The network inside DistributedDataParallel and what torch.compile made, and whether that runs all of it."""
     compiled = False
     while True:
@@ -140,18 +142,42 @@ def _unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
         model = inner
 
 
-def _passes(model: nn.Module, example: Example, mode: str, compiled: bool) -> Run:
+def _passes(
+    model: nn.Module,
+    example: Example,
+    mode: str,
+    compiled: bool,
+    compaction: Compaction | None,
+    stack: ExitStack,
+) -> Run:
+    """A pass in the mode. compiled: whether torch.compile runs the whole network; stack: holds the small network."""
     layers = [module for module in model.modules() if isinstance(module, MaskBuffers)]
-    if mode == "live" and not layers:
+    if mode != "masked" and not layers:
         raise ValueError("it has no masked layers: see pk.convert")
     if mode == "live" and compiled:
         raise ValueError("torch.compile runs the whole network, in masked mode")
+    if mode == "compacted":
+        net = stack.enter_context(_small(compaction or Compaction(model, example)))
+        return lambda: _pass(lambda: example.call(net))
 
     def run() -> None:
         with _live(layers, mode == "live"), masked_where_compiled(model):
             _pass(lambda: full_width(example.call(model)))
 
     return run
+
+
+@contextmanager
+def _small(compaction: Compaction) -> Iterator[nn.Module]:
+    """The small network of a model; what it holds goes back unchanged."""
+    entered = compaction.entered
+    net = compaction.net if entered else compaction.enter()[0]
+    try:
+        with _left_alone(net):
+            yield net
+    finally:
+        if not entered:
+            compaction.leave()
 
 
 def _pass(forward: Run) -> None:
@@ -204,7 +230,7 @@ def _left_alone(model: nn.Module) -> Iterator[None]:
     """When the block ends, gradients and buffers are what they were; masks and what follows from them are let be."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     buffers = [
-        (module, name, buffer, buffer.clone(), _version(buffer))
+        (module, name, buffer, buffer.clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None and name not in getattr(module, "_own_state", ())
@@ -216,16 +242,11 @@ def _left_alone(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, gradient in gradients:
             parameter.grad = gradient
-        for module, name, buffer, value, version in buffers:
+        for module, name, buffer, value in buffers:
             module._buffers[name] = buffer
-            if version is None or _version(buffer) != version:
+            if not torch.equal(buffer, value):  # norms write their statistics without a new version
                 with torch.no_grad():
                     buffer.copy_(value)
-
-
-def _version(tensor: Tensor) -> int | None:
-    """The count of in-place edits; inference tensors have none."""
-    return None if tensor.is_inference() else tensor._version
 
 
 @contextmanager

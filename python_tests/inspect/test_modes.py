@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import prunekernels as pk
+from prunekernels.compacted.compaction import Compaction
 from prunekernels.inspect.modes import time_modes
 
 module = sys.modules["prunekernels.inspect.modes"]
@@ -16,15 +17,22 @@ KEEP = torch.arange(6) < 4
 X = torch.randn(2, 3, 8, 8)
 
 
+class Log(list):
+    """One list for a network and its copies."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
 class Spy(nn.Module):
     """Hands on what it gets, and notes how it came."""
 
     def __init__(self):
         super().__init__()
-        self.seen = []
+        self.seen = Log()
 
     def forward(self, x):
-        self.seen.append((type(x), x.dtype, torch.is_grad_enabled(), self.training))
+        self.seen.append((type(x), x.dtype, torch.is_grad_enabled(), self.training, x.shape[1]))
         return x
 
 
@@ -59,6 +67,36 @@ def test_each_mode_runs_as_it_says_and_in_turns(was_live):
     assert seen_types(net) == [torch.Tensor, pk.LiveTensor] * 3
     assert list(times.ms) == ["masked", "live"] and all(ms > 0 for ms in times.ms.values())
     assert times.reasons == {} and times.backward and times.best in times.ms
+
+
+def test_in_compacted_mode_the_small_network_runs():
+    net = Net()
+    times = time_modes(net, X, repeats=2)
+    assert list(times.ms) == ["masked", "live", "compacted"] and times.reasons == {}
+    trained = [(seen[0], seen[4]) for seen in net.spy.seen if seen[2:4] == (True, True)]
+    assert trained == [(torch.Tensor, 6), (pk.LiveTensor, 6), (torch.Tensor, 4)] * 3
+
+
+@pytest.mark.parametrize("entered", [False, True])
+def test_a_compacted_form_that_is_kept_is_used_and_left_as_it_was(entered):
+    net = Net()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    compaction = Compaction(net, X, optimizer)
+    small, opt = compaction.enter()
+    small(X)["out"][0].sum().backward()
+    opt.step()
+    small.first.weight.grad = grad = torch.ones_like(small.first.weight)
+    if not entered:
+        compaction.leave()
+    before = state_of(net), state_of(small)
+    times = time_modes(net, X, compaction=compaction)
+    assert times.reasons == {} and compaction.entered == entered
+    assert_as_before(net, before[0])
+    if entered:
+        assert_as_before(small, before[1])
+        assert small.first.weight.grad is grad and torch.equal(grad, torch.ones_like(grad))
+        compaction.leave()
+    assert net.norm.num_batches_tracked == 1
 
 
 def state_of(net):
@@ -142,11 +180,11 @@ def test_eval_mode_is_forward_alone_unless_asked_for_more():
     net = Net().eval()
     times = time_modes(net, X, modes=TWO, repeats=1)
     assert not times.backward and str(times).startswith("forward: masked ")
-    assert {seen[2:] for seen in net.spy.seen} == {(False, False)}
+    assert {seen[2:4] for seen in net.spy.seen} == {(False, False)}
     times = time_modes(net, X, modes=TWO, repeats=1, backward=True)
-    assert times.backward and net.spy.seen[-1][2:] == (True, False)
+    assert times.backward and net.spy.seen[-1][2:4] == (True, False)
     assert not time_modes(net.train(), X, modes=TWO, repeats=1, backward=False).backward
-    assert net.spy.seen[-1][2:] == (False, True)
+    assert net.spy.seen[-1][2:4] == (False, True)
 
 
 def test_a_frozen_network_has_no_backward():
@@ -204,10 +242,10 @@ def test_checkpointing(reentrant):
 
 
 def test_a_network_without_masked_layers():
-    times = time_modes(nn.Conv2d(3, 4, 1), X, modes=TWO)
-    assert times.best == "masked" and times.ms["live"] is None
-    assert times.reasons == {"live": "it has no masked layers: see pk.convert"}
-    assert str(times).endswith("live cannot run (it has no masked layers: see pk.convert)")
+    times = time_modes(nn.Conv2d(3, 4, 1), X)
+    assert times.best == "masked" and times.ms["live"] is times.ms["compacted"] is None
+    assert times.reasons == dict.fromkeys(("live", "compacted"), "it has no masked layers: see pk.convert")
+    assert str(times).endswith("compacted cannot run (it has no masked layers: see pk.convert)")
 
 
 class NoLive(nn.Module):
@@ -236,6 +274,21 @@ def test_a_mode_that_fails_has_a_reason(spy, mode, reason):
     assert not any(m._flow for m in net.modules() if hasattr(m, "_flow"))
 
 
+class Choosing(Net):
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+def test_compacted_mode_of_a_network_that_cannot_be_traced():
+    net = Choosing()
+    before = state_of(net)
+    times = time_modes(net, X)
+    assert times.ms["compacted"] is None and times.best in TWO
+    assert times.reasons["compacted"].startswith("compacted: model: expected a network that torch.export can trace")
+    assert "\n" not in str(times)
+    assert_as_before(net, before)
+
+
 def wrapped(net):
     return torch.compile(net, backend="eager")
 
@@ -248,17 +301,17 @@ def in_place(net):
 @pytest.mark.filterwarnings("ignore:Using `torch.compile")
 @pytest.mark.parametrize("how", [wrapped, in_place])
 def test_what_torch_compile_runs_is_never_in_live_mode(how):
-    times = time_modes(how(Net()), X, modes=TWO)
+    times = time_modes(how(Net()), X)
     assert times.reasons == {"live": "torch.compile runs the whole network, in masked mode"}
-    assert times.best == "masked"
+    assert times.best in ("masked", "compacted")
 
 
 @pytest.mark.filterwarnings("ignore:Using `torch.compile")
 def test_a_part_that_torch_compile_runs_hands_on_all_channels():
     net = Net()
     net.norm.compile(backend="eager")
-    assert time_modes(net, X, modes=TWO).reasons == {}
-    assert seen_types(net) == [torch.Tensor] * 8
+    assert time_modes(net, X).reasons == {}
+    assert pk.LiveTensor not in seen_types(net)
 
 
 def test_distributed_data_parallel(tmp_path):
@@ -298,7 +351,7 @@ def test_modes_and_forms_of_examples():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"modes": ("masked", "fast")}, "time_modes: modes: expected some of masked, live.*, got 'fast'"),
+        ({"modes": ("masked", "fast")}, "time_modes: modes: expected some of masked, live, compacted, got 'fast'"),
         ({"repeats": 0}, "time_modes: repeats: expected a number of passes from 1 on, got 0"),
         ({"repeats": 1.5}, "time_modes: repeats: .* got 1.5"),
     ],
