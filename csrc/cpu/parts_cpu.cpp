@@ -224,8 +224,9 @@ class Pieces {
       PartDim column = dim(part, whole, 0);
       column.size = size;
       const List list{rows.at != nullptr ? rows.at + begin : nullptr, size};
-      const PartCopy copy = part_copy({1, 0, 0}, {}, rows.at != nullptr ? &column : nullptr, list,
-                                      rows.at != nullptr ? std::vector<PartDim>{} : std::vector<PartDim>{column}, lists_);
+      const PartCopy copy =
+          part_copy({1, 0, 0}, {}, rows.at != nullptr ? &column : nullptr, list,
+                    rows.at != nullptr ? std::vector<PartDim>{} : std::vector<PartDim>{column}, lists_);
       push(copy, part, whole, begin * column.part, rows.at != nullptr ? 0 : begin * column.whole, 1, size);
     }
   }

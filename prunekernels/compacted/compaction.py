@@ -15,7 +15,6 @@ from ..graph.trace import trace
 from ..graph.verify import Misfit, check_alike
 from ..nn.adapted import computed_layers
 from ..nn.batch_norm import MaskedBatchNorm2d
-from ..nn.conv import MaskedConv2d
 from ..nn.example import Example
 from ..nn.mask_buffers import MaskBuffers
 from ..ops.parts import gather_parts, scatter_parts
@@ -91,17 +90,20 @@ class Compaction:
 
     def prepare(self) -> None:
         """Traces the network, if that is still to be done; raises ValueError where it cannot be compacted."""
-        stays = self._stays()
-        if self._tree is not None and stays == self.wide:
+        if self._tree is not None:
             try:
                 self._tree.check()
-                return
+                if self._computed | self._stays(self._watched) == self.wide:
+                    return
             except Restructured:
                 pass
-        self._build(stays, literal=False)
+        self._build(literal=False)
 
-    def _build(self, stays: dict[str, str], literal: bool) -> None:
+    def _build(self, literal: bool) -> None:
         model = self.model
+        watched = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, MaskBuffers)]
+        self._computed = {name: "it computes its weight" for name in computed_layers(model)}
+        stays = self._computed | self._stays([(name, layer) for name, layer in watched if name not in self._computed])
         traced = trace("compacted", model, self.example)
         self.traced = traced
         self._narrower = Narrower.of(traced, model, stays=tuple(stays), literal=literal)
@@ -111,28 +113,31 @@ class Compaction:
         self._cuts.clear()
         self._versions.clear()
         self._checked = False
-        self._watched = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, MaskBuffers)]
+        self._names = {id(p): name for name, p in model.named_parameters()}
+        self._masked_net = any(isinstance(m, MaskBuffers) for m in self._tree.network.modules())
+        self._watched = watched
         self._seen: list[tuple[str, MaskBuffers, str, Tensor, int]] = []
 
-    def _stays(self) -> dict[str, str]:
-        """By name of a layer that keeps its width, why."""
-        model = self.model
-        found = {name: "it computes its weight" for name in computed_layers(model)}
+    def _stays(self, layers: list[tuple[str, MaskBuffers]]) -> dict[str, str]:
+        """By name of a masked layer that keeps its width under these masks, why."""
+        found: dict[str, str] = {}
         freeze = {} if self._twin is None else self._twin.freeze
-        for name, layer in model.named_modules():
-            if not isinstance(layer, (MaskedConv2d, MaskedBatchNorm2d)) or name in found:
+        for name, layer in layers:
+            if name in self._computed:
                 continue
             layer._refresh_if_edited()
             cls: Any = type(layer)
             owner: Any = next(base for base in cls.__mro__ if "plain_class" in vars(base))
             if cls.forward is not owner.forward:
                 found[name] = f"{cls.__name__} has a forward of its own"
+            elif layer._all_live:
+                continue
             elif isinstance(layer, MaskedBatchNorm2d):
-                if not layer.affine and not layer._all_live:
+                if not layer.affine:
                     found[name] = "it has no weight that could be zero"
-            elif layer.weight_grad == "dense" and not layer._all_live:
+            elif layer.weight_grad == "dense":
                 found[name] = 'dead filters train, by weight_grad="dense"'
-            elif freeze.get(id(layer.weight)) == "hard" and not bool(layer.kernel_mask.all()):
+            elif freeze.get(id(layer.weight)) == "hard" and has_holes(layer):
                 found[name] = 'single dead kernels move, by freeze="hard"'
         return found
 
@@ -144,8 +149,8 @@ class Compaction:
         Args:
             verify: Whether to compare net with model, in eval mode on the example.
             reuse: Whether parameters and optimizer state that nothing has written to since they were written back,
-                under the same masks, are taken for unchanged. Neither a write through .data nor a fused optimizer's step
-                shows. Statistics are always read again: batch norm does not count its writes either.
+                under the same masks, are taken for unchanged. Neither a write through .data nor a fused optimizer's
+                step shows. Statistics are always read again: batch norm does not count its writes either.
 
         Returns:
             net and opt.
@@ -172,11 +177,12 @@ class Compaction:
         self.cut = cut
         blocks = [part.block for part in cut.parts.values()]
         if self._twin is not None:
-            self._twin.enter(cut, {id(p): name for name, p in self.model.named_parameters()})
+            self._twin.enter(cut, self._names)
             blocks += [block for part in cut.parts.values() for block in part.carried]
             blocks += self._twin.gather(cut)
-        statistics = {id(part.block) for part in cut.parts.values() if not isinstance(part.block.part, nn.Parameter)}
-        stale = [b for b in blocks if not (reuse and before is cut and self._is_current(b.whole)) or id(b) in statistics]
+        known = {id(b) for b in blocks if self._is_current(b.whole)} if reuse and before is cut else set()
+        known -= {id(part.block) for part in cut.parts.values() if not isinstance(part.block.part, nn.Parameter)}
+        stale = [b for b in blocks if id(b) not in known]
         _gather(stale)
         gathered = {id(block) for block in stale}
         for part in cut.parts.values():
@@ -187,7 +193,7 @@ class Compaction:
                     part.block.part.masked_fill_(~part.live.to(part.block.part.device), 1)
             part.block.part.grad = None
         self._tree.fill(cut.small(), cut.numbers)
-        if self._twin is not None and any(isinstance(m, MaskBuffers) for m in self._tree.network.modules()):
+        if self._twin is not None and self._masked_net:
             how = None if isinstance(self._twin.opt, MaskedStep) else next(iter(self._twin.freeze.values()), "dead")
             bind(self._twin.opt, self._tree.network, freeze=how)
         self.entered = True
@@ -328,7 +334,7 @@ class Compaction:
         except Misfit as misfit:
             self.leave()
             if not self._literal:
-                self._build(self._stays(), literal=True)
+                self._build(literal=True)
                 self._enter(False)
                 try:
                     self._verify()

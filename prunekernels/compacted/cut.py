@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +15,9 @@ from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
 from ..ops import mask_table
 
+Bools = np.ndarray
+Indices = np.ndarray  # int64
+NORM = ("weight", "bias", "running_mean", "running_var")
 Rows = Tensor | None  # int64 on the CPU, -1: a frozen zero; None: all, in order
 
 
@@ -48,7 +52,7 @@ class Block:
 
     def with_rows(self, tensor: Tensor) -> Tensor:
         """A tensor like whole or part, with rows and columns as its first dimensions."""
-        return tensor.detach().flatten(0, self.merged) if self.merged else tensor.detach()
+        return tensor.detach().flatten(0, self.merged) if self.merged else tensor
 
 
 @dataclass(eq=False)
@@ -93,45 +97,44 @@ class Part:
 class Sides:
     """Which entries of a tensor masks leave live: by row, by column, by kernel. None: all."""
 
-    rows: Tensor | None = None
-    columns: Tensor | None = None
-    kernels: Tensor | None = None
-    frozen_rows: Tensor | None = None  # what hard masks drop; under freeze="hard" no more than that stands still
+    rows: Bools | None = None
+    columns: Bools | None = None
+    kernels: Bools | None = None
+    hard: Bools | None = None  # rows that hard masks leave live; under freeze="hard" no others stand still
 
 
 def masked_sides(layer: nn.Module) -> dict[str, Sides]:
     """By attribute of a masked layer, what its masks leave live."""
     if isinstance(layer, MaskedBatchNorm2d):
-        if layer._all_live:
-            return {}
-        live = layer._masks["channel_mask"].cpu()
-        return dict.fromkeys(("weight", "bias", "running_mean", "running_var"), Sides(live, frozen_rows=~live))
+        live = _read(layer, "channel_mask")
+        return {} if layer._all_live else dict.fromkeys(NORM, Sides(live, hard=live))
     if not isinstance(layer, MaskedConv2d) or layer._all_live:
         return {}
-    filters, inputs, hard = (layer._masks[f"{kind}_mask"].cpu() for kind in ("filter", "input", "hard"))
-    filters = filters & hard
-    rows, frozen = _unless_full(filters), _unless_full(hard)
-    frozen = None if frozen is None else ~frozen
-    weight = Sides(rows, frozen_rows=frozen)
+    hard = _read(layer, "hard_mask")
+    rows, hard_rows = _unless_full(_read(layer, "filter_mask") & hard), _unless_full(hard)
+    weight = Sides(rows, hard=hard_rows)
     if layer.groups == 1:
-        weight.columns = _unless_full(inputs)
+        weight.columns = _unless_full(_read(layer, "input_mask"))
     if has_holes(layer):
         sizes = (layer.out_channels, layer.in_channels, layer.in_channels // layer.groups)
-        weight.kernels = mask_table.live_kernels(layer._mask_table, *sizes).cpu()
-    return {"weight": weight, "bias": Sides(rows, frozen_rows=frozen)}
+        weight.kernels = mask_table.live_kernels(layer._mask_table, *sizes).cpu().numpy()
+    return {"weight": weight, "bias": Sides(rows, hard=hard_rows)}
+
+
+def _read(layer: Any, name: str) -> Bools:
+    return layer._masks[name].cpu().numpy()
 
 
 def has_holes(layer: Any) -> bool:
     """Whether a convolution has dead kernels beside those of dead filters and input channels."""
-    masks = layer._masks
     if layer.groups > 1:
-        return not bool(masks["kernel_mask"].all() & masks["input_mask"].all())
-    filters, inputs = (masks["filter_mask"] & masks["hard_mask"]).sum(), masks["input_mask"].sum()
-    return layer._live[2] != int(filters) * int(inputs)
+        return not (_read(layer, "kernel_mask").all() and _read(layer, "input_mask").all())
+    filters = np.count_nonzero(_read(layer, "filter_mask") & _read(layer, "hard_mask"))
+    return layer._live[2] != filters * np.count_nonzero(_read(layer, "input_mask"))
 
 
-def _unless_full(mask: Tensor) -> Tensor | None:
-    return None if bool(mask.all()) else mask
+def _unless_full(mask: Bools) -> Bools | None:
+    return None if mask.all() else mask
 
 
 class Cut:
@@ -192,78 +195,82 @@ class Cut:
 
 def _part(name: str, tensor: Tensor, index: Mapping[int, Tensor], sides: Sides) -> Part | None:
     """None: the small network has the tensor as it is."""
-    index = {dim: rows.cpu() for dim, rows in index.items() if rows.numel() < tensor.shape[dim]}
-    merged = max([0, *(dim - 1 for dim in index)])
-    if merged and (len(index) > 1 or not tensor.is_contiguous()):
+    kept = {dim: rows.numpy() for dim, rows in index.items() if rows.numel() < tensor.shape[dim]}
+    if not kept and sides.rows is None and sides.columns is None and sides.kernels is None:
+        return None
+    merged = max([0, *(dim - 1 for dim in kept)])
+    if merged and (len(kept) > 1 or not tensor.is_contiguous()):
         raise ValueError(
             f"compacted: {name}: expected channels in the first two dimensions of a tensor, or in one of a contiguous "
-            f"one, got them in {sorted(index)} of {list(tensor.shape)}"
+            f"one, got them in {sorted(kept)} of {list(tensor.shape)}"
         )
-    rows = _with_zeros(index.get(0), sides.rows)
-    columns = _with_zeros(index.get(merged + 1), sides.columns)
-    holes = None
-    if sides.kernels is not None:
-        live = sides.kernels if rows is None else sides.kernels[rows.clamp_min(0)] & (rows >= 0)[:, None]
-        if tensor.dim() > 1 and (columns is not None):
-            live = live[:, columns.clamp_min(0)]
-        dead = ~live
-        if rows is not None:
-            dead[rows < 0] = False
-        if columns is not None:
-            dead[:, columns < 0] = False
-        holes = dead if bool(dead.any()) else None
+    rows = _with_zeros(kept.get(0), sides.rows)
+    columns = _with_zeros(kept.get(merged + 1), sides.columns)
+    holes = None if sides.kernels is None else _holes(sides.kernels, rows, columns)
     if rows is None and columns is None and holes is None:
         return None
     kind = nn.Parameter if isinstance(tensor, nn.Parameter) else Tensor
-    block = Block.of(tensor, rows, columns, kind, merged=merged)
-    return Part(name, block, _live(block.part, rows, columns, holes), holes)
+    block = Block.of(tensor, _tensor(rows), _tensor(columns), kind, merged=merged)
+    return Part(name, block, _live(tensor.dim(), rows, columns, holes), None if holes is None else _tensor(holes))
 
 
-def _with_zeros(kept: Tensor | None, live: Tensor | None) -> Rows:
+def _tensor(array: Any) -> Any:
+    return None if array is None else torch.from_numpy(array)
+
+
+def _with_zeros(kept: Indices | None, live: Bools | None) -> Indices | None:
     """The indices that are kept, -1 where they are dead."""
     if live is None:
         return kept
-    rows = torch.arange(live.numel()) if kept is None else kept
-    rows = torch.where(live[rows], rows, -1)
-    return None if kept is None and bool(live.all()) else rows
+    rows = np.arange(live.size) if kept is None else kept
+    return np.where(live[rows], rows, -1)
 
 
-def _live(part: Tensor, rows: Rows, columns: Rows, holes: Tensor | None) -> Tensor | None:
+def _holes(kernels: Bools, rows: Indices | None, columns: Indices | None) -> Bools | None:
+    """Bool [rows, columns]: dead kernels in rows and columns that are not dead as a whole."""
+    dead = ~(kernels if rows is None else kernels[rows])  # -1 reads the last one, which the next lines undo
+    if rows is not None:
+        dead[rows < 0] = False
+    if columns is not None:
+        dead = dead[:, columns]
+        dead[:, columns < 0] = False
+    return dead if dead.any() else None
+
+
+def _live(dims: int, rows: Indices | None, columns: Indices | None, holes: Bools | None) -> Tensor | None:
     """Bool, expands to the part: what is no frozen zero; None: all of it."""
-    live: Tensor | None = None
-    if rows is not None and bool((rows < 0).any()):
-        live = (rows >= 0).view(-1, *(1,) * (part.dim() - 1))
-    if columns is not None and bool((columns < 0).any()):
-        its = (columns >= 0).view(1, -1, *(1,) * (part.dim() - 2))
+    live: Any = None
+    if rows is not None and rows.min(initial=0) < 0:
+        live = (rows >= 0).reshape(-1, *(1,) * (dims - 1))
+    if columns is not None and columns.min(initial=0) < 0:
+        its = (columns >= 0).reshape(1, -1, *(1,) * (dims - 2))
         live = its if live is None else live & its
     if holes is not None:
-        its = ~holes.view(*holes.shape, *(1,) * (part.dim() - 2))
+        its = ~holes.reshape(*holes.shape, *(1,) * (dims - 2))
         live = its if live is None else live & its
-    return live
+    return _tensor(live)
 
 
 def _carried(part: Part, sides: Sides, freeze: str) -> Iterator[Block]:
     """Blocks of the entries that are no part of the small network, but that an optimizer moves."""
     block = part.block
-    whole, rows, columns = block.with_rows(block.whole), block.rows, block.columns
-    hard = freeze == "hard"
-    free_rows = torch.ones(len(whole), dtype=torch.bool)
-    if hard and sides.frozen_rows is not None:
-        free_rows = ~sides.frozen_rows
-    elif not hard and sides.rows is not None:
-        free_rows = sides.rows
-    free_columns = torch.ones(whole.shape[1], dtype=torch.bool) if whole.dim() > 1 else None
-    if free_columns is not None and not hard and sides.columns is not None:
-        free_columns = sides.columns
+    whole, rows, columns = block.whole, block.rows, block.columns
+    live_rows, live_columns = (sides.rows, sides.columns) if freeze == "dead" else (sides.hard, None)
     if rows is not None:
-        outside = free_rows.clone()
-        outside[rows[rows >= 0]] = False
-        if bool(outside.any()):
-            its = None if free_columns is None else free_columns.nonzero().flatten()
-            yield Block.of(block.whole, outside.nonzero().flatten(), its, nn.Parameter, merged=block.merged)
-    if columns is not None and free_columns is not None:
-        beside = free_columns.clone()
-        beside[columns[columns >= 0]] = False
-        if bool(beside.any()):
-            inside = None if rows is None else rows[rows >= 0]
-            yield Block.of(block.whole, inside, beside.nonzero().flatten(), nn.Parameter, merged=block.merged)
+        outside = np.ones(whole.shape[0], dtype=bool) if live_rows is None else live_rows.copy()
+        outside[_indices(rows)] = False
+        if outside.any():
+            its = None if live_columns is None else _tensor(live_columns.nonzero()[0])
+            yield Block.of(whole, _tensor(outside.nonzero()[0]), its, nn.Parameter, merged=block.merged)
+    if columns is not None:
+        beside = np.ones(whole.shape[block.merged + 1], dtype=bool) if live_columns is None else live_columns.copy()
+        beside[_indices(columns)] = False
+        if beside.any():
+            inside = None if rows is None else _tensor(_indices(rows))
+            yield Block.of(whole, inside, _tensor(beside.nonzero()[0]), nn.Parameter, merged=block.merged)
+
+
+def _indices(rows: Tensor) -> Indices:
+    """Those that are not -1."""
+    array = rows.numpy()
+    return array[array >= 0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -42,8 +42,10 @@ class _Pair:
             (kind, key, id(tensor), f"{name}.{key}" if name else key)
             for kind in _HELD for key, tensor in getattr(module, kind).items() if key not in own
         ]  # fmt: skip
-        self.keys = frozenset(twin.__dict__)
-        self.set: dict[str, Any] = {}  # attributes as they were taken over
+        # The numbers, flags and names that a module holds, apart from what masks need.
+        self.keys = [key for key, value in module.__dict__.items()
+                     if (type(value) in SIMPLE or _is_simple_tuple(value)) and key in twin.__dict__]  # fmt: skip
+        self.set: list[Any] = []  # attributes as they were taken over
 
     @property
     def module(self) -> nn.Module:
@@ -52,37 +54,34 @@ class _Pair:
         return module
 
     def check(self) -> None:
-        module = self.module
-        if [(key, id(child)) for key, child in module._modules.items()] != self.children:
+        values = self.module.__dict__
+        if [(key, id(child)) for key, child in values["_modules"].items()] != self.children:
             raise Restructured
         for kind, key, identity, _ in self.tensors:
-            if id(getattr(module, kind).get(key)) != identity:
+            if id(values[kind].get(key)) != identity:
                 raise Restructured
-
-    def attributes(self) -> Iterator[tuple[str, Any]]:
-        """The numbers, flags and names that a module holds, apart from what masks need."""
-        for key, value in self.module.__dict__.items():
-            if (type(value) in SIMPLE or _is_simple_tuple(value)) and (key in self.keys or key[0] != "_"):
-                yield key, value
 
     def take_over(self) -> None:
         module, twin = self.module, self.twin
-        twin.__dict__.update(self.attributes())
+        values, own_values = module.__dict__, twin.__dict__
+        for key in self.keys:
+            own_values[key] = values.get(key)
         for name in HOOKS:
-            hooks, own = getattr(module, name), getattr(twin, name)
+            hooks, own = values[name], own_values[name]
             if hooks or own:
                 own.clear()
                 own.update((k, self.hooks.get(id(hook), hook)) for k, hook in hooks.items() if not _is_ours(hook))
 
     def remember(self) -> None:
-        self.set = {key: value for key, value in self.twin.__dict__.items() if key != "training"}
+        values = self.twin.__dict__
+        self.set = [values[key] for key in self.keys]
 
     def give_back(self) -> None:
         """Attributes that training changed, such as a forward's own counters."""
-        module = self.module
-        for key, value in self.twin.__dict__.items():
-            if key in self.set and value is not self.set[key] and type(value) in SIMPLE and value != self.set[key]:
-                module.__dict__[key] = value
+        values = self.twin.__dict__
+        for key, before in zip(self.keys, self.set, strict=True):
+            if values[key] is not before and values[key] != before and key != "training":
+                self.module.__dict__[key] = values[key]
 
 
 def _is_simple_tuple(value: Any) -> bool:
@@ -167,7 +166,7 @@ class Tree:
             changed = False
             for kind, key, identity, _ in pair.tensors:
                 part = small.get(identity)
-                getattr(twin, kind)[key] = getattr(module, kind)[key] if part is None else part
+                twin.__dict__[kind][key] = module.__dict__[kind][key] if part is None else part
                 changed |= part is not None
             if changed:
                 adjust_sizes(twin)
@@ -192,7 +191,7 @@ class Tree:
         for pair in self.pairs:
             pair.give_back()
             for kind, key, identity, _ in pair.tensors:
-                held = getattr(pair.twin, kind)[key]
+                held = pair.twin.__dict__[kind][key]
                 if kind == "_buffers" and identity not in small and held is not None and id(held) != identity:
                     held_by: Any = pair.module._buffers[key]
                     if held_by is not None and held_by.shape == held.shape:

@@ -104,7 +104,7 @@ class NetworkChannels:
         self.alike: list[Sequence[Tensor]] = []  # ids; of each in a list, equally many are to be kept
         self.numbers: dict[tuple[str, str], Tensor] = {}  # (module, attribute) -> ids that this number counts
         self._untracked: dict[tuple[fx.Node, int], Channels] = {}
-        self._tied: dict[tuple[str, int], Tensor] = {}
+        self.tied: dict[tuple[str, int], Tensor] = {}  # (parameter, dimension) -> ids of what it counts
 
     def tracked(self, node: object) -> Channels | None:
         """The channels of a value; None if they are not followed, and the value has full width."""
@@ -138,7 +138,7 @@ class NetworkChannels:
     def share(self, node: Any, dim: int, ids: Tensor) -> None:
         """Ties channels that index a dimension of a parameter to those of the other nodes that use it."""
         if node is not None:
-            first = self._tied.setdefault((self.traced.names[node], dim), ids)
+            first = self.tied.setdefault((self.traced.names[node], dim), ids)
             if first is not ids:
                 self.classes.tie(first, ids)
 
@@ -146,7 +146,7 @@ class NetworkChannels:
         """Keeps all rows and columns of a parameter, for an operator without a rule."""
         value = value_of(node)
         for dim in range(0 if value is None else value.dim()):
-            ids = self._tied.setdefault((self.traced.names[node], dim), self.classes.new(sizes_of(node)[dim]))
+            ids = self.tied.setdefault((self.traced.names[node], dim), self.classes.new(sizes_of(node)[dim]))
             self.classes.pin(ids)
 
     def _forget_constants(self) -> None:
@@ -164,13 +164,13 @@ class NetworkChannels:
     def parameter_channels(self, kept: Kept) -> dict[str, dict[int, Tensor]]:
         """By name of a parameter or buffer, the sorted indices that are kept of each dimension that counts channels."""
         indices: dict[str, dict[int, Tensor]] = {}
-        for (name, dim), ids in self._tied.items():
+        for (name, dim), ids in self.tied.items():
             indices.setdefault(name, {})[dim] = kept.of_ids(ids)
         return indices
 
     def pin_constants(self, own: Collection[str]) -> None:
         """Keeps all channels of tensors that are no parameters or buffers of the network: literals in its forward."""
-        for (name, _), ids in self._tied.items():
+        for (name, _), ids in self.tied.items():
             if name not in own:
                 self.classes.pin(ids)
 

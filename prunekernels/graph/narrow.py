@@ -25,11 +25,7 @@ def kept_in_forward(analysis: ChannelAnalysis, *, literal: bool) -> Kept:
     split equal, and one of every value, since layers without channels do not run. All hold zeros, or are not read.
     literal: as in Rule.hold.
     """
-    own = {name for get in ("named_parameters", "named_buffers")
-           for name, _ in getattr(analysis.traced.model, get)(remove_duplicate=False)}  # fmt: skip
-    analysis.pin_constants(own)
-    for node, rule in analysis.rules.items():
-        rule.hold(analysis, node, literal)
+    hold_forward(analysis, literal)
     tracked = [x.ids for node in analysis.traced.graph.nodes if (x := analysis.tracked(node)) is not None and len(x)]
     while True:
         kept = analysis.kept()
@@ -39,6 +35,15 @@ def kept_in_forward(analysis: ChannelAnalysis, *, literal: bool) -> Kept:
             return kept
         for ids in more:
             analysis.classes.pin(ids)
+
+
+def hold_forward(analysis: ChannelAnalysis, literal: bool) -> None:
+    """Pins what the operators of the forward need whatever the masks are, and notes which counts have to agree."""
+    own = {name for get in ("named_parameters", "named_buffers")
+           for name, _ in getattr(analysis.traced.model, get)(remove_duplicate=False)}  # fmt: skip
+    analysis.pin_constants(own)
+    for node, rule in analysis.rules.items():
+        rule.hold(analysis, node, literal)
 
 
 def _missing(parts: Sequence[Tensor], kept: Kept) -> list[Tensor]:

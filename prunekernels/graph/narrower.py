@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,85 +14,193 @@ from torch import Tensor, nn
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
 from .analysis import ChannelAnalysis
-from .layer_uses import any_weights
-from .narrow import Narrowing, kept_in_forward, multiply_adds
-from .rules.layers import LayerRule
-from .trace import Traced
+from .channel_program import Bools, MaskArrays
+from .compile_channels import Compiler, Ints, weights_without_masks
+from .narrow import Narrowing, hold_forward
+from .rules.layers import LayerRule, WeightRule
+from .trace import Traced, argument, check_shared, sizes_of
 
-Bools = np.ndarray
+
+def read_masks(model: nn.Module, into: dict[str, MaskArrays]) -> None:
+    """Writes down what the masks of a model leave live, by layer name. Waits for the device."""
+    layers = dict(model.named_modules())
+    wanted: list[tuple[MaskArrays, str, Tensor]] = []
+    for name, masks in into.items():
+        layer = layers[name]
+        if isinstance(layer, MaskedBatchNorm2d):
+            wanted.append((masks, "rows", layer.channel_mask))
+        elif isinstance(layer, MaskedConv2d):
+            wanted += [(masks, "rows", layer.filter_mask & layer.hard_mask), (masks, "columns", layer.input_mask)]
+    _fetch(wanted)
+    single = [
+        (into[name], "kernels", layers[name].kernel_mask) for name in into if _has_kernels(layers[name], into[name])
+    ]
+    _fetch(single)
+
+
+def _has_kernels(layer: Any, masks: MaskArrays) -> bool:
+    """Whether single kernels are dead, beyond those of dead filters and inputs."""
+    masks.kernels = None
+    if not isinstance(layer, MaskedConv2d):
+        return False
+    rows, columns = (m.reshape(layer.groups, -1).sum(1) for m in (masks.rows, masks.columns))  # type: ignore[union-attr]
+    return layer._live[2] != int((rows * columns).sum())
+
+
+def _fetch(wanted: Sequence[tuple[MaskArrays, str, Tensor]]) -> None:
+    """Puts tensors into attributes, as arrays; with one transfer from a device."""
+    tensors = [tensor for *_, tensor in wanted]
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        flat = torch.cat([tensor.flatten() for tensor in tensors]).cpu().split([tensor.numel() for tensor in tensors])
+        tensors = [part.view(tensor.shape) for part, tensor in zip(flat, tensors, strict=True)]
+    for (masks, attribute, _), tensor in zip(wanted, tensors, strict=True):
+        setattr(masks, attribute, tensor.numpy())
+
+
+class _Lists:
+    """Lists of classes of channels, each once."""
+
+    def __init__(self, roots: Tensor) -> None:
+        found, self._class_of = np.unique(roots.numpy(), return_inverse=True)
+        self.classes = found.size
+        self.lists: list[Ints] = []
+        self._known: dict[bytes, int] = {}
+
+    def __call__(self, ids: Tensor) -> Ints:
+        return self._class_of[ids.numpy()]
+
+    def number(self, ids: Tensor) -> int:
+        classes = self(ids)
+        number = self._known.setdefault(classes.tobytes(), len(self.lists))
+        if number == len(self.lists):
+            self.lists.append(classes)
+        return number
 
 
 @dataclass
-class MaskArrays:
-    """What is live in a masked layer, as bool arrays that share memory with its masks where they can."""
+class _Cost:
+    """Of a use of a convolution or linear layer."""
 
-    rows: Bools  # [K]: filters that are live and not hard-dead, or the channels of a norm
-    columns: Bools | None = None  # [C]: the input channels of a convolution
-    kernels: Bools | None = None  # [K, C / groups]: single kernels; None: all of those that rows and columns leave
-
-
-def read_masks(model: nn.Module) -> dict[str, MaskArrays]:
-    """The masks of every masked layer, by layer name. Waits for the device."""
-    masks = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, MaskedConv2d):
-            rows = (layer.filter_mask & layer.hard_mask).cpu().numpy()
-            kernels = layer.kernel_mask.cpu().numpy()
-            masks[name] = MaskArrays(rows, layer.input_mask.cpu().numpy(), None if kernels.all() else kernels)
-        elif isinstance(layer, MaskedBatchNorm2d):
-            masks[name] = MaskArrays(layer.channel_mask.cpu().numpy())
-    return masks
+    places: int
+    taps: int
+    x: int  # the list of its input channels
+    out: int
+    by_group: bool
 
 
 class Narrower:
-    """Says for any masks what makes a network small enough for them: what Narrowing.of says after a new analysis."""
+    """Says for any masks what makes a network small enough for them: what Narrowing.of says after a new analysis.
 
-    def __init__(self, traced: Traced, weights: Mapping[str, Tensor], stays: Collection[str], literal: bool) -> None:
-        self._traced, self._weights, self._stays, self._literal = traced, weights, stays, literal
+    The rules run once, to compile them. No tensor of the traced network is held.
+    """
+
+    def __init__(self, traced: Traced, model: nn.Module, stays: Collection[str], literal: bool) -> None:
+        analysis = ChannelAnalysis(traced, weights_without_masks(traced), constants=False)
+        graph_pinned = analysis.classes.pinned
+        hold_forward(analysis, literal)
+        compiler = Compiler(analysis, model)
+        self._program, ids = compiler.compile()
+        self._masks = compiler.masks
+        lists = _Lists(analysis.classes.roots())
+        self._classes, self._lists = lists.classes, lists.lists
+        self._class_at = lists(ids)
+        self._graph_pinned, self._pinned = lists(graph_pinned), lists(analysis.classes.pinned)
+        self._tied = [(name, dim, lists.number(ids)) for (name, dim), ids in analysis.tied.items()]
+        self._numbers = {where: lists.number(ids) for where, ids in analysis.numbers.items()}
+        self._alike = [[lists(ids) for ids in parts] for parts in analysis.alike]
+        self._ends: dict[str, list[Ints]] = {}
+        self._costs: list[_Cost] = []
+        self._note_layers(analysis, lists)
+        tracked = [value for node in traced.graph.nodes if (value := analysis.tracked(node)) is not None and len(value)]
+        values = [self._lists[number] for number in sorted({lists.number(value.ids) for value in tracked})]
+        self._values = np.concatenate(values) if values else np.zeros(0, dtype=np.int64)
+        self._starts = np.cumsum([0, *map(len, values)])[:-1]
+        self._stays = tuple(stays)
+        self._shares = len(list(model.parameters())) < len(list(model.named_parameters(remove_duplicate=False)))
 
     @classmethod
-    def of(cls, traced: Traced, model: nn.Module, *, stays: Collection[str] = (), literal: bool = False) -> Narrower:
-        """
+    def of(cls, traced: Traced, model: nn.Module, stays: Collection[str] = (), literal: bool = False) -> Narrower:
+        """Compiles the rules.
+
         Args:
             traced: A trace of model.
             model: The masked network.
             stays: Names of layers that keep their full width.
             literal: As in Rule.hold.
         """
-        plain = {name: torch.full_like(t, torch.nan) if t.is_floating_point() else t
-                 for name, t in any_weights(model, traced).items()}  # fmt: skip
-        return cls(traced, plain, stays, literal)
+        return cls(traced, model, stays, literal)
 
-    def narrow(self, masks: Mapping[str, MaskArrays]) -> Narrowing:
-        analysis = self._analysis(masks)
-        return Narrowing.of(analysis, kept_in_forward(analysis, literal=self._literal))
+    def narrow(self, model: nn.Module, stays: Iterable[str] = ()) -> Narrowing:
+        """What the masks of model, a network with the modules of the traced one, leave. stays: more such layers."""
+        kept = self._hold(self._kept(self._needed(model), self._pinned, stays))
+        rows = [torch.from_numpy(np.flatnonzero(kept[classes])) for classes in self._lists]
+        indices: dict[str, dict[int, Tensor]] = {}
+        for name, dim, number in self._tied:
+            indices.setdefault(name, {})[dim] = rows[number]
+        return Narrowing(indices, {where: rows[number].numel() for where, number in self._numbers.items()})
 
-    def excess(self, masks: Mapping[str, MaskArrays]) -> float:
+    def excess(self, model: nn.Module, stays: Iterable[str] = ()) -> float:
         """How many times the multiply-adds of the graph form a network that is narrowed to these masks has."""
-        analysis = self._analysis(masks)
-        least = multiply_adds(analysis, analysis.kept())
-        return multiply_adds(analysis, kept_in_forward(analysis, literal=self._literal)) / max(least, 1)
+        needed = self._needed(model)
+        least = self._multiply_adds(self._kept(needed, self._graph_pinned, stays))
+        return self._multiply_adds(self._hold(self._kept(needed, self._pinned, stays))) / max(least, 1)
 
-    def _analysis(self, masks: Mapping[str, MaskArrays]) -> ChannelAnalysis:
-        weights = dict(self._weights)
-        for name, mask in masks.items():
-            rows = torch.from_numpy(mask.rows)
-            if f"{name}.bias" in weights:
-                weights[f"{name}.bias"] = weights[f"{name}.bias"].masked_fill(~rows, 0)
-            if f"{name}.weight" in weights:
-                weight, live = weights[f"{name}.weight"], rows
-                if mask.columns is not None:
-                    groups = mask.columns.size // weight.shape[1]
-                    columns = torch.from_numpy(mask.columns).view(groups, -1)
-                    live = rows[:, None] & columns.repeat_interleave(rows.numel() // groups, 0)
-                    if mask.kernels is not None:
-                        live = live & torch.from_numpy(mask.kernels)
-                    live = live[:, :, None, None]
-                weights[f"{name}.weight"] = weight.masked_fill(~live, 0)
-        analysis = ChannelAnalysis(self._traced, weights, constants=False)
+    def _note_layers(self, analysis: ChannelAnalysis, lists: _Lists) -> None:
+        """Writes down which channels each layer has, by its names, and what each use of it costs."""
+        traced = analysis.traced
+        holders = {id(p): name for name, module in traced.modules.items() for p in module._parameters.values()}
         for node, rule in analysis.rules.items():
-            if isinstance(rule, LayerRule) and analysis.states[node] is not None:
-                if rule.name(self._traced, node) in self._stays:
-                    for channels in rule.ends(analysis, node):
-                        analysis.classes.pin(channels.ids)
-        return analysis
+            if not isinstance(rule, LayerRule) or analysis.states[node] is None:
+                continue
+            x, out = rule.ends(analysis, node)
+            parameters = [traced.tensors[traced.names[p]] for p in node.all_input_nodes if p in traced.names]
+            for name in {rule.name(traced, node), *(holders[id(p)] for p in parameters if id(p) in holders)}:
+                self._ends.setdefault(name, []).extend((lists(x.ids), lists(out.ids)))
+            if isinstance(rule, WeightRule):
+                places = math.prod(sizes_of(node)) // max(len(out), 1)
+                taps = math.prod(sizes_of(argument(node, 1))[1:])
+                use = _Cost(places, taps, lists.number(x.ids), lists.number(out.ids), rule.groups(node) > 1)
+                self._costs.append(use)
+
+    # ---- what is kept, by class: bool [classes]
+
+    def _needed(self, model: nn.Module) -> Ints:
+        """The classes of the channels that have to be computed."""
+        if self._shares:
+            check_shared("narrow", model)
+        read_masks(model, self._masks)
+        return self._class_at[self._program.needed()]
+
+    def _kept(self, needed: Ints, pinned: Ints, stays: Iterable[str]) -> Bools:
+        kept = np.zeros(self._classes, dtype=np.bool_)
+        kept[needed] = True
+        kept[pinned] = True
+        for name in (*self._stays, *stays):
+            for classes in self._ends.get(name, ()):
+                kept[classes] = True
+        return kept
+
+    def _hold(self, kept: Bools) -> Bools:
+        """Adds what kept_in_forward does: a channel where a value has none, and those that make shares equal."""
+        while True:
+            empty = (
+                ~np.logical_or.reduceat(kept[self._values], self._starts) if self._values.size else np.zeros(0, bool)
+            )
+            more = [self._values[self._starts[empty]]]
+            for parts in self._alike:
+                counts = [int(np.count_nonzero(kept[classes])) for classes in parts]
+                for classes, count in zip(parts, counts, strict=True):
+                    if count < max(counts):
+                        more.append(classes[~kept[classes]][: max(counts) - count])
+            added = np.concatenate(more)
+            if not added.size:
+                return kept
+            kept[added] = True
+
+    def _multiply_adds(self, kept: Bools) -> int:
+        counts = [int(np.count_nonzero(kept[classes])) for classes in self._lists]
+        total = 0
+        for use in self._costs:
+            columns = 1 if use.by_group else counts[use.x] / self._lists[use.x].size
+            total += round(use.places * counts[use.out] * use.taps * columns)
+        return total

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import Group
-from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.copy_masks import copy_masks, matched_layers
 from ..optim.freezing import freeze_dead
 from ..optim.unwrap import unwrap
@@ -20,12 +19,13 @@ from .checkpoint import check_identity, checksums, dead_values_of, put_back_dead
 from .clip import SoftClip
 from .criteria import make_criterion
 from .filter_states import FilterStates
+from .filter_tensors import FilterTensors
 from .first_pruning import FirstPruning
 from .ranking import Counts, Ranking, of_unit, pruned_counts
 from .running import Running
 
 
-class Method(Running):
+class Method(Running, FilterTensors):
     """Base of all methods: ranks the filters after each epoch, prunes the weakest and masks them.
 
     A training loop calls `step` after each optimizer.step() and `end_epoch` after each epoch. After the last epoch what
@@ -333,32 +333,6 @@ class Method(Running):
     def _rows(self, by_unit: list[Tensor], name: str) -> Tensor:
         """int64: indices of a layer's filters that are True in these unit masks, on the layer's device."""
         return self.filters.of_layer(by_unit, name).nonzero().flatten().to(self.layers[name].weight.device)
-
-    def _zero(self, name: str, rows: Tensor) -> None:
-        """Zeroes filters (rows: int64 indices) that became hard-dead, with bias, norm and optimizer state."""
-        for parameter in self.parameters_of(name) if len(rows) else ():
-            parameter[rows] = 0
-            self.forget(parameter, rows)
-
-    def norms_of(self, name: str) -> list[MaskedBatchNorm2d]:
-        """The masked norms that see a layer's output as it is and die with its filters."""
-        names = (self.channel_masks.norms or {}).get(name, []) if self.with_norms else []
-        return [m for n in names if isinstance(m := self.model.get_submodule(n), MaskedBatchNorm2d)]
-
-    def parameters_of(self, name: str) -> list[nn.Parameter]:
-        """The parameters with a row per filter of a layer: its own and those of its norms."""
-        modules = [self.layers[name], *self.norms_of(name)]
-        return [p for m in modules for p in (m.weight, m.bias) if isinstance(p, nn.Parameter)]
-
-    def optimizer_states(self, parameter: Tensor) -> list[Tensor]:
-        """The tensors of the optimizer's state (momentum, averages) that have the parameter's shape."""
-        states = self.optimizer.state.get(parameter, {}).values()
-        return [state for state in states if isinstance(state, Tensor) and state.shape == parameter.shape]
-
-    def forget(self, parameter: nn.Parameter, rows: Tensor) -> None:
-        """Zeroes the optimizer's state (momentum, averages) of some rows of a parameter."""
-        for state in self.optimizer_states(parameter):
-            state[rows] = 0
 
     # ---- masks
 

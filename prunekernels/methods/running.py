@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -14,34 +13,9 @@ from ..compacted.compaction import Compaction
 from ..nn.mask_buffers import MaskBuffers
 from ..optim.hooks import before_step
 from . import arguments
+from .step_work import IdleInCopies, Registered, StepWork, always
 
 MODES = ("masked", "compacted")
-
-
-class StepWork(NamedTuple):
-    """Work that is done around each step, while `when` says so."""
-
-    work: Callable[[], None]
-    when: Callable[[], bool]
-    reads_weights: bool
-    changes_gradients: bool
-
-    def run(self, *_: object) -> None:
-        """Works on the model's own tensors, around a step of its own optimizer."""
-        if self.when():
-            self.work()
-
-
-class Registered:
-    """The handle of work or of a hook, on both forms of a network."""
-
-    def __init__(self, *removals: Callable[[], None]) -> None:
-        self._removals = list(removals)
-
-    def remove(self) -> None:
-        """Ends it."""
-        while self._removals:
-            self._removals.pop()()
 
 
 class Running:
@@ -180,7 +154,7 @@ class Running:
         """Hooks that keep what is read, loaded or stepped at the wrong time from being stale."""
         opt, optimizer, model = self._small.opt, self.optimizer, self.model
         assert opt is not None
-        write, leave, on_step = _Call(self.write_back), _Call(self.leave), _Call(self._on_step)
+        write, leave, on_step = IdleInCopies(self.write_back), IdleInCopies(self.leave), IdleInCopies(self._on_step)
         self._guards = [
             before_step(opt, lambda: self._work_on_small("before")),
             opt.register_step_post_hook(lambda *_: self._work_on_small("after")),
@@ -230,7 +204,7 @@ class Running:
         Returns:
             A handle, whose `remove` ends it.
         """
-        done = StepWork(work, when or _always, reads_weights, changes_gradients)
+        done = StepWork(work, when or always, reads_weights, changes_gradients)
         self._works["before"].append(done)
         handle = before_step(self.optimizer, done.run)
         return Registered(handle.remove, lambda: self._works["before"].remove(done))
@@ -239,7 +213,7 @@ class Running:
         self, work: Callable[[], None], *, when: Callable[[], bool] | None = None, reads_weights: bool = True
     ) -> Registered:
         """Registers work to run after each step of the optimizer. Arguments are those of `before_step`."""
-        done = StepWork(work, when or _always, reads_weights, False)
+        done = StepWork(work, when or always, reads_weights, False)
         self._works["after"].append(done)
         handle = self.optimizer.register_step_post_hook(done.run)
         return Registered(handle.remove, lambda: self._works["after"].remove(done))
@@ -296,32 +270,6 @@ class Running:
         finally:
             for (_, p, _), grad in zip(found, before, strict=True):
                 p.grad = grad
-
-
-class _Call:
-    """Calls a bound method as a hook, as long as its object is there. Copies and pickles of a network have it idle."""
-
-    def __init__(self, method: Callable[[], None]) -> None:
-        self._method = weakref.WeakMethod(method)
-
-    def __call__(self, *_: object) -> None:
-        if (method := self._method()) is not None:
-            method()
-
-    def __reduce__(self) -> Any:
-        return _idle, ()
-
-
-def _idle() -> Callable[..., None]:
-    return _nothing
-
-
-def _nothing(*_: object) -> None:
-    """Does nothing."""
-
-
-def _always() -> bool:
-    return True
 
 
 def _kills(model: nn.Module) -> bool:

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from graph.test_shrink_fuzz import build
 
 from cases.networks import NETWORKS, images, mask_at_random, trained
+from graph.test_shrink_fuzz import build
 from prunekernels.graph.analysis import ChannelAnalysis
 from prunekernels.graph.layer_uses import any_weights
 from prunekernels.graph.narrow import Narrowing, kept_in_forward, multiply_adds
-from prunekernels.graph.narrower import Narrower, read_masks
+from prunekernels.graph.narrower import Narrower
 from prunekernels.graph.trace import trace
 
 
@@ -23,14 +23,13 @@ def slowly(net, x, literal=False):
 
 def assert_same(net, x, narrower, literal=False):
     want, excess = slowly(net, x, literal)
-    masks = read_masks(net)
-    got = narrower.narrow(masks)
+    got = narrower.narrow(net)
     assert got.numbers == want.numbers
     assert {n: set(by) for n, by in got.indices.items()} == {n: set(by) for n, by in want.indices.items()}
     for name, by_dim in want.indices.items():
         for dim, rows in by_dim.items():
             assert torch.equal(got.indices[name][dim], rows), (name, dim)
-    assert narrower.excess(masks) == excess
+    assert narrower.excess(net) == excess
 
 
 @pytest.mark.parametrize("literal", [False, True])

@@ -3,10 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import prunekernels as pk
-from cases.methods import EVERY, batches, chain, convs, residual, sgd, train_modes
+from cases.methods import EVERY, batches, chain, residual, sgd, train_modes
 from prunekernels import methods
 from prunekernels.methods import GHFP, PGP, SFP
 from prunekernels.methods.criteria import CRITERIA

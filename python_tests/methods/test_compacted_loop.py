@@ -368,7 +368,9 @@ def test_detach_gives_everything_back():
     plain = chain(dtype=torch.float64)
     optimizer = sgd(plain)
     before = hooks(plain, optimizer)
-    net, optimizer, method = made(net=plain, optimizer=lambda _, made=optimizer: made, criterion="mean_activation", rate=0.5)
+    net, optimizer, method = made(
+        net=plain, optimizer=lambda _, made=optimizer: made, criterion="mean_activation", rate=0.5
+    )
     train_modes([method], 0)
     method.end_epoch()
     one_step(method)

@@ -8,6 +8,8 @@
 namespace prunekernels {
 namespace {
 
+constexpr int64_t kPrefetched = 4096;  // bytes; 1024 of them save a third as much, 16384 no more
+
 template <bool kGather, typename T>
 void move(T* part, T* whole, int64_t count) {
   if constexpr (kGather)
@@ -78,6 +80,14 @@ void leave_out_row(const PartCopy& copy, T* part) {
   for (int64_t j = 0; j < copy.column.size; ++j) leave_out<kGather>(part + j * step, copy.block);
 }
 
+// Rows of a whole are short, and those between are left out: the hardware does not see the next one coming.
+template <typename T>
+void prefetch_row(const PartCopy& copy, int64_t row) {
+  const char* next = copy.whole + row * copy.whole_row * static_cast<int64_t>(sizeof(T));
+  const int64_t bytes = std::min(copy.whole_row * static_cast<int64_t>(sizeof(T)), kPrefetched);
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(next + at);
+}
+
 template <bool kGather, typename T>
 void move_rows(const PartCopy& copy, int64_t begin, int64_t end) {
   auto* const line = copy.runs != nullptr ? move_runs<kGather, T>
@@ -86,6 +96,7 @@ void move_rows(const PartCopy& copy, int64_t begin, int64_t end) {
   const auto& [x, y, z] = copy.outer;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t row = copy.rows != nullptr ? copy.rows[i] : i;
+    if (copy.rows != nullptr && i + 1 < end && copy.rows[i + 1] >= 0) prefetch_row<T>(copy, copy.rows[i + 1]);
     if (row < 0 && !kGather) continue;
     T* part_row = reinterpret_cast<T*>(copy.part) + i * copy.part_row;
     T* whole_row = reinterpret_cast<T*>(copy.whole) + std::max(row, int64_t{0}) * copy.whole_row;

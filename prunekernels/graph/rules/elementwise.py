@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, fx
 
@@ -27,7 +29,9 @@ class ElementwiseRule(Rule):
             net.classes.tie(members[0].channels.ids, operand.channels.ids)
         axis = len(sizes_of(node)) - from_right
         net.operands[node] = operands
-        return Channels.of(axis, self._values(net, node, count), members[0].channels.ids)
+        live = torch.full((count,), torch.nan, dtype=torch.float64)
+        known = {operand.node: live if operand.whole else operand.channels.values for operand in operands}
+        return Channels.of(axis, self.values(node, known), members[0].channels.ids)
 
     def sides(self, net: NetworkChannels, node: fx.Node) -> tuple[int, int] | None:
         """The dimension of the channels, counted from the right, and their number; None: the operands do not agree."""
@@ -58,14 +62,12 @@ class ElementwiseRule(Rule):
         wide = net.channels(node, len(sizes) - from_right)
         return None if wide is None else Operand(node, wide)
 
-    def _values(self, net: NetworkChannels, node: fx.Node, count: int) -> Tensor:
-        operands = net.operands[node]
-        live = torch.full((count,), torch.nan, dtype=torch.float64)
-        known = {o.node: live if o.whole else o.channels.values for o in operands}
+    def values(self, node: fx.Node, known: Mapping[fx.Node, Tensor]) -> Tensor:
+        """The constants of the result, from those of each operand; all float64 [C], NaN = live."""
         if op_name(node) == "expand_as":
             return known[argument(node, 0)]
         args = [known[arg] if isinstance(arg, fx.Node) else arg for arg in node.args]
-        values = apply(node, *args, **node.kwargs).double().expand(count)
+        values = apply(node, *args, **node.kwargs).double().expand(len(next(iter(known.values()))))
         if op_name(node) == "mul":
             for side in known.values():
                 values = torch.where(side == 0, 0.0, values)

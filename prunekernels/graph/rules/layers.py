@@ -246,14 +246,17 @@ class PReLURule(LayerRule):
         x = net.tracked(argument(node, 0))
         if x is None or x.axis != 1 or not net.traced.is_parameter(argument(node, 1)):
             return None
-        slope = net.tensor(argument(node, 1))
-        assert slope is not None
-        if slope.numel() == len(x):
+        if value_of(argument(node, 1)).numel() == len(x):
             net.share(argument(node, 1), 0, x.ids)
         else:
             net.pin_parameter(argument(node, 1))
-        values = torch.where(x.values < 0, x.values * slope, x.values)
-        return Channels.of(1, values, x.ids)
+        return Channels.of(1, self.values(net, node, x.values), x.ids)
+
+    def values(self, net: NetworkChannels, node: fx.Node, values: Tensor) -> Tensor:
+        """The constants of the result, from those of the operand; both float64 [C], NaN = live."""
+        slope = net.tensor(argument(node, 1))
+        assert slope is not None
+        return torch.where(values < 0, values * slope, values)
 
     def backward(self, net: NetworkChannels, node: fx.Node) -> None:
         x, out = net.ends(node)

@@ -23,7 +23,7 @@ class SplitRule(Rule):
         x = net.tracked(argument(node, 0))
         if x is None:
             return None
-        if not self._along(node, x):
+        if not self.along(node, x):
             return [Channels.of(x.axis, x.values, x.ids) for _ in node.meta["val"]]
         sizes = [int(part.shape[x.axis]) for part in node.meta["val"]]
         return [Channels.of(x.axis, v, i) for v, i in zip(x.values.split(sizes), x.ids.split(sizes), strict=True)]
@@ -32,7 +32,7 @@ class SplitRule(Rule):
         x, parts = net.tracked(argument(node, 0)), net.states[node]
         assert x is not None and isinstance(parts, list)
         needed = [part.needed for part in parts if part is not None]
-        if self._along(node, x):
+        if self.along(node, x):
             x.read |= torch.cat(needed)
         else:
             x.read |= torch.stack(needed).any(0)
@@ -40,7 +40,7 @@ class SplitRule(Rule):
     def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
         x = net.tracked(argument(node, 0))
         assert x is not None
-        if self._along(node, x):
+        if self.along(node, x):
             sizes = [int(part.shape[x.axis]) for part in node.meta["val"]]
             if len(set(sizes)) > 1 or (literal and op_name(node) != "chunk"):
                 net.classes.pin(x.ids)
@@ -52,14 +52,14 @@ class SplitRule(Rule):
                     net.count_by(where, parts[0])
 
     @staticmethod
-    def _along(node: fx.Node, x: Channels) -> bool:
+    def along(node: fx.Node, x: Channels) -> bool:
         return argument(node, 2, 0) % len(sizes_of(argument(node, 0))) == x.axis
 
     def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
         x = builder.net.tracked(argument(node, 0))
         parts = builder.net.states[node]
         assert x is not None and isinstance(parts, list)
-        if not self._along(node, x):
+        if not self.along(node, x):
             return builder.copy(node, compact=node.args[:1])
         sizes = [builder.kept.of(part).numel() for part in parts if part is not None]
         given = builder.compact(argument(node, 0))
@@ -90,7 +90,7 @@ class SliceRule(Rule):
         dim, start, end, step = (argument(node, i, default) for i, default in enumerate((0, None, None, 1), 1))
         return dim % len(sizes_of(argument(node, 0))), start, end, step
 
-    def _positions(self, node: fx.Node, x: Channels) -> Tensor:
+    def positions(self, node: fx.Node, x: Channels) -> Tensor:
         dim, start, end, step = self.arguments(node)
         every = torch.arange(len(x))
         return every[start:end:step] if dim == x.axis else every
@@ -100,16 +100,16 @@ class SliceRule(Rule):
         sizes = sizes_among(node)
         if x is None or len(node.all_input_nodes) != 1 + len(sizes) or (sizes and self.arguments(node)[0] == x.axis):
             return None
-        at = self._positions(node, x)
+        at = self.positions(node, x)
         return Channels.of(x.axis, x.values[at], x.ids[at])
 
     def backward(self, net: NetworkChannels, node: fx.Node) -> None:
         x, out = net.ends(node)
-        x.read[self._positions(node, x)] |= out.needed
+        x.read[self.positions(node, x)] |= out.needed
 
     def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
         x = net.ends(node)[0]
-        at = self._positions(node, x)
+        at = self.positions(node, x)
         if len(at) == len(x) or self.arguments(node)[0] != x.axis:
             return
         # With bounds at shares of the width, such as x[:, : width // 2], the shares have to stay alike.
@@ -123,7 +123,7 @@ class SliceRule(Rule):
         x, out = builder.net.ends(node)
         if self.arguments(node)[0] != x.axis:
             return builder.copy(node, compact=node.args[:1])
-        kept = self._positions(node, x)[builder.kept.of(out)]
+        kept = self.positions(node, x)[builder.kept.of(out)]
         return builder.select(
             node, builder.compact(argument(node, 0)), x.axis, torch.searchsorted(builder.kept.of(x), kept)
         )
@@ -142,7 +142,7 @@ class PadRule(Rule):
         value = argument(node, 3)
         return pad, float(value or 0), mode == "constant"
 
-    def _around(self, node: fx.Node, x: Channels) -> tuple[int, int]:
+    def around(self, node: fx.Node, x: Channels) -> tuple[int, int]:
         """The numbers of channels that are added before and behind."""
         pad, at = self.arguments(node)[0], 2 * (len(sizes_of(argument(node, 0))) - 1 - x.axis)
         return (pad[at], pad[at + 1]) if at < len(pad) else (0, 0)
@@ -151,29 +151,33 @@ class PadRule(Rule):
         x = net.tracked(argument(node, 0))
         if x is None or len(node.all_input_nodes) != 1 + len(sizes_among(node)):
             return None
-        pad, value, constant = self.arguments(node)
-        before, behind = self._around(node, x)
-        at = 2 * (len(sizes_of(argument(node, 0))) - 1 - x.axis)
+        _, value, constant = self.arguments(node)
+        before, behind = self.around(node, x)
         if isinstance(before, fx.Node) or isinstance(behind, fx.Node):
             return None
         if min(before, behind) < 0 or ((before or behind) and not constant):
             return None
-        others = [amount for i, amount in enumerate(pad) if i not in (at, at + 1)]
-        elsewhere = any(isinstance(amount, fx.Node) or amount > 0 for amount in others)
-        inner = torch.where(x.values == value, x.values, torch.nan) if elsewhere and constant else x.values
         filled = torch.full((before + behind,), value, dtype=torch.float64)
         added = net.classes.new(before + behind)
-        values = torch.cat([filled[:before], inner, filled[before:]])
+        values = torch.cat([filled[:before], self.values(node, x, x.values), filled[before:]])
         return Channels.of(x.axis, values, torch.cat([added[:before], x.ids, added[before:]]))
+
+    def values(self, node: fx.Node, x: Channels, values: Tensor) -> Tensor:
+        """The constants of the channels that were there, padded in other dimensions; float64 [C], NaN = live."""
+        pad, value, constant = self.arguments(node)
+        at = 2 * (len(sizes_of(argument(node, 0))) - 1 - x.axis)
+        others = [amount for i, amount in enumerate(pad) if i not in (at, at + 1)]
+        elsewhere = any(isinstance(amount, fx.Node) or amount > 0 for amount in others)
+        return torch.where(values == value, values, torch.nan) if elsewhere and constant else values
 
     def backward(self, net: NetworkChannels, node: fx.Node) -> None:
         x, out = net.ends(node)
-        before = self._around(node, x)[0]
+        before = self.around(node, x)[0]
         x.read |= out.needed[before : before + len(x)]
 
     def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
         x, out = net.ends(node)
-        before, _ = self._around(node, x)
+        before, _ = self.around(node, x)
         for ids in (out.ids[:before], out.ids[before + len(x) :]):
             where = None if literal else net.traced.attribute_of(node, ids.numel())
             if where is not None:
@@ -183,7 +187,7 @@ class PadRule(Rule):
 
     def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
         x, out = builder.net.ends(node)
-        pad, (before, _) = list(self.arguments(node)[0]), self._around(node, x)
+        pad, (before, _) = list(self.arguments(node)[0]), self.around(node, x)
         kept, at = builder.kept.of(out), 2 * (len(sizes_of(argument(node, 0))) - 1 - x.axis)
         if at < len(pad):
             pad[at], pad[at + 1] = int((kept < before).sum()), int((kept >= before + len(x)).sum())
