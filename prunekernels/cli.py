@@ -91,7 +91,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("measure", None, "pgp: score filters by an extra pass over the training set after each epoch")
     option = "an option of the method, such as coupling=joint; may be repeated"
     add("set", _setting, option, action="append", metavar="NAME=VALUE")
-    modes = "masked, live, compacted, dense (masks are applied, and nothing is skipped), or auto: the fastest of the first"
+    modes = (
+        "masked, live, compacted, dense (masks are applied, and nothing is skipped), or auto: the fastest of the first"
+    )
     add("mode", str, f"{modes} three, measured for the masks that there are (auto)")
     parser.add_argument("--gear", action=_Gear, choices=MODE_OF_GEAR, help=argparse.SUPPRESS)
     add("compile", None, "use torch.compile once masks stand still, if that makes steps faster")

@@ -66,12 +66,12 @@ def step_times(
 @contextmanager
 def _left_alone(net: nn.Module, device: torch.device) -> Iterator[None]:
     """Buffers, such as the statistics of norms, and torch's random state are as before when the block ends."""
-    buffers = [(buffer, buffer.clone(), buffer._version) for buffer in net.buffers()]
+    buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             yield
         finally:
             with torch.no_grad():
-                for buffer, value, version in buffers:
-                    if buffer._version != version:  # a write to a mask would have its tables made anew
+                for buffer, value in buffers:  # norms write without a trace; a write to a mask has its tables made anew
+                    if not torch.equal(buffer, value):
                         buffer.copy_(value)

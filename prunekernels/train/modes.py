@@ -256,4 +256,5 @@ def _told(times: ModeTimes) -> str:
 
 
 def _first_line(error: Exception) -> str:
+    error = getattr(error, "inner_exception", error)  # a compiler's own, in torch's
     return (str(error).strip() or type(error).__name__).splitlines()[0]
