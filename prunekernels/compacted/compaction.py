@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..graph.narrower import Narrower, read_masks
+from ..graph.narrower import Narrower
 from ..graph.trace import trace
 from ..graph.verify import Misfit, check_alike
 from ..nn.adapted import computed_layers
@@ -18,8 +18,6 @@ from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.example import Example
 from ..nn.mask_buffers import MaskBuffers
 from ..ops.parts import gather_parts, scatter_parts
-from ..optim.freezing import bind
-from ..optim.step import MaskedStep
 from ..optim.unwrap import unwrap
 from .cut import Block, Cut, has_holes
 from .tree import Restructured, Tree
@@ -135,6 +133,8 @@ class Compaction:
             elif isinstance(layer, MaskedBatchNorm2d):
                 if not layer.affine:
                     found[name] = "it has no weight that could be zero"
+            elif layer.grad_scale is not None:
+                found[name] = "its gradients are scaled, by grad_scale"
             elif layer.weight_grad == "dense":
                 found[name] = 'dead filters train, by weight_grad="dense"'
             elif freeze.get(id(layer.weight)) == "hard" and has_holes(layer):
@@ -188,14 +188,12 @@ class Compaction:
         for part in cut.parts.values():
             part.block.part.requires_grad_(part.block.whole.requires_grad)
             if id(part.block) in gathered:
-                part.punch()
                 if part.name.endswith("running_var") and part.live is not None:
                     part.block.part.masked_fill_(~part.live.to(part.block.part.device), 1)
             part.block.part.grad = None
         self._tree.fill(cut.small(), cut.numbers)
-        if self._twin is not None and self._masked_net:
-            how = None if isinstance(self._twin.opt, MaskedStep) else next(iter(self._twin.freeze.values()), "dead")
-            bind(self._twin.opt, self._tree.network, freeze=how)
+        if self._twin is not None:
+            self._twin.bind(self._tree.network)
         self.entered = True
 
     def _is_current(self, whole: Tensor) -> bool:
@@ -209,8 +207,7 @@ class Compaction:
         assert self._tree is not None
         cut = self._cut
         wrong: Exception | None = None
-        blocks = [Block(b.whole, part.filled(), b.rows, b.columns, b.merged)
-                  for part in cut.parts.values() if (b := part.block) is not None]  # fmt: skip
+        blocks = [part.block for part in cut.parts.values()]
         if self._twin is not None:
             blocks += [block for part in cut.parts.values() for block in part.carried]
             try:
@@ -226,8 +223,10 @@ class Compaction:
     def leave(self) -> None:
         """Writes everything back and ends it; raises RuntimeError if masks or parameters changed meanwhile."""
         changed = self._changed_layer()
-        self.write_back()
-        self.entered = False
+        try:
+            self.write_back()
+        finally:
+            self.entered = False
         if changed is not None:
             raise RuntimeError(
                 f"compacted: {changed}: expected masks that stay as they are as long as the network is compacted, got "
@@ -265,15 +264,14 @@ class Compaction:
             (name, layer, which, mask, mask._version) for name, layer in self._watched
             for which, mask in layer._masks.items()
         ]  # fmt: skip
-        key: list[bytes | int] = []
+        key: list[bytes] = []
         for _, layer in self._watched:
             names = [name for name in layer._mask_names if name != "kernel_mask" or has_holes(layer)]
             key += [layer._masks[name].cpu().numpy().tobytes() for name in names]
-            key.append(id(getattr(layer, "_grad_scale", None)))
         freeze = {} if self._twin is None else self._twin.freeze
         found = (tuple(key), tuple(freeze.items()))
         if found not in self._cuts:
-            narrowing = self._narrower.narrow(read_masks(self.model))
+            narrowing = self._narrower.narrow(self.model)
             tensors = self._tree.named_tensors()
             layers = [layer for name, layer in self._watched if name not in self.wide]
             self._cuts[found] = Cut(narrowing, tensors, layers, freeze)
@@ -323,7 +321,7 @@ class Compaction:
     def excess(self) -> float:
         """Multiply-adds of net over those that separate masks of the members of each group would need."""
         self.prepare()
-        return self._narrower.excess(read_masks(self.model))
+        return self._narrower.excess(self.model)
 
     # ---- checks
 
@@ -354,11 +352,13 @@ class Compaction:
 def _gather(blocks: list[Block]) -> None:
     if blocks:
         gather_parts(*_lists(blocks, lambda b: b.part, lambda b: b.whole))
+        for block in blocks:
+            block.punch()
 
 
 def _scatter(blocks: list[Block]) -> None:
     if blocks:
-        scatter_parts(*_lists(blocks, lambda b: b.whole, lambda b: b.part))
+        scatter_parts(*_lists(blocks, lambda b: b.whole, lambda b: b.filled()))
 
 
 def _lists(blocks: list[Block], *tensors: Callable[[Block], Tensor]) -> Any:

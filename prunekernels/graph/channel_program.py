@@ -114,13 +114,17 @@ class WeightStep:
 
 @dataclass
 class NormStep:
-    """Batch norm. A dead channel is zero; any other is live, but for one of zeros, by_batch, that has no bias."""
+    """Batch norm. A dead channel is zero; any other is live, but for one of zeros, by_batch, that has no bias.
+
+    tracks: it has running statistics, which move in training, so that its live channels count as read.
+    """
 
     x: Input
     out: slice
     weight: MaskArrays
     bias: MaskArrays | None
     by_batch: bool
+    tracks: bool
 
     def forward(self, live: Bools) -> None:
         bias = False if self.bias is None else rows_of(self.bias)
@@ -128,6 +132,8 @@ class NormStep:
         live[self.out] = (passes & self.x.not_zero(live) if self.by_batch else passes) | bias
 
     def backward(self, live: Bools, read: Bools) -> None:
+        if self.tracks:
+            read[self.out] |= live[self.out]
         mark(read, self.x.at, read[self.out] & live[self.out] & rows_of(self.weight))
 
 

@@ -272,7 +272,8 @@ class Compiler:
         by_batch = bool(argument(node, 5)) or argument(node, 3) is None
         if weight is None:  # the mask of a norm without factors has no place in the graph
             weight = self.masks.get(rule.name(self.analysis.traced, node), MaskArrays())
-        self._steps.append(NormStep(self._input(x), self._slice(out), weight, bias, by_batch))
+        tracks = argument(node, 3) is not None
+        self._steps.append(NormStep(self._input(x), self._slice(out), weight, bias, by_batch, tracks))
         return out
 
     def _prelu(self, rule: PReLURule, node: fx.Node) -> Value:

@@ -15,7 +15,7 @@ from prunekernels.graph.trace import trace
 def slowly(net, x, literal=False):
     """The narrowing and the excess, by a new trace of the masked network."""
     traced = trace("test", net, x)
-    analysis = ChannelAnalysis(traced, any_weights(net, traced), constants=False)
+    analysis = ChannelAnalysis(traced, any_weights(net, traced), constants=False, statistics=True)
     least = multiply_adds(analysis, analysis.kept())
     kept = kept_in_forward(analysis, literal=literal)
     return Narrowing.of(analysis, kept), multiply_adds(analysis, kept) / max(least, 1)
