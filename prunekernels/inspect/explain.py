@@ -30,7 +30,7 @@ from .modes import MODES, ModeTimes, time_modes, unwrapped
 from .observe import masked_where_compiled, observe, text_table
 
 WARMUPS, MIN_ROUNDS, MAX_ROUNDS, SECONDS = 2, 3, 15, 0.1
-EXCESS = 1.1  # times the multiply-adds of separate masks, from which on the union is worth a word
+EXCESS = 1.1  # times the multiply-adds without dead filters, from which on they are worth a word
 DENSE, SMALL = (LayerPlan(plan, plan, plan) for plan in ("dense", "small"))
 
 
@@ -70,8 +70,8 @@ class Explanation:
         modes: What a pass of the whole network takes in each mode, a ModeTimes; None if that was not measured.
         wide: By name of a layer that keeps its masks and its width in compacted mode, why.
         kept: By name of a layer that has dead filters as zeros in compacted mode, why.
-        excess: How many times the multiply-adds of separate masks the union of coupled layers' masks takes in compacted
-            mode; None if that is not known.
+        excess: How many times the multiply-adds of compacted mode are those without such zeros; None if that is not
+            known. Live mode computes without them.
 
     Examples:
         >>> model = torch.nn.Sequential(pk.MaskedConv2d(3, 8, 3), torch.nn.Sigmoid())
@@ -118,8 +118,7 @@ class Explanation:
         lines += [f"compacted mode: {name or 'the layer'} has {why}" for name, why in self.kept.items()]
         if self.excess is not None and self.excess > EXCESS:
             lines.append(
-                f"compacted mode: the union of the masks of coupled layers takes {self.excess:.2f} times the "
-                "multiply-adds of separate masks, as live mode has them"
+                f"compacted mode: those zeros take it to {self.excess:.2f} times the multiply-adds of live mode"
             )
         return "\n".join(lines)
 
@@ -190,7 +189,8 @@ def _explain_modes(
     explanation.modes = time_modes(model, example_input, modes=modes, backward=backward, compaction=compaction)
     if explanation.modes.ms.get("compacted") is None:
         return
-    explanation.wide, explanation.excess = dict(compaction.wide), compaction.excess
+    explanation.wide = dict(compaction.wide)
+    explanation.excess = kept.excess(network, compaction, example_input)
     filters, explanation.kept = kept.filters(network, compaction)
     names = {id(module): name for name, module in network.named_modules()}
     for row in explanation.rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -16,6 +17,7 @@ from ..graph.rules.base import UNKNOWN
 from ..graph.rules.layers import ConvRule, NormRule, WeightRule
 from ..graph.trace import Traced
 from ..nn.conv import MaskedConv2d
+from .flops import count_flops
 
 SHOWN = 3  # names of a list, before it is cut short
 
@@ -24,10 +26,10 @@ SHOWN = 3  # names of a list, before it is cut short
 class _Class:
     """Channels that stay or go together: where one of them is not zero although no operand of the node has it."""
 
-    live_in: set[str] = field(default_factory=set)  # convolutions and linear layers
-    constant_behind: set[str] = field(default_factory=set)  # norms
-    nonzero_behind: set[str] = field(default_factory=set)  # other operators
-    taken_by: set[str] = field(default_factory=set)  # operators without a small form
+    live_in: dict[str, int] = field(default_factory=dict)  # convolutions and linear layers, with their places
+    constant_in: dict[str, int] = field(default_factory=dict)  # norms
+    nonzero_behind: dict[str, int] = field(default_factory=dict)  # other operators
+    taken_by: dict[str, int] = field(default_factory=dict)  # operators without a small form
 
 
 def filters(model: nn.Module, compaction: Compaction) -> tuple[dict[str, int], dict[str, str]]:
@@ -43,6 +45,19 @@ def filters(model: nn.Module, compaction: Compaction) -> tuple[dict[str, int], d
     why = _reasons(model, compaction.traced, dead) if dead else {}
     unknown = "the trace does not follow its channels"
     return counts, {name: f"{count} dead filters as zeros: {why.get(name, unknown)}" for name, count in dead.items()}
+
+
+def excess(model: nn.Module, compaction: Compaction, example_input: Any) -> float:
+    """Multiply-adds of the small network over those without the dead filters that it has as zeros."""
+    small = compaction.net
+    all_of_it = without = 0.0
+    for row in count_flops(model, example_input).rows:
+        whole, part = model.get_submodule(row["layer"]).weight, small.get_submodule(row["layer"]).weight
+        cost = row["dense"] * part.numel() / whole.numel()  # type: ignore[operator, union-attr]
+        rows = None if row["layer"] in compaction.wide else compaction.rows(row["layer"])
+        all_of_it += cost
+        without += cost if rows is None else cost * int((rows >= 0).sum()) / rows.numel()
+    return all_of_it / without if without else 1.0
 
 
 def _reasons(model: nn.Module, traced: Traced, names: Collection[str]) -> dict[str, str]:
@@ -65,21 +80,22 @@ def _reasons(model: nn.Module, traced: Traced, names: Collection[str]) -> dict[s
 def _classes(analysis: ChannelAnalysis, roots: Tensor) -> dict[int, _Class]:
     classes: dict[int, _Class] = {}
     traced = analysis.traced
-    for node, rule in analysis.rules.items():
+    for place, (node, rule) in enumerate(analysis.rules.items()):
         given = {int(root) for x in _operands(analysis, node) for root in roots[x.ids[x.live]]}
         state = analysis.tracked(node)
         arising = set() if state is None else {int(root) for root in roots[state.ids[state.needed]]} - given
         for root in arising:
             its = classes.setdefault(root, _Class())
             if isinstance(rule, WeightRule):
-                its.live_in.add(rule.name(traced, node))
+                its.live_in[rule.name(traced, node)] = place
             elif isinstance(rule, NormRule):
-                its.constant_behind.add(rule.name(traced, node))
+                its.constant_in[rule.name(traced, node)] = place
             else:
-                its.nonzero_behind.add(traced.describe(node))
+                its.nonzero_behind[traced.describe(node)] = place
         if rule is UNKNOWN:
             for root in {int(root) for x in _operands(analysis, node) for root in roots[x.ids]}:
-                classes.setdefault(root, _Class()).taken_by.add(traced.describe(node))
+                taker = "the network's output" if node.op == "output" else traced.describe(node)
+                classes.setdefault(root, _Class()).taken_by[taker] = place
     return classes
 
 
@@ -91,20 +107,20 @@ def _operands(analysis: ChannelAnalysis, node: fx.Node) -> Iterable[Channels]:
 
 def _text(name: str, classes: Collection[_Class], in_groups: bool) -> str:
     live = _names((each.live_in for each in classes), name)
-    norms = _names((each.constant_behind for each in classes), name)
+    norms = _names((each.constant_in for each in classes), name)
     others = _names((each.nonzero_behind for each in classes), name)
     takers = _names((each.taken_by for each in classes), name)
     told = [
-        "others of their groups are live" if in_groups else "",
-        f"live in {live}" if live and not in_groups else "",
-        f"constants behind {norms}, a norm without their mask" if norms else "",
+        "in groups with live ones" if in_groups else f"coupled with live ones of {live}" if live else "",
+        f"not masked in {norms}" if norms else "",
         f"not zero behind {others}" if others else "",
-        f"{takers} takes all channels" if takers else "",
+        f"all channels go into {takers}" if takers else "",
     ]
-    return "; ".join(filter(None, told)) or "the forward wants as many channels in one place as in another"
+    return "; ".join(filter(None, told)) or "the forward wants as many channels here as in another place"
 
 
-def _names(found: Iterable[set[str]], own: str) -> str:
-    names = list(dict.fromkeys(name for each in found for name in sorted(each) if name != own))
+def _names(found: Iterable[dict[str, int]], own: str) -> str:
+    places = {name: place for each in found for name, place in each.items() if name != own}
+    names = sorted(places, key=lambda name: places[name])
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
