@@ -1,11 +1,13 @@
 """Masked 2-D convolutions in which pruned filters and kernels cost nothing, forward and backward."""
 
 from . import methods, optim, plan, reference
+from .compacted.context import compacted
 from .functional import gather_channels, masked_conv2d, scatter_channels
 from .graph import Group, Tidied, coupled_groups, tidy_masks
 from .graph.shrink import shrink
 from .inspect.explain import Explanation, explain
 from .inspect.flops import Flops, count_flops
+from .inspect.modes import ModeTimes, time_modes
 from .live import LiveTensor
 from .masks import ConvMask
 from .nn.adapters import register_adapter
@@ -29,9 +31,11 @@ __all__ = [
     "LiveTensor",
     "MaskedBatchNorm2d",
     "MaskedConv2d",
+    "ModeTimes",
     "Tidied",
     "build_info",
     "check_same_masks",
+    "compacted",
     "convert",
     "copy_masks",
     "count_flops",
@@ -51,4 +55,5 @@ __all__ = [
     "scatter_channels",
     "shrink",
     "tidy_masks",
+    "time_modes",
 ]

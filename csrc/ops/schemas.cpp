@@ -127,4 +127,15 @@ TORCH_LIBRARY(prunekernels, m) {
   // clusters: int32 [K], the cluster of each row; rows below 0, and those alone in theirs, stay. weights: [] without
   // the second term.
   m.def("cluster_mean_(Tensor(a!)[] grads, Tensor[] clusters, Tensor[] weights, float strength) -> ()", reads_on_host);
+
+  // ---- a change of masks: rows and columns of many tensors, into small tensors and back ----
+
+  // part[i, j, ...] = whole[rows[i], columns[j], ...], 0 where either is -1. rows, columns: int64 on the CPU, whatever
+  // the device of the tensors; none: all, in order. A tensor of one dimension has rows alone. Tensors may lie in any
+  // way, but no part in the memory of its whole.
+  m.def("gather_parts_(Tensor(a!)[] parts, Tensor[] wholes, Tensor?[] rows, Tensor?[] columns) -> ()", reads_on_host);
+
+  // whole[rows[i], columns[j], ...] = part[i, j, ...]; a -1 is left out, and of a place that is listed twice, either
+  // value stays.
+  m.def("scatter_parts_(Tensor(a!)[] wholes, Tensor[] parts, Tensor?[] rows, Tensor?[] columns) -> ()", reads_on_host);
 }

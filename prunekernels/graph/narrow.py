@@ -112,7 +112,7 @@ class Narrowing:
                             made[id(tensor)] = _gather(tensor, index)
                             origins[id(made[id(tensor)])] = name, index
                         tensors[last] = made[id(tensor)]
-            _adjust(module)
+            adjust_sizes(module)
         for (path, attribute), number in self.numbers.items():
             setattr(plain.get_submodule(path), attribute, number)
         return origins
@@ -128,7 +128,7 @@ def _gather(full: Tensor, index: Index) -> Tensor:
     return nn.Parameter(part, full.requires_grad) if isinstance(full, nn.Parameter) else part
 
 
-def _adjust(module: nn.Module) -> None:
+def adjust_sizes(module: nn.Module) -> None:
     """Makes the sizes that a layer of torch.nn remembers those of its parameters."""
     weight = getattr(module, "weight", None)
     if isinstance(module, _NormBase):

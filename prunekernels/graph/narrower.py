@@ -90,7 +90,8 @@ class _Cost:
 class Narrower:
     """Says for any masks what makes a network small enough for them: what Narrowing.of says after a new analysis.
 
-    The rules run once, to compile them. No tensor of the traced network is held.
+    The small network is to train, so it has the live channels of norms, whose statistics move, even if nothing reads
+    them. The rules run once, to compile them. No tensor of the traced network is held.
     """
 
     def __init__(self, traced: Traced, model: nn.Module, stays: Collection[str], literal: bool) -> None:

@@ -13,6 +13,8 @@ from torch.utils import _pytree as pytree
 
 from .. import plan
 from ..nn.example import Example
+from ..nn.flow import flow
+from ..nn.mask_buffers import MaskBuffers
 from ..nn.reparametrized import deep_copy
 from .build import Builder
 from .trace import Traced, fixed_size, has_free_batch, plain_copy, value_of
@@ -105,15 +107,39 @@ def verify_module(
             if not difference <= ROUNDING * eps * magnitude:
                 raise Misfit(f"its forward gives other outputs on small layers, by {difference:.3g}")
             worst[i > 0] = max(worst[i > 0], difference)
-    _check_training(model, network, traced)
+    if only_trains(traced):
+        check_training(model, network, traced)
     return _line("module form", model, network, worst)
 
 
-def _check_training(model: nn.Module, network: nn.Module, traced: Traced) -> None:
-    """Runs the training forward if it may differ from that in eval mode: by layers that the latter did not use."""
+def check_alike(model: nn.Module, network: nn.Module, inputs: Example) -> None:
+    """Raises Misfit unless a small network gives the outputs of model in eval mode, on an example."""
+    copies: list[nn.Module] = [deep_copy(model).eval(), deep_copy(network).eval()]
+    for copied in copies:
+        flow(copied, False) if any(isinstance(m, MaskBuffers) for m in copied.modules()) else None
+    eps, given = torch.finfo(_dtype_of(model, inputs)).eps, inputs
+    doubled = _doubled(copies[0], copies[1], inputs)
+    if doubled is not None:
+        copies, given = list(doubled), inputs.double()
+        eps = torch.finfo(torch.float64).eps
+    want, got = _outcome(copies[0], given), _outcome(copies[1], given)
+    if isinstance(want, Exception):
+        raise want
+    if isinstance(got, Exception):
+        raise Misfit(f"its forward fails on small layers: {str(got).splitlines()[0]}") from got
+    difference, magnitude = _compare(want, got)
+    if not difference <= ROUNDING * eps * magnitude:
+        raise Misfit(f"its forward gives other outputs on small layers, by {difference:.3g}")
+
+
+def only_trains(traced: Traced) -> bool:
+    """Whether the training forward may differ from that in eval mode: by layers that the latter did not use."""
     used = {id(traced.tensors[name]) for node, name in traced.names.items() if node.users}
-    if all(id(p) in used for p in traced.model.parameters()):
-        return
+    return not all(id(p) in used for p in traced.model.parameters())
+
+
+def check_training(model: nn.Module, network: nn.Module, traced: Traced) -> None:
+    """Raises Misfit if the training forward of a small network fails where that of model does not."""
     want = _outcome(deep_copy(model).train(), traced.inputs)
     got = _outcome(copy.deepcopy(network).train(), traced.inputs)
     if isinstance(got, Exception) and not isinstance(want, Exception):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import Group
-from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.copy_masks import copy_masks, matched_layers
 from ..optim.freezing import freeze_dead
-from ..optim.hooks import before_step
 from ..optim.unwrap import unwrap
 from . import arguments, ranks
 from .channel_masks import ChannelMasks, NormFinder, units_of
@@ -21,11 +19,13 @@ from .checkpoint import check_identity, checksums, dead_values_of, put_back_dead
 from .clip import SoftClip
 from .criteria import make_criterion
 from .filter_states import FilterStates
+from .filter_tensors import FilterTensors
 from .first_pruning import FirstPruning
 from .ranking import Counts, Ranking, of_unit, pruned_counts
+from .running import Running
 
 
-class Method:
+class Method(Running, FilterTensors):
     """Base of all methods: ranks the filters after each epoch, prunes the weakest and masks them.
 
     A training loop calls `step` after each optimizer.step() and `end_epoch` after each epoch. After the last epoch what
@@ -52,6 +52,9 @@ class Method:
             over their layer's mean score.
         example_input: What the model takes (see Example). From it the graph tells which norms and inputs belong to a
             filter's channel; without it, the first forward pass tells which norms do (not of a compiled model).
+        mode: "masked": the network trains as it is, in masked or live mode. "compacted" (needs example_input): while
+            masks kill anything, a small plain network trains in its place (see compacted). A loop that serves both
+            reads `net` and `opt` in each step.
         norms: Whether a masked filter takes its channel in the masked norms behind it along, so that nothing downstream
             computes it. False: norms stay as the papers leave them, and a dead filter gives a constant.
         duty: The share of an epoch's steps in the dense phase. The sparse phase, in which soft-dead filters are masked,
@@ -82,9 +85,10 @@ class Method:
         >>> method = pk.methods.GHFP(net, optimizer, rate=0.5, epochs=3, example_input=torch.randn(1, 1, 8, 8))
         >>> for epoch in range(3):
         ...     for x in torch.randn(2, 5, 1, 8, 8):
-        ...         optimizer.zero_grad()
-        ...         net(x).square().mean().backward()
-        ...         optimizer.step()
+        ...         small, opt = method.net, method.opt  # in the default mode, net and optimizer themselves
+        ...         opt.zero_grad()
+        ...         small(x).square().mean().backward()
+        ...         opt.step()
         ...         method.step()
         ...     counts = method.end_epoch()
         >>> method
@@ -115,6 +119,7 @@ class Method:
         coupling: str = "independent",
         budget: str = "layer",
         example_input: Any = None,
+        mode: str = "masked",
         norms: bool = True,
         duty: float = 1.0,
         clip: bool | None = None,
@@ -155,6 +160,7 @@ class Method:
         self._finder: NormFinder | None = None
         self._masks_all = False
         self._first: FirstPruning | None = None
+        self._start_running(mode, example_input)
         self.binding = freeze_dead(optimizer, model)
         self.clip = SoftClip(self) if (duty < 1 if clip is None else clip) else None
         self.criterion.start(self)
@@ -233,6 +239,7 @@ class Method:
         Returns:
             By layer name, its Counts; also the last entry of `history`.
         """
+        self._leave()
         self._find_norms()
         self._first = None
         before = {name: self.filters.of_layer(self.filters.dead, name) for name in self.layers}
@@ -247,10 +254,6 @@ class Method:
         self._set_masks()
         self.history.append({name: self.filters.counts(name, was_dead) for name, was_dead in before.items()})
         return self.history[-1]
-
-    def before_step(self, work: Callable[[], None]) -> Any:
-        """Registers work to run before each optimizer.step(), after its closure; returns the hook's handle."""
-        return before_step(self.optimizer, work)
 
     @contextmanager
     def masked(self) -> Iterator[None]:
@@ -331,32 +334,6 @@ class Method:
         """int64: indices of a layer's filters that are True in these unit masks, on the layer's device."""
         return self.filters.of_layer(by_unit, name).nonzero().flatten().to(self.layers[name].weight.device)
 
-    def _zero(self, name: str, rows: Tensor) -> None:
-        """Zeroes filters (rows: int64 indices) that became hard-dead, with bias, norm and optimizer state."""
-        for parameter in self.parameters_of(name) if len(rows) else ():
-            parameter[rows] = 0
-            self.forget(parameter, rows)
-
-    def norms_of(self, name: str) -> list[MaskedBatchNorm2d]:
-        """The masked norms that see a layer's output as it is and die with its filters."""
-        names = (self.channel_masks.norms or {}).get(name, []) if self.with_norms else []
-        return [m for n in names if isinstance(m := self.model.get_submodule(n), MaskedBatchNorm2d)]
-
-    def parameters_of(self, name: str) -> list[nn.Parameter]:
-        """The parameters with a row per filter of a layer: its own and those of its norms."""
-        modules = [self.layers[name], *self.norms_of(name)]
-        return [p for m in modules for p in (m.weight, m.bias) if isinstance(p, nn.Parameter)]
-
-    def optimizer_states(self, parameter: Tensor) -> list[Tensor]:
-        """The tensors of the optimizer's state (momentum, averages) that have the parameter's shape."""
-        states = self.optimizer.state.get(parameter, {}).values()
-        return [state for state in states if isinstance(state, Tensor) and state.shape == parameter.shape]
-
-    def forget(self, parameter: nn.Parameter, rows: Tensor) -> None:
-        """Zeroes the optimizer's state (momentum, averages) of some rows of a parameter."""
-        for state in self.optimizer_states(parameter):
-            state[rows] = 0
-
     # ---- masks
 
     def _sparse_steps(self) -> float:
@@ -368,6 +345,7 @@ class Method:
         return self.steps_per_epoch - max(1, round(self.duty * self.steps_per_epoch))
 
     def _set_masks(self) -> None:
+        self._leave()
         hidden = self.filters.dead if self._masks_all or self.hides_soft else self.filters.hard
         live = {name: ~self.filters.of_layer(hidden, name) for name in self.layers}
         not_hard = {name: ~self.filters.of_layer(self.filters.hard, name) for name in self.layers}
@@ -391,6 +369,7 @@ class Method:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that training needs to go on where it stopped, as plain values and tensors."""
+        self.write_back()
         return self._identity() | {
             "epoch": self.epoch,
             "steps": self.steps,
@@ -412,6 +391,7 @@ class Method:
             state_dict: That of the same method over the same network. Any other raises ValueError and changes nothing.
         """
         check_identity(type(self).__name__, self._identity(), state_dict)
+        self.leave()
         if self._first is not None:
             self._first.take_back(state_dict.get("checksums", {}), checksums(self.layers, self.optimizer))
             self._first = None
@@ -435,6 +415,7 @@ class Method:
 
         The masks stay, but from now on nothing keeps the optimizer from moving dead filters.
         """
+        self._stop_running()
         self._find_norms()
         if self.clip is not None:
             self.clip.stop()

@@ -107,14 +107,12 @@ class CSGD(Method):
         self._clustered: list[ClusteredTensor] = []
         self._hook: Any = None
         coupling = "joint" if self._alone else coupling
-        self._example_input = example_input
         super().__init__(model, optimizer, rate, epochs, example_input=example_input, coupling=coupling, **options)
 
     def _begin(self, is_new: bool) -> None:
         super()._begin(is_new)
-        self._hook = self.before_step(self.pull)
+        self._hook = self.before_step(self.pull, when=lambda: not self.merged)
         self._keep_mergeable(self._example_input)
-        del self._example_input
         if is_new and self.start < 0:
             self._cluster()
 
@@ -131,6 +129,9 @@ class CSGD(Method):
         self.merge_groups: list[MergeGroup] = [found[unit.layers] for unit in self.units]
         self.layers = {name: layer for name, layer in self.layers.items() if name not in self.left_out}
         self._expect(bool(self.layers), "model", "layers whose filters can be merged", f"{self.left_out}")
+
+    def _serves(self) -> bool:
+        return self.merged  # before, the rule moves all entries, those that the small network lacks too
 
     # ---- clusters
 

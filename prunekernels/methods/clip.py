@@ -23,7 +23,9 @@ class SoftClip:
         self.method = method
         self._seen: list[Tensor] | None = None  # FilterStates.dead, as of the last look
         self._soft: dict[str, tuple[Tensor, Tensor]] = {}  # by layer that has both: soft-dead and live, bool [K]
-        self._hook = method.before_step(self._clip)
+        self._hook = method.before_step(
+            self._clip, when=lambda: not (method.finished or method.hides_soft), reads_weights=False
+        )
 
     def stop(self) -> None:
         """Removes the hook."""
@@ -31,8 +33,6 @@ class SoftClip:
 
     @torch.no_grad()
     def _clip(self) -> None:
-        if self.method.finished or self.method.hides_soft:
-            return
         self._find_soft()
         layers = self.method.layers
         batches: dict[tuple[torch.device, torch.dtype], list[str]] = {}

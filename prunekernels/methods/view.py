@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..nn.conv import MaskedConv2d
 from .channel_masks import ChannelMasks
@@ -31,5 +32,37 @@ class MethodView(Protocol):
     def hides_soft(self) -> bool:
         """Whether soft-dead filters are masked at this step."""
 
-    def before_step(self, work: Callable[[], None]) -> Any:
-        """Registers work to run before each optimizer.step(); returns the handle that removes it."""
+    @property
+    def net(self) -> nn.Module:
+        """The network that trains now: the model, or the small one in its place."""
+
+    @property
+    def is_compacted(self) -> bool:
+        """Whether the small network trains now."""
+
+    def write_back(self) -> None:
+        """Gives the model and its optimizer what the small network has."""
+
+    def rows(self, name: str) -> Tensor | None:
+        """Which filters of a layer the network that trains now computes, -1 = zeros; None: all."""
+
+    def before_step(
+        self,
+        work: Callable[[], None],
+        *,
+        when: Callable[[], bool] | None = None,
+        reads_weights: bool = True,
+        changes_gradients: bool = True,
+    ) -> Any:
+        """Registers work to run before each optimizer step; returns the handle that removes it."""
+
+    def after_step(
+        self, work: Callable[[], None], *, when: Callable[[], bool] | None = None, reads_weights: bool = True
+    ) -> Any:
+        """Registers work to run after each optimizer step; returns the handle that removes it."""
+
+    def forward_hook(self, name: str, hook: Callable[..., None]) -> Any:
+        """Registers a forward hook on a module in either form; returns the handle that removes it."""
+
+    def full_gradients(self, *, changes: bool = False, added: bool = False) -> AbstractContextManager[None]:
+        """Within the block the model's parameters have the gradients of the network that trains now."""

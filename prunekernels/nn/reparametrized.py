@@ -57,11 +57,14 @@ def has_reparametrization(layer: nn.Module) -> bool:
     return parametrize.is_parametrized(layer) or any(isinstance(h, known) for h in layer._forward_pre_hooks.values())
 
 
-def deep_copy(model: Model) -> Model:
-    """copy.deepcopy of a network, also where a hook left a tensor with an autograd history, which deepcopy refuses."""
-    memo: dict[int, Any] = {}
+def deep_copy(model: Model, memo: dict[int, Any] | None = None) -> Model:
+    """copy.deepcopy of a network, also where a hook left a tensor with an autograd history, which deepcopy refuses.
+
+    memo: by id, what stands in the copy for an object.
+    """
+    memo = {} if memo is None else memo
     for module in model.modules():
         for value in module.__dict__.values():
             if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
+                memo.setdefault(id(value), value.detach().clone())
     return copy.deepcopy(model, memo)

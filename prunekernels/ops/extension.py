@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,10 +59,21 @@ if _C is None:
     )
     _library = fallback.define()
 else:
-    _library = torch.library.Library("prunekernels", "IMPL")
+    _library = torch.library.Library("prunekernels", "FRAGMENT")
     fallback.implement(_library, "CUDA")  # for operators without CUDA kernels in this build
 
 ops = torch.ops.prunekernels
+
+
+def register(schemas: Sequence[str], operators: Sequence[Callable]) -> None:
+    """Operators, each with its schema, in pure torch where the extension has none, or has none for CUDA."""
+    for schema, operator in zip(schemas, operators, strict=True):
+        compiled = hasattr(ops, operator.__name__)
+        if not compiled:  # no extension, or one of an older source
+            _library.define(schema)
+        key = "CUDA" if compiled else "CompositeExplicitAutograd"
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"prunekernels::{operator.__name__}", key):
+            _library.impl(operator.__name__, operator, key)
 
 
 def has_extension() -> bool:

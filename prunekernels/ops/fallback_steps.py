@@ -221,17 +221,7 @@ def cluster_mean_(grads, clusters, weights, strength):
 OPERATORS = (masked_sgd_, masked_adamw_, mask_grad_, filter_norms, channel_mean, cluster_mean_)
 
 
-def _register() -> None:
-    if not extension.has_extension():
-        for schema in SCHEMAS:
-            extension._library.define(schema)
-    key = "CUDA" if extension.has_extension() else "CompositeExplicitAutograd"
-    for operator in OPERATORS:
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"prunekernels::{operator.__name__}", key):
-            extension._library.impl(operator.__name__, operator, key)
-
-
-_register()
+extension.register(SCHEMAS, OPERATORS)
 
 
 # ---- shapes ---------------------------------------------------------------------------------------------------------

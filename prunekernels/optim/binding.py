@@ -28,7 +28,8 @@ class Binding:
     def __init__(self, optimizer: torch.optim.Optimizer, layers: list[MaskedLayer], freeze: str) -> None:
         self.optimizer = optimizer
         self.hooks: list[Any] = []  # handles of the hooks that this binding put on the optimizer
-        self._layers, self._freeze = layers, freeze
+        self.freeze = freeze  # for an optimizer that has none of its own
+        self._layers = layers
         self._by_freeze: dict[str, DeadRows] = {}
 
     def tables(self, freeze: str | None = None) -> Mapping[Tensor, Tensor]:
@@ -40,7 +41,7 @@ class Binding:
         Returns:
             Parameter -> mask table (int32). Parameters with nothing frozen are absent.
         """
-        freeze = freeze or self._freeze
+        freeze = freeze or self.freeze
         if freeze not in self._by_freeze:
             self._by_freeze[freeze] = DeadRows(self._layers, freeze)
         return self._by_freeze[freeze].tables()

@@ -80,6 +80,21 @@ def train(net, optimizer, method, epochs, start=0, dtype=torch.float32):
         method.end_epoch()
 
 
+def train_modes(trained, epoch, dtype=torch.float64):
+    """One epoch of several methods, step by step, each in its own mode; how many steps small networks made."""
+    small = 0
+    for x, y in batches(epoch, dtype):
+        for method in trained:
+            net, opt = method.net, method.opt
+            net.train()
+            opt.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+            opt.step()
+            small += method.is_compacted
+            method.step()
+    return small
+
+
 def run(cls, epochs=3, net=None, total=10, optimizer=None, **options):
     """A network, its optimizer and a method after some epochs."""
     net = chain() if net is None else net

@@ -25,7 +25,7 @@ from prunekernels.train import models
 
 def slowly(net, traced, literal=False, stays=()):
     """The narrowing and the excess by a new analysis."""
-    analysis = ChannelAnalysis(traced, any_weights(net, traced), constants=False)
+    analysis = ChannelAnalysis(traced, any_weights(net, traced), constants=False, statistics=True)
     for node, rule in analysis.rules.items():
         if isinstance(rule, LayerRule) and analysis.states[node] is not None and rule.name(traced, node) in stays:
             for end in rule.ends(analysis, node):
@@ -60,7 +60,7 @@ def test_compacted_narrower_equals_a_new_analysis(name, literal):
     narrower = Narrower.of(traced, net, literal=literal)
     everything = assert_same(narrower, net, traced, literal)
     kept = [assert_same(narrower, mask_at_random(net, seed), traced, literal) for seed in range(6)]
-    assert min(kept) < everything
+    assert min(kept) < everything or name == "halves"  # where norms, masked apart from filters, keep all statistics
 
 
 def test_compacted_narrower_equals_a_new_trace():

@@ -7,6 +7,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import prunekernels as pk
 from cases.conv import ConvCase, inputs
+from cases.parts import SAMPLES as PARTS_SAMPLES
 from cases.steps import SAMPLES as STEP_SAMPLES
 from prunekernels import reference
 
@@ -119,7 +120,7 @@ def norm_sample(training):
 
 
 LAYOUTS_AND_COUNTS = [("nchw", 3), ("channels_last", 2), ("sliced", 1), ("nchw", 0)]
-SAMPLES |= STEP_SAMPLES
+SAMPLES |= STEP_SAMPLES | PARTS_SAMPLES
 COUNTS = {name: len(list(make())) for name, make in SAMPLES.items()}
 
 

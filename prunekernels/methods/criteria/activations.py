@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,23 +45,29 @@ class MeanActivation(Criterion):
         self.passes: dict[str, int] = {}
         if self.method.finished:
             return
-        model, norms = self.method.model, self.method.channel_masks.norms or {}
+        norms = self.method.channel_masks.norms or {}
         for name in self.method.layers:
-            where = model.get_submodule(next(iter(norms.get(name, [])), name))
-            self.hooks.append(where.register_forward_hook(lambda m, _, y, name=name: self._add(name, m, y)))
+            where = next(iter(norms.get(name, [])), name)
+            hook = partial(self._add, name, where)
+            self.hooks.append(self.method.forward_hook(where, lambda m, _, y, hook=hook: hook(m, y)))
 
     def stop(self) -> None:
         for hook in self.hooks:
             hook.remove()
         self.hooks = []
 
-    def _add(self, name: str, module: nn.Module, y: Tensor) -> None:
+    def _add(self, name: str, where: str, module: nn.Module, y: Tensor) -> None:
+        """Adds what a forward pass of module gave. where: its name, which is the layer's or that of its norm."""
         if not module.training:
             return
         if self.passes.get(name, 0) == self.batches:
             self.stop()
             return
         total = channel_mean([y.detach()], relu=True)[0] * len(y)
+        rows = None if module is self.method.model.get_submodule(where) else self.method.rows(where)
+        if rows is not None:  # a module of the small network
+            small, total = total, total.new_zeros(self.method.layers[name].out_channels)
+            total[rows[rows >= 0].to(total.device)] = small[(rows >= 0).to(total.device)]
         self.sums[name] = total if name not in self.sums else self.sums[name] + total
         self.images[name] = self.images.get(name, 0) + len(y)
         self.passes[name] = self.passes.get(name, 0) + 1

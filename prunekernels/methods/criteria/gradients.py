@@ -21,6 +21,7 @@ class Gathered(Criterion):
 
     Attributes:
         before_step: Whether to gather before the weights change rather than after it.
+        reads_weights: Whether `add` reads weights: in compacted mode they are then written back before.
 
     Examples:
         >>> class GradientSquares(pk.methods.criteria.Gathered):
@@ -39,12 +40,17 @@ class Gathered(Criterion):
 
     needs_steps = True
     before_step = False
+    reads_weights = True
 
     def start(self, method: MethodView) -> None:
         super().start(method)
         self.sums: Scores = {}
-        register = method.before_step if self.before_step else method.optimizer.register_step_post_hook
-        self.hooks: list[Any] = [register(lambda *_: None if method.finished else self.gather())]
+        when = lambda: not method.finished  # noqa: E731
+        if self.before_step:
+            hook = method.before_step(self.gather, when=when, changes_gradients=False)
+        else:
+            hook = method.after_step(self.gather, when=when, reads_weights=self.reads_weights)
+        self.hooks: list[Any] = [hook]
 
     def begin_epoch(self) -> None:
         self.sums = {}
@@ -118,6 +124,8 @@ class GradientSum(Gathered):
         Counts(live=2, soft=2, hard=0, returned=0)
     """
 
+    reads_weights = False
+
     def empty(self, weight: Tensor) -> Tensor:
         return torch.zeros_like(weight, dtype=_sum_type(weight))
 
@@ -133,17 +141,20 @@ class GradientSum(Gathered):
         Args:
             losses: Scalars, computed lazily one after another: the model is in eval mode while they are made.
         """
-        model = self.method.model
-        was_training = {module: module.training for module in model.modules()}
-        held = [(p, p.grad) for p in model.parameters()]
+        networks = self.method.net, self.method.model  # losses may be of either
+        self.method.write_back()
+        was_training = {module: module.training for network in networks for module in network.modules()}
+        held = [(p, p.grad) for p in dict.fromkeys(p for network in networks for p in network.parameters())]
         self.sums = {}
-        model.eval()
+        for network in networks:
+            network.eval()
         try:
             for loss in losses:
                 for p, _ in held:
                     p.grad = None
                 loss.backward()
-                self.gather()
+                with self.method.full_gradients(added=True):
+                    self.gather()
         finally:
             for p, grad in held:
                 p.grad = grad
@@ -164,6 +175,8 @@ class GradientNorms(Gathered):
         >>> method.end_epoch()["0"]
         Counts(live=2, soft=2, hard=0, returned=0)
     """
+
+    reads_weights = False
 
     def add(self, weights: list[Tensor], grads: list[Tensor], sums: list[Tensor]) -> None:
         mask_grad_(grads, abs_sums=sums, add_to_sums=True)
@@ -195,7 +208,8 @@ class Taylor(Gathered):
 class UpdateNorm(Gathered):
     """Scores filters by the sum over steps of ||change of the weights||_1, momentum and weight decay included.
 
-    The masked optimizers compute it in the step itself; with any other optimizer, a copy of the weights is kept.
+    The masked optimizers compute it in the step itself; with any other optimizer, and in compacted mode, a copy of the
+    weights is kept.
 
     Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
@@ -211,18 +225,21 @@ class UpdateNorm(Gathered):
     def start(self, method: MethodView) -> None:
         super().start(method)
         self.before: dict[Tensor, Tensor] = {}
-        weights: list[Tensor] = [layer.weight for layer in method.layers.values()]
-        if hasattr(method.optimizer, "track_updates"):
-            method.optimizer.track_updates(weights)
-        else:
-            self.hooks.append(method.optimizer.register_step_pre_hook(lambda *_: self._copy(weights)))
+        self._measures = hasattr(method.optimizer, "track_updates")
+        if self._measures:
+            method.optimizer.track_updates([layer.weight for layer in method.layers.values()])  # type: ignore[attr-defined]
+        self.hooks.append(method.before_step(self._copy, when=self._compares, changes_gradients=False))
+
+    def _compares(self) -> bool:
+        """Whether this step's changes follow from a copy of the weights: those of the small network always do."""
+        return not self.method.finished and (self.method.is_compacted or not self._measures)
 
     @torch.no_grad()
-    def _copy(self, weights: list[Tensor]) -> None:
-        if not self.before:
-            self.before = {weight: torch.empty_like(weight) for weight in weights}
-        for weight, before in self.before.items():
-            before.copy_(weight)
+    def _copy(self) -> None:
+        for weight in (layer.weight for layer in self.method.layers.values()):
+            if weight not in self.before:
+                self.before[weight] = torch.empty_like(weight)
+            self.before[weight].copy_(weight)
 
     @torch.no_grad()
     def gather(self) -> None:
@@ -230,7 +247,7 @@ class UpdateNorm(Gathered):
             weight = layer.weight
             if weight.grad is None:
                 continue
-            if self.before:
+            if self._compares():
                 change = l1([weight - self.before[weight]])[0]
             else:
                 change = self.method.optimizer.updates[weight][0]  # type: ignore[attr-defined]

@@ -1,0 +1,290 @@
+"""Cut: what a small network has of every parameter and statistic under one set of masks, and the tensors it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..graph.narrow import Narrowing
+from ..nn.batch_norm import MaskedBatchNorm2d
+from ..nn.conv import MaskedConv2d
+from ..ops import mask_table
+from ..ops.parts import gather_parts
+
+Bools = np.ndarray
+Indices = np.ndarray  # int64
+NORM = ("weight", "bias", "running_mean", "running_var")
+Rows = Tensor | None  # int64 on the CPU, -1: a frozen zero; None: all, in order
+
+
+@dataclass(eq=False)
+class Block:
+    """A part of a tensor: its rows and columns.
+
+    merged: how many of the leading dimensions count as one together with the next; the columns are what follows.
+    holes: bool [rows, columns] of the part, dead kernels: zeros that do not go back.
+    """
+
+    whole: Tensor
+    part: Tensor
+    rows: Rows
+    columns: Rows
+    merged: int = 0
+    holes: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        whole: Tensor,
+        rows: Rows,
+        columns: Rows,
+        kind: type[Tensor] = Tensor,
+        *,
+        merged: int = 0,
+        holes: Tensor | None = None,
+    ) -> Block:
+        shape = list(whole.shape)
+        for dim, index in ((0, rows), (merged + 1, columns)):
+            if index is not None:
+                shape[dim] = index.numel()
+        nhwc = whole.dim() == 4 and whole.is_contiguous(memory_format=torch.channels_last) and not whole.is_contiguous()
+        layout = torch.channels_last if nhwc else torch.contiguous_format
+        part = torch.empty(shape, dtype=whole.dtype, device=whole.device, memory_format=layout)
+        part = nn.Parameter(part, whole.requires_grad) if kind is nn.Parameter else part
+        return cls(whole, part, rows, columns, merged, holes)
+
+    def of_state(self, whole: Tensor) -> Block:
+        """The same part of another tensor of the same shape, as an optimizer's state is."""
+        return Block.of(whole, self.rows, self.columns, merged=self.merged, holes=self.holes)
+
+    def with_rows(self, tensor: Tensor) -> Tensor:
+        """A tensor like whole or part, with rows and columns as its first dimensions."""
+        return tensor.detach().flatten(0, self.merged) if self.merged else tensor
+
+    def punch(self) -> None:
+        """Writes zeros into the holes of what was gathered."""
+        if self.holes is not None:
+            self.part.detach()[self.holes.to(self.part.device)] = 0
+
+    def filled(self) -> Tensor:
+        """The part as it goes back: with what the whole has in the holes."""
+        part = self.part.detach()
+        if self.holes is None:
+            return part
+        filled = torch.empty_like(part)
+        gather_parts([filled], [self.whole.detach()], [self.rows], [self.columns])
+        trained = ~self.holes.to(part.device)
+        filled[trained] = part[trained]
+        return filled
+
+
+@dataclass(eq=False)
+class Part:
+    """What the small network has of a parameter or statistic, and what else of it an optimizer moves."""
+
+    name: str
+    block: Block
+    live: Tensor | None  # bool, expands to the part: its entries that are no frozen zeros; None: all of them
+    carried: list[Block] = field(default_factory=list)  # zero gradients, moved by momentum and weight decay
+
+    def freeze(self) -> None:
+        """Zeroes gradients of frozen zeros, also if the parameter is to be trained only later."""
+        part, live = self.block.part, self.live
+        if live is not None:
+            trains, dead = part.requires_grad, ~live.to(part.device)
+            part.requires_grad_().register_hook(lambda g: g.masked_fill(dead, 0))
+            part.requires_grad_(trains)
+
+
+@dataclass
+class Sides:
+    """Which entries of a tensor masks leave live: by row, by column, by kernel. None: all."""
+
+    rows: Bools | None = None
+    columns: Bools | None = None
+    kernels: Bools | None = None
+    hard: Bools | None = None  # rows that hard masks leave live; under freeze="hard" no others stand still
+
+
+def masked_sides(layer: nn.Module) -> dict[str, Sides]:
+    """By attribute of a masked layer, what its masks leave live."""
+    if isinstance(layer, MaskedBatchNorm2d):
+        live = _read(layer, "channel_mask")
+        return {} if layer._all_live else dict.fromkeys(NORM, Sides(live, hard=live))
+    if not isinstance(layer, MaskedConv2d) or layer._all_live:
+        return {}
+    hard = _read(layer, "hard_mask")
+    rows, hard_rows = _unless_full(_read(layer, "filter_mask") & hard), _unless_full(hard)
+    weight = Sides(rows, hard=hard_rows)
+    if layer.groups == 1:
+        weight.columns = _unless_full(_read(layer, "input_mask"))
+    if has_holes(layer):
+        sizes = (layer.out_channels, layer.in_channels, layer.in_channels // layer.groups)
+        weight.kernels = mask_table.live_kernels(layer._mask_table, *sizes).cpu().numpy()
+    return {"weight": weight, "bias": Sides(rows, hard=hard_rows)}
+
+
+def _read(layer: Any, name: str) -> Bools:
+    return layer._masks[name].cpu().numpy()
+
+
+def has_holes(layer: Any) -> bool:
+    """Whether a convolution has dead kernels beside those of dead filters and input channels."""
+    if layer.groups > 1:
+        return not (_read(layer, "kernel_mask").all() and _read(layer, "input_mask").all())
+    filters = np.count_nonzero(_read(layer, "filter_mask") & _read(layer, "hard_mask"))
+    return layer._live[2] != filters * np.count_nonzero(_read(layer, "input_mask"))
+
+
+def _unless_full(mask: Bools) -> Bools | None:
+    return None if mask.all() else mask
+
+
+class Cut:
+    """The small tensors of one set of masks.
+
+    parts: by id of a parameter or statistic of the model, what the small network has of it.
+    """
+
+    def __init__(
+        self,
+        narrowing: Narrowing,
+        tensors: Mapping[str, Tensor],
+        layers: Iterable[nn.Module],
+        freezes: Mapping[int, str],
+    ) -> None:
+        """tensors: by name, those of the plain layers; layers: masked ones; freezes: by id of a parameter that an
+        optimizer moves, "dead" or "hard"."""
+        self.numbers = narrowing.numbers
+        self.parts: dict[int, Part] = {}
+        self.by_name: dict[str, Part] = {}
+        self.states: dict[tuple[int, str], Block] = {}
+        sides: dict[int, Sides] = {}
+        for layer in layers:
+            for attribute, its in masked_sides(layer).items():
+                tensor = getattr(layer, attribute)
+                if tensor is not None:
+                    sides.setdefault(id(tensor), its)
+        indices: dict[int, dict[int, Tensor]] = {}
+        for name, tensor in tensors.items():
+            indices.setdefault(id(tensor), {}).update(narrowing.indices.get(name, {}))
+        for name, tensor in tensors.items():
+            if id(tensor) not in self.parts:
+                its = sides.get(id(tensor), Sides())
+                part = _part(name, tensor, indices[id(tensor)], its)
+                if part is None:
+                    continue
+                freeze = freezes.get(id(tensor))
+                if freeze is not None and isinstance(tensor, nn.Parameter):
+                    part.carried = list(_carried(part, its, freeze))
+                if isinstance(tensor, nn.Parameter):
+                    part.freeze()
+                self.parts[id(tensor)] = part
+            self.by_name[name] = self.parts[id(tensor)]
+
+    def small(self) -> dict[int, Tensor]:
+        return {identity: part.block.part for identity, part in self.parts.items()}
+
+    def state_of(self, block: Block, key: str, whole: Tensor) -> Block:
+        """The part of an optimizer's state that belongs to a block; the same tensor whenever this cut is entered."""
+        known = self.states.get((id(block), key))
+        if known is None or known.part.dtype != whole.dtype or known.part.device != whole.device:
+            known = block.of_state(whole)
+        known.whole = whole
+        self.states[id(block), key] = known
+        return known
+
+
+def _part(name: str, tensor: Tensor, index: Mapping[int, Tensor], sides: Sides) -> Part | None:
+    """None: the small network has the tensor as it is."""
+    kept = {dim: rows.numpy() for dim, rows in index.items() if rows.numel() < tensor.shape[dim]}
+    if not kept and sides.rows is None and sides.columns is None and sides.kernels is None:
+        return None
+    merged = max([0, *(dim - 1 for dim in kept)])
+    if merged and (len(kept) > 1 or not tensor.is_contiguous()):
+        raise ValueError(
+            f"compacted: {name}: expected channels in the first two dimensions of a tensor, or in one of a contiguous "
+            f"one, got them in {sorted(kept)} of {list(tensor.shape)}"
+        )
+    rows = _with_zeros(kept.get(0), sides.rows)
+    columns = _with_zeros(kept.get(merged + 1), sides.columns)
+    holes = _holes(sides, rows, columns)
+    if rows is None and columns is None and holes is None:
+        return None
+    kind = nn.Parameter if isinstance(tensor, nn.Parameter) else Tensor
+    block = Block.of(tensor, _tensor(rows), _tensor(columns), kind, merged=merged, holes=_tensor(holes))
+    return Part(name, block, _live(tensor.dim(), rows, columns, holes))
+
+
+def _tensor(array: Any) -> Any:
+    return None if array is None else torch.from_numpy(array)
+
+
+def _with_zeros(kept: Indices | None, live: Bools | None) -> Indices | None:
+    """The indices that are kept, -1 where they are dead."""
+    if live is None:
+        return kept
+    rows = np.arange(live.size) if kept is None else kept
+    return np.where(live[rows], rows, -1)
+
+
+def _holes(sides: Sides, rows: Indices | None, columns: Indices | None) -> Bools | None:
+    """Bool [rows, columns]: the dead kernels; those that are dead as a whole row or column are no holes."""
+    if sides.kernels is None:
+        return None
+    dead = ~(sides.kernels if rows is None else sides.kernels[rows])  # -1 reads the last one, which does not count
+    if rows is not None:
+        dead[rows < 0] = False
+    if columns is not None:
+        dead = dead[:, columns]
+        dead[:, columns < 0] = False
+    return dead if dead.any() else None
+
+
+def _live(dims: int, rows: Indices | None, columns: Indices | None, holes: Bools | None) -> Tensor | None:
+    """Bool, expands to the part: what is no frozen zero; None: all of it."""
+    live: Any = None
+    if rows is not None and rows.min(initial=0) < 0:
+        live = (rows >= 0).reshape(-1, *(1,) * (dims - 1))
+    if columns is not None and columns.min(initial=0) < 0:
+        its = (columns >= 0).reshape(1, -1, *(1,) * (dims - 2))
+        live = its if live is None else live & its
+    if holes is not None:
+        its = ~holes.reshape(*holes.shape, *(1,) * (dims - 2))
+        live = its if live is None else live & its
+    return _tensor(live)
+
+
+def _carried(part: Part, sides: Sides, freeze: str) -> Iterator[Block]:
+    """Blocks of the entries that are no part of the small network, but that an optimizer moves."""
+    block = part.block
+    whole, live_rows, live_columns = block.whole, sides.rows, sides.columns
+    if freeze == "hard":
+        live_rows, live_columns = sides.hard, None
+
+    def carry(rows: Indices | None, columns: Indices | None) -> Block:
+        holes = None if freeze == "hard" else _holes(sides, rows, columns)
+        index = (_tensor(rows), _tensor(columns))
+        return Block.of(whole, *index, nn.Parameter, merged=block.merged, holes=_tensor(holes))
+
+    if block.rows is not None:
+        outside = np.ones(whole.shape[0], dtype=bool) if live_rows is None else live_rows.copy()
+        outside[_indices(block.rows)] = False
+        if outside.any():
+            yield carry(outside.nonzero()[0], None if live_columns is None else live_columns.nonzero()[0])
+    if block.columns is not None:
+        beside = np.ones(whole.shape[block.merged + 1], dtype=bool) if live_columns is None else live_columns.copy()
+        beside[_indices(block.columns)] = False
+        if beside.any():
+            yield carry(None if block.rows is None else _indices(block.rows), beside.nonzero()[0])
+
+
+def _indices(rows: Tensor) -> Indices:
+    """Those that are not -1."""
+    array = rows.numpy()
+    return array[array >= 0]

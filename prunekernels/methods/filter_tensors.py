@@ -1,0 +1,46 @@
+"""FilterTensors: the parameters and the optimizer state that belong to a layer's filters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..nn.batch_norm import MaskedBatchNorm2d
+from ..nn.conv import MaskedConv2d
+from .channel_masks import ChannelMasks
+
+
+class FilterTensors:
+    """Base of Method: finds what has a row per filter of a layer, and zeroes rows of it."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    layers: dict[str, MaskedConv2d]
+    channel_masks: ChannelMasks
+    with_norms: bool
+
+    def _zero(self, name: str, rows: Tensor) -> None:
+        """Zeroes filters (rows: int64 indices) that became hard-dead, with bias, norm and optimizer state."""
+        for parameter in self.parameters_of(name) if len(rows) else ():
+            parameter[rows] = 0
+            self.forget(parameter, rows)
+
+    def norms_of(self, name: str) -> list[MaskedBatchNorm2d]:
+        """The masked norms that see a layer's output as it is and die with its filters."""
+        names = (self.channel_masks.norms or {}).get(name, []) if self.with_norms else []
+        return [m for n in names if isinstance(m := self.model.get_submodule(n), MaskedBatchNorm2d)]
+
+    def parameters_of(self, name: str) -> list[nn.Parameter]:
+        """The parameters with a row per filter of a layer: its own and those of its norms."""
+        modules = [self.layers[name], *self.norms_of(name)]
+        return [p for m in modules for p in (m.weight, m.bias) if isinstance(p, nn.Parameter)]
+
+    def optimizer_states(self, parameter: Tensor) -> list[Tensor]:
+        """The tensors of the optimizer's state (momentum, averages) that have the parameter's shape."""
+        states = self.optimizer.state.get(parameter, {}).values()
+        return [state for state in states if isinstance(state, Tensor) and state.shape == parameter.shape]
+
+    def forget(self, parameter: nn.Parameter, rows: Tensor) -> None:
+        """Zeroes the optimizer's state (momentum, averages) of some rows of a parameter."""
+        for state in self.optimizer_states(parameter):
+            state[rows] = 0
