@@ -7,6 +7,7 @@ from .graph import Group, Tidied, coupled_groups, tidy_masks
 from .graph.shrink import shrink
 from .inspect.explain import Explanation, explain
 from .inspect.flops import Flops, count_flops
+from .inspect.modes import ModeTimes, time_modes
 from .live import LiveTensor
 from .masks import ConvMask
 from .nn.adapters import register_adapter
@@ -30,6 +31,7 @@ __all__ = [
     "LiveTensor",
     "MaskedBatchNorm2d",
     "MaskedConv2d",
+    "ModeTimes",
     "Tidied",
     "build_info",
     "check_same_masks",
@@ -53,4 +55,5 @@ __all__ = [
     "scatter_channels",
     "shrink",
     "tidy_masks",
+    "time_modes",
 ]

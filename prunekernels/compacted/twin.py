@@ -61,7 +61,7 @@ class Twin:
 
     def enter(self, cut: Cut, names: Mapping[int, str]) -> None:
         """Makes the groups of opt those of optimizer, with small parameters."""
-        self._names = dict(names)
+        self._names = dict(names) | {id(part.block.part): names.get(p, "") for p, part in cut.parts.items()}
         groups, self._carried = [], []
         for group in self.optimizer.param_groups:
             params, labels = [], []

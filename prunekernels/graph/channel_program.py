@@ -26,6 +26,10 @@ class MaskArrays:
     columns: Bools | None = None  # [C]: the input channels that a convolution reads
     kernels: Bools | None = None  # [K, C / groups]: its single kernels
 
+    def equals(self, other: MaskArrays) -> bool:
+        pairs = (self.rows, other.rows), (self.columns, other.columns), (self.kernels, other.kernels)
+        return all(a is b or (a is not None and b is not None and np.array_equal(a, b)) for a, b in pairs)
+
 
 def rows_of(masks: MaskArrays) -> Any:
     """bool [K], or True."""
@@ -173,10 +177,15 @@ class MeetStep:
 
 @dataclass
 class Program:
-    """live, read: what holds for all masks, [places]. steps: in the order of the network."""
+    """live, read: what holds for all masks, [places]. steps: in the order of the network.
+
+    filled: the places that hold another constant than zero where they are not live: the small network keeps them like
+    live ones.
+    """
 
     live: Bools
     read: Bools
+    filled: Bools
     steps: list[Step]
 
     def needed(self) -> Bools:
@@ -184,6 +193,7 @@ class Program:
         live, read = self.live.copy(), self.read.copy()
         for step in self.steps:
             step.forward(live)
+        live |= self.filled
         for step in reversed(self.steps):
             step.backward(live, read)
         return live & read

@@ -65,20 +65,23 @@ class Compiler:
     def __init__(self, analysis: ChannelAnalysis, model: nn.Module) -> None:
         self.analysis = analysis
         self.masks: dict[str, MaskArrays] = {}
-        self._owners: dict[int, MaskArrays] = {}  # by id of a parameter of the traced model
+        self.sharing: list[tuple[str, str]] = []  # masked layers that have a parameter in common
+        self._owners: dict[int, str] = {}  # by id of a parameter of the traced model
         for name, layer in model.named_modules():
             if isinstance(layer, (MaskedConv2d, MaskedBatchNorm2d)):
                 self.masks[name] = MaskArrays()
                 plain = analysis.traced.model.get_submodule(name)
                 for attribute in ("weight", "bias"):
                     if (tensor := getattr(plain, attribute)) is not None:
-                        self._owners.setdefault(id(tensor), self.masks[name])
+                        owner = self._owners.setdefault(id(tensor), name)
+                        self.sharing += [(owner, name)] if owner != name else []
         self._values: dict[fx.Node, Value | list[Value]] = {}
         self._untracked: dict[tuple[fx.Node, int], Value] = {}
         self._steps: list[Step] = []
         self._ids: list[Tensor] = []
         self._live: list[bool] = []
         self._read: list[Places] = []
+        self._filled: list[Ints] = []
 
     def compile(self) -> tuple[Program, Tensor]:
         """The program, and the id of the channel at each place."""
@@ -93,7 +96,10 @@ class Compiler:
         live, read = np.array(self._live, dtype=np.bool_), np.zeros(len(self._live), dtype=np.bool_)
         for at in self._read:
             read[at] = True
-        return Program(live, read, self._steps), ids
+        filled = np.zeros_like(live)
+        for at in self._filled:
+            filled[at] = True
+        return Program(live, read, filled, self._steps), ids
 
     def _form_of(self, rule: Rule) -> Callable[[Compiler, Any, fx.Node], Value | list[Value]]:
         for kind, form in FORMS.items():
@@ -107,7 +113,13 @@ class Compiler:
         first = len(self._live)
         self._ids.append(ids)
         self._live += [live] * len(ids)
-        return Value(np.arange(first, first + len(ids)), torch.full((len(ids),), constant, dtype=torch.float64))
+        value = Value(np.arange(first, first + len(ids)), torch.full((len(ids),), constant, dtype=torch.float64))
+        self._fill(value)
+        return value
+
+    def _fill(self, value: Value) -> None:
+        """Notes the places of a new value that hold another constant than zero."""
+        self._filled.append(value.at[(value.constant != 0).numpy()])
 
     def _value(self, node: fx.Node) -> Value:
         value = self._values[node]
@@ -146,7 +158,7 @@ class Compiler:
         traced = self.analysis.traced
         owner = self._owners.get(id(traced.tensors[traced.names[node]]))
         if owner is not None:
-            return owner
+            return self.masks[owner]
         tensor = self.analysis.tensor(node)
         assert tensor is not None
         if by_kernel and not bool((tensor != 0).all()):
@@ -176,10 +188,12 @@ class Compiler:
                 known = [t for t in terms if set(t.operands) <= set(members)]
                 if is_live.any() and not any(term.where is None for term in known):
                     terms.append(Term(members, None if is_live.all() else is_live))
-        if len(operands) == 1 and not whole and terms == [Term((0,), None)]:
+        stays = len(operands) == 1 and torch.equal(none_live == 0, operands[0].constant == 0)
+        if stays and not whole and terms == [Term((0,), None)]:
             return Value(operands[0].at, none_live)
         out = self._new(ids, live=False)
         out.constant = none_live
+        self._fill(out)
         self._steps.append(
             MeetStep([places(x.at) for x in operands], self._slice(out), terms, [places(x.at) for x in whole])
         )

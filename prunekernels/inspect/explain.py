@@ -14,18 +14,23 @@ import torch
 from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
 
+from ..compacted.compaction import Compaction
 from ..functional import pad_string
 from ..live import LiveList, LiveTensor, recording
 from ..live.conv import Lowered
 from ..live.tensor import wrap
 from ..nn.conv import MaskedConv2d
+from ..nn.mask_buffers import MaskBuffers
 from ..nn.reparametrized import is_reparametrized
 from ..ops import mask_table
 from ..plan import DIRECTIONS, LayerPlan, has_other_plans
+from . import kept
 from .flops import live_kernels, lowered
+from .modes import MODES, ModeTimes, time_modes, unwrapped
 from .observe import masked_where_compiled, observe, text_table
 
 WARMUPS, MIN_ROUNDS, MAX_ROUNDS, SECONDS = 2, 3, 15, 0.1
+EXCESS = 1.1  # times the multiply-adds without dead filters, from which on they are worth a word
 DENSE, SMALL = (LayerPlan(plan, plan, plan) for plan in ("dense", "small"))
 
 
@@ -57,10 +62,16 @@ class Explanation:
             - "calls": how often it ran.
             - "ms", "dense_ms": milliseconds of all calls, as the layer is and dense; None where it cannot be timed.
             - "untimed": why it cannot be timed alone, otherwise None.
+            - "compacted_filters": how many filters it has in compacted mode; None where that is not known.
         fallbacks: A dict for each operation that took a live tensor at full width: its name "op", the "module" that
             called it, and "count".
         compiled: The names of the parts of a network in live mode that torch.compile runs ("" is the whole network).
             Their layers run in masked mode.
+        modes: What a pass of the whole network takes in each mode, a ModeTimes; None if that was not measured.
+        wide: By name of a layer that keeps its masks and its width in compacted mode, why.
+        kept: By name of a layer that has dead filters as zeros in compacted mode, why.
+        excess: How many times the multiply-adds of compacted mode are those without such zeros; None if that is not
+            known. Live mode computes without them.
 
     Examples:
         >>> model = torch.nn.Sequential(pk.MaskedConv2d(3, 8, 3), torch.nn.Sigmoid())
@@ -75,6 +86,10 @@ class Explanation:
     rows: list[dict[str, Any]] = field(default_factory=list)
     fallbacks: list[dict[str, Any]] = field(default_factory=list)
     compiled: list[str] = field(default_factory=list)
+    modes: ModeTimes | None = None
+    wide: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+    excess: float | None = None
 
     @property
     def breaks(self) -> list[dict[str, Any]]:
@@ -84,21 +99,33 @@ class Explanation:
 
     def __str__(self) -> str:
         shares = ("filters", "inputs", "kernels")
-        head = ["layer", "mode", *shares, *DIRECTIONS, "ms", "dense ms", "speed-up"]
+        small = {i: f"{n}/{row['filters']}" for i, row in enumerate(self.rows) if (n := row["compacted_filters"])}
+        head = ["layer", "mode", *shares, *(["compacted"] if small else []), *DIRECTIONS, "ms", "dense ms", "speed-up"]
         cells = [
             [row["layer"], row["mode"], *(f"{row['live_' + each]}/{row[each]}" for each in shares),
+             *([small.get(i, "")] if small else []),
              *(row[direction] or "" for direction in DIRECTIONS), *_times(row["ms"], row["dense_ms"])]
-            for row in self.rows
+            for i, row in enumerate(self.rows)
         ]  # fmt: skip
         ms, dense_ms = (sum(row[key] or 0 for row in self.rows) for key in ("ms", "dense_ms"))
-        lines = [text_table(head, [*cells, ["all", *[""] * 7, *_times(ms, dense_ms)]])]
+        lines = [text_table(head, [*cells, ["all", *[""] * (len(head) - 4), *_times(ms, dense_ms)]])]
         lines += [f"not timed: {row['layer']}: {row['untimed']}" for row in self.rows if row["untimed"]]
         lines += [f"full width: {f['op']} in {f['module'] or 'the model'}, {f['count']} x" for f in self.fallbacks]
         lines += [f"masked mode: {name or 'the model'}, which torch.compile runs" for name in self.compiled]
+        if self.modes is not None:
+            lines.append(f"whole network, {self.modes}")
+        lines += [f"compacted mode: {name or 'the layer'} keeps its width: {why}" for name, why in self.wide.items()]
+        lines += [f"compacted mode: {name or 'the layer'} has {why}" for name, why in self.kept.items()]
+        if self.excess is not None and self.excess > EXCESS:
+            lines.append(
+                f"compacted mode: those zeros take it to {self.excess:.2f} times the multiply-adds of live mode"
+            )
         return "\n".join(lines)
 
 
-def explain(model: nn.Module, example_input: Any, *, backward: bool = True) -> Explanation:
+def explain(
+    model: nn.Module, example_input: Any, *, backward: bool = True, modes: Sequence[str] = MODES
+) -> Explanation:
     """Tells what each convolution of model skips, by which plan, in what time, and what falls back to full width.
 
     The model runs once on the example, in eval mode, and is left as it was. Then each layer runs alone on noise of its
@@ -106,11 +133,16 @@ def explain(model: nn.Module, example_input: Any, *, backward: bool = True) -> E
     would need. Times are medians. A layer that cannot run alone (its forward takes more than one argument, say) has no
     times but the reason. Gradients are left out where the model's parameters were made in torch.inference_mode.
 
+    A network with masked layers then runs as a whole in each mode, in train or eval mode as it is (see time_modes):
+    four passes a mode, and a trace for compacted mode, which takes seconds where networks are deep. For compacted mode
+    explain also tells which layers keep dead filters, and why.
+
     Args:
         model: A network, masked or not.
         example_input: What model takes: a tensor such as [N, C, H, W], a tuple or a dict of arguments (see Example); a
             whole batch, since plans and times depend on its size.
         backward: Whether the gradients are explained and timed too.
+        modes: The modes in which the whole network is timed, of "masked", "live" and "compacted"; () for none.
 
     Returns:
         An Explanation.
@@ -119,8 +151,8 @@ def explain(model: nn.Module, example_input: Any, *, backward: bool = True) -> E
         >>> model = torch.nn.Sequential(pk.MaskedConv2d(3, 8, 3), torch.nn.ReLU(), pk.MaskedConv2d(8, 4, 1))
         >>> model[0].set_masks(filter=torch.arange(8) < 6)
         >>> print(pk.explain(model, torch.randn(2, 3, 16, 16)))  # doctest: +ELLIPSIS
-        layer  mode    filters  inputs  kernels  forward  ...
-        0      masked      6/8     3/3    18/24  ...
+        layer  mode    filters  inputs  kernels  compacted  forward  ...
+        0      masked      6/8     3/3    18/24        6/8  ...
     """
     calls: dict[str, Counter[_Call]] = {}
     layers: dict[str, nn.Conv2d] = {}
@@ -137,7 +169,32 @@ def explain(model: nn.Module, example_input: Any, *, backward: bool = True) -> E
         with recording(model) as fallbacks:
             observe("explain", model, example_input, visit, grad=backward)
         rows = [_row(name, layers[name], calls[name], backward) for name in calls]
-    return Explanation(rows, fallbacks, compiled)
+    explanation = Explanation(rows, fallbacks, compiled)
+    if modes and any(isinstance(module, MaskBuffers) for module in model.modules()):
+        _explain_modes(explanation, model, example_input, modes, layers, None if backward else False)
+    return explanation
+
+
+def _explain_modes(
+    explanation: Explanation,
+    model: nn.Module,
+    example_input: Any,
+    modes: Sequence[str],
+    layers: Mapping[str, nn.Module],
+    backward: bool | None,
+) -> None:
+    """Adds what the whole network takes in each mode, and what of it stays wide in compacted mode."""
+    network, _ = unwrapped(model)
+    compaction = Compaction(network, example_input)
+    explanation.modes = time_modes(model, example_input, modes=modes, backward=backward, compaction=compaction)
+    if explanation.modes.ms.get("compacted") is None:
+        return
+    explanation.wide = dict(compaction.wide)
+    explanation.excess = kept.excess(network, compaction, example_input)
+    filters, explanation.kept = kept.filters(network, compaction)
+    names = {id(module): name for name, module in network.named_modules()}
+    for row in explanation.rows:
+        row["compacted_filters"] = filters.get(names[id(layers[row["layer"]])])
 
 
 def _call(x: Tensor, y: Tensor) -> _Call:
@@ -159,6 +216,7 @@ def _row(name: str, layer: nn.Conv2d, calls: Counter[_Call], backward: bool) -> 
         "ms": times["ms"],
         "dense_ms": times["dense_ms"],
         "untimed": untimed,
+        "compacted_filters": None,
     }
 
 

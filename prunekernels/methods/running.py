@@ -27,7 +27,7 @@ class Running:
 
     model: nn.Module
     optimizer: Optimizer
-    compaction: Compaction | None  # made when the small network is first needed
+    compaction: Compaction | None  # None: compacted mode was never asked for
 
     def _start_running(self, mode: str, example_input: Any) -> None:
         self.compaction = None
@@ -56,6 +56,9 @@ class Running:
         is_known = mode == "masked" or self._example_input is not None
         arguments.expect(op, is_known, "example_input", "an input, which mode='compacted' needs", None)
         self.leave()
+        if mode == "compacted" and self.compaction is None:
+            self.compaction = Compaction(self.model, self._example_input, self.optimizer)
+            self._watch()
         self._mode = mode
 
     @property
@@ -116,10 +119,7 @@ class Running:
         return not self._stays_whole
 
     def _enter(self) -> None:
-        if self.compaction is None:
-            self.compaction = Compaction(self.model, self._example_input, self.optimizer)
-            self._watch()
-        small = self.compaction
+        small = self._small
         try:
             net, opt = small.enter(reuse=self._may_reuse)
         except ValueError as error:

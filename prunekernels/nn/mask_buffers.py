@@ -304,7 +304,8 @@ class MaskBuffers(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         self._look()
-        return {name: value for name, value in self.__dict__.items() if name not in ("_seen", "_ddp", "_copies")}
+        left = ("_seen", "_ddp", "_copies", "_compiled_call_impl")  # the last would call this layer, not the copy
+        return {name: value for name, value in self.__dict__.items() if name not in left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -75,6 +75,9 @@ def networks(model: nn.Module) -> None:
     assert_type(flops.saved, float)
     assert_type(flops, pk.Flops)
     assert_type(explain(model, (x,), backward=False), pk.Explanation)
+    times = pk.time_modes(model, x, modes=("masked", "live"), repeats=1)
+    assert_type(times, pk.ModeTimes)
+    assert_type(times.best, str | None)
     for group in pk.coupled_groups(model, x):
         assert_type(group, pk.Group)
         assert_type(group.width, int)
@@ -108,6 +111,10 @@ def training(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> list
         optimizer.step()
         method.step()
     scheduler.step()
+    with pk.compacted(model, x, optimizer, verify=True) as (net, opt):
+        assert_type(net, nn.Module)
+        if opt is not None:
+            opt.step()
     with method.masked():
         model.eval()
     counts = method.end_epoch()

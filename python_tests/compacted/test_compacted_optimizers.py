@@ -360,6 +360,15 @@ def test_scaled_rows_of_gradients():
     assert_same_training(*both_modes(small(), over("sgd_momentum"), X, rounds))
 
 
+def test_scaled_rows_of_a_layer_in_which_nothing_is_dead():
+    def set_masks(net):
+        mask_small(net)
+        net.second.set_masks(filter="all")
+        net.second.grad_scale = torch.linspace(0.1, 0.9, 5)
+
+    assert_same_training(*both_modes(small(), over("sgd_momentum"), X, [(set_masks, batches())]))
+
+
 def test_scaled_rows_of_a_frozen_layer():
     net = small()
     net.second.grad_scale = torch.full((5,), 0.5)

@@ -1,5 +1,6 @@
 """explain and count_flops on networks as people have them: padded on the way, frozen, in eval and inference mode."""
 
+import functools
 import sys
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 import prunekernels as pk
 from prunekernels.inspect.flops import count_flops
 
-explain = pk.explain
+explain = functools.partial(pk.explain, modes=())  # with modes: see test_explain_modes.py
 
 
 @pytest.fixture(autouse=True)

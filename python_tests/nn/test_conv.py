@@ -90,6 +90,19 @@ def test_a_deep_copy_is_independent():
     assert_computes(layer, filter_mask=FILTERS, kernel_mask=KERNELS, input_mask=INPUTS)
 
 
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")
+def test_a_deep_copy_of_a_compiled_layer_computes_itself():
+    layer = make()
+    layer.compile(backend="eager")
+    other = copy.deepcopy(layer)
+    x = integers(1, 4, 5, 6)
+    with torch.no_grad():
+        expected = layer(x)
+        layer.weight.zero_()
+        layer.bias.zero_()
+    assert expected.abs().max() > 0 and torch.equal(other(x), expected)
+
+
 @pytest.mark.parametrize("to", [nn.Module.double, nn.Module.half, nn.Module.bfloat16], ids=lambda f: f.__name__)
 def test_dtypes(to):
     layer = to(make())
