@@ -288,6 +288,12 @@ class Compaction:
                 return name or type(layer).__name__
         return None
 
+    @property
+    def _alignment(self) -> int:
+        if self.align is not None:
+            return self.align
+        return 8 if any(layer._device_of_parameters().type == "cuda" for _, layer in self._watched) else 1
+
     def _find_cut(self) -> Cut:
         """The small tensors for the masks that the model has."""
         assert self._tree is not None
@@ -304,7 +310,7 @@ class Compaction:
         freeze = {} if self._twin is None else self._twin.freeze
         found = (tuple(key), tuple(freeze.items()))
         if found not in self._cuts:
-            narrowing = self._narrower.narrow(read_masks(self.model))
+            narrowing = self._narrower.narrow(read_masks(self.model), align=self._alignment)
             tensors = self._tree.named_tensors()
             layers = [layer for name, layer in self._watched if name not in self.wide]
             self._cuts[found] = Cut(narrowing, tensors, layers, freeze)
