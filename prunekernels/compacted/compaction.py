@@ -288,6 +288,12 @@ class Compaction:
                 return name or type(layer).__name__
         return None
 
+    @property
+    def _alignment(self) -> int:
+        if self.align is not None:
+            return self.align
+        return 8 if any(layer._device_of_parameters().type == "cuda" for _, layer in self._watched) else 1
+
     def _find_cut(self) -> Cut:
         """The small tensors for the masks that the model has."""
         assert self._tree is not None
@@ -304,7 +310,7 @@ class Compaction:
         freeze = {} if self._twin is None else self._twin.freeze
         found = (tuple(key), tuple(freeze.items()))
         if found not in self._cuts:
-            narrowing = self._narrower.narrow(read_masks(self.model))
+            narrowing = self._narrower.narrow(read_masks(self.model), align=self._alignment)
             tensors = self._tree.named_tensors()
             layers = [layer for name, layer in self._watched if name not in self.wide]
             self._cuts[found] = Cut(narrowing, tensors, layers, freeze)
@@ -325,13 +331,19 @@ class Compaction:
         """A tensor shaped like a parameter of the model, from one shaped like net's: zero where net has nothing."""
         return self.widened({name: small})[name]
 
-    def widened(self, small: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What `widen` returns, for several parameters by name."""
+    def widened(self, small: Mapping[str, Tensor], into: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """What `widen` returns, for several parameters by name.
+
+        into: What earlier calls returned under the same masks: it is written to again, and gets what is missing.
+        """
         found, blocks = dict(small), []
+        into = {} if into is None else into
         for name, tensor in small.items():
             if (part := self._cut.by_name.get(name)) is not None:
                 b = part.block
-                found[name] = torch.zeros_like(b.whole, dtype=tensor.dtype, requires_grad=False)
+                if name not in into or into[name].dtype != tensor.dtype:
+                    into[name] = torch.zeros_like(b.whole, dtype=tensor.dtype, requires_grad=False)
+                found[name] = into[name]
                 blocks.append(Block(found[name], tensor, b.rows, b.columns, b.merged))
         _scatter(blocks)
         return found

@@ -198,6 +198,7 @@ class Tree:
         """Modules that are in both networks get back the mode that they had, or that of the module they are in."""
         for module, mode, above, mode_above in self._modes:
             module.training = mode if above.training == mode_above else above.training
+        self._modes = []
 
     def give_back(self, small: Mapping[int, Tensor]) -> None:
         """Gives the model the attributes that training changed, and buffers that it put in the place of shared ones."""
