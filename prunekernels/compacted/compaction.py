@@ -310,7 +310,10 @@ class Compaction:
         freeze = {} if self._twin is None else self._twin.freeze
         found = (tuple(key), tuple(freeze.items()))
         if found not in self._cuts:
-            narrowing = self._narrower.narrow(read_masks(self.model), align=self._alignment)
+            try:
+                narrowing = self._narrower.narrow(read_masks(self.model), align=self._alignment)
+            except ValueError as error:  # layers that share a parameter have different masks
+                raise ValueError(f"compacted: {error}") from None
             tensors = self._tree.named_tensors()
             layers = [layer for name, layer in self._watched if name not in self.wide]
             self._cuts[found] = Cut(narrowing, tensors, layers, freeze)
