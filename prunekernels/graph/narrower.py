@@ -167,7 +167,9 @@ class Narrower:
         """The classes of the channels that have to be computed."""
         for one, other in self._sharing:
             if not masks[one].equals(masks[other]):
-                raise ValueError(f"{one} and {other}: expected the same masks on layers that share parameters")
+                raise ValueError(
+                    f"compacted: {one} and {other}: expected the same masks on layers that share parameters"
+                )
         for name, read in self._masks.items():
             read.rows, read.columns, read.kernels = masks[name].rows, masks[name].columns, masks[name].kernels
         return self._class_at[self.program.needed()]
