@@ -68,13 +68,14 @@ def finalists(trials: Mapping[str, float]) -> list[str]:
     return [key for key, ms in trials.items() if ms <= SLOWER * best[key.split("/")[0]]]
 
 
+# Class and layout of what a row times.
 Entries = Iterator[tuple[type[NetworkContender], str]]
 
 
 def entries(
     kinds: Iterable[type[NetworkContender]], masked: MaskedSetting, direction: str, args: argparse.Namespace
 ) -> Entries:
-    """Class and layout of everything that a row times; dense in the layout that was faster under the first masks."""
+    """All of these kinds that a row times; dense in the layout that was faster under the first masks."""
     wanted = [c for c in kinds if c is Dense or c.family in args.contenders]
     for contender, layout in product(wanted, FORMATS if args.layout == "both" else (args.layout,)):
         known = masked.setting.dense_layout.get((contender.family, direction), layout)
@@ -92,7 +93,8 @@ def compiled_entries(
             continue  # compiling it would take longer than all else
         eager = contender.eager.family if f"{contender.eager.family}/{layout}" in trials else Dense.family
         faster = min((key for key in trials if key.startswith(f"{eager}/")), key=lambda key: trials[key])
-        if args.compiled_layout == "both" or layout == faster.split("/")[1]:
+        is_chosen = (contender.family, direction) in masked.setting.dense_layout  # its one layout, under all masks
+        if args.compiled_layout == "both" or is_chosen or layout == faster.split("/")[1]:
             yield contender, layout
 
 

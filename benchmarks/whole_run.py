@@ -10,7 +10,7 @@ torch.optim.SGD, and each mode take turns, an epoch each, so that a slow minute 
 
 run_s, dense_s       all epochs, with all that the method does: ranking, new masks, entering and leaving compacted mode
 vs_dense             dense_s / run_s
-predicted_vs_dense   the same, if each step took what the later steps of its phase take in the median
+predicted_vs_dense   the same, if each step took what the steps of its phase take in the mean, without its first
 of_prediction        vs_dense / predicted_vs_dense: 1 where the method and the changes of masks cost nothing
 changes_s, ends_s    what the first step of each phase takes more than later ones do; the ends of epochs
 setup_s              making the method and the first small network, which run_s does not count
@@ -58,12 +58,12 @@ class Phase:
 
     steps: int
     first: float
-    later: float  # median of the others
+    later: float  # mean of the others
     total: float
 
     @classmethod
     def of(cls, times: Sequence[float]) -> Phase:
-        return cls(len(times), times[0], statistics.median(times[1:] or times), sum(times))
+        return cls(len(times), times[0], statistics.mean(times[1:] or times), sum(times))
 
     @property
     def predicted(self) -> float:

@@ -325,13 +325,19 @@ class Compaction:
         """A tensor shaped like a parameter of the model, from one shaped like net's: zero where net has nothing."""
         return self.widened({name: small})[name]
 
-    def widened(self, small: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What `widen` returns, for several parameters by name."""
+    def widened(self, small: Mapping[str, Tensor], into: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """What `widen` returns, for several parameters by name.
+
+        into: What earlier calls returned under the same masks: it is written to again, and gets what is missing.
+        """
         found, blocks = dict(small), []
+        into = {} if into is None else into
         for name, tensor in small.items():
             if (part := self._cut.by_name.get(name)) is not None:
                 b = part.block
-                found[name] = torch.zeros_like(b.whole, dtype=tensor.dtype, requires_grad=False)
+                if name not in into or into[name].dtype != tensor.dtype:
+                    into[name] = torch.zeros_like(b.whole, dtype=tensor.dtype, requires_grad=False)
+                found[name] = into[name]
                 blocks.append(Block(found[name], tensor, b.rows, b.columns, b.merged))
         _scatter(blocks)
         return found

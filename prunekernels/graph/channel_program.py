@@ -179,21 +179,20 @@ class MeetStep:
 class Program:
     """live, read: what holds for all masks, [places]. steps: in the order of the network.
 
-    filled: the places that hold another constant than zero where they are not live: the small network keeps them like
-    live ones.
+    constant: where a channel that is not live holds another constant than zero, [places]. Something has to compute it.
     """
 
     live: Bools
     read: Bools
-    filled: Bools
+    constant: Bools
     steps: list[Step]
 
     def needed(self) -> Bools:
-        """The places of the channels that are live and read, bool [places], under what the steps' masks are now."""
+        """Which channels are read and not zero, bool [places], under the masks that the steps have now."""
         live, read = self.live.copy(), self.read.copy()
         for step in self.steps:
             step.forward(live)
-        live |= self.filled
+        live |= self.constant
         for step in reversed(self.steps):
             step.backward(live, read)
         return live & read

@@ -80,8 +80,8 @@ class Compiler:
         self._steps: list[Step] = []
         self._ids: list[Tensor] = []
         self._live: list[bool] = []
+        self._constants: list[Tensor] = []
         self._read: list[Places] = []
-        self._filled: list[Ints] = []
 
     def compile(self) -> tuple[Program, Tensor]:
         """The program, and the id of the channel at each place."""
@@ -96,10 +96,8 @@ class Compiler:
         live, read = np.array(self._live, dtype=np.bool_), np.zeros(len(self._live), dtype=np.bool_)
         for at in self._read:
             read[at] = True
-        filled = np.zeros_like(live)
-        for at in self._filled:
-            filled[at] = True
-        return Program(live, read, filled, self._steps), ids
+        constant = torch.cat(self._constants).numpy() if self._constants else read.copy()
+        return Program(live, read, constant, self._steps), ids
 
     def _form_of(self, rule: Rule) -> Callable[[Compiler, Any, fx.Node], Value | list[Value]]:
         for kind, form in FORMS.items():
@@ -109,17 +107,13 @@ class Compiler:
 
     # ---- values
 
-    def _new(self, ids: Tensor, live: bool, constant: float = 0.0) -> Value:
+    def _new(self, ids: Tensor, live: bool = False, constant: Tensor | float = 0.0) -> Value:
         first = len(self._live)
         self._ids.append(ids)
         self._live += [live] * len(ids)
-        value = Value(np.arange(first, first + len(ids)), torch.full((len(ids),), constant, dtype=torch.float64))
-        self._fill(value)
-        return value
-
-    def _fill(self, value: Value) -> None:
-        """Notes the places of a new value that hold another constant than zero."""
-        self._filled.append(value.at[(value.constant != 0).numpy()])
+        constants = torch.zeros(len(ids), dtype=torch.float64) + constant
+        self._constants.append(constants != 0)
+        return Value(np.arange(first, first + len(ids)), constants)
 
     def _value(self, node: fx.Node) -> Value:
         value = self._values[node]
@@ -188,12 +182,10 @@ class Compiler:
                 known = [t for t in terms if set(t.operands) <= set(members)]
                 if is_live.any() and not any(term.where is None for term in known):
                     terms.append(Term(members, None if is_live.all() else is_live))
-        stays = len(operands) == 1 and torch.equal(none_live == 0, operands[0].constant == 0)
-        if stays and not whole and terms == [Term((0,), None)]:
-            return Value(operands[0].at, none_live)
-        out = self._new(ids, live=False)
-        out.constant = none_live
-        self._fill(out)
+        if len(operands) == 1 and not whole and terms == [Term((0,), None)]:
+            if torch.equal(none_live != 0, operands[0].constant != 0):
+                return Value(operands[0].at, none_live)
+        out = self._new(ids, constant=none_live)
         self._steps.append(
             MeetStep([places(x.at) for x in operands], self._slice(out), terms, [places(x.at) for x in whole])
         )
@@ -265,23 +257,23 @@ class Compiler:
         x, state, ids = self._value(argument(node, 0)), self._channels(argument(node, 0)), self._channels(node).ids
         before, value = rule.around(node, state)[0], rule.arguments(node)[1]
         inner = self._meet([x], state.ids, lambda given: rule.values(node, state, given[0]))
-        first, last = (self._new(i, False, value) for i in (ids[:before], ids[before + len(state) :]))
+        first, last = (self._new(i, constant=value) for i in (ids[:before], ids[before + len(state) :]))
         return _beside([first, inner, last])
 
     def _create(self, rule: CreateRule, node: fx.Node) -> Value:
-        return self._new(self._channels(node).ids, False, rule.value)
+        return self._new(self._channels(node).ids, constant=rule.value)
 
     # ---- layers
 
     def _weight(self, rule: WeightRule, node: fx.Node) -> Value:
-        x, out = self._along(argument(node, 0), rule.axis(node)), self._new(self._channels(node).ids, live=False)
+        x, out = self._along(argument(node, 0), rule.axis(node)), self._new(self._channels(node).ids)
         weight, bias = self._masks_of(argument(node, 1), by_kernel=True), self._masks_of(argument(node, 2))
         assert weight is not None
         self._steps.append(WeightStep(self._input(x), self._slice(out), rule.groups(node), weight, bias))
         return out
 
     def _norm(self, rule: NormRule, node: fx.Node) -> Value:
-        x, out = self._along(argument(node, 0), 1), self._new(self._channels(node).ids, live=False)
+        x, out = self._along(argument(node, 0), 1), self._new(self._channels(node).ids)
         weight, bias = self._masks_of(argument(node, 1)), self._masks_of(argument(node, 2))
         by_batch = bool(argument(node, 5)) or argument(node, 3) is None
         if weight is None:  # the mask of a norm without factors has no place in the graph

@@ -43,9 +43,9 @@ class Config:
         duty: See Method. None: DUTY where there is a method.
         options: Other keywords of the method.
         measure: Whether PGP scores filters by an extra pass over the training set after each epoch.
-        mode: How the network of a method runs: "masked", "live", "compacted", or "dense" (masks are applied, and nothing
-            is skipped). "auto": whichever of the first three takes the least time for the masks that there are, by a
-            measurement, or if deterministic compacted mode without one. Without a method "auto", "compacted" and
+        mode: How the network of a method runs: "masked", "live", "compacted", or "dense" (masks are applied, and
+            nothing is skipped). "auto": whichever of the first three takes the least time for the masks that there are,
+            by a measurement; if deterministic, compacted mode without one. Without a method "auto", "compacted" and
             "dense" leave the network plain.
         compile: Whether to give the network to torch.compile once its masks stand still, if that makes steps faster.
         compile_after: For how many steps they stand still before that.

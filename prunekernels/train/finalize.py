@@ -52,8 +52,8 @@ def finalize_run(run: Trainer) -> dict[str, Any]:
         "epoch_seconds": statistics.median(row["seconds"] for row in run.history),
         "parameters": _parameters(plain), "small_parameters": _parameters(small),
         "multiply_adds": count_flops(plain, image).dense, "small_multiply_adds": count_flops(small, image).dense,
-        "epoch_of": _epoch_times(run, plain, small, x, y), "mode": run.modes.told, "threads": torch.get_num_threads(), "device": str(run.device),
-        "torch": torch.__version__, "ranks": run.ranks,
+        "epoch_of": _epoch_times(run, plain, small, x, y), "mode": run.modes.told,
+        "threads": torch.get_num_threads(), "device": str(run.device), "torch": torch.__version__, "ranks": run.ranks,
     }  # fmt: skip
     text = json.dumps(summary, indent=1)
     write_atomically(run.out / "summary.json", lambda path: path.write_text(text))
@@ -124,11 +124,11 @@ def _epoch_times(run: Trainer, plain: nn.Module, small: nn.Module, x: Tensor, y:
 def _in_last_mode(run: Trainer, x: Tensor) -> Iterator[tuple[nn.Module, Optimizer]]:
     """A copy of what trained last, in the place of the run's network, and its optimizer, within a `with` block."""
     model = copy.deepcopy(run.model).train()
-    net, optimizer = model, setup.optimizer_of(run.config, model)
-    with contextlib.ExitStack() as stack:
-        if run.modes.now == "compacted" and run.method is not None:
-            net, optimizer = stack.enter_context(compacted(model, x[:2], optimizer))
-        yield (Compiled(net) if run.modes.is_compiled else net), optimizer
+    optimizer = setup.optimizer_of(run.config, model)
+    is_small = run.modes.now == "compacted" and run.method is not None
+    with compacted(model, x[:2], optimizer) if is_small else contextlib.nullcontext((model, optimizer)) as (net, opt):
+        assert opt is not None
+        yield (Compiled(net) if run.modes.is_compiled else net), opt
 
 
 def _stepper(run: Trainer, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Callable[[], None]:

@@ -163,7 +163,8 @@ class Modes:
     def _form(self, net: nn.Module) -> _Form:
         """The wrappers of a network; the small one is wrapped anew for each set of masks, as its parameters change."""
         is_small = net is not self.model
-        key = None if not is_small or self.method is None else self.method.compaction.cut
+        compaction = self.method.compaction if is_small and self.method is not None else None
+        key = None if compaction is None else compaction.cut
         form = self._forms.get(key)
         if form is None or form.net is not net:
             eager = distributed.wrapped(net, synchronize=False) if is_small else self.whole

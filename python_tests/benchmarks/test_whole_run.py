@@ -24,8 +24,8 @@ def data():
 
 
 def test_what_a_phase_predicts():
-    phase = Phase.of([9.0, 2.0, 1.0, 4.0])
-    assert (phase.steps, phase.first, phase.later, phase.total, phase.predicted) == (4, 9.0, 2.0, 16.0, 8.0)
+    phase = Phase.of([9.0, 2.0, 1.0, 6.0])
+    assert (phase.steps, phase.first, phase.later, phase.total, phase.predicted) == (4, 9.0, 3.0, 18.0, 12.0)
     assert Phase.of([3.0]).predicted == 3
 
 

@@ -251,7 +251,7 @@ class Wrong(nn.Module):
 
     def forward(self, x):
         x = self.first(x)
-        return self.last(x + float(self.first[0].weight.shape[0]))
+        return self.last(x * float(self.first[0].weight.shape[0]))
 
 
 @pytest.mark.parametrize("verify", [False, True])

@@ -79,6 +79,19 @@ def test_compacted_narrower_random_networks(fuzz_seed, literal):
         assert_same(narrower, mask_at_random(net, fuzz_seed + 100 * seed), traced, literal)
 
 
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "biases"])  # a linear layer fixes its size
+def test_compacted_narrower_is_the_same_at_all_sizes(name):
+    net = trained(name)
+    shapes = ((2, 3, 8, 8), (1, 3, 9, 13), (5, 3, 32, 20))
+    narrowers = [Narrower.of(trace("test", net, torch.randn(shape).double()), net) for shape in shapes]
+    for seed in range(3):
+        masks = read_masks(mask_at_random(net, seed))
+        want = narrowers[0].narrow(masks)
+        assert any(len(rows) < 4 for by_dim in want.indices.values() for rows in by_dim.values())
+        for other in narrowers[1:]:
+            assert_equal(other.narrow(masks), want)
+
+
 # Blocks that other libraries have
 
 
@@ -144,6 +157,14 @@ def test_compacted_narrower_almost_all_dead(kept):
     for seed in range(3):
         mask_at_random(net, seed, kept=kept, kernels=0)
         assert assert_same(narrower, net, traced) > 0
+
+
+def test_compacted_narrower_a_constant_output_is_computed():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1, bias=False), nn.Sigmoid()).eval()
+    pk.convert(net)
+    net[1].set_masks(filter=torch.arange(8) < 3)
+    traced = trace("test", net, torch.randn(2, 3, 4, 4))
+    assert_same(Narrower.of(traced, net), net, traced)
 
 
 def test_compacted_narrower_stays():
