@@ -304,7 +304,9 @@ class Compaction:
         freeze = {} if self._twin is None else self._twin.freeze
         found = (tuple(key), tuple(freeze.items()))
         if found not in self._cuts:
-            narrowing = self._narrower.narrow(read_masks(self.model))
+            on_cuda = any(layer._device_of_parameters().type == "cuda" for _, layer in self._watched)
+            align = self.align or (8 if on_cuda else 1)
+            narrowing = self._narrower.narrow(read_masks(self.model), align=align)
             tensors = self._tree.named_tensors()
             layers = [layer for name, layer in self._watched if name not in self.wide]
             self._cuts[found] = Cut(narrowing, tensors, layers, freeze)

@@ -129,9 +129,15 @@ class Narrower:
         """
         return cls(traced, model, stays, literal)
 
-    def narrow(self, masks: Mapping[str, MaskArrays], stays: Iterable[str] = ()) -> Narrowing:
-        """What is kept under masks of the traced layers; see read_masks. stays: more layers that keep their width."""
-        kept = self._hold(self._kept(self._needed(masks), self._pinned, stays))
+    def narrow(self, masks: Mapping[str, MaskArrays], stays: Iterable[str] = (), align: int = 1) -> Narrowing:
+        """What is kept under masks of the traced layers; see read_masks.
+
+        Args:
+            masks: Of every masked layer.
+            stays: Names of more layers that keep their width.
+            align: Layers keep channels that are dead too, until their number is a multiple of it, if they have as many.
+        """
+        kept = self._hold(self._kept(self._needed(masks), self._pinned, stays), align)
         rows = [torch.from_numpy(np.flatnonzero(kept[classes])) for classes in self._lists]
         indices: dict[str, dict[int, Tensor]] = {}
         for name, dim, number in self._tied:
@@ -183,8 +189,10 @@ class Narrower:
                 kept[classes] = True
         return kept
 
-    def _hold(self, kept: Bools) -> Bools:
-        """Adds what kept_in_forward does: a channel where a value has none, and those that make shares equal."""
+    def _hold(self, kept: Bools, align: int = 1) -> Bools:
+        """Adds what kept_in_forward does: a channel where a value has none, and those that make shares equal; and those
+        that make the widths of layers multiples of align.
+        """
         while True:
             empty = (
                 ~np.logical_or.reduceat(kept[self._values], self._starts) if self._values.size else np.zeros(0, bool)
@@ -195,6 +203,12 @@ class Narrower:
                 for classes, count in zip(parts, counts, strict=True):
                     if count < max(counts):
                         more.append(classes[~kept[classes]][: max(counts) - count])
+            outputs = [classes for ends in self._ends.values() for classes in ends[1::2]] if align > 1 else []
+            for classes in outputs:
+                missing = -int(np.count_nonzero(kept[classes])) % align
+                dead = classes[~kept[classes]]
+                if missing <= dead.size:
+                    more.append(dead[:missing])
             added = np.concatenate(more)
             if not added.size:
                 return kept

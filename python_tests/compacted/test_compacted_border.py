@@ -750,11 +750,10 @@ def test_layers_under_several_names():
         assert_same_training(masked, optimizer, other, its)
 
 
-@pytest.mark.parametrize(
-    "parametrized", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm]
-)
-def test_weights_that_are_computed(parametrized):
+@pytest.mark.parametrize("how", ["weight_norm", "spectral_norm"])
+def test_weights_that_are_computed(how):
     """Such a layer keeps its width, and says so; the others are small."""
+    parametrized = getattr(nn.utils.parametrizations, how)
     torch.manual_seed(0)
     net = nn.Sequential(conv_norm(3, 6), parametrized(nn.Conv2d(6, 6, 3)), nn.ReLU(), nn.Conv2d(6, 4, 1)).double()
     masked = pk.convert(net) and net
