@@ -91,8 +91,13 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("measure", None, "pgp: score filters by an extra pass over the training set after each epoch")
     option = "an option of the method, such as coupling=joint; may be repeated"
     add("set", _setting, option, action="append", metavar="NAME=VALUE")
-    add("mode", str, "live, masked, or dense: masks are applied, and nothing is skipped (live)")
+    modes = (
+        "masked, live, compacted, dense (masks are applied, and nothing is skipped), or auto: the fastest of the first"
+    )
+    add("mode", str, f"{modes} three, measured for the masks that there are (auto)")
     parser.add_argument("--gear", action=_Gear, choices=MODE_OF_GEAR, help=argparse.SUPPRESS)
+    add("compile", None, "use torch.compile once masks stand still, if that makes steps faster")
+    add("compile-after", int, "for how many steps masks stand still before that (300)")
     add("epochs", int, "epochs in all (30)")
     add("batch", int, "images a step, of all processes together (64)")
     add("lr", float, "learning rate at first; a cosine takes it to 0 (0.1)")
@@ -148,7 +153,7 @@ def _summary_text(s: dict[str, Any], out: str) -> str:
         f"small network {s['small_parameters']:,} of {s['parameters']:,} parameters, "
         f"{s['small_multiply_adds']:,} of {s['multiply_adds']:,} multiply-adds",
         f"an epoch      {s['epoch_seconds']:.3f} s (median); in turns: dense {times['dense']:.3f} s, "
-        f"this {times['this']:.3f} s, small {times['small']:.3f} s",
+        f"this ({s['mode']}) {times['this']:.3f} s, small {times['small']:.3f} s",
         f"files         {s.get('report', out)}",
     ]
     return "\n".join(lines)

@@ -8,7 +8,7 @@ import torch
 
 import prunekernels as pk
 from prunekernels import cli
-from prunekernels.train import checkpoint, demo, finalize
+from prunekernels.train import checkpoint, compiling, demo, finalize
 from prunekernels.train import run as module
 from prunekernels.train.run import train
 
@@ -41,6 +41,33 @@ def test_train_resume_shrink(tmp_path, capsys):
     assert cli.main(["shrink", str(out)]) == 0
     assert "shrink: " in capsys.readouterr().out and (out / "small.pt").exists()
     assert cli.main(["train", "--out", str(out), "--resume", "--quiet"]) == 0  # nothing left to train
+
+
+@pytest.mark.slow
+def test_a_compacted_run_stops_and_resumes_to_the_same_bits(tmp_path, capsys):
+    given = ("--method", "pgp", "--mode", "compacted", "--epochs", "3", "--deterministic")
+    assert run_train(tmp_path / "whole", *given) == 0
+    assert "this (compacted mode) " in capsys.readouterr().out
+    assert run_train(tmp_path / "parts", *given, "--stop-after", "2") == 0
+    assert run_train(tmp_path / "parts", *given, "--resume") == 0
+    whole, parts = (checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("whole", "parts"))
+    assert all(torch.equal(value, parts["model"][name]) for name, value in whole["model"].items())
+    assert "compacted mode, 3 epochs" in (tmp_path / "parts" / "report.html").read_text()
+    assert run_train(tmp_path / "parts", *given, "--resume") == 0  # nothing left to train
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["auto", "compacted"])
+def test_compile_is_an_option_of_compacted_runs(tmp_path, monkeypatch, capsys, mode):
+    compile_with = torch.compile
+    monkeypatch.setattr(compiling.torch, "compile", lambda f: compile_with(f, backend="aot_eager"))
+    given = ("--method", "ghfp", "--mode", mode, "--compile", "--compile-after", "0", "--epochs", "1", "--no-report")
+    arguments = [name for name in QUICK if name != "--quiet"]
+    assert cli.main(["train", "--out", str(tmp_path), *arguments, *given]) == 0
+    said = capsys.readouterr().out
+    assert "the same masks for 0 steps: eager " in said and said.count("of the filters live: masked ") == (
+        1 if mode == "auto" else 0
+    )
 
 
 @pytest.mark.slow

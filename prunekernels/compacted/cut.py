@@ -14,6 +14,7 @@ from ..graph.narrow import Narrowing
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
 from ..ops import mask_table
+from ..ops.parts import gather_parts
 
 Bools = np.ndarray
 Indices = np.ndarray  # int64
@@ -26,6 +27,7 @@ class Block:
     """A part of a tensor: its rows and columns.
 
     merged: how many of the leading dimensions count as one together with the next; the columns are what follows.
+    holes: bool [rows, columns] of the part, dead kernels: zeros that do not go back.
     """
 
     whole: Tensor
@@ -33,9 +35,19 @@ class Block:
     rows: Rows
     columns: Rows
     merged: int = 0
+    holes: Tensor | None = None
 
     @classmethod
-    def of(cls, whole: Tensor, rows: Rows, columns: Rows, kind: type[Tensor] = Tensor, *, merged: int = 0) -> Block:
+    def of(
+        cls,
+        whole: Tensor,
+        rows: Rows,
+        columns: Rows,
+        kind: type[Tensor] = Tensor,
+        *,
+        merged: int = 0,
+        holes: Tensor | None = None,
+    ) -> Block:
         shape = list(whole.shape)
         for dim, index in ((0, rows), (merged + 1, columns)):
             if index is not None:
@@ -44,15 +56,31 @@ class Block:
         layout = torch.channels_last if nhwc else torch.contiguous_format
         part = torch.empty(shape, dtype=whole.dtype, device=whole.device, memory_format=layout)
         part = nn.Parameter(part, whole.requires_grad) if kind is nn.Parameter else part
-        return cls(whole, part, rows, columns, merged)
+        return cls(whole, part, rows, columns, merged, holes)
 
     def of_state(self, whole: Tensor) -> Block:
         """The same part of another tensor of the same shape, as an optimizer's state is."""
-        return Block.of(whole, self.rows, self.columns, merged=self.merged)
+        return Block.of(whole, self.rows, self.columns, merged=self.merged, holes=self.holes)
 
     def with_rows(self, tensor: Tensor) -> Tensor:
         """A tensor like whole or part, with rows and columns as its first dimensions."""
         return tensor.detach().flatten(0, self.merged) if self.merged else tensor
+
+    def punch(self) -> None:
+        """Writes zeros into the holes of what was gathered."""
+        if self.holes is not None:
+            self.part.detach()[self.holes.to(self.part.device)] = 0
+
+    def filled(self) -> Tensor:
+        """The part as it goes back: with what the whole has in the holes."""
+        part = self.part.detach()
+        if self.holes is None:
+            return part
+        filled = torch.empty_like(part)
+        gather_parts([filled], [self.whole.detach()], [self.rows], [self.columns])
+        trained = ~self.holes.to(part.device)
+        filled[trained] = part[trained]
+        return filled
 
 
 @dataclass(eq=False)
@@ -62,35 +90,15 @@ class Part:
     name: str
     block: Block
     live: Tensor | None  # bool, expands to the part: its entries that are no frozen zeros; None: all of them
-    holes: Tensor | None  # bool [rows, columns]: dead kernels, if no whole rows or columns
     carried: list[Block] = field(default_factory=list)  # zero gradients, moved by momentum and weight decay
-    under: Tensor | None = None  # what the parameter itself holds in the place of the holes
 
-    def freeze(self, scale: Tensor | None) -> None:
-        """Zeroes gradients of frozen zeros, and scales others as a layer's grad_scale says."""
-        rows, part, live = self.block.rows, self.block.part, self.live
-        if scale is not None:
-            picked = scale if rows is None else scale[rows.clamp_min(0).to(scale.device)]
-            part.register_hook(lambda g: g * picked.to(g.dtype).view(-1, *(1 for _ in g.shape[1:])))
-        if live is not None and part.requires_grad:
-            dead = ~live.to(part.device)
-            part.register_hook(lambda g: g.masked_fill(dead, 0))
-
-    def punch(self) -> None:
-        """Writes zeros into the holes of what was gathered, and keeps what was there."""
-        if self.holes is not None:
-            with torch.no_grad():
-                self.under = self.block.part[self.holes].clone()
-                self.block.part[self.holes] = 0
-
-    def filled(self) -> Tensor:
-        """The part as it goes back: with what was in the holes."""
-        part = self.block.part.detach()
-        if self.holes is None or self.under is None:
-            return part
-        part = part.clone(memory_format=torch.preserve_format)
-        part[self.holes] = self.under
-        return part
+    def freeze(self) -> None:
+        """Zeroes gradients of frozen zeros, also if the parameter is to be trained only later."""
+        part, live = self.block.part, self.live
+        if live is not None:
+            trains, dead = part.requires_grad, ~live.to(part.device)
+            part.requires_grad_().register_hook(lambda g: g.masked_fill(dead, 0))
+            part.requires_grad_(trains)
 
 
 @dataclass
@@ -156,27 +164,26 @@ class Cut:
         self.parts: dict[int, Part] = {}
         self.by_name: dict[str, Part] = {}
         self.states: dict[tuple[int, str], Block] = {}
-        sides: dict[int, tuple[Sides, nn.Module]] = {}
+        sides: dict[int, Sides] = {}
         for layer in layers:
             for attribute, its in masked_sides(layer).items():
                 tensor = getattr(layer, attribute)
                 if tensor is not None:
-                    sides.setdefault(id(tensor), (its, layer))
+                    sides.setdefault(id(tensor), its)
         indices: dict[int, dict[int, Tensor]] = {}
         for name, tensor in tensors.items():
             indices.setdefault(id(tensor), {}).update(narrowing.indices.get(name, {}))
         for name, tensor in tensors.items():
             if id(tensor) not in self.parts:
-                its, owner = sides.get(id(tensor), (Sides(), None))
+                its = sides.get(id(tensor), Sides())
                 part = _part(name, tensor, indices[id(tensor)], its)
                 if part is None:
                     continue
                 freeze = freezes.get(id(tensor))
                 if freeze is not None and isinstance(tensor, nn.Parameter):
                     part.carried = list(_carried(part, its, freeze))
-                scale = owner.grad_scale if isinstance(owner, MaskedConv2d) and name.endswith("weight") else None
                 if isinstance(tensor, nn.Parameter):
-                    part.freeze(scale)
+                    part.freeze()
                 self.parts[id(tensor)] = part
             self.by_name[name] = self.parts[id(tensor)]
 
@@ -206,12 +213,12 @@ def _part(name: str, tensor: Tensor, index: Mapping[int, Tensor], sides: Sides) 
         )
     rows = _with_zeros(kept.get(0), sides.rows)
     columns = _with_zeros(kept.get(merged + 1), sides.columns)
-    holes = None if sides.kernels is None else _holes(sides.kernels, rows, columns)
+    holes = _holes(sides, rows, columns)
     if rows is None and columns is None and holes is None:
         return None
     kind = nn.Parameter if isinstance(tensor, nn.Parameter) else Tensor
-    block = Block.of(tensor, _tensor(rows), _tensor(columns), kind, merged=merged)
-    return Part(name, block, _live(tensor.dim(), rows, columns, holes), None if holes is None else _tensor(holes))
+    block = Block.of(tensor, _tensor(rows), _tensor(columns), kind, merged=merged, holes=_tensor(holes))
+    return Part(name, block, _live(tensor.dim(), rows, columns, holes))
 
 
 def _tensor(array: Any) -> Any:
@@ -226,9 +233,11 @@ def _with_zeros(kept: Indices | None, live: Bools | None) -> Indices | None:
     return np.where(live[rows], rows, -1)
 
 
-def _holes(kernels: Bools, rows: Indices | None, columns: Indices | None) -> Bools | None:
-    """Bool [rows, columns]: dead kernels in rows and columns that are not dead as a whole."""
-    dead = ~(kernels if rows is None else kernels[rows])  # -1 reads the last one, which the next lines undo
+def _holes(sides: Sides, rows: Indices | None, columns: Indices | None) -> Bools | None:
+    """Bool [rows, columns]: the dead kernels; those that are dead as a whole row or column are no holes."""
+    if sides.kernels is None:
+        return None
+    dead = ~(sides.kernels if rows is None else sides.kernels[rows])  # -1 reads the last one, which does not count
     if rows is not None:
         dead[rows < 0] = False
     if columns is not None:
@@ -254,20 +263,25 @@ def _live(dims: int, rows: Indices | None, columns: Indices | None, holes: Bools
 def _carried(part: Part, sides: Sides, freeze: str) -> Iterator[Block]:
     """Blocks of the entries that are no part of the small network, but that an optimizer moves."""
     block = part.block
-    whole, rows, columns = block.whole, block.rows, block.columns
-    live_rows, live_columns = (sides.rows, sides.columns) if freeze == "dead" else (sides.hard, None)
-    if rows is not None:
+    whole, live_rows, live_columns = block.whole, sides.rows, sides.columns
+    if freeze == "hard":
+        live_rows, live_columns = sides.hard, None
+
+    def carry(rows: Indices | None, columns: Indices | None) -> Block:
+        holes = None if freeze == "hard" else _holes(sides, rows, columns)
+        index = (_tensor(rows), _tensor(columns))
+        return Block.of(whole, *index, nn.Parameter, merged=block.merged, holes=_tensor(holes))
+
+    if block.rows is not None:
         outside = np.ones(whole.shape[0], dtype=bool) if live_rows is None else live_rows.copy()
-        outside[_indices(rows)] = False
+        outside[_indices(block.rows)] = False
         if outside.any():
-            its = None if live_columns is None else _tensor(live_columns.nonzero()[0])
-            yield Block.of(whole, _tensor(outside.nonzero()[0]), its, nn.Parameter, merged=block.merged)
-    if columns is not None:
+            yield carry(outside.nonzero()[0], None if live_columns is None else live_columns.nonzero()[0])
+    if block.columns is not None:
         beside = np.ones(whole.shape[block.merged + 1], dtype=bool) if live_columns is None else live_columns.copy()
-        beside[_indices(columns)] = False
+        beside[_indices(block.columns)] = False
         if beside.any():
-            inside = None if rows is None else _tensor(_indices(rows))
-            yield Block.of(whole, inside, _tensor(beside.nonzero()[0]), nn.Parameter, merged=block.merged)
+            yield carry(None if block.rows is None else _indices(block.rows), beside.nonzero()[0])
 
 
 def _indices(rows: Tensor) -> Indices:

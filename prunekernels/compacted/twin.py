@@ -10,11 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nn.mask_buffers import MaskBuffers
+from ..optim.freezing import bind
 from ..optim.hooks import before_step
 from ..optim.step import MaskedStep
 from .cut import Block, Cut
 
 _NOT_SHARED = ("step", "_binding", "_opt_called")  # a scheduler's counter around step, a binding to masks
+_MIXING: Any = tuple(
+    getattr(torch.optim, name) for name in ("LBFGS", "Muon", "Adafactor", "SparseAdam") if hasattr(torch.optim, name)
+)
 
 
 class Twin:
@@ -26,9 +31,14 @@ class Twin:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        if isinstance(optimizer, _MIXING):
+            raise TypeError(
+                "compacted: optimizer: expected one that steps each entry of a parameter by itself, got "
+                f"{type(optimizer).__name__}: train in masked mode"
+            )
         self.optimizer = optimizer
         self.opt = _same(optimizer)
-        before_step(self.opt, _Before(self))  # after a closure, which may clear gradients
+        before_step(self.opt, _Before(self))
         self.opt.register_step_post_hook(_After(self))
         self._known: list[dict[str, Any]] = []
         self._carried: list[tuple[nn.Parameter, nn.Parameter, Tensor]] = []  # block, the small parameter, zeros
@@ -51,7 +61,7 @@ class Twin:
 
     def enter(self, cut: Cut, names: Mapping[int, str]) -> None:
         """Makes the groups of opt those of optimizer, with small parameters."""
-        self._names = dict(names)
+        self._names = dict(names) | {id(part.block.part): names.get(p, "") for p, part in cut.parts.items()}
         groups, self._carried = [], []
         for group in self.optimizer.param_groups:
             params, labels = [], []
@@ -76,6 +86,14 @@ class Twin:
         self._given = [list(group["params"]) for group in self.optimizer.param_groups]
         self._known = [dict(group) for group in groups]
         self.opt.state = defaultdict(dict)
+
+    def bind(self, network: nn.Module) -> None:
+        """Binds opt to the masked layers that network has left, as optimizer is bound."""
+        layers = [m for m in network.modules() if isinstance(m, MaskBuffers)]
+        held = {id(p) for group in self.opt.param_groups for p in group["params"]}
+        if any(id(p) in held for layer in layers for p in layer.parameters(recurse=False)):
+            how = None if isinstance(self.opt, MaskedStep) else next(iter(self.freeze.values()), "dead")
+            bind(self.opt, network, freeze=how)
 
     def blocks(self, cut: Cut) -> Iterator[tuple[Tensor, Block]]:
         """Each parameter of the model that has parts, once for each part."""
@@ -179,7 +197,7 @@ class Twin:
 
 
 class _Before:
-    """What opt does before each step; holds the twin weakly, since opt is a part of it."""
+    """What opt does before each step, with the gradients there; holds the twin weakly, since opt is a part of it."""
 
     def __init__(self, twin: Twin) -> None:
         self.twin = weakref.ref(twin)

@@ -17,10 +17,19 @@ class ChannelAnalysis(NetworkChannels):
 
     rules: the rule that each operator followed; UNKNOWN where its own did not fit.
     constants: False counts a channel that holds another constant than zero as live, so it is kept where it is read.
+    statistics: True counts the live channels of norms as read, since their running statistics move in training.
     """
 
-    def __init__(self, traced: Traced, tensors: Mapping[str, Tensor] | None = None, *, constants: bool = True) -> None:
+    def __init__(
+        self,
+        traced: Traced,
+        tensors: Mapping[str, Tensor] | None = None,
+        *,
+        constants: bool = True,
+        statistics: bool = False,
+    ) -> None:
         super().__init__(traced, tensors)
+        self.statistics = statistics
         self.rules: dict[fx.Node, Rule] = {}
         for node in traced.graph.nodes:
             if node.op == "placeholder":

@@ -26,6 +26,10 @@ class MaskArrays:
     columns: Bools | None = None  # [C]: the input channels that a convolution reads
     kernels: Bools | None = None  # [K, C / groups]: its single kernels
 
+    def equals(self, other: MaskArrays) -> bool:
+        pairs = (self.rows, other.rows), (self.columns, other.columns), (self.kernels, other.kernels)
+        return all(a is b or (a is not None and b is not None and np.array_equal(a, b)) for a, b in pairs)
+
 
 def rows_of(masks: MaskArrays) -> Any:
     """bool [K], or True."""
@@ -114,13 +118,17 @@ class WeightStep:
 
 @dataclass
 class NormStep:
-    """Batch norm. A dead channel is zero; any other is live, but for one of zeros, by_batch, that has no bias."""
+    """Batch norm. A dead channel is zero; any other is live, but for one of zeros, by_batch, that has no bias.
+
+    tracks: it has running statistics, which move in training, so that its live channels count as read.
+    """
 
     x: Input
     out: slice
     weight: MaskArrays
     bias: MaskArrays | None
     by_batch: bool
+    tracks: bool
 
     def forward(self, live: Bools) -> None:
         bias = False if self.bias is None else rows_of(self.bias)
@@ -128,6 +136,8 @@ class NormStep:
         live[self.out] = (passes & self.x.not_zero(live) if self.by_batch else passes) | bias
 
     def backward(self, live: Bools, read: Bools) -> None:
+        if self.tracks:
+            read[self.out] |= live[self.out]
         mark(read, self.x.at, read[self.out] & live[self.out] & rows_of(self.weight))
 
 
@@ -167,17 +177,22 @@ class MeetStep:
 
 @dataclass
 class Program:
-    """live, read: what holds for all masks, [places]. steps: in the order of the network."""
+    """live, read: what holds for all masks, [places]. steps: in the order of the network.
+
+    constant: where a channel that is not live holds another constant than zero, [places]. Something has to compute it.
+    """
 
     live: Bools
     read: Bools
+    constant: Bools
     steps: list[Step]
 
     def needed(self) -> Bools:
-        """The places of the channels that are live and read, bool [places], under what the steps' masks are now."""
+        """Which channels are read and not zero, bool [places], under the masks that the steps have now."""
         live, read = self.live.copy(), self.read.copy()
         for step in self.steps:
             step.forward(live)
+        live |= self.constant
         for step in reversed(self.steps):
             step.backward(live, read)
         return live & read

@@ -97,6 +97,7 @@ class NetworkChannels:
     def __init__(self, traced: Traced, tensors: Mapping[str, Tensor] | None = None) -> None:
         self.traced = traced
         self.tensors = traced.tensors if tensors is None else tensors
+        self.statistics = False
         self.classes = Classes()
         self.states: dict[fx.Node, State] = {}
         self.operands: dict[fx.Node, list[Operand]] = {}  # of elementwise operators

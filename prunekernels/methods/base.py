@@ -141,7 +141,6 @@ class Method(Running, FilterTensors):
         self.model, self.optimizer, self.rate, self.duty = model, optimizer, rate, duty
         self.round_to, self.budget, self.with_norms = round_to, budget, norms
         self.process_group = process_group
-        self._start_running(mode, example_input)
         self.steps_per_epoch, self._fixed_steps = steps_per_epoch, steps_per_epoch is not None
         self.generator = torch.Generator().manual_seed(seed)
         self.epoch = self.steps = 0  # epochs that are over, steps of this one
@@ -161,6 +160,7 @@ class Method(Running, FilterTensors):
         self._finder: NormFinder | None = None
         self._masks_all = False
         self._first: FirstPruning | None = None
+        self._start_running(mode, example_input)
         self.binding = freeze_dead(optimizer, model)
         self.clip = SoftClip(self) if (duty < 1 if clip is None else clip) else None
         self.criterion.start(self)

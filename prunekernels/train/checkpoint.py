@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 FORMAT = "prunekernels training checkpoint 1"
-KEYS = ("config", "epoch", "model", "optimizer", "method", "random", "history", "states", "layers", "data")
+KEYS = ("config", "epoch", "model", "optimizer", "method", "random", "history", "states", "layers", "data", "modes")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -45,6 +45,7 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         got = f"format {state['format']!r}" if isinstance(state, dict) and "format" in state else "something else"
         raise ValueError(f"{expected}, got {got}")
+    state.setdefault("modes", {})  # checkpoints written before there was a choice have none
     missing = [key for key in KEYS if key not in state]
     if missing:
         raise ValueError(f"{expected}, got a file without {', '.join(missing)}")

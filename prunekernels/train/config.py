@@ -11,10 +11,11 @@ from typing import Any
 from .data import AUGMENTS
 from .models import MODELS
 
-MODES = ("masked", "live", "dense")
+MODES = ("auto", "masked", "live", "compacted", "dense")
 MODE_OF_GEAR = {"network": "live", "layer": "masked", "dense": "dense"}  # the setting was called gear before
 DUTY = 0.1  # of a method, unless set: soft-dead filters skip nine tenths of the steps
 TIMEOUT = 600.0
+COMPILE_AFTER = 300
 FREE = (
     "out",
     "stop_after",
@@ -42,7 +43,12 @@ class Config:
         duty: See Method. None: DUTY where there is a method.
         options: Other keywords of the method.
         measure: Whether PGP scores filters by an extra pass over the training set after each epoch.
-        mode: How the network runs: "live", "masked", or "dense" (masks are applied, and nothing is skipped).
+        mode: How the network of a method runs: "masked", "live", "compacted", or "dense" (masks are applied, and
+            nothing is skipped). "auto": whichever of the first three takes the least time for the masks that there are,
+            by a measurement; if deterministic, compacted mode without one. Without a method "auto", "compacted" and
+            "dense" leave the network plain.
+        compile: Whether to give the network to torch.compile once its masks stand still, if that makes steps faster.
+        compile_after: For how many steps they stand still before that.
         epochs: How many epochs to train.
         batch: Images a step, of all ranks together.
         lr: The learning rate at first; a cosine takes it to 0.
@@ -72,7 +78,9 @@ class Config:
     duty: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
     measure: bool = False
-    mode: str = "live"
+    mode: str = "auto"
+    compile: bool = False
+    compile_after: int = COMPILE_AFTER
     epochs: int = 30
     batch: int = 64
     lr: float = 0.1
@@ -103,6 +111,7 @@ class Config:
             self._number(name, "a number, at least 0", lambda v: v >= 0)
         self._number("batch", "at least 2", lambda v: v >= 2)
         self._number("epochs", "at least 1", lambda v: v >= 1)
+        self._number("compile_after", "at least 0", lambda v: v >= 0)
         self._number("seed", "a number in [0, 2^32)", lambda v: 0 <= v < 2**32)  # times 1e6 it must be an int64
         if self.augment is not None:
             self._among("augment", AUGMENTS)

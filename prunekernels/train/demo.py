@@ -9,7 +9,7 @@ from typing import Any
 from .run import train
 
 DENSE = {"method": "none", "mode": "dense"}
-PRUNED = {"method": "ghfp", "rate": 0.5, "mode": "live"}
+PRUNED = {"method": "ghfp", "rate": 0.5, "mode": "auto"}
 
 
 def demo(out: Path, epochs: int, **more: Any) -> str:
@@ -24,7 +24,8 @@ def demo(out: Path, epochs: int, **more: Any) -> str:
     common = {"arch": "resnet20", "data": "digits", "size": 32, "epochs": epochs, **more}
     print("ResNet-20 on digits, dense:")
     dense = train({**common, **DENSE, "out": str(out / "dense"), "report": False}, overwrite=True)
-    print("The same with GHFP, in live mode: half of the filters are pruned, more and more of them for good:")
+    print("The same with GHFP, in the mode that is the fastest: half of the filters are pruned, more and more of them")
+    print("for good:")
     beside = {"beside": str(out / "dense")}
     pruned = train({**common, **PRUNED, **beside, "out": str(out / "ghfp")}, overwrite=True)
     assert dense is not None and pruned is not None

@@ -102,16 +102,27 @@ def check_same(settings: Mapping[str, Any]) -> None:
                 raise ValueError(f"train: {name}: expected {value!r} on all ranks, as on rank 0, got {got}")
 
 
-def wrapped(model: nn.Module) -> nn.Module:
+def any_rank(holds: bool, device: torch.device) -> bool:
+    """Whether something holds on any rank."""
+    return bool(summed(torch.tensor(float(holds), device=device)) > 0)
+
+
+def wrapped(model: nn.Module, *, synchronize: bool = True) -> nn.Module:
     """The network in DistributedDataParallel, or as it is for one process.
 
     Buffers stay as they are: masks change alike on all ranks, and statistics of norms become means after each epoch.
+
+    Args:
+        model: The network.
+        synchronize: Whether all ranks take over the parameters and buffers of rank 0 now.
     """
     if world_size() == 1:
         return model
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # from torch 2.13 on
     options: dict[str, Any] = {name: False}
+    if "init_sync" in known:
+        options["init_sync"] = synchronize
     return DistributedDataParallel(model, **options)
 
 

@@ -8,20 +8,24 @@ import io
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from ..compacted.context import compacted
 from ..graph.shrink import shrink
 from ..inspect.flops import count_flops
 from . import setup
 from .checkpoint import write_atomically
+from .compiling import Compiled
 from .data import steps_per_epoch, train_batches
-from .loop import Trainer, accuracy, amp, predictions
+from .loop import Trainer, accuracy, predictions
+from .setup import amp
 
 SECONDS = 4.0  # about how long steps are timed
 ROUNDS = (3, 15)  # at least, at most
@@ -35,6 +39,9 @@ def finalize_run(run: Trainer) -> dict[str, Any]:
     """
     small, checked = shrunk(run)
     save_small(run, small)
+    x, y = timed_batch(run)
+    with setup.numerics(run.config):
+        run.modes.look_at_masks(x)
     plain = setup.network(run.config, run.data)
     image = run.data.normalised(run.data.test.images[:1]).to(run.device)
     agreed = predictions(run.model, run.data, run.device) == predictions(small, run.data, run.device)
@@ -45,8 +52,8 @@ def finalize_run(run: Trainer) -> dict[str, Any]:
         "epoch_seconds": statistics.median(row["seconds"] for row in run.history),
         "parameters": _parameters(plain), "small_parameters": _parameters(small),
         "multiply_adds": count_flops(plain, image).dense, "small_multiply_adds": count_flops(small, image).dense,
-        "epoch_of": _epoch_times(run, plain, small), "threads": torch.get_num_threads(), "device": str(run.device),
-        "torch": torch.__version__, "ranks": run.ranks,
+        "epoch_of": _epoch_times(run, plain, small, x, y), "mode": run.modes.told,
+        "threads": torch.get_num_threads(), "device": str(run.device), "torch": torch.__version__, "ranks": run.ranks,
     }  # fmt: skip
     text = json.dumps(summary, indent=1)
     write_atomically(run.out / "summary.json", lambda path: path.write_text(text))
@@ -84,19 +91,27 @@ def _parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _epoch_times(run: Trainer, plain: nn.Module, small: nn.Module) -> dict[str, float]:
+def timed_batch(run: Trainer) -> tuple[Tensor, Tensor]:
+    """The images and labels that one rank has of a batch, as the network takes them."""
+    x, y = next(train_batches(run.data, run.config.batch, run.config.seed, 0, "none"))
+    own = slice(len(y) // run.ranks)
+    return run.on_device(x[own], y[own])
+
+
+def _epoch_times(run: Trainer, plain: nn.Module, small: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
     """Seconds an epoch of three networks: plain ("dense"), the run's with its last masks ("this") and the small one.
 
     Their steps are timed in turns, so that all three see the same machine; medians, times the steps of an epoch. Of
-    several ranks it is what one computes, without what they tell each other.
+    several ranks it is what one computes, without what they tell each other. The run's own network is in its last mode,
+    and compiled if it was.
     """
-    x, y = next(train_batches(run.data, run.config.batch, run.config.seed, 0, "none"))
-    own = slice(len(y) // run.ranks)
-    x, y = run.data.normalised(x[own].to(run.device)), y[own].to(run.device)
     small = copy.deepcopy(small)
-    stepped = {"dense": plain, "this": copy.deepcopy(run.model), "small": small}
-    steps = {name: _stepper(run, model, x, y) for name, model in stepped.items()}
-    with setup.numerics(run.config):
+    with setup.numerics(run.config), _in_last_mode(run, x) as (net, optimizer):
+        steps = {
+            "dense": _stepper(run, plain, setup.optimizer_of(run.config, plain), x, y),
+            "this": _stepper(run, net, optimizer, x, y),
+            "small": _stepper(run, small, setup.optimizer_of(run.config, small), x, y),
+        }
         for _ in range(2):  # warm-up: plans are chosen, memory is allocated
             round_time = sum(_timed(step, run.device) for step in steps.values())
         rounds = max(ROUNDS[0], min(ROUNDS[1], round(SECONDS / max(round_time, 1e-9))))
@@ -105,10 +120,20 @@ def _epoch_times(run: Trainer, plain: nn.Module, small: nn.Module) -> dict[str, 
     return {name: count * statistics.median(t[name] for t in times) for name in steps}
 
 
-def _stepper(run: Trainer, model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
+@contextlib.contextmanager
+def _in_last_mode(run: Trainer, x: Tensor) -> Iterator[tuple[nn.Module, Optimizer]]:
+    """A copy of what trained last, in the place of the run's network, and its optimizer, within a `with` block."""
+    model = copy.deepcopy(run.model).train()
+    optimizer = setup.optimizer_of(run.config, model)
+    is_small = run.modes.now == "compacted" and run.method is not None
+    with compacted(model, x[:2], optimizer) if is_small else contextlib.nullcontext((model, optimizer)) as (net, opt):
+        assert opt is not None
+        yield (Compiled(net) if run.modes.is_compiled else net), opt
+
+
+def _stepper(run: Trainer, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Callable[[], None]:
     """Returns a function that trains this model, and nothing else, for one step."""
     model.train()
-    optimizer = setup.optimizer_of(run.config, model)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

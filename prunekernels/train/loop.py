@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from .. import plan
 from ..methods import PGP
-from ..nn.conv import MaskedConv2d
 from ..nn.ranks import check_same_masks, world_size
 from . import checkpoint, distributed, setup
 from .config import FREE, Config
 from .data import Data, load, steps_per_epoch, train_batches
+from .modes import Modes, computed_share
 from .optional_deps import need
+from .setup import amp
 
 CHECKPOINT = "checkpoint.pt"
 EVALUATION_BATCH = 256
@@ -69,9 +70,9 @@ class Trainer:
         self.states: list[Tensor] = []  # uint8 [filters], an epoch each
         self.epoch = 0
         self.augment = config.augment or self.data.augment
+        self.modes = Modes(config, self.model, self.optimizer, self.method, self._say)
         if state is not None:
             self._restore(state)
-        self.trained = distributed.wrapped(self.model)
 
     def _check_ranks(self) -> None:
         """All ranks have the same settings and data, and images for each step."""
@@ -146,10 +147,7 @@ class Trainer:
         reads_each = self.device.type == "cpu" and self.ranks == 1
         with _bar(config, self.quiet, self.epoch, steps) as bar:
             for step, (x, y) in enumerate(batches):
-                for group in self.optimizer.param_groups:
-                    group["lr"] = learning_rate(config, self.epoch + step / steps)
-                x, y = self.data.normalised(x.to(self.device)), y.to(self.device)
-                totals += self._step(x, y)
+                totals += self._step(x, y, learning_rate(config, self.epoch + step / steps))
                 images += self.batch
                 is_time = step % CHECK_EVERY == 0 or step == steps - 1
                 if is_time or self.device.type == "cpu":
@@ -163,6 +161,8 @@ class Trainer:
                             f"loss {loss:.3f}  accuracy {right:.3f}  live {computed[-1]:.2f}  {rate:.0f} images/s"
                         )
                         bar.update(step + 1 - bar.n)
+            if self.method is not None:
+                self.method.leave()
             distributed.average_statistics(self.model)
             if self.method is not None:
                 if isinstance(self.method, PGP) and config.measure and not self.method.finished:
@@ -183,16 +183,23 @@ class Trainer:
         """A mean over this rank's images, such that the mean over the ranks is the mean over the batch."""
         return loss if self.ranks == 1 else loss * (images * self.ranks / self.batch)
 
-    def _step(self, x: Tensor, y: Tensor) -> Tensor:
+    def on_device(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """A batch as the network takes it."""
+        x, y = self.data.normalised(x.to(self.device)), y.to(self.device)
+        return (x.contiguous(memory_format=torch.channels_last) if self.device.type == "cuda" else x), y
+
+    def _step(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
         """Makes one optimizer step. Returns float64 [2]: the sum of the losses and the number of right answers."""
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.device.type == "cuda":
-            x = x.contiguous(memory_format=torch.channels_last)
+        x, y = self.on_device(x, y)
+        net, optimizer = self.modes.at_step(x, y)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad(set_to_none=True)
         with amp(self.config, self.device):
-            scores = self.trained(x)
+            scores = net(x)
             loss = F.cross_entropy(scores.float(), y)
         self._weighted(loss, len(y)).backward()
-        self.optimizer.step()
+        optimizer.step()
         if self.method is not None:
             self.method.step()
         right = (scores.detach().argmax(1) == y).sum()
@@ -201,12 +208,15 @@ class Trainer:
     def _losses(self) -> Iterator[Tensor]:
         """The losses of this epoch's batches, for PGP.measure."""
         for x, y in self._batches():
-            x = self.data.normalised(x.to(self.device))
-            if self.device.type == "cuda":
-                x = x.contiguous(memory_format=torch.channels_last)
+            x, y = self.on_device(x, y)
             with amp(self.config, self.device):
-                loss = F.cross_entropy(self.trained(x).float(), y.to(self.device))
+                loss = F.cross_entropy(self.modes.whole(x).float(), y)
             yield self._weighted(loss, len(y))
+
+    def _say(self, line: str) -> None:
+        """Prints a line, above the progress bar."""
+        if not self.quiet:
+            need("tqdm", "train: the progress bar").tqdm.write(line)
 
     def _check_loss(self, loss: float, step: int) -> None:
         if math.isfinite(loss):
@@ -225,7 +235,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(), "random": checkpoint.random_state(), "history": self.history,
             "method": self.method.state_dict() if self.method is not None else None, "states": self.states,
             "layers": {name: layer.out_channels for name, layer in self.layers.items()},
-            "data": self.data.fingerprint,
+            "data": self.data.fingerprint, "modes": self.modes.state_dict(),
         }  # fmt: skip
 
     def _restore(self, state: Mapping[str, Any]) -> None:
@@ -240,6 +250,7 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.method is not None:
                 self.method.load_state_dict(state["method"])
+            self.modes.load_state_dict(state["modes"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{where}: expected this run's state, got {type(error).__name__}: {error}") from error
         self.epoch, self.history, self.states = state["epoch"], list(state["history"]), list(state["states"])
@@ -249,11 +260,6 @@ class Trainer:
 def learning_rate(config: Config, epoch: float) -> float:
     """lr / 2 (1 + cos(pi epoch / epochs)): a cosine from lr to 0. epoch: with its fraction."""
     return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
-
-
-def amp(config: Config, device: torch.device) -> AbstractContextManager[Any]:
-    """Autocasts to bfloat16 where config.amp says so."""
-    return torch.autocast(device.type, torch.bfloat16) if config.amp else nullcontext()
 
 
 @torch.no_grad()
@@ -276,15 +282,6 @@ def predictions(model: nn.Module, data: Data, device: torch.device, part: slice 
         ]
     model.train(training)
     return torch.cat(chosen)
-
-
-def computed_share(layers: Iterable[nn.Conv2d]) -> float:
-    """The share of all filters that a forward pass computes now."""
-    live = total = 0
-    for layer in layers:
-        total += layer.out_channels
-        live += int(layer.filter_mask.sum()) if isinstance(layer, MaskedConv2d) else layer.out_channels
-    return live / total
 
 
 def _bar(config: Config, quiet: bool, epoch: int, steps: int) -> AbstractContextManager[Any]:

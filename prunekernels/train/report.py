@@ -70,7 +70,7 @@ def write_report(
     )
     ranks = f"{summary['ranks']} processes, " if summary.get("ranks", 1) > 1 else ""
     machine = f"{ranks}{summary['device']}, {summary['threads']} threads, torch {summary['torch']}"
-    subtitle = f"{config.mode} mode, {summary['epochs']} epochs, {machine}"
+    subtitle = f"{summary['mode']}, {summary['epochs']} epochs, {machine}"
     parts = [_results(summary, beside), *(_figure(out / name) for name in PICTURES)]
     parts += ["<h2>Layers</h2>", _layers(layers, states), "<h2>Settings</h2>", _settings(config)]
     page = PAGE.format(title=html.escape(title), subtitle=html.escape(subtitle), body="\n".join(parts))

@@ -36,7 +36,7 @@ def train(given: Mapping[str, Any], *, resume: bool = False, overwrite: bool = F
         distributed.from_rank_0(lambda: _check_optional_deps(run.config))
         beside = distributed.from_rank_0(lambda: _dense_history(run.config.beside))
         run.run()
-        run.trained = run.model  # DDP ends with its group
+        run.modes.leave_ranks()
     if not is_first:
         return None
     if run.epoch < run.config.epochs:

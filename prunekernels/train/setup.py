@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -52,8 +52,8 @@ def device_of(config: Config) -> torch.device:
 
 
 def set_mode(config: Config, model: nn.Module) -> nn.Module:
-    """Converts the network to its mode, in place. Dense without a method leaves it plain."""
-    if config.mode == "dense" and config.method == "none":
+    """Converts the network to its mode, in place. Where no method will prune it, only masked and live mode do that."""
+    if config.mode not in ("masked", "live") and config.method == "none":
         return model
     convert(model)
     return flow(model) if config.mode == "live" else model
@@ -70,6 +70,11 @@ def numerics(config: Config) -> Iterator[None]:
             yield
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def amp(config: Config, device: torch.device) -> AbstractContextManager[Any]:
+    """Autocasts to bfloat16 where config.amp says so."""
+    return torch.autocast(device.type, torch.bfloat16) if config.amp else nullcontext()
 
 
 def optimizer_of(config: Config, model: nn.Module) -> torch.optim.Optimizer:
@@ -113,11 +118,13 @@ def method_of(config: Config, model: nn.Module, optimizer: torch.optim.Optimizer
         "data": lambda: evaluation_batches(data),
     }  # fmt: skip
     given = {name: value for name, value in offered.items() if name in keywords}
+    keywords = [name for name in keywords if name != "mode"]  # config has that
     asked = config.options | ({} if config.duty is None else {"duty": config.duty})
     for name in asked:
         if name not in keywords:
             raise ValueError(f"train: {config.method}: expected options among {', '.join(keywords)}, got {name!r}")
-    return cls(model, optimizer, rate=config.rate, epochs=config.epochs, **(given | asked))
+    mode = "compacted" if config.mode == "compacted" else "masked"
+    return cls(model, optimizer, rate=config.rate, epochs=config.epochs, mode=mode, **(given | asked))
 
 
 def evaluation_batches(data: Data) -> Iterator[tuple[Tensor, Tensor]]:

@@ -9,7 +9,7 @@ from prunekernels.train.config import DUTY, FREE, Config
     ("given", "text"),
     [
         ({"arch": "lenet"}, "train: arch: expected one of vgg16_bn, .*, got 'lenet'"),
-        ({"mode": "third"}, "train: mode: expected one of masked, live, dense, got 'third'"),
+        ({"mode": "third"}, "train: mode: expected one of auto, masked, live, compacted, dense, got 'third'"),
         ({"rate": 1.0}, r"train: rate: expected a number in \[0, 1\), got 1.0"),
         ({"rate": -0.1}, r"train: rate: expected a number in \[0, 1\), got -0.1"),
         ({"rate": float("nan")}, "train: rate: .* got nan"),
@@ -19,6 +19,7 @@ from prunekernels.train.config import DUTY, FREE, Config
         ({"momentum": -1}, "train: momentum: expected a number, at least 0, got -1"),
         ({"epochs": 0}, "train: epochs: expected at least 1, got 0"),
         ({"batch": 1}, "train: batch: expected at least 2, got 1"),
+        ({"compile_after": -1}, "train: compile_after: expected at least 0, got -1"),
         ({"seed": -1}, r"train: seed: expected a number in \[0, 2\^32\), got -1"),
         ({"seed": 2**60}, r"train: seed: expected a number in \[0, 2\^32\), got 1152921504606846976"),
         ({"stop_after": 0}, "train: stop_after: expected at least 1, got 0"),

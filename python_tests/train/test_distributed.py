@@ -86,6 +86,7 @@ def several(rank, folder):
         "second": trained(folder / "first 1"),  # one process has trained the first two epochs
         "measured": trained(folder / "measured", method="pgp", measure=True, duty=None),
         "coarse": trained(folder / "coarse", method="coarse-pruning", duty=None, options={"masks": 4}),
+        "compacted": trained(folder / "compacted", mode="compacted"),
     }
     with pytest.raises(ValueError, match=r"train: lr: expected 0.05 on all ranks, as on rank 0, got 0.1 on rank 1"):
         tiny_run(folder / "none", lr=0.1 if rank == 1 else 0.05)
@@ -126,6 +127,7 @@ def one(folder):
             "whole": trained(folder / "whole of one"),
             "measured": trained(folder / "measured of one", method="pgp", measure=True, duty=None),
             "coarse": trained(folder / "coarse of one", method="coarse-pruning", duty=None, options={"masks": 4}),
+            "compacted": trained(folder / "compacted of one", mode="masked"),
         }
 
 
@@ -140,7 +142,7 @@ def assert_alike(got, expected):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["whole", "measured", "coarse"])
+@pytest.mark.parametrize("case", ["whole", "measured", "coarse", "compacted"])
 def test_ranks_train_as_one_process(two, one, case):
     assert two[0][case]["ranks"] == 2 and one[case]["ranks"] == 1
     assert_alike(two[0][case], one[case])
@@ -171,7 +173,7 @@ def test_resume_on_another_number_of_ranks(two, one, folder, ranks):
 
 def test_rank_0_alone_prints_and_writes(two, folder):
     assert two[0]["summary"]["ranks"] == 2 and two[1]["summary"] is None and two[1]["said"] == ""
-    lines = [line for line in two[0]["said"].splitlines() if line.startswith("epoch")]
+    lines = [line for line in two[0]["said"].splitlines() if "  loss " in line]
     assert len(lines) == 2 and all(line.endswith("  masks equal on all 2 ranks") for line in lines)
     assert {path.name for path in (folder / "run").iterdir()} == {"checkpoint.pt", "small.pt", "summary.json"}
     assert not (folder / "none").exists()

@@ -41,6 +41,10 @@ def comparable(state):
         ("asfp", "live", 1.0, False),
         ("rpgp", "live", 0, True),
         ("prune-while-training", "live", None, False),
+        ("ghfp", "compacted", 0.34, False),
+        ("pgp", "compacted", None, True),
+        ("csgd", "compacted", None, False),
+        ("rpgp", "auto", 0, False),
     ],
 )
 def test_two_epochs_and_one_more_are_three(tmp_path, method, mode, duty, amp):
@@ -70,7 +74,7 @@ def test_methods(tmp_path, method, arch):
     assert torch.equal(again.states[-1], run.states[-1]) and again.method.history == run.method.history
 
 
-@pytest.mark.parametrize("mode", ["live", "dense"])
+@pytest.mark.parametrize("mode", ["live", "dense", "compacted"])
 def test_measure_is_an_extra_pass(tmp_path, mode):
     """Scores by the gradients of the whole training set at the epoch's end; weights, statistics and gradients stay."""
     seen = []
@@ -89,7 +93,7 @@ def test_measure_is_an_extra_pass(tmp_path, mode):
 
     plain, measured = watched(False), watched(True)
     assert plain.history[0]["loss"] == measured.history[0]["loss"]
-    run = tiny_run(tmp_path, method="none", mode=mode, deterministic=True)
+    run = tiny_run(tmp_path, method="none", mode="dense" if mode == "compacted" else mode, deterministic=True)
     run.run_epoch()
     expected = {name: torch.zeros_like(layer.weight) for name, layer in run.layers.items()}
     run.model.eval()
@@ -106,12 +110,12 @@ def test_measure_is_an_extra_pass(tmp_path, mode):
 def test_modes_agree():
     """The same steps in every mode, to rounding."""
     losses = []
-    for mode in ("live", "masked", "dense"):
+    for mode in ("live", "masked", "dense", "compacted", "auto"):
         run = tiny_run("unused", method="ghfp", mode=mode, duty=0, deterministic=True, options={"hard": 1.0})
         run.run_epoch()
         losses.append(run.history[0]["loss"])
         assert run.history[0]["computed"] < 0.6
-    torch.testing.assert_close(losses, [losses[0]] * 3, rtol=1e-3, atol=0)
+    torch.testing.assert_close(losses, [losses[0]] * 5, rtol=1e-3, atol=0)
 
 
 def test_plain_network_without_method():

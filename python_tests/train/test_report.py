@@ -13,7 +13,7 @@ SUMMARY = {
     "accuracy": 0.91, "small_accuracy": 0.92, "agreed": 9, "test_images": 10, "checked": "shrink: fine & small",
     "epochs": 3, "seconds": 6.0, "epoch_seconds": 2.0, "parameters": 1000, "small_parameters": 400,
     "multiply_adds": 9000, "small_multiply_adds": 3000, "epoch_of": {"dense": 2.0, "this": 1.0, "small": 0.8},
-    "threads": 2, "device": "cpu", "torch": "2",
+    "mode": "compacted mode, by auto", "threads": 2, "device": "cpu", "torch": "2",
 }  # fmt: skip
 
 
@@ -33,6 +33,7 @@ def test_report(tmp_path, epochs, beside):
     page = path.read_text()
     assert "resnet20 on folder:&lt;here&gt;: ghfp at 0.5" in page and "stage&lt;1&gt;.conv" in page
     assert page.count("data:image/png;base64,") == len(PICTURES) and not re.search(r'(src|href)="(?!data:)', page)
+    assert "compacted mode, by auto, 3 epochs, cpu, 2 threads, torch 2" in page
     assert "9 of 10 test images. shrink: fine &amp; small." in page and "<td>2.00</td>" in page
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*PICTURES, "report.html"])
     came_back = 4 if epochs > 1 else 0

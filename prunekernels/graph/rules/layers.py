@@ -210,6 +210,8 @@ class NormRule(LayerRule):
 
     def backward(self, net: NetworkChannels, node: fx.Node) -> None:
         x, out = self.ends(net, node)
+        if net.statistics and argument(node, 3) is not None:
+            out.read |= out.live
         x.read |= out.needed & self._passes(net, node)
 
     def name(self, traced: Traced, node: fx.Node) -> str:

@@ -1,0 +1,261 @@
+"""Modes: what a run trains with at each step, as its settings say or as measurements do."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..inspect.modes import ModeTimes, time_modes
+from ..methods import Method
+from ..nn.conv import MaskedConv2d
+from ..nn.flow import flow
+from ..nn.mask_buffers import MaskBuffers
+from ..nn.ranks import world_size
+from . import distributed
+from .compiling import Compiled, step_times
+from .config import Config
+from .setup import amp
+
+TIMED = ("masked", "live", "compacted")
+SHARES = 10  # a choice serves all masks that leave about as many tenths of the filters live
+KEPT = 4  # sets of masks whose DDP wrappers and compiled forms are kept
+
+
+@dataclass
+class _Form:
+    """One network that trains: the small one of a set of masks, or the model itself."""
+
+    net: nn.Module
+    eager: nn.Module  # with ranks in DistributedDataParallel, as is the next one
+    compiled: nn.Module | None = None
+
+
+class Modes:
+    """What a run trains with: the model in masked or live mode, or the small network; eager or compiled.
+
+    Args:
+        config: The run's settings.
+        model: The network.
+        optimizer: Its optimizer.
+        method: The pruning method, None without one.
+        say: Prints a line.
+
+    Attributes:
+        now: The mode that the network is in.
+        is_compiled: Whether torch.compile serves while masks stand still as they do now; None: not known yet.
+        whole: The model itself, for passes outside of training steps; with ranks in DistributedDataParallel.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: nn.Module,
+        optimizer: Optimizer,
+        method: Method | None,
+        say: Callable[[str], object],
+    ) -> None:
+        self.config, self.model, self.optimizer, self.method, self.say = config, model, optimizer, method, say
+        self.device = next(model.parameters()).device
+        self.ranks = world_size()
+        self.whole = distributed.wrapped(model)
+        self.now = "masked" if config.mode == "auto" and method is not None else config.mode
+        self._chosen: dict[str, str] = {}  # by share of live filters, the mode
+        self._compiles: dict[str, bool] = {}  # by mode and share, whether compiling pays
+        self.is_compiled: bool | None = None
+        self._still = 0  # steps since the masks changed
+        self._phase: tuple[int, bool] | None = None
+        self._masks: Tensor | None = None
+        self._forms: OrderedDict[Any, _Form] = OrderedDict()
+
+    # ---- a step
+
+    def at_step(self, x: Tensor, y: Tensor) -> tuple[nn.Module, Optimizer]:
+        """Returns the network to call and the optimizer to step now. x, y: the batch, to measure with."""
+        self.look_at_masks(x)
+        self._still += 1
+        if self.method is None:
+            net, optimizer = self.model, self.optimizer
+        else:
+            net, optimizer = self.method.net, self.method.opt
+        form = self._form(net)
+        if self.config.compile and self._still > self.config.compile_after and self.is_compiled is None:
+            self.is_compiled = self._compile(form, x, y)
+        return (form.compiled if self.is_compiled and form.compiled is not None else form.eager), optimizer
+
+    def look_at_masks(self, x: Tensor) -> None:
+        """Chooses the mode, if masks are others than at the last look and the settings leave it open."""
+        phase = None if self.method is None else (self.method.epoch, self.method.hides_soft)
+        if phase is None or phase == self._phase:
+            return
+        self._phase, masks = phase, self._current_masks()
+        if self._masks is not None and torch.equal(masks, self._masks):
+            return
+        if self._masks is not None:
+            self._still = 0
+        self._masks, self.is_compiled = masks, None
+        if self.config.mode == "auto":
+            self._run_in("masked" if bool(masks.all()) else self._choice(x))
+
+    def _current_masks(self) -> Tensor:
+        """All masks of filters and channels in a row, bool, on the CPU."""
+        layers = [module for module in self.model.modules() if isinstance(module, MaskBuffers)]
+        masks = [getattr(m, name) for m in layers for name in m._mask_names if name != "kernel_mask"]
+        return torch.cat([mask.flatten() for mask in masks]).cpu()
+
+    def _run_in(self, mode: str) -> None:
+        if mode != self.now:
+            assert self.method is not None
+            flow(self.model, mode == "live")
+            self.method.mode = "compacted" if mode == "compacted" else "masked"
+            self.now = mode
+
+    # ---- the mode
+
+    def _choice(self, x: Tensor) -> str:
+        key = self._share_key()
+        if key not in self._chosen:
+            choose = self._first_that_runs if self.config.deterministic else self._fastest
+            self._chosen[key], line = distributed.from_rank_0(lambda: choose(x))
+            assert self.method is not None
+            self.say(f"epoch {self.method.epoch + 1}: {self._live_share():.2f} of the filters live: {line}")
+        return self._chosen[key]
+
+    def _live_share(self) -> float:
+        return computed_share(m for m in self.model.modules() if isinstance(m, nn.Conv2d))
+
+    def _share_key(self) -> str:
+        return str(round(SHARES * self._live_share()))
+
+    def _fastest(self, x: Tensor) -> tuple[str, str]:
+        """The fastest mode for a batch, and a line with the times."""
+        assert self.method is not None
+        self.method.leave()
+        criterion = self.method.criterion
+        gathered = criterion.state_dict()
+        with amp(self.config, self.device):
+            times = time_modes(self.model, x, modes=TIMED, compaction=self.method.compaction)
+        criterion.begin_epoch()  # what the passes above added is no part of the run
+        criterion.load_state_dict(gathered)
+        best = times.best or "masked"
+        return best, f"{_told(times)}: {best}"
+
+    def _first_that_runs(self, x: Tensor) -> tuple[str, str]:
+        """Compacted mode where that is possible, and a line with the reason where it is not. Nothing is timed."""
+        assert self.method is not None
+        before, self.method.mode = self.method.mode, "compacted"
+        try:
+            self.method.net.train()
+        except Exception as error:  # whatever a network raises
+            return "masked", f"masked; compacted not possible ({_first_line(error)})"
+        finally:
+            self.method.mode = before
+        return "compacted", "compacted; not timed, as the run is deterministic"
+
+    # ---- wrappers and compiled forms
+
+    def _form(self, net: nn.Module) -> _Form:
+        """The wrappers of a network; the small one is wrapped anew for each set of masks, as its parameters change."""
+        is_small = net is not self.model
+        compaction = self.method.compaction if is_small and self.method is not None else None
+        key = None if compaction is None else compaction.cut
+        form = self._forms.get(key)
+        if form is None or form.net is not net:
+            eager = distributed.wrapped(net, synchronize=False) if is_small else self.whole
+            form = self._forms[key] = _Form(net, eager)
+            while len(self._forms) > KEPT:
+                self._forms.popitem(last=False)
+        return form
+
+    def _compile(self, form: _Form, x: Tensor, y: Tensor) -> bool:
+        """Compiles a network, if that makes it faster, and says so. A choice made before for such masks stays."""
+        key = f"{self.now} {self._share_key()}"
+        told = f"the same masks for {self._still - 1} steps"
+        if self.now == "live" and key not in self._compiles:
+            self._compiles[key] = False
+            self.say(f"{told}: eager, as live mode runs without torch.compile")
+        known = self._compiles.get(key, True if self.config.deterministic else None)
+        if known is False:
+            return False
+        compiled = Compiled(form.net)
+        forms = {"compiled": compiled} if known else {"eager": form.net, "compiled": compiled}
+        times: dict[str, float] = {}
+        reason = ""
+        try:
+            times = step_times(form.net, forms, self._loss_of(x, y), self.device)
+        except Exception as error:  # whatever a compiler raises
+            reason = _first_line(error)
+        if distributed.any_rank(not times, self.device):
+            told += f": eager, as torch.compile failed ({reason or 'on another rank'})"
+            pays = False
+        elif known:
+            told += ": compiled; not timed, as the run is deterministic"
+            pays = True
+        else:
+            pays = distributed.from_rank_0(lambda: times["compiled"] < times["eager"])
+            told += f": eager {times['eager']:.1f} ms, compiled {times['compiled']:.1f} ms a step"
+            told += f": {'compiled' if pays else 'eager'}"
+        if self._compiles.get(key) is not pays:
+            self.say(told)
+        self._compiles[key] = pays
+        if pays:
+            form.compiled = compiled if self.ranks == 1 else distributed.wrapped(compiled, synchronize=False)
+        return pays
+
+    def _loss_of(self, x: Tensor, y: Tensor) -> Callable[[nn.Module], Tensor]:
+        def loss_of(form: nn.Module) -> Tensor:
+            with amp(self.config, self.device):
+                return F.cross_entropy(form(x).float(), y)
+
+        return loss_of
+
+    @property
+    def told(self) -> str:
+        """What trains now, in words."""
+        if self.method is None and self.now not in ("masked", "live"):
+            told = "plain network"
+        else:
+            told = f"{self.now} mode" + (", by auto" if self.config.mode == "auto" else "")
+        return told + (", compiled" if self.is_compiled else "")
+
+    def leave_ranks(self) -> None:
+        """Ends DistributedDataParallel, whose process group ends; training is over."""
+        self.whole = self.model
+        self._forms.clear()
+
+    # ---- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the choices, so that a run that resumes makes the same ones, as plain values."""
+        is_same = self._masks is None or torch.equal(self._current_masks(), self._masks)
+        return {"chosen": dict(self._chosen), "compiles": dict(self._compiles), "still": self._still if is_same else 0}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what state_dict returned; an empty one leaves everything to be chosen."""
+        self._chosen, self._compiles = dict(state.get("chosen", {})), dict(state.get("compiles", {}))
+        self._still = state.get("still", 0)
+
+
+def computed_share(layers: Iterable[nn.Conv2d]) -> float:
+    """The share of all filters that a forward pass computes now."""
+    live = total = 0
+    for layer in layers:
+        total += layer.out_channels
+        live += int(layer.filter_mask.sum()) if isinstance(layer, MaskedConv2d) else layer.out_channels
+    return live / total
+
+
+def _told(times: ModeTimes) -> str:
+    timed = ", ".join(f"{mode} {ms:.1f} ms" for mode, ms in times.ms.items() if ms is not None)
+    return "".join([f"{timed} a step", *(f", {mode} not possible ({why})" for mode, why in times.reasons.items())])
+
+
+def _first_line(error: Exception) -> str:
+    error = getattr(error, "inner_exception", error)  # a compiler's own, in torch's
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
