@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import prunekernels as pk
+from cases.ranks import run_ranks
 from prunekernels.compacted.compaction import Compaction
 from prunekernels.inspect.modes import time_modes
 
@@ -316,20 +317,21 @@ def test_a_part_that_torch_compile_runs_hands_on_all_channels():
     assert pk.LiveTensor not in seen_types(net)
 
 
-def test_distributed_data_parallel(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        net = Net()
-        ddp = nn.parallel.DistributedDataParallel(net)
-        ddp(X)["out"][0].sum().backward()
-        grad = net.first.weight.grad
-        before = grad.clone()
-        assert time_modes(ddp, X, modes=TWO).reasons == {}
-        assert net.first.weight.grad is grad and torch.equal(grad, before)
-        ddp(X)["out"][0].sum().backward()
-        assert not torch.equal(grad, before)
-    finally:
-        torch.distributed.destroy_process_group()
+def time_in_ddp(rank):
+    torch.manual_seed(0)
+    net = Net()
+    ddp = nn.parallel.DistributedDataParallel(net)
+    ddp(X)["out"][0].sum().backward()
+    grad = net.first.weight.grad
+    before = grad.clone()
+    times = time_modes(ddp, X)
+    same = net.first.weight.grad is grad and torch.equal(grad, before)
+    ddp(X)["out"][0].sum().backward()
+    return times.reasons, same, not torch.equal(grad, before)
+
+
+def test_distributed_data_parallel_in_compacted_mode_and_others():
+    assert run_ranks(time_in_ddp, 1) == [({}, True, True)]
 
 
 # ---- arguments and the result
