@@ -175,7 +175,6 @@ class Running:
 
     def _on_step(self) -> None:
         """Before a step of the model's optimizer: that is wrong while the small network trains."""
-        self._may_reuse = False  # fused optimizers write without counting versions
         if self.is_compacted:
             raise RuntimeError(
                 f"{type(self).__name__}: optimizer: expected steps of method.opt, over method.net, as the network is "
@@ -186,7 +185,9 @@ class Running:
         self.mode = "masked"
         for guard in self._guards:
             guard.remove()
-        self._guards = []
+        if self.compaction is not None:
+            self.compaction.release()
+        self._guards, self.compaction = [], None
 
     # ---- hooks
 
