@@ -20,7 +20,7 @@ from prunekernels.graph.trace import trace
 from prunekernels.train import models
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-SHAPES = [(1, 3, 8, 8), (3, 3, 12, 10), (2, 3, 16, 24)]
+SHAPES = [(1, 3, 8, 8), (3, 3, 12, 10), (2, 3, 16, 24), (5, 3, 9, 13)]
 
 
 def random_images(*shape):
@@ -53,6 +53,17 @@ def test_reference_networks_any_size(name, capsys):
     assert ("times the multiply-adds; form='module' gives it" in capsys.readouterr().out) == wider
     assert isinstance(chosen, torch.fx.GraphModule) == wider
     assert wider == (name == "resnet20")  # the channels that its shortcuts pad with zeros
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet20", "vgg_small", "mobilenet_v2", "densenet40"])
+def test_compacted_reference_networks_in_the_graph_form_any_size(name):
+    net = models.build(name, width=0.125).double().eval()
+    pk.convert(net)
+    mask_at_random(net, 1)
+    small = shrink(net, random_images(2, 3, 64, 64), form="graph")
+    for shape in ((1, 3, 96, 75), (5, 3, 67, 64)):
+        assert_same_function(net, small, random_images(*shape))
 
 
 MULTI = ("basic", "bottleneck", "type_a", "inverted", "dense", "excite", "excite_linear", "halves")
