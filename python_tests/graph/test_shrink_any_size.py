@@ -271,7 +271,7 @@ def parameters(net):
 def test_yolo_any_size(name):
     ultralytics = pytest.importorskip("ultralytics")
     net, x = ultralytics.YOLO(f"{name}.yaml").model.eval(), torch.randn(2, 3, 64, 64)
-    small = shrink(half_dead(net, x), x)
+    small = shrink(half_dead(net, x), x, form="module")
     assert type(small) is type(net) and type(small.model[-1]) is type(net.model[-1])
     assert parameters(small) < 0.4 * parameters(net)
     for shape in ((1, 3, 64, 64), (3, 3, 96, 128)):
@@ -290,7 +290,7 @@ def test_timm_any_size(name):
     torch.manual_seed(0)
     net, x = timm.create_model(name, pretrained=False).double().eval(), random_images(1, 3, 64, 64)
     assert parameters(shrink(net, x)) == parameters(net)  # untrained, without masks: everything stays
-    small = shrink(half_dead(net, x), x)
+    small = shrink(half_dead(net, x), x, form="module")
     assert type(small) is type(net) and small.get_classifier() is not None
     for shape in ((1, 3, 64, 64), (2, 3, 96, 128)):
         assert_same_function(net, small, random_images(*shape))
@@ -303,7 +303,7 @@ def test_torchvision_any_size(name):
     torch.manual_seed(0)
     args = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
     net, x = torchvision.models.get_model(name, weights=None, **args).double().eval(), random_images(1, 3, 64, 64)
-    small = shrink(half_dead(net, x), x)
+    small = shrink(half_dead(net, x), x, form="module")
     assert type(small) is type(net) and parameters(small) < 0.8 * parameters(net)
     for shape in ((1, 3, 64, 64), (2, 3, 96, 128)):
         assert_same_function(net, small, random_images(*shape))
@@ -321,7 +321,7 @@ def test_transformers_any_size(name, tmp_path):
         sizes = {"hidden_sizes": [8, 16], "depths": [1, 2], "num_stages": 2, "patch_size": 2, "num_labels": 5}
         net = transformers.ConvNextForImageClassification(transformers.ConvNextConfig(**sizes))
     net, x = net.double().eval(), random_images(2, 3, 32, 32)
-    small = shrink(half_dead(net, x), x)
+    small = shrink(half_dead(net, x), x, form="module")
     assert type(small) is type(net) and small.config is not None
     other, labels = random_images(3, 3, 48, 64), torch.tensor([0, 1, 2])
     want, got = net(other, labels=labels), small(other, labels=labels)
