@@ -60,7 +60,7 @@ class Compaction:
             own = set(model.parameters())
             if not any(p in own for group in self._twin.optimizer.param_groups for p in group["params"]):
                 raise ValueError("compacted: optimizer: expected parameters of the model, got only others")
-            self._watch = self._twin.optimizer.register_step_post_hook(_Forget(self))
+            self._twin.optimizer.register_step_post_hook(_Forget(self))
         self._tree: Tree | None = None
         self._cuts: OrderedDict[Any, Cut] = OrderedDict()
         self._versions: dict[int, tuple[Tensor, int]] = {}  # of what was written back: the tensor and its version
@@ -275,11 +275,6 @@ class Compaction:
         if self._twin is not None:
             self._twin.check()
 
-    def release(self) -> None:
-        """Takes the hook off the model's optimizer; the compaction is not to be entered any more."""
-        if self._twin is not None:
-            self._watch.remove()
-
     # ---- masks
 
     @property
@@ -293,12 +288,6 @@ class Compaction:
             if layer._masks[which] is not mask or mask._version != version:
                 return name or type(layer).__name__
         return None
-
-    @property
-    def _alignment(self) -> int:
-        if self.align is not None:
-            return self.align
-        return 8 if any(layer._device_of_parameters().type == "cuda" for _, layer in self._watched) else 1
 
     def _find_cut(self) -> Cut:
         """The small tensors for the masks that the model has."""
@@ -317,16 +306,12 @@ class Compaction:
             key += [layer._masks[name].cpu().numpy().tobytes() for name in names]
         found = (tuple(key), tuple(freeze.items()))
         if found not in self._cuts:
-<<<<<<< HEAD
-            try:
-                narrowing = self._narrower.narrow(read_masks(self.model), align=self._alignment)
-            except ValueError as error:  # layers that share a parameter have different masks
-                raise ValueError(f"compacted: {error}") from None
-=======
             on_cuda = any(layer._device_of_parameters().type == "cuda" for _, layer in self._watched)
             align = self.align or (8 if on_cuda else 1)
-            narrowing = self._narrower.narrow(read_masks(self.model), align=align)
->>>>>>> proof
+            try:
+                narrowing = self._narrower.narrow(read_masks(self.model), align=align)
+            except ValueError as error:  # layers that share a parameter have different masks
+                raise ValueError(f"compacted: {error}") from None
             tensors = self._tree.named_tensors()
             layers = [layer for name, layer in self._watched if name not in self.wide]
             self._cuts[found] = Cut(narrowing, tensors, layers, freeze)

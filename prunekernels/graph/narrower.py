@@ -133,18 +133,6 @@ class Narrower:
         return cls(traced, model, stays, literal)
 
     def narrow(self, masks: Mapping[str, MaskArrays], stays: Iterable[str] = (), align: int = 1) -> Narrowing:
-<<<<<<< HEAD
-        """What is kept under masks of the traced layers.
-
-        Args:
-            masks: See read_masks.
-            stays: More layers that keep their width.
-            align: Widths are multiples of it, where layers have as many channels; the first ones that could go stay.
-        """
-        kept = self._hold(self._kept(self._needed(masks), self._pinned, stays))
-        if align > 1:
-            kept = self._hold(self._aligned(kept, align))
-=======
         """What is kept under masks of the traced layers; see read_masks.
 
         Args:
@@ -153,7 +141,6 @@ class Narrower:
             align: Layers keep channels that are dead too, until their number is a multiple of it, if they have as many.
         """
         kept = self._hold(self._kept(self._needed(masks), self._pinned, stays), align)
->>>>>>> proof
         rows = [torch.from_numpy(np.flatnonzero(kept[classes])) for classes in self._lists]
         indices: dict[str, dict[int, Tensor]] = {}
         for name, dim, number in self._tied:
@@ -229,15 +216,6 @@ class Narrower:
             if not added.size:
                 return kept
             kept[added] = True
-
-    def _aligned(self, kept: Bools, align: int) -> Bools:
-        for use in self._costs:
-            classes = self._lists[use.out]
-            gone = classes[~kept[classes]]
-            missing = -(classes.size - gone.size) % align
-            if missing and not use.by_group:
-                kept[gone[:missing]] = True
-        return kept
 
     def _multiply_adds(self, kept: Bools) -> int:
         counts = [int(np.count_nonzero(kept[classes])) for classes in self._lists]
