@@ -60,7 +60,7 @@ class Compaction:
             own = set(model.parameters())
             if not any(p in own for group in self._twin.optimizer.param_groups for p in group["params"]):
                 raise ValueError("compacted: optimizer: expected parameters of the model, got only others")
-            self._twin.optimizer.register_step_post_hook(_Forget(self))
+            self._watch = self._twin.optimizer.register_step_post_hook(_Forget(self))
         self._tree: Tree | None = None
         self._cuts: OrderedDict[Any, Cut] = OrderedDict()
         self._versions: dict[int, tuple[Tensor, int]] = {}  # of what was written back: the tensor and its version
@@ -274,6 +274,11 @@ class Compaction:
                                "others: what was trained went to the former ones") from None  # fmt: skip
         if self._twin is not None:
             self._twin.check()
+
+    def release(self) -> None:
+        """Takes the hook off the model's optimizer; the compaction is not to be entered any more."""
+        if self._twin is not None:
+            self._watch.remove()
 
     # ---- masks
 
