@@ -64,7 +64,7 @@ class Compaction:
         self._tree: Tree | None = None
         self._cuts: OrderedDict[Any, Cut] = OrderedDict()
         self._versions: dict[int, tuple[Tensor, int]] = {}  # of what was written back: the tensor and its version
-        self._checked = False
+        self._checked: set[tuple[str, bool, bool]] = set()  # what was narrowed in a network that was compared
         self._gradients: list[tuple[nn.Parameter, Tensor | None]] = []  # of shared parameters, from before
         self.entered = False
         self.cut: Cut | None = None
@@ -117,7 +117,7 @@ class Compaction:
         self.wide = stays
         self._cuts.clear()
         self._versions.clear()
-        self._checked = False
+        self._checked.clear()
         self._trained: set[Cut] = set()  # for which the training forward was tried
         self._names = {id(p): name for name, p in model.named_parameters()}
         self._masked_net = any(isinstance(m, MaskBuffers) for m in self._tree.network.modules())
@@ -170,7 +170,7 @@ class Compaction:
         self.prepare()
         self._enter(reuse)
         try:
-            if self._cut.parts and not self._checked:
+            if not self._cut.narrowed <= self._checked:
                 self._check_once()
             elif verify:
                 self._verify()
@@ -378,7 +378,10 @@ class Compaction:
     # ---- checks
 
     def _check_once(self) -> None:
-        """Compares the first small network with the model; a number in the forward may be a constant after all."""
+        """Compares a network in which more is narrowed than before with the model.
+
+        A number in the forward may be a constant after all.
+        """
         try:
             self._verify()
         except Misfit as misfit:
@@ -391,7 +394,7 @@ class Compaction:
                 self._verify()
             except Misfit:
                 raise misfit from None
-        self._checked = True
+        self._checked |= self._cut.narrowed
 
     def _verify(self) -> None:
         check_alike(self.model, self.net, self.example)
