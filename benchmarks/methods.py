@@ -33,6 +33,7 @@ from harness.timing import interleaved
 from prunekernels.inspect.flops import count_flops
 from prunekernels.train import setup
 from prunekernels.train.config import DUTY, Config
+from prunekernels.train.config import MODES as TRAIN_MODES
 from prunekernels.train.data import load
 from prunekernels.train.finalize import shrunk
 from prunekernels.train.loop import Trainer, accuracy
@@ -43,7 +44,7 @@ METHODS = [name for name in setup.known_methods() if name != "none"]
 DENSE = Spec("none")
 LATENCY_BATCHES = (1, 64)
 LATENCY_SECONDS = 0.4
-MODES = ("live", "masked")
+MODES = tuple(mode for mode in TRAIN_MODES if mode != "dense")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -21,12 +21,13 @@ from harness.memory import peak_mb
 from harness.options import FORMATS
 from harness.record import Record
 from harness.timing import Clock
-from networks.baselines import CONTENDERS, FAMILIES, Dense, NetworkContender
+from networks.baselines import Dense, NetworkContender
+from networks.contenders import COMPILED, EAGER, FAMILIES
 from networks.jobs import Job, Pace, jobs
 from networks.models import draw
 from networks.options import parse
 from networks.report import NETWORKS
-from networks.rows import NetworkRow
+from networks.rows import NetworkRow, goal_row
 from networks.setting import MaskedSetting, Setting
 
 SHORT = {"nchw": "nchw", "channels_last": "nhwc"}
@@ -67,11 +68,33 @@ def finalists(trials: Mapping[str, float]) -> list[str]:
     return [key for key, ms in trials.items() if ms <= SLOWER * best[key.split("/")[0]]]
 
 
-def entries(masked: MaskedSetting, direction: str, args: argparse.Namespace) -> Iterator[tuple[type, str]]:
-    """Class and layout of everything that a row times; dense in the layout that was faster under the first masks."""
-    wanted = [c for c in CONTENDERS if c is Dense or c.family in args.contenders]
+# Class and layout of what a row times.
+Entries = Iterator[tuple[type[NetworkContender], str]]
+
+
+def entries(
+    kinds: Iterable[type[NetworkContender]], masked: MaskedSetting, direction: str, args: argparse.Namespace
+) -> Entries:
+    """All of these kinds that a row times; dense in the layout that was faster under the first masks."""
+    wanted = [c for c in kinds if c is Dense or c.family in args.contenders]
     for contender, layout in product(wanted, FORMATS if args.layout == "both" else (args.layout,)):
-        if contender is not Dense or layout == masked.setting.dense_layout.get(direction, layout):
+        known = masked.setting.dense_layout.get((contender.family, direction), layout)
+        if not issubclass(contender, Dense) or layout == known:
+            yield contender, layout
+
+
+def compiled_entries(
+    masked: MaskedSetting, direction: str, trials: Mapping[str, float], args: argparse.Namespace
+) -> Entries:
+    """The same for compiled forms. trials: single runs of the eager ones, by "family/layout"."""
+    has_goals = goal_row(direction, masked.masks, masked.keep_ratio)
+    for contender, layout in entries(COMPILED, masked, direction, args):
+        if not (args.all_compiled or has_goals or issubclass(contender, Dense)):
+            continue  # compiling it would take longer than all else
+        eager = contender.eager.family if f"{contender.eager.family}/{layout}" in trials else Dense.family
+        faster = min((key for key in trials if key.startswith(f"{eager}/")), key=lambda key: trials[key])
+        is_chosen = (contender.family, direction) in masked.setting.dense_layout  # its one layout, under all masks
+        if args.compiled_layout == "both" or is_chosen or layout == faster.split("/")[1]:
             yield contender, layout
 
 
@@ -79,25 +102,35 @@ def measure(masked: MaskedSetting, direction: str, pace: Pace, args: argparse.Na
     """Checks all contenders, then times their faster layouts; None where no dense network is left to compare with."""
     setting = masked.setting
     clock = Clock(args.device)
+    peaks: dict[str, float] = {}
 
     def make(kind: type[NetworkContender], layout: str) -> NetworkContender:
-        contender = Dense.of(masked, direction, layout) if kind is Dense else kind(masked, direction, layout)
+        contender: NetworkContender = (
+            kind.of(masked, direction, layout) if issubclass(kind, Dense) else kind(masked, direction, layout)
+        )
         first_runs(contender, clock)
+        peaks[f"{kind.family}/{layout}"] = trial(contender, clock, args.device)
         return contender
 
-    contenders = checked(entries(masked, direction, args), make, setting.format(), args, direction)
+    def made(found: Entries) -> dict[str, NetworkContender]:
+        return checked(found, make, setting.format(), args, direction)
+
+    contenders = made(entries(EAGER, masked, direction, args))
     if not any(isinstance(c, Dense) for c in contenders.values()):
         return None
-    peaks = {key: trial(contender, clock, args.device) for key, contender in contenders.items()}
+    eager = {key: contender.ms for key, contender in contenders.items()}
+    contenders |= made(compiled_entries(masked, direction, eager, args))
     trials = {key: contender.ms for key, contender in contenders.items()}
     contenders = {key: contenders[key] for key in finalists(trials)}
     rounds = pace.rounds(direction, sum(c.ms for c in contenders.values()))
     timings, how = timed(contenders, args, 0, rounds, warmups=0)
     best = {f: fastest(timings, f) for f in FAMILIES if any(key.startswith(f"{f}/") for key in timings)}
     times = {family: timings[key].median for family, key in best.items()}
-    columns: dict[str, Any] = {f"{family}_ms": times.get(family) for family in FAMILIES}
-    columns |= {f"{family}_peak_mb": peaks[key] for family, key in best.items()}
-    setting.dense_layout[direction] = contenders[best[Dense.family]].layout  # under all masks
+    columns: dict[str, Any] = {f"{family.replace('+', '_')}_ms": times.get(family) for family in FAMILIES}
+    columns |= {f"{kind.family}_peak_mb": peaks[best[kind.family]] for kind in EAGER if kind.family in best}
+    for family, key in best.items():
+        if isinstance(contenders[key], Dense):
+            setting.dense_layout[family, direction] = contenders[key].layout  # under all masks
     return NetworkRow(
         network=setting.network.name,
         batch=setting.network.batch,
@@ -110,7 +143,7 @@ def measure(masked: MaskedSetting, direction: str, pace: Pace, args: argparse.Na
         **columns,
         quartiles=quartiles(timings),
         trials=trials,
-        dtype=args.dtype,
+        dtype=str(setting.dtype).split(".")[1],
         device=args.device,
         clock=how,
     )
@@ -121,14 +154,14 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.settings: dict[str, Setting] = {}
+        self.settings: dict[tuple[str, str], Setting] = {}
 
     def rows_of(self, job: Job, pace: Pace) -> Iterator[NetworkRow]:
-        args, name = self.args, job.network.name
-        if name not in self.settings:
-            dtype = getattr(torch, args.dtype)
-            self.settings[name] = Setting(job.network, args.device, dtype, args.optimizer, args.seed)
-        setting = self.settings[name]
+        args, key = self.args, (job.network.name, job.dtype)
+        if key not in self.settings:
+            dtype = getattr(torch, job.dtype)
+            self.settings[key] = Setting(job.network, args.device, dtype, args.optimizer, args.seed)
+        setting = self.settings[key]
         live = draw(setting.wires, job.masks, job.keep_ratio, args.seed)
         masked = MaskedSetting(setting, job.masks, job.keep_ratio, live)
         for direction in args.passes:
@@ -145,15 +178,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.set_up_torch(args.threads)
 
     def make_header() -> dict[str, object]:
-        about = {"plan": args.plan, "layout": args.layout, "optimizer of masked and live mode": args.optimizer}
+        about = {"plan": args.plan, "layout": args.layout, "dtype": " ".join(args.dtypes)}
+        about["optimizer of our modes"] = args.optimizer
         return header("network.py", argv, args, about)
 
     def work(record: Record) -> int:
-        todo = sorted(record.todo(), key=lambda job: (not job.has_goal, args.masks.index(job.masks)))
+        todo = sorted(record.todo(), key=lambda job: (job.rank, args.masks.index(job.masks)))
         pace, bench = Pace(todo, args), Bench(args)
         return command.run_jobs(record, todo, lambda job: bench.rows_of(job, pace), pace.begin)
 
-    record = Record(args, NETWORKS, jobs(networks, args.masks, args.kept), make_header())
+    record = Record(args, NETWORKS, jobs(networks, args.masks, args.kept, args.dtypes), make_header())
     return command.run(record, work, make_header)
 
 

@@ -1,12 +1,13 @@
-"""What runs the network: dense, masked mode, live mode, the small network; and the reference that decides.
+"""What runs the network: dense, masked, live and compacted mode, the small network; and the reference that decides.
 
 A run is a training step or an inference step. All start from the same weights and read the same batch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ import prunekernels as pk
 from harness.contender import Wrong
 from harness.options import FORMATS
 from networks.setting import MaskedSetting, Results
+from prunekernels.compacted.compaction import Compaction
 
 PASSES = ("train", "infer")
 SGD: dict[str, Any] = dict(lr=1e-3, momentum=0.9, weight_decay=1e-4)
@@ -24,6 +26,10 @@ SGD: dict[str, Any] = dict(lr=1e-3, momentum=0.9, weight_decay=1e-4)
 # not in the other: no result shows it, but each moves all gradients below it, by up to some percent.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 GRADIENT_TOLERANCE = {torch.float32: 0.1, torch.bfloat16: 0.3}
+# A gradient may also be so many times as far from the reference's as that is from one of higher precision: behind the
+# last norm of a branch without activation a bias has no effect on the loss, and its gradient is rounding alone.
+ROUNDINGS = 4.0
+EXACTER = {torch.float32: torch.float64, torch.bfloat16: torch.float32}
 
 
 class NetworkContender:
@@ -39,6 +45,7 @@ class NetworkContender:
         self.model = self.make().to(memory_format=memory_format)  # type: ignore[call-overload]
         self.images = self.setting.images.clone(memory_format=memory_format)
         self.optimizer = self.make_optimizer()
+        self.forward: Callable[[Tensor], Tensor] = self.make_forward()
         self.first = {name: t.detach().clone() for name, t in self._tensors().items() if t.is_floating_point()}
         self.enter(direction)
 
@@ -47,6 +54,9 @@ class NetworkContender:
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.model.parameters(), foreach=True, **SGD)
+
+    def make_forward(self) -> Callable[[Tensor], Tensor]:
+        return self.model
 
     def enter(self, direction: str) -> None:
         """Sets the contender up for training or for inference steps."""
@@ -75,16 +85,19 @@ class NetworkContender:
 
     def step(self) -> Tensor:
         self.optimizer.zero_grad()
-        with self.setting.autocast():
-            loss = F.cross_entropy(self.model(self.images), self.setting.labels)
+        with self.autocast():
+            loss = F.cross_entropy(self.forward(self.images), self.setting.labels)
         loss.backward()
         self.optimizer.step()
         return loss.detach()
 
     @torch.no_grad()
     def infer(self) -> Tensor:
-        with self.setting.autocast():
-            return self.model(self.images)
+        with self.autocast():
+            return self.forward(self.images)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return self.setting.autocast()
 
     def gradients(self) -> dict[str, Tensor]:
         """Of the last step."""
@@ -105,20 +118,24 @@ class NetworkContender:
         got = self.gradients()
         if missing := sorted(set(want.gradients) - set(got)):
             raise Wrong(f"{self.what()}: no gradient of {missing[0]}")
-        self.compare("loss" if self.direction == "train" else "logits", out, want.out, TOLERANCE)
+        dtype = self.setting.dtype
+        self.compare("loss" if self.direction == "train" else "logits", out, want.out, TOLERANCE[dtype])
         for name, gradient in want.gradients.items():
-            self.compare(f"gradient of {name}", got[name], gradient, GRADIENT_TOLERANCE)
+            self.compare(f"gradient of {name}", got[name], gradient, GRADIENT_TOLERANCE[dtype], name)
 
     def what(self) -> str:
         job = f"{self.setting.format()} {self.masked.masks} kept {self.masked.keep_ratio:g}"
         return f"{job}: {self.family} ({self.layout}), {self.direction}"
 
-    def compare(self, name: str, got: Tensor, want: Tensor, tolerance: Mapping[torch.dtype, float]) -> None:
+    def compare(self, what: str, got: Tensor, want: Tensor, tolerance: float, parameter: str | None = None) -> None:
+        """parameter: whose gradient it is, if it is one."""
         if got.shape != want.shape:
-            raise Wrong(f"{self.what()}: {name} has the shape {tuple(got.shape)}, expected {tuple(want.shape)}")
-        error = ((got.float() - want.float()).norm() / want.float().norm().clamp_min(1e-30)).item()
-        if not error <= tolerance[self.setting.dtype]:  # written so that NaN is wrong too
-            raise Wrong(f"{self.what()}: {name} is wrong, error {error:.1e} of its length")
+            raise Wrong(f"{self.what()}: {what} has the shape {tuple(got.shape)}, expected {tuple(want.shape)}")
+        error, length = (got.float() - want.float()).norm().item(), want.float().norm().item()
+        if error <= tolerance * length:  # written so that NaN is wrong too
+            return
+        if parameter is None or not error <= ROUNDINGS * roundings(self.masked)[parameter]:
+            raise Wrong(f"{self.what()}: {what} is wrong, error {error / max(length, 1e-30):.1e} of its length")
 
 
 class Dense(NetworkContender):
@@ -129,11 +146,11 @@ class Dense(NetworkContender):
     @classmethod
     def of(cls, masked: MaskedSetting, direction: str, layout: str) -> NetworkContender:
         """The setting's one contender of that layout, set up for the direction."""
-        known = masked.setting.dense
-        if layout not in known:
-            known[layout] = cls(masked, direction, layout)
-        known[layout].enter(direction)
-        return known[layout]
+        known, key = masked.setting.dense, f"{cls.family}/{layout}"
+        if key not in known:
+            known[key] = cls(masked, direction, layout)
+        known[key].enter(direction)
+        return known[key]
 
 
 class Reference(NetworkContender):
@@ -147,6 +164,34 @@ class Reference(NetworkContender):
             live = self.masked.live.filters[wire.conv].to(self.setting.device)[:, None, None]
             model.get_submodule(wire.norm).register_forward_hook(_zeros_where_dead(live))
         return model
+
+
+class Exacter(Reference):
+    """The reference in higher precision."""
+
+    def make(self) -> nn.Module:
+        return super().make().to(self.dtype)
+
+    def enter(self, direction: str) -> None:
+        self.images = self.images.to(self.dtype)
+        super().enter(direction)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return EXACTER[self.setting.dtype]
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+
+def roundings(masked: MaskedSetting) -> dict[str, float]:
+    """By parameter, the distance of the reference's gradient from the exacter one; computed once."""
+    if not masked.roundings:
+        exacter = Exacter(masked, "train", "nchw")
+        exacter.run()
+        exact, rounded = exacter.gradients(), expected(masked, "train").gradients
+        masked.roundings = {name: (exact[name] - gradient).norm().item() for name, gradient in rounded.items()}
+    return masked.roundings
 
 
 def expected(masked: MaskedSetting, direction: str) -> Results:
@@ -196,9 +241,27 @@ class LiveMode(MaskedMode):
         return pk.flow(super().make())
 
 
+class CompactedMode(MaskedMode):
+    """The small network that trains in the masked one's stead."""
+
+    family = "compacted"
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        self.full = self.model
+        self.compaction = Compaction(self.full, self.images[:2], super().make_optimizer())
+        self.model, optimizer = self.compaction.enter()
+        assert optimizer is not None
+        return optimizer
+
+    def gradients(self) -> dict[str, Tensor]:
+        """At full width, zeros where the small network has nothing."""
+        return {name: self.compaction.widen(name, gradient) for name, gradient in super().gradients().items()}
+
+
 class Small(NetworkContender):
     """The upper bound: plain layers that never had the dead filters. For joint masks this is the network built at that
-    width, for independent ones what pk.shrink makes of the masked network."""
+    width, for independent ones the module form that pk.shrink makes of the masked network: the class and forward are
+    the user's, as they are in compacted mode."""
 
     family = "small"
 
@@ -215,7 +278,3 @@ class Small(NetworkContender):
         if self.masked.masks != "joint":  # shrink keeps all that meets in an add, so its parameters have other entries
             return Results(want.out, {})
         return Results(want.out, {name: cut.small(name, g) for name, g in want.gradients.items()})
-
-
-CONTENDERS: tuple[type[NetworkContender], ...] = (Dense, MaskedMode, LiveMode, Small)
-FAMILIES = tuple(c.family for c in CONTENDERS)

@@ -6,8 +6,10 @@ import argparse
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from networks.models import Network
+from networks.rows import goal_row, job_name
 
 LEAST, MOST = 3, 25  # rounds
 TRAINING = 0.8  # the training pass's share of a job's time
@@ -20,23 +22,26 @@ class Job:
     network: Network
     masks: str
     keep_ratio: float
+    dtype: str = "float32"
 
     def __str__(self) -> str:
-        return f"{self.network.name} {self.masks} kept {self.keep_ratio:g}"
+        return job_name(self.network.name, self.masks, self.keep_ratio, self.dtype)
 
     @property
-    def has_goal(self) -> bool:
-        """Whether a goal is about it: such jobs come first and get more rounds."""
-        return self.keep_ratio >= 0.95 or (self.keep_ratio == 0.5 and self.masks == "joint")
+    def rank(self) -> int:
+        """How few goals are about it: jobs of low rank come first, and those below 2 get more rounds."""
+        return 0 if goal_row("train", self.masks, self.keep_ratio) else 1 if self.keep_ratio >= 0.95 else 2
 
     @property
     def weight(self) -> float:
-        return self.network.work * (2 if self.has_goal else 1)
+        return self.network.work * (2 if self.rank < 2 else 1)
 
 
-def jobs(networks: Sequence[Network], masks: Sequence[str], keep_ratios: Sequence[float]) -> list[Job]:
+def jobs(
+    networks: Sequence[Network], masks: Sequence[str], keep_ratios: Sequence[float], dtypes: Sequence[str]
+) -> list[Job]:
     """All combinations, but for independent masks where they are the joint ones: no filters of the network meet."""
-    found = [Job(n, m, ratio) for n in networks for m in masks for ratio in keep_ratios]
+    found = [Job(*each) for each in product(networks, masks, keep_ratios, dtypes)]
     joint = "joint" in masks
     return [job for job in found if not (joint and job.masks == "independent" and not job.network.has_joins())]
 

@@ -45,6 +45,7 @@ NETWORKS = {
         Network("resnet56", "resnet56", 32, 128, 10, 126),
         Network("vgg16", "vgg16_bn", 32, 128, 10, 314),
         Network("resnet18", "resnet18", 112, 16, 1000, 486),
+        Network("mobilenet_v2", "mobilenet_v2", 112, 16, 1000, 82),
         Network("resnet50", "resnet50", 224, 128, 1000, 4112),
         Network("tiny_resnet", "resnet20", 8, 4, 10, 2.54),
         Network("tiny_vgg", "vgg_small", 8, 4, 10, 2.42),
@@ -54,7 +55,8 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class Wire:
-    """A convolution with its norm. Filters of one group meet in an add."""
+    """A convolution with its norm. Filters of one group meet in an add. A group has the name of its first convolution
+    or of the block whose shortcut joins it."""
 
     conv: str
     norm: str
@@ -62,6 +64,7 @@ class Wire:
     group: str
     reads: str | None  # the group of its input channels; None: it reads the image
     after: str | None = None  # the group that a type-A shortcut adds to the first channels of this one's group
+    depthwise: bool = False  # a filter for each channel that it reads, live where the channel is
 
 
 def wires(model: nn.Module) -> list[Wire]:
@@ -96,7 +99,9 @@ def _chain(
     for i, ((conv, layer), norm) in enumerate(zip(convs, norms, strict=True)):
         last = i == len(convs) - 1
         group = into if last and into else f"{name}.{conv}"
-        yield Wire(f"{name}.{conv}", f"{name}.{norm}", layer.out_channels, group, reads, after if last else None)
+        depthwise = 1 < layer.groups == layer.in_channels
+        conv, norm = f"{name}.{conv}", f"{name}.{norm}"
+        yield Wire(conv, norm, layer.out_channels, group, reads, after if last else None, depthwise)
         reads = group
 
 
@@ -110,7 +115,8 @@ class LiveChannels:
 
 
 def draw(found: Sequence[Wire], masks: str, keep_ratio: float, seed: int) -> LiveChannels:
-    """Masks at random: "joint" gives each group a list of live filters, "independent" each convolution.
+    """Masks at random: "joint" gives each group a list of live filters, "independent" each convolution, but for
+    depthwise ones.
 
     How many are live is not random: as many as the network that is built with width=keep_ratio has filters.
     """
@@ -118,7 +124,10 @@ def draw(found: Sequence[Wire], masks: str, keep_ratio: float, seed: int) -> Liv
     lists: dict[str, Tensor] = {}
     for wire in found:
         key = wire.group if masks == "joint" else wire.conv
-        if key not in lists:
+        if wire.depthwise:
+            assert wire.reads is not None
+            lists[key] = lists[wire.reads]
+        elif key not in lists:
             first = lists[wire.after] if masks == "joint" and wire.after else torch.empty(0, dtype=torch.bool)
             lists[key] = _pick(wire.filters, keep_ratio, first, generator)
     return _follow(found, {w.conv: lists[w.group if masks == "joint" else w.conv] for w in found})
@@ -166,7 +175,8 @@ class Cut:
         self.live: dict[str, tuple[Tensor, Tensor | None]] = {}  # rows and columns, bool; None: all
         for wire in found:
             rows, columns = live.filters[wire.conv].to(device), live.inputs[wire.conv]
-            self.live[f"{wire.conv}.weight"] = rows, None if columns is None else columns.to(device)
+            all_columns = columns is None or wire.depthwise
+            self.live[f"{wire.conv}.weight"] = rows, None if all_columns else columns.to(device)
             for name in ("weight", "bias", "running_mean", "running_var"):
                 self.live[f"{wire.norm}.{name}"] = rows, None
         self.features = live.features.to(device)

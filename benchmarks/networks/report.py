@@ -11,8 +11,9 @@ from harness.report import Report, goals_table, text_table
 from networks.rows import GOALS, RATIOS, NetworkRow, renewed, summarise
 
 COLUMNS = (
-    *("network", "masks", "kept", "direction", "dense_ms", "masked_ms", "live_ms", "small_ms", *RATIOS, "layouts"),
-    *("dense_peak_mb", "masked_peak_mb", "live_peak_mb", "small_peak_mb", "rounds"),
+    *("network", "masks", "kept", "direction", "dense_ms", "masked_ms", "live_ms", "compacted_ms", "small_ms"),
+    *("dense_compile_ms", "compacted_compile_ms", "small_compile_ms", "fastest_dense", "best", *RATIOS, "layouts"),
+    *("dense_peak_mb", "masked_peak_mb", "live_peak_mb", "compacted_peak_mb", "small_peak_mb", "rounds"),
 )
 TITLES = {"direction": "pass"}
 HIDDEN = ("optimizer", "dtype", "device", "clock")  # columns shown only where rows differ; the header has them

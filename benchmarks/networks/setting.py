@@ -34,11 +34,11 @@ class Setting:
         model = model.to(device)
         _calibrate(model, self.images)
         self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        self.dense: dict[str, Any] = {}  # the dense contenders by layout: they serve all masks
-        self.dense_layout: dict[str, str] = {}  # by pass: dense's faster layout, once it is known
+        self.dense: dict[str, Any] = {}  # the dense contenders by "family/layout": they serve all masks
+        self.dense_layout: dict[tuple[str, str], str] = {}  # by family and pass: the faster layout, once it is known
 
     def format(self) -> str:
-        return self.network.name
+        return self.network.name + ("" if self.dtype == torch.float32 else f" {str(self.dtype).split('.')[1]}")
 
     def full(self) -> nn.Module:
         """The plain network with the first weights."""
@@ -89,6 +89,7 @@ class MaskedSetting:
     keep_ratio: float
     live: LiveChannels
     results: dict[str, Results] = field(default_factory=dict)  # by pass: the reference's
+    roundings: dict[str, float] = field(default_factory=dict)  # by parameter, of the reference's gradient
 
     @cached_property
     def cut(self) -> Cut:
@@ -104,4 +105,4 @@ class MaskedSetting:
     @cached_property
     def shrunk(self) -> nn.Module:
         with contextlib.redirect_stdout(io.StringIO()):  # shrink prints the result of its own check
-            return pk.shrink(self.model().eval(), self.setting.images[:2], form="graph")
+            return pk.shrink(self.model().eval(), self.setting.images[:2], form="module")

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..graph.narrower import Narrower
+from ..graph.narrower import Narrower, read_masks
 from ..graph.trace import trace
-from ..graph.verify import Misfit, check_alike
+from ..graph.verify import Misfit, check_alike, check_training, only_trains
 from ..nn.adapted import computed_layers
 from ..nn.batch_norm import MaskedBatchNorm2d
+from ..nn.conv import MaskedConv2d
 from ..nn.example import Example
 from ..nn.mask_buffers import MaskBuffers
 from ..ops.parts import gather_parts, scatter_parts
@@ -55,10 +56,16 @@ class Compaction:
         self.example = Example.of("compacted", example_input)
         self.align = align
         self._twin = None if optimizer is None else Twin(unwrap("compacted", optimizer, model))
+        if self._twin is not None:
+            own = set(model.parameters())
+            if not any(p in own for group in self._twin.optimizer.param_groups for p in group["params"]):
+                raise ValueError("compacted: optimizer: expected parameters of the model, got only others")
+            self._watch = self._twin.optimizer.register_step_post_hook(_Forget(self))
         self._tree: Tree | None = None
         self._cuts: OrderedDict[Any, Cut] = OrderedDict()
         self._versions: dict[int, tuple[Tensor, int]] = {}  # of what was written back: the tensor and its version
-        self._checked = False
+        self._checked: set[tuple[str, bool, bool]] = set()  # what was narrowed in a network that was compared
+        self._gradients: list[tuple[nn.Parameter, Tensor | None]] = []  # of shared parameters, from before
         self.entered = False
         self.cut: Cut | None = None
         self.wide: dict[str, str] = {}
@@ -88,6 +95,7 @@ class Compaction:
 
     def prepare(self) -> None:
         """Traces the network, if that is still to be done; raises ValueError where it cannot be compacted."""
+        model = self.model  # raises if it is gone
         if self._tree is not None:
             try:
                 self._tree.check()
@@ -95,26 +103,27 @@ class Compaction:
                     return
             except Restructured:
                 pass
-        self._build(literal=False)
+        self._build(model, literal=False)
 
-    def _build(self, literal: bool) -> None:
-        model = self.model
+    def _build(self, model: nn.Module, literal: bool) -> None:
         watched = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, MaskBuffers)]
         self._computed = {name: "it computes its weight" for name in computed_layers(model)}
         stays = self._computed | self._stays([(name, layer) for name, layer in watched if name not in self._computed])
         traced = trace("compacted", model, self.example)
-        self.traced = traced
+        self._traced = traced if only_trains(traced) else None  # layers that the trace did not come by
         self._narrower = Narrower.of(traced, model, stays=tuple(stays), literal=literal)
         self._tree = Tree(model, [name for name in stays if isinstance(model.get_submodule(name), MaskBuffers)])
         self._literal = literal
         self.wide = stays
         self._cuts.clear()
         self._versions.clear()
-        self._checked = False
+        self._checked.clear()
+        self._trained: set[Cut] = set()  # for which the training forward was tried
         self._names = {id(p): name for name, p in model.named_parameters()}
         self._masked_net = any(isinstance(m, MaskBuffers) for m in self._tree.network.modules())
         self._watched = watched
         self._seen: list[tuple[str, MaskBuffers, str, Tensor, int]] = []
+        self._freeze: dict[int, str] = {}
 
     def _stays(self, layers: list[tuple[str, MaskBuffers]]) -> dict[str, str]:
         """By name of a masked layer that keeps its width under these masks, why."""
@@ -128,13 +137,13 @@ class Compaction:
             owner: Any = next(base for base in cls.__mro__ if "plain_class" in vars(base))
             if cls.forward is not owner.forward:
                 found[name] = f"{cls.__name__} has a forward of its own"
+            elif isinstance(layer, MaskedConv2d) and layer.grad_scale is not None:
+                found[name] = "its gradients are scaled, by grad_scale"
             elif layer._all_live:
                 continue
             elif isinstance(layer, MaskedBatchNorm2d):
                 if not layer.affine:
                     found[name] = "it has no weight that could be zero"
-            elif layer.grad_scale is not None:
-                found[name] = "its gradients are scaled, by grad_scale"
             elif layer.weight_grad == "dense":
                 found[name] = 'dead filters train, by weight_grad="dense"'
             elif freeze.get(id(layer.weight)) == "hard" and has_holes(layer):
@@ -160,10 +169,22 @@ class Compaction:
                                "block (or the method's compacted mode: method.leave()) before")  # fmt: skip
         self.prepare()
         self._enter(reuse)
-        if self._cut.parts and not self._checked:
-            self._check_once()
-        elif verify:
-            self._verify()
+        try:
+            if not self._cut.narrowed <= self._checked:
+                self._check_once()
+            elif verify:
+                self._verify()
+            if self._traced is not None and self._cut not in self._trained:
+                check_training(self.model, self.net, self._traced)
+                self._trained.add(self._cut)
+        except BaseException as error:
+            self._close()
+            if isinstance(error, Misfit):
+                raise ValueError(
+                    f"compacted: model: expected a network whose forward serves small layers, but {error}: train in "
+                    "masked or live mode"
+                ) from None
+            raise
         return self.net, self.opt
 
     @property
@@ -194,7 +215,20 @@ class Compaction:
         self._tree.fill(cut.small(), cut.numbers)
         if self._twin is not None:
             self._twin.bind(self._tree.network)
+        own = {id(part.block.part) for part in cut.parts.values()}
+        self._gradients = [(p, p.grad) for p in self._tree.network.parameters() if id(p) not in own]
+        for p, _ in self._gradients:
+            p.grad = None
         self.entered = True
+
+    def _close(self) -> None:
+        """Ends compacted mode: gradients and modes of what both networks have are as before."""
+        assert self._tree is not None
+        self.entered = False
+        for p, grad in self._gradients:
+            p.grad = grad
+        self._gradients = []
+        self._tree.restore_modes()
 
     def _is_current(self, whole: Tensor) -> bool:
         known = self._versions.get(id(whole))
@@ -226,7 +260,7 @@ class Compaction:
         try:
             self.write_back()
         finally:
-            self.entered = False
+            self._close()
         if changed is not None:
             raise RuntimeError(
                 f"compacted: {changed}: expected masks that stay as they are as long as the network is compacted, got "
@@ -240,6 +274,11 @@ class Compaction:
                                "others: what was trained went to the former ones") from None  # fmt: skip
         if self._twin is not None:
             self._twin.check()
+
+    def release(self) -> None:
+        """Takes the hook off the model's optimizer; the compaction is not to be entered any more."""
+        if self._twin is not None:
+            self._watch.remove()
 
     # ---- masks
 
@@ -258,9 +297,11 @@ class Compaction:
     def _find_cut(self) -> Cut:
         """The small tensors for the masks that the model has."""
         assert self._tree is not None
-        if self._seen and self.cut is not None and self._changed_layer() is None and self.cut in self._cuts.values():
-            return self.cut
-        self._seen = [
+        freeze = {} if self._twin is None else self._twin.freeze
+        is_known = self.cut is not None and self.cut in self._cuts.values() and freeze == self._freeze
+        if is_known and self._seen and self._changed_layer() is None:
+            return self._cut
+        seen = [
             (name, layer, which, mask, mask._version) for name, layer in self._watched
             for which, mask in layer._masks.items()
         ]  # fmt: skip
@@ -268,16 +309,21 @@ class Compaction:
         for _, layer in self._watched:
             names = [name for name in layer._mask_names if name != "kernel_mask" or has_holes(layer)]
             key += [layer._masks[name].cpu().numpy().tobytes() for name in names]
-        freeze = {} if self._twin is None else self._twin.freeze
         found = (tuple(key), tuple(freeze.items()))
         if found not in self._cuts:
-            narrowing = self._narrower.narrow(self.model)
+            on_cuda = any(layer._device_of_parameters().type == "cuda" for _, layer in self._watched)
+            align = self.align or (8 if on_cuda else 1)
+            try:
+                narrowing = self._narrower.narrow(read_masks(self.model), align=align)
+            except ValueError as error:  # layers that share a parameter have different masks
+                raise ValueError(f"compacted: {error}") from None
             tensors = self._tree.named_tensors()
             layers = [layer for name, layer in self._watched if name not in self.wide]
             self._cuts[found] = Cut(narrowing, tensors, layers, freeze)
             while len(self._cuts) > KEPT:
-                self._cuts.popitem(last=False)
+                self._trained.discard(self._cuts.popitem(last=False)[1])
         self._cuts.move_to_end(found)
+        self._seen, self._freeze = seen, freeze
         return self._cuts[found]
 
     # ---- what others ask
@@ -291,13 +337,19 @@ class Compaction:
         """A tensor shaped like a parameter of the model, from one shaped like net's: zero where net has nothing."""
         return self.widened({name: small})[name]
 
-    def widened(self, small: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What `widen` returns, for several parameters by name."""
+    def widened(self, small: Mapping[str, Tensor], into: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """What `widen` returns, for several parameters by name.
+
+        into: What earlier calls returned under the same masks: it is written to again, and gets what is missing.
+        """
         found, blocks = dict(small), []
+        into = {} if into is None else into
         for name, tensor in small.items():
             if (part := self._cut.by_name.get(name)) is not None:
                 b = part.block
-                found[name] = torch.zeros_like(b.whole, dtype=tensor.dtype, requires_grad=False)
+                if name not in into or into[name].dtype != tensor.dtype:
+                    into[name] = torch.zeros_like(b.whole, dtype=tensor.dtype, requires_grad=False)
+                found[name] = into[name]
                 blocks.append(Block(found[name], tensor, b.rows, b.columns, b.merged))
         _scatter(blocks)
         return found
@@ -321,32 +373,42 @@ class Compaction:
     def excess(self) -> float:
         """Multiply-adds of net over those that separate masks of the members of each group would need."""
         self.prepare()
-        return self._narrower.excess(self.model)
+        return self._narrower.excess(read_masks(self.model))
 
     # ---- checks
 
     def _check_once(self) -> None:
-        """Compares the first small network with the model; a number in the forward may be a constant after all."""
+        """Compares a network in which more is narrowed than before with the model.
+
+        A number in the forward may be a constant after all.
+        """
         try:
             self._verify()
         except Misfit as misfit:
-            self.leave()
-            if not self._literal:
-                self._build(literal=True)
-                self._enter(False)
-                try:
-                    self._verify()
-                    self._checked = True
-                    return
-                except Misfit:
-                    self.leave()
-            self._tree = None
-            raise ValueError(f"compacted: model: expected a network whose forward serves small layers, but {misfit}: "
-                             "train in masked or live mode") from None  # fmt: skip
-        self._checked = True
+            if self._literal:
+                raise
+            self._close()
+            self._build(self.model, literal=True)
+            self._enter(False)
+            try:
+                self._verify()
+            except Misfit:
+                raise misfit from None
+        self._checked |= self._cut.narrowed
 
     def _verify(self) -> None:
         check_alike(self.model, self.net, self.example)
+
+
+class _Forget:
+    """After steps of the model's optimizer nothing counts as unchanged: not all of torch's kernels count versions."""
+
+    def __init__(self, compaction: Compaction) -> None:
+        self.compaction = weakref.ref(compaction)
+
+    def __call__(self, *_: Any) -> None:
+        if (compaction := self.compaction()) is not None:
+            compaction._versions.clear()
 
 
 def _gather(blocks: list[Block]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -12,7 +11,18 @@ from torch import nn
 
 from .compaction import Compaction
 
-_made: weakref.WeakKeyDictionary[nn.Module, Compaction] = weakref.WeakKeyDictionary()
+KEPT = 2  # of a model: with and without its optimizer, say
+_NAME = "_compactions"  # where a model has them: in itself, so that they go with it whatever they hold
+
+
+class _Kept(list[Compaction]):
+    """The compactions of a model; its copies and pickles have none."""
+
+    def __deepcopy__(self, memo: Any) -> None:
+        return None
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
 
 
 @contextmanager
@@ -56,11 +66,7 @@ def compacted(
         >>> net[0]
         Conv2d(3, 5, kernel_size=(3, 3), stride=(1, 1))
     """
-    compaction = _made.get(model)
-    if compaction is None or compaction.align != align or compaction.optimizer is not _inside(optimizer):
-        if compaction is not None and compaction.entered:
-            compaction.enter()  # raises: it is entered already
-        compaction = _made[model] = Compaction(model, example_input, optimizer, align=align)
+    compaction = _of(model, example_input, optimizer, align)
     net, opt = compaction.enter(verify=verify)
     try:
         yield net, opt
@@ -69,6 +75,18 @@ def compacted(
             compaction.leave()
         raise
     compaction.leave()
+
+
+def _of(model: nn.Module, example_input: Any, optimizer: Any, align: int | None) -> Compaction:
+    kept = model.__dict__.get(_NAME)
+    if kept is None:
+        kept = model.__dict__[_NAME] = _Kept()
+    found = [c for c in kept if c.align == align and c.optimizer is _inside(optimizer)]
+    if entered := [c for c in kept if c.entered]:
+        return entered[0]  # which says so when it is entered
+    compaction = found[0] if found else Compaction(model, example_input, optimizer, align=align)
+    kept[:] = [compaction, *(c for c in kept if c is not compaction)][:KEPT]
+    return compaction
 
 
 def _inside(optimizer: Any) -> Any:

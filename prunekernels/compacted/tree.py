@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -101,11 +101,14 @@ class Tree:
 
     def __init__(self, model: nn.Module, stays: Collection[str]) -> None:
         modules = dict(model.named_modules())
+        self._also = _other_names(model)
+        aliased = {id(m) for module in modules.values() for m in _modules_in(module.__dict__)}
+        self._shared = {id(m) for m in modules.values() if _is_shared(m) and id(m) not in aliased}
         memo: dict[int, Any] = {id(modules[name]): modules[name] for name in stays}
         for module in modules.values():
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 memo[id(tensor)] = tensor
-            if _is_shared(module):
+            if id(module) in self._shared:
                 memo[id(module)] = module
             for kind in HOOKS:
                 memo.update((id(h), h) for h in getattr(module, kind).values() if _is_ours(h))
@@ -130,16 +133,17 @@ class Tree:
         # Leaves that are in the tree themselves as long as masks leave them whole: by name, they and their copies.
         self.leaves = self._copy_leaves(modules, stays)
         leaves = {id(pair.module) for pair in self.leaves}
-        self._parents: dict[int, list[tuple[nn.Module, str]]] = {identity: [] for identity in leaves}
+        self._parents: dict[int, list[tuple[_Pair, str]]] = {identity: [] for identity in leaves}
+        self._modes: list[tuple[nn.Module, bool, nn.Module, bool]] = []  # shared leaves, a parent of each: in training?
         for pair in self.pairs:
             for key, identity in pair.children:
                 if identity in leaves:
-                    self._parents[identity].append((pair.twin, key))
+                    self._parents[identity].append((pair, key))
 
     def _copy_leaves(self, modules: Mapping[str, nn.Module], stays: Collection[str]) -> list[_Pair]:
         found = []
         for name, module in modules.items():
-            if _is_shared(module) and name not in stays:
+            if id(module) in self._shared and name not in stays:
                 memo = {id(t): t for t in module._parameters.values() if t is not None}
                 found.append(_Pair(name, module, deep_copy(module, memo), {}))
         return found
@@ -147,8 +151,9 @@ class Tree:
     def named_tensors(self) -> dict[str, Tensor]:
         """By name, the model's parameters and buffers that its plain layers have; a tensor in two places twice."""
         return {
-            name: tensor for pair in (*self.pairs, *self.leaves) for kind, key, _, name in pair.tensors
-            if (tensor := getattr(pair.module, kind)[key]) is not None
+            f"{name}.{key}" if name else key: tensor for pair in (*self.pairs, *self.leaves)
+            for kind, key, _, _ in pair.tensors if (tensor := getattr(pair.module, kind)[key]) is not None
+            for name in (pair.name, *self._also.get(id(pair.module), ()))
         }  # fmt: skip
 
     def check(self) -> None:
@@ -170,7 +175,7 @@ class Tree:
                 changed |= part is not None
             if changed:
                 adjust_sizes(twin)
-        twins = {pair.name: pair.twin for pair in self.pairs}
+        self._modes = []
         for pair in self.leaves:
             own: nn.Module = pair.module
             if any(identity in small for _, _, identity, _ in pair.tensors):
@@ -179,12 +184,21 @@ class Tree:
                 for kind, key, identity, _ in pair.tensors:
                     getattr(own, kind)[key] = small.get(identity, getattr(pair.module, kind)[key])
                 adjust_sizes(own)
+            else:
+                above = self._parents[id(own)][0][0].module
+                self._modes.append((own, own.training, above, above.training))
             for parent, key in self._parents[id(pair.module)]:
-                parent._modules[key] = own
+                parent.twin._modules[key] = own
         for (path, attribute), number in numbers.items():
-            setattr(twins[path], attribute, number)
+            setattr(self.network.get_submodule(path), attribute, number)
         for pair in self.pairs:
             pair.remember()
+
+    def restore_modes(self) -> None:
+        """Modules that are in both networks get back the mode that they had, or that of the module they are in."""
+        for module, mode, above, mode_above in self._modes:
+            module.training = mode if above.training == mode_above else above.training
+        self._modes = []
 
     def give_back(self, small: Mapping[int, Tensor]) -> None:
         """Gives the model the attributes that training changed, and buffers that it put in the place of shared ones."""
@@ -198,6 +212,24 @@ class Tree:
                         held_by.copy_(held)
                     else:
                         raise RuntimeError(f"compacted: {pair.name}.{key}: expected a buffer that keeps its shape")
+
+
+def _other_names(model: nn.Module) -> dict[int, list[str]]:
+    """By id of a module, its names beyond the first one."""
+    found: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        found.setdefault(id(module), []).append(name)
+    return {identity: names[1:] for identity, names in found.items() if len(names) > 1}
+
+
+def _modules_in(value: Any, depth: int = 3) -> Iterator[nn.Module]:
+    """Modules that a module's attributes hold beside its children, in lists say: a forward may reach them there."""
+    named = value.items() if isinstance(value, dict) else ((None, held) for held in value)
+    for name, held in named:
+        if isinstance(held, nn.Module):
+            yield held
+        elif isinstance(held, (list, tuple, set, dict)) and name != "_modules" and depth:
+            yield from _modules_in(held, depth - 1)
 
 
 def flow_off(network: nn.Module) -> None:

@@ -15,6 +15,7 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from .channels import Channels, Kept, NetworkChannels
+from .guards import holds
 from .trace import Traced, argument, fixed_size, op_name, value_of
 
 Index = Mapping[int, Tensor]
@@ -214,10 +215,9 @@ class Builder:
         example = self.traced.inputs.with_leaves(inputs)
         named = inspect.signature(self.traced.model.forward).bind(*example.args, **example.kwargs).arguments
         for guard in self.traced.guards:
-            holds = eval(guard, {"__builtins__": {}, "max": torch.sym_max, "min": torch.sym_min}, {"L": named})
             told = re.sub(r"L\['(\w+)'\]\.size\(\)", r"\1.shape", guard)
             message = f"expected sizes with {told}, as in the example given to {self.op}{REMEDY}"
-            self.graph.call_function(torch._assert, (holds.node, message))
+            self.graph.call_function(torch._assert, (holds(guard, named).node, message))
 
     def finish(self) -> fx.GraphModule:
         """Adds the output and returns the network."""

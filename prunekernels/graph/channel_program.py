@@ -26,6 +26,10 @@ class MaskArrays:
     columns: Bools | None = None  # [C]: the input channels that a convolution reads
     kernels: Bools | None = None  # [K, C / groups]: its single kernels
 
+    def equals(self, other: MaskArrays) -> bool:
+        pairs = (self.rows, other.rows), (self.columns, other.columns), (self.kernels, other.kernels)
+        return all(a is b or (a is not None and b is not None and np.array_equal(a, b)) for a, b in pairs)
+
 
 def rows_of(masks: MaskArrays) -> Any:
     """bool [K], or True."""
@@ -173,17 +177,22 @@ class MeetStep:
 
 @dataclass
 class Program:
-    """live, read: what holds for all masks, [places]. steps: in the order of the network."""
+    """live, read: what holds for all masks, [places]. steps: in the order of the network.
+
+    constant: where a channel that is not live holds another constant than zero, [places]. Something has to compute it.
+    """
 
     live: Bools
     read: Bools
+    constant: Bools
     steps: list[Step]
 
     def needed(self) -> Bools:
-        """The places of the channels that are live and read, bool [places], under what the steps' masks are now."""
+        """Which channels are read and not zero, bool [places], under the masks that the steps have now."""
         live, read = self.live.copy(), self.read.copy()
         for step in self.steps:
             step.forward(live)
+        live |= self.constant
         for step in reversed(self.steps):
             step.backward(live, read)
         return live & read

@@ -65,19 +65,22 @@ class Compiler:
     def __init__(self, analysis: ChannelAnalysis, model: nn.Module) -> None:
         self.analysis = analysis
         self.masks: dict[str, MaskArrays] = {}
-        self._owners: dict[int, MaskArrays] = {}  # by id of a parameter of the traced model
+        self.sharing: list[tuple[str, str]] = []  # masked layers that have a parameter in common
+        self._owners: dict[int, str] = {}  # by id of a parameter of the traced model
         for name, layer in model.named_modules():
             if isinstance(layer, (MaskedConv2d, MaskedBatchNorm2d)):
                 self.masks[name] = MaskArrays()
                 plain = analysis.traced.model.get_submodule(name)
                 for attribute in ("weight", "bias"):
                     if (tensor := getattr(plain, attribute)) is not None:
-                        self._owners.setdefault(id(tensor), self.masks[name])
+                        owner = self._owners.setdefault(id(tensor), name)
+                        self.sharing += [(owner, name)] if owner != name else []
         self._values: dict[fx.Node, Value | list[Value]] = {}
         self._untracked: dict[tuple[fx.Node, int], Value] = {}
         self._steps: list[Step] = []
         self._ids: list[Tensor] = []
         self._live: list[bool] = []
+        self._constants: list[Tensor] = []
         self._read: list[Places] = []
 
     def compile(self) -> tuple[Program, Tensor]:
@@ -93,7 +96,8 @@ class Compiler:
         live, read = np.array(self._live, dtype=np.bool_), np.zeros(len(self._live), dtype=np.bool_)
         for at in self._read:
             read[at] = True
-        return Program(live, read, self._steps), ids
+        constant = torch.cat(self._constants).numpy() if self._constants else read.copy()
+        return Program(live, read, constant, self._steps), ids
 
     def _form_of(self, rule: Rule) -> Callable[[Compiler, Any, fx.Node], Value | list[Value]]:
         for kind, form in FORMS.items():
@@ -103,11 +107,13 @@ class Compiler:
 
     # ---- values
 
-    def _new(self, ids: Tensor, live: bool, constant: float = 0.0) -> Value:
+    def _new(self, ids: Tensor, live: bool = False, constant: Tensor | float = 0.0) -> Value:
         first = len(self._live)
         self._ids.append(ids)
         self._live += [live] * len(ids)
-        return Value(np.arange(first, first + len(ids)), torch.full((len(ids),), constant, dtype=torch.float64))
+        constants = torch.zeros(len(ids), dtype=torch.float64) + constant
+        self._constants.append(constants != 0)
+        return Value(np.arange(first, first + len(ids)), constants)
 
     def _value(self, node: fx.Node) -> Value:
         value = self._values[node]
@@ -146,7 +152,7 @@ class Compiler:
         traced = self.analysis.traced
         owner = self._owners.get(id(traced.tensors[traced.names[node]]))
         if owner is not None:
-            return owner
+            return self.masks[owner]
         tensor = self.analysis.tensor(node)
         assert tensor is not None
         if by_kernel and not bool((tensor != 0).all()):
@@ -177,9 +183,9 @@ class Compiler:
                 if is_live.any() and not any(term.where is None for term in known):
                     terms.append(Term(members, None if is_live.all() else is_live))
         if len(operands) == 1 and not whole and terms == [Term((0,), None)]:
-            return Value(operands[0].at, none_live)
-        out = self._new(ids, live=False)
-        out.constant = none_live
+            if torch.equal(none_live != 0, operands[0].constant != 0):
+                return Value(operands[0].at, none_live)
+        out = self._new(ids, constant=none_live)
         self._steps.append(
             MeetStep([places(x.at) for x in operands], self._slice(out), terms, [places(x.at) for x in whole])
         )
@@ -251,23 +257,23 @@ class Compiler:
         x, state, ids = self._value(argument(node, 0)), self._channels(argument(node, 0)), self._channels(node).ids
         before, value = rule.around(node, state)[0], rule.arguments(node)[1]
         inner = self._meet([x], state.ids, lambda given: rule.values(node, state, given[0]))
-        first, last = (self._new(i, False, value) for i in (ids[:before], ids[before + len(state) :]))
+        first, last = (self._new(i, constant=value) for i in (ids[:before], ids[before + len(state) :]))
         return _beside([first, inner, last])
 
     def _create(self, rule: CreateRule, node: fx.Node) -> Value:
-        return self._new(self._channels(node).ids, False, rule.value)
+        return self._new(self._channels(node).ids, constant=rule.value)
 
     # ---- layers
 
     def _weight(self, rule: WeightRule, node: fx.Node) -> Value:
-        x, out = self._along(argument(node, 0), rule.axis(node)), self._new(self._channels(node).ids, live=False)
+        x, out = self._along(argument(node, 0), rule.axis(node)), self._new(self._channels(node).ids)
         weight, bias = self._masks_of(argument(node, 1), by_kernel=True), self._masks_of(argument(node, 2))
         assert weight is not None
         self._steps.append(WeightStep(self._input(x), self._slice(out), rule.groups(node), weight, bias))
         return out
 
     def _norm(self, rule: NormRule, node: fx.Node) -> Value:
-        x, out = self._along(argument(node, 0), 1), self._new(self._channels(node).ids, live=False)
+        x, out = self._along(argument(node, 0), 1), self._new(self._channels(node).ids)
         weight, bias = self._masks_of(argument(node, 1)), self._masks_of(argument(node, 2))
         by_batch = bool(argument(node, 5)) or argument(node, 3) is None
         if weight is None:  # the mask of a norm without factors has no place in the graph

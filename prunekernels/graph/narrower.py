@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,32 +17,35 @@ from .channel_program import Bools, MaskArrays
 from .compile_channels import Compiler, Ints, weights_without_masks
 from .narrow import Narrowing, hold_forward
 from .rules.layers import LayerRule, WeightRule
-from .trace import Traced, argument, check_shared, sizes_of
+from .trace import Traced, argument, sizes_of
 
 
-def read_masks(model: nn.Module, into: dict[str, MaskArrays]) -> None:
-    """Writes down what the masks of a model leave live, by layer name. Waits for the device."""
-    layers = dict(model.named_modules())
+def read_masks(model: nn.Module) -> dict[str, MaskArrays]:
+    """What the masks of a model leave live, by layer name; shares their memory where it can. Waits for the device."""
+    masks: dict[str, MaskArrays] = {}
     wanted: list[tuple[MaskArrays, str, Tensor]] = []
-    for name, masks in into.items():
-        layer = layers[name]
-        if isinstance(layer, MaskedBatchNorm2d):
-            wanted.append((masks, "rows", layer.channel_mask))
-        elif isinstance(layer, MaskedConv2d):
-            wanted += [(masks, "rows", layer.filter_mask & layer.hard_mask), (masks, "columns", layer.input_mask)]
+    layers: list[tuple[MaskArrays, MaskedConv2d]] = []
+    for name, layer in model.named_modules():
+        if not isinstance(layer, (MaskedConv2d, MaskedBatchNorm2d)):
+            continue
+        layer._refresh_if_edited()
+        of, own = MaskArrays(), layer._masks
+        masks[name] = of
+        if isinstance(layer, MaskedConv2d):
+            layers.append((of, layer))
+            wanted.append((of, "rows", own["filter_mask"] & own["hard_mask"]))
+            wanted.append((of, "columns", own["input_mask"]))
+        else:
+            wanted.append((of, "rows", own["channel_mask"]))
     _fetch(wanted)
-    single = [
-        (into[name], "kernels", layers[name].kernel_mask) for name in into if _has_kernels(layers[name], into[name])
-    ]
-    _fetch(single)
+    _fetch([(of, "kernels", layer._masks["kernel_mask"]) for of, layer in layers if _has_dead_kernels(of, layer)])
+    return masks
 
 
-def _has_kernels(layer: Any, masks: MaskArrays) -> bool:
+def _has_dead_kernels(masks: MaskArrays, layer: MaskedConv2d) -> bool:
     """Whether single kernels are dead, beyond those of dead filters and inputs."""
-    masks.kernels = None
-    if not isinstance(layer, MaskedConv2d):
-        return False
-    rows, columns = (m.reshape(layer.groups, -1).sum(1) for m in (masks.rows, masks.columns))  # type: ignore[union-attr]
+    assert masks.rows is not None and masks.columns is not None
+    rows, columns = (mask.reshape(layer.groups, -1).sum(1) for mask in (masks.rows, masks.columns))
     return layer._live[2] != int((rows * columns).sum())
 
 
@@ -100,8 +102,8 @@ class Narrower:
         graph_pinned = analysis.classes.pinned
         hold_forward(analysis, literal)
         compiler = Compiler(analysis, model)
-        self._program, ids = compiler.compile()
-        self._masks = compiler.masks
+        self.program, ids = compiler.compile()
+        self._masks, self._sharing = compiler.masks, compiler.sharing
         lists = _Lists(analysis.classes.roots())
         self._classes, self._lists = lists.classes, lists.lists
         self._class_at = lists(ids)
@@ -117,7 +119,6 @@ class Narrower:
         self._values = np.concatenate(values) if values else np.zeros(0, dtype=np.int64)
         self._starts = np.cumsum([0, *map(len, values)])[:-1]
         self._stays = tuple(stays)
-        self._shares = len(list(model.parameters())) < len(list(model.named_parameters(remove_duplicate=False)))
 
     @classmethod
     def of(cls, traced: Traced, model: nn.Module, stays: Collection[str] = (), literal: bool = False) -> Narrower:
@@ -131,18 +132,24 @@ class Narrower:
         """
         return cls(traced, model, stays, literal)
 
-    def narrow(self, model: nn.Module, stays: Iterable[str] = ()) -> Narrowing:
-        """What the masks of model, a network with the modules of the traced one, leave. stays: more such layers."""
-        kept = self._hold(self._kept(self._needed(model), self._pinned, stays))
+    def narrow(self, masks: Mapping[str, MaskArrays], stays: Iterable[str] = (), align: int = 1) -> Narrowing:
+        """What is kept under masks of the traced layers; see read_masks.
+
+        Args:
+            masks: Of every masked layer.
+            stays: Names of more layers that keep their width.
+            align: Layers keep channels that are dead too, until their number is a multiple of it, if they have as many.
+        """
+        kept = self._hold(self._kept(self._needed(masks), self._pinned, stays), align)
         rows = [torch.from_numpy(np.flatnonzero(kept[classes])) for classes in self._lists]
         indices: dict[str, dict[int, Tensor]] = {}
         for name, dim, number in self._tied:
             indices.setdefault(name, {})[dim] = rows[number]
         return Narrowing(indices, {where: rows[number].numel() for where, number in self._numbers.items()})
 
-    def excess(self, model: nn.Module, stays: Iterable[str] = ()) -> float:
+    def excess(self, masks: Mapping[str, MaskArrays], stays: Iterable[str] = ()) -> float:
         """How many times the multiply-adds of the graph form a network that is narrowed to these masks has."""
-        needed = self._needed(model)
+        needed = self._needed(masks)
         least = self._multiply_adds(self._kept(needed, self._graph_pinned, stays))
         return self._multiply_adds(self._hold(self._kept(needed, self._pinned, stays))) / max(least, 1)
 
@@ -165,12 +172,16 @@ class Narrower:
 
     # ---- what is kept, by class: bool [classes]
 
-    def _needed(self, model: nn.Module) -> Ints:
+    def _needed(self, masks: Mapping[str, MaskArrays]) -> Ints:
         """The classes of the channels that have to be computed."""
-        if self._shares:
-            check_shared("narrow", model)
-        read_masks(model, self._masks)
-        return self._class_at[self._program.needed()]
+        for one, other in self._sharing:
+            if not masks[one].equals(masks[other]):
+                raise ValueError(
+                    f"compacted: {one} and {other}: expected the same masks on layers that share parameters"
+                )
+        for name, read in self._masks.items():
+            read.rows, read.columns, read.kernels = masks[name].rows, masks[name].columns, masks[name].kernels
+        return self._class_at[self.program.needed()]
 
     def _kept(self, needed: Ints, pinned: Ints, stays: Iterable[str]) -> Bools:
         kept = np.zeros(self._classes, dtype=np.bool_)
@@ -181,8 +192,10 @@ class Narrower:
                 kept[classes] = True
         return kept
 
-    def _hold(self, kept: Bools) -> Bools:
-        """Adds what kept_in_forward does: a channel where a value has none, and those that make shares equal."""
+    def _hold(self, kept: Bools, align: int = 1) -> Bools:
+        """Adds what kept_in_forward does: a channel where a value has none, and those that make shares equal; and those
+        that make the widths of layers multiples of align.
+        """
         while True:
             empty = (
                 ~np.logical_or.reduceat(kept[self._values], self._starts) if self._values.size else np.zeros(0, bool)
@@ -193,6 +206,12 @@ class Narrower:
                 for classes, count in zip(parts, counts, strict=True):
                     if count < max(counts):
                         more.append(classes[~kept[classes]][: max(counts) - count])
+            outputs = [classes for ends in self._ends.values() for classes in ends[1::2]] if align > 1 else []
+            for classes in outputs:
+                missing = -int(np.count_nonzero(kept[classes])) % align
+                dead = classes[~kept[classes]]
+                if missing <= dead.size:
+                    more.append(dead[:missing])
             added = np.concatenate(more)
             if not added.size:
                 return kept

@@ -15,7 +15,7 @@ from ..graph.layer_uses import any_weights, layer_uses
 from ..graph.narrow import kept_in_forward
 from ..graph.rules.base import UNKNOWN
 from ..graph.rules.layers import ConvRule, NormRule, WeightRule
-from ..graph.trace import Traced
+from ..graph.trace import Traced, trace
 from ..nn.conv import MaskedConv2d
 from .flops import count_flops
 
@@ -42,7 +42,7 @@ def filters(model: nn.Module, compaction: Compaction) -> tuple[dict[str, int], d
             counts[name] = layer.out_channels if rows is None else rows.numel()
             if rows is not None and (zeros := int((rows < 0).sum())):
                 dead[name] = zeros
-    why = _reasons(model, compaction.traced, dead) if dead else {}
+    why = _reasons(model, trace("explain", model, compaction.example), dead) if dead else {}
     unknown = "the trace does not follow its channels"
     return counts, {name: f"{count} dead filters as zeros: {why.get(name, unknown)}" for name, count in dead.items()}
 

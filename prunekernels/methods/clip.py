@@ -8,6 +8,8 @@ from torch import Tensor
 from ..filter_ops import filter_norms, mask_grad_
 from .view import MethodView
 
+Masks = tuple[Tensor, Tensor]  # soft-dead and live filters, bool [K]
+
 
 class SoftClip:
     """Before each optimizer step, scales a soft-dead filter's gradient g_i down to the mean length of live ones:
@@ -22,9 +24,10 @@ class SoftClip:
     def __init__(self, method: MethodView) -> None:
         self.method = method
         self._seen: list[Tensor] | None = None  # FilterStates.dead, as of the last look
-        self._soft: dict[str, tuple[Tensor, Tensor]] = {}  # by layer that has both: soft-dead and live, bool [K]
+        self._soft: dict[str, Masks] = {}  # by layer that has both
+        self._narrow: dict[str, tuple[Tensor, Masks]] = {}  # by layer: the small network's rows, and theirs of _soft
         self._hook = method.before_step(
-            self._clip, when=lambda: not (method.finished or method.hides_soft), reads_weights=False
+            self._clip, when=lambda: not (method.finished or method.hides_soft), full_width=False
         )
 
     def stop(self) -> None:
@@ -34,23 +37,35 @@ class SoftClip:
     @torch.no_grad()
     def _clip(self) -> None:
         self._find_soft()
-        layers = self.method.layers
-        batches: dict[tuple[torch.device, torch.dtype], list[str]] = {}
+        batches: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Masks]]] = {}
         for name in self._soft:
-            grad = layers[name].weight.grad
+            grad = self.method.gradient(name)
             if grad is not None:
-                batches.setdefault((grad.device, grad.dtype), []).append(name)
-        for names in batches.values():
-            grads: list[Tensor] = [layers[name].weight.grad for name in names]  # type: ignore[misc]
-            lengths = zip(names, filter_norms(grads), strict=True)
-            mask_grad_(grads, grad_scales=[_scale(length, *self._soft[name]) for name, length in lengths])
+                batches.setdefault((grad.device, grad.dtype), []).append((grad, self._masks(name)))
+        for batch in batches.values():
+            grads = [grad for grad, _ in batch]
+            lengths = zip(filter_norms(grads), batch, strict=True)
+            mask_grad_(grads, grad_scales=[_scale(length, *masks) for length, (_, masks) in lengths])
+
+    def _masks(self, name: str) -> Masks:
+        """The layer's soft-dead and live filters among those that the network that trains now has."""
+        rows = self.method.rows(name)
+        if rows is None:
+            return self._soft[name]
+        known, masks = self._narrow.get(name, (None, self._soft[name]))
+        if known is not rows:
+            soft, live = self._soft[name]
+            is_filter, picked = (index.to(soft.device) for index in (rows >= 0, rows.clamp_min(0)))
+            masks = soft[picked] & is_filter, live[picked] & is_filter
+            self._narrow[name] = rows, masks
+        return masks
 
     def _find_soft(self) -> None:
         """Fills _soft, once for each pruning: the filters' states do not change in between."""
         filters = self.method.filters
         if self._seen is filters.dead:
             return
-        self._seen, self._soft = filters.dead, {}
+        self._seen, self._soft, self._narrow = filters.dead, {}, {}
         for name, layer in self.method.layers.items():
             codes = filters.codes(name)
             if bool((codes == 1).any()) and bool((codes == 0).any()):

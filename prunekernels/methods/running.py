@@ -37,6 +37,7 @@ class Running:
         self._forward_hooks: dict[int, tuple[str, Callable[..., None], list[Any]]] = {}  # by key: module's name, hook
         self._guards: list[Any] = []
         self._narrowed: list[tuple[str, nn.Parameter, nn.Parameter]] = []  # name, the model's, the small network's
+        self._wide: dict[str, Tensor] = {}  # by parameter's name, its gradient at full width
         self._training: dict[str, bool] = {}  # by module's name, as of entering
         self._stays_whole: bool | None = None  # None: masks may have changed
         self._may_reuse = False
@@ -46,7 +47,7 @@ class Running:
 
     @property
     def mode(self) -> str:
-        """ "masked": the network runs as it is, in masked or live mode. "compacted": as the small one. May be set."""
+        """How the network runs: "masked" as it is, in masked or live mode, "compacted" as the small one. May be set."""
         return self._mode
 
     @mode.setter
@@ -97,6 +98,12 @@ class Running:
         """
         return self._small.rows(name) if self.is_compacted else None
 
+    def gradient(self, name: str) -> Tensor | None:
+        """The gradient of a layer's weight in the network that trains now, with the filters that `rows` tells."""
+        network = self._net if self.is_compacted else self.model
+        weight: Any = network.get_submodule(name).weight
+        return weight.grad
+
     def _serves(self) -> bool:
         """Whether the small network may take the model's place at this time, if masks kill anything."""
         return True
@@ -140,6 +147,7 @@ class Running:
         self._stays_whole = None
         if not self.is_compacted:
             return
+        self._wide = {}
         modules = dict(self.model.named_modules())
         for name, module in self._net.named_modules():  # net.train() or net.eval() since entering
             before = self._training[name]
@@ -167,7 +175,6 @@ class Running:
 
     def _on_step(self) -> None:
         """Before a step of the model's optimizer: that is wrong while the small network trains."""
-        self._may_reuse = False  # fused optimizers write without counting versions
         if self.is_compacted:
             raise RuntimeError(
                 f"{type(self).__name__}: optimizer: expected steps of method.opt, over method.net, as the network is "
@@ -178,7 +185,9 @@ class Running:
         self.mode = "masked"
         for guard in self._guards:
             guard.remove()
-        self._guards = []
+        if self.compaction is not None:
+            self.compaction.release()
+        self._guards, self.compaction = [], None
 
     # ---- hooks
 
@@ -187,6 +196,7 @@ class Running:
         work: Callable[[], None],
         *,
         when: Callable[[], bool] | None = None,
+        full_width: bool = True,
         reads_weights: bool = True,
         changes_gradients: bool = True,
     ) -> Registered:
@@ -198,13 +208,14 @@ class Running:
         Args:
             work: Takes and returns nothing.
             when: Whether the work is to be done at this step. None: always.
+            full_width: Whether it needs the model's parameters; otherwise it asks for `gradient` and `rows`.
             reads_weights: Whether it reads the model's weights, so that they are written back before.
             changes_gradients: Whether it changes the gradients that it finds.
 
         Returns:
             A handle, whose `remove` ends it.
         """
-        done = StepWork(work, when or always, reads_weights, changes_gradients)
+        done = StepWork(work, when or always, full_width, reads_weights, changes_gradients)
         self._works["before"].append(done)
         handle = before_step(self.optimizer, done.run)
         return Registered(handle.remove, lambda: self._works["before"].remove(done))
@@ -213,7 +224,7 @@ class Running:
         self, work: Callable[[], None], *, when: Callable[[], bool] | None = None, reads_weights: bool = True
     ) -> Registered:
         """Registers work to run after each step of the optimizer. Arguments are those of `before_step`."""
-        done = StepWork(work, when or always, reads_weights, False)
+        done = StepWork(work, when or always, True, reads_weights, False)
         self._works["after"].append(done)
         handle = self.optimizer.register_step_post_hook(done.run)
         return Registered(handle.remove, lambda: self._works["after"].remove(done))
@@ -236,13 +247,15 @@ class Running:
         return Registered(remove)
 
     def _work_on_small(self, time: str) -> None:
-        due = [work for work in self._works[time] if work.when()] if self.is_compacted else []
-        if not due:
-            return
-        if any(work.reads_weights for work in due):
-            self._small.write_back()
-        with self.full_gradients(changes=any(work.changes_gradients for work in due)):
-            for work in due:
+        for work in self._works[time] if self.is_compacted else ():
+            if not work.when():
+                continue
+            if not work.full_width:
+                work.work()
+                continue
+            if work.reads_weights:
+                self._small.write_back()
+            with self.full_gradients(changes=work.changes_gradients):
                 work.work()
 
     @contextmanager
@@ -250,25 +263,31 @@ class Running:
         """Within the block the model's parameters have the gradients of the small network, if that is entered.
 
         Args:
-            changes: Whether the small network's gradients become what the model's are at the end.
+            changes: Whether the small network's gradients become what the model's are at the end. Otherwise they
+                are only read.
             added: Whether gradients that the model's parameters have already are added to.
         """
-        found = [(name, p, small) for name, p, small in self._narrowed if small.grad is not None]
-        if not self.is_compacted or not found:
+        if not self.is_compacted:
             yield
             return
-        before = [p.grad for _, p, _ in found]
-        whole = self._small.widened({name: small.grad for name, _, small in found if small.grad is not None})
+        before = [p.grad for _, p, _ in self._narrowed]
+        into = {} if changes else self._wide
+        grads = {name: small.grad for name, _, small in self._narrowed if small.grad is not None}
+        whole = self._small.widened(grads, into)
         try:
-            for name, p, _ in found:
-                p.grad = whole[name] if p.grad is None or not added else p.grad + whole[name]
+            for name, p, _ in self._narrowed:
+                grad = whole.get(name)
+                if not added or p.grad is None:
+                    p.grad = grad
+                elif grad is not None:
+                    p.grad = p.grad + grad
             yield
             if changes:
-                new = self._small.narrowed({name: p.grad for name, p, _ in found if p.grad is not None})
-                for name, _, small in found:
+                new = self._small.narrowed({name: p.grad for name, p, _ in self._narrowed if p.grad is not None})
+                for name, _, small in self._narrowed:
                     small.grad = new.get(name)
         finally:
-            for (_, p, _), grad in zip(found, before, strict=True):
+            for (_, p, _), grad in zip(self._narrowed, before, strict=True):
                 p.grad = grad
 
 

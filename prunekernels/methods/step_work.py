@@ -12,6 +12,7 @@ class StepWork(NamedTuple):
 
     work: Callable[[], None]
     when: Callable[[], bool]
+    full_width: bool
     reads_weights: bool
     changes_gradients: bool
 

@@ -46,11 +46,15 @@ class MethodView(Protocol):
     def rows(self, name: str) -> Tensor | None:
         """Which filters of a layer the network that trains now computes, -1 = zeros; None: all."""
 
+    def gradient(self, name: str) -> Tensor | None:
+        """The gradient of a layer's weight in the network that trains now, with the filters that rows tells."""
+
     def before_step(
         self,
         work: Callable[[], None],
         *,
         when: Callable[[], bool] | None = None,
+        full_width: bool = True,
         reads_weights: bool = True,
         changes_gradients: bool = True,
     ) -> Any:

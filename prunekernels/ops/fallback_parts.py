@@ -83,7 +83,7 @@ def _choices(lists: list[Tensor | None], device: torch.device) -> list[_Choice]:
             continue
         places = (index >= 0).nonzero().flatten()
         made[id(index)] = (index, None) if len(places) == len(index) else (index[places], places)
-    if device.type != "cpu" and made:
+    if made:
         flat = [t for choice in made.values() for t in choice if t is not None]
         moved = iter(torch.cat(flat).to(device).split([len(t) for t in flat]))
         made = {key: (next(moved), None if places is None else next(moved)) for key, (_, places) in made.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -17,22 +18,24 @@ from cases.benchmark_networks import make_masked
 from harness.contender import Wrong
 from harness.report import Missing
 from networks.baselines import (
-    CONTENDERS,
-    FAMILIES,
     PASSES,
+    CompactedMode,
     Dense,
     LiveMode,
     MaskedMode,
     NetworkContender,
     Small,
     expected,
+    roundings,
 )
+from networks.contenders import COMPILED, EAGER, FAMILIES
 from networks.jobs import LEAST, MOST, Pace, jobs
 from networks.models import MASKS, NETWORKS, draw
 from networks.report import NETWORKS as REPORT
 from networks.setting import MaskedSetting
 
-TINY = ["--rounds", "1", "--threads", "1", "--layout", "nchw"]
+EAGER_FAMILIES = [contender.family for contender in EAGER[1:]]
+TINY = ["--rounds", "1", "--threads", "1", "--layout", "nchw", "--dtype", "float32", "--contenders", *EAGER_FAMILIES]
 
 
 RESNET = ["--suite", "tiny_resnet", *TINY]
@@ -56,11 +59,69 @@ def one_thread():
 def test_all_agree_with_the_reference(name, masks, layout):
     masked = make_masked(name, masks)
     for direction in PASSES:
-        for contender in CONTENDERS:
+        for contender in EAGER:
             made = contender(masked, direction, layout)
             made.check()
             made.run()
             made.check()  # from the first weights again
+
+
+@pytest.fixture
+def quick_compile(monkeypatch):
+    """torch.compile as it is, but for the C++ compiler, which takes half a minute for each network."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("direction", PASSES)
+def test_compacted_and_its_baselines_compiled(quick_compile, direction):
+    torch._dynamo.reset()
+    masked = make_masked("tiny_vgg")
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for contender in COMPILED:
+            made = contender(masked, direction, "nchw")
+            made.check()
+            made.run()
+            made.check()
+
+
+def test_compacted_is_small_and_its_gradients_are_compared_at_full_width(monkeypatch):
+    masked = make_masked()
+    compacted = CompactedMode(masked, "train", "channels_last")
+    small = Small(masked, "train", "channels_last")
+    shapes = [p.shape for p in compacted.model.parameters()]
+    assert shapes == [p.shape for p in small.model.parameters()]
+    compacted.run()
+    assert {n: g.shape for n, g in compacted.gradients().items()} == {
+        n: p.shape for n, p in masked.model().named_parameters()
+    }
+    widen = compacted.compaction.widen
+    monkeypatch.setattr(compacted.compaction, "widen", lambda name, g: widen(name, g.flip(0)))
+    with pytest.raises(Wrong, match="compacted .*gradient of .* is wrong"):
+        compacted.check()
+
+
+def test_gradients_that_are_rounding_alone_may_differ(monkeypatch):
+    masked = make_masked()
+    name, live = "stem.norm.bias", LiveMode(masked, "train", "nchw")
+    rounding, length = roundings(masked)[name], expected(masked, "train").gradients[name].norm()
+    assert 0 < rounding < 1e-4 * length
+    off = expected(masked, "train").gradients[name] + torch.where(masked.live.filters["stem.conv"], length, 0.0)
+    gradients = live.gradients
+    monkeypatch.setattr(live, "gradients", lambda: gradients() | {name: off})
+    masked.roundings[name] = float(length)
+    live.check()
+    masked.roundings[name] = rounding
+    with pytest.raises(Wrong, match=name):
+        live.check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("masks", MASKS)
+def test_depthwise_convolutions_agree_too(masks):
+    masked = make_masked("mobilenet_v2", masks, batch=8)
+    for contender in (LiveMode, CompactedMode, Small) if masks == "joint" else (CompactedMode,):
+        contender(masked, "train", "nchw").check()
 
 
 @pytest.mark.slow
@@ -74,7 +135,7 @@ def test_bottlenecks_with_shortcuts_that_have_weights_agree_too(monkeypatch):
 
 def test_bfloat16_by_autocast():
     masked = make_masked(dtype=torch.bfloat16)
-    for contender in (LiveMode, Small):
+    for contender in (LiveMode, CompactedMode, Small):
         made = contender(masked, "infer", "nchw")
         made.check()
         assert made.run().dtype == torch.bfloat16
@@ -146,7 +207,7 @@ def pace_of(argv, todo, left, monkeypatch):
 
 
 def test_time_is_shared_by_work_and_goals_get_more(monkeypatch):
-    todo = jobs([NETWORKS["resnet18"]], ["joint"], [0.5, 0.7])
+    todo = jobs([NETWORKS["resnet18"]], ["joint"], [0.5, 0.7], ["float32"])
     pace, now = pace_of([], todo, 300, monkeypatch)
     assert pace.begin(todo[0])  # 200 seconds: a goal speaks of it
     now[0] = 20
@@ -185,6 +246,35 @@ def test_dense_is_timed_in_the_faster_layout_of_the_first_masks(monkeypatch):
     assert set(second.quartiles) == {"dense/channels_last", "small/nchw", "small/channels_last"}
 
 
+def compiled_by(masked, direction, trials, *argv):
+    args, _ = network_options.parse([*argv])
+    found = network.compiled_entries(masked, direction, trials, args)
+    return [f"{kind.family}/{layout}" for kind, layout in found]
+
+
+def test_what_is_compiled():
+    trials = {"dense/nchw": 2.0, "dense/channels_last": 1.0, "small/nchw": 1.0, "small/channels_last": 2.0}
+    masked, other = make_masked(), make_masked_like(make_masked(), 0.3)
+    goal_row = ["dense+compile/channels_last", "compacted+compile/channels_last", "small+compile/nchw"]
+    assert compiled_by(masked, "train", trials) == goal_row
+    for of, direction in ((masked, "infer"), (other, "train")):
+        assert compiled_by(of, direction, trials) == goal_row[:1]
+    assert compiled_by(other, "train", trials, "--contenders", "small+compile") == goal_row[2:]
+    both = compiled_by(masked, "train", trials, "--compiled-layout", "both")
+    assert len(both) == 6 and both[:2] == ["dense+compile/nchw", "dense+compile/channels_last"]
+    masked.setting.dense_layout["dense+compile", "train"] = "nchw"  # it was faster under other masks
+    assert compiled_by(masked, "train", trials) == ["dense+compile/nchw", *goal_row[1:]]
+
+
+def test_presets():
+    args, networks = network_options.parse(["--goals"])
+    assert (args.kept, args.masks, args.passes, args.minutes) == ([0.5], ["joint"], ["train"], 25)
+    assert args.dtypes == ("float32", "bfloat16") and "compacted+compile" in args.contenders
+    assert [n.name for n in networks] == ["resnet18", "vgg16", "resnet56", "mobilenet_v2"]
+    args, _ = network_options.parse(["--quick"])
+    assert args.minutes == 12 and not any("compile" in name for name in args.contenders)
+
+
 @pytest.mark.parametrize(("known", "runs"), [([1, 1], 1), ([1, 2, 2, 2], 2), (list(range(20)), 1 + network.WARMUPS)])
 def test_plans_are_measured_before_anything_is_timed(monkeypatch, known, runs):
     known, done, checked = iter(known), [], []
@@ -206,7 +296,8 @@ def run_to_files(folder, *argv):
 
 @pytest.mark.slow
 def test_end_to_end(tmp_path, capsys):
-    assert run_to_files(tmp_path, "--suite", "tiny", "--kept", "0.5", "--rounds", "1", "--threads", "1") == 0
+    argv = ["--suite", "tiny", "--kept", "0.5", "--rounds", "1", "--threads", "1", "--dtype", "float32"]
+    assert run_to_files(tmp_path, *argv, "--contenders", *EAGER_FAMILIES) == 0
     rows, missing = REPORT.read(tmp_path / "n.json")
     body = json.loads((tmp_path / "n.json").read_text())
     kinds = [("tiny_resnet", "joint"), ("tiny_resnet", "independent"), ("tiny_vgg", "joint")]  # nothing meets in VGG
@@ -214,25 +305,38 @@ def test_end_to_end(tmp_path, capsys):
         (*kind, 0.5, direction) for kind in kinds for direction in PASSES
     ]
     assert missing == Missing({}, []) and all(r.small_ms for r in rows)
-    assert all(min(r.dense_ms, r.masked_ms, r.live_ms, r.live_peak_mb) > 0 for r in rows)
-    assert set(rows[0].trials) == {f"{f}/{layout}" for f in FAMILIES for layout in ("nchw", "channels_last")}
-    assert set(rows[0].quartiles) <= set(rows[0].trials) and len(rows[0].layouts.split()) == 4
+    assert all(min(r.dense_ms, r.masked_ms, r.live_ms, r.compacted_ms, r.compacted_peak_mb) > 0 for r in rows)
+    families = ["dense", *EAGER_FAMILIES]
+    assert set(rows[0].trials) == {f"{f}/{layout}" for f in families for layout in ("nchw", "channels_last")}
+    assert set(rows[0].quartiles) <= set(rows[0].trials) and len(rows[0].layouts.split()) == len(FAMILIES)
     assert "--kept 0.5" in body["header"]["command"] and "network.py" in body["header"]["command"]
-    assert len(body["summary"]) == 4 and len(body["goals"]) == 1
+    assert len(body["summary"]) == 4 and len(body["goals"]) == 4
     with (tmp_path / "n.csv").open() as file:
         assert [float(r["kept"]) for r in csv.DictReader(file)] == [r.kept for r in rows]
+    assert {r.fastest_dense for r in rows} == {"eager"} and {r.best for r in rows} <= {"masked", "live", "compacted"}
     printed, text = capsys.readouterr().out, (tmp_path / "n.md").read_text()
     assert "# Network benchmark" in text and "| tiny_resnet | joint | 0.5 | train |" in text
     assert "\nlive mode, training step" in printed and printed.splitlines()[-1] == f"md: {tmp_path / 'n.md'}"
 
 
+@pytest.mark.slow
+def test_compiled_forms_in_a_row(tmp_path, quick_compile):
+    argv = ["--suite", "tiny_vgg", *TINY[: -len(EAGER_FAMILIES) - 1], "--goals"]
+    assert run_to_files(tmp_path, *argv) == 0
+    (row,) = REPORT.read(tmp_path / "n.json")[0]
+    assert min(row.dense_compile_ms, row.compacted_compile_ms, row.small_compile_ms) > 0
+    assert row.layouts == " ".join(["nchw"] * 8) and row.rounds == 1
+    text = (tmp_path / "n.md").read_text()
+    assert "both compiled" in text and "compacted_compile_ms" in text
+
+
 def test_jobs_that_goals_speak_of_come_first(monkeypatch):
     seen = []
     monkeypatch.setattr(network.Bench, "rows_of", lambda self, job, pace: seen.append(str(job)) or [])
-    network.main(["--suite", "resnet56", "--kept", "0.7", "0.95", "0.5"])
+    network.main(["--suite", "resnet56", "--kept", "0.7", "0.95", "0.5", "--dtype", "float32"])
     assert seen == [
-        "resnet56 joint kept 0.95",
         "resnet56 joint kept 0.5",
+        "resnet56 joint kept 0.95",
         "resnet56 independent kept 0.95",
         "resnet56 joint kept 0.7",
         "resnet56 independent kept 0.7",
@@ -258,7 +362,7 @@ def test_a_wrong_mode_ends_the_run_and_a_wrong_baseline_is_left_out(tmp_path, mo
     monkeypatch.setattr(Small, "infer", lambda self: infer(self) + 1)
     assert run_to_files(tmp_path, *argv) == 0
     (row,) = REPORT.read(tmp_path / "n.json")[0]
-    assert row.small_ms is None and row.of_limit is None and row.layouts == "nchw nchw nchw -"
+    assert row.small_ms is None and row.of_limit is None and row.layouts == "nchw nchw nchw - nchw - - -"
     assert "small (nchw), infer: logits is wrong" in capsys.readouterr().err
     monkeypatch.setattr(LiveMode, "infer", lambda self: infer(self) + 1)
     with pytest.raises(SystemExit, match="live .*logits is wrong"):
@@ -268,12 +372,11 @@ def test_a_wrong_mode_ends_the_run_and_a_wrong_baseline_is_left_out(tmp_path, mo
 
 
 def test_chosen_contenders_and_quick(tmp_path):
-    argv = ["--suite", "tiny_vgg", *TINY, "--quick", "--contenders", "live"]
+    argv = ["--suite", "tiny_vgg", *TINY, "--quick", "--contenders", "live", "--dtype", "both"]
     assert run_to_files(tmp_path, *argv) == 0
     rows, _ = REPORT.read(tmp_path / "n.json")
-    assert [(r.kept, r.direction, r.masks, r.masked_ms, r.small_ms) for r in rows] == [
-        (0.95, "train", "joint", None, None),
-        (0.5, "train", "joint", None, None),
+    assert [(r.kept, r.direction, r.masks, r.masked_ms, r.small_ms, r.dtype) for r in rows] == [
+        (kept, "train", "joint", None, None, dtype) for kept in (0.95, 0.5) for dtype in ("float32", "bfloat16")
     ]
     assert "masked_ms" not in (tmp_path / "n.md").read_text()
 
@@ -282,7 +385,9 @@ def test_old_names_of_contenders_are_understood(capsys):
     args, _ = network_options.parse(["--rivals", "network", "layer", "small"])
     assert args.contenders == ["live", "masked", "small"]
     assert capsys.readouterr().err == "warning: --rivals is now --contenders\n"
-    assert network_options.parse([])[0].contenders == ("masked", "live", "small")
+    assert args.all_compiled
+    args, _ = network_options.parse([])
+    assert args.contenders == FAMILIES[1:] and not args.all_compiled
 
 
 @pytest.mark.parametrize(

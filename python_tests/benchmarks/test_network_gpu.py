@@ -13,7 +13,8 @@ import networks.options as network_options
 from cases.benchmark_networks import make_masked
 from harness import contender, machine
 from harness.contender import Wrong, captured, timed
-from networks.baselines import CONTENDERS, PASSES, LiveMode, Small
+from networks.baselines import PASSES, LiveMode, Small
+from networks.contenders import EAGER
 
 
 class Graph:
@@ -40,7 +41,7 @@ def make_believe_cuda(monkeypatch):
 @pytest.mark.parametrize("direction", PASSES)
 def test_a_graph_of_a_whole_step_is_checked(make_believe_cuda, monkeypatch, direction):
     masked = make_masked()
-    contenders = {f"{kind.family}/nchw": kind(masked, direction, "nchw") for kind in CONTENDERS}
+    contenders = {f"{kind.family}/nchw": kind(masked, direction, "nchw") for kind in EAGER}
     for each in contenders.values():
 
         def run(run=each.run):
@@ -73,7 +74,7 @@ def cuda_args(monkeypatch, *argv):
 def test_defaults_of_a_gpu(monkeypatch):
     args, networks = cuda_args(monkeypatch)
     assert (args.dtype, args.layout, args.clock, args.optimizer) == ("bfloat16", "channels_last", "graph", "torch")
-    assert [(n.name, n.image, n.batch) for n in networks][0] == ("resnet50", 224, 128) and len(networks) == 4
+    assert [(n.name, n.image, n.batch) for n in networks][0] == ("resnet50", 224, 128) and len(networks) == 5
     args, _ = cuda_args(monkeypatch, "--dtype", "float32", "--layout", "both")
     assert (args.dtype, args.layout) == ("float32", "both")
 

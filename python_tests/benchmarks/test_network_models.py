@@ -18,7 +18,7 @@ def test_multiply_adds_that_share_out_the_time(name):
     assert n.mmacs == pytest.approx(found, rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["resnet56", "vgg16", "resnet18", "resnet50", "tiny_resnet", "tiny_vgg"])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_convolution_is_wired_once(name):
     with torch.device("meta"):
         model = NETWORKS[name].build()
@@ -42,7 +42,7 @@ def test_groups_of_a_residual_network():
     assert groups["stage2.0.body.conv1"] == "stage2.0.body.conv1"
 
 
-@pytest.mark.parametrize("name", ["tiny_resnet", "tiny_vgg", "resnet18"])
+@pytest.mark.parametrize("name", ["tiny_resnet", "tiny_vgg", "resnet18", "mobilenet_v2"])
 def test_joint_masks_are_those_of_the_groups_that_the_package_finds(name):
     n = NETWORKS[name]
     mine, theirs = n.build(), n.build()
@@ -61,7 +61,7 @@ def test_joint_masks_are_those_of_the_groups_that_the_package_finds(name):
 
 @pytest.mark.parametrize("kept", [0.95, 0.7, 0.3, 0.01])
 @pytest.mark.parametrize("masks", MASKS)
-@pytest.mark.parametrize("name", ["tiny_resnet", "tiny_vgg", "resnet50"])
+@pytest.mark.parametrize("name", ["tiny_resnet", "tiny_vgg", "resnet50", "mobilenet_v2"])
 def test_counts_are_those_of_the_narrow_network(name, masks, kept):
     with torch.device("meta"):
         found = wires(NETWORKS[name].build())
@@ -69,7 +69,7 @@ def test_counts_are_those_of_the_narrow_network(name, masks, kept):
     live = draw(found, masks, kept, 0)
     for w in found:
         assert live.filters[w.conv].sum() == scaled(w.filters, kept) == narrow.get_submodule(w.conv).out_channels
-        if w.reads and masks == "joint":
+        if w.reads and masks == "joint" and not w.depthwise:
             assert live.inputs[w.conv].sum() == narrow.get_submodule(w.conv).in_channels
     assert masks != "joint" or live.features.sum() == narrow.classifier.in_features
 
@@ -86,6 +86,16 @@ def test_joint_masks_agree_where_filters_meet_and_independent_ones_do_not():
     )
     shortcut = joint.filters["stage2.0.body.conv2"][:16]
     assert shortcut.equal(joint.filters["stem.conv"])  # a shortcut without parameters brings these
+
+
+@pytest.mark.parametrize("masks", MASKS)
+def test_depthwise_filters_are_live_where_their_channels_are(masks):
+    with torch.device("meta"):
+        found = wires(NETWORKS["mobilenet_v2"].build())
+    live = draw(found, masks, 0.5, 0)
+    depthwise = [w for w in found if w.depthwise]
+    assert len(depthwise) == 17
+    assert all(live.filters[w.conv].equal(live.inputs[w.conv]) for w in depthwise)
 
 
 def test_masks_follow_the_seed():

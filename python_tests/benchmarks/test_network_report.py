@@ -57,12 +57,33 @@ def test_goals_name_the_rows_that_fail():
         make_row(kept=0.95, masks="independent", live_ms=4.2),
         make_row(kept=1.0, live_ms=3.9),
     ]
-    bound, dense = goals(rows, GOALS)
+    bound, dense, best = goals(rows, GOALS)
+    assert best.goal.startswith("best mode, training step, joint: share") and best.reached == pytest.approx(1.9 / 3)
     assert (bound.target, bound.rows, bound.failing, bound.verdict) == (">= 0.9", 2, 1, "missed")
     assert bound.failing_most == "slow joint kept 0.5: 0.50" and bound.goal.endswith("kept 0.5")
     assert (dense.target, dense.rows, dense.failing_most) == (">= 0.98", 2, "n independent kept 0.95: 0.95")
     assert all(g.goal.startswith("GPU") for g in goals([make_row(device="cuda")], GOALS))
     assert network_report.network_goals([make_row(kept=0.7)]) == ""
+
+
+def test_compacted_mode_beside_the_small_network_and_dense():
+    forms = dict(compacted_ms=1.6, dense_compile_ms=3.2, compacted_compile_ms=1.0, small_compile_ms=0.9)
+    row = make_row(network="resnet18", **forms)
+    assert (row.fastest_dense, row.best, row.live_vs_dense) == ("compiled", "compiled", 1.6)
+    assert (row.compacted_vs_dense, row.best_vs_dense, row.compacted_vs_live) == (3.2, 3.2, 2)
+    assert (row.compacted_of_small, row.compiled_of_small, row.best_of_small) == pytest.approx((1.1875, 0.9, 0.9))
+    eager = make_row(compacted_ms=2.4)
+    assert (eager.fastest_dense, eager.best, eager.compiled_of_small) == ("eager", "live", None)
+    bf16 = make_row(network="resnet18", dtype="bfloat16", compacted_ms=2.5)
+    found = {g.goal.partition(";")[0]: g for g in goals([row, eager, bf16], GOALS)}
+    assert len(found) == 7
+    over = found["best mode, ResNet-18, training step, joint, bf16: over dense"]
+    assert (over.rows, over.reached, over.failing_most) == (1, 2, "resnet18 joint bfloat16 kept 0.5: 2.00")
+    assert found["best mode, ResNet-18, training step, joint, fp32: over dense"].verdict == "holds"
+    both = found["compacted, training step, joint: the same, both compiled, each"]
+    assert (both.rows, both.verdict, both.reached) == (1, "missed", 0.9)
+    below = found["compacted mode in its faster form, training step, joint: over live mode, each"]
+    assert (below.rows, below.failing) == (3, 2)
 
 
 def test_rows_of_different_dtypes_are_told_apart():

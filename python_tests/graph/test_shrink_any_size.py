@@ -9,7 +9,12 @@ import prunekernels as pk
 from cases.layers import bools
 from cases.networks import NETWORKS, assert_same_function, conv_norm, images, mask_at_random, trained
 from prunekernels.graph import coupled_groups
+from prunekernels.graph.analysis import ChannelAnalysis
+from prunekernels.graph.guards import holds
+from prunekernels.graph.layer_uses import any_weights
+from prunekernels.graph.narrow import Narrowing, kept_in_forward
 from prunekernels.graph.shrink import shrink
+from prunekernels.graph.trace import trace
 from prunekernels.train import models
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -48,6 +53,33 @@ def test_reference_networks_any_size(name, capsys):
     assert wider == (name == "resnet20")  # the channels that its shortcuts pad with zeros
 
 
+MULTI = ("basic", "bottleneck", "type_a", "inverted", "dense", "excite", "excite_linear", "halves")
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", MULTI)
+def test_compacted_shrink_at_many_sizes(name, training):
+    """Odd ones, a single image and five, in both modes; statistics as well."""
+    net = mask_at_random(trained(name), 1)
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    small = shrink(net, random_images(2, 3, 8, 8), form="module").train(training)
+    net.train(training)
+    for shape in ((1, 3, 8, 8), (5, 3, 9, 13), (1, 3, 17, 10), (5, 3, 32, 24)):
+        x = random_images(*shape)
+        torch.testing.assert_close(small(x), net(x), rtol=1e-9, atol=1e-9)
+    traced = trace("test", net, random_images(2, 3, 8, 8))
+    analysis = ChannelAnalysis(traced, any_weights(net, traced), constants=False)
+    indices = Narrowing.of(analysis, kept_in_forward(analysis, literal=False)).indices
+    for path, norm in net.named_modules():
+        if isinstance(norm, nn.BatchNorm2d) and name != "halves":  # where an unread channel keeps the halves alike
+            rows = indices[f"{path}.running_mean"][0]
+            live = norm.channel_mask[rows]
+            got = small.get_submodule(path).running_mean
+            torch.testing.assert_close(got[live], norm.running_mean[rows[live]])
+
+
 class Sized(nn.Module):
     """conv_norm, an operation that asks for sizes of the image, and a convolution."""
 
@@ -67,6 +99,7 @@ def pad_as_tensorflow_does(x):
 
 SIZED = {
     "pool": lambda x: x * F.avg_pool2d(x, x.shape[2:]),
+    "pools": lambda x: F.max_pool2d(F.avg_pool2d(x, 2), 2),
     "upsample": lambda x: x + F.interpolate(F.max_pool2d(x, 2), size=x.shape[2:]),
     "double": lambda x: x + F.interpolate(x, scale_factor=2)[:, :, : x.shape[2], : x.shape[3]],
     "tokens": lambda x: x.flatten(2).transpose(1, 2).transpose(1, 2).view(x.shape),
@@ -116,6 +149,21 @@ def test_other_path_for_another_size(even):
     assert_same_function(net, small, random_images(1, 3, 12 if even else 13, 20))
     small = shrink(net, x)
     assert_same_function(net, small, other)
+
+
+GUARDS = ("H // 4 >= 1 and W // 4 >= 1", "H != 2 or W == 3", "not H == W", "1 < H <= W < 9", "not (H > 4 and W != 1)")
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_guards_hold_as_in_python(guard):
+    text = guard.replace("H", "L['x'].shape[2]").replace("W", "L['x'].shape[3]")
+    graph = torch.fx.Graph()
+    graph.output(holds(text, {"x": torch.fx.Proxy(graph.placeholder("x"))}).node)
+    recorded = torch.fx.GraphModule({}, graph)
+    for H, W in ((1, 1), (2, 3), (2, 5), (5, 5), (7, 4), (8, 9)):
+        want = eval(guard, {"H": H, "W": W})
+        assert holds(text, {"x": torch.zeros(1, 1, H, W)}) == want
+        assert recorded(torch.zeros(1, 1, H, W)) == want
 
 
 class Detector(nn.Module):

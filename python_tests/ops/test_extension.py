@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import prunekernels as pk
+from cases.without_extension import python
 
 PACKAGE = pathlib.Path(pk.__file__).parent
 SCRIPT = """
@@ -84,3 +85,26 @@ def test_an_extension_of_another_tree(checkout, tmp_path):
     package.write_text(f"__path__.append({str(other)!r})\n" + package.read_text())
     warned = run(checkout, tmp_path / "site")[1]
     assert f"the one in {other / '_C.abi3.so'} is of another tree than {checkout / 'prunekernels'}" in warned
+
+
+NEWER = """
+import torch
+from prunekernels.ops import extension
+
+def halve_(xs):
+    for x in xs:
+        x.mul_(0.5)
+
+extension.register(("halve_(Tensor(a!)[] xs) -> ()",), (halve_,))
+x = torch.ones(3)
+extension.ops.halve_([x])
+print(x.tolist())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("without", ["", "1"])
+def test_an_operator_that_the_extension_does_not_have(without):
+    """As one built from an older source: pure torch takes its place."""
+    done = python(NEWER, PRUNEKERNELS_NO_EXT=without)
+    assert done.stdout == "[0.5, 0.5, 0.5]\n", done.stderr

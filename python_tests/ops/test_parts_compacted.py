@@ -174,6 +174,32 @@ def test_a_part_of_a_tensor(gather, scatter):
     assert torch.equal(whole, want)
 
 
+@implementations
+@pytest.mark.parametrize("gap", [False, True])
+@pytest.mark.parametrize("run", [1, 7, 8, 9, 40])
+@pytest.mark.parametrize("shape", [(3, 250), (2000,), (3, 250, 1, 2), (3, 5000)], ids=str)
+def test_runs_of_adjacent_columns(gather, scatter, shape, run, gap):
+    """Copied one by one below eight single elements, else together."""
+    size = shape[min(1, len(shape) - 1)]
+    chosen = torch.tensor([-1 if gap and i % 100 < 20 else i for i in range(size) if i % (run + 1)])
+    rows, columns = (None, chosen) if len(shape) > 1 else (chosen, None)
+    assert_agree(gather, scatter, draw(shape), rows, columns, "contiguous")
+
+
+@implementations
+def test_lists_may_be_slices_and_name_a_row_twice(gather, scatter):
+    whole, rows, columns = draw((6, 5, 3)), torch.arange(12)[1:12:4].remainder(4), torch.tensor([[4, 0], [4, 0]])[:, 0]
+    part = torch.zeros(3, 2, 3)
+    gather([part], [whole], [rows], [columns])
+    assert torch.equal(part, whole[rows][:, columns])
+    part[1:] = part[0]
+    part[:, 1] = part[:, 0]
+    want = whole.clone()
+    want[1, 4] = part[0, 0]
+    scatter([whole], [part], [rows], [columns])  # equal values, so whichever arrives
+    assert torch.equal(whole, want)
+
+
 @pytest.mark.parametrize("length", [(1 << 15) - 1, 1 << 15, (1 << 15) + 1, 100_003])
 @pytest.mark.parametrize("kind", ["all", "runs"])
 @pytest.mark.parametrize("threads", [1, 2])

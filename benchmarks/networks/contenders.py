@@ -1,0 +1,59 @@
+"""All that network.py times, and their compiled forms."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from networks.baselines import CompactedMode, Dense, LiveMode, MaskedMode, NetworkContender, Small
+
+
+def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The model's forward, compiled by torch.compile when it is first called.
+
+    The function has a code object of its own, since torch.compile counts recompilations by code object, and gives up
+    after some.
+    """
+
+    def forward(images: Tensor) -> Tensor:
+        return model(images)
+
+    forward = types.FunctionType(forward.__code__.replace(), globals(), "forward", closure=forward.__closure__)
+    return torch.compile(forward, dynamic=False)
+
+
+class Compiled(NetworkContender):
+    """Mixin: the forward pass, and with it the backward pass, of a contender by torch.compile."""
+
+    eager: type[NetworkContender]  # the same without torch.compile
+
+    def make_forward(self) -> Callable[[Tensor], Tensor]:
+        return compiled(self.model)
+
+
+class CompiledDense(Compiled, Dense):
+    """Compiled once for a network, layout and pass: it serves all masks."""
+
+    family, eager = "dense+compile", Dense
+
+
+class CompiledCompacted(Compiled, CompactedMode):
+    """As a user compiles the network of compacted mode between two mask changes."""
+
+    family, eager = "compacted+compile", CompactedMode
+
+
+class CompiledSmall(Compiled, Small):
+    """The small network, compiled: the upper bound of compacted+compile."""
+
+    family, eager = "small+compile", Small
+
+
+EAGER: tuple[Any, ...] = (Dense, MaskedMode, LiveMode, Small, CompactedMode)
+COMPILED: tuple[Any, ...] = (CompiledDense, CompiledCompacted, CompiledSmall)
+CONTENDERS: tuple[type[NetworkContender], ...] = EAGER + COMPILED
+FAMILIES = tuple(c.family for c in CONTENDERS)
