@@ -82,6 +82,7 @@ class Twin:
                 own.update(made)
         else:
             self.opt.param_groups[:] = groups
+        self.opt.__dict__.update(_numbers_of(self.optimizer))
         self._expected = [list(group["params"]) for group in groups]
         self._given = [list(group["params"]) for group in self.optimizer.param_groups]
         self._known = [dict(group) for group in groups]
@@ -161,6 +162,7 @@ class Twin:
                 if id(p) not in cut.parts and self.opt.state.get(p):
                     state[p] = self.opt.state[p]
         self.sync()
+        self.optimizer.__dict__.update(_numbers_of(self.opt))
         if wrong is not None:
             raise wrong
         return found
@@ -226,6 +228,11 @@ def _same(optimizer: torch.optim.Optimizer) -> Any:
         own["updates"] = {}
     made.__dict__.update(own)
     return made
+
+
+def _numbers_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Numbers that an optimizer of the user's keeps in attributes, such as a count of its steps."""
+    return {key: value for key, value in optimizer.__dict__.items() if type(value) in (int, float) and key[0] != "_"}
 
 
 def _same_value(a: Any, b: Any) -> bool:

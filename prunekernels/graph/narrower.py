@@ -26,16 +26,19 @@ def read_masks(model: nn.Module) -> dict[str, MaskArrays]:
     wanted: list[tuple[MaskArrays, str, Tensor]] = []
     layers: list[tuple[MaskArrays, MaskedConv2d]] = []
     for name, layer in model.named_modules():
-        if isinstance(layer, MaskedBatchNorm2d):
-            masks[name] = MaskArrays()
-            wanted.append((masks[name], "rows", layer.channel_mask))
-        elif isinstance(layer, MaskedConv2d):
-            masks[name] = MaskArrays()
-            layers.append((masks[name], layer))
-            wanted.append((masks[name], "rows", layer.filter_mask & layer.hard_mask))
-            wanted.append((masks[name], "columns", layer.input_mask))
+        if not isinstance(layer, (MaskedConv2d, MaskedBatchNorm2d)):
+            continue
+        layer._refresh_if_edited()
+        of, own = MaskArrays(), layer._masks
+        masks[name] = of
+        if isinstance(layer, MaskedConv2d):
+            layers.append((of, layer))
+            wanted.append((of, "rows", own["filter_mask"] & own["hard_mask"]))
+            wanted.append((of, "columns", own["input_mask"]))
+        else:
+            wanted.append((of, "rows", own["channel_mask"]))
     _fetch(wanted)
-    _fetch([(of, "kernels", layer.kernel_mask) for of, layer in layers if _has_dead_kernels(of, layer)])
+    _fetch([(of, "kernels", layer._masks["kernel_mask"]) for of, layer in layers if _has_dead_kernels(of, layer)])
     return masks
 
 
@@ -129,9 +132,15 @@ class Narrower:
         """
         return cls(traced, model, stays, literal)
 
-    def narrow(self, masks: Mapping[str, MaskArrays], stays: Iterable[str] = ()) -> Narrowing:
-        """What is kept under masks of the traced layers; see read_masks. stays: more layers that keep their width."""
-        kept = self._hold(self._kept(self._needed(masks), self._pinned, stays))
+    def narrow(self, masks: Mapping[str, MaskArrays], stays: Iterable[str] = (), align: int = 1) -> Narrowing:
+        """What is kept under masks of the traced layers; see read_masks.
+
+        Args:
+            masks: Of every masked layer.
+            stays: Names of more layers that keep their width.
+            align: Layers keep channels that are dead too, until their number is a multiple of it, if they have as many.
+        """
+        kept = self._hold(self._kept(self._needed(masks), self._pinned, stays), align)
         rows = [torch.from_numpy(np.flatnonzero(kept[classes])) for classes in self._lists]
         indices: dict[str, dict[int, Tensor]] = {}
         for name, dim, number in self._tied:
@@ -167,7 +176,9 @@ class Narrower:
         """The classes of the channels that have to be computed."""
         for one, other in self._sharing:
             if not masks[one].equals(masks[other]):
-                raise ValueError(f"{one} and {other}: expected the same masks on layers that share parameters")
+                raise ValueError(
+                    f"compacted: {one} and {other}: expected the same masks on layers that share parameters"
+                )
         for name, read in self._masks.items():
             read.rows, read.columns, read.kernels = masks[name].rows, masks[name].columns, masks[name].kernels
         return self._class_at[self.program.needed()]
@@ -181,8 +192,10 @@ class Narrower:
                 kept[classes] = True
         return kept
 
-    def _hold(self, kept: Bools) -> Bools:
-        """Adds what kept_in_forward does: a channel where a value has none, and those that make shares equal."""
+    def _hold(self, kept: Bools, align: int = 1) -> Bools:
+        """Adds what kept_in_forward does: a channel where a value has none, and those that make shares equal; and those
+        that make the widths of layers multiples of align.
+        """
         while True:
             empty = (
                 ~np.logical_or.reduceat(kept[self._values], self._starts) if self._values.size else np.zeros(0, bool)
@@ -193,6 +206,12 @@ class Narrower:
                 for classes, count in zip(parts, counts, strict=True):
                     if count < max(counts):
                         more.append(classes[~kept[classes]][: max(counts) - count])
+            outputs = [classes for ends in self._ends.values() for classes in ends[1::2]] if align > 1 else []
+            for classes in outputs:
+                missing = -int(np.count_nonzero(kept[classes])) % align
+                dead = classes[~kept[classes]]
+                if missing <= dead.size:
+                    more.append(dead[:missing])
             added = np.concatenate(more)
             if not added.size:
                 return kept

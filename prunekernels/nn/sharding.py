@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 
 def is_split(tensor: Tensor) -> bool:
@@ -19,14 +20,16 @@ def check_whole(op: str, name: str, layer: nn.Module, weight: Tensor | None = No
     Within a forward pass FSDP puts the whole weight there, so the layers themselves work. fully_shard leaves a DTensor
     outside of it, FullyShardedDataParallel a flat tensor.
     """
-    weight = layer.weight if weight is None else weight  # type: ignore[assignment]
-    if weight is None:
+    computed = weight is None and parametrize.is_parametrized(layer, "weight")  # reading it would compute it
+    weight = layer.weight if weight is None and not computed else weight  # type: ignore[assignment]
+    if weight is None and not computed:
         return
     if hasattr(layer, "kernel_size"):
         shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)  # type: ignore
     else:
         shape = (layer.num_features,)
-    if weight.shape != shape or is_split(weight):
+    tensors = list(layer.parameters()) if weight is None else [weight]
+    if any(map(is_split, tensors)) or (weight is not None and weight.shape != shape):
         raise ValueError(
             f"{op}: {name}: expected its whole weight on each rank, got one that FSDP has split: use "
             "DistributedDataParallel, or give fully_shard the parameters of masked layers as ignored_params, and "

@@ -23,14 +23,14 @@ class Between(nn.Module):
 
 
 class Scale(nn.Module):
-    """Layer scale: one number for each channel."""
+    """Layer scale: one number for each channel, or more of them."""
 
-    def __init__(self, c):
+    def __init__(self, *shape):
         super().__init__()
-        self.gamma = nn.Parameter(torch.rand(c))
+        self.gamma = nn.Parameter(torch.rand(shape))
 
     def forward(self, x):
-        return x * self.gamma[:, None, None]
+        return x * (self.gamma[:, None, None] if self.gamma.dim() == 1 else self.gamma)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -94,6 +94,9 @@ BLOCKS = {
     "chunk": lambda: Between(lambda m, x: torch.cat([x.chunk(2, 1)[0], m["a"](x.chunk(2, 1)[1])], 1), a=conv(4, 4)),
     "grouped": lambda: Between(lambda m, x: F.relu(m["a"](x)), a=conv(r=3, groups=2)),
     "scale": lambda: Between(lambda m, x: x + m["scale"](m["conv"](x)), conv=conv(), scale=Scale(8)),
+    "scale_of_images": lambda: Between(lambda m, x: m["scale"](m["conv"](x)), conv=conv(), scale=Scale(1, 8, 1, 1)),
+    "scale_of_planes": lambda: Between(lambda m, x: m["scale"](x), scale=Scale(8, 1, 1)),
+    "positions_added": lambda: Between(lambda m, x: F.relu(x + m["at"].gamma), at=Scale(1, 8, 6, 6)),
     "prelu": lambda: Between(lambda m, x: m["act"](m["conv"](x)), conv=conv(), act=nn.PReLU(8)),
     "gate": lambda: Between(lambda m, x: F.glu(m["conv"](x), 1), width=8, conv=conv(8, 16)),
     "transposed": lambda: Between(

@@ -750,6 +750,30 @@ def test_layers_under_several_names():
         assert_same_training(masked, optimizer, other, its)
 
 
+@pytest.mark.parametrize("how", ["weight_norm", "spectral_norm"])
+def test_weights_that_are_computed(how):
+    """Such a layer keeps its width, and says so; the others are small."""
+    parametrized = getattr(nn.utils.parametrizations, how)
+    torch.manual_seed(0)
+    net = nn.Sequential(conv_norm(3, 6), parametrized(nn.Conv2d(6, 6, 3)), nn.ReLU(), nn.Conv2d(6, 4, 1)).double()
+    masked = pk.convert(net) and net
+    masked[1].set_masks(filter=KEEP)
+    masked[3].set_masks(filter=torch.tensor([1, 0, 1, 1]).bool())
+    masked[0][0].set_masks(filter=KEEP)
+    masked[0][1].set_mask(KEEP)
+    other = copy.deepcopy(masked)
+    optimizer, its = sgd(masked), sgd(other)
+    bind(masked, optimizer, "dead"), bind(other, its, "dead")
+    train(masked, optimizer, batches((2, 3, 6, 6)))
+    c = Compaction(other, torch.randn(2, 3, 6, 6, dtype=torch.float64), its)
+    inside, opt = c.enter()
+    assert c.wide == {"1": "it computes its weight"}
+    assert inside[3].out_channels == 4 and isinstance(inside[1], pk.MaskedConv2d)
+    train(inside, opt, batches((2, 3, 6, 6)))
+    c.leave()
+    assert_same_training(masked, optimizer, other, its)
+
+
 class Counting(nn.Module):
     """Counts its runs in a number and in a buffer, and keeps an average of what it sees in another buffer."""
 

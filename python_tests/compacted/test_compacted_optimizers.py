@@ -396,6 +396,66 @@ def test_a_layer_of_full_width_that_the_optimizer_does_not_have():
     assert_same_training(*both_modes(net, others, X, ROUNDS))
 
 
+class Wrapper:
+    """As those of training libraries: no optimizer itself, but it has one."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+
+def test_a_wrapper_stands_for_the_optimizer_inside():
+    masked, other = mask_small(small()), mask_small(small())
+    optimizer, its = over("adamw")(masked), over("adamw")(other)
+    bind(masked, optimizer, "dead"), bind(other, its, "dead")
+    train(masked, optimizer, batches())
+    with pk.compacted(other, X, Wrapper(Wrapper(its))) as (net, opt):
+        assert type(opt) is torch.optim.AdamW
+        train(net, opt, batches())
+    assert_same_training(masked, optimizer, other, its)
+
+
+class Warm(torch.optim.SGD):
+    """Counts its steps in an attribute, and takes smaller ones first."""
+
+    def __init__(self, params):
+        super().__init__(params, lr=0.05, momentum=0.9)
+        self.count = 0
+
+    def step(self, closure=None):
+        self.count += 1
+        for group in self.param_groups:
+            group["lr"] = 0.01 * self.count
+        return super().step(closure)
+
+
+def test_numbers_that_an_optimizer_keeps_in_attributes():
+    masked, other = mask_small(small()), mask_small(small())
+    optimizer, its = Warm(masked.parameters()), Warm(other.parameters())
+    bind(masked, optimizer, "dead"), bind(other, its, "dead")
+    for seed in range(4):
+        train(masked, optimizer, batches(seed=seed))
+        if seed % 2:
+            train(other, its, batches(seed=seed))
+        else:
+            with pk.compacted(other, X, its) as (net, opt):
+                train(net, opt, batches(seed=seed))
+    assert its.count == optimizer.count == 8
+    assert_same_training(masked, optimizer, other, its)
+
+
+def test_a_rate_that_is_a_tensor():
+    def made(net):
+        return torch.optim.AdamW(net.parameters(), lr=torch.tensor(0.01), eps=1e-3, foreach=False)
+
+    def loop(net, opt, data):
+        for x in data:
+            opt.param_groups[0]["lr"].mul_(0.5)
+            train(net, opt, [x])
+        return []
+
+    assert_same_training(*both_modes(small(), made, X, ROUNDS, loop=loop))
+
+
 class Blockwise(torch.optim.Optimizer):
     """State of another shape than the parameter's, as of Adafactor."""
 
