@@ -30,8 +30,9 @@ def prepared(net):
             nn.init.normal_(module.bias, std=0.3)
         elif isinstance(module, nn.Dropout):
             module.p = 0.0
-        elif hasattr(module, "drop_prob"):
-            module.drop_prob = 0.0
+        for name in ("drop_prob", "drop_rate"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
     pk.convert(net)
     return net
 
@@ -114,10 +115,7 @@ TIMM = {
     "resnet10t": {},
     "mobilenetv3_small_050": {},
     "regnetx_002": {},
-    "efficientnet_lite0": {},
-    "convnext_atto": {},
     "densenet121": {"growth_rate": 8, "block_config": (2, 2, 2, 2)},
-    "repvgg_a0": {},
     "ghostnet_050": {},
 }
 
