@@ -60,11 +60,11 @@ class Compaction:
             own = set(model.parameters())
             if not any(p in own for group in self._twin.optimizer.param_groups for p in group["params"]):
                 raise ValueError("compacted: optimizer: expected parameters of the model, got only others")
-            self._twin.optimizer.register_step_post_hook(_Forget(self))
+            self._watch = self._twin.optimizer.register_step_post_hook(_Forget(self))
         self._tree: Tree | None = None
         self._cuts: OrderedDict[Any, Cut] = OrderedDict()
         self._versions: dict[int, tuple[Tensor, int]] = {}  # of what was written back: the tensor and its version
-        self._checked = False
+        self._checked: set[tuple[str, bool, bool]] = set()  # what was narrowed in a network that was compared
         self._gradients: list[tuple[nn.Parameter, Tensor | None]] = []  # of shared parameters, from before
         self.entered = False
         self.cut: Cut | None = None
@@ -117,12 +117,13 @@ class Compaction:
         self.wide = stays
         self._cuts.clear()
         self._versions.clear()
-        self._checked = False
+        self._checked.clear()
         self._trained: set[Cut] = set()  # for which the training forward was tried
         self._names = {id(p): name for name, p in model.named_parameters()}
         self._masked_net = any(isinstance(m, MaskBuffers) for m in self._tree.network.modules())
         self._watched = watched
         self._seen: list[tuple[str, MaskBuffers, str, Tensor, int]] = []
+        self._freeze: dict[int, str] = {}
 
     def _stays(self, layers: list[tuple[str, MaskBuffers]]) -> dict[str, str]:
         """By name of a masked layer that keeps its width under these masks, why."""
@@ -169,7 +170,7 @@ class Compaction:
         self.prepare()
         self._enter(reuse)
         try:
-            if self._cut.parts and not self._checked:
+            if not self._cut.narrowed <= self._checked:
                 self._check_once()
             elif verify:
                 self._verify()
@@ -274,6 +275,11 @@ class Compaction:
         if self._twin is not None:
             self._twin.check()
 
+    def release(self) -> None:
+        """Takes the hook off the model's optimizer; the compaction is not to be entered any more."""
+        if self._twin is not None:
+            self._watch.remove()
+
     # ---- masks
 
     @property
@@ -291,8 +297,10 @@ class Compaction:
     def _find_cut(self) -> Cut:
         """The small tensors for the masks that the model has."""
         assert self._tree is not None
-        if self._seen and self.cut is not None and self._changed_layer() is None and self.cut in self._cuts.values():
-            return self.cut
+        freeze = {} if self._twin is None else self._twin.freeze
+        is_known = self.cut is not None and self.cut in self._cuts.values() and freeze == self._freeze
+        if is_known and self._seen and self._changed_layer() is None:
+            return self._cut
         seen = [
             (name, layer, which, mask, mask._version) for name, layer in self._watched
             for which, mask in layer._masks.items()
@@ -301,19 +309,21 @@ class Compaction:
         for _, layer in self._watched:
             names = [name for name in layer._mask_names if name != "kernel_mask" or has_holes(layer)]
             key += [layer._masks[name].cpu().numpy().tobytes() for name in names]
-        freeze = {} if self._twin is None else self._twin.freeze
         found = (tuple(key), tuple(freeze.items()))
         if found not in self._cuts:
             on_cuda = any(layer._device_of_parameters().type == "cuda" for _, layer in self._watched)
             align = self.align or (8 if on_cuda else 1)
-            narrowing = self._narrower.narrow(read_masks(self.model), align=align)
+            try:
+                narrowing = self._narrower.narrow(read_masks(self.model), align=align)
+            except ValueError as error:  # layers that share a parameter have different masks
+                raise ValueError(f"compacted: {error}") from None
             tensors = self._tree.named_tensors()
             layers = [layer for name, layer in self._watched if name not in self.wide]
             self._cuts[found] = Cut(narrowing, tensors, layers, freeze)
             while len(self._cuts) > KEPT:
                 self._trained.discard(self._cuts.popitem(last=False)[1])
         self._cuts.move_to_end(found)
-        self._seen = seen
+        self._seen, self._freeze = seen, freeze
         return self._cuts[found]
 
     # ---- what others ask
@@ -368,7 +378,10 @@ class Compaction:
     # ---- checks
 
     def _check_once(self) -> None:
-        """Compares the first small network with the model; a number in the forward may be a constant after all."""
+        """Compares a network in which more is narrowed than before with the model.
+
+        A number in the forward may be a constant after all.
+        """
         try:
             self._verify()
         except Misfit as misfit:
@@ -381,7 +394,7 @@ class Compaction:
                 self._verify()
             except Misfit:
                 raise misfit from None
-        self._checked = True
+        self._checked |= self._cut.narrowed
 
     def _verify(self) -> None:
         check_alike(self.model, self.net, self.example)

@@ -149,6 +149,7 @@ class Cut:
     """The small tensors of one set of masks.
 
     parts: by id of a parameter or statistic of the model, what the small network has of it.
+    narrowed: their names, with whether they have fewer rows, and fewer columns.
     """
 
     def __init__(
@@ -186,6 +187,8 @@ class Cut:
                     part.freeze()
                 self.parts[id(tensor)] = part
             self.by_name[name] = self.parts[id(tensor)]
+        blocks = [(name, part.block) for name, part in self.by_name.items()]
+        self.narrowed = {(name, block.rows is not None, block.columns is not None) for name, block in blocks}
 
     def small(self) -> dict[int, Tensor]:
         return {identity: part.block.part for identity, part in self.parts.items()}

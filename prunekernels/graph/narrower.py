@@ -26,16 +26,19 @@ def read_masks(model: nn.Module) -> dict[str, MaskArrays]:
     wanted: list[tuple[MaskArrays, str, Tensor]] = []
     layers: list[tuple[MaskArrays, MaskedConv2d]] = []
     for name, layer in model.named_modules():
-        if isinstance(layer, MaskedBatchNorm2d):
-            masks[name] = MaskArrays()
-            wanted.append((masks[name], "rows", layer.channel_mask))
-        elif isinstance(layer, MaskedConv2d):
-            masks[name] = MaskArrays()
-            layers.append((masks[name], layer))
-            wanted.append((masks[name], "rows", layer.filter_mask & layer.hard_mask))
-            wanted.append((masks[name], "columns", layer.input_mask))
+        if not isinstance(layer, (MaskedConv2d, MaskedBatchNorm2d)):
+            continue
+        layer._refresh_if_edited()
+        of, own = MaskArrays(), layer._masks
+        masks[name] = of
+        if isinstance(layer, MaskedConv2d):
+            layers.append((of, layer))
+            wanted.append((of, "rows", own["filter_mask"] & own["hard_mask"]))
+            wanted.append((of, "columns", own["input_mask"]))
+        else:
+            wanted.append((of, "rows", own["channel_mask"]))
     _fetch(wanted)
-    _fetch([(of, "kernels", layer.kernel_mask) for of, layer in layers if _has_dead_kernels(of, layer)])
+    _fetch([(of, "kernels", layer._masks["kernel_mask"]) for of, layer in layers if _has_dead_kernels(of, layer)])
     return masks
 
 

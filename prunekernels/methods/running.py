@@ -47,7 +47,7 @@ class Running:
 
     @property
     def mode(self) -> str:
-        """ "masked": the network runs as it is, in masked or live mode. "compacted": as the small one. May be set."""
+        """How the network runs: "masked" as it is, in masked or live mode, "compacted" as the small one. May be set."""
         return self._mode
 
     @mode.setter
@@ -175,7 +175,6 @@ class Running:
 
     def _on_step(self) -> None:
         """Before a step of the model's optimizer: that is wrong while the small network trains."""
-        self._may_reuse = False  # fused optimizers write without counting versions
         if self.is_compacted:
             raise RuntimeError(
                 f"{type(self).__name__}: optimizer: expected steps of method.opt, over method.net, as the network is "
@@ -186,7 +185,9 @@ class Running:
         self.mode = "masked"
         for guard in self._guards:
             guard.remove()
-        self._guards = []
+        if self.compaction is not None:
+            self.compaction.release()
+        self._guards, self.compaction = [], None
 
     # ---- hooks
 
@@ -266,23 +267,27 @@ class Running:
                 are only read.
             added: Whether gradients that the model's parameters have already are added to.
         """
-        found = [(name, p, small) for name, p, small in self._narrowed if small.grad is not None]
-        if not self.is_compacted or not found:
+        if not self.is_compacted:
             yield
             return
-        before = [p.grad for _, p, _ in found]
+        before = [p.grad for _, p, _ in self._narrowed]
         into = {} if changes else self._wide
-        whole = self._small.widened({name: small.grad for name, _, small in found if small.grad is not None}, into)
+        grads = {name: small.grad for name, _, small in self._narrowed if small.grad is not None}
+        whole = self._small.widened(grads, into)
         try:
-            for name, p, _ in found:
-                p.grad = whole[name] if p.grad is None or not added else p.grad + whole[name]
+            for name, p, _ in self._narrowed:
+                grad = whole.get(name)
+                if not added or p.grad is None:
+                    p.grad = grad
+                elif grad is not None:
+                    p.grad = p.grad + grad
             yield
             if changes:
-                new = self._small.narrowed({name: p.grad for name, p, _ in found if p.grad is not None})
-                for name, _, small in found:
+                new = self._small.narrowed({name: p.grad for name, p, _ in self._narrowed if p.grad is not None})
+                for name, _, small in self._narrowed:
                     small.grad = new.get(name)
         finally:
-            for (_, p, _), grad in zip(found, before, strict=True):
+            for (_, p, _), grad in zip(self._narrowed, before, strict=True):
                 p.grad = grad
 
 

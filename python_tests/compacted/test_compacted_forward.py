@@ -107,6 +107,32 @@ class Residual(nn.Module):
         return self.last(self.drop(self.fc(x.mean((2, 3)))))
 
 
+class Literal(nn.Module):
+    """Has the width of its second layer as a number in the forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = conv_norm(3, 8), nn.Conv2d(8, 8, 1, bias=False), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.second(self.first(x))
+        return self.last(x.view(-1, 8, x.shape[2] * x.shape[3]).mean(2))
+
+
+def test_a_number_in_the_forward_that_later_masks_meet():
+    net = masked(Literal())  # the first masks do not reach the view
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    compaction = Compaction(net, x)
+    small, _ = compaction.enter()
+    assert small.first[0].out_channels == 4
+    compaction.leave()
+    net.second.set_masks(filter=KEEP)
+    small, _ = compaction.enter()
+    torch.testing.assert_close(small.eval()(x), net.eval()(x))
+    assert small.second.out_channels == 8 and small.second.in_channels == 4
+    compaction.leave()
+
+
 def test_stochastic_depth_and_dropout():
     torch.manual_seed(0)
     agree(masked(Residual()), loop=draws)

@@ -9,8 +9,10 @@ import prunekernels as pk
 from cases.layers import bools
 from cases.networks import NETWORKS, assert_same_function, conv_norm, images, mask_at_random, trained
 from prunekernels.graph import coupled_groups
+from prunekernels.graph.analysis import ChannelAnalysis
 from prunekernels.graph.guards import holds
-from prunekernels.graph.narrower import Narrower, read_masks
+from prunekernels.graph.layer_uses import any_weights
+from prunekernels.graph.narrow import Narrowing, kept_in_forward
 from prunekernels.graph.shrink import shrink
 from prunekernels.graph.trace import trace
 from prunekernels.train import models
@@ -67,7 +69,9 @@ def test_compacted_shrink_at_many_sizes(name, training):
     for shape in ((1, 3, 8, 8), (5, 3, 9, 13), (1, 3, 17, 10), (5, 3, 32, 24)):
         x = random_images(*shape)
         torch.testing.assert_close(small(x), net(x), rtol=1e-9, atol=1e-9)
-    indices = Narrower.of(trace("test", net, random_images(2, 3, 8, 8)), net).narrow(read_masks(net)).indices
+    traced = trace("test", net, random_images(2, 3, 8, 8))
+    analysis = ChannelAnalysis(traced, any_weights(net, traced), constants=False)
+    indices = Narrowing.of(analysis, kept_in_forward(analysis, literal=False)).indices
     for path, norm in net.named_modules():
         if isinstance(norm, nn.BatchNorm2d) and name != "halves":  # where an unread channel keeps the halves alike
             rows = indices[f"{path}.running_mean"][0]

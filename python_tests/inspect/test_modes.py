@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import prunekernels as pk
+from cases.ranks import run_ranks
 from prunekernels.compacted.compaction import Compaction
 from prunekernels.inspect.modes import time_modes
 
@@ -195,9 +196,10 @@ def test_a_frozen_network_has_no_backward():
 def test_gradients_are_there_whatever_surrounds_the_call(context):
     net = Net()
     with context():
-        times = time_modes(net, X, modes=TWO)
+        times = time_modes(net, X)
         assert not torch.is_grad_enabled()
-    assert times.backward and {seen[2] for seen in net.spy.seen} == {True}
+    assert times.backward and times.reasons == {}
+    assert {seen[2] for seen in net.spy.seen if seen[3]} == {True}
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -212,12 +214,13 @@ def test_a_network_of_inference_mode(training):
 
 def test_autocast_is_the_callers(monkeypatch):
     cleared = []
-    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: cleared.append(1))
     net = Net()
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: cleared.append(len(net.spy.seen)))
     with torch.autocast("cpu", torch.bfloat16):
-        time_modes(net, X, modes=TWO, repeats=2)
-        assert len(cleared) == 6  # weights are cast in each pass, as in a training step
-    assert {seen[1] for seen in net.spy.seen} == {torch.bfloat16}
+        times = time_modes(net, X, repeats=2)
+        assert len(set(cleared)) >= 9  # weights are cast in each pass, as in a training step
+    assert times.reasons == {}
+    assert {seen[1] for seen in net.spy.seen if seen[3]} == {torch.bfloat16}
 
 
 def test_the_example_gets_no_gradients():
@@ -314,20 +317,21 @@ def test_a_part_that_torch_compile_runs_hands_on_all_channels():
     assert pk.LiveTensor not in seen_types(net)
 
 
-def test_distributed_data_parallel(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        net = Net()
-        ddp = nn.parallel.DistributedDataParallel(net)
-        ddp(X)["out"][0].sum().backward()
-        grad = net.first.weight.grad
-        before = grad.clone()
-        assert time_modes(ddp, X, modes=TWO).reasons == {}
-        assert net.first.weight.grad is grad and torch.equal(grad, before)
-        ddp(X)["out"][0].sum().backward()
-        assert not torch.equal(grad, before)
-    finally:
-        torch.distributed.destroy_process_group()
+def time_in_ddp(rank):
+    torch.manual_seed(0)
+    net = Net()
+    ddp = nn.parallel.DistributedDataParallel(net)
+    ddp(X)["out"][0].sum().backward()
+    grad = net.first.weight.grad
+    before = grad.clone()
+    times = time_modes(ddp, X)
+    same = net.first.weight.grad is grad and torch.equal(grad, before)
+    ddp(X)["out"][0].sum().backward()
+    return times.reasons, same, not torch.equal(grad, before)
+
+
+def test_distributed_data_parallel_in_compacted_mode_and_others():
+    assert run_ranks(time_in_ddp, 1) == [({}, True, True)]
 
 
 # ---- arguments and the result

@@ -187,6 +187,17 @@ def test_gradients_of_the_model_are_left_alone():
     assert method.is_compacted and net[0].weight.grad is held
 
 
+def test_a_layer_without_a_gradient_has_none_at_full_width():
+    net, _, method = made(GHFP, criterion="gradient_norms", clip=False)
+    train_modes([method], 0)
+    method.end_epoch()
+    assert net[3].weight.grad is not None  # of the dense phase
+    small = method.net
+    small.get_submodule("3").weight.requires_grad_(False)
+    one_step(method)
+    assert small is method.net and method.is_compacted and method.criterion.sums.keys() == {"0", "6"}
+
+
 # ---- evaluation
 
 
