@@ -104,7 +104,10 @@ def transformers_models():
     }
 
 
-@pytest.mark.parametrize("name", ["resnet_basic", "resnet_bottleneck", "mobilenet_v2", "convnext"])
+SLOW = pytest.param("mobilenet_v2", marks=pytest.mark.slow)  # 52 convolutions
+
+
+@pytest.mark.parametrize("name", ["resnet_basic", "resnet_bottleneck", "convnext", SLOW])
 def test_transformers(name):
     torch.manual_seed(0)
     kept = agree(prepared(Logits(transformers_models()[name]())))
