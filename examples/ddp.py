@@ -1,4 +1,4 @@
-"""Trains a small network on several processes while GHFP prunes half of its filters.
+"""Trains a small network on several processes while GHFP prunes half of its filters, in compacted mode.
 
 torchrun --nproc-per-node 2 examples/ddp.py --epochs 3
 
@@ -51,19 +51,25 @@ def main(arguments: list[str] | None = None) -> nn.Module:
     torch.manual_seed(0)  # the same weights on all ranks
     net = network().to(device)
     pk.convert(net)
-    pk.flow(net)
-    model = DistributedDataParallel(net)
     optimizer = pk.optim.MaskedSGD(net.parameters(), lr=0.05, momentum=0.9)
-    method = pk.methods.GHFP(net, optimizer, rate=0.5, epochs=given.epochs, duty=0.1)  # of net: scores are averaged
     data = stripes(given.images)
+    images = data.tensors[0][:2].to(device)
+    method = pk.methods.GHFP(  # of net: scores are averaged over the ranks
+        net, optimizer, rate=0.5, epochs=given.epochs, duty=0.1, example_input=images, mode="compacted"
+    )
+    wrapped_cut, model = None, None
     sampler = DistributedSampler(data, drop_last=True)
     for epoch in range(given.epochs):
         sampler.set_epoch(epoch)
         for x, y in DataLoader(data, given.batch, sampler=sampler, drop_last=True):
-            optimizer.zero_grad()
+            small, opt = method.net, method.opt  # the small network, or net and optimizer where nothing is dead
+            cut = method.compaction.cut if method.is_compacted else "whole"
+            if cut is not wrapped_cut:  # other masks, other parameters
+                model, wrapped_cut = DistributedDataParallel(small, init_sync=False), cut
+            opt.zero_grad()
             loss = F.cross_entropy(model(x.to(device)), y.to(device))
             loss.backward()
-            optimizer.step()
+            opt.step()
             method.step()
         method.end_epoch()
         ranks = pk.check_same_masks(net)

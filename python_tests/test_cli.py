@@ -65,7 +65,7 @@ def test_compile_is_an_option_of_compacted_runs(tmp_path, monkeypatch, capsys, m
     arguments = [name for name in QUICK if name != "--quiet"]
     assert cli.main(["train", "--out", str(tmp_path), *arguments, *given]) == 0
     said = capsys.readouterr().out
-    assert "the same masks for 0 steps: eager " in said and said.count("of the filters live: masked ") == (
+    assert "the same masks for 0 steps: eager" in said and said.count("of the filters live: masked ") == (
         1 if mode == "auto" else 0
     )
 
