@@ -1,7 +1,7 @@
 """Masked 2-D convolutions in which pruned filters and kernels cost nothing, forward and backward."""
 
 from . import methods, optim, plan, reference
-from .compacted.context import compacted
+from .compaction.context import compacted
 from .functional import gather_channels, masked_conv2d, scatter_channels
 from .graph import Group, Tidied, coupled_groups, tidy_masks
 from .graph.shrink import shrink

@@ -18,7 +18,7 @@ import prunekernels as pk
 from harness.contender import Wrong
 from harness.options import FORMATS
 from networks.setting import MaskedSetting, Results
-from prunekernels.compacted.compaction import Compaction
+from prunekernels.compaction.compaction import Compaction
 
 PASSES = ("train", "infer")
 SGD: dict[str, Any] = dict(lr=1e-3, momentum=0.9, weight_decay=1e-4)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
 
-from ..compacted.compaction import Compaction
+from ..compaction.compaction import Compaction
 from ..functional import pad_string
 from ..live import LiveList, LiveTensor, recording
 from ..live.conv import Lowered

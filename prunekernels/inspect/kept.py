@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ..compacted.compaction import Compaction
+from ..compaction.compaction import Compaction
 from ..graph.analysis import ChannelAnalysis
 from ..graph.channels import Channels
 from ..graph.layer_uses import any_weights, layer_uses

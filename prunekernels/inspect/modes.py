@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..compacted.compaction import Compaction
+from ..compaction.compaction import Compaction
 from ..live.tensor import full_width
 from ..nn.example import Example
 from ..nn.flow import compiled_parts

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..compacted.compaction import Compaction
+from ..compaction.compaction import Compaction
 from ..nn.mask_buffers import MaskBuffers
 from ..optim.hooks import before_step
 from . import arguments

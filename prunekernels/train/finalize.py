@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..compacted.context import compacted
+from ..compaction.context import compacted
 from ..graph.shrink import shrink
 from ..inspect.flops import count_flops
 from . import setup

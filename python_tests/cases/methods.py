@@ -61,6 +61,13 @@ def batches(epoch, dtype=torch.float32, steps=STEPS):
         yield x, torch.randint(4, (4,), generator=generator)
 
 
+def share(epoch, rank, world, whole=False):
+    """A rank's images of each batch, or all of them; batches of 8."""
+    for x, y in zip(*(list(batches(e, steps=4)) for e in (epoch, epoch + 100)), strict=True):
+        x, y = torch.cat([x[0], y[0]]), torch.cat([x[1], y[1]])
+        yield (x, y) if whole else (x[rank::world], y[rank::world])
+
+
 def train_epoch(net, optimizer, epoch, method=None, seen=None, dtype=torch.float32):
     """One epoch of plain training; seen, if given, is called after each step."""
     net.train()

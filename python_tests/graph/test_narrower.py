@@ -167,6 +167,24 @@ def test_compacted_narrower_a_constant_output_is_computed():
     assert_same(Narrower.of(traced, net), net, traced)
 
 
+@pytest.mark.parametrize("form", ["module", "graph"])
+def test_compacted_zeros_before_alpha_dropout_stay(form):
+    """It gives them another value in training."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.SELU(), nn.AlphaDropout(0.5), nn.Conv2d(8, 4, 1)).double().eval()
+    pk.convert(net)
+    net[0].set_masks(filter=torch.arange(8) < 3)
+    x = torch.randn(2, 3, 4, 4).double()
+    traced = trace("test", net, x)
+    narrower = Narrower.of(traced, net)
+    assert_same(narrower, net, traced)
+    assert len(narrower.narrow(read_masks(net)).indices["3.weight"][1]) == 8
+    outputs = []
+    for network in (net, pk.shrink(net, x, form=form)):
+        torch.manual_seed(0)
+        outputs.append(network.train()(x))
+    torch.testing.assert_close(outputs[1], outputs[0])
+
+
 def test_compacted_narrower_stays():
     net = mask_at_random(trained("basic"), 0, norms=1)
     traced = trace("test", net, images())

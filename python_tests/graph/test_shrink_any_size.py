@@ -1,5 +1,7 @@
 """The small network on other image sizes and batches than the example's."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from torch import nn
 import prunekernels as pk
 from cases.layers import bools
 from cases.networks import NETWORKS, assert_same_function, conv_norm, images, mask_at_random, trained
-from prunekernels.graph import coupled_groups
+from prunekernels.graph import coupled_groups, tidy_masks
 from prunekernels.graph.analysis import ChannelAnalysis
 from prunekernels.graph.guards import holds
 from prunekernels.graph.layer_uses import any_weights
@@ -78,6 +80,20 @@ def test_compacted_shrink_at_many_sizes(name, training):
             live = norm.channel_mask[rows]
             got = small.get_submodule(path).running_mean
             torch.testing.assert_close(got[live], norm.running_mean[rows[live]])
+
+
+@pytest.mark.parametrize("name", MULTI)
+def test_compacted_groups_and_tidied_masks_are_the_same_at_all_sizes(name):
+    net = mask_at_random(trained(name), 1, norms=0.5)
+    found = []
+    for shape in ((2, 3, 8, 8), (1, 3, 9, 13), (5, 3, 32, 20)):
+        x, tidied = random_images(*shape), copy.deepcopy(net)
+        groups = [(g.layers, g.is_output, *[{k: v.tolist() for k, v in part.items()}
+                                            for part in (g.filters, g.norms, g.readers)])
+                  for g in coupled_groups(net, x)]  # fmt: skip
+        found.append((groups, tidy_masks(tidied, x)))
+    assert found[0] == found[1] == found[2]
+    assert found[0][0] and found[0][1].found > 0
 
 
 class Sized(nn.Module):

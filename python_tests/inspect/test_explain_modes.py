@@ -209,3 +209,22 @@ def test_explain_of_a_wrapped_network_in_compacted_mode(wrap):
     wrapped = torch.compile(net, backend="eager") if wrap is torch.compile else wrap(net)
     found = explain(wrapped, X)
     assert widths(found) == {"a": 3, "b": 3, "last": 2} and set(found.kept) == {"a", "b"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_100"])
+def test_explain_of_timms_networks_in_compacted_mode(name):
+    timm = pytest.importorskip("timm")
+    net = timm.create_model(name, pretrained=False)
+    x = torch.randn(2, 3, 64, 64)
+    pk.convert(net)
+    for group in pk.coupled_groups(net, x):
+        if not group.is_output:
+            group.set_masks(net, torch.arange(group.width) % 2 == 0)
+    found = explain(net, x, backward=False)
+    assert found.modes.reasons == {}
+    assert 1 <= found.excess < 1.1
+    masked = [row for row in found.rows if row["live_filters"] < row["filters"]]
+    assert masked and all(row["compacted_filters"] < row["filters"] for row in masked)
+    zeros = {row["layer"] for row in masked if row["compacted_filters"] > row["live_filters"]}
+    assert set(found.kept) == zeros

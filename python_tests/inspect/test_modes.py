@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import prunekernels as pk
 from cases.ranks import run_ranks
-from prunekernels.compacted.compaction import Compaction
+from prunekernels.compaction.compaction import Compaction
 from prunekernels.inspect.modes import time_modes
 
 module = sys.modules["prunekernels.inspect.modes"]

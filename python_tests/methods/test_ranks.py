@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import prunekernels as pk
-from cases.methods import batches, chain, convs, residual
+from cases.methods import chain, convs, residual, share
 from cases.ranks import run_ranks
 from prunekernels import methods
 from prunekernels.methods import ranks
@@ -31,13 +31,6 @@ CASES = {
     "coarse": (methods.CoarsePruning, {"data": "own", "masks": 5, "start": 0, "kernel_start": 1, "seed": "rank"}),
     "clusters": (methods.CSGD, {"example_input": X, "seed": "rank"}),
 }
-
-
-def share(epoch, rank, world, whole=False):
-    """A rank's images of each batch, or all of them; batches of 8."""
-    for x, y in zip(*(list(batches(e, steps=4)) for e in (epoch, epoch + 100)), strict=True):
-        x, y = torch.cat([x[0], y[0]]), torch.cat([x[1], y[1]])
-        yield (x, y) if whole else (x[rank::world], y[rank::world])
 
 
 def train(rank, world, case, live):

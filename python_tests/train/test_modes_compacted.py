@@ -7,7 +7,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import prunekernels as pk
 from cases.train import tiny_data, tiny_run
-from prunekernels.compacted.compaction import Compaction
+from prunekernels.compaction.compaction import Compaction
 from prunekernels.nn.mask_buffers import MaskBuffers
 from prunekernels.train import checkpoint, compiling, modes
 from prunekernels.train.compiling import Compiled, step_times

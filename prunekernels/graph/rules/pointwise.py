@@ -49,6 +49,8 @@ class DropoutRule(TransparentRule):
     needs_state = False  # becomes a layer whether its channels are followed or not
 
     def values(self, node: fx.Node, values: Tensor) -> Tensor:
+        if FACTS[op_name(node)].keeps == "nothing":  # in training not even zeros stay
+            return torch.full_like(values, torch.nan)
         return zeros_only(values) if argument(node, 2) else values
 
     def backward(self, net: NetworkChannels, node: fx.Node) -> None:

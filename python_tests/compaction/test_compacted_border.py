@@ -27,7 +27,7 @@ from cases.compacted import (
     train,
 )
 from cases.networks import conv_norm
-from prunekernels.compacted.compaction import Compaction
+from prunekernels.compaction.compaction import Compaction
 
 X = small_images()
 KEEP = torch.tensor([1, 0, 1, 1, 0, 1]).bool()

@@ -8,7 +8,7 @@ from torch import nn
 
 import prunekernels as pk
 from cases.compacted import CLOSE, assert_same_training, batches, bind, loss_of, mask_small, small, small_images, train
-from prunekernels.compacted.compaction import Compaction
+from prunekernels.compaction.compaction import Compaction
 
 X = small_images()
 

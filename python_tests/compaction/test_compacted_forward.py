@@ -12,7 +12,7 @@ import prunekernels as pk
 from cases.blocks import Between, conv
 from cases.compacted import CLOSE, assert_same_training, batches, bind, both_modes, loss_of, train
 from cases.networks import Basic, Head, conv_norm, images, mask_at_random, trained
-from prunekernels.compacted.compaction import Compaction
+from prunekernels.compaction.compaction import Compaction
 
 KEEP = torch.tensor([1, 0, 1, 1, 0, 1, 0, 0]).bool()
 X = images(2)
