@@ -169,8 +169,9 @@ class Modes:
         if form is None or form.net is not net:
             eager = distributed.wrapped(net, synchronize=False) if is_small else self.whole
             form = self._forms[key] = _Form(net, eager)
-            while len(self._forms) > KEPT:
-                self._forms.popitem(last=False)
+        self._forms.move_to_end(key)
+        while len(self._forms) > KEPT:
+            self._forms.popitem(last=False)
         return form
 
     def _compile(self, form: _Form, x: Tensor, y: Tensor) -> bool:
