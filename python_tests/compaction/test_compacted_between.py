@@ -202,8 +202,12 @@ def test_blocks_within_live_mode():
     c.leave()
 
 
-def test_a_network_that_moves_to_another_dtype():
+@pytest.mark.parametrize("norms", [True, False])
+def test_a_network_that_moves_to_another_dtype(norms):
+    """Parameters stay the same objects; without norms no buffer tells."""
     net = mask_small(small(), 1)
+    if not norms:
+        net.first[1] = nn.Identity()
     with pk.compacted(net, X) as (inside, _):
         assert inside.second.weight.dtype == torch.float64
     net.float()
