@@ -15,12 +15,6 @@ from prunekernels.graph import tidy_masks
 X = small_images()
 
 
-@pytest.fixture(autouse=True)
-def _model_decides():
-    with pk.plan.measure(False):
-        yield
-
-
 def adamw(net):
     return torch.optim.AdamW(net.parameters(), 0.01, eps=1e-3, weight_decay=0.1)
 
