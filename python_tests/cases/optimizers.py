@@ -4,11 +4,7 @@ import functools
 
 import torch
 
-from cases.compacted import (
-    batches,
-    mask_small,
-    small_images,
-)
+from cases.compacted import batches, mask_small, small_images
 from prunekernels.optim import MaskedAdamW, MaskedSGD
 
 DECAY = {"weight_decay": 0.1}
