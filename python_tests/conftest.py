@@ -11,7 +11,7 @@ ALWAYS = 20
 ALWAYS_NETWORKS = 10  # each takes a second
 # Tests of whole networks use one thread where several workers share the cores: each of their thousands of small
 # operators would wait until the other worker gives the second thread a core. Tests of operators keep all threads.
-OF_NETWORKS = {"benchmarks", "compacted", "graph", "inspect", "methods", "train"}
+OF_NETWORKS = {"benchmarks", "compaction", "graph", "inspect", "methods", "train"}
 
 
 def pytest_addoption(parser):
@@ -23,7 +23,7 @@ def pytest_addoption(parser):
 def pytest_generate_tests(metafunc):
     if "fuzz_seed" in metafunc.fixturenames:
         only, more = metafunc.config.getoption("fuzz_seed"), metafunc.config.getoption("fuzz")
-        always = ALWAYS_NETWORKS if metafunc.definition.path.parent.name in {"compacted", "graph"} else ALWAYS
+        always = ALWAYS_NETWORKS if metafunc.definition.path.parent.name in {"compaction", "graph"} else ALWAYS
         metafunc.parametrize("fuzz_seed", range(always + more) if only is None else [only])
 
 

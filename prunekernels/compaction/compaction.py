@@ -152,6 +152,7 @@ class Compaction:
 
     # ---- in and out
 
+    @torch.inference_mode(False)  # what is made here is to train
     def enter(self, *, verify: bool = False, reuse: bool = False) -> tuple[nn.Module, torch.optim.Optimizer | None]:
         """Makes net small, by the masks that model has now, and gives it and opt the model's values.
 
@@ -234,6 +235,7 @@ class Compaction:
         known = self._versions.get(id(whole))
         return known is not None and known[0] is whole and known[1] == whole._version
 
+    @torch.inference_mode(False)
     def write_back(self) -> None:
         """Gives model and optimizer what net and opt have; training goes on."""
         if not self.entered:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..nn.example import Example
 from .compaction import Compaction
 
 KEPT = 2  # of a model: with and without its optimizer, say
@@ -85,6 +86,7 @@ def _of(model: nn.Module, example_input: Any, optimizer: Any, align: int | None)
     if entered := [c for c in kept if c.entered]:
         return entered[0]  # which says so when it is entered
     compaction = found[0] if found else Compaction(model, example_input, optimizer, align=align)
+    compaction.example = Example.of("compacted", example_input)  # for a trace that is yet to come
     kept[:] = [compaction, *(c for c in kept if c is not compaction)][:KEPT]
     return compaction
 

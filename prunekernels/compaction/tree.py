@@ -42,6 +42,7 @@ class _Pair:
             (kind, key, id(tensor), f"{name}.{key}" if name else key)
             for kind in _HELD for key, tensor in getattr(module, kind).items() if key not in own
         ]  # fmt: skip
+        self.forms = [_form(getattr(module, kind)[key]) for kind, key, _, _ in self.tensors]
         # The numbers, flags and names that a module holds, apart from what masks need.
         self.keys = [key for key, value in module.__dict__.items()
                      if (type(value) in SIMPLE or _is_simple_tuple(value)) and key in twin.__dict__]  # fmt: skip
@@ -57,8 +58,9 @@ class _Pair:
         values = self.module.__dict__
         if [(key, id(child)) for key, child in values["_modules"].items()] != self.children:
             raise Restructured
-        for kind, key, identity, _ in self.tensors:
-            if id(values[kind].get(key)) != identity:
+        for (kind, key, identity, _), form in zip(self.tensors, self.forms, strict=True):
+            tensor = values[kind].get(key)
+            if id(tensor) != identity or _form(tensor) != form:
                 raise Restructured
 
     def take_over(self) -> None:
@@ -230,6 +232,11 @@ def _modules_in(value: Any, depth: int = 3) -> Iterator[nn.Module]:
             yield held
         elif isinstance(held, (list, tuple, set, dict)) and name != "_modules" and depth:
             yield from _modules_in(held, depth - 1)
+
+
+def _form(tensor: Tensor | None) -> tuple[torch.dtype, torch.device] | None:
+    """What module.to() changes of a parameter, which stays the same object."""
+    return None if tensor is None else (tensor.dtype, tensor.device)
 
 
 def flow_off(network: nn.Module) -> None:

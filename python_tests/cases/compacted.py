@@ -159,3 +159,23 @@ def dead_entries(net):
                 if p is not None:
                     found[f"{prefix}.{name}"] = p.detach()[dead.expand_as(p)].clone()
     return found
+
+
+def sgd(net, **options):
+    return torch.optim.SGD(net.parameters(), **({"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1} | options))
+
+
+def pair():
+    """The same masked network twice, with bound optimizers."""
+    made = []
+    for _ in range(2):
+        net = mask_small(small(), 1)
+        optimizer = sgd(net)
+        bind(net, optimizer, "dead")
+        made += [net, optimizer]
+    return made
+
+
+def outputs(net, x):
+    with torch.no_grad():
+        return copy.deepcopy(net).eval()(x)

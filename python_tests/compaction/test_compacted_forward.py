@@ -18,12 +18,6 @@ KEEP = torch.tensor([1, 0, 1, 1, 0, 1, 0, 0]).bool()
 X = images(2)
 
 
-@pytest.fixture(autouse=True)
-def _model_decides():
-    with pk.plan.measure(False):
-        yield
-
-
 def sgd(net):
     return torch.optim.SGD(net.parameters(), 0.02, momentum=0.9, weight_decay=0.05)
 

@@ -11,12 +11,6 @@ from cases.compacted import assert_same_training, batches, both_modes
 from prunekernels.graph import coupled_groups
 
 
-@pytest.fixture(autouse=True)
-def _model_decides():
-    with pk.plan.measure(False):
-        yield
-
-
 def sgd(net):
     return torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, weight_decay=0.01)
 

@@ -15,12 +15,6 @@ from prunekernels.graph import coupled_groups
 X = images(3)
 
 
-@pytest.fixture(autouse=True)
-def _model_decides():
-    with pk.plan.measure(False):
-        yield
-
-
 def sgd(net):
     return torch.optim.SGD(net.parameters(), 0.02, momentum=0.9, weight_decay=0.05)
 

@@ -13,12 +13,6 @@ from prunekernels.compaction.compaction import Compaction
 X = small_images()
 
 
-@pytest.fixture(autouse=True)
-def _model_decides():
-    with pk.plan.measure(False):
-        yield
-
-
 def sgd(net):
     return torch.optim.SGD(net.parameters(), 0.05, momentum=0.9, weight_decay=0.1)
 
