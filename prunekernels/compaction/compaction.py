@@ -307,16 +307,18 @@ class Compaction:
             (name, layer, which, mask, mask._version) for name, layer in self._watched
             for which, mask in layer._masks.items()
         ]  # fmt: skip
-        key: list[bytes] = []
-        for _, layer in self._watched:
-            names = [name for name in layer._mask_names if name != "kernel_mask" or has_holes(layer)]
-            key += [layer._masks[name].cpu().numpy().tobytes() for name in names]
+        masks = read_masks(self.model, self._watched)
+        arrays = [array for of in masks.values() for array in (of.rows, of.columns, of.kernels)]
+        key = [b"" if array is None else array.tobytes() for array in arrays]
+        if "hard" in freeze.values():  # then it matters which of the dead filters are hard-dead
+            key += [layer._masks["hard_mask"].cpu().numpy().tobytes() for _, layer in self._watched
+                    if "hard_mask" in layer._masks]  # fmt: skip
         found = (tuple(key), tuple(freeze.items()))
         if found not in self._cuts:
             on_cuda = any(layer._device_of_parameters().type == "cuda" for _, layer in self._watched)
             align = self.align or (8 if on_cuda else 1)
             try:
-                narrowing = self._narrower.narrow(read_masks(self.model), align=align)
+                narrowing = self._narrower.narrow(masks, align=align)
             except ValueError as error:  # layers that share a parameter have different masks
                 raise ValueError(f"compacted: {error}") from None
             tensors = self._tree.named_tensors()

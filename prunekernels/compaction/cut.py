@@ -19,6 +19,7 @@ from ..ops.parts import gather_parts
 Bools = np.ndarray
 Indices = np.ndarray  # int64
 NORM = ("weight", "bias", "running_mean", "running_var")
+Vectors = dict[tuple[int, int], "Part | None"]
 Rows = Tensor | None  # int64 on the CPU, -1: a frozen zero; None: all, in order
 
 
@@ -174,10 +175,12 @@ class Cut:
         indices: dict[int, dict[int, Tensor]] = {}
         for name, tensor in tensors.items():
             indices.setdefault(id(tensor), {}).update(narrowing.indices.get(name, {}))
+        every = Sides()
+        vectors: Vectors = {}
         for name, tensor in tensors.items():
             if id(tensor) not in self.parts:
-                its = sides.get(id(tensor), Sides())
-                part = _part(name, tensor, indices[id(tensor)], its)
+                its = sides.get(id(tensor), every)
+                part = _part(name, tensor, indices[id(tensor)], its, vectors)
                 if part is None:
                     continue
                 freeze = freezes.get(id(tensor))
@@ -203,8 +206,22 @@ class Cut:
         return known
 
 
-def _part(name: str, tensor: Tensor, index: Mapping[int, Tensor], sides: Sides) -> Part | None:
-    """None: the small network has the tensor as it is."""
+def _part(name: str, tensor: Tensor, index: Mapping[int, Tensor], sides: Sides, vectors: Vectors) -> Part | None:
+    """None: the small network has the tensor as it is. vectors: what was found for tensors of one dimension."""
+    if tensor.dim() != 1:
+        return _new_part(name, tensor, index, sides)
+    key = (id(index.get(0)), id(sides))  # a norm's weight, bias and statistics are alike
+    if key not in vectors:
+        vectors[key] = _new_part(name, tensor, index, sides)
+        return vectors[key]
+    known = vectors[key]
+    if known is None:
+        return None
+    kind = nn.Parameter if isinstance(tensor, nn.Parameter) else Tensor
+    return Part(name, Block.of(tensor, known.block.rows, None, kind), known.live)
+
+
+def _new_part(name: str, tensor: Tensor, index: Mapping[int, Tensor], sides: Sides) -> Part | None:
     kept = {dim: rows.numpy() for dim, rows in index.items() if rows.numel() < tensor.shape[dim]}
     if not kept and sides.rows is None and sides.columns is None and sides.kernels is None:
         return None
@@ -275,16 +292,24 @@ def _carried(part: Part, sides: Sides, freeze: str) -> Iterator[Block]:
         index = (_tensor(rows), _tensor(columns))
         return Block.of(whole, *index, nn.Parameter, merged=block.merged, holes=_tensor(holes))
 
-    if block.rows is not None:
-        outside = np.ones(whole.shape[0], dtype=bool) if live_rows is None else live_rows.copy()
-        outside[_indices(block.rows)] = False
-        if outside.any():
-            yield carry(outside.nonzero()[0], None if live_columns is None else live_columns.nonzero()[0])
-    if block.columns is not None:
-        beside = np.ones(whole.shape[block.merged + 1], dtype=bool) if live_columns is None else live_columns.copy()
-        beside[_indices(block.columns)] = False
-        if beside.any():
-            yield carry(None if block.rows is None else _indices(block.rows), beside.nonzero()[0])
+    outside = _beyond(block.rows, live_rows, whole.shape[0])
+    if outside is not None:
+        yield carry(outside, None if live_columns is None else live_columns.nonzero()[0])
+    beside = None if block.columns is None else _beyond(block.columns, live_columns, whole.shape[block.merged + 1])
+    if beside is not None:
+        yield carry(None if block.rows is None else _indices(block.rows), beside)
+
+
+def _beyond(kept: Rows, live: Bools | None, count: int) -> Indices | None:
+    """Indices among count that are live but not kept; None: there are none."""
+    if kept is None:
+        return None
+    inside = _indices(kept)
+    if inside.size == (count if live is None else np.count_nonzero(live)):  # what is kept and no zero is live
+        return None
+    rest = np.ones(count, dtype=bool) if live is None else live.copy()
+    rest[inside] = False
+    return rest.nonzero()[0] if rest.any() else None
 
 
 def _indices(rows: Tensor) -> Indices:

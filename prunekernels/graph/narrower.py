@@ -20,25 +20,28 @@ from .rules.layers import LayerRule, WeightRule
 from .trace import Traced, argument, sizes_of
 
 
-def read_masks(model: nn.Module) -> dict[str, MaskArrays]:
-    """What the masks of a model leave live, by layer name; shares their memory where it can. Waits for the device."""
+def read_masks(model: nn.Module, layers: Iterable[tuple[str, nn.Module]] | None = None) -> dict[str, MaskArrays]:
+    """What the masks of a model leave live, by layer name; shares their memory where it can. Waits for the device.
+
+    layers: its masked layers with their names, where the caller has them.
+    """
     masks: dict[str, MaskArrays] = {}
     wanted: list[tuple[MaskArrays, str, Tensor]] = []
-    layers: list[tuple[MaskArrays, MaskedConv2d]] = []
-    for name, layer in model.named_modules():
+    convs: list[tuple[MaskArrays, MaskedConv2d]] = []
+    for name, layer in model.named_modules() if layers is None else layers:
         if not isinstance(layer, (MaskedConv2d, MaskedBatchNorm2d)):
             continue
         layer._refresh_if_edited()
         of, own = MaskArrays(), layer._masks
         masks[name] = of
         if isinstance(layer, MaskedConv2d):
-            layers.append((of, layer))
+            convs.append((of, layer))
             wanted.append((of, "rows", own["filter_mask"] & own["hard_mask"]))
             wanted.append((of, "columns", own["input_mask"]))
         else:
             wanted.append((of, "rows", own["channel_mask"]))
     _fetch(wanted)
-    _fetch([(of, "kernels", layer._masks["kernel_mask"]) for of, layer in layers if _has_dead_kernels(of, layer)])
+    _fetch([(of, "kernels", layer._masks["kernel_mask"]) for of, layer in convs if _has_dead_kernels(of, layer)])
     return masks
 
 
