@@ -373,12 +373,6 @@ class Compaction:
                 tensor.masked_fill_(~part.live.to(tensor.device), 0)
         return found
 
-    @property
-    def excess(self) -> float:
-        """Multiply-adds of net over those that separate masks of the members of each group would need."""
-        self.prepare()
-        return self._narrower.excess(read_masks(self.model))
-
     # ---- checks
 
     def _check_once(self) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,8 +14,8 @@ from .analysis import ChannelAnalysis
 from .channel_program import Bools, MaskArrays
 from .compile_channels import Compiler, Ints, weights_without_masks
 from .narrow import Narrowing, hold_forward
-from .rules.layers import LayerRule, WeightRule
-from .trace import Traced, argument, sizes_of
+from .rules.layers import LayerRule
+from .trace import Traced
 
 
 def read_masks(model: nn.Module, layers: Iterable[tuple[str, nn.Module]] | None = None) -> dict[str, MaskArrays]:
@@ -82,17 +80,6 @@ class _Lists:
         return number
 
 
-@dataclass
-class _Cost:
-    """Of a use of a convolution or linear layer."""
-
-    places: int
-    taps: int
-    x: int  # the list of its input channels
-    out: int
-    by_group: bool
-
-
 class Narrower:
     """Says for any masks what makes a network small enough for them: what Narrowing.of says after a new analysis.
 
@@ -102,7 +89,6 @@ class Narrower:
 
     def __init__(self, traced: Traced, model: nn.Module, stays: Collection[str], literal: bool) -> None:
         analysis = ChannelAnalysis(traced, weights_without_masks(traced), constants=False)
-        graph_pinned = analysis.classes.pinned
         hold_forward(analysis, literal)
         compiler = Compiler(analysis, model)
         self.program, ids = compiler.compile()
@@ -110,12 +96,11 @@ class Narrower:
         lists = _Lists(analysis.classes.roots())
         self._classes, self._lists = lists.classes, lists.lists
         self._class_at = lists(ids)
-        self._graph_pinned, self._pinned = lists(graph_pinned), lists(analysis.classes.pinned)
+        self._pinned = lists(analysis.classes.pinned)
         self._tied = [(name, dim, lists.number(ids)) for (name, dim), ids in analysis.tied.items()]
         self._numbers = {where: lists.number(ids) for where, ids in analysis.numbers.items()}
         self._alike = [[lists(ids) for ids in parts] for parts in analysis.alike]
         self._ends: dict[str, list[Ints]] = {}
-        self._costs: list[_Cost] = []
         self._note_layers(analysis, lists)
         tracked = [value for node in traced.graph.nodes if (value := analysis.tracked(node)) is not None and len(value)]
         values = [self._lists[number] for number in sorted({lists.number(value.ids) for value in tracked})]
@@ -150,14 +135,8 @@ class Narrower:
             indices.setdefault(name, {})[dim] = rows[number]
         return Narrowing(indices, {where: rows[number].numel() for where, number in self._numbers.items()})
 
-    def excess(self, masks: Mapping[str, MaskArrays], stays: Iterable[str] = ()) -> float:
-        """How many times the multiply-adds of the graph form a network that is narrowed to these masks has."""
-        needed = self._needed(masks)
-        least = self._multiply_adds(self._kept(needed, self._graph_pinned, stays))
-        return self._multiply_adds(self._hold(self._kept(needed, self._pinned, stays))) / max(least, 1)
-
     def _note_layers(self, analysis: ChannelAnalysis, lists: _Lists) -> None:
-        """Writes down which channels each layer has, by its names, and what each use of it costs."""
+        """Writes down which channels each layer has, by its names."""
         traced = analysis.traced
         holders = {id(p): name for name, module in traced.modules.items() for p in module._parameters.values()}
         for node, rule in analysis.rules.items():
@@ -167,11 +146,6 @@ class Narrower:
             parameters = [traced.tensors[traced.names[p]] for p in node.all_input_nodes if p in traced.names]
             for name in {rule.name(traced, node), *(holders[id(p)] for p in parameters if id(p) in holders)}:
                 self._ends.setdefault(name, []).extend((lists(x.ids), lists(out.ids)))
-            if isinstance(rule, WeightRule):
-                places = math.prod(sizes_of(node)) // max(len(out), 1)
-                taps = math.prod(sizes_of(argument(node, 1))[1:])
-                use = _Cost(places, taps, lists.number(x.ids), lists.number(out.ids), rule.groups(node) > 1)
-                self._costs.append(use)
 
     # ---- what is kept, by class: bool [classes]
 
@@ -219,11 +193,3 @@ class Narrower:
             if not added.size:
                 return kept
             kept[added] = True
-
-    def _multiply_adds(self, kept: Bools) -> int:
-        counts = [int(np.count_nonzero(kept[classes])) for classes in self._lists]
-        total = 0
-        for use in self._costs:
-            columns = 1 if use.by_group else counts[use.x] / self._lists[use.x].size
-            total += round(use.places * counts[use.out] * use.taps * columns)
-        return total

@@ -14,7 +14,7 @@ from graph.test_shrink_fuzz import build
 from prunekernels.graph.analysis import ChannelAnalysis
 from prunekernels.graph.compile_channels import FORMS
 from prunekernels.graph.layer_uses import any_weights
-from prunekernels.graph.narrow import Narrowing, kept_in_forward, multiply_adds
+from prunekernels.graph.narrow import Narrowing, kept_in_forward
 from prunekernels.graph.narrower import Narrower, read_masks
 from prunekernels.graph.rules.base import UNKNOWN, SizeRule
 from prunekernels.graph.rules.layers import LayerRule
@@ -24,15 +24,13 @@ from prunekernels.train import models
 
 
 def slowly(net, traced, literal=False, stays=()):
-    """The narrowing and the excess by a new analysis."""
+    """The narrowing by a new analysis."""
     analysis = ChannelAnalysis(traced, any_weights(net, traced), constants=False, statistics=True)
     for node, rule in analysis.rules.items():
         if isinstance(rule, LayerRule) and analysis.states[node] is not None and rule.name(traced, node) in stays:
             for end in rule.ends(analysis, node):
                 analysis.classes.pin(end.ids)
-    least = multiply_adds(analysis, analysis.kept())
-    kept = kept_in_forward(analysis, literal=literal)
-    return Narrowing.of(analysis, kept), multiply_adds(analysis, kept) / max(least, 1)
+    return Narrowing.of(analysis, kept_in_forward(analysis, literal=literal))
 
 
 def assert_equal(got, want):
@@ -45,10 +43,8 @@ def assert_equal(got, want):
 
 def assert_same(narrower, net, traced, literal=False, stays=()):
     """Also returns how many entries are kept, so that a test can tell that something was."""
-    want, excess = slowly(net, traced, literal, stays)
-    masks = read_masks(net)
-    assert_equal(narrower.narrow(masks, stays), want)
-    assert narrower.excess(masks, stays) == excess
+    want = slowly(net, traced, literal, stays)
+    assert_equal(narrower.narrow(read_masks(net), stays), want)
     return sum(rows.numel() for by_dim in want.indices.values() for rows in by_dim.values())
 
 
@@ -141,7 +137,7 @@ def test_compacted_narrower_blocks(kind):
         mask_at_random(net, seed)
         if kind == "bare":  # the mask of a norm without weight is in the weights of a trace of its own
             traced = trace("test", net, torch.randn(2, 3, 8, 8))
-            want, _ = slowly(net, traced)
+            want = slowly(net, traced)
             for name in ("norm.weight", "norm.bias"):
                 want.indices.pop(name, None)
             assert_equal(narrower.narrow(read_masks(net)), want)
@@ -192,7 +188,7 @@ def test_compacted_narrower_stays():
     fixed, free = Narrower.of(traced, net, stays=[name]), Narrower.of(traced, net)
     assert len(free.narrow(read_masks(net)).indices[f"{name}.weight"][0]) < 8
     assert len(fixed.narrow(read_masks(net)).indices[f"{name}.weight"][0]) == 8
-    assert_equal(fixed.narrow(read_masks(net)), slowly(net, traced, stays=[name])[0])
+    assert_equal(fixed.narrow(read_masks(net)), slowly(net, traced, stays=[name]))
     assert_same(free, net, traced, stays=[name])
 
 
