@@ -25,6 +25,7 @@ from .setup import amp
 
 TIMED = ("masked", "live", "compacted")
 SHARES = 10  # a choice serves all masks that leave about as many tenths of the filters live
+_UNCHANGING = ("kernel_mask", "hard_mask")  # what hard-dead filters compute, filter_mask says as well
 KEPT = 4  # sets of masks whose DDP wrappers and compiled forms are kept
 
 
@@ -104,9 +105,9 @@ class Modes:
             self._run_in("masked" if bool(masks.all()) else self._choice(x))
 
     def _current_masks(self) -> Tensor:
-        """All masks of filters and channels in a row, bool, on the CPU."""
+        """All masks of live filters and channels in a row, bool, on the CPU."""
         layers = [module for module in self.model.modules() if isinstance(module, MaskBuffers)]
-        masks = [getattr(m, name) for m in layers for name in m._mask_names if name != "kernel_mask"]
+        masks = [getattr(m, name) for m in layers for name in m._mask_names if name not in _UNCHANGING]
         return torch.cat([mask.flatten() for mask in masks]).cpu()
 
     def _run_in(self, mode: str) -> None:
@@ -177,6 +178,8 @@ class Modes:
     def _compile(self, form: _Form, x: Tensor, y: Tensor) -> bool:
         """Compiles a network, if that makes it faster, and says so. A choice made before for such masks stays."""
         key = f"{self.now} {self._share_key()}"
+        if form.compiled is not None:
+            return True
         told = f"the same masks for {self._still - 1} steps"
         if self.now == "live" and key not in self._compiles:
             self._compiles[key] = False

@@ -249,7 +249,8 @@ def forms(run):
 @pytest.mark.parametrize("mode", ["compacted", "masked"])
 def test_compiles_once_masks_stand_still(tmp_path, backend, step_ms, capsys, mode):
     pytest.importorskip("tqdm")
-    run = tiny_run(tmp_path, mode=mode, quiet=False, **(COMPILED | {"options": {"fine_tune": 3}, "epochs": 5}))
+    twice = {"method": "pgp", "options": {"fine_tune": 3}, "epochs": 5}
+    run = tiny_run(tmp_path, mode=mode, quiet=False, **(COMPILED | twice))
     seen = forms(run)
     run.run()
     assert seen == [False] * 10 + [True] * 5  # masks change for the last time after six steps
@@ -257,6 +258,14 @@ def test_compiles_once_masks_stand_still(tmp_path, backend, step_ms, capsys, mod
     said = capsys.readouterr().out
     assert "the same masks for 4 steps: eager 2.0 ms, compiled 1.0 ms a step: compiled\n" in said
     assert run.modes.told == f"{mode} mode, compiled"
+
+
+def test_hard_masks_alone_change_nothing_that_is_compacted(tmp_path, backend, step_ms):
+    """GHFP without a dense phase masks the same filters in all epochs; more and more of them are hard-dead."""
+    run = tiny_run(tmp_path, mode="compacted", **COMPILED)
+    seen = forms(run)
+    run.run()
+    assert seen == [False] * 4 + [True] * 8 and backend.frame_count == 1
 
 
 def test_a_compiled_run_trains_as_an_eager_one(tmp_path, backend, step_ms):
