@@ -89,7 +89,7 @@ class MaskedSetting:
     keep_ratio: float
     live: LiveChannels
     results: dict[str, Results] = field(default_factory=dict)  # by pass: the reference's
-    roundings: dict[str, float] = field(default_factory=dict)  # by parameter, of the reference's gradient
+    roundings: dict[str, float] = field(default_factory=dict)  # by parameter: how far a gradient may be off by rounding
 
     @cached_property
     def cut(self) -> Cut:

@@ -109,7 +109,7 @@ def test_gradients_that_are_rounding_alone_may_differ(monkeypatch):
     off = expected(masked, "train").gradients[name] + torch.where(masked.live.filters["stem.conv"], length, 0.0)
     gradients = live.gradients
     monkeypatch.setattr(live, "gradients", lambda: gradients() | {name: off})
-    masked.roundings[name] = float(length)
+    masked.roundings[name] = 3 * float(length)
     live.check()
     masked.roundings[name] = rounding
     with pytest.raises(Wrong, match=name):
