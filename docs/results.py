@@ -21,6 +21,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 ASSETS = ROOT / "docs" / "assets"
 NETWORKS = "2026-11-24-epyc-2core-a2b5f66-network"
 INDEPENDENT = "2026-11-24-epyc-2core-3533bc9-network-independent"
+GOALS = ("2026-11-28-epyc-2core-03b48f5-network-goals", "2026-11-28-epyc-2core-61617c9-mobilenet-goals")
+MASK_CHANGE = "2026-11-28-epyc-2core-03b48f5-mask-change"
+WHOLE_RUN = "2026-11-28-epyc-2core-03b48f5-whole-run"
 FILTERS = "2026-11-24-epyc-2core-eda2bad-filters"
 KERNELS = "2026-11-24-epyc-2core-eda2bad-kernels"
 ALMOST_FULL = "2026-11-20-xeon-2core-3bb8e70-almost-full"
@@ -29,6 +32,8 @@ METHODS = ("2026-11-24-epyc-2core-9f10d70-methods", "2026-11-24-epyc-2core-4b4d0
 
 Row = dict[str, Any]
 NAMES = {"resnet56": "ResNet-56", "vgg16": "VGG-16", "resnet18": "ResNet-18"}
+MORE_NAMES = NAMES | {"mobilenet_v2": "MobileNetV2", "resnet20": "ResNet-20", "resnet50": "ResNet-50"}
+DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 COLORS = {"resnet56": "#0072B2", "vgg16": "#D55E00", "resnet18": "#009E73"}  # told apart by every colour vision
 GREY = "#808080"  # readable on white and on black
 
@@ -91,6 +96,54 @@ def networks_train() -> str:
 
 def networks_infer() -> str:
     return _networks(network_rows("infer"))
+
+
+def _goal_rows() -> list[Row]:
+    rows = [row for stem in GOALS for row in load(stem)["rows"]]
+    return [row for row in rows if (row["direction"], row["masks"], row["kept"]) == ("train", "joint", 0.5)]
+
+
+def networks_compacted() -> str:
+    """Training steps at keep ratio 0.5 over the fastest dense: of each mode, and of the small network."""
+    head = ("network", "dtype", "fastest dense", "masked", "live", "compacted", "compacted, compiled", "small",
+            "small, compiled")  # fmt: skip
+    cells = []
+    for row in _goal_rows():
+        dense = min(row["dense_ms"], row["dense_compile_ms"] or math.inf)
+        forms = ("masked", "live", "compacted", "compacted_compile", "small", "small_compile")
+        ratios = [ratio(None if row[f"{form}_ms"] is None else dense / row[f"{form}_ms"]) for form in forms]
+        form = f"{row['fastest_dense']}, {dense:.0f} ms"
+        cells.append((MORE_NAMES[row["network"]], DTYPES[row["dtype"]], form, *ratios))
+    return markdown(head, cells)
+
+
+def networks_of_small() -> str:
+    """The same rows, as shares of the small network's speed."""
+    head = ("network", "dtype", "live", "compacted", "both compiled", "best mode", "best mode is")
+    columns = ("of_limit", "compacted_of_small", "compiled_of_small", "best_of_small")
+    names = {"compiled": "compacted, compiled"}
+    cells = [
+        (MORE_NAMES[r["network"]], DTYPES[r["dtype"]], *(ratio(r[c]) for c in columns), names.get(r["best"], r["best"]))
+        for r in _goal_rows()
+    ]
+    return markdown(head, cells)
+
+
+def mask_changes() -> str:
+    head = ("network", "mode", "counts", "change, ms", "first step, ms", "later step, ms", "costs, in steps")
+    columns = ("change_ms", "first_ms", "later_ms")
+    cells = [
+        (MORE_NAMES[r["network"]], r["mode"], r["change"], *(f"{r[c]:.1f}" for c in columns), ratio(r["extra_steps"]))
+        for r in load(MASK_CHANGE)["rows"]
+    ]
+    return markdown(head, cells)
+
+
+def whole_runs() -> str:
+    head = ("network", "mode", "over dense", "as its phases predict", "share of that")
+    columns = ("vs_dense", "predicted_vs_dense", "of_prediction")
+    cells = [(MORE_NAMES[r["network"]], r["mode"], *(ratio(r[c]) for c in columns)) for r in load(WHOLE_RUN)["rows"]]
+    return markdown(head, cells)
 
 
 def networks_independent() -> str:
@@ -219,7 +272,8 @@ def optimizers() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
-        networks_short, networks_train, networks_infer, networks_independent, networks_memory, layers_summary,
+        networks_short, networks_train, networks_compacted, networks_of_small, mask_changes, whole_runs,
+        networks_infer, networks_independent, networks_memory, layers_summary,
         layers_almost_full, layers_filters, layers_losing, layers_kernels, methods_short, methods_resnet20,
         methods_vgg_small, optimizers,
     )
