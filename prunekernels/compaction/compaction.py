@@ -284,11 +284,6 @@ class Compaction:
 
     # ---- masks
 
-    @property
-    def masks_changed(self) -> bool:
-        """Whether the masks may be others than those of the last entering."""
-        return self.cut is None or self._changed_layer() is not None
-
     def _changed_layer(self) -> str | None:
         for name, layer, which, mask, version in self._seen:
             layer._refresh_if_edited()

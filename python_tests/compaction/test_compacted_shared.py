@@ -150,20 +150,6 @@ def test_write_back_goes_on():
     assert_same_training(masked, optimizer, other, its)
 
 
-def test_masks_changed():
-    net = mask_small(small(), 1)
-    c = Compaction(net, X)
-    assert c.cut is None and c.masks_changed
-    c.enter()
-    assert not c.masks_changed
-    c.leave()
-    assert not c.masks_changed
-    net.eval(), net(X), net.train()
-    assert not c.masks_changed
-    net.first[1].channel_mask[0] = False
-    assert c.masks_changed
-
-
 def test_rows_and_widen():
     net = mask_small(small(), 1)
     c = Compaction(net, X)
