@@ -83,9 +83,10 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("method", str, "none, sfp, asfp, srfp, asrfp, ghfp, pgp, rpgp, ... (none)")
     add("arch", str, "resnet20, vgg_small, ... (resnet20)")
     add("width", float, "share of every layer's filters that the network is built with (1)")
-    add("data", str, "digits, cifar10:DIR (binary version) or folder:DIR (class folders of images) (digits)")
+    sets = "digits, fashion-mnist, idx:DIR (MNIST's format), cifar10:DIR (binary version) or folder:DIR (class folders"
+    add("data", str, f"{sets} of images) (digits)")
     add("size", int, "height and width that images are resized to (digits: 16, folder: 32)")
-    add("augment", str, "none, shift or shift+flip (digits: none, others: shift+flip)")
+    add("augment", str, "none, shift or shift+flip (digits: none, idx: shift, others: shift+flip)")
     add("rate", float, "share of the filters that is pruned in the end (0.5)")
     add("duty", float, "share of an epoch's steps in which soft-dead filters train along; 1: as published (0.1)")
     add("measure", None, "pgp: score filters by an extra pass over the training set after each epoch")

@@ -36,7 +36,7 @@ class Config:
         method: "none" or a method's name, as setup.known_methods has it.
         arch: Name of a network in models.MODELS.
         width: The share of every layer's filters that the network is built with.
-        data: "digits", "cifar10:DIR" or "folder:DIR".
+        data: "digits", "fashion-mnist", "idx:DIR", "cifar10:DIR" or "folder:DIR".
         size: Height and width that images are resized to. None: what suits the data.
         augment: One of data.AUGMENTS. None: what suits the data.
         rate: The share of the filters that is pruned in the end.

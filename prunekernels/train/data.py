@@ -1,4 +1,4 @@
-"""Data sets, held in memory: scikit-learn's digits, the binary version of CIFAR-10, folders of images.
+"""Data sets, held in memory: digits, Fashion-MNIST, files in MNIST's format, binary CIFAR-10, folders of images.
 
 data = load("digits")
 images, labels = data.train.images, data.train.labels
@@ -6,6 +6,7 @@ images, labels = data.train.images, data.train.labels
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,11 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import idx
 from .optional_deps import need
 
 TEST_SHARE = 0.2  # of the images, where there is no test set
 CIFAR_RECORDS, CIFAR_SIZE = 10_000, 32
 CIFAR_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+FASHION_CLASSES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
+FASHION_DIR = "/usr/share/datasets/fashion-mnist"  # of Debian's package dataset-fashion-mnist
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 AUGMENTS = ("none", "shift", "shift+flip")
 
@@ -100,7 +104,7 @@ def load(spec: str, size: int | None = None) -> Data:
     kind, _, place = spec.partition(":")
     if kind not in LOADERS:
         raise ValueError(f"data: expected one of {', '.join(KNOWN)}, got {spec!r}")
-    if kind == "digits" and place or kind != "digits" and not place:
+    if bool(place) is (kind in WITHOUT_PLACE):
         raise ValueError(f"data: expected {KNOWN[list(LOADERS).index(kind)]}, got {spec!r}")
     if size is not None and size < 1:
         raise ValueError(f"data: size: expected at least 1, got {size}")
@@ -145,6 +149,51 @@ def _cifar_batch(path: Path) -> np.ndarray:
     if len(wrong):
         raise ValueError(f"data: {path}: expected labels in [0, 10), got {records[wrong[0], 0]} in record {wrong[0]}")
     return records
+
+
+def _idx(place: str, size: int | None) -> Data:
+    """A folder with the four files of MNIST, or of another set in that format; images of any height and width."""
+    folder = Path(place)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"data: expected a folder of idx files, got no folder {folder}")
+    train, test = (_idx_split(folder, part, size) for part in ("train", "test"))
+    classes = int(train.labels.max()) + 1
+    wrong = torch.nonzero(test.labels >= classes).flatten()
+    if len(wrong):
+        where, i = f"data: {idx.find(folder, 'test', 'labels')}", int(wrong[0])
+        expected = f"labels in [0, {classes}), as the training set has"
+        raise ValueError(f"{where}: expected {expected}, got {int(test.labels[i])} at image {i}")
+    if train.images.shape[1:] != test.images.shape[1:]:
+        expected, got = (" x ".join(map(str, split.images.shape[1:])) for split in (train, test))
+        where = f"data: {idx.find(folder, 'test', 'images')}"
+        raise ValueError(f"{where}: expected images of {expected}, as the training set has, got {got}")
+    return Data(f"idx:{folder}", train, test, [str(label) for label in range(classes)], "shift")
+
+
+def _idx_split(folder: Path, part: str, size: int | None) -> Split:
+    paths = [idx.find(folder, part, what) for what in ("images", "labels")]
+    images, labels = idx.read(paths[0], "images"), idx.read(paths[1], "labels")
+    if len(images) != len(labels):
+        expected = f"{len(images):,} labels, one for each image of {paths[0].name}"
+        raise ValueError(f"data: {paths[1]}: expected {expected}, got {len(labels):,}")
+    pixels = torch.from_numpy(images)
+    pixels = pixels.unsqueeze(1) if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    return Split(_resized(pixels, size), torch.from_numpy(labels).long())
+
+
+def _fashion_mnist(_: str, size: int | None) -> Data:
+    """60,000 + 10,000 grey images of 28x28."""
+    place = os.environ.get("FASHION_MNIST_DIR") or FASHION_DIR
+    if not Path(place).is_dir():
+        got = f"expected Fashion-MNIST, got no folder {place}"
+        ways = "apt-get install dataset-fashion-mnist, or set FASHION_MNIST_DIR to a folder with its four idx files"
+        raise FileNotFoundError(f"data: fashion-mnist: {got}: {ways}")
+    data = _idx(place, size)
+    if len(data.classes) != len(FASHION_CLASSES):
+        expected = f"Fashion-MNIST's {len(FASHION_CLASSES)} classes"
+        raise ValueError(f"data: fashion-mnist: {place}: expected {expected}, got {len(data.classes)}")
+    data.name, data.classes, data.augment = "fashion-mnist", FASHION_CLASSES, "shift+flip"
+    return data
 
 
 def _folder(place: str, size: int | None) -> Data:
@@ -217,8 +266,11 @@ def _resized(images: Tensor, size: int | None) -> Tensor:
     return large.round_().clamp_(0, 255).byte()
 
 
-LOADERS: dict[str, Callable[[str, int | None], Data]] = {"digits": _digits, "cifar10": _cifar10, "folder": _folder}
-KNOWN = ("digits", "cifar10:DIR", "folder:DIR")
+LOADERS: dict[str, Callable[[str, int | None], Data]] = {
+    "digits": _digits, "fashion-mnist": _fashion_mnist, "idx": _idx, "cifar10": _cifar10, "folder": _folder,
+}  # fmt: skip
+KNOWN = ("digits", "fashion-mnist", "idx:DIR", "cifar10:DIR", "folder:DIR")
+WITHOUT_PLACE = ("digits", "fashion-mnist")
 
 
 def train_batches(
