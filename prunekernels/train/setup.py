@@ -27,7 +27,11 @@ EVALUATED = 1024  # at most so many training images evaluate a method's masks
 
 def network(config: Config, data: Data, width: float | None = None) -> nn.Module:
     """Builds the plain network of a run, on its device. width None: that of config."""
-    model = build(config.arch, len(data.classes), width=width or config.width, in_channels=data.channels)
+    return placed(config, build(config.arch, len(data.classes), width=width or config.width, in_channels=data.channels))
+
+
+def placed(config: Config, model: nn.Module) -> nn.Module:
+    """Moves a plain network to the run's device, in the layout that suits it."""
     device = device_of(config)
     model = model.to(device)
     return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model  # type: ignore[call-overload]
