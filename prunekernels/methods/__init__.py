@@ -1,6 +1,6 @@
 """Pruning methods: what is pruned, when, and whether it may come back."""
 
-from . import criteria, schedules
+from . import criteria, presets, schedules
 from .base import Method
 from .centripetal import CSGD
 from .coarse import CoarsePruning
@@ -26,5 +26,6 @@ __all__ = [
     "Method",
     "PruneWhileTraining",
     "criteria",
+    "presets",
     "schedules",
 ]
