@@ -6,6 +6,7 @@ from .centripetal import CSGD
 from .coarse import CoarsePruning
 from .fpagl import FPAGL
 from .ghfp import GHFP
+from .norms import recalibrate_norms
 from .pgp import PGP, RPGP
 from .ranking import Counts
 from .soft import ASFP, ASRFP, SFP, SRFP
@@ -27,5 +28,6 @@ __all__ = [
     "PruneWhileTraining",
     "criteria",
     "presets",
+    "recalibrate_norms",
     "schedules",
 ]
