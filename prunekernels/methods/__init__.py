@@ -1,11 +1,12 @@
 """Pruning methods: what is pruned, when, and whether it may come back."""
 
-from . import criteria, schedules
+from . import criteria, presets, schedules
 from .base import Method
 from .centripetal import CSGD
 from .coarse import CoarsePruning
 from .fpagl import FPAGL
 from .ghfp import GHFP
+from .norms import recalibrate_norms
 from .pgp import PGP, RPGP
 from .ranking import Counts
 from .soft import ASFP, ASRFP, SFP, SRFP
@@ -26,5 +27,7 @@ __all__ = [
     "Method",
     "PruneWhileTraining",
     "criteria",
+    "presets",
+    "recalibrate_norms",
     "schedules",
 ]

@@ -103,7 +103,7 @@ def class_of(config: Config) -> type[Method] | None:
     known = known_methods()
     if config.method not in known:
         raise ValueError(f"train: method: expected one of {', '.join(known)}, got {config.method!r}")
-    if config.method == "none" and (config.duty is not None or config.options):
+    if config.method == "none" and (config.duty is not None or config.options or config.preset is not None):
         raise ValueError("train: method: expected one that prunes, as duty or its options are given, got 'none'")
     if config.measure and config.method != "pgp":
         raise ValueError(f"train: measure: expected the method pgp, got {config.method!r}")
@@ -122,12 +122,13 @@ def method_of(config: Config, model: nn.Module, optimizer: torch.optim.Optimizer
         "data": lambda: evaluation_batches(data),
     }  # fmt: skip
     given = {name: value for name, value in offered.items() if name in keywords}
-    keywords = [name for name in keywords if name != "mode"]  # config has that
+    keywords = [name for name in keywords if name not in ("mode", "preset")]  # config has those
     asked = config.options | ({} if config.duty is None else {"duty": config.duty})
     for name in asked:
         if name not in keywords:
             raise ValueError(f"train: {config.method}: expected options among {', '.join(keywords)}, got {name!r}")
     mode = "compacted" if config.mode == "compacted" else "masked"
+    asked["preset"] = config.preset
     return cls(model, optimizer, rate=config.rate, epochs=config.epochs, mode=mode, **(given | asked))
 
 

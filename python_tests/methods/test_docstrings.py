@@ -9,10 +9,10 @@ import torch
 
 import prunekernels as pk
 from prunekernels import methods
-from prunekernels.methods import criteria, schedules
+from prunekernels.methods import criteria, presets, schedules
 
 NAMES = {name: getattr(methods, name) for name in methods.__all__ if inspect.isclass(getattr(methods, name))}
-for module in (criteria, schedules):
+for module in (criteria, presets, schedules):
     own = {name: value for name, value in vars(module).items() if callable(value) and not name.startswith("_")}
     prefix = module.__name__.rpartition(".")[2]
     NAMES |= {f"{prefix}.{n}": v for n, v in own.items() if getattr(v, "__module__", "").startswith(module.__name__)}
