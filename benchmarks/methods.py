@@ -16,8 +16,8 @@ budget        with --budgets: half of the multiply-adds pruned instead of half o
 uniform       with --budgets: the rate of all layers that leaves as many multiply-adds
 sweep         with --sweep: other duties, and without clipping
 
-Accuracy is that of the whole test set, after the last epoch. Time is that of whole runs without evaluations; beside each
-run steps of plain dense networks are timed in each dtype and layout, and the fastest is what it is compared with.
+Accuracy is that of the whole test set, after the last epoch. Time is that of whole runs without evaluations. Beside
+each run steps of plain dense networks are timed in each dtype and layout; it is compared with the fastest of them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ from prunekernels.train.models import MODELS
 from trainings.report import trainings_report
 from trainings.rows import TrainingRow
 from trainings.run import Job, trained
-from trainings.spec import KINDS, METHODS, RATE, Asked, Setting, Spec
+from trainings.schedule import Asked
+from trainings.spec import KINDS, METHODS, RATE, Setting, Spec
 
 MODES = tuple(mode for mode in TRAIN_MODES if mode != "dense")
 ARCHS = ("resnet20", "vgg_small")
@@ -67,6 +68,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     add("--epochs", type=positive, help="default: 20 of digits, 8 of others")
     add("--train-images", type=positive, help="default: 20,000 of fashion-mnist, all of others")
+    note = "images held out of the training set, whose accuracy is told in place of the test set's; default: none"
+    add("--validation", type=int, default=0, help=note)
     add("--width", type=float, help="default: 1 for digits, 0.5 for others")
     add("--size", type=int, help="height and width of the images; default: what suits the data")
     add("--mode", choices=MODES, default="auto", help="how masked networks run; default: %(default)s")
@@ -104,7 +107,7 @@ def asked(args: argparse.Namespace) -> Asked:
 
 
 def setting_of(args: argparse.Namespace) -> Setting:
-    return Setting(args.data, args.train_images, args.size, args.width, args.mode, args.threads)
+    return Setting(args.data, args.train_images, args.validation, args.size, args.width, args.mode, args.threads)
 
 
 def job_of(spec: Spec, setting: Setting, rows: Sequence[TrainingRow]) -> Job:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -65,29 +65,33 @@ def shrunk_to(config: Config, data: Data, masks: Mapping[str, str]) -> nn.Module
     example = data.normalised(data.test.images[:2]).to(next(model.parameters()).device)
     with contextlib.redirect_stdout(io.StringIO()):
         small = pk.shrink(model.train(), example, form="graph")
-    return keep_zeros(small, lambda: with_new_weights(small))
+    return with_new_weights_but_zeros(small)
 
 
-def keep_zeros(small: nn.Module, change: Callable[[], object]) -> nn.Module:
-    """Changes a network; weights of its convolutions that are zero are so afterwards, and get no gradients."""
-    dead = {layer: layer.weight == 0 for layer in small.modules() if isinstance(layer, nn.Conv2d)}
-    change()
-    for layer, zeros in dead.items():
-        if bool(zeros.any()):
+def with_new_weights_but_zeros(small: nn.Module) -> nn.Module:
+    """Draws a network's weights anew, in place. Kernels of its convolutions that are zero are so afterwards, and get no
+    gradients."""
+    dead = {layer: _dead_kernels(layer.weight) for layer in small.modules() if isinstance(layer, nn.Conv2d)}
+    with_new_weights(small)
+    for layer, kernels in dead.items():
+        if bool(kernels.any()):
             with torch.no_grad():
-                layer.weight.masked_fill_(zeros, 0)
-            layer.weight.register_hook(lambda grad, zeros=zeros: grad.masked_fill(zeros, 0))
+                layer.weight.masked_fill_(kernels, 0)
+            layer.weight.register_hook(lambda grad, kernels=kernels: grad.masked_fill(kernels, 0))
     return small
 
 
 def key_of(small: nn.Module) -> str:
     """A name for an architecture: what two networks share that differ in the values of their weights alone. Masks that
     leave as many filters and kernels of each layer, but others, leave the same architecture."""
-    shapes = [f"{name.rpartition('.')[2]} {tuple(p.shape)} {_dead(p)}" for name, p in small.named_parameters()]
+    shapes = [
+        f"{name.rpartition('.')[2]} {tuple(p.shape)} {int(_dead_kernels(p).sum()) if p.dim() == 4 else 0}"
+        for name, p in small.named_parameters()
+    ]
     digest = hashlib.sha256("; ".join(shapes).encode()).hexdigest()[:8]
     return f"{sum(p.numel() for p in small.parameters())}-{digest}"
 
 
-def _dead(weight: Tensor) -> int:
-    """How many whole kernels of a convolution are zero."""
-    return int((weight == 0).flatten(2).all(2).sum()) if weight.dim() == 4 else 0
+def _dead_kernels(weight: Tensor) -> Tensor:
+    """Bool [K, C / groups, 1, 1]: the kernels of a convolution that are zero."""
+    return (weight == 0).all(3, keepdim=True).all(2, keepdim=True)

@@ -23,7 +23,8 @@ from prunekernels.train.config import Config
 from prunekernels.train.data import Data, load, steps_per_epoch
 from prunekernels.train.finalize import shrunk
 from prunekernels.train.loop import Trainer
-from trainings.architecture import key_of, live_counts, masks_of, shrunk_to
+from prunekernels.train.subsets import chosen
+from trainings.architecture import key_of, live_counts, masks_of, shrunk_to, with_new_weights_but_zeros
 from trainings.rows import TrainingRow
 from trainings.spec import Setting, Spec
 from trainings.yardstick import Yardstick
@@ -45,8 +46,9 @@ class Job:
 
 
 @cache
-def loaded(data: str, size: int | None) -> Data:
-    return load(data, size)
+def loaded(data: str, size: int | None, train_images: int | None, validation: int) -> Data:
+    """The data set, whose images a process reads and chooses once."""
+    return chosen(load(data, size), train_images, validation)
 
 
 @cache
@@ -67,8 +69,8 @@ def trained(job: Job) -> TrainingRow:
     pk.plan.clear()  # a run chooses its plans itself, and pays for it, whatever ran before it
     gc.collect()
     config = spec.config(setting)
-    data = loaded(setting.data, setting.size)
-    plain = Config(**{**config.as_dict(), "method": "none", "duty": None, "options": {}, "mode": "auto"})
+    data = loaded(setting.data, setting.size, setting.train_images, setting.validation)
+    plain = Spec(spec.arch, "dense", spec.seed, spec.epochs).config(setting)
     torch.manual_seed(spec.seed)
     model = shrunk_to(plain, data, job.masks) if spec.kind == "scratch" else None
     begun = time.perf_counter()
@@ -97,14 +99,11 @@ def _row(
             masks, counts = masks_of(run.model), live_counts(run.model)
         small = shrunk(run)[0]
         _check_agreement(run, small)
-    key = "" if spec.kind == "dense" else spec.key
-    if is_pruned:
-        rebuilt = shrunk_to(plain, data, masks)
-        key = key_of(rebuilt)
-        if [p.shape for p in rebuilt.parameters()] != [p.shape for p in small.parameters()]:
-            raise RuntimeError("architecture: expected the small network from its masks, got layers of other sizes")
+    key = "" if spec.kind == "dense" else key_of(small)
+    if spec.kind == "scratch" and key != spec.key:
+        raise RuntimeError(f"architecture: expected {spec.key} from the masks of the run that left it, got {key}")
     if spec.kind != "dense":
-        small_ms = yardstick.of_small(lambda: copy.deepcopy(rebuilt if is_pruned else run.model))
+        small_ms = yardstick.of_small(lambda: with_new_weights_but_zeros(copy.deepcopy(small)))
     image = data.normalised(data.test.images[:1])
     latency = {n: latencies({"small": small, "dense": dense}, image.expand(n, -1, -1, -1)) for n in (1, 64)}
     epoch_seconds = [row["seconds"] for row in run.history]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from harness.paired import Paired, paired
 from harness.report import text_table
@@ -100,7 +99,10 @@ def _summary(setting: Setting, here: Sequence[TrainingRow], rows: Sequence[Train
 
 def came_back_by_epoch(rows: Sequence[TrainingRow]) -> list[float | None]:
     """The mean over the seeds, for each epoch."""
-    by_epoch = [[share for share in shares if share is not None] for shares in zip(*(row.came_back for row in rows))]
+    by_epoch = [
+        [share for share in shares if share is not None]
+        for shares in zip(*(row.came_back for row in rows), strict=False)
+    ]
     return [statistics.mean(shares) if shares else None for shares in by_epoch]
 
 
@@ -183,7 +185,3 @@ def _over(s: Summary) -> dict[str, object]:
 def _by_epoch(s: Summary, epochs: int) -> dict[str, object]:
     padded = [*s.came_back_by_epoch, *[None] * epochs][:epochs]
     return _head(s) | {str(e): share for e, share in enumerate(padded, 1)}
-
-
-def as_dict(summary: Summary) -> dict[str, Any]:
-    return asdict(summary)

@@ -1,8 +1,8 @@
 """How fast the machine is while a run trains: steps of plain networks in each form, between the run's epochs.
 
 Machines are noisy and a table is made over hours, so that a dense training of another hour says little about this one.
-Each run therefore carries its own measure: medians of steps that were made beside it, outside of its clock. torch.compile
-is left out, since compiling takes longer than such a run.
+Each run therefore carries its own measure: medians of steps that were made beside it, outside of its clock.
+torch.compile is left out, since compiling takes longer than such a run.
 """
 
 from __future__ import annotations
