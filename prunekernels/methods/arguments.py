@@ -14,6 +14,7 @@ from ..nn.conv import MaskedConv2d
 from ..nn.copy_masks import matched_layers
 from ..nn.reparametrized import is_reparametrized
 from ..nn.sharding import check_whole
+from .phases import WAKES
 from .ranking import BUDGETS
 
 COUPLINGS = ("independent", "joint")
@@ -41,6 +42,7 @@ def check_options(
     round_to: object,
     steps_per_epoch: object,
     norms: object,
+    wake: object,
     clip: object,
     seed: object,
     example_input: object,
@@ -53,6 +55,7 @@ def check_options(
     for name, value in (("round_to", round_to), ("steps_per_epoch", steps_per_epoch)):
         expect(op, value is None or (isinstance(value, int) and value >= 1), name, "an integer from 1", value)
     expect(op, isinstance(norms, bool), "norms", "True or False", repr(norms))
+    expect(op, wake is None or wake in WAKES, "wake", f"one of {', '.join(WAKES)}", repr(wake))
     expect(op, clip is None or isinstance(clip, bool), "clip", "True, False or None", repr(clip))
     expect(op, isinstance(seed, int), "seed", "an integer", repr(seed))
     is_known = coupling == "independent" or example_input is not None

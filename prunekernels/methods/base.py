@@ -22,6 +22,7 @@ from .defaults import WithDefaults
 from .filter_states import FilterStates
 from .filter_tensors import FilterTensors
 from .first_pruning import FirstPruning
+from .phases import Phases
 from .ranking import Counts, Ranking, of_unit, pruned_counts
 from .running import Running
 
@@ -62,6 +63,8 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
         duty: The share of an epoch's steps in the dense phase. The sparse phase, in which soft-dead filters are masked,
             comes first, the dense phase, in which they train along, last. 1: only hard-dead filters are ever masked, as
             in the papers. 0: all dead filters always are. In the end all dead filters are hard-dead.
+        wake: "together": the dense phase is one. "in_turns": it is spread over the epoch, so that at any step another
+            small group of the soft-dead filters trains along, each for the share duty of the steps. None: "together".
         clip: Whether gradients of soft-dead filters are scaled down to the mean length of their layer's live ones:
             ours, not the papers'. Without it, a batch norm behind a filter of zeros makes its gradient so long that
             short trainings end at chance. None: where duty is below 1.
@@ -121,6 +124,7 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
         mode: str = "masked",
         norms: bool = True,
         duty: float = 1.0,
+        wake: str | None = None,
         clip: bool | None = None,
         steps_per_epoch: int | None = None,
         fine_tune: int | None = None,
@@ -133,15 +137,15 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
         op = type(self).__name__
         model = arguments.unwrapped(model)
         arguments.check_options(
-            op, rate=rate, duty=duty, coupling=coupling, budget=budget, round_to=round_to, norms=norms, clip=clip,
-            steps_per_epoch=steps_per_epoch, seed=seed, example_input=example_input,
+            op, rate=rate, duty=duty, coupling=coupling, budget=budget, round_to=round_to, norms=norms,
+            wake=wake, clip=clip, steps_per_epoch=steps_per_epoch, seed=seed, example_input=example_input,
         )  # fmt: skip
         optimizer = unwrap(op, optimizer, model)
         self.epochs = self._epochs_that_prune(epochs, fine_tune)
-        self.model, self.optimizer, self.rate, self.duty = model, optimizer, rate, duty
+        self.model, self.optimizer, self.rate = model, optimizer, rate
         self.round_to, self.budget, self.with_norms, self.preset = round_to, budget, norms, preset
         self.process_group = process_group
-        self.steps_per_epoch, self._fixed_steps = steps_per_epoch, steps_per_epoch is not None
+        self.phases, self._fixed_steps = Phases(duty, wake or "together", steps_per_epoch), steps_per_epoch is not None
         self.generator = torch.Generator().manual_seed(seed)
         self.epoch = self.steps = 0  # epochs that are over, steps of this one
         self.history: list[dict[str, Counts]] = []
@@ -239,7 +243,7 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
         self.steps += 1
         self._first = None
         found = self._find_norms()
-        if found or self.steps == self._sparse_steps():
+        if found or self.phases.at(self.steps) != self.phases.at(self.steps - 1):
             self._set_masks()
 
     def end_epoch(self) -> dict[str, Counts]:
@@ -257,7 +261,7 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
         self.epoch += 1
         steps = ranks.largest(self.steps, self._on_device, self.process_group)
         if not self._fixed_steps and steps:
-            self.steps_per_epoch = steps
+            self.phases.steps_per_epoch = steps
         self.steps = 0
         self.criterion.begin_epoch()
         self._set_masks()
@@ -288,7 +292,22 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
     @property
     def hides_soft(self) -> bool:
         """Whether soft-dead filters are masked at this step."""
-        return self.finished or self.steps < self._sparse_steps()
+        return self.finished or self.phases.wakes_none(self.steps)
+
+    @property
+    def phase(self) -> int:
+        """Which part of the epoch this step is in: masks are others where it is another."""
+        return self.phases.at(self.steps)
+
+    @property
+    def duty(self) -> float:
+        """The share of an epoch's steps in which a soft-dead filter trains along."""
+        return self.phases.duty
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Length of an epoch; None: not known yet."""
+        return self.phases.steps_per_epoch
 
     @property
     def units(self) -> list[Group]:
@@ -318,6 +337,7 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
         self.filters.dead = [r.first(d) for r, d in zip(rankings, dead, strict=True)]
         self.filters.hard = [r.first(h) for r, h in zip(rankings, hard, strict=True)]
         soft = self.filters.soft
+        self.phases.deal(soft, self.generator)
         for name in self.layers:
             self._zero(name, self._rows(newly_hard, name))
             rows = self._rows(soft, name)
@@ -345,17 +365,12 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
 
     # ---- masks
 
-    def _sparse_steps(self) -> float:
-        """How many steps the sparse phase at the start of an epoch has."""
-        if self.duty in (0, 1):
-            return torch.inf if self.duty == 0 else 0
-        if self.steps_per_epoch is None:
-            return 0
-        return self.steps_per_epoch - max(1, round(self.duty * self.steps_per_epoch))
-
     def _set_masks(self) -> None:
         self._leave()
-        hidden = self.filters.dead if self._masks_all or self.hides_soft else self.filters.hard
+        hidden = self.filters.dead
+        if not (self._masks_all or self.hides_soft):
+            awake = self.phases.awake(self.filters.soft, self.steps)
+            hidden = [dead & ~woken for dead, woken in zip(hidden, awake, strict=True)]
         live = {name: ~self.filters.of_layer(hidden, name) for name in self.layers}
         not_hard = {name: ~self.filters.of_layer(self.filters.hard, name) for name in self.layers}
         self.channel_masks.set_masks(live, not_hard, self.with_norms)
@@ -382,7 +397,7 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
         return self._identity() | {
             "epoch": self.epoch,
             "steps": self.steps,
-            "steps_per_epoch": self.steps_per_epoch,
+            **self.phases.state_dict(),
             "dead": [dead.clone() for dead in self.filters.dead],
             "hard": [hard.clone() for hard in self.filters.hard],
             "history": [{name: list(counts) for name, counts in epoch.items()} for epoch in self.history],
@@ -405,8 +420,7 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
             self._first.take_back(state_dict.get("checksums", {}), checksums(self.layers, self.optimizer))
             self._first = None
         self.epoch, self.steps = state_dict["epoch"], state_dict["steps"]
-        if not self._fixed_steps:
-            self.steps_per_epoch = state_dict["steps_per_epoch"]
+        self.phases.load_state_dict(state_dict, keeps_length=self._fixed_steps)
         self.filters.dead = [dead.cpu().clone() for dead in state_dict["dead"]]
         self.filters.hard = [hard.cpu().clone() for hard in state_dict["hard"]]
         self.history = [{name: Counts(*row) for name, row in epoch.items()} for epoch in state_dict["history"]]
