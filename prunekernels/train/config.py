@@ -15,6 +15,7 @@ from .models import MODELS
 
 MODES = ("auto", "masked", "live", "compacted", "dense")
 MODE_OF_GEAR = {"network": "live", "layer": "masked", "dense": "dense"}  # the setting was called gear before
+EVALUATE = ("each", "end")
 DUTY = 0.1  # of a method, unless set: soft-dead filters skip nine tenths of the steps
 OPEN: Any = None  # the default of a setting that a preset may decide, otherwise DEFAULTS
 DEFAULTS: dict[str, Any] = {
@@ -42,9 +43,12 @@ class Config:
         method: "none" or a method's name, as setup.known_methods has it.
         arch: Name of a network in models.MODELS.
         width: The share of every layer's filters that the network is built with.
-        data: "digits", "cifar10:DIR" or "folder:DIR".
+        data: "digits", "fashion-mnist", "idx:DIR", "cifar10:DIR" or "folder:DIR".
         size: Height and width that images are resized to. None: what suits the data.
         augment: One of data.AUGMENTS. None: what suits the data.
+        train_images: How many images of the training set to train on, the same for every seed. None: all.
+        validation: How many images of the training set are held out: each epoch is evaluated on them, and the test set
+            is used once, at the end.
         rate: The share of the filters that is pruned in the end.
         duty: See Method. None: DUTY where there is a method, 1 with a preset.
         preset: "paper": what is not given is the paper's, for the method and for the training (see
@@ -64,6 +68,7 @@ class Config:
         weight_decay: Of SGD.
         seed: Of weights, order of images and augmentation.
         amp: Whether to autocast to bfloat16.
+        evaluate: After which epochs the network is evaluated: "each", or "end", the last alone.
         deterministic: Whether every process with as many threads computes the same bits.
         device: A torch device. None: cuda where there is one.
         stop_after: The epoch to stop after, to resume later.
@@ -82,6 +87,8 @@ class Config:
     data: str = "digits"
     size: int | None = None
     augment: str | None = None
+    train_images: int | None = None
+    validation: int = 0
     rate: float = 0.5
     duty: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -97,6 +104,7 @@ class Config:
     weight_decay: float = OPEN
     seed: int = 0
     amp: bool = False
+    evaluate: str = "each"
     deterministic: bool = False
     device: str | None = None
     stop_after: int | None = None
@@ -123,6 +131,10 @@ class Config:
         self._number("epochs", "at least 1", lambda v: v >= 1)
         self._number("compile_after", "at least 0", lambda v: v >= 0)
         self._number("seed", "a number in [0, 2^32)", lambda v: 0 <= v < 2**32)  # times 1e6 it must be an int64
+        self._number("validation", "at least 0", lambda v: v >= 0)
+        if self.train_images is not None:
+            self._number("train_images", "at least 1", lambda v: v >= 1)
+        self._among("evaluate", EVALUATE)
         if self.augment is not None:
             self._among("augment", AUGMENTS)
         if self.duty is None and self.method != "none":

@@ -38,7 +38,7 @@ def train(given: Mapping[str, Any], *, resume: bool = False, overwrite: bool = F
         distributed.from_rank_0(lambda: _check_out(out, resume or overwrite))
         run = Trainer.resumed(out, given) if resume else Trainer(Config(**given))
         distributed.from_rank_0(lambda: _check_optional_deps(run.config))
-        beside = distributed.from_rank_0(lambda: _dense_history(run.config.beside))
+        beside = distributed.from_rank_0(lambda: _dense_history(run.config))
         run.run()
         run.modes.leave_ranks()
     if not is_first:
@@ -121,5 +121,14 @@ def _check_optional_deps(config: Config) -> None:
         need("onnxscript", "train: onnx")
 
 
-def _dense_history(place: str | None) -> list[dict[str, float]] | None:
-    return checkpoint.load(Path(place) / CHECKPOINT)["history"] if place is not None else None
+def _dense_history(config: Config) -> list[dict[str, float]] | None:
+    """The history of the run in config.beside, which was evaluated on the same images as this one."""
+    if config.beside is None:
+        return None
+    path = Path(config.beside) / CHECKPOINT
+    state = checkpoint.load(path)
+    held_out = state["config"].get("validation", 0)
+    if held_out != config.validation:
+        expected = f"a run with as many images held out for validation, {config.validation}"
+        raise ValueError(f"train: beside: expected {expected}, got {held_out} in {path}")
+    return state["history"]

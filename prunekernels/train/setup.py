@@ -22,7 +22,7 @@ from .config import Config
 from .data import Data, steps_per_epoch
 from .models import build
 
-EVALUATED = 1024  # at most so many training images evaluate a method's masks
+EVALUATED = 1024  # at most so many images evaluate a method's masks
 
 
 def network(config: Config, data: Data, width: float | None = None) -> nn.Module:
@@ -129,14 +129,14 @@ def method_of(config: Config, model: nn.Module, optimizer: torch.optim.Optimizer
 
 
 def evaluation_batches(data: Data) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches (x, y) for a method to evaluate masks on: from the training set; the test set is for the report alone.
+    """Batches (x, y) for a method to evaluate masks on: from the validation set if there is one, else from the training
+    set; the test set is for the report alone.
 
     Each rank has its share of them.
     """
-    chosen = slice(
-        None, None, -(-len(data.train) // EVALUATED)
-    )  # spread over the set, as a folder's images are sorted by class
-    images, labels = data.train.images[chosen], data.train.labels[chosen]
+    split = data.validation or data.train
+    chosen = slice(None, None, -(-len(split) // EVALUATED))  # spread over the set, as a folder's images are sorted
+    images, labels = split.images[chosen], split.labels[chosen]
     own = distributed.share(len(labels))
     images, labels = images[own], labels[own]
     for x, y in zip(images.split(256), labels.split(256), strict=True):
