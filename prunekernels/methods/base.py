@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from ..nn.copy_masks import copy_masks, matched_layers
 from ..optim.freezing import freeze_dead
 from ..optim.unwrap import unwrap
 from . import arguments, ranks
+from .budgeted import Budgeted
 from .channel_masks import ChannelMasks, NormFinder, units_of
 from .checkpoint import check_identity, checksums, dead_values_of, put_back_dead_values
 from .clip import SoftClip
@@ -23,11 +24,11 @@ from .filter_states import FilterStates
 from .filter_tensors import FilterTensors
 from .first_pruning import FirstPruning
 from .phases import Phases
-from .ranking import Counts, Ranking, of_unit, pruned_counts
+from .ranking import Counts, Ranking, of_unit
 from .running import Running
 
 
-class Method(Running, FilterTensors, metaclass=WithDefaults):
+class Method(Running, Budgeted, FilterTensors, metaclass=WithDefaults):
     """Base of all methods: ranks the filters after each epoch, prunes the weakest and masks them.
 
     A training loop calls `step` after each optimizer.step() and `end_epoch` after each epoch. After the last epoch what
@@ -52,7 +53,12 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
         coupling: "independent": each layer is pruned by itself. "joint" (needs example_input): filters that meet in an
             add are pruned together, by the mean of their scores, each over its layer's mean.
         budget: "layer": the same share of each layer. "global": that share of all filters together, by their scores
-            over their layer's mean score.
+            over their layer's mean score. "flops" (needs example_input): in that order, as many filters as save that
+            share of the network's multiply-adds.
+        rates: By name or pattern of names ("stage1.*"), a rate for these layers; the last pattern that matches counts.
+            The other layers have `rate`, or meet the budget of all.
+        floor: The smallest share of a layer's filters that stays with budget "global" or "flops", unless rates has the
+            layer. None: 0 with "global", 0.1 with "flops".
         example_input: What the model takes (see Example). From it the graph tells which norms and inputs belong to a
             filter's channel; without it, the first forward pass tells which norms do (not of a compiled model).
         mode: "masked": the network trains as it is, in masked or live mode. "compacted" (needs example_input): while
@@ -120,6 +126,8 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
         round_to: int = 1,
         coupling: str = "independent",
         budget: str = "layer",
+        rates: Mapping[str, float] | None = None,
+        floor: float | None = None,
         example_input: Any = None,
         mode: str = "masked",
         norms: bool = True,
@@ -137,7 +145,7 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
         op = type(self).__name__
         model = arguments.unwrapped(model)
         arguments.check_options(
-            op, rate=rate, duty=duty, coupling=coupling, budget=budget, round_to=round_to, norms=norms,
+            op, rate=rate, duty=duty, coupling=coupling, budget=budget, floor=floor, round_to=round_to, norms=norms,
             wake=wake, clip=clip, steps_per_epoch=steps_per_epoch, seed=seed, example_input=example_input,
         )  # fmt: skip
         optimizer = unwrap(op, optimizer, model)
@@ -160,6 +168,7 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
         names = {name for unit in units for name in unit.layers}
         self.layers = {name: layer for name, layer in masked.items() if name in names}
         arguments.check_optimizer(op, optimizer, self.layers, self.left_out)
+        self._start_budget(units, budget, rates, floor, round_to, example_input)
         self.followers = arguments.checked_followers(op, model, followers)
         self._finder: NormFinder | None = None
         self._masks_all = False
@@ -329,8 +338,7 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
         """Ranks, decides what is dead and hard-dead, and changes the weights of both."""
         rankings = self._rankings()
         gone = [ranking.hard for ranking in rankings]
-        dead = pruned_counts(rankings, (self.pruned_share(epoch),), self.budget, self.round_to)
-        dead = list(map(max, dead, gone))
+        dead = list(map(max, self._counts(rankings, epoch), gone))
         hard = dead if epoch + 1 >= self.epochs else self.hard_counts(epoch, rankings, dead)
         hard = [min(d, max(h, g)) for d, h, g in zip(dead, hard, gone, strict=True)]
         newly_hard = [r.first(h) & ~was for r, h, was in zip(rankings, hard, self.filters.hard, strict=True)]
