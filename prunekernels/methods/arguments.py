@@ -83,6 +83,14 @@ def epochs_that_prune(op: str, epochs: int, fine_tune: int | None, default: Call
     return epochs - fine_tune
 
 
+def warm_up_epochs(op: str, warm_up: int | None, epochs: int) -> int:
+    """The epochs before the first pruning, fewer than those that prune. None: 0."""
+    warm_up = 0 if warm_up is None else warm_up
+    is_less = isinstance(warm_up, int) and 0 <= warm_up < epochs
+    expect(op, is_less, "warm_up", f"fewer than the {epochs} epochs before fine tuning", warm_up)
+    return warm_up
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The network itself, where it is in DistributedDataParallel or DataParallel: layers keep their names."""
     while isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):

@@ -26,6 +26,7 @@ from .first_pruning import FirstPruning
 from .phases import Phases
 from .ranking import Counts, Ranking, of_unit
 from .running import Running
+from .schedules import Schedule
 
 
 class Method(Running, Budgeted, FilterTensors, metaclass=WithDefaults):
@@ -76,6 +77,8 @@ class Method(Running, Budgeted, FilterTensors, metaclass=WithDefaults):
             short trainings end at chance. None: where duty is below 1.
         steps_per_epoch: Length of an epoch, which a duty between 0 and 1 needs. None: that of the last epoch; the first
             one is then all dense.
+        warm_up: How many epochs train before the first pruning, where the method has a schedule over the epochs: that
+            runs over the others. None: the method's own, 0 in the papers.
         fine_tune: How many of the epochs, at the end, only train what is left. None: the method's own, 0 but for PGP.
         preset: "paper": what is not given is the paper's, with duty 1 (see presets.PAPER). None: the paper's where duty
             is 1; below, the best values that we found (see `tuned`).
@@ -135,6 +138,7 @@ class Method(Running, Budgeted, FilterTensors, metaclass=WithDefaults):
         wake: str | None = None,
         clip: bool | None = None,
         steps_per_epoch: int | None = None,
+        warm_up: int | None = None,
         fine_tune: int | None = None,
         preset: str | None = None,
         seed: int = 0,
@@ -150,6 +154,7 @@ class Method(Running, Budgeted, FilterTensors, metaclass=WithDefaults):
         )  # fmt: skip
         optimizer = unwrap(op, optimizer, model)
         self.epochs = self._epochs_that_prune(epochs, fine_tune)
+        self.warm_up = arguments.warm_up_epochs(op, warm_up, self.epochs)
         self.model, self.optimizer, self.rate = model, optimizer, rate
         self.round_to, self.budget, self.with_norms, self.preset = round_to, budget, norms, preset
         self.process_group = process_group
@@ -190,7 +195,7 @@ class Method(Running, Budgeted, FilterTensors, metaclass=WithDefaults):
         self.criterion.begin_epoch()
         if self.with_norms and self.channel_masks.norms is None:
             self._finder = NormFinder(self.model)
-        if is_new and self.prunes_first and not self.criterion.needs_steps:
+        if is_new and self.prunes_first and not self.warm_up and not self.criterion.needs_steps:
             self._prune_first()
         elif is_new:
             self._set_masks()
@@ -198,6 +203,10 @@ class Method(Running, Budgeted, FilterTensors, metaclass=WithDefaults):
     def _epochs_that_prune(self, epochs: int, fine_tune: int | None) -> int:
         """The epochs before those that only train; a subclass may ask before its own __init__ is through."""
         return arguments.epochs_that_prune(type(self).__name__, epochs, fine_tune, self.default_fine_tune)
+
+    def _scheduled(self, schedule: Schedule, final: float, epoch: int) -> float:
+        """A schedule's value at the end of an epoch, over the epochs that prune after warm_up; 0 before."""
+        return schedule(final, epoch - self.warm_up, self.epochs - self.warm_up) if epoch + 1 >= self.warm_up else 0.0
 
     def _expect(self, holds: bool, argument: str, expected: str, got: object) -> None:
         arguments.expect(type(self).__name__, holds, argument, expected, got)

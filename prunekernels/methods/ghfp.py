@@ -69,7 +69,7 @@ class GHFP(SFP):
         super().__init__(model, optimizer, rate, epochs, **options)
 
     def hard_counts(self, epoch: int, rankings: list[Ranking], dead: list[int]) -> list[int]:
-        return self._counts(rankings, epoch, self.hard_schedule(1.0, epoch, self.epochs))
+        return self._counts(rankings, epoch, self._scheduled(self.hard_schedule, 1.0, epoch))
 
 
 def _fixed(value: float, final: float, epoch: int, epochs: int) -> float:
