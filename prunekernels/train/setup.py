@@ -121,6 +121,8 @@ def method_of(config: Config, model: nn.Module, optimizer: torch.optim.Optimizer
         "example_input": data.normalised(data.test.images[:2]).to(device_of(config)),
         "data": lambda: evaluation_batches(data),
     }  # fmt: skip
+    if config.preset is None and config.duty != 1:
+        offered["coupling"] = "joint"  # where channels meet in adds, only those that are dead everywhere save work
     given = {name: value for name, value in offered.items() if name in keywords}
     keywords = [name for name in keywords if name not in ("mode", "preset")]  # config has those
     asked = config.options | ({} if config.duty is None else {"duty": config.duty})
