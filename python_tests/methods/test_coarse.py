@@ -9,7 +9,7 @@ from torch import nn
 
 import prunekernels as pk
 from cases.methods import batches, chain, convs, momentum, norms, residual, sgd, train, train_epoch
-from prunekernels.methods import CoarsePruning, coarse
+from prunekernels.methods import CoarsePruning, trials
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(3))
 HELD_OUT = list(batches(99, steps=3))
@@ -128,7 +128,7 @@ def test_a_trained_network_is_pruned_at_once():
 
 @pytest.mark.parametrize("parts", [1, 3])
 def test_the_data_is_gone_through_once_for_all_masks(parts, monkeypatch):
-    monkeypatch.setattr(coarse, "PART_BYTES", 1 if parts == 3 else 1 << 20)
+    monkeypatch.setattr(trials, "PART_BYTES", 1 if parts == 3 else 1 << 20)
     loaded = []
 
     def data():
