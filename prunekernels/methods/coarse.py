@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +21,9 @@ from .arguments import is_share
 from .base import Method
 from .channel_masks import find_norms
 from .ranking import Ranking, pruned_count, pruned_counts
-from .trials import Batches, Trials
+from .trials import Batches, Trials, batch_statistics
+
+STATISTICS = ("stored", "batch")  # of norms, while masks are tried
 
 
 class Kernels(NamedTuple):
@@ -67,6 +69,9 @@ class CoarsePruning(Method):
         halving: Whether all masks are tried on a few images only, the half with the fewest errors on twice as many, and
             so on, and the last few on all of data. False: all masks on all of it, as in the paper. None: where duty is
             below 1.
+        statistics: What batch norms go by while masks are tried: "stored", their running statistics, as in the paper,
+            or "batch", those of the images at hand. Those that are stored are of the whole network: without half of its
+            filters it answers at chance by them. None: "batch" where duty is below 1.
 
     Attributes:
         error_rates: By pruning (and layer, if layerwise), the share of errors under each mask that was drawn.
@@ -97,11 +102,10 @@ class CoarsePruning(Method):
         block: Sequence[int] = (1, 1),
         layerwise: bool = False,
         halving: bool | None = None,
+        statistics: str | None = None,
         **options: Any,
     ) -> None:
         total = self._epochs_that_prune(epochs, options.get("fine_tune"))
-        duty = options.get("duty", 1.0)
-        is_tuned = is_share(duty) and duty < 1
         self.start = total // 3 - 1 if start is None else start
         self.kernel_start = self.start + (total - self.start) // 2 if kernel_start is None else kernel_start
         self.kernel_rate = rate if kernel_rate is None else kernel_rate
@@ -118,11 +122,17 @@ class CoarsePruning(Method):
         )
         self._expect(holds, "block", "two integers from 1", block)
         self._expect(halving in (None, True, False), "halving", "True, False or None", repr(halving))
+        holds, expected = statistics in (None, *STATISTICS), f"one of {', '.join(STATISTICS)}"
+        self._expect(holds, "statistics", expected, repr(statistics))
         self.data, self.masks, self.block, self.layerwise = data, masks, tuple(block), layerwise
-        self.halving = is_tuned if halving is None else halving
+        self.halving, self.statistics = bool(halving), statistics or STATISTICS[0]
         self.error_rates: list[list[float]] = []
         self.tried_on: list[list[int]] = []
         super().__init__(model, optimizer, rate, epochs, **options)
+
+    @classmethod
+    def tuned(cls, epochs: int) -> dict[str, Any]:
+        return super().tuned(epochs) | {"halving": True, "statistics": "batch"}
 
     def _begin(self, is_new: bool) -> None:
         super()._begin(is_new)
@@ -268,7 +278,7 @@ class CoarsePruning(Method):
         if not is_live:
             flow(self.model)
         try:
-            with plan.measure(False):
+            with plan.measure(False), batch_statistics(self.model) if self.statistics == "batch" else nullcontext():
                 yield
         finally:
             if not is_live:

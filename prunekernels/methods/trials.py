@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import ranks
 from .arguments import expect
@@ -18,6 +19,7 @@ FIRST = 32  # images that halving tries all candidates on, at least
 FINALISTS = 4  # candidates that halving tries on all images, at most
 CHUNKS = {"cpu": 64}  # images a pass in halving, by device: on a CPU what a layer makes of more leaves the cache
 CHUNK = 1024  # on other devices
+RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class Result(NamedTuple):
@@ -135,6 +137,26 @@ class Trials:
         return left
 
 
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Within the block batch norms use the statistics of their input; afterwards those that they store are as before.
+
+    Norms that share statistics among ranks are left alone: ranks may try different numbers of batches.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in norms if m.track_running_stats and not isinstance(m, nn.SyncBatchNorm)]
+    stored = [{name: b.clone() for name, b in m.named_buffers(recurse=False) if name in RUNNING} for m in norms]
+    for norm in norms:
+        norm.training = True
+    try:
+        yield
+    finally:
+        for norm, before in zip(norms, stored, strict=True):
+            norm.training = False
+            for name, value in before.items():
+                getattr(norm, name).copy_(value)
+
+
 class _Mixed:
     """Images and labels in an order that mixes batches, as one class may follow another in them."""
 
@@ -156,8 +178,10 @@ class _Mixed:
         taken: list[Batch] = []
         for x, y in self.blocks:
             rows = slice(round(begin * len(x)), round(end * len(x)))
-            taken += zip(x[rows].split(self.chunk), y[rows].split(self.chunk), strict=True)
-        return [(x, y) for x, y in taken if len(x)]
+            count = -(-len(x[rows]) // self.chunk)  # even sizes: of a single image a norm knows little
+            if count:
+                taken += zip(x[rows].tensor_split(count), y[rows].tensor_split(count), strict=True)
+        return taken
 
 
 def _shares(candidates: int, images: int) -> list[float]:
