@@ -186,7 +186,7 @@ class CSGD(Method):
             row_of = {int(channel): row for row, channel in enumerate(group.filters[nearest])}
             rows = torch.tensor([row_of[int(channel)] for channel in channels])
             weight = self.layers[nearest].weight.detach().cpu()[rows]
-            pruned = min(pruned_count(len(rows), self.rate), len(rows) - 1)
+            pruned = min(pruned_count(len(rows), self.rates.get(nearest, self.rate)), len(rows) - 1)
             count = len(rows) - rounded(len(rows), pruned, self.round_to)
             ids = self.clustering(weight, count, self.generator)
             is_right = ids.shape == rows.shape and len(ids.unique()) == count

@@ -20,7 +20,7 @@ from . import ranks
 from .arguments import is_share
 from .base import Method
 from .channel_masks import find_norms
-from .ranking import Ranking, pruned_count, pruned_counts
+from .ranking import Ranking, pruned_count
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 PART_BYTES = 64 << 20  # of images, on the device at a time, while all masks are tried on them
@@ -122,7 +122,7 @@ class CoarsePruning(Method):
 
     @torch.no_grad()
     def _prune(self, epoch: int) -> None:
-        if epoch == self.start and self.rate:
+        if epoch == self.start and (self.rate or any(self.rates.values())):
             self._prune_filters()
         if epoch == self.kernel_start and self.kernel_rate:
             self._prune_kernels()
@@ -144,7 +144,7 @@ class CoarsePruning(Method):
         for unit, hard in zip(self.units, self.filters.hard, strict=True):
             scores = torch.rand(unit.width, generator=generator, dtype=torch.float64)
             rankings.append(Ranking.of(scores, hard, hard, list(unit.filters.values())))
-        amounts = pruned_counts(rankings, (self.rate,), self.budget, self.round_to)
+        amounts = self._counts(rankings, self.start)
         return [ranking.first(amount) for ranking, amount in zip(rankings, amounts, strict=True)]
 
     def _try_filters(self, dead: list[Tensor]) -> None:
