@@ -121,11 +121,11 @@ def check_optimizer(
     expect(op, bool(layers), "model", "some layers left to prune", f"none: {reasons}")
 
 
-def full_signature(cls: type, parent: type) -> inspect.Signature:
+def full_signature(cls: type, parent: type | None) -> inspect.Signature:
     """The constructor's signature, with **options replaced by the keywords that the parent class takes."""
-    own = list(inspect.signature(vars(cls).get("__init__", parent.__init__)).parameters.values())[1:]  # type: ignore[misc]
+    own = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
     named = [p for p in own if p.kind is not p.VAR_KEYWORD]
-    if len(named) == len(own):
+    if len(named) == len(own) or parent is None:
         return inspect.Signature(own)
     known = {p.name for p in named}
     more = [p for p in inspect.signature(parent).parameters.values() if p.kind is p.KEYWORD_ONLY]

@@ -18,6 +18,7 @@ from .channel_masks import ChannelMasks, NormFinder, units_of
 from .checkpoint import check_identity, checksums, dead_values_of, put_back_dead_values
 from .clip import SoftClip
 from .criteria import make_criterion
+from .defaults import WithDefaults
 from .filter_states import FilterStates
 from .filter_tensors import FilterTensors
 from .first_pruning import FirstPruning
@@ -25,7 +26,7 @@ from .ranking import Counts, Ranking, of_unit, pruned_counts
 from .running import Running
 
 
-class Method(Running, FilterTensors):
+class Method(Running, FilterTensors, metaclass=WithDefaults):
     """Base of all methods: ranks the filters after each epoch, prunes the weakest and masks them.
 
     A training loop calls `step` after each optimizer.step() and `end_epoch` after each epoch. After the last epoch what
@@ -33,7 +34,8 @@ class Method(Running, FilterTensors):
     moves nor loses its momentum. To resume, load network, optimizer and method in any order, before or after the method
     is made: what SFP and its subclasses prune before the first epoch is taken back where a state is loaded.
 
-    A new method overrides `pruned_share`, and where it differs `hard_counts`, `soften` and `default_fine_tune`.
+    A new method overrides `pruned_share`, and where it differs `hard_counts`, `soften`, `default_fine_tune` and
+    `tuned`.
 
     Args:
         model: A network with masked layers (see pk.convert).
@@ -66,6 +68,8 @@ class Method(Running, FilterTensors):
         steps_per_epoch: Length of an epoch, which a duty between 0 and 1 needs. None: that of the last epoch; the first
             one is then all dense.
         fine_tune: How many of the epochs, at the end, only train what is left. None: the method's own, 0 but for PGP.
+        preset: "paper": what is not given is the paper's, with duty 1 (see presets.PAPER). None: the paper's where duty
+            is 1; below, the best values that we found (see `tuned`).
         seed: Of the random generator.
         process_group: The ranks that decide together, where torch.distributed is initialized: scores are means over
             them, so that masks stay the same on all. Each makes the method, steps it and ends its epochs. None: the
@@ -100,11 +104,6 @@ class Method(Running, FilterTensors):
     prunes_first = False  # whether to prune once before the first epoch
     default_criterion: ClassVar[Any] = "l2"
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        parent = next(c for c in cls.__mro__[1:] if issubclass(c, Method))
-        cls.__signature__ = arguments.full_signature(cls, parent)  # type: ignore[attr-defined]
-
     def __init__(
         self,
         model: nn.Module,
@@ -125,6 +124,7 @@ class Method(Running, FilterTensors):
         clip: bool | None = None,
         steps_per_epoch: int | None = None,
         fine_tune: int | None = None,
+        preset: str | None = None,
         seed: int = 0,
         process_group: Any = None,
         followers: Sequence[Any] = (),
@@ -139,7 +139,7 @@ class Method(Running, FilterTensors):
         optimizer = unwrap(op, optimizer, model)
         self.epochs = self._epochs_that_prune(epochs, fine_tune)
         self.model, self.optimizer, self.rate, self.duty = model, optimizer, rate, duty
-        self.round_to, self.budget, self.with_norms = round_to, budget, norms
+        self.round_to, self.budget, self.with_norms, self.preset = round_to, budget, norms, preset
         self.process_group = process_group
         self.steps_per_epoch, self._fixed_steps = steps_per_epoch, steps_per_epoch is not None
         self.generator = torch.Generator().manual_seed(seed)
@@ -195,6 +195,15 @@ class Method(Running, FilterTensors):
     def default_fine_tune(epochs: int) -> int:
         """Returns how many of the epochs, at the end, only train."""
         return 0
+
+    @classmethod
+    def tuned(cls, epochs: int) -> dict[str, Any]:
+        """Returns the keywords that apply where duty is below 1 and the caller leaves them open (None).
+
+        Args:
+            epochs: How many epochs the training has.
+        """
+        return {}
 
     def pruned_share(self, epoch: int) -> float:
         """Returns the share of filters that is dead from the end of this epoch on; epoch -1: before the first."""

@@ -1,0 +1,74 @@
+"""What keywords are where the caller leaves them open."""
+
+import abc
+import inspect
+
+import pytest
+
+from cases.methods import chain, sgd
+from prunekernels.methods import GHFP, PGP, SFP, Method
+
+
+class Tuned(GHFP):
+    """Tells what its constructor got."""
+
+    @classmethod
+    def tuned(cls, epochs):
+        return super().tuned(epochs) | {"fine_tune": epochs // 4, "alpha": 0.25, "clip": False}
+
+
+def made(cls=Tuned, *args, **options):
+    net = chain()
+    return cls(net, sgd(net), *args, **options)
+
+
+def found(method):
+    return method.epochs, method.alpha, method.clip is not None
+
+
+def test_below_duty_1_the_tuned_values_apply():
+    assert found(made(epochs=8, duty=0.5)) == (6, 0.25, False)
+    assert found(made(Tuned, 0.5, 12, duty=0)) == (9, 0.25, False)
+    assert found(made(epochs=8, duty=0.5, alpha=None)) == (6, 0.25, False)
+
+
+def test_at_duty_1_the_papers_apply():
+    assert found(made(epochs=8)) == found(made(epochs=8, duty=1)) == (8, 0.0, False)
+
+
+def test_what_is_given_stays():
+    assert found(made(epochs=8, duty=0.5, fine_tune=1, alpha=0.0, clip=True)) == (7, 0.0, True)
+
+
+def test_a_preset_stands_for_the_paper_whatever_the_duty():
+    method = made(epochs=8, preset="paper")
+    assert (*found(method), method.duty, method.preset) == (8, 0.0, False, 1, "paper")
+    method = made(epochs=8, duty=0.5, preset="paper")
+    assert (*found(method), method.duty) == (8, 0.0, False, 0.5)
+    assert made(PGP, epochs=9, preset="paper").epochs == 3  # its own fine_tune
+
+
+@pytest.mark.parametrize("options", [{"epochs": 0}, {"epochs": "x"}, {"duty": "x"}, {"duty": 2}])
+def test_wrong_values_reach_the_constructors_check(options):
+    with pytest.raises(ValueError, match=f"Tuned: {next(iter(options))}: expected"):
+        made(**{"epochs": 4, "duty": 0.5, **options})
+
+
+def test_unknown_keywords_are_refused_by_the_constructor():
+    with pytest.raises(TypeError, match="fine_tuning"):
+        made(epochs=4, duty=0.5, fine_tuning=1)
+
+
+def test_an_unknown_preset():
+    with pytest.raises(ValueError, match="SFP: preset: expected paper or None, got 'mine'"):
+        made(SFP, epochs=4, preset="mine")
+
+
+def test_a_class_may_have_abstract_parents_and_a_signature_of_its_own():
+    class Mine(SFP, abc.ABC):
+        def __init__(self, model, optimizer):
+            super().__init__(model, optimizer, 0.5, 4, duty=0.5)
+
+    assert list(inspect.signature(Mine).parameters) == ["model", "optimizer"]
+    assert made(Mine).duty == 0.5
+    assert "preset" in inspect.signature(Method).parameters
