@@ -12,6 +12,7 @@ sys.path.append(str(ROOT / "examples"))
 import detect_fashion
 from fashion.boxes import average_precision, iou, mean_average_precision, suppress
 from fashion.canvases import SIDE, Canvases, boxes_around, draw
+
 from prunekernels.train.data import Split
 
 A, B, C, ELSEWHERE = [0.0, 0, 10, 10], [20.0, 0, 30, 10], [0.0, 20, 10, 30], [40.0, 40, 50, 50]
@@ -136,7 +137,9 @@ def test_the_loss_of_a_perfect_detector_is_that_of_the_cells_it_leaves_out():
 
 def test_detect_gives_one_box_for_one_object():
     box = [10.0, 12, 42, 44]
-    ((boxes, labels, scores),) = detect_fashion.detect(lambda images: perfect_outputs(box, 7), torch.zeros(1, 1, 64, 64))
+    ((boxes, labels, scores),) = detect_fashion.detect(
+        lambda images: perfect_outputs(box, 7), torch.zeros(1, 1, 64, 64)
+    )
     sure = scores > 0.5
     assert boxes[sure].tolist() == [box] and labels[sure].tolist() == [7]
 
