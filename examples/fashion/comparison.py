@@ -74,7 +74,8 @@ def compare(given: argparse.Namespace, doc: str, measure: str, rows_of: Callable
         rows_of: From a seed, its trainings, among them "dense", "scratch" and "PGP".
     """
     torch.set_num_threads(given.threads)
-    rows = _stored(given.json)
+    settings = {name: value for name, value in vars(given).items() if name not in ("json", "md", "seeds", "threads")}
+    rows = _stored(given.json, settings)
     for seed in given.seeds:
         if any(row.seed == seed for row in rows):
             continue
@@ -82,9 +83,12 @@ def compare(given: argparse.Namespace, doc: str, measure: str, rows_of: Callable
         for made in rows_of(seed):
             new.append(made)
             print(f"seed {seed}: {made.run}: {measure} {made.score:.2f}, {made.seconds:.1f} s", flush=True)
-        rows = [*(_stored(given.json) or rows), *new]  # the file: another process may have added seeds
+        rows = [*(_stored(given.json, settings) or rows), *new]  # the file: another process may have added seeds
         if given.json:
-            results = {"header": header(), "measure": measure, "rows": [asdict(row) for row in rows]}
+            results = {
+                "header": header(), "settings": settings, "measure": measure, "summary": summary(rows),
+                "rows": [asdict(row) for row in rows],
+            }  # fmt: skip
             given.json.write_text(json.dumps(results, indent=1) + "\n")
     text = f"{table(rows, measure)}\n\n{by_seed(rows)}"
     print(text)
@@ -95,21 +99,28 @@ def compare(given: argparse.Namespace, doc: str, measure: str, rows_of: Callable
     return rows
 
 
-def _stored(path: Path | None) -> list[Row]:
+def _stored(path: Path | None, settings: dict[str, Any]) -> list[Row]:
     if path is None or not path.exists():
         return []
-    return [Row(**row) for row in json.loads(path.read_text())["rows"]]
+    found = json.loads(path.read_text())
+    if found["settings"] != settings:
+        raise ValueError(f"--json: {path}: expected results of {settings}, got {found['settings']}: take another file")
+    return [Row(**row) for row in found["rows"]]
+
+
+def summary(rows: list[Row]) -> list[dict[str, Any]]:
+    """Means over the seeds, times and sizes over the dense training. spread: the best seed less the worst."""
+    runs = {name: [row for row in rows if row.run == name] for name in dict.fromkeys(row.run for row in rows)}
+    found = []
+    for name, own in runs.items():
+        scores = [row.score for row in own]
+        shares = {of: _mean(own, of) / _mean(runs["dense"], of) for of in ("seconds", "multiply_adds", "parameters")}
+        found.append({"run": name, "score": statistics.mean(scores), "spread": max(scores) - min(scores), **shares})
+    return found
 
 
 def table(rows: list[Row], measure: str) -> str:
-    """Means over the seeds; the last three columns over the dense training. spread: the best seed less the worst."""
-    runs = {name: [row for row in rows if row.run == name] for name in dict.fromkeys(row.run for row in rows)}
-    cells = []
-    for name, own in runs.items():
-        scores = [row.score for row in own]
-        shares = [_mean(own, of) / _mean(runs["dense"], of) for of in ("seconds", "multiply_adds", "parameters")]
-        spread = max(scores) - min(scores)
-        cells.append([name, f"{statistics.mean(scores):.2f}", f"{spread:.2f}", *(f"{share:.2f}" for share in shares)])
+    cells = [[name, *(f"{value:.2f}" for value in values)] for name, *values in map(dict.values, summary(rows))]
     return markdown(["training", measure, "spread", "time", "multiply-adds", "parameters"], cells)
 
 

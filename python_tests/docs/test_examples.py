@@ -101,6 +101,8 @@ def test_pgp_on_other_tasks(name, tmp_path, capsys):
     printed = capsys.readouterr().out
     again = load(name).main([*command, "3"])  # from the file
     assert again == rows and "shrink" in printed and "shrink" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--json: .*expected results of .*'rate': 0.3.*take another file"):
+        load(name).main([*command, "4", "--rate", "0.3"])
     stored = json.loads(files[0].read_text())
     assert len(stored["rows"]) == len(rows) and {"command", "commit", "cpu", "torch"} <= set(stored["header"])
     assert "| PGP | " in files[1].read_text() and "PGP over scratch: " in files[1].read_text()
