@@ -34,7 +34,7 @@ class Detector(nn.Module):
     The backbone's maps of 16x16 and 8x8 meet in the neck, where the coarse one is added to the fine one.
     """
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(self, width: int = 24) -> None:
         super().__init__()
         self.fine = nn.Sequential(
             block(1, width, stride=2), block(width, 2 * width, stride=2), block(2 * width, 2 * width)
@@ -148,7 +148,7 @@ def precision(model: nn.Module, canvases: Canvases) -> float:
 
 def main(arguments: list[str] | None = None) -> list[Row]:
     arguments_of = parser(__doc__, epochs=8)
-    arguments_of.add_argument("--canvases", type=int, default=4000, help="an epoch")
+    arguments_of.add_argument("--canvases", type=int, default=3000, help="an epoch")
     arguments_of.add_argument("--batch", type=int, default=32)
     given = arguments_of.parse_args(arguments)
     if given.tiny:
