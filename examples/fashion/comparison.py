@@ -83,13 +83,10 @@ def compare(given: argparse.Namespace, doc: str, measure: str, rows_of: Callable
         for made in rows_of(seed):
             new.append(made)
             print(f"seed {seed}: {made.run}: {measure} {made.score:.2f}, {made.seconds:.1f} s", flush=True)
-        rows = [*(_stored(given.json, settings) or rows), *new]  # the file: another process may have added seeds
-        if given.json:
-            results = {
-                "header": header(), "settings": settings, "measure": measure, "summary": summary(rows),
-                "rows": [asdict(row) for row in rows],
-            }  # fmt: skip
-            given.json.write_text(json.dumps(results, indent=1) + "\n")
+        known = _stored(given.json, settings) or rows  # the file: another process may have added seeds
+        rows = sorted([*known, *new], key=lambda row: row.seed)
+        _write(given.json, settings, measure, rows)
+    _write(given.json, settings, measure, rows)
     text = f"{table(rows, measure)}\n\n{by_seed(rows)}"
     print(text)
     if given.md:
@@ -106,6 +103,12 @@ def _stored(path: Path | None, settings: dict[str, Any]) -> list[Row]:
     if found["settings"] != settings:
         raise ValueError(f"--json: {path}: expected results of {settings}, got {found['settings']}: take another file")
     return [Row(**row) for row in found["rows"]]
+
+
+def _write(path: Path | None, settings: dict[str, Any], measure: str, rows: list[Row]) -> None:
+    if path is not None:
+        results = {"header": header(), "settings": settings, "measure": measure, "summary": summary(rows)}
+        path.write_text(json.dumps(results | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n")
 
 
 def summary(rows: list[Row]) -> list[dict[str, Any]]:
