@@ -1,4 +1,4 @@
-"""The command line: python -m prunekernels demo | train | bench | shrink | info."""
+"""The command line: python -m prunekernels demo | train | bench | shrink | sensitivity | info."""
 
 from __future__ import annotations
 
@@ -71,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     parts = add("shrink", _shrink, "shrink the network of a run's checkpoint and write small.pt to the run's folder")
     parts.add_argument("out", type=Path, metavar="run", help="folder of the run")
     parts.add_argument("--onnx", action="store_true", default=False, help="write small.onnx as well")
+    parts = add("sensitivity", _sensitivity, "prune each layer of a run's network alone and tell what that costs")
+    parts.add_argument("out", type=Path, metavar="run", help="folder of the run, for sensitivity.json, .md and .png")
+    parts.add_argument("--images", type=int, default=1024, help="images to evaluate: validation, or training (1024)")
     add("info", _info, "print versions, build and kernels")
     return parser
 
@@ -92,6 +95,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("validation", int, f"{held} the end (0)")
     add("rate", float, "share of the filters that is pruned in the end (0.5)")
     add("duty", float, "share of an epoch's steps in which soft-dead filters train along; 1: as published (0.1)")
+    add("preset", str, "paper: what is not given, epochs and lr too, is the paper's, with duty 1 (none)")
     add("measure", None, "pgp: score filters by an extra pass over the training set after each epoch")
     option = "an option of the method, such as coupling=joint; may be repeated"
     add("set", _setting, option, action="append", metavar="NAME=VALUE")
@@ -186,6 +190,11 @@ def _bench(which: str, rest: Sequence[str]) -> int:
 def _shrink(out: Path, onnx: bool) -> None:
     checked, paths = run.shrink_run(out, onnx)
     print(checked, *paths, sep="\n")
+
+
+def _sensitivity(out: Path, images: int) -> None:
+    found, paths = run.sensitivity_run(out, images)
+    print(found, *paths, sep="\n")
 
 
 def _info() -> None:
