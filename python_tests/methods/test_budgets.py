@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import prunekernels as pk
-from cases.methods import EVERY, chain, ranking, residual, run, sgd
+from cases.methods import EVERY, chain, ranking, residual, run, sgd, train
 from prunekernels import methods
 from prunekernels.graph import Group, narrow
 from prunekernels.graph.analysis import ChannelAnalysis
