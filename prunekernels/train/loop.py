@@ -45,6 +45,7 @@ class Trainer:
         config: The run's settings.
         data: The data set, of which config chooses images to train on and to hold out. None: that of config.
         state: A checkpoint's state, to go on from.
+        model: The network to train, without masks. None: that of config.
 
     Attributes:
         ranks: The number of processes that train together.
@@ -52,7 +53,14 @@ class Trainer:
         states: By epoch, uint8 [filters of all layers]: 0 live, 1 soft-dead, 2 hard-dead.
     """
 
-    def __init__(self, config: Config, *, data: Data | None = None, state: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        data: Data | None = None,
+        state: Mapping[str, Any] | None = None,
+        model: nn.Module | None = None,
+    ) -> None:
         setup.class_of(config)
         self.config, self.out = config, Path(config.out)
         self.data = chosen(data or load(config.data, config.size), config.train_images, config.validation)
@@ -63,7 +71,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         random.seed(config.seed)
         np.random.seed(config.seed % 2**32)
-        self.model = setup.set_mode(config, setup.network(config, self.data))
+        plain = setup.network(config, self.data) if model is None else setup.placed(config, model)
+        self.model = setup.set_mode(config, plain)
         self.optimizer = setup.optimizer_of(config, self.model)
         with setup.numerics(config):
             self.method = setup.method_of(config, self.model, self.optimizer, self.data)

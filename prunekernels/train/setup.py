@@ -27,7 +27,11 @@ EVALUATED = 1024  # at most so many images evaluate a method's masks
 
 def network(config: Config, data: Data, width: float | None = None) -> nn.Module:
     """Builds the plain network of a run, on its device. width None: that of config."""
-    model = build(config.arch, len(data.classes), width=width or config.width, in_channels=data.channels)
+    return placed(config, build(config.arch, len(data.classes), width=width or config.width, in_channels=data.channels))
+
+
+def placed(config: Config, model: nn.Module) -> nn.Module:
+    """Moves a plain network to the run's device, in the layout that suits it."""
     device = device_of(config)
     model = model.to(device)
     return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model  # type: ignore[call-overload]
@@ -117,6 +121,8 @@ def method_of(config: Config, model: nn.Module, optimizer: torch.optim.Optimizer
         "example_input": data.normalised(data.test.images[:2]).to(device_of(config)),
         "data": lambda: evaluation_batches(data),
     }  # fmt: skip
+    if config.preset is None and config.duty != 1:
+        offered["coupling"] = "joint"  # where channels meet in adds, only those that are dead everywhere save work
     given = {name: value for name, value in offered.items() if name in keywords}
     keywords = [name for name in keywords if name not in ("mode", "preset")]  # config has those
     asked = config.options | ({} if config.duty is None else {"duty": config.duty})
