@@ -55,8 +55,8 @@ class Config:
             methods.presets.PAPER).
         options: Other keywords of the method.
         measure: Whether PGP scores filters by an extra pass over the training set after each epoch.
-        recalibrate: From how many training batches the statistics of norms are estimated anew before the evaluation of
-            an epoch that ended with a pruning (see methods.recalibrate_norms). 0: never.
+        recalibrate: From how many training batches the statistics of norms are estimated anew before an evaluation that
+            masks filters which were not masked in the steps before (see methods.recalibrate_norms). 0: never.
         mode: How the network of a method runs: "masked", "live", "compacted", or "dense" (masks are applied, and
             nothing is skipped). "auto": whichever of the first three takes the least time for the masks that there are,
             by a measurement; if deterministic, compacted mode without one. Without a method "auto", "compacted" and

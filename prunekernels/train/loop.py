@@ -146,12 +146,12 @@ class Trainer:
         return int(distributed.summed(right.to(self.device))) / len(labels)
 
     def _recalibrate(self) -> None:
-        """Estimates the norms' statistics anew for the masks that there are, where this epoch ended with a pruning."""
-        method, config = self.method, self.config
-        if not config.recalibrate or method is None or method.epoch > method.epochs:
+        """Estimates the norms' statistics anew where filters are masked that were not in this epoch's last steps."""
+        config, states = self.config, self.filter_states()
+        was_hard = self.states[-1] == 2 if self.states else torch.zeros_like(states, dtype=torch.bool)
+        if not config.recalibrate or torch.equal(states > 0, was_hard):
             return
-        is_pruned = any(bool(codes.any()) for codes in method.states.values())
-        if is_pruned and any(isinstance(module, nn.BatchNorm2d) for module in self.model.modules()):
+        if any(isinstance(module, nn.BatchNorm2d) for module in self.model.modules()):
             batches = train_batches(self.data, config.batch, config.seed, self.epoch, "none", distributed.share)
             images = (self.on_device(x, y)[0] for x, y in islice(batches, config.recalibrate))
             recalibrate_norms(self.model, images)

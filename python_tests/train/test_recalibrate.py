@@ -29,13 +29,13 @@ def statistics(run):
 @pytest.mark.parametrize(
     ("given", "count"),
     [
-        ({"method": "ghfp"}, [3, 3, 3]),  # three batches an epoch
-        ({"method": "ghfp", "recalibrate": 2}, [2, 2, 2]),
-        ({"method": "ghfp", "recalibrate": 0}, []),
-        ({"method": "ghfp", "options": {"fine_tune": 2}}, [3]),  # training does it afterwards
-        ({"method": "asfp", "options": {"schedule": lambda rate, epoch, epochs: rate * (epoch == epochs - 1)}}, [3]),
-        ({"method": "csgd"}, [3]),  # the merge
-        ({"method": "ghfp", "evaluate": "end"}, [3]),
+        ({"method": "ghfp", "duty": 1}, [3, 3, 3]),  # three batches an epoch
+        ({"method": "ghfp", "duty": 1, "recalibrate": 2}, [2, 2, 2]),
+        ({"method": "ghfp", "duty": 1, "recalibrate": 0}, []),
+        ({"method": "ghfp", "duty": 1, "options": {"fine_tune": 2}}, [3]),  # training does it afterwards
+        ({"method": "asfp", "duty": 1, "options": {"schedule": lambda r, epoch, epochs: r * (epoch == 2)}}, [3]),
+        ({"method": "prune-while-training", "options": {"start": 1, "period": 1, "end": 1}}, [3]),
+        ({"method": "ghfp", "duty": 1, "evaluate": "end"}, [3]),
         ({"method": "ghfp", "preset": "paper"}, []),
         ({"method": "none"}, []),
     ],
