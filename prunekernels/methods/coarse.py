@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,10 +20,10 @@ from . import ranks
 from .arguments import is_share
 from .base import Method
 from .channel_masks import find_norms
-from .ranking import Ranking, pruned_count, pruned_counts
+from .ranking import Ranking, pruned_count
+from .trials import Batches, Trials, batch_statistics
 
-Batches = Iterable[tuple[Tensor, Tensor]]
-PART_BYTES = 64 << 20  # of images, on the device at a time, while all masks are tried on them
+STATISTICS = ("stored", "batch")  # of norms, while masks are tried
 
 
 class Kernels(NamedTuple):
@@ -66,8 +66,16 @@ class CoarsePruning(Method):
         **options: Keywords of Method. criterion and duty have no effect. Give example_input: without it, kernels that
             read dead channels count as live.
 
+        halving: Whether all masks are tried on a few images only, the half with the fewest errors on twice as many, and
+            so on, and the last few on all of data. False: all masks on all of it, as in the paper. None: where duty is
+            below 1.
+        statistics: What batch norms go by while masks are tried: "stored", their running statistics, as in the paper,
+            or "batch", those of the images at hand. Those that are stored are of the whole network: without half of its
+            filters it answers at chance by them. None: "batch" where duty is below 1.
+
     Attributes:
         error_rates: By pruning (and layer, if layerwise), the share of errors under each mask that was drawn.
+        tried_on: Likewise, on how many labels each mask was tried.
 
     Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3), torch.nn.Flatten())
@@ -93,6 +101,8 @@ class CoarsePruning(Method):
         kernel_start: int | None = None,
         block: Sequence[int] = (1, 1),
         layerwise: bool = False,
+        halving: bool | None = None,
+        statistics: str | None = None,
         **options: Any,
     ) -> None:
         total = self._epochs_that_prune(epochs, options.get("fine_tune"))
@@ -111,9 +121,18 @@ class CoarsePruning(Method):
             and all(isinstance(size, int) and size >= 1 for size in block)
         )
         self._expect(holds, "block", "two integers from 1", block)
+        self._expect(halving in (None, True, False), "halving", "True, False or None", repr(halving))
+        holds, expected = statistics in (None, *STATISTICS), f"one of {', '.join(STATISTICS)}"
+        self._expect(holds, "statistics", expected, repr(statistics))
         self.data, self.masks, self.block, self.layerwise = data, masks, tuple(block), layerwise
+        self.halving, self.statistics = bool(halving), statistics or STATISTICS[0]
         self.error_rates: list[list[float]] = []
+        self.tried_on: list[list[int]] = []
         super().__init__(model, optimizer, rate, epochs, **options)
+
+    @classmethod
+    def tuned(cls, epochs: int) -> dict[str, Any]:
+        return super().tuned(epochs) | {"halving": True, "statistics": "batch"}
 
     def _begin(self, is_new: bool) -> None:
         super()._begin(is_new)
@@ -122,7 +141,7 @@ class CoarsePruning(Method):
 
     @torch.no_grad()
     def _prune(self, epoch: int) -> None:
-        if epoch == self.start and self.rate:
+        if epoch == self.start and (self.rate or any(self.rates.values())):
             self._prune_filters()
         if epoch == self.kernel_start and self.kernel_rate:
             self._prune_kernels()
@@ -144,7 +163,7 @@ class CoarsePruning(Method):
         for unit, hard in zip(self.units, self.filters.hard, strict=True):
             scores = torch.rand(unit.width, generator=generator, dtype=torch.float64)
             rankings.append(Ranking.of(scores, hard, hard, list(unit.filters.values())))
-        amounts = pruned_counts(rankings, (self.rate,), self.budget, self.round_to)
+        amounts = self._counts(rankings, self.start)
         return [ranking.first(amount) for ranking, amount in zip(rankings, amounts, strict=True)]
 
     def _try_filters(self, dead: list[Tensor]) -> None:
@@ -222,48 +241,23 @@ class CoarsePruning(Method):
     def _best_seed(self, attempt: Callable[[int], None]) -> int:
         """The seed with the fewest errors, of equal ones the first.
 
-        Masks are drawn again for each part of the data: all together they would need more memory than the network.
+        Masks are drawn again at each attempt: all together they would need more memory than the network.
         """
         seeds: list[int] = torch.randint(2**62, (self.masks,), generator=self.generator).tolist()
         seeds = ranks.of_rank_0(seeds, self.process_group)
-        errors, answers = [0] * len(seeds), 0
+        assert self.data is not None
+        trials = Trials(
+            type(self).__name__, self.data, self._answer, self._ensure_norms, self._on_device.device, self.process_group
+        )
         with self._evaluating():
-            for part in self._parts():
-                answers += sum(y.numel() for _, y in part)
-                for i, seed in enumerate(seeds):
-                    attempt(seed)
-                    errors[i] += int(torch.stack([self._errors(x, y) for x, y in part]).sum())
-        *errors, answers = ranks.summed([*errors, answers], self._on_device, self.process_group)
-        expected = "batches with images in every pass (of an iterator: a function that makes it)"
-        self._expect(answers > 0, "data", expected, "none")
-        self.error_rates.append([count / answers for count in errors])
-        return seeds[errors.index(min(errors))]
+            best, errors, labels = trials.run(len(seeds), lambda i: attempt(seeds[i]), halving=self.halving)
+        self.error_rates.append([wrong / of for wrong, of in zip(errors, labels, strict=True)])
+        self.tried_on.append(labels)
+        return seeds[best]
 
-    def _errors(self, x: Tensor, y: Tensor) -> Tensor:
-        """How many images x are not classified as y, a scalar on their device."""
-        answer = self.model(x).argmax(1)
-        self._expect(answer.shape == y.shape, "data", f"labels {list(answer.shape)}", list(y.shape))
-        return (answer != y).sum()
-
-    def _parts(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """The data in parts of several batches, so that a mask is set once for all batches of a part."""
-        device = next(iter(self.layers.values())).weight.device
-        part: list[tuple[Tensor, Tensor]] = []
-        size = 0
-        for batch in self.data() if callable(self.data) else self.data or ():
-            is_pair = isinstance(batch, (tuple, list)) and [isinstance(t, Tensor) for t in batch] == [True, True]
-            self._expect(is_pair, "data", "batches (x, y) of tensors", type(batch).__name__)
-            x, y = batch
-            if not len(x):
-                continue
-            if size and size + x.nbytes > PART_BYTES:
-                yield part
-                part, size = [], 0
-            part.append((x.to(device), y.to(device)))
-            size += x.nbytes
-            self._ensure_norms(part[0][0])
-        if part:
-            yield part
+    def _answer(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.model(x).argmax(1)
+        return answer
 
     def _ensure_norms(self, x: Tensor) -> None:
         """Finds which norms are behind which filters, where neither example_input nor a training step has told."""
@@ -284,7 +278,7 @@ class CoarsePruning(Method):
         if not is_live:
             flow(self.model)
         try:
-            with plan.measure(False):
+            with plan.measure(False), batch_statistics(self.model) if self.statistics == "batch" else nullcontext():
                 yield
         finally:
             if not is_live:
@@ -299,7 +293,10 @@ class CoarsePruning(Method):
 
     def state_dict(self) -> dict[str, Any]:
         kernels = {name: layer.kernel_mask.cpu().clone() for name, layer in self.layers.items()}
-        return super().state_dict() | {"kernels": kernels, "error_rates": [list(rates) for rates in self.error_rates]}
+        return super().state_dict() | {
+            "kernels": kernels, "error_rates": [list(rates) for rates in self.error_rates],
+            "tried_on": [list(labels) for labels in self.tried_on],
+        }  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
@@ -308,3 +305,4 @@ class CoarsePruning(Method):
             layer.set_masks(kernel=kernels[name].to(layer.weight.device))
         self._set_masks()
         self.error_rates = [list(rates) for rates in state_dict["error_rates"]]
+        self.tried_on = [list(labels) for labels in state_dict.get("tried_on", [])]  # an older state has none

@@ -42,7 +42,7 @@ class Split:
 
 @dataclass
 class Data:
-    """A training and a test set of the same classes.
+    """A training and a test set of the same classes, and perhaps a validation set.
 
     Args:
         name: For errors.
@@ -50,6 +50,7 @@ class Data:
         test: The test set.
         classes: Names, by label.
         augment: The one of AUGMENTS that suits the images.
+        validation: Images to make choices by, none of which is in the test set.
     """
 
     name: str
@@ -57,9 +58,10 @@ class Data:
     test: Split
     classes: list[str]
     augment: str = "none"
+    validation: Split | None = None
 
     def __post_init__(self) -> None:
-        for part, split in (("train", self.train), ("test", self.test)):
+        for part, split in self.splits.items():
             where = f"data: {self.name}: {part}"
             if len(split) == 0:
                 raise ValueError(f"{where}: expected images, got none")
@@ -68,12 +70,34 @@ class Data:
                 i = int(wrong[0])
                 known = f"labels in [0, {len(self.classes)})"
                 raise ValueError(f"{where}: expected {known}, got {int(split.labels[i])} at image {i}")
+        self._check_validation()
         pixels = self.train.images.transpose(0, 1).flatten(1)
         count = pixels.shape[1]  # integers are summed, for the same bits on any number of threads
         mean = pixels.sum(1, dtype=torch.int64).double() / count
         square = pixels.long().square_().sum(1).double() / count
         self.mean = mean.float().view(-1, 1, 1)
         self.std = (square - mean.square()).clamp(min=1).sqrt().float().view(-1, 1, 1)
+
+    def _check_validation(self) -> None:
+        """No image for validation is in the test set."""
+        if self.validation is None:
+            return
+        known = {image.tobytes() for image in self.test.images.numpy()}
+        seen = [i for i, image in enumerate(self.validation.images.numpy()) if image.tobytes() in known]
+        if seen:
+            got = f"{len(seen)} of {len(self.validation)} there, the first at image {seen[0]}"
+            raise ValueError(f"data: {self.name}: validation: expected images that are not in the test set, got {got}")
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The sets by name: train, validation if there is one, test."""
+        validation = {} if self.validation is None else {"validation": self.validation}
+        return {"train": self.train, **validation, "test": self.test}
+
+    @property
+    def judged(self) -> Split:
+        """What epochs are evaluated on: the validation set if there is one, else the test set."""
+        return self.test if self.validation is None else self.validation
 
     @property
     def channels(self) -> int:
@@ -83,10 +107,11 @@ class Data:
     def fingerprint(self) -> str:
         """Numbers of images, and a checksum of all images and labels."""
         check = 0
-        for split in (self.train, self.test):
+        for split in self.splits.values():
             for tensor in (split.images, split.labels):
                 check = zlib.crc32(tensor.contiguous().numpy().data, check)
-        return f"{len(self.train)} + {len(self.test)} images, crc {check:08x}"
+        numbers = " + ".join(str(len(split)) for split in self.splits.values())
+        return f"{numbers} images, crc {check:08x}"
 
     def normalised(self, images: Tensor) -> Tensor:
         """Returns float32 images, with mean 0 and variance 1 by channel over the training set."""

@@ -24,7 +24,7 @@ from . import setup
 from .checkpoint import write_atomically
 from .compiling import Compiled
 from .data import steps_per_epoch, train_batches
-from .loop import Trainer, accuracy, predictions
+from .loop import Trainer, predictions
 from .setup import amp
 
 SECONDS = 4.0  # about how long steps are timed
@@ -44,9 +44,14 @@ def finalize_run(run: Trainer) -> dict[str, Any]:
         run.modes.look_at_masks(x)
     plain = setup.network(run.config, run.data)
     image = run.data.normalised(run.data.test.images[:1]).to(run.device)
-    agreed = predictions(run.model, run.data, run.device) == predictions(small, run.data, run.device)
+    test = run.data.test
+    with run.masked():
+        answers = predictions(run.model, run.data, run.device, split=test)
+    small_answers = predictions(small, run.data, run.device, split=test)
+    agreed = answers == small_answers
     summary: dict[str, Any] = {
-        "accuracy": run.history[-1]["accuracy"], "small_accuracy": accuracy(small, run.data, run.device),
+        "accuracy": _share(answers == test.labels), "small_accuracy": _share(small_answers == test.labels),
+        "validation_accuracy": None if run.data.validation is None else run.history[-1]["accuracy"],
         "agreed": int(agreed.sum()), "test_images": len(agreed), "checked": checked, "epochs": run.epoch,
         "seconds": sum(row["seconds"] for row in run.history),
         "epoch_seconds": statistics.median(row["seconds"] for row in run.history),
@@ -85,6 +90,10 @@ def save_small(run: Trainer, small: nn.Module) -> list[Path]:
         paths.append(run.out / "small.onnx")
         write_atomically(paths[1], lambda path: torch.onnx.export(module, (example,), path, **options))
     return paths
+
+
+def _share(right: Tensor) -> float:
+    return int(right.sum()) / len(right)
 
 
 def _parameters(model: nn.Module) -> int:

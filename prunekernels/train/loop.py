@@ -24,10 +24,11 @@ from ..methods import PGP
 from ..nn.ranks import check_same_masks, world_size
 from . import checkpoint, distributed, setup
 from .config import FREE, Config
-from .data import Data, load, steps_per_epoch, train_batches
+from .data import Data, Split, load, steps_per_epoch, train_batches
 from .modes import Modes, computed_share
 from .optional_deps import need
 from .setup import amp
+from .subsets import chosen
 
 CHECKPOINT = "checkpoint.pt"
 EVALUATION_BATCH = 256
@@ -41,19 +42,27 @@ class Trainer:
 
     Args:
         config: The run's settings.
-        data: The data set. None: that of config.
+        data: The data set, of which config chooses images to train on and to hold out. None: that of config.
         state: A checkpoint's state, to go on from.
+        model: The network to train, without masks. None: that of config.
 
     Attributes:
         ranks: The number of processes that train together.
-        history: A row of numbers by epoch.
+        history: A row of numbers by epoch; the accuracy of one that was not evaluated is nan.
         states: By epoch, uint8 [filters of all layers]: 0 live, 1 soft-dead, 2 hard-dead.
     """
 
-    def __init__(self, config: Config, *, data: Data | None = None, state: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        data: Data | None = None,
+        state: Mapping[str, Any] | None = None,
+        model: nn.Module | None = None,
+    ) -> None:
         setup.class_of(config)
         self.config, self.out = config, Path(config.out)
-        self.data = data or load(config.data, config.size)
+        self.data = chosen(data or load(config.data, config.size), config.train_images, config.validation)
         self.ranks, self.quiet = world_size(), config.quiet or distributed.rank() > 0
         self.batch = min(config.batch, len(self.data.train))  # of all ranks together
         self._check_ranks()
@@ -61,7 +70,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         random.seed(config.seed)
         np.random.seed(config.seed % 2**32)
-        self.model = setup.set_mode(config, setup.network(config, self.data))
+        plain = setup.network(config, self.data) if model is None else setup.placed(config, model)
+        self.model = setup.set_mode(config, plain)
         self.optimizer = setup.optimizer_of(config, self.model)
         with setup.numerics(config):
             self.method = setup.method_of(config, self.model, self.optimizer, self.data)
@@ -108,15 +118,13 @@ class Trainer:
         checkpoint.save(self.out / CHECKPOINT, self.state())
 
     def run_epoch(self) -> None:
-        """Trains one epoch, lets the method prune and evaluates on the test set."""
+        """Trains one epoch, lets the method prune and evaluates, on the validation set or else on the test set."""
         with setup.numerics(self.config):
             row = self._train()
         states = self.filter_states()
-        own = distributed.share(len(self.data.test))
-        with self.masked():
-            right = (predictions(self.model, self.data, self.device, own) == self.data.test.labels[own]).sum()
+        is_evaluated = self.config.evaluate == "each" or self.epoch + 1 == self.config.epochs
         row |= {
-            "accuracy": int(distributed.summed(right.to(self.device))) / len(self.data.test),
+            "accuracy": self._accuracy() if is_evaluated else math.nan,
             "live": float((states == 0).double().mean()),
         }
         check_same_masks(self.model)
@@ -126,6 +134,14 @@ class Trainer:
         if not self.quiet:
             ranks = f"  masks equal on all {self.ranks} ranks" if self.ranks > 1 else ""
             print(_line(self.epoch, self.config.epochs, row) + ranks, flush=True)
+
+    def _accuracy(self) -> float:
+        """The share of right answers with all dead filters masked; each rank answers for its share of the images."""
+        labels = self.data.judged.labels
+        own = distributed.share(len(labels))
+        with self.masked():
+            right = (predictions(self.model, self.data, self.device, own) == labels[own]).sum()
+        return int(distributed.summed(right.to(self.device))) / len(labels)
 
     def masked(self) -> AbstractContextManager[None]:
         """Masks all dead filters within a `with` block, whichever phase the method is in."""
@@ -263,25 +279,27 @@ def learning_rate(config: Config, epoch: float) -> float:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, data: Data, device: torch.device) -> float:
-    """The share of test images that the model classifies right, in eval mode."""
-    return float((predictions(model, data, device) == data.test.labels).double().mean())
+def accuracy(model: nn.Module, data: Data, device: torch.device, split: Split | None = None) -> float:
+    """The share of images that the model classifies right, in eval mode. split: of these images; None: data.judged."""
+    split = split or data.judged
+    return float((predictions(model, data, device, split=split) == split.labels).double().mean())
 
 
 @torch.no_grad()
-def predictions(model: nn.Module, data: Data, device: torch.device, part: slice = slice(None)) -> Tensor:
-    """The class of each test image, int64 [images], in eval mode; afterwards the model is in the mode it was in.
+def predictions(
+    model: nn.Module, data: Data, device: torch.device, part: slice = slice(None), split: Split | None = None
+) -> Tensor:
+    """The class of each image, int64 [images], in eval mode; afterwards the model is in the mode it was in.
 
-    part: which of the test images.
+    part: which of the images; split: of these images; None: data.judged.
     """
+    images = (split or data.judged).images[part]
     training = model.training
     model.eval()
     with plan.measure(False):  # too few passes to be worth timing plans for
-        chosen = [
-            model(data.normalised(x.to(device))).argmax(1).cpu() for x in data.test.images[part].split(EVALUATION_BATCH)
-        ]
+        answers = [model(data.normalised(x.to(device))).argmax(1).cpu() for x in images.split(EVALUATION_BATCH)]
     model.train(training)
-    return torch.cat(chosen)
+    return torch.cat(answers)
 
 
 def _bar(config: Config, quiet: bool, epoch: int, steps: int) -> AbstractContextManager[Any]:
@@ -293,7 +311,8 @@ def _bar(config: Config, quiet: bool, epoch: int, steps: int) -> AbstractContext
 
 
 def _line(epoch: int, epochs: int, row: Mapping[str, float]) -> str:
+    right = "" if math.isnan(row["accuracy"]) else f"accuracy {row['accuracy']:.4f}  "
     return (
-        f"epoch {epoch:>{len(str(epochs))}}/{epochs}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}  "
+        f"epoch {epoch:>{len(str(epochs))}}/{epochs}  loss {row['loss']:.4f}  {right}"
         f"live {row['live']:.3f}  {row['seconds']:.2f} s  {row['images_per_s']:.0f} images/s"
     )

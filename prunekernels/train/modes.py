@@ -71,7 +71,7 @@ class Modes:
         self._compiles: dict[str, bool] = {}  # by mode and share, whether compiling pays
         self.is_compiled: bool | None = None
         self._still = 0  # steps since the masks changed
-        self._phase: tuple[int, bool] | None = None
+        self._phase: tuple[int, int] | None = None
         self._masks: Tensor | None = None
         self._forms: OrderedDict[Any, _Form] = OrderedDict()
 
@@ -92,7 +92,7 @@ class Modes:
 
     def look_at_masks(self, x: Tensor) -> None:
         """Chooses the mode, if masks are others than at the last look and the settings leave it open."""
-        phase = None if self.method is None else (self.method.epoch, self.method.hides_soft)
+        phase = None if self.method is None else (self.method.epoch, self.method.phase)
         if phase is None or phase == self._phase:
             return
         self._phase, masks = phase, self._current_masks()

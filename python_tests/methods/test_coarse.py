@@ -9,7 +9,7 @@ from torch import nn
 
 import prunekernels as pk
 from cases.methods import batches, chain, convs, momentum, norms, residual, sgd, train, train_epoch
-from prunekernels.methods import CoarsePruning, coarse
+from prunekernels.methods import CoarsePruning, trials
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(3))
 HELD_OUT = list(batches(99, steps=3))
@@ -85,11 +85,12 @@ def test_the_mask_with_the_fewest_errors_is_chosen(kernels, layerwise, monkeypat
     assert errors(net) == round(min(rates[-6:]) * images)
 
 
+@pytest.mark.parametrize("statistics", ["stored", "batch"])
 @pytest.mark.parametrize("flow", [False, True])
-def test_trying_leaves_no_trace(flow):
+def test_trying_leaves_no_trace(flow, statistics):
     """Weights, statistics and modes are as they were, and so are masks if it fails."""
     net = pk.flow(chain(), flow)
-    method = coarse_of(net, start=0)
+    method = coarse_of(net, start=0, statistics=statistics)
     train_epoch(net, method.optimizer, 0, method)
     net[1].eval()
     before = copy.deepcopy(net.state_dict())
@@ -128,7 +129,7 @@ def test_a_trained_network_is_pruned_at_once():
 
 @pytest.mark.parametrize("parts", [1, 3])
 def test_the_data_is_gone_through_once_for_all_masks(parts, monkeypatch):
-    monkeypatch.setattr(coarse, "PART_BYTES", 1 if parts == 3 else 1 << 20)
+    monkeypatch.setattr(trials, "PART_BYTES", 1 if parts == 3 else 1 << 20)
     loaded = []
 
     def data():
@@ -179,21 +180,30 @@ def test_kernels_of_groups():
     assert [int(net[i].kernel_mask.sum()) for i in (0, 1, 3)] == [16, 4 + 6, 4]  # dead ones are left alone
 
 
+@pytest.mark.parametrize("halving", [False, True])
 @pytest.mark.parametrize("epochs", [1, 2, 4])
-def test_goes_on_where_it_stopped(epochs):
+def test_goes_on_where_it_stopped(epochs, halving):
     net = chain()
-    method = coarse_of(net, start=0, kernel_start=2)
+    method = coarse_of(net, start=0, kernel_start=2, halving=halving)
     train(net, method.optimizer, method, epochs)
     states = copy.deepcopy([net.state_dict(), method.optimizer.state_dict(), method.state_dict()])
     train(net, method.optimizer, method, 2, start=epochs)
     other = chain(seed=5)
-    resumed = coarse_of(other, start=0, kernel_start=2)
+    resumed = coarse_of(other, start=0, kernel_start=2, halving=halving)
     for part, state in zip((other, resumed.optimizer, resumed), states, strict=True):
         part.load_state_dict(state)
     train(other, resumed.optimizer, resumed, 2, start=epochs)
     different = [n for n, t in net.state_dict().items() if not torch.equal(t, other.state_dict()[n])]
     assert not different
     assert resumed.history == method.history and resumed.error_rates == method.error_rates
+    assert resumed.tried_on == method.tried_on and len(method.tried_on) == 2
+
+
+def test_a_state_from_before_halving_loads():
+    method = coarse_of(chain(), start=-1)
+    state = method.state_dict()
+    del state["tried_on"]
+    coarse_of(chain(), start=-1, state=state)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +229,12 @@ def test_default_epochs(epochs, expected):
         ({"block": 3}, "block: expected two integers from 1, got 3"),
         ({"kernel_rate": "half"}, r"kernel_rate: expected a number in \[0, 1\), got half"),
         ({"block": (0, 1)}, r"block: expected two integers from 1, got \(0, 1\)"),
+        ({"statistics": "mine"}, "statistics: expected one of stored, batch, got 'mine'"),
+        ({"halving": 3}, "halving: expected True, False or None, got 3"),
+        (
+            {"data": [(HELD_OUT[0][0], HELD_OUT[0][1][:3])], "start": -1},
+            r"data: expected labels \[4, ...\], got \[3\]",
+        ),
         ({"rate": -0.5}, r"rate: expected a number in \[0, 1\), got -0.5"),
     ],
 )
@@ -248,3 +264,75 @@ def test_less_errors_than_an_average_mask():
     method = coarse_of(net, start=-1, masks=30)
     rates = method.error_rates[0]
     assert min(rates) < sum(rates) / len(rates)
+
+
+# ---- successive halving
+
+IMAGES = torch.cat([x for x, _ in batches(98, steps=64)])
+MANY = [(x, x.mean((2, 3)).argmax(1)) for x in IMAGES.split(32)]  # 256 images whose labels can be learned
+
+
+def learned(seed=0):
+    """A network whose errors under masks differ."""
+    net = chain(seed)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9)
+    for x, y in MANY * 3:
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    return net
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, (False, "stored")),
+        ({"preset": "paper"}, (False, "stored")),
+        ({"duty": 0.1}, (True, "batch")),
+        ({"duty": 0.1, "halving": False}, (False, "batch")),
+        ({"halving": True, "statistics": "batch"}, (True, "batch")),
+    ],
+)
+def test_duty_decides_how_masks_are_tried(options, expected):
+    method = coarse_of(chain(), **options)
+    assert (method.halving, method.statistics) == expected
+
+
+def test_norms_of_the_batch():
+    """Statistics that do not fit decide nothing."""
+    rates = {}
+    for name, factor in (("as trained", 1.0), ("others", 100.0)):
+        net = learned()
+        for norm in norms(net).values():
+            norm.running_mean.mul_(factor)
+        for statistics in ("stored", "batch"):
+            method = coarse_of(copy.deepcopy(net), data=MANY, start=-1, statistics=statistics)
+            rates[name, statistics] = method.error_rates
+    assert rates["as trained", "batch"] == rates["others", "batch"] != rates["as trained", "stored"]
+    assert rates["as trained", "stored"] != rates["others", "stored"]
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+def test_the_better_half_is_tried_on_twice_as_many(layerwise):
+    options = {"data": MANY, "masks": 20, "start": -1, "layerwise": layerwise}
+    method, full = (coarse_of(learned(), halving=halving, **options) for halving in (True, False))
+    assert len(method.tried_on) == (3 if layerwise else 1)
+    for labels in method.tried_on:  # 32, 64, 128 and 256 images; three masks are left at the end
+        assert sorted(labels) == [32] * 10 + [64] * 5 + [128] * 2 + [256] * 3
+    assert all(labels == [256] * 20 for labels in full.tried_on)
+    for rates, labels, all_rates in zip(method.error_rates[:1], method.tried_on, full.error_rates, strict=False):
+        assert [r for r, n in zip(rates, labels, strict=True) if n == 256] == [
+            r for r, n in zip(all_rates, labels, strict=True) if n == 256
+        ]  # the same masks are drawn, and those left are judged alike
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_winner_of_the_halving_is_among_the_best(seed):
+    """On networks that answer this way or that by their masks: in the best quarter of the full judgement."""
+    options = {"data": MANY, "masks": 24, "start": -1, "seed": seed}
+    method, full = (coarse_of(learned(seed), halving=halving, **options) for halving in (True, False))
+    left = [i for i, labels in enumerate(method.tried_on[0]) if labels == 256]
+    winner = min(left, key=lambda i: method.error_rates[0][i])
+    rates = full.error_rates[0]
+    assert len(set(rates)) > 12 and sorted(rates).index(rates[winner]) < 6
+    assert method.error_rates[0][winner] == rates[winner]

@@ -4,9 +4,12 @@ import abc
 import inspect
 
 import pytest
+import torch
 
 from cases.methods import chain, sgd
 from prunekernels.methods import GHFP, PGP, SFP, Method
+
+IMAGES = torch.randn(2, 3, 6, 6)
 
 
 class Tuned(GHFP):
@@ -45,7 +48,7 @@ def test_a_preset_stands_for_the_paper_whatever_the_duty():
     assert (*found(method), method.duty, method.preset) == (8, 0.0, False, 1, "paper")
     method = made(epochs=8, duty=0.5, preset="paper")
     assert (*found(method), method.duty) == (8, 0.0, False, 0.5)
-    assert made(PGP, epochs=9, preset="paper").epochs == 3  # its own fine_tune
+    assert made(PGP, epochs=9, preset="paper", example_input=IMAGES).epochs == 3  # its own fine_tune
 
 
 @pytest.mark.parametrize("options", [{"epochs": 0}, {"epochs": "x"}, {"duty": "x"}, {"duty": 2}])

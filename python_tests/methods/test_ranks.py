@@ -29,6 +29,7 @@ CASES = {
     "random": (methods.GHFP, {"criterion": "random"}),
     "random, a seed of its own on each rank": (methods.GHFP, {"criterion": "random", "seed": "rank"}),
     "coarse": (methods.CoarsePruning, {"data": "own", "masks": 5, "start": 0, "kernel_start": 1, "seed": "rank"}),
+    "coarse, by halves": (methods.CoarsePruning, {"data": "own", "masks": 9, "start": 0, "halving": True}),
     "clusters": (methods.CSGD, {"example_input": X, "seed": "rank"}),
 }
 
@@ -37,7 +38,7 @@ def train(rank, world, case, live):
     cls, options = CASES[case]
     own = {"seed": rank} if options.get("seed") == "rank" else {}
     if options.get("data") == "own":
-        own["data"] = list(share(9, rank, world))
+        own["data"] = [*share(9, rank, world), *share(10, rank, world)]
     net = chain() if cls is not methods.CSGD else residual()
     if live:
         pk.flow(net)
