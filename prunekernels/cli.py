@@ -1,4 +1,4 @@
-"""The command line: python -m prunekernels demo | train | bench | shrink | info."""
+"""The command line: python -m prunekernels demo | train | bench | shrink | sensitivity | info."""
 
 from __future__ import annotations
 
@@ -71,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     parts = add("shrink", _shrink, "shrink the network of a run's checkpoint and write small.pt to the run's folder")
     parts.add_argument("out", type=Path, metavar="run", help="folder of the run")
     parts.add_argument("--onnx", action="store_true", default=False, help="write small.onnx as well")
+    parts = add("sensitivity", _sensitivity, "prune each layer of a run's network alone and tell what that costs")
+    parts.add_argument("out", type=Path, metavar="run", help="folder of the run, for sensitivity.json, .md and .png")
+    parts.add_argument("--images", type=int, default=1024, help="images to evaluate: validation, or training (1024)")
     add("info", _info, "print versions, build and kernels")
     return parser
 
@@ -83,12 +86,18 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("method", str, "none, sfp, asfp, srfp, asrfp, ghfp, pgp, rpgp, ... (none)")
     add("arch", str, "resnet20, vgg_small, ... (resnet20)")
     add("width", float, "share of every layer's filters that the network is built with (1)")
-    add("data", str, "digits, cifar10:DIR (binary version) or folder:DIR (class folders of images) (digits)")
+    sets = "digits, fashion-mnist, idx:DIR (MNIST's format), cifar10:DIR (binary version) or folder:DIR (class folders"
+    add("data", str, f"{sets} of images) (digits)")
     add("size", int, "height and width that images are resized to (digits: 16, folder: 32)")
-    add("augment", str, "none, shift or shift+flip (digits: none, others: shift+flip)")
+    add("augment", str, "none, shift or shift+flip (digits: none, idx: shift, others: shift+flip)")
+    add("train-images", int, "train on so many images of the training set, the same for every seed (all)")
+    held = "hold out so many images of the training set: epochs are evaluated on them, the test set is used once, at"
+    add("validation", int, f"{held} the end (0)")
     add("rate", float, "share of the filters that is pruned in the end (0.5)")
     add("duty", float, "share of an epoch's steps in which soft-dead filters train along; 1: as published (0.1)")
+    add("preset", str, "paper: what is not given, epochs and lr too, is the paper's, with duty 1 (none)")
     add("measure", None, "pgp: score filters by an extra pass over the training set after each epoch")
+    add("recalibrate", int, "batches from which norms' statistics are estimated anew after a pruning; 0: never (20)")
     option = "an option of the method, such as coupling=joint; may be repeated"
     add("set", _setting, option, action="append", metavar="NAME=VALUE")
     modes = (
@@ -104,7 +113,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("momentum", float, "momentum of SGD (0.9)")
     add("weight-decay", float, "weight decay of SGD (0.0005)")
     add("seed", int, "seed of weights, order of images and augmentation (0)")
-    add("amp", None, "autocast to bfloat16")
+    add("amp", None, "autocast to bfloat16; with --mode auto only where that is the faster")
+    add("evaluate", str, "evaluate the network after each epoch, or at the end: after the last alone (each)")
+    add("layout", str, "memory layout: contiguous, channels_last, or auto: the faster; on cuda channels_last (auto)")
     add("deterministic", None, "choose plans by cost, not by time: the same bits with as many threads, often slower")
     add("device", str, "cpu, cuda, ... (cuda where there is one)")
     again = parser.add_mutually_exclusive_group()
@@ -147,9 +158,10 @@ def _train(*, resume: bool = False, overwrite: bool = False, **given: Any) -> No
 
 
 def _summary_text(s: dict[str, Any], out: str) -> str:
-    times = s["epoch_of"]
+    times, held_out = s["epoch_of"], s["validation_accuracy"]
+    validation = "" if held_out is None else f"; on validation images {held_out:.4f}"
     lines = [
-        f"accuracy      {s['accuracy']:.4f}; small network {s['small_accuracy']:.4f}",
+        f"accuracy      {s['accuracy']:.4f}; small network {s['small_accuracy']:.4f}{validation}",
         f"small network {s['small_parameters']:,} of {s['parameters']:,} parameters, "
         f"{s['small_multiply_adds']:,} of {s['multiply_adds']:,} multiply-adds",
         f"an epoch      {s['epoch_seconds']:.3f} s (median); in turns: dense {times['dense']:.3f} s, "
@@ -179,6 +191,11 @@ def _bench(which: str, rest: Sequence[str]) -> int:
 def _shrink(out: Path, onnx: bool) -> None:
     checked, paths = run.shrink_run(out, onnx)
     print(checked, *paths, sep="\n")
+
+
+def _sensitivity(out: Path, images: int) -> None:
+    found, paths = run.sensitivity_run(out, images)
+    print(found, *paths, sep="\n")
 
 
 def _info() -> None:

@@ -14,6 +14,7 @@ from ..nn.conv import MaskedConv2d
 from ..nn.copy_masks import matched_layers
 from ..nn.reparametrized import is_reparametrized
 from ..nn.sharding import check_whole
+from .phases import WAKES
 from .ranking import BUDGETS
 
 COUPLINGS = ("independent", "joint")
@@ -38,9 +39,11 @@ def check_options(
     duty: object,
     coupling: object,
     budget: object,
+    floor: object,
     round_to: object,
     steps_per_epoch: object,
     norms: object,
+    wake: object,
     clip: object,
     seed: object,
     example_input: object,
@@ -50,11 +53,23 @@ def check_options(
     expect(op, is_share(duty), "duty", "a number in [0, 1]", duty)
     expect(op, coupling in COUPLINGS, "coupling", f"one of {', '.join(COUPLINGS)}", repr(coupling))
     expect(op, budget in BUDGETS, "budget", f"one of {', '.join(BUDGETS)}", repr(budget))
+    is_floor = floor is None or (is_share(floor) and budget != "layer")
+    expect(op, is_floor, "floor", "a share in [0, 1] with budget='global' or 'flops'; 'layer' has rates", floor)
     for name, value in (("round_to", round_to), ("steps_per_epoch", steps_per_epoch)):
         expect(op, value is None or (isinstance(value, int) and value >= 1), name, "an integer from 1", value)
     expect(op, isinstance(norms, bool), "norms", "True or False", repr(norms))
+    expect(op, wake is None or wake in WAKES, "wake", f"one of {', '.join(WAKES)}", repr(wake))
     expect(op, clip is None or isinstance(clip, bool), "clip", "True, False or None", repr(clip))
     expect(op, isinstance(seed, int), "seed", "an integer", repr(seed))
+    expect(
+        op,
+        budget != "flops" or norms is True,
+        "norms",
+        "True with budget='flops': else norms keep dead channels",
+        norms,
+    )
+    is_known = budget != "flops" or example_input is not None
+    expect(op, is_known, "example_input", "an input, from which budget='flops' counts multiply-adds", None)
     is_known = coupling == "independent" or example_input is not None
     expect(op, is_known, "example_input", "an input, which joint coupling needs", None)
 
@@ -66,6 +81,14 @@ def epochs_that_prune(op: str, epochs: int, fine_tune: int | None, default: Call
     is_less = isinstance(fine_tune, int) and 0 <= fine_tune < epochs
     expect(op, is_less, "fine_tune", f"fewer than the {epochs} epochs", fine_tune)
     return epochs - fine_tune
+
+
+def warm_up_epochs(op: str, warm_up: int | None, epochs: int) -> int:
+    """The epochs before the first pruning, fewer than those that prune. None: 0."""
+    warm_up = 0 if warm_up is None else warm_up
+    is_less = isinstance(warm_up, int) and 0 <= warm_up < epochs
+    expect(op, is_less, "warm_up", f"fewer than the {epochs} epochs before fine tuning", warm_up)
+    return warm_up
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from ..nn.copy_masks import copy_masks, matched_layers
 from ..optim.freezing import freeze_dead
 from ..optim.unwrap import unwrap
 from . import arguments, ranks
+from .budgeted import Budgeted
 from .channel_masks import ChannelMasks, NormFinder, units_of
 from .checkpoint import check_identity, checksums, dead_values_of, put_back_dead_values
 from .clip import SoftClip
@@ -22,11 +23,13 @@ from .defaults import WithDefaults
 from .filter_states import FilterStates
 from .filter_tensors import FilterTensors
 from .first_pruning import FirstPruning
-from .ranking import Counts, Ranking, of_unit, pruned_counts
+from .phases import Phases
+from .ranking import Counts, Ranking, of_unit
 from .running import Running
+from .schedules import Schedule
 
 
-class Method(Running, FilterTensors, metaclass=WithDefaults):
+class Method(Running, Budgeted, FilterTensors, metaclass=WithDefaults):
     """Base of all methods: ranks the filters after each epoch, prunes the weakest and masks them.
 
     A training loop calls `step` after each optimizer.step() and `end_epoch` after each epoch. After the last epoch what
@@ -51,7 +54,12 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
         coupling: "independent": each layer is pruned by itself. "joint" (needs example_input): filters that meet in an
             add are pruned together, by the mean of their scores, each over its layer's mean.
         budget: "layer": the same share of each layer. "global": that share of all filters together, by their scores
-            over their layer's mean score.
+            over their layer's mean score. "flops" (needs example_input): in that order, as many filters as save that
+            share of the network's multiply-adds.
+        rates: By name or pattern of names ("stage1.*"), a rate for these layers; the last pattern that matches counts.
+            The other layers have `rate`, or meet the budget of all.
+        floor: The smallest share of a layer's filters that stays with budget "global" or "flops", unless rates has the
+            layer. None: 0 with "global", 0.1 with "flops".
         example_input: What the model takes (see Example). From it the graph tells which norms and inputs belong to a
             filter's channel; without it, the first forward pass tells which norms do (not of a compiled model).
         mode: "masked": the network trains as it is, in masked or live mode. "compacted" (needs example_input): while
@@ -62,11 +70,15 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
         duty: The share of an epoch's steps in the dense phase. The sparse phase, in which soft-dead filters are masked,
             comes first, the dense phase, in which they train along, last. 1: only hard-dead filters are ever masked, as
             in the papers. 0: all dead filters always are. In the end all dead filters are hard-dead.
+        wake: "together": the dense phase is one. "in_turns": it is spread over the epoch, so that at any step another
+            small group of the soft-dead filters trains along, each for the share duty of the steps. None: "together".
         clip: Whether gradients of soft-dead filters are scaled down to the mean length of their layer's live ones:
             ours, not the papers'. Without it, a batch norm behind a filter of zeros makes its gradient so long that
             short trainings end at chance. None: where duty is below 1.
         steps_per_epoch: Length of an epoch, which a duty between 0 and 1 needs. None: that of the last epoch; the first
             one is then all dense.
+        warm_up: How many epochs train before the first pruning, where the method has a schedule over the epochs: that
+            runs over the others. None: the method's own, 0 in the papers.
         fine_tune: How many of the epochs, at the end, only train what is left. None: the method's own, 0 but for PGP.
         preset: "paper": what is not given is the paper's, with duty 1 (see presets.PAPER). None: the paper's where duty
             is 1; below, the best values that we found (see `tuned`).
@@ -117,12 +129,16 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
         round_to: int = 1,
         coupling: str = "independent",
         budget: str = "layer",
+        rates: Mapping[str, float] | None = None,
+        floor: float | None = None,
         example_input: Any = None,
         mode: str = "masked",
         norms: bool = True,
         duty: float = 1.0,
+        wake: str | None = None,
         clip: bool | None = None,
         steps_per_epoch: int | None = None,
+        warm_up: int | None = None,
         fine_tune: int | None = None,
         preset: str | None = None,
         seed: int = 0,
@@ -133,15 +149,16 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
         op = type(self).__name__
         model = arguments.unwrapped(model)
         arguments.check_options(
-            op, rate=rate, duty=duty, coupling=coupling, budget=budget, round_to=round_to, norms=norms, clip=clip,
-            steps_per_epoch=steps_per_epoch, seed=seed, example_input=example_input,
+            op, rate=rate, duty=duty, coupling=coupling, budget=budget, floor=floor, round_to=round_to, norms=norms,
+            wake=wake, clip=clip, steps_per_epoch=steps_per_epoch, seed=seed, example_input=example_input,
         )  # fmt: skip
         optimizer = unwrap(op, optimizer, model)
         self.epochs = self._epochs_that_prune(epochs, fine_tune)
-        self.model, self.optimizer, self.rate, self.duty = model, optimizer, rate, duty
+        self.warm_up = arguments.warm_up_epochs(op, warm_up, self.epochs)
+        self.model, self.optimizer, self.rate = model, optimizer, rate
         self.round_to, self.budget, self.with_norms, self.preset = round_to, budget, norms, preset
         self.process_group = process_group
-        self.steps_per_epoch, self._fixed_steps = steps_per_epoch, steps_per_epoch is not None
+        self.phases, self._fixed_steps = Phases(duty, wake or "together", steps_per_epoch), steps_per_epoch is not None
         self.generator = torch.Generator().manual_seed(seed)
         self.epoch = self.steps = 0  # epochs that are over, steps of this one
         self.history: list[dict[str, Counts]] = []
@@ -156,6 +173,7 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
         names = {name for unit in units for name in unit.layers}
         self.layers = {name: layer for name, layer in masked.items() if name in names}
         arguments.check_optimizer(op, optimizer, self.layers, self.left_out)
+        self._start_budget(units, budget, rates, floor, round_to, example_input)
         self.followers = arguments.checked_followers(op, model, followers)
         self._finder: NormFinder | None = None
         self._masks_all = False
@@ -177,7 +195,7 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
         self.criterion.begin_epoch()
         if self.with_norms and self.channel_masks.norms is None:
             self._finder = NormFinder(self.model)
-        if is_new and self.prunes_first and not self.criterion.needs_steps:
+        if is_new and self.prunes_first and not self.warm_up and not self.criterion.needs_steps:
             self._prune_first()
         elif is_new:
             self._set_masks()
@@ -185,6 +203,10 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
     def _epochs_that_prune(self, epochs: int, fine_tune: int | None) -> int:
         """The epochs before those that only train; a subclass may ask before its own __init__ is through."""
         return arguments.epochs_that_prune(type(self).__name__, epochs, fine_tune, self.default_fine_tune)
+
+    def _scheduled(self, schedule: Schedule, final: float, epoch: int) -> float:
+        """A schedule's value at the end of an epoch, over the epochs that prune after warm_up; 0 before."""
+        return schedule(final, epoch - self.warm_up, self.epochs - self.warm_up) if epoch + 1 >= self.warm_up else 0.0
 
     def _expect(self, holds: bool, argument: str, expected: str, got: object) -> None:
         arguments.expect(type(self).__name__, holds, argument, expected, got)
@@ -239,7 +261,7 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
         self.steps += 1
         self._first = None
         found = self._find_norms()
-        if found or self.steps == self._sparse_steps():
+        if found or self.phases.at(self.steps) != self.phases.at(self.steps - 1):
             self._set_masks()
 
     def end_epoch(self) -> dict[str, Counts]:
@@ -257,7 +279,7 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
         self.epoch += 1
         steps = ranks.largest(self.steps, self._on_device, self.process_group)
         if not self._fixed_steps and steps:
-            self.steps_per_epoch = steps
+            self.phases.steps_per_epoch = steps
         self.steps = 0
         self.criterion.begin_epoch()
         self._set_masks()
@@ -288,7 +310,22 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
     @property
     def hides_soft(self) -> bool:
         """Whether soft-dead filters are masked at this step."""
-        return self.finished or self.steps < self._sparse_steps()
+        return self.finished or self.phases.wakes_none(self.steps)
+
+    @property
+    def phase(self) -> int:
+        """Which part of the epoch this step is in: masks are others where it is another."""
+        return self.phases.at(self.steps)
+
+    @property
+    def duty(self) -> float:
+        """The share of an epoch's steps in which a soft-dead filter trains along."""
+        return self.phases.duty
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Length of an epoch; None: not known yet."""
+        return self.phases.steps_per_epoch
 
     @property
     def units(self) -> list[Group]:
@@ -310,14 +347,14 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
         """Ranks, decides what is dead and hard-dead, and changes the weights of both."""
         rankings = self._rankings()
         gone = [ranking.hard for ranking in rankings]
-        dead = pruned_counts(rankings, (self.pruned_share(epoch),), self.budget, self.round_to)
-        dead = list(map(max, dead, gone))
+        dead = list(map(max, self._counts(rankings, epoch), gone))
         hard = dead if epoch + 1 >= self.epochs else self.hard_counts(epoch, rankings, dead)
         hard = [min(d, max(h, g)) for d, h, g in zip(dead, hard, gone, strict=True)]
         newly_hard = [r.first(h) & ~was for r, h, was in zip(rankings, hard, self.filters.hard, strict=True)]
         self.filters.dead = [r.first(d) for r, d in zip(rankings, dead, strict=True)]
         self.filters.hard = [r.first(h) for r, h in zip(rankings, hard, strict=True)]
         soft = self.filters.soft
+        self.phases.deal(soft, self.generator)
         for name in self.layers:
             self._zero(name, self._rows(newly_hard, name))
             rows = self._rows(soft, name)
@@ -345,17 +382,12 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
 
     # ---- masks
 
-    def _sparse_steps(self) -> float:
-        """How many steps the sparse phase at the start of an epoch has."""
-        if self.duty in (0, 1):
-            return torch.inf if self.duty == 0 else 0
-        if self.steps_per_epoch is None:
-            return 0
-        return self.steps_per_epoch - max(1, round(self.duty * self.steps_per_epoch))
-
     def _set_masks(self) -> None:
         self._leave()
-        hidden = self.filters.dead if self._masks_all or self.hides_soft else self.filters.hard
+        hidden = self.filters.dead
+        if not (self._masks_all or self.hides_soft):
+            awake = self.phases.awake(self.filters.soft, self.steps)
+            hidden = [dead & ~woken for dead, woken in zip(hidden, awake, strict=True)]
         live = {name: ~self.filters.of_layer(hidden, name) for name in self.layers}
         not_hard = {name: ~self.filters.of_layer(self.filters.hard, name) for name in self.layers}
         self.channel_masks.set_masks(live, not_hard, self.with_norms)
@@ -382,7 +414,7 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
         return self._identity() | {
             "epoch": self.epoch,
             "steps": self.steps,
-            "steps_per_epoch": self.steps_per_epoch,
+            **self.phases.state_dict(),
             "dead": [dead.clone() for dead in self.filters.dead],
             "hard": [hard.clone() for hard in self.filters.hard],
             "history": [{name: list(counts) for name, counts in epoch.items()} for epoch in self.history],
@@ -405,8 +437,7 @@ class Method(Running, FilterTensors, metaclass=WithDefaults):
             self._first.take_back(state_dict.get("checksums", {}), checksums(self.layers, self.optimizer))
             self._first = None
         self.epoch, self.steps = state_dict["epoch"], state_dict["steps"]
-        if not self._fixed_steps:
-            self.steps_per_epoch = state_dict["steps_per_epoch"]
+        self.phases.load_state_dict(state_dict, keeps_length=self._fixed_steps)
         self.filters.dead = [dead.cpu().clone() for dead in state_dict["dead"]]
         self.filters.hard = [hard.cpu().clone() for hard in state_dict["hard"]]
         self.history = [{name: Counts(*row) for name, row in epoch.items()} for epoch in state_dict["history"]]

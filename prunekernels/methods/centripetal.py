@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -10,11 +12,18 @@ from torch import Tensor, nn
 
 from ..filter_ops import cluster_mean_
 from . import ranks
+from .arguments import is_share
 from .base import Method
 from .clusters import CLUSTERINGS, Clustering
 from .filter_states import FilterStates
+from .merged_gradients import MergedGradients
 from .merging import MergeGroup, mergeable_groups
 from .ranking import pruned_count, rounded
+
+STRENGTH = 0.05  # published for ImageNet
+NORM_SHARE = 0.1  # of it for biases and norms, as published
+LEFT = 1e-3  # share of the deviations that is left at the merge
+STEPS = 100  # taken for those of an epoch until they are known
 
 
 class ClusteredTensor(NamedTuple):
@@ -40,12 +49,13 @@ class CSGD(Method):
     clustered filters get the same with 0.1 strength. Under plain SGD the deviation from the cluster's mean shrinks by
     exactly 1 - lr (weight_decay + strength) a step.
 
-    At the end of the last epoch, or by `merge`, the first filter of each cluster stays and the others are hard-dead.
-    All layers that read a cluster's channels read the first one instead, with their weights for them added up.
-    That is exact once the filters are equal; `deviations` tells how far they are from it, `collapse` makes them so.
-    Before the merge nothing is dead or faster.
+    At the end of an epoch (`merge_at`), or by `merge`, the first filter of each cluster stays and the others are
+    hard-dead. All layers that read a cluster's channels read the first one instead, with their weights for them added
+    up. That is exact once the filters are equal; `deviations` tells how far they are from it, `collapse` makes them so.
+    Before the merge nothing is dead or faster; from then on a step costs what the merged network costs.
 
-    From the paper and its released code: rule, 0.1 for biases and norms, clusters made once. Ours: the k-means.
+    From the paper and its released code: rule, 0.1 for biases and norms, clusters made once, the merge at the end.
+    Ours: the k-means, and the merge before the end, which is the default where duty is below 1 (see `tuned`).
 
     Args:
         model: See Method.
@@ -53,13 +63,20 @@ class CSGD(Method):
         rate: The share of filters that is merged away.
         epochs: See Method.
         example_input: An input of the model, from which the graph tells which layers read a filter. Needed.
-        strength: The factor of the centripetal term. Published: 3e-3 (600 epochs on CIFAR), 0.05 (ImageNet).
+        strength: The factor of the centripetal term. Published: 3e-3 (600 epochs on CIFAR), 0.05 (ImageNet). "auto":
+            under SGD as much as makes the filters equal by the merge (see pull_rate), 0.05 otherwise. None: 0.05.
         clusters: "kmeans", "even" (neighbours), or a function (rows, count, generator) that returns int64 [rows], the
             cluster of each row.
-        start: The epoch at whose end the clusters are made; -1: at once, for a trained network.
+        start: The epoch at whose end the clusters are made; -1: at once, for a trained network. None: -1 where merge_at
+            is 1, otherwise halfway to the merge.
+        merge_at: The share of the epochs after which the filters are merged, in (0, 1]. Below 1 they are put on their
+            means first. None: 1, as in the paper.
+        exact: Whether the merged network goes on as its clusters would have, step by step, under SGD: the momentum of
+            columns that are added up is added up too, and gradients are scaled (see MergedGradients). False or None: it
+            trains as any other network.
         coupling: "joint": filters that meet in an add take the clusters of the one convolution among them that is
             nearest to the input (a stage's first, or its projection). "independent": they are left alone.
-        **options: Keywords of Method. criterion and duty have no effect; budget must be "layer".
+        **options: Keywords of Method. criterion has no effect, duty only on defaults; budget must be "layer".
 
     Attributes:
         left_out: By name, the layers whose filters cannot be merged, and why.
@@ -86,32 +103,56 @@ class CSGD(Method):
         epochs: int = 200,
         *,
         example_input: Any = None,
-        strength: float = 0.05,
+        strength: float | str | None = None,
         clusters: str | Clustering = "kmeans",
-        start: int = -1,
+        start: int | None = None,
+        merge_at: float | None = None,
+        exact: bool | None = None,
         coupling: str = "joint",
         **options: Any,
     ) -> None:
         is_known = callable(clusters) or clusters in CLUSTERINGS
         self._expect(is_known, "clusters", f"one of {', '.join(CLUSTERINGS)} or a function", repr(clusters))
-        self._expect(isinstance(strength, Real) and strength >= 0, "strength", "a number, at least 0", strength)
-        last = max(-1, self._epochs_that_prune(epochs, options.get("fine_tune")) - 2)
+        strength = STRENGTH if strength is None else strength
+        is_known = strength == "auto" or (isinstance(strength, Real) and strength >= 0)
+        self._expect(is_known, "strength", "a number, at least 0, or auto", strength)
+        self._expect(exact is None or isinstance(exact, bool), "exact", "True, False or None", repr(exact))
+        merge_at = 1.0 if merge_at is None else merge_at
+        self._expect(is_share(merge_at) and merge_at > 0, "merge_at", "a share of the epochs in (0, 1]", merge_at)
+        self.merge_at, self.merge_epoch = (
+            merge_at,
+            epoch_at(merge_at, self._epochs_that_prune(epochs, options.get("fine_tune"))),
+        )
+        last = max(-1, self.merge_epoch - 1)
+        if start is None:
+            start = -1 if merge_at == 1 else (self.merge_epoch + 1) // 2 - 1
         self._expect(-1 <= start <= last, "start", f"an epoch from -1 to {last}", start)
         self._expect(example_input is not None, "example_input", "an input, as merging needs the graph", None)
         budget = options.get("budget", "layer")
         self._expect(budget == "layer", "budget", "layer, as clusters do not compare", repr(budget))
-        self.strength, self.start, self._alone = strength, start, coupling == "independent"
+        self.strength, self.exact = strength, bool(exact)
+        self.start, self._alone = start, coupling == "independent"
         self.clustering: Clustering = CLUSTERINGS[clusters] if isinstance(clusters, str) else clusters
         self.leaders: list[Tensor] | None = None  # by group, int64 [width]: the channel that each is merged into
         self.merged = False
         self._clustered: list[ClusteredTensor] = []
-        self._hook: Any = None
+        self._merged_gradients: MergedGradients | None = None
+        self._hooks: list[Any] = []
         coupling = "joint" if self._alone else coupling
         super().__init__(model, optimizer, rate, epochs, example_input=example_input, coupling=coupling, **options)
 
+    pulled_share = 1.0  # of the steps between clusters and merge, the last ones: those in which all filters are pulled
+
+    @classmethod
+    def tuned(cls, epochs: int) -> dict[str, Any]:
+        return {"strength": "auto", "merge_at": 0.25, "exact": True}
+
     def _begin(self, is_new: bool) -> None:
         super()._begin(is_new)
-        self._hook = self.before_step(self.pull, when=lambda: not self.merged)
+        self._hooks = [
+            self.before_step(self.pull, when=lambda: not self.merged),
+            self.before_step(self._scale_merged, when=lambda: self.merged, full_width=False),
+        ]
         self._keep_mergeable(self._example_input)
         if is_new and self.start < 0:
             self._cluster()
@@ -147,7 +188,7 @@ class CSGD(Method):
             row_of = {int(channel): row for row, channel in enumerate(group.filters[nearest])}
             rows = torch.tensor([row_of[int(channel)] for channel in channels])
             weight = self.layers[nearest].weight.detach().cpu()[rows]
-            pruned = min(pruned_count(len(rows), self.rate), len(rows) - 1)
+            pruned = min(pruned_count(len(rows), self.rates.get(nearest, self.rate)), len(rows) - 1)
             count = len(rows) - rounded(len(rows), pruned, self.round_to)
             ids = self.clustering(weight, count, self.generator)
             is_right = ids.shape == rows.shape and len(ids.unique()) == count
@@ -175,13 +216,29 @@ class CSGD(Method):
         """Replaces the gradients of clustered filters by the rule's; a hook calls it before each optimizer.step()."""
         if self.merged:
             return
+        groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
         batches: dict[tuple[Any, ...], list[ClusteredTensor]] = {}
         for clustered in self._clustered:
             p = clustered.tensor
             if p.grad is not None:
-                batches.setdefault((clustered.is_filters, p.device, p.dtype), []).append(clustered)
-        for (is_filters, *_), batch in batches.items():
-            self._pull(batch, self.strength if is_filters else 0.1 * self.strength)
+                strength = self._strength_in(groups.get(id(p), {})) * (1 if clustered.is_filters else NORM_SHARE)
+                batches.setdefault((strength, clustered.is_filters, p.device, p.dtype), []).append(clustered)
+        for (strength, *_), batch in batches.items():
+            self._pull(batch, strength)
+
+    def _strength_in(self, group: Mapping[str, Any]) -> float:
+        """The strength for parameters of this group of the optimizer, at this step."""
+        if isinstance(self.strength, Real):
+            return float(self.strength)
+        if "momentum" not in group:  # not SGD, whose steps alone are known
+            return STRENGTH
+        steps = round(self.pulled_share * self._steps_to_merge())
+        rate = min(1.0, pull_rate(steps, group["momentum"]) / NORM_SHARE)
+        return rate / float(group["lr"]) if group["lr"] > 0 else 0.0
+
+    def _steps_to_merge(self) -> int:
+        """How many steps there are between clusters and merge."""
+        return (self.merge_epoch - self.start) * (self.steps_per_epoch or STEPS)
 
     def _pull(self, batch: list[ClusteredTensor], strength: float) -> None:
         """The same for tensors of one kind, device and dtype, all of which have gradients."""
@@ -229,19 +286,39 @@ class CSGD(Method):
             return
         self.merged = True
         for group, leader in zip(self.merge_groups, self.leaders or (), strict=True):
-            for weight, columns in group.merge(self.model, leader):
+            for weight, columns in group.merge(self.model, leader, self._momenta):
                 for state in self.optimizer_states(weight):
-                    state[:, columns] = 0
+                    if not any(state is momentum for momentum in self._momenta(weight)):
+                        state[:, columns] = 0
+            for parameter, gone in group.merged_rows(self.model, leader):
+                self.forget(parameter, gone)
         self.filters.dead = [leader != torch.arange(len(leader)) for leader in self.leaders or ()]
         self.filters.hard = [dead.clone() for dead in self.filters.dead]
-        for name in self.layers:
-            self._zero(name, self._rows(self.filters.hard, name))
         self._set_masks()
+        self._go_on_merged()
+
+    def _momenta(self, weight: Tensor) -> list[Tensor]:
+        """The weight's momentum under SGD, if the merge is to go on with it."""
+        momentum = self.optimizer.state.get(weight, {}).get("momentum_buffer") if self.exact else None
+        return [momentum] if isinstance(momentum, Tensor) else []
+
+    def _go_on_merged(self) -> None:
+        is_scaled = self.exact and self.merged and self.leaders is not None
+        found = MergedGradients(self.model, self.merge_groups, self.leaders or []) if is_scaled else None
+        self._merged_gradients = found
+
+    @torch.no_grad()
+    def _scale_merged(self) -> None:
+        if self._merged_gradients is not None:
+            compaction = self.compaction if self.is_compacted else None
+            self._merged_gradients.scale(self.model if compaction is None else compaction.net, compaction)
 
     def _prune(self, epoch: int) -> None:
         if epoch == self.start and self.leaders is None:
             self._cluster()
-        if epoch + 1 >= self.epochs:
+        if epoch >= self.merge_epoch:
+            if self.merge_at < 1:
+                self.collapse()
             self.merge()
 
     # ---- checkpoints
@@ -256,8 +333,24 @@ class CSGD(Method):
         self.leaders = None if leaders is None else [leader.cpu().clone() for leader in leaders]
         self._clustered = [] if self.leaders is None else self._clustered_tensors(self.leaders)
         self.merged = state_dict["merged"]
+        self._go_on_merged()
 
     def detach(self) -> None:
         super().detach()
-        if self._hook is not None:
-            self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
+
+
+def epoch_at(share: float, epochs: int) -> int:
+    """The epoch at whose end this share of the epochs is over, share in (0, 1]."""
+    return max(0, math.ceil(share * epochs - 1e-9) - 1)
+
+
+def pull_rate(steps: int, momentum: float, left: float = LEFT) -> float:
+    """lr times strength that leaves this share of a deviation after some steps of SGD, or as little as can be.
+
+    A deviation d follows d - lr v, v = momentum v + strength d, so that it shrinks by the larger root z of
+    z^2 - (1 + momentum - rate) z + momentum a step. Where the roots meet, at z = sqrt(momentum), it shrinks fastest.
+    """
+    z = max(left ** (1 / max(1, steps)), math.sqrt(momentum))
+    return (1 - z) * (1 - momentum / z)

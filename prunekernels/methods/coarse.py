@@ -20,7 +20,7 @@ from . import ranks
 from .arguments import is_share
 from .base import Method
 from .channel_masks import find_norms
-from .ranking import Ranking, pruned_count, pruned_counts
+from .ranking import Ranking, pruned_count
 from .schedules import progressive
 from .trials import Batches, Trials, batch_statistics
 
@@ -149,30 +149,34 @@ class CoarsePruning(Method):
         if is_new and self.start == -1:
             self._prune_first()
 
+    def pruned_share(self, epoch: int) -> float:
+        return progressive(self.rate, epoch - self.start, self.prunings)
+
     @torch.no_grad()
     def _prune(self, epoch: int) -> None:
-        if 0 <= epoch - self.start < self.prunings and self.rate:
-            self._prune_filters(progressive(self.rate, epoch - self.start, self.prunings))
+        prunes = self.rate or any(self.rates.values())
+        if 0 <= epoch - self.start < self.prunings and prunes:
+            self._prune_filters(epoch)
         if epoch == self.kernel_start and self.kernel_rate:
             self._prune_kernels()
 
     # ---- feature maps
 
-    def _prune_filters(self, share: float) -> None:
-        draw = partial(self._draw_filters, share)
+    def _prune_filters(self, epoch: int) -> None:
+        draw = partial(self._draw_filters, epoch)
         self.filters.dead = self._choose(draw, self._try_filters, self.filters.hard)
         self.filters.hard = [dead.clone() for dead in self.filters.dead]
         for name in self.layers:
             self._zero(name, self._rows(self.filters.hard, name))
 
-    def _draw_filters(self, share: float, seed: int) -> list[Tensor]:
+    def _draw_filters(self, epoch: int, seed: int) -> list[Tensor]:
         """By unit, the filters that this seed prunes, those that are gone already among them: bool [width]."""
         generator = torch.Generator().manual_seed(seed)
         rankings = []
         for unit, hard in zip(self.units, self.filters.hard, strict=True):
             scores = torch.rand(unit.width, generator=generator, dtype=torch.float64)
             rankings.append(Ranking.of(scores, hard, hard, list(unit.filters.values())))
-        amounts = pruned_counts(rankings, (share,), self.budget, self.round_to)
+        amounts = self._counts(rankings, epoch)
         return [ranking.first(amount) for ranking, amount in zip(rankings, amounts, strict=True)]
 
     def _try_filters(self, dead: list[Tensor]) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from . import presets
-from .arguments import full_signature
+from .arguments import expect, full_signature
+from .presets import PAPER, PRESETS
 
 
 class WithDefaults(ABCMeta):
@@ -32,15 +32,35 @@ class WithDefaults(ABCMeta):
 def filled_in(cls: Any, args: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords that a call of a method's class leaves open, and their values."""
     try:
-        bound = inspect.signature(cls).bind_partial(*args, **given)
+        signature = inspect.signature(cls)
+        bound = signature.bind_partial(*args, **given)
     except TypeError:
         return {}  # the constructor says what is wrong
     bound.apply_defaults()
     preset, duty, epochs = (bound.arguments.get(name) for name in ("preset", "duty", "epochs"))
     if preset is not None:
-        found = presets.keywords(cls, preset)
+        found = keywords(cls, preset)
     elif isinstance(duty, Real) and duty < 1 and isinstance(epochs, int) and epochs >= 1:
         found = cls.tuned(epochs)
     else:
         return {}
-    return {name: value for name, value in found.items() if given.get(name) is None}
+    return {name: value for name, value in found.items() if given.get(name) is None and name in signature.parameters}
+
+
+def keywords(cls: type, preset: object) -> dict[str, Any]:
+    """The keywords of a method's constructor under a preset; that of a subclass is its parent's."""
+    op = cls.__name__
+    expect(op, preset in PRESETS, "preset", f"{', '.join(PRESETS)} or None", repr(preset))
+    found = next((PAPER[c.__name__] for c in cls.__mro__ if c.__name__ in PAPER), None)
+    if found is None:
+        raise ValueError(f"{op}: preset: expected None, as only {', '.join(PAPER)} have papers, got {preset!r}")
+    return {"duty": 1.0, "clip": False, **found.method}
+
+
+def training_of(method: str) -> Mapping[str, Any]:
+    """The settings of the training command that a method's preset has; none where the method is not known.
+
+    method: Its name on the command line, as in prune-while-training.
+    """
+    by_name = {name.lower(): preset.training for name, preset in PAPER.items()}
+    return by_name.get(method.replace("-", ""), {})

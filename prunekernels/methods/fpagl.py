@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..filter_ops import cluster_mean_, mask_grad_
+from ..filter_ops import mask_grad_
 from .arguments import is_share
-from .centripetal import CSGD, ClusteredTensor
+from .centripetal import CSGD, STEPS, ClusteredTensor
 
 ADAPTIVE = ("filter", "element", None)
 
@@ -23,7 +23,8 @@ class FPAGL(CSGD):
         dW_i = g_i where <g_i, c_H - W_i> <= 0, else mean over j in H of g_j + strength (W_i - c_H)
 
     so that filters that matter move least, and a step -g_i that does not lead away from the centre is left as it is.
-    After the share `collapse` of the epochs the filters are put on their centres and stay equal from then on.
+    After the share `collapse` of the epochs the filters are put on their centres and stay equal from then on. A merge
+    before that (see CSGD) does so too; with strength="auto" no g_i is kept in the last half of the steps before it.
 
     Our reconstruction from the abstract, over a C-SGD that is exact; no result is claimed for the paper. With taylor,
     adaptive and collapse all off it is C-SGD, whose rule biases and norms, clusters and merging follow in any case.
@@ -69,8 +70,11 @@ class FPAGL(CSGD):
         holds = collapse is None or is_share(collapse)
         self._expect(holds, "collapse", "a share of the epochs in [0, 1] or None", collapse)
         self.taylor, self.adaptive, self.collapse_at = taylor, adaptive, collapse
+        self.pulled_share = 1.0 if adaptive is None else 0.5
         self.collapsed = False
         self.importance: dict[Tensor, Tensor] = {}
+        self._same_of: list[ClusteredTensor] | None = None  # which clusters _matrices are of
+        self._matrices: dict[tuple[int, ...], Tensor] = {}
         super().__init__(model, optimizer, rate, epochs, **options)
 
     def _pull(self, batch: list[ClusteredTensor], strength: float) -> None:
@@ -80,17 +84,48 @@ class FPAGL(CSGD):
         grads: list[Tensor] = [clustered.tensor.grad for clustered in batch]  # type: ignore[misc]
         if self.taylor:
             self._add_importance([clustered.tensor.detach() for clustered in batch], grads, batch)
-        mean_grads = [grad.clone() for grad in grads]
-        cluster_mean_(mean_grads, [clustered.ids for clustered in batch])
-        for clustered, grad, mean in zip(batch, grads, mean_grads, strict=True):
-            inward = self._centres(clustered) - _in_sum_type(clustered.tensor)
-            new = _in_sum_type(mean) - strength * inward
-            if self.adaptive is not None:
-                away = _in_sum_type(grad) * inward
-                if self.adaptive == "filter":
-                    away = away.sum(tuple(range(1, away.dim())), keepdim=True)
-                new = torch.where(away <= 0, _in_sum_type(grad), new)
-            grad.copy_(new)
+        for alike in _by_shape(batch):
+            self._pull_alike(alike, strength)
+
+    def _pull_alike(self, alike: list[ClusteredTensor], strength: float) -> None:
+        """The same for weights of one shape, so that a few operations serve all of them."""
+        grads: list[Tensor] = [clustered.tensor.grad for clustered in alike]  # type: ignore[misc]
+        grad = _in_sum_type(torch.stack(grads)).flatten(2)  # [layers, K, C / groups R S], as are the next three
+        weight = _in_sum_type(torch.stack([clustered.tensor for clustered in alike])).flatten(2)
+        same = self._same(alike, weight)
+        inward = torch.baddbmm(weight, self._shares(alike, same), weight, beta=-1)
+        new = torch.baddbmm(inward, _shares_of(same), grad, beta=-strength)
+        if self.adaptive is not None and not self._pulls_all():
+            away = grad * inward
+            if self.adaptive == "filter":
+                away = away.sum(2, keepdim=True)
+            new = torch.where(away <= 0, grad, new)
+        torch._foreach_copy_(grads, list(new.view(-1, *grads[0].shape)))
+
+    def _pulls_all(self) -> bool:
+        """Whether the merge is so near that no gradient is kept any more, where strength is to make filters equal."""
+        done = (self.epoch - self.start - 1) * (self.steps_per_epoch or STEPS) + self.steps
+        return self.strength == "auto" and done >= (1 - self.pulled_share) * self._steps_to_merge()
+
+    def _same(self, alike: list[ClusteredTensor], like: Tensor) -> Tensor:
+        """[layers, K, K]: 1 where two filters are of one cluster, else 0. A filter of no cluster is one by itself."""
+        if self._same_of is not self._clustered:
+            self._same_of, self._matrices = self._clustered, {}
+        key = tuple(id(clustered.tensor) for clustered in alike)
+        if key not in self._matrices:
+            ids = torch.stack([clustered.ids for clustered in alike])
+            clusters = (ids[:, :, None] == ids[:, None]) & (ids >= 0)[:, :, None]
+            self._matrices[key] = (clusters | torch.eye(ids.shape[1], dtype=torch.bool)).to(like)
+        return self._matrices[key]
+
+    def _shares(self, alike: list[ClusteredTensor], same: Tensor) -> Tensor:
+        """[layers, K, K]: by filter, the share that each filter has in the centre of its cluster."""
+        known = [self.importance.get(clustered.tensor) for clustered in alike] if self.taylor else [None]
+        if all(each is None for each in known):
+            return _shares_of(same)
+        each = torch.stack([same.new_zeros(same.shape[1]) if one is None else one for one in known])
+        total = (same * each[:, None]).sum(2)
+        return _shares_of(same * torch.where(total > 0, each, 1.0)[:, None])  # without any importance, the plain mean
 
     def _add_importance(self, weights: list[Tensor], grads: list[Tensor], batch: list[ClusteredTensor]) -> None:
         """Adds this step's |sum of w g| of each filter, [K] by weight."""
@@ -102,19 +137,9 @@ class FPAGL(CSGD):
 
     def _centres(self, clustered: ClusteredTensor) -> Tensor:
         """[K, C / groups, R, S]: by filter, the centre of its cluster; a filter of no cluster is its own centre."""
-        weight = _in_sum_type(clustered.tensor)
-        importance = self.importance.get(clustered.tensor) if self.taylor else None
-        if importance is None:
-            mean = weight.clone()
-            cluster_mean_([mean], [clustered.ids])
-            return mean
-        alone = clustered.ids.max() + 1 + torch.arange(len(weight))
-        index = torch.where(clustered.ids < 0, alone, clustered.ids).unique(return_inverse=True)[1].to(weight.device)
-        total = importance.new_zeros(len(weight)).index_add_(0, index, importance)
-        share = torch.where(total[index] > 0, importance, 1.0)  # without any importance, the plain mean
-        share = share / share.new_zeros(len(weight)).index_add_(0, index, share)[index]
-        flat = weight.flatten(1)
-        return torch.zeros_like(flat).index_add_(0, index, flat * share[:, None])[index].view_as(weight)
+        weight = _in_sum_type(clustered.tensor)[None].flatten(2)
+        same = self._same([clustered], weight)
+        return (self._shares([clustered], same) @ weight).view_as(clustered.tensor)
 
     def _collapse(self, clustered: ClusteredTensor) -> None:
         if clustered.is_filters:
@@ -147,3 +172,15 @@ class FPAGL(CSGD):
 def _in_sum_type(tensor: Tensor) -> Tensor:
     """The tensor in the type that sums are made in: float64, or float32 for all others."""
     return tensor.detach() if tensor.dtype == torch.float64 else tensor.detach().float()
+
+
+def _by_shape(batch: list[ClusteredTensor]) -> list[list[ClusteredTensor]]:
+    by_shape: dict[torch.Size, list[ClusteredTensor]] = {}
+    for clustered in batch:
+        by_shape.setdefault(clustered.tensor.shape, []).append(clustered)
+    return list(by_shape.values())
+
+
+def _shares_of(weights: Tensor) -> Tensor:
+    """[..., K, K]: each row over its sum."""
+    return weights / weights.sum(-1, keepdim=True)

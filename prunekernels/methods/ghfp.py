@@ -10,7 +10,7 @@ from torch import nn
 
 from . import schedules
 from .arguments import is_share
-from .ranking import Ranking, pruned_counts
+from .ranking import Ranking
 from .schedules import Schedule
 from .soft import SFP
 
@@ -69,8 +69,7 @@ class GHFP(SFP):
         super().__init__(model, optimizer, rate, epochs, **options)
 
     def hard_counts(self, epoch: int, rankings: list[Ranking], dead: list[int]) -> list[int]:
-        shares = (self.pruned_share(epoch), self.hard_schedule(1.0, epoch, self.epochs))
-        return pruned_counts(rankings, shares, self.budget, self.round_to)
+        return self._counts(rankings, epoch, self._scheduled(self.hard_schedule, 1.0, epoch))
 
 
 def _fixed(value: float, final: float, epoch: int, epochs: int) -> float:

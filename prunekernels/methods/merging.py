@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,7 +63,9 @@ class MergeGroup:
                     yield value, channels, True
 
     @torch.no_grad()
-    def merge(self, model: nn.Module, leader: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
+    def merge(
+        self, model: nn.Module, leader: Tensor, beside: Callable[[nn.Parameter], Iterable[Tensor]] = lambda weight: ()
+    ) -> list[tuple[nn.Parameter, Tensor]]:
         """Makes every reader of channel c read leader[c] instead, and zeroes channel c.
 
         A reader's columns of channels with the same leader are added up in the leader's column; the other columns
@@ -72,6 +74,7 @@ class MergeGroup:
         Args:
             model: The network whose parameters are changed.
             leader: int64 [width]; leader[c] = c where channel c stays.
+            beside: By a reader's weight, tensors of its shape whose columns are added up like its own.
 
         Returns:
             The readers' weights, and int64 indices of the columns that changed.
@@ -80,12 +83,20 @@ class MergeGroup:
         for name, channels in self.readers.items():
             weight = model.get_submodule(name).weight
             assert isinstance(weight, nn.Parameter)
+            for tensor in beside(weight):
+                _add_columns(tensor, channels, leader)
             changed.append((weight, _add_columns(weight, channels, leader)))
+        for parameter, rows in self.merged_rows(model, leader):
+            parameter[rows] = 0
+        return changed
+
+    def merged_rows(self, model: nn.Module, leader: Tensor) -> Iterable[tuple[nn.Parameter, Tensor]]:
+        """Parameters with a row per channel, and bool [rows]: those of channels that are not their own leader."""
         gone = leader != torch.arange(self.width)
         for tensor, channels, is_statistic in self.tensors(model):
             if not is_statistic:
-                tensor[((channels >= 0) & gone[channels.clamp(min=0)]).to(tensor.device)] = 0
-        return changed
+                rows = (channels >= 0) & gone[channels.clamp(min=0)]
+                yield tensor, rows.to(tensor.device)  # type: ignore[misc]
 
 
 def _add_columns(weight: Tensor, channels: Tensor, leader: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ class PGP(Method):
         return 2 * epochs // 3
 
     def pruned_share(self, epoch: int) -> float:
-        return self.schedule(self.rate, epoch, self.epochs)
+        return self._scheduled(self.schedule, self.rate, epoch)
 
     def hard_counts(self, epoch: int, rankings: list[Ranking], dead: list[int]) -> list[int]:
         gone = [ranking.hard for ranking in rankings]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..graph import Group
 
-BUDGETS = ("layer", "global")
+BUDGETS = ("layer", "global", "flops")
 
 
 class Counts(NamedTuple):
@@ -124,30 +124,3 @@ class Ranking:
 
 def _sorted(scores: Tensor, dead: Tensor, rank: Tensor) -> Tensor:
     return torch.from_numpy(np.lexsort((~dead.numpy(), scores.numpy(), rank.numpy())))
-
-
-def pruned_counts(rankings: Sequence[Ranking], shares: Sequence[float], budget: str, round_to: int) -> list[int]:
-    """How many filters of each unit go, at the product of these shares.
-
-    budget "layer": the same share of each unit. "global": that share of all units together, by scores over their unit's
-    mean, since norms of different layers do not compare.
-    """
-    if budget == "layer":
-        wanted = [pruned_count(r.width, *shares) for r in rankings]
-    else:
-        wanted = _global_counts(rankings, pruned_count(sum(r.width for r in rankings), *shares))
-    capped = [min(count, r.width - r.protected) for count, r in zip(wanted, rankings, strict=True)]
-    return [rounded(r.width, count, round_to) for count, r in zip(capped, rankings, strict=True)]
-
-
-def _global_counts(rankings: Sequence[Ranking], total: int) -> list[int]:
-    """Counts by unit that add up to total. Within a unit filters go in its order, among units by relative score."""
-    turns, units = [], []
-    for u, r in enumerate(rankings):
-        scores = r.scores[r.order[r.hard :]]
-        mean = float(scores.mean()) if len(scores) else 0.0
-        turn = scores[: len(scores) - r.protected] / (mean if mean > 0 else 1.0)
-        turns += [torch.full((r.hard,), -torch.inf, dtype=turn.dtype), turn]
-        units.append(torch.full((r.hard + len(turn),), u))
-    chosen = torch.cat(units)[torch.cat(turns).sort(stable=True).indices[:total]]
-    return torch.bincount(chosen, minlength=len(rankings)).tolist()

@@ -77,11 +77,18 @@ class SFP(Method):
         self.alpha_schedule, self.scale_norms = alpha_schedule, scale_norms
         super().__init__(model, optimizer, rate, epochs, **options)
 
+    @classmethod
+    def tuned(cls, epochs: int) -> dict[str, Any]:
+        return {
+            "warm_up": epochs // 4, "fine_tune": epochs // 2, "wake": "in_turns", "criterion": "credited_l2",
+            "alpha": 1.0, "alpha_schedule": schedules.constant, "clip": False,
+        }  # fmt: skip
+
     def pruned_share(self, epoch: int) -> float:
-        return self.schedule(self.rate, epoch, self.epochs)
+        return self._scheduled(self.schedule, self.rate, epoch)
 
     def soften(self, name: str, rows: Tensor, epoch: int) -> None:
-        alpha = self.alpha_schedule(self.alpha, epoch, self.epochs)
+        alpha = self._scheduled(self.alpha_schedule, self.alpha, epoch)
         parameters = [self.layers[name].weight]
         if self.scale_norms:
             parameters += [p for norm in self.norms_of(name) for p in (norm.weight, norm.bias) if p is not None]
@@ -109,6 +116,10 @@ class ASFP(SFP):
 
     default_schedule = staticmethod(rising)
 
+    @classmethod
+    def tuned(cls, epochs: int) -> dict[str, Any]:
+        return super().tuned(epochs) | {"warm_up": epochs // 8}  # the share rises slowly at first
+
 
 class SRFP(SFP):
     """SofteR filter pruning: SFP whose pruned filters shrink instead of becoming zero.
@@ -128,6 +139,10 @@ class SRFP(SFP):
 
     default_alpha = 0.5
 
+    @classmethod
+    def tuned(cls, epochs: int) -> dict[str, Any]:
+        return super().tuned(epochs) | {"alpha": 0.5}
+
 
 class ASRFP(SRFP):
     """Asymptotic softeR filter pruning: the rising share of ASFP with the alpha of SRFP.
@@ -144,3 +159,7 @@ class ASRFP(SRFP):
     """
 
     default_schedule = staticmethod(rising)
+
+    @classmethod
+    def tuned(cls, epochs: int) -> dict[str, Any]:
+        return super().tuned(epochs) | {"warm_up": epochs // 8}

@@ -67,6 +67,11 @@ class PruneWhileTraining(Method):
         self._expect(is_within, "start, end", f"0 <= start <= end < {epochs_that_prune}", (self.start, end))
         super().__init__(model, optimizer, rate, epochs, **options)
 
+    @classmethod
+    def tuned(cls, epochs: int) -> dict[str, Any]:
+        start = max(0, epochs // 4 - 1)
+        return {"start": start, "period": max(1, epochs // 8), "end": max(start, 3 * epochs // 8 - 1)}
+
     def pruned_share(self, epoch: int) -> float:
         if epoch < self.start:
             return 0.0

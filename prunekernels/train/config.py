@@ -8,12 +8,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import InitVar, asdict, dataclass, field, fields
 from typing import Any
 
+from ..methods.defaults import training_of
+from ..methods.presets import PRESETS
 from .data import AUGMENTS
 from .models import MODELS
 
 MODES = ("auto", "masked", "live", "compacted", "dense")
 MODE_OF_GEAR = {"network": "live", "layer": "masked", "dense": "dense"}  # the setting was called gear before
+LAYOUTS = ("auto", "contiguous", "channels_last")
+EVALUATE = ("each", "end")
 DUTY = 0.1  # of a method, unless set: soft-dead filters skip nine tenths of the steps
+OPEN: Any = None  # the default of a setting that a preset may decide, otherwise DEFAULTS
+DEFAULTS: dict[str, Any] = {
+    "epochs": 30, "batch": 64, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "measure": False, "recalibrate": 20
+}  # fmt: skip
 TIMEOUT = 600.0
 COMPILE_AFTER = 300
 FREE = (
@@ -36,13 +44,20 @@ class Config:
         method: "none" or a method's name, as setup.known_methods has it.
         arch: Name of a network in models.MODELS.
         width: The share of every layer's filters that the network is built with.
-        data: "digits", "cifar10:DIR" or "folder:DIR".
+        data: "digits", "fashion-mnist", "idx:DIR", "cifar10:DIR" or "folder:DIR".
         size: Height and width that images are resized to. None: what suits the data.
         augment: One of data.AUGMENTS. None: what suits the data.
+        train_images: How many images of the training set to train on, the same for every seed. None: all.
+        validation: How many images of the training set are held out: each epoch is evaluated on them, and the test set
+            is used once, at the end.
         rate: The share of the filters that is pruned in the end.
-        duty: See Method. None: DUTY where there is a method.
+        duty: See Method. None: DUTY where there is a method, 1 with a preset.
+        preset: "paper": what is not given is the paper's, for the method and for the training (see
+            methods.presets.PAPER).
         options: Other keywords of the method.
         measure: Whether PGP scores filters by an extra pass over the training set after each epoch.
+        recalibrate: From how many training batches the statistics of norms are estimated anew before an evaluation that
+            masks filters which were not masked in the steps before (see methods.recalibrate_norms). 0: never.
         mode: How the network of a method runs: "masked", "live", "compacted", or "dense" (masks are applied, and
             nothing is skipped). "auto": whichever of the first three takes the least time for the masks that there are,
             by a measurement; if deterministic, compacted mode without one. Without a method "auto", "compacted" and
@@ -55,7 +70,11 @@ class Config:
         momentum: Of SGD.
         weight_decay: Of SGD.
         seed: Of weights, order of images and augmentation.
-        amp: Whether to autocast to bfloat16.
+        amp: Whether to autocast to bfloat16; with mode "auto", and if not deterministic, only where it makes a step
+            faster than float32.
+        evaluate: After which epochs the network is evaluated: "each", or "end", the last alone.
+        layout: The memory layout of network and images: "contiguous", "channels_last", or "auto": on the CPU the one in
+            which a dense step takes less time, if deterministic contiguous; on cuda channels_last.
         deterministic: Whether every process with as many threads computes the same bits.
         device: A torch device. None: cuda where there is one.
         stop_after: The epoch to stop after, to resume later.
@@ -74,20 +93,26 @@ class Config:
     data: str = "digits"
     size: int | None = None
     augment: str | None = None
+    train_images: int | None = None
+    validation: int = 0
     rate: float = 0.5
     duty: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    measure: bool = False
+    preset: str | None = None
+    measure: bool = OPEN
+    recalibrate: int = OPEN
     mode: str = "auto"
     compile: bool = False
     compile_after: int = COMPILE_AFTER
-    epochs: int = 30
-    batch: int = 64
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    epochs: int = OPEN
+    batch: int = OPEN
+    lr: float = OPEN
+    momentum: float = OPEN
+    weight_decay: float = OPEN
     seed: int = 0
     amp: bool = False
+    evaluate: str = "each"
+    layout: str = "auto"
     deterministic: bool = False
     device: str | None = None
     stop_after: int | None = None
@@ -102,6 +127,7 @@ class Config:
         if gear is not None:
             warnings.warn("Config: gear is deprecated: use mode", DeprecationWarning, stacklevel=3)
             self.mode = MODE_OF_GEAR.get(gear, gear)
+        self._take_preset()
         self._among("arch", tuple(MODELS))
         self._among("mode", MODES)
         self._number("rate", "a number in [0, 1)", lambda v: 0 <= v < 1)
@@ -111,16 +137,33 @@ class Config:
             self._number(name, "a number, at least 0", lambda v: v >= 0)
         self._number("batch", "at least 2", lambda v: v >= 2)
         self._number("epochs", "at least 1", lambda v: v >= 1)
+        self._number("recalibrate", "at least 0", lambda v: v >= 0)
         self._number("compile_after", "at least 0", lambda v: v >= 0)
         self._number("seed", "a number in [0, 2^32)", lambda v: 0 <= v < 2**32)  # times 1e6 it must be an int64
+        self._number("validation", "at least 0", lambda v: v >= 0)
+        if self.train_images is not None:
+            self._number("train_images", "at least 1", lambda v: v >= 1)
+        self._among("evaluate", EVALUATE)
+        self._among("layout", LAYOUTS)
         if self.augment is not None:
             self._among("augment", AUGMENTS)
         if self.duty is None and self.method != "none":
-            self.duty = DUTY  # written out, so that a checkpoint means the same where DUTY is another
+            self.duty = (
+                DUTY if self.preset is None else 1.0
+            )  # written out, so that a checkpoint means the same where DUTY is another
         if self.duty is not None:
             self._number("duty", "a number in [0, 1]", lambda v: 0 <= v <= 1)
         if self.stop_after is not None:
             self._number("stop_after", "at least 1", lambda v: v >= 1)
+
+    def _take_preset(self) -> None:
+        """Gives each open setting its value: the preset's, or that of DEFAULTS."""
+        if self.preset is not None:
+            self._among("preset", PRESETS)
+        of_preset = {"recalibrate": 0, **training_of(self.method)} if self.preset is not None else {}
+        for name, value in {**DEFAULTS, **of_preset}.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
 
     def _among(self, name: str, known: tuple[str, ...]) -> None:
         if getattr(self, name) not in known:
@@ -140,7 +183,7 @@ class Config:
             given: The settings to change. One that is not in FREE and differs raises ValueError.
             where: The checkpoint, for the error.
         """
-        saved, given = _without_gear(saved), _without_gear(given)
+        saved, given = {"preset": None, "recalibrate": 0, **_without_gear(saved)}, _without_gear(given)
         known = {f.name for f in fields(cls)}
         for name, value in given.items():
             if name not in FREE and name in saved and saved[name] != value:

@@ -1,4 +1,4 @@
-"""Data sets, held in memory: scikit-learn's digits, the binary version of CIFAR-10, folders of images.
+"""Data sets, held in memory: digits, Fashion-MNIST, files in MNIST's format, binary CIFAR-10, folders of images.
 
 data = load("digits")
 images, labels = data.train.images, data.train.labels
@@ -6,6 +6,7 @@ images, labels = data.train.images, data.train.labels
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,11 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import idx
 from .optional_deps import need
 
 TEST_SHARE = 0.2  # of the images, where there is no test set
 CIFAR_RECORDS, CIFAR_SIZE = 10_000, 32
 CIFAR_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+FASHION_CLASSES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
+FASHION_DIR = "/usr/share/datasets/fashion-mnist"  # of Debian's package dataset-fashion-mnist
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 AUGMENTS = ("none", "shift", "shift+flip")
 
@@ -38,7 +42,7 @@ class Split:
 
 @dataclass
 class Data:
-    """A training and a test set of the same classes.
+    """A training and a test set of the same classes, and perhaps a validation set.
 
     Args:
         name: For errors.
@@ -46,6 +50,7 @@ class Data:
         test: The test set.
         classes: Names, by label.
         augment: The one of AUGMENTS that suits the images.
+        validation: Images to make choices by, none of which is in the test set.
     """
 
     name: str
@@ -53,9 +58,10 @@ class Data:
     test: Split
     classes: list[str]
     augment: str = "none"
+    validation: Split | None = None
 
     def __post_init__(self) -> None:
-        for part, split in (("train", self.train), ("test", self.test)):
+        for part, split in self.splits.items():
             where = f"data: {self.name}: {part}"
             if len(split) == 0:
                 raise ValueError(f"{where}: expected images, got none")
@@ -64,12 +70,34 @@ class Data:
                 i = int(wrong[0])
                 known = f"labels in [0, {len(self.classes)})"
                 raise ValueError(f"{where}: expected {known}, got {int(split.labels[i])} at image {i}")
+        self._check_validation()
         pixels = self.train.images.transpose(0, 1).flatten(1)
         count = pixels.shape[1]  # integers are summed, for the same bits on any number of threads
         mean = pixels.sum(1, dtype=torch.int64).double() / count
         square = pixels.long().square_().sum(1).double() / count
         self.mean = mean.float().view(-1, 1, 1)
         self.std = (square - mean.square()).clamp(min=1).sqrt().float().view(-1, 1, 1)
+
+    def _check_validation(self) -> None:
+        """No image for validation is in the test set."""
+        if self.validation is None:
+            return
+        known = {image.tobytes() for image in self.test.images.numpy()}
+        seen = [i for i, image in enumerate(self.validation.images.numpy()) if image.tobytes() in known]
+        if seen:
+            got = f"{len(seen)} of {len(self.validation)} there, the first at image {seen[0]}"
+            raise ValueError(f"data: {self.name}: validation: expected images that are not in the test set, got {got}")
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The sets by name: train, validation if there is one, test."""
+        validation = {} if self.validation is None else {"validation": self.validation}
+        return {"train": self.train, **validation, "test": self.test}
+
+    @property
+    def judged(self) -> Split:
+        """What epochs are evaluated on: the validation set if there is one, else the test set."""
+        return self.test if self.validation is None else self.validation
 
     @property
     def channels(self) -> int:
@@ -79,10 +107,11 @@ class Data:
     def fingerprint(self) -> str:
         """Numbers of images, and a checksum of all images and labels."""
         check = 0
-        for split in (self.train, self.test):
+        for split in self.splits.values():
             for tensor in (split.images, split.labels):
                 check = zlib.crc32(tensor.contiguous().numpy().data, check)
-        return f"{len(self.train)} + {len(self.test)} images, crc {check:08x}"
+        numbers = " + ".join(str(len(split)) for split in self.splits.values())
+        return f"{numbers} images, crc {check:08x}"
 
     def normalised(self, images: Tensor) -> Tensor:
         """Returns float32 images, with mean 0 and variance 1 by channel over the training set."""
@@ -100,7 +129,7 @@ def load(spec: str, size: int | None = None) -> Data:
     kind, _, place = spec.partition(":")
     if kind not in LOADERS:
         raise ValueError(f"data: expected one of {', '.join(KNOWN)}, got {spec!r}")
-    if kind == "digits" and place or kind != "digits" and not place:
+    if bool(place) is (kind in WITHOUT_PLACE):
         raise ValueError(f"data: expected {KNOWN[list(LOADERS).index(kind)]}, got {spec!r}")
     if size is not None and size < 1:
         raise ValueError(f"data: size: expected at least 1, got {size}")
@@ -145,6 +174,51 @@ def _cifar_batch(path: Path) -> np.ndarray:
     if len(wrong):
         raise ValueError(f"data: {path}: expected labels in [0, 10), got {records[wrong[0], 0]} in record {wrong[0]}")
     return records
+
+
+def _idx(place: str, size: int | None) -> Data:
+    """A folder with the four files of MNIST, or of another set in that format; images of any height and width."""
+    folder = Path(place)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"data: expected a folder of idx files, got no folder {folder}")
+    train, test = (_idx_split(folder, part, size) for part in ("train", "test"))
+    classes = int(train.labels.max()) + 1
+    wrong = torch.nonzero(test.labels >= classes).flatten()
+    if len(wrong):
+        where, i = f"data: {idx.find(folder, 'test', 'labels')}", int(wrong[0])
+        expected = f"labels in [0, {classes}), as the training set has"
+        raise ValueError(f"{where}: expected {expected}, got {int(test.labels[i])} at image {i}")
+    if train.images.shape[1:] != test.images.shape[1:]:
+        expected, got = (" x ".join(map(str, split.images.shape[1:])) for split in (train, test))
+        where = f"data: {idx.find(folder, 'test', 'images')}"
+        raise ValueError(f"{where}: expected images of {expected}, as the training set has, got {got}")
+    return Data(f"idx:{folder}", train, test, [str(label) for label in range(classes)], "shift")
+
+
+def _idx_split(folder: Path, part: str, size: int | None) -> Split:
+    paths = [idx.find(folder, part, what) for what in ("images", "labels")]
+    images, labels = idx.read(paths[0], "images"), idx.read(paths[1], "labels")
+    if len(images) != len(labels):
+        expected = f"{len(images):,} labels, one for each image of {paths[0].name}"
+        raise ValueError(f"data: {paths[1]}: expected {expected}, got {len(labels):,}")
+    pixels = torch.from_numpy(images)
+    pixels = pixels.unsqueeze(1) if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    return Split(_resized(pixels, size), torch.from_numpy(labels).long())
+
+
+def _fashion_mnist(_: str, size: int | None) -> Data:
+    """60,000 + 10,000 grey images of 28x28."""
+    place = os.environ.get("FASHION_MNIST_DIR") or FASHION_DIR
+    if not Path(place).is_dir():
+        got = f"expected Fashion-MNIST, got no folder {place}"
+        ways = "apt-get install dataset-fashion-mnist, or set FASHION_MNIST_DIR to a folder with its four idx files"
+        raise FileNotFoundError(f"data: fashion-mnist: {got}: {ways}")
+    data = _idx(place, size)
+    if len(data.classes) != len(FASHION_CLASSES):
+        expected = f"Fashion-MNIST's {len(FASHION_CLASSES)} classes"
+        raise ValueError(f"data: fashion-mnist: {place}: expected {expected}, got {len(data.classes)}")
+    data.name, data.classes, data.augment = "fashion-mnist", FASHION_CLASSES, "shift+flip"
+    return data
 
 
 def _folder(place: str, size: int | None) -> Data:
@@ -217,8 +291,11 @@ def _resized(images: Tensor, size: int | None) -> Tensor:
     return large.round_().clamp_(0, 255).byte()
 
 
-LOADERS: dict[str, Callable[[str, int | None], Data]] = {"digits": _digits, "cifar10": _cifar10, "folder": _folder}
-KNOWN = ("digits", "cifar10:DIR", "folder:DIR")
+LOADERS: dict[str, Callable[[str, int | None], Data]] = {
+    "digits": _digits, "fashion-mnist": _fashion_mnist, "idx": _idx, "cifar10": _cifar10, "folder": _folder,
+}  # fmt: skip
+KNOWN = ("digits", "fashion-mnist", "idx:DIR", "cifar10:DIR", "folder:DIR")
+WITHOUT_PLACE = ("digits", "fashion-mnist")
 
 
 def train_batches(

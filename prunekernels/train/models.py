@@ -82,6 +82,14 @@ def _check(name: str, num_classes: int, width: float, in_channels: int) -> None:
             raise ValueError(f"{name}: {argument}: expected at least 1, got {value}")
 
 
+def with_new_weights(model: nn.Module) -> nn.Module:
+    """Draws a network's weights anew, in place, as the builders here do; statistics of norms are as at first."""
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return _initialised(model)
+
+
 def _initialised(model: nn.Module) -> nn.Module:
     """He's normal initialisation by a convolution's outputs; norms and biases keep torch's ones and zeros."""
     for module in model.modules():

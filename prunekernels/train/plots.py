@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,18 +34,20 @@ def _figure(path: Path, rows: int, height: float) -> Iterator[list[Any]]:
         pyplot.close(figure)
 
 
-def plot_accuracy(path: Path, history: History, states: Tensor, beside: History | None = None) -> None:
-    """Plots accuracy by epoch, and below it how many filters are in each state. states: uint8 [epochs, filters]."""
+def plot_accuracy(
+    path: Path, history: History, states: Tensor, beside: History | None = None, images: str = "test"
+) -> None:
+    """Plots accuracy by epoch, and below it how many filters are in each state.
+
+    states: uint8 [epochs, filters]; images: those that epochs were evaluated on.
+    """
     epochs = range(1, len(history) + 1)
     with _figure(path, 2, 6.2) as (top, bottom):
         if beside:
-            values = [row["accuracy"] for row in beside[: len(history)]]
-            top.plot(range(1, len(values) + 1), values, color=DENSE, linestyle="--", label="dense, test")
+            top.plot(*_evaluated(beside[: len(history)]), ".--", color=DENSE, label=f"dense, {images}")
         top.plot(epochs, [row["train_accuracy"] for row in history], color=LIVE, alpha=0.4, label="training")
-        top.plot(
-            epochs, [row["accuracy"] for row in history], color=LIVE, linewidth=2, label="test, pruned filters off"
-        )
-        top.set(ylabel="accuracy", ylim=(min(0.5, *(row["accuracy"] for row in history)), 1.005))
+        top.plot(*_evaluated(history), ".-", color=LIVE, linewidth=2, label=f"{images}, pruned filters off")
+        top.set(ylabel="accuracy", ylim=(min(0.5, *_evaluated(history)[1]), 1.005))
         top.legend(loc="lower right")
         below = torch.zeros(len(states), dtype=torch.long)
         for state, (color, label) in enumerate(LABELS.items()):
@@ -55,6 +58,12 @@ def plot_accuracy(path: Path, history: History, states: Tensor, beside: History 
         bottom.legend(loc="lower left", frameon=True, framealpha=1, ncols=3)
         for axis in (top, bottom):
             _epoch_axis(axis, len(history))
+
+
+def _evaluated(history: History) -> tuple[list[int], list[float]]:
+    """The epochs that were evaluated, from 1, and their accuracies."""
+    rows = [(epoch, row["accuracy"]) for epoch, row in enumerate(history, 1) if not math.isnan(row["accuracy"])]
+    return [epoch for epoch, _ in rows], [share for _, share in rows]
 
 
 def plot_filters(path: Path, layers: Mapping[str, int], states: Tensor) -> None:

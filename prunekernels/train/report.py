@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from .plots import plot_accuracy, plot_filters, plot_time
 
 PICTURES = ("accuracy.png", "filters.png", "time.png")
 CAPTIONS = {
-    "accuracy.png": "Test accuracy is measured with all dead filters masked, even if training steps let them train.",
+    "accuracy.png": "Accuracy of an epoch is measured with all dead filters masked, even if training steps let them "
+    "train.",
     "filters.png": "In each layer, the filters that were live for longest are on top.",
     "time.png": "Bars: seconds of each epoch, training steps and the method's work. Lines: seconds an epoch of the "
     "dense network, this one with its last masks and the small one: medians of steps timed in turns after the last "
@@ -62,7 +64,8 @@ def write_report(
     Returns:
         The path of report.html.
     """
-    plot_accuracy(out / "accuracy.png", history, states, beside)
+    images = "test" if summary.get("validation_accuracy") is None else "validation"
+    plot_accuracy(out / "accuracy.png", history, states, beside, images)
     plot_filters(out / "filters.png", layers, states)
     plot_time(out / "time.png", history, summary["epoch_of"], config.method)
     title = f"{config.arch} on {config.data}" + (
@@ -80,9 +83,18 @@ def write_report(
 
 def _results(s: Mapping[str, Any], beside: Sequence[Mapping[str, float]] | None) -> str:
     times = s["epoch_of"]
-    dense_accuracy = f"{beside[-1]['accuracy']:.4f}" if beside else ""
-    rows = [
-        ("accuracy on the test set", dense_accuracy, f"{s['accuracy']:.4f}", f"{s['small_accuracy']:.4f}"),
+    dense = f"{beside[-1]['accuracy']:.4f}" if beside and not math.isnan(beside[-1]["accuracy"]) else ""
+    validation = s.get("validation_accuracy")  # where there are such images, epochs are evaluated on them
+    rows: list[tuple[str, ...]] = (
+        [] if validation is None else [("accuracy on validation images", dense, f"{validation:.4f}", "")]
+    )
+    rows += [
+        (
+            "accuracy on the test set",
+            dense if validation is None else "",
+            f"{s['accuracy']:.4f}",
+            f"{s['small_accuracy']:.4f}",
+        ),
         ("parameters", f"{s['parameters']:,}", "", f"{s['small_parameters']:,}"),
         ("multiply-adds an image", f"{s['multiply_adds']:,}", "", f"{s['small_multiply_adds']:,}"),
         ("seconds an epoch, steps in turns", *(f"{times[name]:.3f}" for name in ("dense", "this", "small"))),

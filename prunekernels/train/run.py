@@ -1,17 +1,21 @@
-"""train and shrink_run: what the commands `train` and `shrink` do."""
+"""train, shrink_run and sensitivity_run: what the commands `train`, `shrink` and `sensitivity` do."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ..methods import Sensitivity, sensitivity
+from ..nn.convert import convert
 from . import checkpoint, distributed
 from .config import TIMEOUT, Config
 from .finalize import finalize_run, save_small, shrunk
-from .loop import CHECKPOINT, Trainer
+from .loop import CHECKPOINT, EVALUATION_BATCH, Trainer
 from .optional_deps import need
 from .report import write_report
 
@@ -34,7 +38,7 @@ def train(given: Mapping[str, Any], *, resume: bool = False, overwrite: bool = F
         distributed.from_rank_0(lambda: _check_out(out, resume or overwrite))
         run = Trainer.resumed(out, given) if resume else Trainer(Config(**given))
         distributed.from_rank_0(lambda: _check_optional_deps(run.config))
-        beside = distributed.from_rank_0(lambda: _dense_history(run.config.beside))
+        beside = distributed.from_rank_0(lambda: _dense_history(run.config))
         run.run()
         run.modes.leave_ranks()
     if not is_first:
@@ -61,6 +65,43 @@ def shrink_run(out: Path, onnx: bool = False) -> tuple[str, list[Path]]:
     return checked, save_small(run, small)
 
 
+def sensitivity_run(out: Path, images: int) -> tuple[Sensitivity, list[Path]]:
+    """Prunes each layer of a run's network alone and writes what that costs to the run's folder.
+
+    Args:
+        out: The folder.
+        images: How many validation images are evaluated, or training images where there are none; the test set is for
+            the report alone.
+
+    Returns:
+        The Sensitivity and the files written.
+    """
+    if images < 1:
+        raise ValueError(f"sensitivity: images: expected at least 1, got {images}")
+    need("matplotlib", "sensitivity: its picture")
+    run = Trainer.resumed(out, {"quiet": True})
+    data = run.data
+    split = data.validation or data.train
+    chosen = slice(None, None, -(-len(split) // images))  # spread over the set, which may be sorted by class
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        own = split.images[chosen], split.labels[chosen]
+        for x, y in zip(*(tensor.split(EVALUATION_BATCH) for tensor in own), strict=True):
+            yield run.on_device(x, y)
+
+    coupling = run.config.options.get("coupling", "joint")
+    with run.masked():
+        convert(run.model)
+        found = sensitivity(run.model, batches, coupling=coupling, example_input=next(batches())[0][:2])
+    paths = [out / f"sensitivity.{kind}" for kind in ("json", "md", "png")]
+    text = json.dumps(found.to_dict(), indent=1)
+    checkpoint.write_atomically(paths[0], lambda path: path.write_text(text))
+    table = f"{str(found).splitlines()[0]}\n\n{found.table()}\n"
+    checkpoint.write_atomically(paths[1], lambda path: path.write_text(table))
+    checkpoint.write_atomically(paths[2], found.plot)
+    return found, paths
+
+
 def _check_out(out: Path, may_exist: bool) -> None:
     path = out / CHECKPOINT
     if out.exists() and not out.is_dir():
@@ -80,5 +121,14 @@ def _check_optional_deps(config: Config) -> None:
         need("onnxscript", "train: onnx")
 
 
-def _dense_history(place: str | None) -> list[dict[str, float]] | None:
-    return checkpoint.load(Path(place) / CHECKPOINT)["history"] if place is not None else None
+def _dense_history(config: Config) -> list[dict[str, float]] | None:
+    """The history of the run in config.beside, which was evaluated on the same images as this one."""
+    if config.beside is None:
+        return None
+    path = Path(config.beside) / CHECKPOINT
+    state = checkpoint.load(path)
+    held_out = state["config"].get("validation", 0)
+    if held_out != config.validation:
+        expected = f"a run with as many images held out for validation, {config.validation}"
+        raise ValueError(f"train: beside: expected {expected}, got {held_out} in {path}")
+    return state["history"]

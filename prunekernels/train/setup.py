@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,15 +22,18 @@ from .config import Config
 from .data import Data, steps_per_epoch
 from .models import build
 
-EVALUATED = 1024  # at most so many training images evaluate a method's masks
+EVALUATED = 1024  # at most so many images evaluate a method's masks
 
 
 def network(config: Config, data: Data, width: float | None = None) -> nn.Module:
     """Builds the plain network of a run, on its device. width None: that of config."""
-    model = build(config.arch, len(data.classes), width=width or config.width, in_channels=data.channels)
+    return placed(config, build(config.arch, len(data.classes), width=width or config.width, in_channels=data.channels))
+
+
+def placed(config: Config, model: nn.Module) -> nn.Module:
+    """Moves a plain network to the run's device, in the layout that suits it."""
     device = device_of(config)
-    model = model.to(device)
-    return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model  # type: ignore[call-overload]
+    return model.to(device)
 
 
 def device_of(config: Config) -> torch.device:
@@ -72,11 +75,6 @@ def numerics(config: Config) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def amp(config: Config, device: torch.device) -> AbstractContextManager[Any]:
-    """Autocasts to bfloat16 where config.amp says so."""
-    return torch.autocast(device.type, torch.bfloat16) if config.amp else nullcontext()
-
-
 def optimizer_of(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """MaskedSGD, bound to the model, for a masked network; torch.optim.SGD for a plain one."""
     numbers: dict[str, Any] = {"momentum": config.momentum, "weight_decay": config.weight_decay}
@@ -99,7 +97,7 @@ def class_of(config: Config) -> type[Method] | None:
     known = known_methods()
     if config.method not in known:
         raise ValueError(f"train: method: expected one of {', '.join(known)}, got {config.method!r}")
-    if config.method == "none" and (config.duty is not None or config.options):
+    if config.method == "none" and (config.duty is not None or config.options or config.preset is not None):
         raise ValueError("train: method: expected one that prunes, as duty or its options are given, got 'none'")
     if config.measure and config.method != "pgp":
         raise ValueError(f"train: measure: expected the method pgp, got {config.method!r}")
@@ -117,25 +115,28 @@ def method_of(config: Config, model: nn.Module, optimizer: torch.optim.Optimizer
         "example_input": data.normalised(data.test.images[:2]).to(device_of(config)),
         "data": lambda: evaluation_batches(data),
     }  # fmt: skip
+    if config.preset is None and config.duty != 1:
+        offered["coupling"] = "joint"  # where channels meet in adds, only those that are dead everywhere save work
     given = {name: value for name, value in offered.items() if name in keywords}
-    keywords = [name for name in keywords if name != "mode"]  # config has that
+    keywords = [name for name in keywords if name not in ("mode", "preset")]  # config has those
     asked = config.options | ({} if config.duty is None else {"duty": config.duty})
     for name in asked:
         if name not in keywords:
             raise ValueError(f"train: {config.method}: expected options among {', '.join(keywords)}, got {name!r}")
     mode = "compacted" if config.mode == "compacted" else "masked"
+    asked["preset"] = config.preset
     return cls(model, optimizer, rate=config.rate, epochs=config.epochs, mode=mode, **(given | asked))
 
 
 def evaluation_batches(data: Data) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches (x, y) for a method to evaluate masks on: from the training set; the test set is for the report alone.
+    """Batches (x, y) for a method to evaluate masks on: from the validation set if there is one, else from the training
+    set; the test set is for the report alone.
 
     Each rank has its share of them.
     """
-    chosen = slice(
-        None, None, -(-len(data.train) // EVALUATED)
-    )  # spread over the set, as a folder's images are sorted by class
-    images, labels = data.train.images[chosen], data.train.labels[chosen]
+    split = data.validation or data.train
+    chosen = slice(None, None, -(-len(split) // EVALUATED))  # spread over the set, as a folder's images are sorted
+    images, labels = split.images[chosen], split.labels[chosen]
     own = distributed.share(len(labels))
     images, labels = images[own], labels[own]
     for x, y in zip(images.split(256), labels.split(256), strict=True):

@@ -8,6 +8,7 @@ from torch import nn
 
 import prunekernels as pk
 from prunekernels import methods
+from prunekernels.methods.ranking import Ranking
 
 STEPS = 4
 
@@ -47,6 +48,16 @@ def residual(seed=0):
     net = Residual()
     pk.convert(net)
     return net
+
+
+def ranking(scores, dead=(), hard=(), members=None):
+    """A unit's filters in order; members: by layer, which of them it has."""
+    scores = torch.tensor(scores, dtype=torch.float64)
+    masks = [torch.zeros(len(scores), dtype=torch.bool) for _ in range(2)]
+    for mask, which in zip(masks, (dead, hard), strict=True):
+        mask[list(which)] = True
+    members = [torch.arange(len(scores))] if members is None else [torch.tensor(m) for m in members]
+    return Ranking.of(scores, masks[0] | masks[1], masks[1], members)
 
 
 def sgd(net, lr=0.05, momentum=0.9, weight_decay=1e-2, **options):

@@ -23,7 +23,7 @@ NAMES = [
     *(f"optim.{name}" for name in pk.optim.__all__),
     *(f"plan.{name}" for name in PLAN),
 ]
-MODULES = [f"prunekernels.{name}" for name in ("methods.criteria", "methods.schedules", "reference")]
+MODULES = [f"prunekernels.{name}" for name in ("methods.criteria", "methods.presets", "methods.schedules", "reference")]
 API = "\n".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
 
 
@@ -60,7 +60,7 @@ def test_docstring_has_an_example(name):
 # ---- examples
 
 DOCUMENTED = {name: _get(name) for name in NAMES}
-for _module in (pk.methods.criteria, pk.methods.schedules, pk.reference):
+for _module in (pk.methods.criteria, pk.methods.presets, pk.methods.schedules, pk.reference):
     _inside = {f"{_module.__name__}.{n}": v for n, v in vars(_module).items() if not n.startswith("_")}
     DOCUMENTED |= {n: v for n, v in _inside.items() if getattr(v, "__module__", None) == _module.__name__}
 

@@ -1,6 +1,7 @@
 """The scripts of examples/ do what they say."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -8,12 +9,15 @@ import sys
 import pytest
 import torch
 
+from cases.idx import write_idx
 from cases.pages import ROOT
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
 
 
 def load(name):
+    if str(ROOT / "examples") not in sys.path:  # as for a script: they share examples/fashion
+        sys.path.append(str(ROOT / "examples"))
     spec = importlib.util.spec_from_file_location(f"example_{name}", ROOT / "examples" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -21,7 +25,9 @@ def load(name):
 
 
 def test_every_script_has_a_test():
-    assert SCRIPTS == ["ddp", "prune_one_layer", "shrink_and_export", "train_resnet_ghfp"]
+    assert SCRIPTS == [
+        "adapt_fashion", "ddp", "detect_fashion", "prune_one_layer", "shrink_and_export", "train_resnet_ghfp",
+    ]  # fmt: skip
 
 
 def test_prune_one_layer(capsys):
@@ -71,3 +77,64 @@ def test_ddp():
     assert done.returncode == 0 or has_aborted, done.stderr
     assert done.stdout.count("masks equal on all 2 ranks") == 2
     assert "GHFP(epoch 2/2; filters: 40 live, 0 soft, 40 hard)" in done.stdout
+
+
+COMPARISONS = {
+    "detect_fashion": ["dense", "PGP", "scratch"],
+    "adapt_fashion": ["source alone", "dense", "PGP", "scratch"],
+}
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_pgp_on_other_tasks(name, tmp_path, capsys):
+    """Detection and domain adaptation, a few steps of each."""
+    write_idx(tmp_path / "items", (28, 28), counts=(60, 10), classes=10)
+    files = [tmp_path / "rows.json", tmp_path / "rows.md"]
+    command = ["--tiny", "--data", str(tmp_path / "items"), "--json", str(files[0]), "--md", str(files[1]), "--seeds"]
+    rows = load(name).main([*command, "3"])
+    assert [row.run for row in rows] == COMPARISONS[name] and {row.seed for row in rows} == {3}
+    small, scratch, dense = (next(r for r in rows if r.run == run) for run in ("PGP", "scratch", "dense"))
+    assert (small.multiply_adds, small.parameters) == (scratch.multiply_adds, scratch.parameters)
+    assert small.multiply_adds < 0.35 * dense.multiply_adds and small.parameters < 0.35 * dense.parameters
+    assert all(0 <= row.score <= 100 and row.seconds > 0 for row in rows)
+
+    printed = capsys.readouterr().out
+    again = load(name).main([*command, "3"])  # from the file
+    assert again == rows and "shrink" in printed and "shrink" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--json: .*expected results of .*'rate': 0.3.*take another file"):
+        load(name).main([*command, "4", "--rate", "0.3"])
+    stored = json.loads(files[0].read_text())
+    assert len(stored["rows"]) == len(rows) and {"command", "commit", "cpu", "torch"} <= set(stored["header"])
+    assert "| PGP | " in files[1].read_text() and "PGP over scratch: " in files[1].read_text()
+
+
+@pytest.mark.parametrize("name, option", [("detect_fashion", "--canvases"), ("adapt_fashion", "--images")])
+def test_less_than_a_batch_is_an_error(name, option, tmp_path, capsys):
+    write_idx(tmp_path / "items", (28, 28), counts=(60, 10), classes=10)
+    with pytest.raises(SystemExit):
+        load(name).main([option, "8", "--batch", "16", "--data", str(tmp_path / "items")])
+    assert f"{option}: expected " in capsys.readouterr().err
+
+
+def test_domains_share_no_item(tmp_path, capsys):
+    write_idx(tmp_path / "items", (28, 28), counts=(60, 10), classes=10)
+    with pytest.raises(SystemExit):
+        load("adapt_fashion").main(["--images", "26", "--batch", "4", "--data", str(tmp_path / "items")])
+    assert "--images: expected 4 to 25, half of the items, got 26" in capsys.readouterr().err
+
+
+def test_a_comparison_tells_means_and_spreads(capsys):
+    load("detect_fashion")
+    from fashion import comparison
+
+    rows = [
+        comparison.Row("dense", 0, 80, 10, 100, 50), comparison.Row("PGP", 0, 78, 5, 25, 10),
+        comparison.Row("scratch", 0, 77, 4, 25, 10), comparison.Row("dense", 1, 82, 10, 100, 50),
+        comparison.Row("PGP", 1, 81, 7, 25, 10), comparison.Row("scratch", 1, 81.5, 4, 25, 10),
+    ]  # fmt: skip
+    assert comparison.table(rows, "points").splitlines()[2:] == [
+        "| dense | 81.00 | 2.00 | 1.00 | 1.00 | 1.00 |",
+        "| PGP | 79.50 | 3.00 | 0.60 | 0.25 | 0.20 |",
+        "| scratch | 79.25 | 4.50 | 0.40 | 0.25 | 0.20 |",
+    ]
+    assert comparison.by_seed(rows) == "PGP over scratch: +0.25 points; by seed +1.00, -0.50"

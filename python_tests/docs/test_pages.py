@@ -108,7 +108,7 @@ def _help_of(command):
 
 @cache
 def _script_help(script):
-    if "argparse" not in (ROOT / script).read_text() and not script.startswith("benchmarks"):
+    if "parse_args" not in (ROOT / script).read_text() and not script.startswith("benchmarks"):
         return ""
     return subprocess.run(
         [sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True

@@ -4,9 +4,12 @@ import abc
 import inspect
 
 import pytest
+import torch
 
 from cases.methods import chain, sgd
 from prunekernels.methods import GHFP, PGP, SFP, Method
+
+IMAGES = torch.randn(2, 3, 6, 6)
 
 
 class Tuned(GHFP):
@@ -45,7 +48,7 @@ def test_a_preset_stands_for_the_paper_whatever_the_duty():
     assert (*found(method), method.duty, method.preset) == (8, 0.0, False, 1, "paper")
     method = made(epochs=8, duty=0.5, preset="paper")
     assert (*found(method), method.duty) == (8, 0.0, False, 0.5)
-    assert made(PGP, epochs=9, preset="paper").epochs == 3  # its own fine_tune
+    assert made(PGP, epochs=9, preset="paper", example_input=IMAGES).epochs == 3  # its own fine_tune
 
 
 @pytest.mark.parametrize("options", [{"epochs": 0}, {"epochs": "x"}, {"duty": "x"}, {"duty": 2}])
@@ -72,3 +75,11 @@ def test_a_class_may_have_abstract_parents_and_a_signature_of_its_own():
     assert list(inspect.signature(Mine).parameters) == ["model", "optimizer"]
     assert made(Mine).duty == 0.5
     assert "preset" in inspect.signature(Method).parameters
+
+
+def test_a_class_gets_what_it_takes():
+    class Mine(Tuned):
+        def __init__(self, model, optimizer, *, duty=0.5, epochs=8, fine_tune=None):
+            super().__init__(model, optimizer, 0.5, epochs, duty=duty, fine_tune=fine_tune)
+
+    assert found(made(Mine)) == (6, 0.0, True)

@@ -9,10 +9,10 @@ import torch
 
 import prunekernels as pk
 from prunekernels import methods
-from prunekernels.methods import criteria, schedules
+from prunekernels.methods import criteria, presets, schedules
 
 NAMES = {name: getattr(methods, name) for name in methods.__all__ if inspect.isclass(getattr(methods, name))}
-for module in (criteria, schedules):
+for module in (criteria, presets, schedules):
     own = {name: value for name, value in vars(module).items() if callable(value) and not name.startswith("_")}
     prefix = module.__name__.rpartition(".")[2]
     NAMES |= {f"{prefix}.{n}": v for n, v in own.items() if getattr(v, "__module__", "").startswith(module.__name__)}
@@ -47,7 +47,7 @@ def test_arguments_are_described(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in methods.__all__ if name in NAMES and name not in ("Counts", "Method")]
+    "name", [name for name in methods.__all__ if name in NAMES and name not in ("Counts", "Method", "Sensitivity")]
 )
 def test_signatures_name_every_keyword(name):
     """Those that a class hands on to its parents too, with the parents' defaults."""

@@ -1,18 +1,9 @@
 """Orders and counts."""
 
 import pytest
-import torch
 
-from prunekernels.methods.ranking import Ranking, pruned_count, pruned_counts, rounded
-
-
-def ranking(scores, dead=(), hard=(), members=None):
-    scores = torch.tensor(scores, dtype=torch.float64)
-    masks = [torch.zeros(len(scores), dtype=torch.bool) for _ in range(2)]
-    for mask, which in zip(masks, (dead, hard), strict=True):
-        mask[list(which)] = True
-    members = [torch.arange(len(scores))] if members is None else [torch.tensor(m) for m in members]
-    return Ranking.of(scores, masks[0] | masks[1], masks[1], members)
+from cases.methods import ranking
+from prunekernels.methods.ranking import pruned_count, rounded
 
 
 @pytest.mark.parametrize(
@@ -64,32 +55,3 @@ def test_hard_dead_go_first_whatever_their_score():
 def test_each_layer_keeps_its_best_filter():
     r = ranking([1, 2, 3, 4, 5, 6], members=[range(6), (0, 1)])
     assert r.order.tolist() == [0, 2, 3, 4, 1, 5] and r.protected == 2
-    assert pruned_counts([r], (0.9,), "layer", 1) == [4]
-
-
-def test_a_single_filter_stays():
-    assert pruned_counts([ranking([0.0])], (0.99,), "layer", 1) == [0]
-
-
-def test_layer_budget():
-    rankings = [ranking([1.0] * 10), ranking([100.0] * 5)]
-    assert pruned_counts(rankings, (0.5,), "layer", 1) == [5, 2]
-    assert pruned_counts(rankings, (0.5, 0.5), "layer", 1) == [2, 1]
-    assert pruned_counts(rankings, (0.5,), "layer", 4) == [2, 1]
-
-
-def test_global_budget_compares_scores_over_their_mean():
-    rankings = [ranking([1, 1, 1, 1]), ranking([10, 10, 90, 90])]
-    assert pruned_counts(rankings, (0.25,), "global", 1) == [0, 2]
-    assert pruned_counts(rankings, (0.75,), "global", 1) == [3, 3]
-    assert pruned_counts(rankings, (0.99,), "global", 1) == [3, 3]
-
-
-def test_global_budget_counts_hard_dead_first():
-    rankings = [ranking([9, 1, 1, 1], hard=(0,)), ranking([1, 2, 3, 4])]
-    assert pruned_counts(rankings, (0.125,), "global", 1) == [1, 0]
-    assert pruned_counts(rankings, (0.25,), "global", 1) == [1, 1]
-
-
-def test_global_budget_of_zeros():
-    assert pruned_counts([ranking([0, 0, 0]), ranking([0, 0, 0])], (0.5,), "global", 1) == [2, 1]

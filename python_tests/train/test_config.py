@@ -22,6 +22,9 @@ from prunekernels.train.config import DUTY, FREE, Config
         ({"compile_after": -1}, "train: compile_after: expected at least 0, got -1"),
         ({"seed": -1}, r"train: seed: expected a number in \[0, 2\^32\), got -1"),
         ({"seed": 2**60}, r"train: seed: expected a number in \[0, 2\^32\), got 1152921504606846976"),
+        ({"train_images": 0}, "train: train_images: expected at least 1, got 0"),
+        ({"validation": -1}, "train: validation: expected at least 0, got -1"),
+        ({"evaluate": "never"}, "train: evaluate: expected one of each, end, got 'never'"),
         ({"stop_after": 0}, "train: stop_after: expected at least 1, got 0"),
         ({"augment": "mixup"}, "train: augment: expected one of none, shift, .*, got 'mixup'"),
     ],
@@ -74,6 +77,8 @@ def test_a_gear_that_was_none():
         ("lr", 0.2),
         ("options", {"hard": 1.0}),
         ("data", "folder:x"),
+        ("train_images", 100),
+        ("validation", 10),
     ],
 )
 def test_resumed_refuses_what_does(name, value):

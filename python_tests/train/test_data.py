@@ -126,8 +126,10 @@ def test_folders_that_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "size", "text"),
     [
-        ("mnist", None, "data: expected one of digits, cifar10:DIR, folder:DIR, got 'mnist'"),
+        ("mnist", None, "data: expected one of digits, fashion-mnist, idx:DIR, cifar10:DIR, folder:DIR, got 'mnist'"),
         ("digits:x", None, "data: expected digits, got 'digits:x'"),
+        ("fashion-mnist:x", None, "data: expected fashion-mnist, got 'fashion-mnist:x'"),
+        ("idx", None, "data: expected idx:DIR, got 'idx'"),
         ("folder", None, "data: expected folder:DIR, got 'folder'"),
         ("digits", 0, "data: size: expected at least 1, got 0"),
     ],

@@ -23,6 +23,7 @@ def test_summary(finished):
     assert summary["small_multiply_adds"] < 0.6 * summary["multiply_adds"]
     assert summary["accuracy"] == summary["small_accuracy"] and summary["agreed"] == summary["test_images"] == 16
     assert set(summary["epoch_of"]) == {"dense", "this", "small"} and min(summary["epoch_of"].values()) > 0
+    assert summary["accuracy"] == run.history[-1]["accuracy"] and summary["validation_accuracy"] is None
     assert summary["checked"].startswith("shrink: ")
     assert json.loads((run.out / "summary.json").read_text()) == summary
 

@@ -42,6 +42,18 @@ def test_report(tmp_path, epochs, beside):
     )
 
 
+def test_report_of_a_run_with_validation(tmp_path):
+    """Epochs, and the dense run beside, are evaluated on other images than the small network."""
+    pytest.importorskip("matplotlib")
+    rows = history(3)
+    rows[0]["accuracy"] = rows[1]["accuracy"] = float("nan")  # evaluated at the end
+    summary = {**SUMMARY, "validation_accuracy": 0.7}
+    states = torch.zeros(3, 24, dtype=torch.uint8)
+    page = write_report(tmp_path, Config("a", evaluate="end"), rows, LAYERS, states, summary, history(3)).read_text()
+    assert "<td>accuracy on validation images</td><td>0.7000</td><td>0.7000</td><td></td>" in page
+    assert "<td>accuracy on the test set</td><td></td><td>0.9100</td><td>0.9200</td>" in page and ">nan<" not in page
+
+
 def test_matplotlib_is_named_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r'train: report: expected matplotlib: pip install "prunekernels\[cli\]"'):

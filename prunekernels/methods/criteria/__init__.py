@@ -11,10 +11,11 @@ from collections.abc import Callable
 from .activations import MeanActivation
 from .criterion import Criterion, Random, Scores
 from .gradients import Gathered, GradientNorms, GradientSum, Taylor, UpdateNorm
-from .weights import OfWeights, geometric_median, l1, l2
+from .weights import CreditedL2, OfWeights, geometric_median, l1, l2
 
 __all__ = [
     "CRITERIA",
+    "CreditedL2",
     "Criterion",
     "Gathered",
     "GradientNorms",
@@ -34,6 +35,7 @@ __all__ = [
 CRITERIA: dict[str, Callable[[], Criterion]] = {
     "l1": lambda: OfWeights(l1),
     "l2": lambda: OfWeights(l2),
+    "credited_l2": CreditedL2,
     "geometric_median": lambda: OfWeights(geometric_median),
     "random": Random,
     "gradient_sum": GradientSum,

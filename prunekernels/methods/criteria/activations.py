@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...filter_ops import channel_mean
@@ -58,7 +59,7 @@ class MeanActivation(Criterion):
 
     def _add(self, name: str, where: str, module: nn.Module, y: Tensor) -> None:
         """Adds what a forward pass of module gave. where: its name, which is the layer's or that of its norm."""
-        if not module.training:
+        if not module.training or not torch.is_grad_enabled():  # say, a pass of recalibrate_norms
             return
         if self.passes.get(name, 0) == self.batches:
             self.stop()

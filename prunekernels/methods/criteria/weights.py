@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...filter_ops import filter_norms
+from ..view import MethodView
 from .criterion import Criterion, Scores
 
 
@@ -88,3 +90,50 @@ class OfWeights(Criterion):
         layers = self.method.layers
         values = self.function([layer.weight.detach() for layer in layers.values()])
         return dict(zip(layers, values, strict=True))
+
+
+class CreditedL2(Criterion):
+    """Scores filters by their L2 norms, with credit for what live filters grew while soft-dead ones slept:
+
+        live: ||W_i||_2;  soft-dead: ||W_i||_2 max(1, mean of live norms now / that after the last pruning)
+
+    Behind a batch norm the length of a filter is worth nothing, yet it grows with each step, and so a filter that is
+    masked most of the time would fall behind whatever it is worth.
+
+    Examples:
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
+        >>> report = pk.convert(net)
+        >>> optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        >>> options = dict(duty=0.2, steps_per_epoch=10)  # below duty 1, credited_l2 is the criterion of SFP
+        >>> method = pk.methods.SFP(net, optimizer, rate=0.5, epochs=8, **options)
+        >>> type(method.criterion).__name__
+        'CreditedL2'
+    """
+
+    def start(self, method: MethodView) -> None:
+        super().start(method)
+        self.means: dict[str, Tensor] = {}  # by layer, the mean of live norms after the last pruning
+
+    def begin_epoch(self) -> None:
+        self.means = {name: norms[~dead].mean() for name, (norms, dead) in self._norms().items()}
+
+    def scores(self) -> Scores:
+        found = {}
+        for name, (norms, dead) in self._norms().items():
+            credit = (norms[~dead].mean() / self.means[name]).clamp(min=1)
+            found[name] = torch.where(dead, norms * credit, norms)
+        return found
+
+    def _norms(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """By layer, the filters' norms and which of them are dead, [K] each."""
+        filters, layers = self.method.filters, self.method.layers
+        norms = l2([layer.weight for layer in layers.values()])
+        dead = [filters.of_layer(filters.dead, name).to(n.device) for name, n in zip(layers, norms, strict=True)]
+        return dict(zip(layers, zip(norms, dead, strict=True), strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: mean.clone() for name, mean in self.means.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        layers = self.method.layers
+        self.means = {name: mean.to(layers[name].weight.device).clone() for name, mean in state.items()}

@@ -1,0 +1,59 @@
+"""Budgeted: how many filters of each unit go at an epoch's end, by the method's budget and its rates by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from ..graph import Group
+from ..nn.conv import MaskedConv2d
+from .budgets import Budget
+from .channel_masks import ChannelMasks
+from .costs import Costs
+from .ranking import Ranking
+from .rates import rates_of_layers, rates_of_units
+
+
+class Budgeted:
+    """Base of Method: keeps its budget, and asks it with what pruned_share says of each rate.
+
+    Attributes:
+        rates: By name, the rates of the layers that `rates` gives one.
+    """
+
+    model: nn.Module
+    rate: float
+    rates: dict[str, float]
+    epochs: int
+    prunes_first: bool
+    layers: dict[str, MaskedConv2d]
+    left_out: dict[str, str]
+    channel_masks: ChannelMasks
+
+    def pruned_share(self, epoch: int) -> float:
+        raise NotImplementedError
+
+    def _start_budget(
+        self, units: Sequence[Group], kind: str, rates: object, floor: float | None, round_to: int, example_input: Any
+    ) -> None:
+        op = type(self).__name__
+        self.rates = rates_of_layers(op, rates, self.layers, self.left_out)
+        costs = Costs(self.model, self.channel_masks.groups, units, example_input) if kind == "flops" else None
+        own = rates_of_units(op, self.rates, units, self.rate)
+        self._budget = Budget(op, kind, units, self.rate, own, floor=floor, round_to=round_to, costs=costs)
+        epochs = range(-1 if self.prunes_first else 0, self.epochs)
+        self._budget.check(lambda rate: [max(self._share(rate, epoch) for epoch in epochs)])
+
+    def _counts(self, rankings: Sequence[Ranking], epoch: int, *shares: float) -> list[int]:
+        """By unit, how many filters go if what goes at this epoch's end goes times these shares."""
+        return self._budget.counts(rankings, lambda rate: (self._share(rate, epoch), *shares))
+
+    def _share(self, rate: float, epoch: int) -> float:
+        """What pruned_share would be if this were the method's rate: schedules need not be linear in it."""
+        before, self.rate = self.rate, rate
+        try:
+            return self.pruned_share(epoch)
+        finally:
+            self.rate = before

@@ -1,0 +1,92 @@
+"""Costs: the multiply-adds of the small network, by which filters are dead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from ..graph import Group
+from ..inspect.flops import count_flops
+
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+class Costs:
+    """Multiply-adds of convolutions and linear layers without the channels that are dead.
+
+    A joint channel of a group (see coupled_groups) is computed where a filter of one of its convolutions is live. A
+    layer costs its multiply-adds times the share of its filters, and of the channels that it reads, that are computed.
+    Layers that the graph does not follow, and channels that are not zero behind dead filters, cost what they do today.
+
+    Attributes:
+        dense: The multiply-adds of the whole network.
+    """
+
+    def __init__(self, model: nn.Module, groups: Sequence[Group], units: Sequence[Group], example_input: Any) -> None:
+        first = [0, *accumulate(group.width for group in groups)]
+        at = {n: place + c.numpy() for place, g in zip(first, groups, strict=False) for n, c in g.filters.items()}
+        starts = [0, *accumulate(unit.width for unit in units)]
+        own = {n: start + c.numpy() for start, u in zip(starts, units, strict=False) for n, c in u.filters.items()}
+        self._filters = starts[-1]
+        known = [name for name in own if name in at]
+        self._filter_of = _joined([own[name] for name in known])  # of a unit's channel and a group's that it computes
+        self._channel_of = _joined([at[name] for name in known])
+        self._kept = np.zeros(first[-1], dtype=np.bool_)
+        for name in at.keys() - own.keys():
+            self._kept[at[name]] = True
+
+        prices, widths, reads, rows, columns = [], [], [], [], []
+        flops = count_flops(model, example_input)
+        self.dense = flops.dense
+        for row in flops.rows:
+            layer: Any = model.get_submodule(row["layer"])
+            name, (K, Cg) = row["layer"], layer.weight.shape[:2]
+            is_plain = isinstance(layer, (nn.Conv2d, nn.Linear))
+            readers = zip(first, groups, strict=False) if is_plain and getattr(layer, "groups", 1) == 1 else ()
+            found = [place + c[c >= 0].numpy() for place, g in readers if (c := g.readers.get(name)) is not None]
+            rows.append(at.get(name, np.zeros(0, dtype=np.int64)))
+            columns.append(_joined(found))
+            prices.append(row["dense"] // (K * Cg))  # of one filter and one channel that it reads
+            widths.append(K - len(rows[-1]))  # those that are always computed
+            reads.append(Cg - len(columns[-1]))
+        self._prices, self._widths, self._reads = (np.array(n, dtype=np.int64) for n in (prices, widths, reads))
+        (self._rows, self._row_layers), (self._columns, self._column_layers) = _flat(rows), _flat(columns)
+
+    def saved(self, dead: Bools) -> int:
+        """What the small network saves of the multiply-adds.
+
+        Args:
+            dead: bool [sum of the widths of all units].
+        """
+        kept = self._kept.copy()
+        kept[self._channel_of[~dead[self._filter_of]]] = True
+        layers = len(self._prices)
+        rows = self._widths + np.bincount(self._row_layers[kept[self._rows]], minlength=layers)
+        columns = self._reads + np.bincount(self._column_layers[kept[self._columns]], minlength=layers)
+        return self.dense - int((self._prices * rows * columns).sum())
+
+    def of_filters(self) -> Floats:
+        """[sum of the widths of all units]: the multiply-adds of what each filter computes, and of what reads it."""
+        count = len(self._kept)
+        rows, columns = self._widths.copy(), self._reads.copy()
+        rows += np.bincount(self._row_layers, minlength=len(rows))
+        columns += np.bincount(self._column_layers, minlength=len(columns))
+        price = np.bincount(self._rows, (self._prices * columns)[self._row_layers], count)
+        price += np.bincount(self._columns, (self._prices * rows)[self._column_layers], count)
+        return np.bincount(self._filter_of, price[self._channel_of], self._filters).astype(np.float64)
+
+
+def _joined(parts: Sequence[Ints]) -> Ints:
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+def _flat(by_layer: Sequence[Ints]) -> tuple[Ints, Ints]:
+    """All entries, and the layer of each."""
+    return _joined(by_layer), np.repeat(np.arange(len(by_layer)), [len(part) for part in by_layer])
