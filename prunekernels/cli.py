@@ -97,6 +97,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("duty", float, "share of an epoch's steps in which soft-dead filters train along; 1: as published (0.1)")
     add("preset", str, "paper: what is not given, epochs and lr too, is the paper's, with duty 1 (none)")
     add("measure", None, "pgp: score filters by an extra pass over the training set after each epoch")
+    add("recalibrate", int, "batches from which norms' statistics are estimated anew after a pruning; 0: never (20)")
     option = "an option of the method, such as coupling=joint; may be repeated"
     add("set", _setting, option, action="append", metavar="NAME=VALUE")
     modes = (
@@ -112,8 +113,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("momentum", float, "momentum of SGD (0.9)")
     add("weight-decay", float, "weight decay of SGD (0.0005)")
     add("seed", int, "seed of weights, order of images and augmentation (0)")
-    add("amp", None, "autocast to bfloat16")
+    add("amp", None, "autocast to bfloat16; with --mode auto only where that is the faster")
     add("evaluate", str, "evaluate the network after each epoch, or at the end: after the last alone (each)")
+    add("layout", str, "memory layout: contiguous, channels_last, or auto: the faster; on cuda channels_last (auto)")
     add("deterministic", None, "choose plans by cost, not by time: the same bits with as many threads, often slower")
     add("device", str, "cpu, cuda, ... (cuda where there is one)")
     again = parser.add_mutually_exclusive_group()

@@ -15,11 +15,12 @@ from .models import MODELS
 
 MODES = ("auto", "masked", "live", "compacted", "dense")
 MODE_OF_GEAR = {"network": "live", "layer": "masked", "dense": "dense"}  # the setting was called gear before
+LAYOUTS = ("auto", "contiguous", "channels_last")
 EVALUATE = ("each", "end")
 DUTY = 0.1  # of a method, unless set: soft-dead filters skip nine tenths of the steps
 OPEN: Any = None  # the default of a setting that a preset may decide, otherwise DEFAULTS
 DEFAULTS: dict[str, Any] = {
-    "epochs": 30, "batch": 64, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "measure": False
+    "epochs": 30, "batch": 64, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "measure": False, "recalibrate": 20
 }  # fmt: skip
 TIMEOUT = 600.0
 COMPILE_AFTER = 300
@@ -55,6 +56,8 @@ class Config:
             methods.presets.PAPER).
         options: Other keywords of the method.
         measure: Whether PGP scores filters by an extra pass over the training set after each epoch.
+        recalibrate: From how many training batches the statistics of norms are estimated anew before an evaluation that
+            masks filters which were not masked in the steps before (see methods.recalibrate_norms). 0: never.
         mode: How the network of a method runs: "masked", "live", "compacted", or "dense" (masks are applied, and
             nothing is skipped). "auto": whichever of the first three takes the least time for the masks that there are,
             by a measurement; if deterministic, compacted mode without one. Without a method "auto", "compacted" and
@@ -67,8 +70,11 @@ class Config:
         momentum: Of SGD.
         weight_decay: Of SGD.
         seed: Of weights, order of images and augmentation.
-        amp: Whether to autocast to bfloat16.
+        amp: Whether to autocast to bfloat16; with mode "auto", and if not deterministic, only where it makes a step
+            faster than float32.
         evaluate: After which epochs the network is evaluated: "each", or "end", the last alone.
+        layout: The memory layout of network and images: "contiguous", "channels_last", or "auto": on the CPU the one in
+            which a dense step takes less time, if deterministic contiguous; on cuda channels_last.
         deterministic: Whether every process with as many threads computes the same bits.
         device: A torch device. None: cuda where there is one.
         stop_after: The epoch to stop after, to resume later.
@@ -94,6 +100,7 @@ class Config:
     options: dict[str, Any] = field(default_factory=dict)
     preset: str | None = None
     measure: bool = OPEN
+    recalibrate: int = OPEN
     mode: str = "auto"
     compile: bool = False
     compile_after: int = COMPILE_AFTER
@@ -105,6 +112,7 @@ class Config:
     seed: int = 0
     amp: bool = False
     evaluate: str = "each"
+    layout: str = "auto"
     deterministic: bool = False
     device: str | None = None
     stop_after: int | None = None
@@ -129,12 +137,14 @@ class Config:
             self._number(name, "a number, at least 0", lambda v: v >= 0)
         self._number("batch", "at least 2", lambda v: v >= 2)
         self._number("epochs", "at least 1", lambda v: v >= 1)
+        self._number("recalibrate", "at least 0", lambda v: v >= 0)
         self._number("compile_after", "at least 0", lambda v: v >= 0)
         self._number("seed", "a number in [0, 2^32)", lambda v: 0 <= v < 2**32)  # times 1e6 it must be an int64
         self._number("validation", "at least 0", lambda v: v >= 0)
         if self.train_images is not None:
             self._number("train_images", "at least 1", lambda v: v >= 1)
         self._among("evaluate", EVALUATE)
+        self._among("layout", LAYOUTS)
         if self.augment is not None:
             self._among("augment", AUGMENTS)
         if self.duty is None and self.method != "none":
@@ -150,7 +160,7 @@ class Config:
         """Gives each open setting its value: the preset's, or that of DEFAULTS."""
         if self.preset is not None:
             self._among("preset", PRESETS)
-        of_preset = training_of(self.method) if self.preset is not None else {}
+        of_preset = {"recalibrate": 0, **training_of(self.method)} if self.preset is not None else {}
         for name, value in {**DEFAULTS, **of_preset}.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -173,7 +183,7 @@ class Config:
             given: The settings to change. One that is not in FREE and differs raises ValueError.
             where: The checkpoint, for the error.
         """
-        saved, given = {"preset": None, **_without_gear(saved)}, _without_gear(given)
+        saved, given = {"preset": None, "recalibrate": 0, **_without_gear(saved)}, _without_gear(given)
         known = {f.name for f in fields(cls)}
         for name, value in given.items():
             if name not in FREE and name in saved and saved[name] != value:
