@@ -97,6 +97,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("duty", float, "share of an epoch's steps in which soft-dead filters train along; 1: as published (0.1)")
     add("preset", str, "paper: what is not given, epochs and lr too, is the paper's, with duty 1 (none)")
     add("measure", None, "pgp: score filters by an extra pass over the training set after each epoch")
+    add("recalibrate", int, "batches from which norms' statistics are estimated anew after a pruning; 0: never (20)")
     option = "an option of the method, such as coupling=joint; may be repeated"
     add("set", _setting, option, action="append", metavar="NAME=VALUE")
     modes = (

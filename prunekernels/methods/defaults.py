@@ -32,7 +32,8 @@ class WithDefaults(ABCMeta):
 def filled_in(cls: Any, args: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords that a call of a method's class leaves open, and their values."""
     try:
-        bound = inspect.signature(cls).bind_partial(*args, **given)
+        signature = inspect.signature(cls)
+        bound = signature.bind_partial(*args, **given)
     except TypeError:
         return {}  # the constructor says what is wrong
     bound.apply_defaults()
@@ -43,7 +44,7 @@ def filled_in(cls: Any, args: Sequence[Any], given: Mapping[str, Any]) -> dict[s
         found = cls.tuned(epochs)
     else:
         return {}
-    return {name: value for name, value in found.items() if given.get(name) is None}
+    return {name: value for name, value in found.items() if given.get(name) is None and name in signature.parameters}
 
 
 def keywords(cls: type, preset: object) -> dict[str, Any]:

@@ -73,7 +73,9 @@ _SOFTER = {"alpha": 0.5, "alpha_schedule": schedules.decay}
 _PGP: dict[str, Any] = {"remove": 0.5, "coupling": "joint", "norms": True}
 _PGP_CIFAR = _CIFAR | {"epochs": 30, "weight_decay": 0.0}
 _PGP_LEFT_OUT = "lr 0.01 in the 20 epochs of fine-tuning"
-_CSGD: dict[str, Any] = {"clusters": "kmeans", "start": -1, "coupling": "joint", "fine_tune": 0}
+_CSGD: dict[str, Any] = {
+    "clusters": "kmeans", "start": -1, "merge_at": 1.0, "exact": False, "coupling": "joint", "fine_tune": 0
+}  # fmt: skip
 
 PAPER: Mapping[str, Preset] = {
     "SFP": _preset(

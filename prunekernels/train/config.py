@@ -20,7 +20,7 @@ EVALUATE = ("each", "end")
 DUTY = 0.1  # of a method, unless set: soft-dead filters skip nine tenths of the steps
 OPEN: Any = None  # the default of a setting that a preset may decide, otherwise DEFAULTS
 DEFAULTS: dict[str, Any] = {
-    "epochs": 30, "batch": 64, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "measure": False
+    "epochs": 30, "batch": 64, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "measure": False, "recalibrate": 20
 }  # fmt: skip
 TIMEOUT = 600.0
 COMPILE_AFTER = 300
@@ -56,6 +56,8 @@ class Config:
             methods.presets.PAPER).
         options: Other keywords of the method.
         measure: Whether PGP scores filters by an extra pass over the training set after each epoch.
+        recalibrate: From how many training batches the statistics of norms are estimated anew before an evaluation that
+            masks filters which were not masked in the steps before (see methods.recalibrate_norms). 0: never.
         mode: How the network of a method runs: "masked", "live", "compacted", or "dense" (masks are applied, and
             nothing is skipped). "auto": whichever of the first three takes the least time for the masks that there are,
             or of the first two where nothing is dead, by a measurement; if deterministic, compacted mode without one.
@@ -99,6 +101,7 @@ class Config:
     options: dict[str, Any] = field(default_factory=dict)
     preset: str | None = None
     measure: bool = OPEN
+    recalibrate: int = OPEN
     mode: str = "auto"
     compile: bool = False
     compile_after: int = COMPILE_AFTER
@@ -135,6 +138,7 @@ class Config:
             self._number(name, "a number, at least 0", lambda v: v >= 0)
         self._number("batch", "at least 2", lambda v: v >= 2)
         self._number("epochs", "at least 1", lambda v: v >= 1)
+        self._number("recalibrate", "at least 0", lambda v: v >= 0)
         self._number("compile_after", "at least 0", lambda v: v >= 0)
         self._number("seed", "a number in [0, 2^32)", lambda v: 0 <= v < 2**32)  # times 1e6 it must be an int64
         self._number("validation", "at least 0", lambda v: v >= 0)
@@ -157,7 +161,7 @@ class Config:
         """Gives each open setting its value: the preset's, or that of DEFAULTS."""
         if self.preset is not None:
             self._among("preset", PRESETS)
-        of_preset = training_of(self.method) if self.preset is not None else {}
+        of_preset = {"recalibrate": 0, **training_of(self.method)} if self.preset is not None else {}
         for name, value in {**DEFAULTS, **of_preset}.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -180,7 +184,7 @@ class Config:
             given: The settings to change. One that is not in FREE and differs raises ValueError.
             where: The checkpoint, for the error.
         """
-        saved, given = {"preset": None, **_without_gear(saved)}, _without_gear(given)
+        saved, given = {"preset": None, "recalibrate": 0, **_without_gear(saved)}, _without_gear(given)
         known = {f.name for f in fields(cls)}
         for name, value in given.items():
             if name not in FREE and name in saved and saved[name] != value:

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import plan
-from ..methods import PGP
+from ..methods import PGP, recalibrate_norms
 from ..nn.ranks import check_same_masks, world_size
 from . import checkpoint, distributed, setup
 from .config import FREE, Config
@@ -157,8 +158,20 @@ class Trainer:
         labels = self.data.judged.labels
         own = distributed.share(len(labels))
         with self.masked():
+            self._recalibrate()
             right = (predictions(self.model, self.data, self.device, own) == labels[own]).sum()
         return int(distributed.summed(right.to(self.device))) / len(labels)
+
+    def _recalibrate(self) -> None:
+        """Estimates the norms' statistics anew where filters are masked that were not in this epoch's last steps."""
+        config, states = self.config, self.filter_states()
+        was_hard = self.states[-1] == 2 if self.states else torch.zeros_like(states, dtype=torch.bool)
+        if not config.recalibrate or torch.equal(states > 0, was_hard):
+            return
+        if any(isinstance(module, nn.BatchNorm2d) for module in self.model.modules()):
+            batches = train_batches(self.data, config.batch, config.seed, self.epoch, "none", distributed.share)
+            images = (self.on_device(x, y)[0] for x, y in islice(batches, config.recalibrate))
+            recalibrate_norms(self.model, images)
 
     def masked(self) -> AbstractContextManager[None]:
         """Masks all dead filters within a `with` block, whichever phase the method is in."""

@@ -81,7 +81,7 @@ def sensitivity_run(out: Path, images: int) -> tuple[Sensitivity, list[Path]]:
     need("matplotlib", "sensitivity: its picture")
     run = Trainer.resumed(out, {"quiet": True})
     data = run.data
-    split = getattr(data, "validation", None) or data.train
+    split = data.validation or data.train
     chosen = slice(None, None, -(-len(split) // images))  # spread over the set, which may be sorted by class
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
