@@ -16,7 +16,7 @@ from prunekernels.train.loop import Trainer
 
 COMPACTED = {"masked": 4.0, "live": 3.0, "compacted": 2.0}
 LIVE = {"masked": 4.0, "live": 2.0, "compacted": 3.0}
-LETTER = {"wake": "together", "warm_up": 0, "fine_tune": 0}  # all masks change after each epoch, and in its midst
+LETTER = {"wake": "together", "warm_up": 0, "fine_tune": 0, "criterion": "l2"}  # masks change after each epoch
 GHFP = {"method": "ghfp", "duty": 0.34, "arch": "vgg_small", "options": LETTER}
 
 
