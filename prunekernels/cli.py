@@ -115,7 +115,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("seed", int, "seed of weights, order of images and augmentation (0)")
     add("amp", None, "autocast to bfloat16; with --mode auto only where that is the faster")
     add("evaluate", str, "evaluate the network after each epoch, or at the end: after the last alone (each)")
-    add("layout", str, "memory layout: contiguous, channels_last, or auto: the faster; on cuda channels_last (auto)")
+    add("layout", str, "memory layout of the network: contiguous, channels_last, or auto: the faster one (auto)")
     add("deterministic", None, "choose plans by cost, not by time: the same bits with as many threads, often slower")
     add("device", str, "cpu, cuda, ... (cuda where there is one)")
     again = parser.add_mutually_exclusive_group()

@@ -60,8 +60,8 @@ class Config:
             masks filters which were not masked in the steps before (see methods.recalibrate_norms). 0: never.
         mode: How the network of a method runs: "masked", "live", "compacted", or "dense" (masks are applied, and
             nothing is skipped). "auto": whichever of the first three takes the least time for the masks that there are,
-            by a measurement; if deterministic, compacted mode without one. Without a method "auto", "compacted" and
-            "dense" leave the network plain.
+            or of the first two where nothing is dead, by a measurement; if deterministic, compacted mode without one.
+            Without a method "auto", "compacted" and "dense" leave the network plain.
         compile: Whether to give the network to torch.compile once its masks stand still, if that makes steps faster.
         compile_after: For how many steps they stand still before that.
         epochs: How many epochs to train.
@@ -73,8 +73,9 @@ class Config:
         amp: Whether to autocast to bfloat16; with mode "auto", and if not deterministic, only where it makes a step
             faster than float32.
         evaluate: After which epochs the network is evaluated: "each", or "end", the last alone.
-        layout: The memory layout of network and images: "contiguous", "channels_last", or "auto": on the CPU the one in
-            which a dense step takes less time, if deterministic contiguous; on cuda channels_last.
+        layout: The memory layout of the network: "contiguous", "channels_last", or "auto": on cuda channels_last; on
+            the CPU the one in which a dense step takes less time, or, if deterministic or in masked or live mode,
+            contiguous. Images have it on cuda; on the CPU they are contiguous.
         deterministic: Whether every process with as many threads computes the same bits.
         device: A torch device. None: cuda where there is one.
         stop_after: The epoch to stop after, to resume later.

@@ -26,7 +26,7 @@ from ..nn.ranks import check_same_masks, world_size
 from . import checkpoint, distributed, setup
 from .config import FREE, Config
 from .data import Data, Split, load, steps_per_epoch, train_batches
-from .dense_step import DenseStep, choose, chosen_before, laid_out, layout_of
+from .dense_step import DenseStep, choose, chosen_before
 from .modes import Modes, computed_share
 from .optional_deps import need
 from .subsets import chosen
@@ -49,7 +49,7 @@ class Trainer:
 
     Attributes:
         ranks: The number of processes that train together.
-        dense: The memory layout of network and images, and whether dense steps are in bfloat16.
+        dense: The memory layout of the network, and whether dense steps are in bfloat16.
         history: A row of numbers by epoch; the accuracy of one that was not evaluated is nan.
         states: By epoch, uint8 [filters of all layers]: 0 live, 1 soft-dead, 2 hard-dead.
     """
@@ -88,7 +88,7 @@ class Trainer:
             self._restore(state)
 
     def _dense_step(self, state: Mapping[str, Any] | None) -> DenseStep:
-        """The layout of network and images, and whether dense steps are in bfloat16: chosen once, or as before."""
+        """The layout of the network, and whether dense steps are in bfloat16: chosen once, or as before."""
         if state is not None:
             return chosen_before(self.config, self.device, state["modes"])
         step, line = distributed.from_rank_0(lambda: choose(self.config, self.model, self.first_batch))
@@ -323,14 +323,11 @@ def predictions(
 
     part: which of the images; split: of these images; None: data.judged.
     """
-    images, layout = (split or data.judged).images[part], layout_of(model)
+    images = (split or data.judged).images[part]
     training = model.training
     model.eval()
     with plan.measure(False):  # too few passes to be worth timing plans for
-        answers = [
-            model(laid_out(data.normalised(x.to(device)), layout)).argmax(1).cpu()
-            for x in images.split(EVALUATION_BATCH)
-        ]
+        answers = [model(data.normalised(x.to(device))).argmax(1).cpu() for x in images.split(EVALUATION_BATCH)]
     model.train(training)
     return torch.cat(answers)
 
