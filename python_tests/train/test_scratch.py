@@ -62,6 +62,7 @@ def test_weights_are_new_and_those_of_the_seed(source, tmp_path):
     assert len(old) == len(first) and float((old - first).abs().mean()) > 0.01
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_goes_on_to_the_same_bits(source, tmp_path):
     given = {"small_of": str(source), "deterministic": True, **QUIET}
     run.train({**given, "out": str(tmp_path / "whole")})
@@ -116,6 +117,7 @@ def test_any_network(tmp_path):
     assert torch.equal(Trainer.resumed(tmp_path, model=network()).model[0].weight, model[0].weight)
 
 
+@pytest.mark.slow
 def test_a_report_beside_others(source, tmp_path):
     """Runs are called by what they are."""
     pytest.importorskip("matplotlib")
