@@ -44,6 +44,16 @@ class _Unit(NamedTuple):
         """The numbers of dead filters to try: each once, and none that prunes nothing."""
         return sorted({count for count in self.dead if count > self.ranking.hard})
 
+    def row(self, base: float, values: Mapping[int, float], saved: Mapping[int, float]) -> Row:
+        """The unit in the table. values, saved: by number of dead filters that was tried."""
+        return Row(
+            self.group.layers,
+            self.group.width,
+            tuple(self.dead),
+            tuple(values.get(count, base) for count in self.dead),
+            tuple(saved.get(count, 0.0) for count in self.dead),
+        )
+
 
 def sensitivity(
     model: nn.Module,
@@ -124,18 +134,9 @@ def sensitivity(
         units = [_unit(group, scores, trial.live, rates) for group in groups]
         base, values, images = _measured(model, trial, units, chain([first], parts), metric or loss or _accuracy)
         saved = _saved(model, trial, units, x[:1])
-    rows = tuple(
-        Row(
-            unit.group.layers,
-            unit.group.width,
-            tuple(unit.dead),
-            tuple(of_unit_.get(count, base) for count in unit.dead),
-            tuple(saved_.get(count, 0.0) for count in unit.dead),
-        )
-        for unit, of_unit_, saved_ in zip(units, values, saved, strict=True)
-    )
+    rows = [unit.row(base, *by_count) for unit, *by_count in zip(units, values, saved, strict=True)]
     kind = "accuracy" if metric is loss else "metric" if loss is None else "loss"
-    return Sensitivity(kind, base, rates, rows, images, left_out)
+    return Sensitivity(kind, base, rates, tuple(rows), images, left_out)
 
 
 class _Trial:
