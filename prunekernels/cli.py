@@ -123,7 +123,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     again.add_argument("--overwrite", action="store_true", help="start anew in a folder that has a run")
     add("stop-after", int, "stop after this epoch, to resume later")
     add("onnx", None, "write small.onnx as well")
-    add("beside", str, "folder of a dense run to compare with in the report")
+    add("beside", str, "folders of other runs to compare with in the report", nargs="+", metavar="RUN")
+    small_of = "folder of a run: trains its small network from new weights; what is not given is as in that run"
+    add("small-of", str, small_of, metavar="RUN")
     parser.add_argument("--no-report", dest="report", action="store_false", help="write no report.html, no pictures")
     parser.add_argument("--report", action="store_true", help="write the report of a run that was started without one")
     add("timeout", float, "seconds that a process of torchrun waits for the others (600)")
