@@ -134,6 +134,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     if given.tiny:
         others = Split(others.images[:8], others.labels[:8])
     count = given.images
+    if not given.batch <= count <= len(own) // 2:
+        arguments_of.error(f"--images: expected {given.batch} to {len(own) // 2}, half of the items, got {count}")
     source = Split(plain(own.images[:count]), own.labels[:count])
     target = on_textures(own.images[-count:], seed=0)
     scored = on_textures(others.images, seed=1), others.labels

@@ -153,6 +153,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     given = arguments_of.parse_args(arguments)
     if given.tiny:
         given.epochs, given.canvases, given.batch = 3, 8, 4
+    if given.canvases < given.batch:
+        arguments_of.error(f"--canvases: expected at least {given.batch}, a batch, got {given.canvases}")
     own, others = items(given)
     scored = Canvases(others, 8 if given.tiny else 1000, seed=1)
     example = torch.randn(2, 1, SIDE, SIDE)

@@ -1,5 +1,6 @@
 """python -m prunekernels: its commands, and errors in one line."""
 
+import re
 import subprocess
 import sys
 
@@ -54,6 +55,23 @@ def test_a_compacted_run_stops_and_resumes_to_the_same_bits(tmp_path, capsys):
     assert all(torch.equal(value, parts["model"][name]) for name, value in whole["model"].items())
     assert "compacted mode, 3 epochs" in (tmp_path / "parts" / "report.html").read_text()
     assert run_train(tmp_path / "parts", *given, "--resume") == 0  # nothing left to train
+
+
+@pytest.mark.slow
+def test_a_budget_of_multiply_adds_and_rates_by_layer(tmp_path, capsys):
+    given = ("--method", "prune-while-training", "--mode", "live", "--no-report", "--set", "budget=flops")
+    assert run_train(tmp_path, *given, "--set", "rates={'stage1*': 0.25}", "--set", "floor=0.2") == 0
+    said = capsys.readouterr().out
+    small, whole = (int(text.replace(",", "")) for text in re.search(r", ([\d,]+) of ([\d,]+) multiply", said).groups())
+    assert 0.4 * whole < small <= 0.5 * whole
+    method = checkpoint.load(tmp_path / "checkpoint.pt")["method"]
+    assert [counts[0] for name, counts in method["history"][-1].items() if "stage1" in name] == [6, 6]
+
+
+@pytest.mark.slow
+def test_rates_of_no_layer_are_an_error(tmp_path, capsys):
+    assert run_train(tmp_path, "--method", "sfp", "--set", "rates={'stage9*': 0.25}") != 0
+    assert "SFP: rates: expected names or patterns of layers that are pruned, got 'stage9*'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -63,9 +63,9 @@ class Budget:
             shares: From a final rate, the shares whose product is to go now.
         """
         own = self._own(rankings, shares)
-        turns = self._turns(rankings)
         if self.kind == "layer":
             return own
+        turns = self._turns(rankings)
         if self.kind == "global":
             return self._after(rankings, own, turns, max(0, self._filters(rankings, own, shares)))
         reached = self._reached(rankings, own, turns, shares)
@@ -85,7 +85,8 @@ class Budget:
         Args:
             shares: As of counts, when most is to go.
         """
-        if self.kind == "layer" or (self.kind == "global" and not self.floor and not any(self.rates)):
+        is_free = not self.floor and all(rate is None for rate in self.rates)
+        if self.kind == "layer" or (self.kind == "global" and is_free):
             return
         rankings = self._favourable()
         own, turns = self._own(rankings, shares), self._turns(rankings)
@@ -110,10 +111,10 @@ class Budget:
 
     def _own(self, rankings: Sequence[Ranking], shares: Shares) -> list[int]:
         """What a unit's own rate takes, or with budget "layer" the rate; 0 of units without one."""
-        default = self.rate if self.kind == "layer" else 0.0
+        default = self.rate if self.kind == "layer" else None
         rates = [default if rate is None else rate for rate in self.rates]
-        wanted = [pruned_count(r.width, *shares(rate)) if rate else 0 for r, rate in zip(rankings, rates, strict=True)]
-        return self._within(rankings, wanted)
+        pairs = zip(rankings, rates, strict=True)
+        return self._within(rankings, [0 if x is None else pruned_count(r.width, *shares(x)) for r, x in pairs])
 
     def _within(self, rankings: Sequence[Ranking], wanted: Sequence[int]) -> list[int]:
         """The nearest counts that leave what is protected, and multiples of round_to; what is hard-dead is gone."""

@@ -141,6 +141,8 @@ class CSGD(Method):
         coupling = "joint" if self._alone else coupling
         super().__init__(model, optimizer, rate, epochs, example_input=example_input, coupling=coupling, **options)
 
+    pulled_share = 1.0  # of the steps between clusters and merge, the last ones: those in which all filters are pulled
+
     @classmethod
     def tuned(cls, epochs: int) -> dict[str, Any]:
         return {"strength": "auto", "merge_at": 0.25, "exact": True}
@@ -230,9 +232,13 @@ class CSGD(Method):
             return float(self.strength)
         if "momentum" not in group:  # not SGD, whose steps alone are known
             return STRENGTH
-        steps = (self.merge_epoch - self.start) * (self.steps_per_epoch or STEPS)
+        steps = round(self.pulled_share * self._steps_to_merge())
         rate = min(1.0, pull_rate(steps, group["momentum"]) / NORM_SHARE)
         return rate / float(group["lr"]) if group["lr"] > 0 else 0.0
+
+    def _steps_to_merge(self) -> int:
+        """How many steps there are between clusters and merge."""
+        return (self.merge_epoch - self.start) * (self.steps_per_epoch or STEPS)
 
     def _pull(self, batch: list[ClusteredTensor], strength: float) -> None:
         """The same for tensors of one kind, device and dtype, all of which have gradients."""

@@ -15,6 +15,7 @@ from .models import MODELS
 
 MODES = ("auto", "masked", "live", "compacted", "dense")
 MODE_OF_GEAR = {"network": "live", "layer": "masked", "dense": "dense"}  # the setting was called gear before
+LAYOUTS = ("auto", "contiguous", "channels_last")
 EVALUATE = ("each", "end")
 DUTY = 0.1  # of a method, unless set: soft-dead filters skip nine tenths of the steps
 OPEN: Any = None  # the default of a setting that a preset may decide, otherwise DEFAULTS
@@ -69,8 +70,11 @@ class Config:
         momentum: Of SGD.
         weight_decay: Of SGD.
         seed: Of weights, order of images and augmentation.
-        amp: Whether to autocast to bfloat16.
+        amp: Whether to autocast to bfloat16; with mode "auto", and if not deterministic, only where it makes a step
+            faster than float32.
         evaluate: After which epochs the network is evaluated: "each", or "end", the last alone.
+        layout: The memory layout of network and images: "contiguous", "channels_last", or "auto": on the CPU the one in
+            which a dense step takes less time, if deterministic contiguous; on cuda channels_last.
         deterministic: Whether every process with as many threads computes the same bits.
         device: A torch device. None: cuda where there is one.
         stop_after: The epoch to stop after, to resume later.
@@ -108,6 +112,7 @@ class Config:
     seed: int = 0
     amp: bool = False
     evaluate: str = "each"
+    layout: str = "auto"
     deterministic: bool = False
     device: str | None = None
     stop_after: int | None = None
@@ -139,6 +144,7 @@ class Config:
         if self.train_images is not None:
             self._number("train_images", "at least 1", lambda v: v >= 1)
         self._among("evaluate", EVALUATE)
+        self._among("layout", LAYOUTS)
         if self.augment is not None:
             self._among("augment", AUGMENTS)
         if self.duty is None and self.method != "none":

@@ -26,9 +26,9 @@ from ..nn.ranks import check_same_masks, world_size
 from . import checkpoint, distributed, setup
 from .config import FREE, Config
 from .data import Data, Split, load, steps_per_epoch, train_batches
+from .dense_step import DenseStep, choose, chosen_before, laid_out, layout_of
 from .modes import Modes, computed_share
 from .optional_deps import need
-from .setup import amp
 from .subsets import chosen
 
 CHECKPOINT = "checkpoint.pt"
@@ -49,6 +49,7 @@ class Trainer:
 
     Attributes:
         ranks: The number of processes that train together.
+        dense: The memory layout of network and images, and whether dense steps are in bfloat16.
         history: A row of numbers by epoch; the accuracy of one that was not evaluated is nan.
         states: By epoch, uint8 [filters of all layers]: 0 live, 1 soft-dead, 2 hard-dead.
     """
@@ -71,8 +72,9 @@ class Trainer:
         torch.manual_seed(config.seed)
         random.seed(config.seed)
         np.random.seed(config.seed % 2**32)
-        plain = setup.network(config, self.data) if model is None else setup.placed(config, model)
-        self.model = setup.set_mode(config, plain)
+        self.model = setup.network(config, self.data) if model is None else setup.placed(config, model)
+        self.dense = self._dense_step(state)
+        self.model = setup.set_mode(config, self.dense.of(self.model))
         self.optimizer = setup.optimizer_of(config, self.model)
         with setup.numerics(config):
             self.method = setup.method_of(config, self.model, self.optimizer, self.data)
@@ -81,9 +83,24 @@ class Trainer:
         self.states: list[Tensor] = []  # uint8 [filters], an epoch each
         self.epoch = 0
         self.augment = config.augment or self.data.augment
-        self.modes = Modes(config, self.model, self.optimizer, self.method, self._say)
+        self.modes = Modes(config, self.model, self.optimizer, self.method, self._say, self.dense)
         if state is not None:
             self._restore(state)
+
+    def _dense_step(self, state: Mapping[str, Any] | None) -> DenseStep:
+        """The layout of network and images, and whether dense steps are in bfloat16: chosen once, or as before."""
+        if state is not None:
+            return chosen_before(self.config, self.device, state["modes"])
+        step, line = distributed.from_rank_0(lambda: choose(self.config, self.model, self.first_batch))
+        if line is not None:
+            self._say(line)
+        return step
+
+    def first_batch(self) -> tuple[Tensor, Tensor]:
+        """The images and labels that one rank has of a batch, not augmented."""
+        x, y = next(train_batches(self.data, self.config.batch, self.config.seed, 0, "none"))
+        own = slice(len(y) // self.ranks)
+        return self.data.normalised(x[own].to(self.device)), y[own].to(self.device)
 
     def _check_ranks(self) -> None:
         """All ranks have the same settings and data, and images for each step."""
@@ -215,7 +232,7 @@ class Trainer:
     def on_device(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """A batch as the network takes it."""
         x, y = self.data.normalised(x.to(self.device)), y.to(self.device)
-        return (x.contiguous(memory_format=torch.channels_last) if self.device.type == "cuda" else x), y
+        return self.dense.laid_out(x), y
 
     def _step(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
         """Makes one optimizer step. Returns float64 [2]: the sum of the losses and the number of right answers."""
@@ -224,7 +241,7 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.zero_grad(set_to_none=True)
-        with amp(self.config, self.device):
+        with self.modes.autocast():
             scores = net(x)
             loss = F.cross_entropy(scores.float(), y)
         self._weighted(loss, len(y)).backward()
@@ -238,7 +255,7 @@ class Trainer:
         """The losses of this epoch's batches, for PGP.measure."""
         for x, y in self._batches():
             x, y = self.on_device(x, y)
-            with amp(self.config, self.device):
+            with self.modes.autocast():
                 loss = F.cross_entropy(self.modes.whole(x).float(), y)
             yield self._weighted(loss, len(y))
 
@@ -306,11 +323,14 @@ def predictions(
 
     part: which of the images; split: of these images; None: data.judged.
     """
-    images = (split or data.judged).images[part]
+    images, layout = (split or data.judged).images[part], layout_of(model)
     training = model.training
     model.eval()
     with plan.measure(False):  # too few passes to be worth timing plans for
-        answers = [model(data.normalised(x.to(device))).argmax(1).cpu() for x in images.split(EVALUATION_BATCH)]
+        answers = [
+            model(laid_out(data.normalised(x.to(device)), layout)).argmax(1).cpu()
+            for x in images.split(EVALUATION_BATCH)
+        ]
     model.train(training)
     return torch.cat(answers)
 

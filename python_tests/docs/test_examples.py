@@ -108,6 +108,21 @@ def test_pgp_on_other_tasks(name, tmp_path, capsys):
     assert "| PGP | " in files[1].read_text() and "PGP over scratch: " in files[1].read_text()
 
 
+@pytest.mark.parametrize("name, option", [("detect_fashion", "--canvases"), ("adapt_fashion", "--images")])
+def test_less_than_a_batch_is_an_error(name, option, tmp_path, capsys):
+    write_idx(tmp_path / "items", (28, 28), counts=(60, 10), classes=10)
+    with pytest.raises(SystemExit):
+        load(name).main([option, "8", "--batch", "16", "--data", str(tmp_path / "items")])
+    assert f"{option}: expected " in capsys.readouterr().err
+
+
+def test_domains_share_no_item(tmp_path, capsys):
+    write_idx(tmp_path / "items", (28, 28), counts=(60, 10), classes=10)
+    with pytest.raises(SystemExit):
+        load("adapt_fashion").main(["--images", "26", "--batch", "4", "--data", str(tmp_path / "items")])
+    assert "--images: expected 4 to 25, half of the items, got 26" in capsys.readouterr().err
+
+
 def test_a_comparison_tells_means_and_spreads(capsys):
     load("detect_fashion")
     from fashion import comparison

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import prunekernels as pk
-from cases.methods import EVERY, chain, ranking, residual, run, sgd
+from cases.methods import EVERY, chain, ranking, residual, run, sgd, train
 from prunekernels import methods
 from prunekernels.graph import Group, narrow
 from prunekernels.graph.analysis import ChannelAnalysis
@@ -190,6 +190,19 @@ def test_hard_filters_of_ghfp_save_their_part():
     for _ in range(2):
         method.end_epoch()
         assert all(bool(now[was].all()) for now, was in zip(method.filters.hard, hard, strict=True))
+
+
+def test_a_resumed_training_decides_the_same():
+    options = {"coupling": "joint", "budget": "flops", "example_input": IMAGES, "rates": {"last": 0.2}, "total": 4}
+    options |= {"duty": 0.5, "steps_per_epoch": 4}
+    net, _, method = run(GHFP, 4, net=residual(), **options)
+    part, optimizer, first = run(GHFP, 2, net=residual(), **options)
+    state = first.state_dict()
+    first.detach()
+    second = GHFP(part, optimizer, 0.5, 4, state=state, **{k: v for k, v in options.items() if k != "total"})
+    train(part, optimizer, second, 2, 2)
+    assert second.history == method.history
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), part.state_dict().values(), strict=True))
 
 
 def test_coarse_pruning_draws_masks_of_a_budget():
