@@ -89,8 +89,9 @@ def sensitivity(
             filter. None: a forward pass tells which norms do; joint coupling takes the data's first batch.
         skip: Names of layers that are left alone.
         prune_outputs: See Method.
-        statistics: What batch norms go by: "stored", their running statistics, or "batch", those of each batch of the data, as if
-            they were estimated anew after each pruning (see recalibrate_norms). Batches of 100 images and more will do.
+        statistics: What batch norms go by: "stored", their running statistics, or "batch", those of each batch of the
+            data, as if they were estimated anew after each pruning (see recalibrate_norms). Batches of 100 images and
+            more will do.
         metric: From outputs and y, a number or a tensor of them, of which the mean is taken; more is better. None: the
             share of labels y that are the largest of outputs.
         loss: The same, less is better; in the place of metric.

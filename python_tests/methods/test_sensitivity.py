@@ -208,6 +208,18 @@ def test_plain_networks_are_refused():
         sensitivity(nn.Conv2d(3, 4, 3), DATA)
 
 
+def test_its_rates_are_those_of_a_method():
+    """Each group is pruned at the rate that its row has, 0 included."""
+    net = trained(residual)
+    found = sensitivity(net, [(X, Y)], coupling="joint", statistics="batch")
+    wanted = found.rates(0.05) | {"last": 0.0}
+    method = GHFP(net, sgd(net), 0.5, 1, coupling="joint", example_input=X[:2], rates=wanted)
+    counts = method.end_epoch()
+    assert {name: c.hard for name, c in counts.items()} == {
+        name: int(net.get_submodule(name).out_channels * rate) for name, rate in wanted.items()
+    }
+
+
 # ---- the result
 
 FOUND = Sensitivity(
