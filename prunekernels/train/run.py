@@ -93,7 +93,8 @@ def sensitivity_run(out: Path, images: int) -> tuple[Sensitivity, list[Path]]:
     coupling = run.config.options.get("coupling", "joint")
     with run.masked():
         convert(run.model)
-        found = sensitivity(run.model, batches, coupling=coupling, example_input=next(batches())[0][:2])
+        example = next(batches())[0][:2]
+        found = sensitivity(run.model, batches, coupling=coupling, example_input=example, statistics="batch")
     paths = [out / f"sensitivity.{kind}" for kind in ("json", "md", "png")]
     text = json.dumps(found.to_dict(), indent=1)
     checkpoint.write_atomically(paths[0], lambda path: path.write_text(text))
