@@ -191,7 +191,7 @@ def by_numbers(monkeypatch):
 @pytest.mark.parametrize("all_live", [("masked", True), ("live", False)])
 def test_auto_takes_bf16_where_that_is_faster(tmp_path, timed, by_numbers, mode, bf16, all_live):
     """Where nothing is dead, as while soft-dead filters train along, and where something is."""
-    by_numbers[0.5, mode, bf16] = by_numbers[1.0, *all_live] = 3.0
+    by_numbers[0.5, mode, bf16] = by_numbers[(1.0, *all_live)] = 3.0
     run = tiny_run(tmp_path, amp=True, method="ghfp", duty=0.34, options={"hard": 1.0}, epochs=2)
     seen = autocasts(run)
     run.run()
