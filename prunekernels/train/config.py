@@ -17,7 +17,7 @@ MODES = ("auto", "masked", "live", "compacted", "dense")
 MODE_OF_GEAR = {"network": "live", "layer": "masked", "dense": "dense"}  # the setting was called gear before
 LAYOUTS = ("auto", "contiguous", "channels_last")
 EVALUATE = ("each", "end")
-DUTY = 0.1  # of a method, unless set: soft-dead filters skip nine tenths of the steps
+DUTY = 0.2  # of a method, unless set: soft-dead filters skip four fifths of the steps
 OPEN: Any = None  # the default of a setting that a preset may decide, otherwise DEFAULTS
 DEFAULTS: dict[str, Any] = {
     "epochs": 30, "batch": 64, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "measure": False, "recalibrate": 20
@@ -82,7 +82,9 @@ class Config:
         onnx: Whether to write small.onnx.
         report: Whether to write report.html.
         quiet: Whether to print no progress.
-        beside: Folder of a dense run, to compare with in the report.
+        beside: Folders of other runs, to compare with in the report: a dense one, one from scratch.
+        small_of: Folder of a run: its small network trains, from new weights, in the place of arch. `train` makes it,
+            and takes from that run what is not given. None: the network is arch.
         timeout: Seconds that a rank waits for the others before its run ends with an error.
         gear: Deprecated: the former name of mode, with the values in MODE_OF_GEAR.
     """
@@ -120,7 +122,8 @@ class Config:
     onnx: bool = False
     report: bool = True
     quiet: bool = False
-    beside: str | None = None
+    beside: list[str] | None = None
+    small_of: str | None = None
     timeout: float = TIMEOUT
     gear: InitVar[str | None] = None
 
@@ -129,6 +132,10 @@ class Config:
             warnings.warn("Config: gear is deprecated: use mode", DeprecationWarning, stacklevel=3)
             self.mode = MODE_OF_GEAR.get(gear, gear)
         self._take_preset()
+        if isinstance(self.beside, str):
+            self.beside = [self.beside]
+        if self.small_of is not None and self.method != "none":
+            raise ValueError(f"train: method: expected none, as the run trains a small network, got {self.method!r}")
         self._among("arch", tuple(MODELS))
         self._among("mode", MODES)
         self._number("rate", "a number in [0, 1)", lambda v: 0 <= v < 1)

@@ -63,6 +63,9 @@ class Trainer:
         model: nn.Module | None = None,
     ) -> None:
         setup.class_of(config)
+        if config.small_of is not None and model is None:
+            got = f"none for that of {config.small_of}: train() makes it"
+            raise ValueError(f"train: model: expected a small network with new weights, got {got}")
         self.config, self.out = config, Path(config.out)
         self.data = chosen(data or load(config.data, config.size), config.train_images, config.validation)
         self.ranks, self.quiet = world_size(), config.quiet or distributed.rank() > 0
@@ -113,17 +116,30 @@ class Trainer:
             raise ValueError(f"train: batch: expected {expected}, got {self.batch}")
 
     @classmethod
-    def resumed(cls, out: str | Path, given: Mapping[str, Any] | None = None, *, data: Data | None = None) -> Trainer:
+    def resumed(
+        cls,
+        out: str | Path,
+        given: Mapping[str, Any] | None = None,
+        *,
+        data: Data | None = None,
+        model: nn.Module | None = None,
+    ) -> Trainer:
         """Returns the run in a folder as it was at its last checkpoint.
 
         Args:
             out: The folder.
             given: Settings to change (see Config.resumed).
             data: The data set. None: that of the settings.
+            model: The network, if the run was made with one of its own.
         """
         path = Path(out) / CHECKPOINT
         state = distributed.from_rank_0(lambda: checkpoint.load(path))
-        return cls(Config.resumed(state["config"], {**(given or {}), "out": str(out)}, path), data=data, state=state)
+        return cls(
+            Config.resumed(state["config"], {**(given or {}), "out": str(out)}, path),
+            data=data,
+            state=state,
+            model=model,
+        )
 
     def run(self) -> None:
         """Trains the epochs that are left, or those up to stop_after, and writes a checkpoint after each."""
