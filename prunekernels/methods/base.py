@@ -303,6 +303,11 @@ class Method(Running, Budgeted, FilterTensors, metaclass=WithDefaults):
         return self.epoch >= self.epochs
 
     @property
+    def prunes_last(self) -> bool:
+        """Whether the pruning at the end of this epoch is the last one."""
+        return self.epoch + 1 >= self.epochs
+
+    @property
     def states(self) -> dict[str, Tensor]:
         """By layer name, int8 [K]: 0 live, 1 soft-dead, 2 hard-dead."""
         return {name: self.filters.codes(name) for name in self.layers}

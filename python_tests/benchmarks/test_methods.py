@@ -120,7 +120,7 @@ def test_a_failed_run_is_named_and_tried_again(quick, tmp_path, monkeypatch):
     assert quick.main(to) == 1
     body = json.loads((tmp_path / "m.json").read_text())
     assert [row["kind"] for row in body["rows"]] == ["dense"]
-    assert list(body["failed"]) == ["vgg_small seed 0 method 1 epochs ghfp 0.5 duty 0.1"]
+    assert list(body["failed"]) == ["vgg_small seed 0 method 1 epochs ghfp 0.5 duty 0.2"]
     assert "got nan" in next(iter(body["failed"].values()))
     monkeypatch.setattr(quick, "trained", trained)
     assert quick.main([*to, "--resume"]) == 0
@@ -150,7 +150,7 @@ SMALL = Setting("digits", 256, 0, 8, 0.25, "masked", 1)
 def asked(**given):
     common = {
         "archs": ["resnet20", "vgg_small"], "methods": ["sfp", "ghfp"], "rates": [0.5], "seeds": [0, 1], "epochs": 8,
-        "duty": 0.1, "kinds": ["dense", "method", "scratch", "scratch-time", "literal"],
+        "duty": 0.2, "kinds": ["dense", "method", "scratch", "scratch-time", "literal"],
     }  # fmt: skip
     return Asked(**common | given)
 
@@ -159,8 +159,8 @@ def test_seed_by_seed():
     specs = asked().specs([])
     assert [str(spec) for spec in specs if spec.arch == "vgg_small" and spec.seed == 0] == [
         "vgg_small seed 0 dense 8 epochs",
-        "vgg_small seed 0 method 8 epochs sfp 0.5 duty 0.1",
-        "vgg_small seed 0 method 8 epochs ghfp 0.5 duty 0.1",
+        "vgg_small seed 0 method 8 epochs sfp 0.5 duty 0.2",
+        "vgg_small seed 0 method 8 epochs ghfp 0.5 duty 0.2",
         "vgg_small seed 0 literal 8 epochs sfp 0.5 duty 1",
         "vgg_small seed 0 literal 8 epochs ghfp 0.5 duty 1",
     ]
@@ -202,8 +202,8 @@ def test_each_setting_once(script):
         + ["--arch", "vgg_small", "--kinds", "method", "sweep"]
     )
     assert [str(spec).partition("epochs ")[2] for spec in script.asked(args).specs([])] == [
-        "sfp 0.5 duty 0.1", "sfp 0.7 duty 0.1", "pgp 0.5 duty 0.1", "pgp 0.7 duty 0.1",
-        "sfp 0.5 duty 0.1", "sfp 0.5 duty 1", "sfp 0.5 duty 0.1 clip=False",
+        "sfp 0.5 duty 0.2", "sfp 0.7 duty 0.1", "pgp 0.5 duty 0.1", "pgp 0.7 duty 0.1",
+        "sfp 0.5 duty 0.2", "sfp 0.5 duty 1", "sfp 0.5 duty 0.1 clip=False",
     ]  # fmt: skip
 
 

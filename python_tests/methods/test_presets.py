@@ -35,10 +35,8 @@ def test_names_are_those_of_constructor_and_config(name):
 
 @pytest.mark.parametrize("name", SOFT)
 def test_the_method_of_a_preset_is_that_of_duty_1(name):
-    """Bit for bit; norms stay as they are."""
-    with_preset, plain = (
-        run(getattr(methods, name), 4, total=4, **options) for options in ({"preset": "paper"}, {"norms": False})
-    )
+    """Bit for bit."""
+    with_preset, plain = (run(getattr(methods, name), 4, total=4, **options) for options in ({"preset": "paper"}, {}))
     assert_same(snapshot(*with_preset[:2]), snapshot(*plain[:2]))
     assert with_preset[2].history == plain[2].history
 
