@@ -48,7 +48,8 @@ class CoarsePruning(Method):
 
     Our reconstruction: the abstract and summaries tell of the random masks, their number and the choice by errors. That
     all layers are masked at once, that feature maps come before kernels and that retraining freezes what is pruned is
-    inferred. Masks inside a kernel are not offered.
+    inferred. Masks inside a kernel are not offered. Ours, and the default where duty is below 1: halving, statistics
+    of the batch, pruning early and in two steps, and no pruning of kernels.
 
     Args:
         model: See Method.
@@ -59,21 +60,23 @@ class CoarsePruning(Method):
             function that returns one. A pass loads each batch once and tries all masks on it, in live mode. Of several
             ranks each tries them on its own data, and the errors are added up.
         masks: How many masks are drawn: about 100 are published for a rate of 0.4, more for higher rates.
-        kernel_rate: The share of live kernels that is pruned. None: rate. 0: none.
-        start: The epoch at whose end filters are pruned; -1: at once, for a trained network. None: after a third.
-        kernel_start: The epoch at whose end kernels are pruned. None: after two thirds.
+        kernel_rate: The share of live kernels that is pruned; 0: none. None: rate, and 0 where duty is below 1.
+        start: The epoch at whose end filters are pruned; -1: at once, for a trained network. None: after a third, and
+            after a quarter where duty is below 1.
+        prunings: In how many steps filters are pruned, an epoch apart; each draws masks anew and prunes the same share
+            of what is left. None: 1, and 2 where duty is below 1 and the epochs suffice.
+        kernel_start: The epoch at whose end kernels are pruned. None: halfway between the last filters and the end.
         block: (r, c): kernels are pruned in blocks of r live filters and c live channels, which block-sparse kernels
             can skip.
         layerwise: Whether the masks are drawn for one layer after another: `masks` draws for each layer.
-        **options: Keywords of Method. criterion and duty have no effect. Give example_input: without it, kernels that
-            read dead channels count as live.
-
-        halving: Whether all masks are tried on a few images only, the half with the fewest errors on twice as many, and
-            so on, and the last few on all of data. False: all masks on all of it, as in the paper. None: where duty is
-            below 1.
-        statistics: What batch norms go by while masks are tried: "stored", their running statistics, as in the paper,
-            or "batch", those of the images at hand. Those that are stored are of the whole network: without half of its
-            filters it answers at chance by them. None: "batch" where duty is below 1.
+        halving: Whether all masks are tried on a few images of `data`, the half with the fewest errors on twice as
+            many, and so on, so that the last few are tried on all. False: all masks on all images, as in the paper.
+            None: False, and True where duty is below 1.
+        statistics: What batch norms go by while masks are tried: "stored", their running statistics, or "batch", those
+            of the images at hand. The stored ones are of the whole network: without half of its filters it may answer
+            at chance by them, whatever the mask. None: "stored", and "batch" where duty is below 1.
+        **options: Keywords of Method. criterion has no effect, and duty decides about defaults alone. Give
+            example_input: without it, kernels that read dead channels count as live.
 
     Attributes:
         error_rates: By pruning (and layer, if layerwise), the share of errors under each mask that was drawn.
@@ -88,6 +91,8 @@ class CoarsePruning(Method):
         >>> len(method.error_rates[0]), int(net[0].filter_mask.sum())
         (10, 2)
     """
+
+    has_warm_up = False
 
     def __init__(
         self,
