@@ -94,7 +94,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     held = "hold out so many images of the training set: epochs are evaluated on them, the test set is used once, at"
     add("validation", int, f"{held} the end (0)")
     add("rate", float, "share of the filters that is pruned in the end (0.5)")
-    add("duty", float, "share of an epoch's steps in which soft-dead filters train along; 1: as published (0.1)")
+    add("duty", float, "share of an epoch's steps in which soft-dead filters train along; 1: as published (0.2)")
     add("preset", str, "paper: what is not given, epochs and lr too, is the paper's, with duty 1 (none)")
     add("measure", None, "pgp: score filters by an extra pass over the training set after each epoch")
     add("recalibrate", int, "batches from which norms' statistics are estimated anew after a pruning; 0: never (20)")

@@ -21,7 +21,6 @@ from harness.options import FORMATS
 from prunekernels.train import setup
 from prunekernels.train.config import Config
 from prunekernels.train.data import Data, train_batches
-from prunekernels.train.dense_step import laid_out
 
 FORMS = {f"{dtype} {layout}": (dtype, layout) for dtype in ("fp32", "bf16") for layout in FORMATS}
 TIMED = 2  # steps of each form after each epoch, behind one that warms caches up
@@ -40,7 +39,7 @@ class Steps:
 
     def __call__(self) -> None:
         images, labels = next(self.batches)
-        x = laid_out(self.data.normalised(images), self.format)
+        x = self.data.normalised(images).contiguous(memory_format=self.format)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16) if self.is_bf16 else nullcontext():
             loss = F.cross_entropy(self.model(x).float(), labels)

@@ -17,7 +17,7 @@ MODES = ("auto", "masked", "live", "compacted", "dense")
 MODE_OF_GEAR = {"network": "live", "layer": "masked", "dense": "dense"}  # the setting was called gear before
 LAYOUTS = ("auto", "contiguous", "channels_last")
 EVALUATE = ("each", "end")
-DUTY = 0.1  # of a method, unless set: soft-dead filters skip nine tenths of the steps
+DUTY = 0.2  # of a method, unless set: soft-dead filters skip four fifths of the steps
 OPEN: Any = None  # the default of a setting that a preset may decide, otherwise DEFAULTS
 DEFAULTS: dict[str, Any] = {
     "epochs": 30, "batch": 64, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "measure": False, "recalibrate": 20
