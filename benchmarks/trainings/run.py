@@ -150,7 +150,8 @@ def _check_agreement(run: Trainer, small: nn.Module) -> None:
 
 @torch.no_grad()
 def latencies(models: dict[str, nn.Module], x: Tensor) -> dict[str, float]:
-    """Milliseconds of a forward pass, by name of the model."""
+    """Milliseconds of a forward pass, by name of the model, all in NCHW."""
     x = x.contiguous()
-    passes = {name: (lambda model=model: model.eval()(x)) for name, model in models.items()}  # type: ignore[misc]
+    nchw = [model.eval().to(memory_format=torch.contiguous_format) for model in models.values()]  # type: ignore[call-overload]
+    passes = {name: (lambda model=model: model(x)) for name, model in zip(models, nchw, strict=True)}  # type: ignore[misc]
     return {name: timing.median for name, timing in interleaved(passes, "cpu", LATENCY_SECONDS).items()}

@@ -96,6 +96,8 @@ class CSGD(Method):
         (2, True)
     """
 
+    has_warm_up = False
+
     def __init__(
         self,
         model: nn.Module,

@@ -214,8 +214,10 @@ def test_how_a_method_runs(method):
     is_coupled = "coupling" in keyword_options(setup.known_methods()[method])
     assert (ours.mode, ours.duty, ours.preset, ours.evaluate) == ("auto", 0.1, None, "end")
     assert ours.options == ({"coupling": "joint"} if is_coupled else {}) and ours.train_images == 20_000
+    assert ours.amp and not Spec("resnet20", "method", 1, 8, method, 0.5, 0.1).config(SMALL).amp  # as auto chooses
     literal = Spec("resnet20", "literal", 1, 8, method, 0.5, 1.0).config(setting)
     assert (literal.mode, literal.duty, literal.preset, literal.options) == ("dense", 1, "paper", {})
+    assert not literal.amp
     for name in ("epochs", "batch", "lr", "momentum", "weight_decay", "seed", "width", "data"):
         assert getattr(literal, name) == getattr(ours, name)
 

@@ -14,7 +14,8 @@ from prunekernels.train.finalize import finalize_run
 from prunekernels.train.loop import Trainer
 from prunekernels.train.modes import computed_share
 
-GHFP = {"method": "ghfp", "duty": 0, "options": {"hard": 1.0}}
+LETTER = {"wake": "together", "warm_up": 0, "fine_tune": 0}  # all soft-dead filters train along at once
+GHFP = {"method": "ghfp", "duty": 0, "options": {"hard": 1.0, **LETTER}}
 
 
 @pytest.fixture
@@ -119,7 +120,8 @@ def test_each_mode_computes_in_the_layout_that_suits_it(tmp_path, arch, method, 
     given = {"method": method, "arch": arch, "mode": mode, "layout": "channels_last", "deterministic": True}
     run = tiny_run(tmp_path, **(given if method == "none" else {**GHFP, **given}))
     seen = inputs_of_convs(run)
-    assert len(seen) > 10 and set(seen) == {expected}
+    others = 3 if mode == "compacted" else 0  # of the first layer, whose weights of one channel fit any layout
+    assert len(seen) > 10 and seen.count(not expected) <= others
     assert method == "none" or run.history[0]["computed"] < 0.6
 
 
@@ -173,15 +175,15 @@ def autocasts(run):
 
 @pytest.fixture
 def by_numbers(monkeypatch):
-    """In place of the measurement of modes: times that a test sets, by the share of live filters in tenths, by mode and
-    by whether it is in bfloat16.
+    """In place of the measurement of modes: times that a test sets, by whether all filters are live, by mode and by
+    whether it is in bfloat16.
     """
     times = {}
 
     def measure(model, x, *, modes, compaction=None):
-        share = round(computed_share(m for m in model.modules() if isinstance(m, nn.Conv2d)), 1)
+        all_live = computed_share(m for m in model.modules() if isinstance(m, nn.Conv2d)) == 1
         is_bf16 = torch.is_autocast_enabled("cpu")
-        return pk.ModeTimes({mode: times.get((share, mode, is_bf16), 9.0) for mode in modes})
+        return pk.ModeTimes({mode: times.get((all_live, mode, is_bf16), 9.0) for mode in modes})
 
     monkeypatch.setattr(modes, "time_modes", measure)
     return times
@@ -191,8 +193,8 @@ def by_numbers(monkeypatch):
 @pytest.mark.parametrize("all_live", [("masked", True), ("live", False)])
 def test_auto_takes_bf16_where_that_is_faster(tmp_path, timed, by_numbers, mode, bf16, all_live):
     """Where nothing is dead, as while soft-dead filters train along, and where something is."""
-    by_numbers[0.5, mode, bf16] = by_numbers[(1.0, *all_live)] = 3.0
-    run = tiny_run(tmp_path, amp=True, method="ghfp", duty=0.34, options={"hard": 1.0}, epochs=2)
+    by_numbers[(False, mode, bf16)] = by_numbers[(True, *all_live)] = 3.0
+    run = tiny_run(tmp_path, amp=True, method="ghfp", duty=0.34, options=LETTER, epochs=2)
     seen = autocasts(run)
     run.run()
     assert set(seen) == {all_live, (mode, bf16)}
@@ -201,7 +203,7 @@ def test_auto_takes_bf16_where_that_is_faster(tmp_path, timed, by_numbers, mode,
 
 def test_auto_says_the_times_of_both(tmp_path, timed, by_numbers, capsys):
     pytest.importorskip("tqdm")
-    by_numbers.update({(0.5, "masked", True): 4.0, (0.5, "live", False): 2.0})
+    by_numbers.update({(False, "masked", True): 4.0, (False, "live", False): 2.0})
     run = tiny_run(tmp_path, amp=True, quiet=False, **GHFP)
     run.run()
     said = capsys.readouterr().out
@@ -213,7 +215,7 @@ def test_auto_says_the_times_of_both(tmp_path, timed, by_numbers, capsys):
 
 def test_numbers_resume(tmp_path, timed, by_numbers):
     timed.ms = {"contiguous fp32": 2.0}
-    by_numbers[0.5, "live", False] = 2.0
+    by_numbers[False, "live", False] = 2.0
     tiny_run(tmp_path, amp=True, stop_after=1, **GHFP).run()
     by_numbers.clear()
     again = Trainer.resumed(tmp_path, data=tiny_data())

@@ -16,7 +16,8 @@ from prunekernels.train.loop import Trainer
 
 COMPACTED = {"masked": 4.0, "live": 3.0, "compacted": 2.0}
 LIVE = {"masked": 4.0, "live": 2.0, "compacted": 3.0}
-GHFP = {"method": "ghfp", "duty": 0.34, "arch": "vgg_small"}
+LETTER = {"wake": "together", "warm_up": 0, "fine_tune": 0, "criterion": "l2"}  # masks change after each epoch
+GHFP = {"method": "ghfp", "duty": 0.34, "arch": "vgg_small", "options": LETTER}
 
 
 @pytest.fixture
@@ -233,7 +234,7 @@ def step_ms(monkeypatch):
     return ms
 
 
-COMPILED = {"method": "ghfp", "duty": 0, "epochs": 4, "compile": True, "compile_after": 4}
+COMPILED = {"method": "ghfp", "duty": 0, "options": LETTER, "epochs": 4, "compile": True, "compile_after": 4}
 
 
 def forms(run):
