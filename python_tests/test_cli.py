@@ -1,5 +1,6 @@
 """python -m prunekernels: its commands, and errors in one line."""
 
+import re
 import subprocess
 import sys
 
@@ -57,6 +58,23 @@ def test_a_compacted_run_stops_and_resumes_to_the_same_bits(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_budget_of_multiply_adds_and_rates_by_layer(tmp_path, capsys):
+    given = ("--method", "prune-while-training", "--mode", "live", "--no-report", "--set", "budget=flops")
+    assert run_train(tmp_path, *given, "--set", "rates={'stage1*': 0.25}", "--set", "floor=0.2") == 0
+    said = capsys.readouterr().out
+    small, whole = (int(text.replace(",", "")) for text in re.search(r", ([\d,]+) of ([\d,]+) multiply", said).groups())
+    assert 0.4 * whole < small <= 0.5 * whole
+    method = checkpoint.load(tmp_path / "checkpoint.pt")["method"]
+    assert [counts[0] for name, counts in method["history"][-1].items() if "stage1" in name] == [6, 6]
+
+
+@pytest.mark.slow
+def test_rates_of_no_layer_are_an_error(tmp_path, capsys):
+    assert run_train(tmp_path, "--method", "sfp", "--set", "rates={'stage9*': 0.25}") != 0
+    assert "SFP: rates: expected names or patterns of layers that are pruned, got 'stage9*'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["auto", "compacted"])
 def test_compile_is_an_option_of_compacted_runs(tmp_path, monkeypatch, capsys, mode):
     compile_with = torch.compile
@@ -97,6 +115,8 @@ def test_a_run_is_not_overwritten(tmp_path, capsys):
         (["--data", "folder:nowhere"], "data: expected a folder of class folders, got no folder nowhere"),
         (["--resume"], "expected what `prunekernels train` wrote, got no such file"),
         (["--beside", "nowhere"], "nowhere/checkpoint.pt: expected what"),
+        (["--small-of", "nowhere"], "nowhere/checkpoint.pt: expected what"),
+        (["--small-of", "nowhere", "--method", "sfp"], "nowhere/checkpoint.pt: expected what"),
     ],
 )
 def test_bad_input(tmp_path, capsys, arguments, text):

@@ -64,7 +64,7 @@ def _reached(
             found = _Found(value.mean, value.pairs) if isinstance(value, Paired) else _Found(value, s.seeds)
             by_method.setdefault(s.method, []).append(found)
     return {
-        method: _Found(mean([f.value for f in by_method[method]]), min(f.seeds for f in by_method[method]))
+        method: _Found(round(mean([f.value for f in by_method[method]]), 9), min(f.seeds for f in by_method[method]))
         for method in METHODS
         if len(by_method.get(method, ())) == len(of)
     }

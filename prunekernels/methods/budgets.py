@@ -25,8 +25,8 @@ class Budget:
     """How many filters of each unit go.
 
     "layer": the same share of each unit. "global": that share of all units together, by scores over their unit's mean,
-    since norms of different layers do not compare. "flops": in the same order, as many as save that share of the
-    network's multiply-adds.
+    since norms of different layers do not compare. "flops": of all units together as many as save that share of the
+    network's multiply-adds, by scores over the sum of those that are left of their unit.
 
     Args:
         op: The method's name, for errors.
@@ -63,9 +63,9 @@ class Budget:
             shares: From a final rate, the shares whose product is to go now.
         """
         own = self._own(rankings, shares)
-        turns = self._turns(rankings)
         if self.kind == "layer":
             return own
+        turns = self._turns(rankings)
         if self.kind == "global":
             return self._after(rankings, own, turns, max(0, self._filters(rankings, own, shares)))
         reached = self._reached(rankings, own, turns, shares)
@@ -85,7 +85,8 @@ class Budget:
         Args:
             shares: As of counts, when most is to go.
         """
-        if self.kind == "layer" or (self.kind == "global" and not self.floor and not any(self.rates)):
+        is_free = not self.floor and all(rate is None for rate in self.rates)
+        if self.kind == "layer" or (self.kind == "global" and is_free):
             return
         rankings = self._favourable()
         own, turns = self._own(rankings, shares), self._turns(rankings)
@@ -110,10 +111,10 @@ class Budget:
 
     def _own(self, rankings: Sequence[Ranking], shares: Shares) -> list[int]:
         """What a unit's own rate takes, or with budget "layer" the rate; 0 of units without one."""
-        default = self.rate if self.kind == "layer" else 0.0
+        default = self.rate if self.kind == "layer" else None
         rates = [default if rate is None else rate for rate in self.rates]
-        wanted = [pruned_count(r.width, *shares(rate)) if rate else 0 for r, rate in zip(rankings, rates, strict=True)]
-        return self._within(rankings, wanted)
+        pairs = zip(rankings, rates, strict=True)
+        return self._within(rankings, [0 if x is None else pruned_count(r.width, *shares(x)) for r, x in pairs])
 
     def _within(self, rankings: Sequence[Ranking], wanted: Sequence[int]) -> list[int]:
         """The nearest counts that leave what is protected, and multiples of round_to; what is hard-dead is gone."""
@@ -129,14 +130,20 @@ class Budget:
     def _turns(self, rankings: Sequence[Ranking]) -> Ints:
         """The unit of each filter that may go and has not gone for good, the first to go first.
 
-        Within a unit filters go in its order, among units by relative score.
+        Within a unit filters go in its order, among units by relative score: over the mean of those that are not gone
+        for good, or with "flops" over the sum of the scores that are then left, times the unit's width. So what is
+        left of a layer becomes dearer, and no layer becomes a bottleneck.
         """
         turns, units = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.long)]
         for u, (r, rate) in enumerate(zip(rankings, self.rates, strict=True)):
             scores = r.scores[r.order[r.hard :]]
             if rate is None and len(scores):
-                mean = float(scores.mean())
-                turns.append(scores[: max(0, len(scores) - self._stays(r))] / (mean if mean > 0 else 1.0))
+                if self.kind == "flops":
+                    of = scores.flip(0).cumsum(0).flip(0) / r.width
+                else:
+                    of = scores.mean().expand_as(scores)
+                relative = scores / torch.where(of > 0, of, 1.0)
+                turns.append(relative[: max(0, len(scores) - self._stays(r))])
                 units.append(torch.full((len(turns[-1]),), u))
         return torch.cat(units)[torch.cat(turns).sort(stable=True).indices].numpy()
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..filter_ops import mask_grad_
 from .arguments import is_share
-from .centripetal import CSGD, ClusteredTensor
+from .centripetal import CSGD, STEPS, ClusteredTensor
 
 ADAPTIVE = ("filter", "element", None)
 
@@ -23,7 +23,8 @@ class FPAGL(CSGD):
         dW_i = g_i where <g_i, c_H - W_i> <= 0, else mean over j in H of g_j + strength (W_i - c_H)
 
     so that filters that matter move least, and a step -g_i that does not lead away from the centre is left as it is.
-    After the share `collapse` of the epochs the filters are put on their centres and stay equal from then on.
+    After the share `collapse` of the epochs the filters are put on their centres and stay equal from then on. A merge
+    before that (see CSGD) does so too; with strength="auto" no g_i is kept in the last half of the steps before it.
 
     Our reconstruction from the abstract, over a C-SGD that is exact; no result is claimed for the paper. With taylor,
     adaptive and collapse all off it is C-SGD, whose rule biases and norms, clusters and merging follow in any case.
@@ -69,6 +70,7 @@ class FPAGL(CSGD):
         holds = collapse is None or is_share(collapse)
         self._expect(holds, "collapse", "a share of the epochs in [0, 1] or None", collapse)
         self.taylor, self.adaptive, self.collapse_at = taylor, adaptive, collapse
+        self.pulled_share = 1.0 if adaptive is None else 0.5
         self.collapsed = False
         self.importance: dict[Tensor, Tensor] = {}
         self._same_of: list[ClusteredTensor] | None = None  # which clusters _matrices are of
@@ -93,12 +95,17 @@ class FPAGL(CSGD):
         same = self._same(alike, weight)
         inward = torch.baddbmm(weight, self._shares(alike, same), weight, beta=-1)
         new = torch.baddbmm(inward, _shares_of(same), grad, beta=-strength)
-        if self.adaptive is not None:
+        if self.adaptive is not None and not self._pulls_all():
             away = grad * inward
             if self.adaptive == "filter":
                 away = away.sum(2, keepdim=True)
             new = torch.where(away <= 0, grad, new)
         torch._foreach_copy_(grads, list(new.view(-1, *grads[0].shape)))
+
+    def _pulls_all(self) -> bool:
+        """Whether the merge is so near that no gradient is kept any more, where strength is to make filters equal."""
+        done = (self.epoch - self.start - 1) * (self.steps_per_epoch or STEPS) + self.steps
+        return self.strength == "auto" and done >= (1 - self.pulled_share) * self._steps_to_merge()
 
     def _same(self, alike: list[ClusteredTensor], like: Tensor) -> Tensor:
         """[layers, K, K]: 1 where two filters are of one cluster, else 0. A filter of no cluster is one by itself."""

@@ -41,6 +41,7 @@ class PruneWhileTraining(Method):
         [0.17, 0.33, 0.5, 0.5, 0.5, 0.5]
     """
 
+    has_warm_up = False
     default_criterion = "l1"
 
     def __init__(

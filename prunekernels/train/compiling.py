@@ -49,11 +49,7 @@ def step_times(
     parameters = [p for p in net.parameters() if p.requires_grad]
 
     def milliseconds(form: nn.Module) -> float:
-        begun = time.perf_counter()
-        torch.autograd.grad(loss_of(form), parameters, allow_unused=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return 1e3 * (time.perf_counter() - begun)
+        return 1e3 * seconds(lambda: torch.autograd.grad(loss_of(form), parameters, allow_unused=True), device)
 
     with _left_alone(net, device):
         for form in forms.values():
@@ -61,6 +57,15 @@ def step_times(
                 milliseconds(form)
         times = [{name: milliseconds(form) for name, form in forms.items()} for _ in range(ROUNDS)]
     return {name: min(row[name] for row in times) for name in forms}
+
+
+def seconds(step: Callable[[], object], device: torch.device) -> float:
+    """How long a step takes."""
+    begun = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begun
 
 
 @contextmanager

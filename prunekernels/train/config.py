@@ -15,11 +15,12 @@ from .models import MODELS
 
 MODES = ("auto", "masked", "live", "compacted", "dense")
 MODE_OF_GEAR = {"network": "live", "layer": "masked", "dense": "dense"}  # the setting was called gear before
+LAYOUTS = ("auto", "contiguous", "channels_last")
 EVALUATE = ("each", "end")
-DUTY = 0.1  # of a method, unless set: soft-dead filters skip nine tenths of the steps
+DUTY = 0.2  # of a method, unless set: soft-dead filters skip four fifths of the steps
 OPEN: Any = None  # the default of a setting that a preset may decide, otherwise DEFAULTS
 DEFAULTS: dict[str, Any] = {
-    "epochs": 30, "batch": 64, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "measure": False
+    "epochs": 30, "batch": 64, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "measure": False, "recalibrate": 20
 }  # fmt: skip
 TIMEOUT = 600.0
 COMPILE_AFTER = 300
@@ -55,10 +56,12 @@ class Config:
             methods.presets.PAPER).
         options: Other keywords of the method.
         measure: Whether PGP scores filters by an extra pass over the training set after each epoch.
+        recalibrate: From how many training batches the statistics of norms are estimated anew before an evaluation that
+            masks filters which were not masked in the steps before (see methods.recalibrate_norms). 0: never.
         mode: How the network of a method runs: "masked", "live", "compacted", or "dense" (masks are applied, and
             nothing is skipped). "auto": whichever of the first three takes the least time for the masks that there are,
-            by a measurement; if deterministic, compacted mode without one. Without a method "auto", "compacted" and
-            "dense" leave the network plain.
+            or of the first two where nothing is dead, by a measurement; if deterministic, compacted mode without one.
+            Without a method "auto", "compacted" and "dense" leave the network plain.
         compile: Whether to give the network to torch.compile once its masks stand still, if that makes steps faster.
         compile_after: For how many steps they stand still before that.
         epochs: How many epochs to train.
@@ -67,15 +70,21 @@ class Config:
         momentum: Of SGD.
         weight_decay: Of SGD.
         seed: Of weights, order of images and augmentation.
-        amp: Whether to autocast to bfloat16.
+        amp: Whether to autocast to bfloat16; with mode "auto", and if not deterministic, only where it makes a step
+            faster than float32.
         evaluate: After which epochs the network is evaluated: "each", or "end", the last alone.
+        layout: The memory layout of the network: "contiguous", "channels_last", or "auto": on cuda channels_last; on
+            the CPU the one in which a dense step takes less time, or, if deterministic or in masked or live mode,
+            contiguous. Images have it on cuda; on the CPU they are contiguous.
         deterministic: Whether every process with as many threads computes the same bits.
         device: A torch device. None: cuda where there is one.
         stop_after: The epoch to stop after, to resume later.
         onnx: Whether to write small.onnx.
         report: Whether to write report.html.
         quiet: Whether to print no progress.
-        beside: Folder of a dense run, to compare with in the report.
+        beside: Folders of other runs, to compare with in the report: a dense one, one from scratch.
+        small_of: Folder of a run: its small network trains, from new weights, in the place of arch. `train` makes it,
+            and takes from that run what is not given. None: the network is arch.
         timeout: Seconds that a rank waits for the others before its run ends with an error.
         gear: Deprecated: the former name of mode, with the values in MODE_OF_GEAR.
     """
@@ -94,6 +103,7 @@ class Config:
     options: dict[str, Any] = field(default_factory=dict)
     preset: str | None = None
     measure: bool = OPEN
+    recalibrate: int = OPEN
     mode: str = "auto"
     compile: bool = False
     compile_after: int = COMPILE_AFTER
@@ -105,13 +115,15 @@ class Config:
     seed: int = 0
     amp: bool = False
     evaluate: str = "each"
+    layout: str = "auto"
     deterministic: bool = False
     device: str | None = None
     stop_after: int | None = None
     onnx: bool = False
     report: bool = True
     quiet: bool = False
-    beside: str | None = None
+    beside: list[str] | None = None
+    small_of: str | None = None
     timeout: float = TIMEOUT
     gear: InitVar[str | None] = None
 
@@ -120,6 +132,10 @@ class Config:
             warnings.warn("Config: gear is deprecated: use mode", DeprecationWarning, stacklevel=3)
             self.mode = MODE_OF_GEAR.get(gear, gear)
         self._take_preset()
+        if isinstance(self.beside, str):
+            self.beside = [self.beside]
+        if self.small_of is not None and self.method != "none":
+            raise ValueError(f"train: method: expected none, as the run trains a small network, got {self.method!r}")
         self._among("arch", tuple(MODELS))
         self._among("mode", MODES)
         self._number("rate", "a number in [0, 1)", lambda v: 0 <= v < 1)
@@ -129,12 +145,14 @@ class Config:
             self._number(name, "a number, at least 0", lambda v: v >= 0)
         self._number("batch", "at least 2", lambda v: v >= 2)
         self._number("epochs", "at least 1", lambda v: v >= 1)
+        self._number("recalibrate", "at least 0", lambda v: v >= 0)
         self._number("compile_after", "at least 0", lambda v: v >= 0)
         self._number("seed", "a number in [0, 2^32)", lambda v: 0 <= v < 2**32)  # times 1e6 it must be an int64
         self._number("validation", "at least 0", lambda v: v >= 0)
         if self.train_images is not None:
             self._number("train_images", "at least 1", lambda v: v >= 1)
         self._among("evaluate", EVALUATE)
+        self._among("layout", LAYOUTS)
         if self.augment is not None:
             self._among("augment", AUGMENTS)
         if self.duty is None and self.method != "none":
@@ -150,7 +168,7 @@ class Config:
         """Gives each open setting its value: the preset's, or that of DEFAULTS."""
         if self.preset is not None:
             self._among("preset", PRESETS)
-        of_preset = training_of(self.method) if self.preset is not None else {}
+        of_preset = {"recalibrate": 0, **training_of(self.method)} if self.preset is not None else {}
         for name, value in {**DEFAULTS, **of_preset}.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -173,7 +191,7 @@ class Config:
             given: The settings to change. One that is not in FREE and differs raises ValueError.
             where: The checkpoint, for the error.
         """
-        saved, given = {"preset": None, **_without_gear(saved)}, _without_gear(given)
+        saved, given = {"preset": None, "recalibrate": 0, **_without_gear(saved)}, _without_gear(given)
         known = {f.name for f in fields(cls)}
         for name, value in given.items():
             if name not in FREE and name in saved and saved[name] != value:

@@ -7,7 +7,6 @@ import copy
 import io
 import json
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,10 @@ from ..graph.shrink import shrink
 from ..inspect.flops import count_flops
 from . import setup
 from .checkpoint import write_atomically
-from .compiling import Compiled
-from .data import steps_per_epoch, train_batches
+from .compiling import Compiled, seconds
+from .data import steps_per_epoch
+from .dense_step import autocast
 from .loop import Trainer, predictions
-from .setup import amp
 
 SECONDS = 4.0  # about how long steps are timed
 ROUNDS = (3, 15)  # at least, at most
@@ -42,7 +41,7 @@ def finalize_run(run: Trainer) -> dict[str, Any]:
     x, y = timed_batch(run)
     with setup.numerics(run.config):
         run.modes.look_at_masks(x)
-    plain = setup.network(run.config, run.data)
+    plain = run.dense.of(setup.network(run.config, run.data))
     image = run.data.normalised(run.data.test.images[:1]).to(run.device)
     test = run.data.test
     with run.masked():
@@ -102,9 +101,8 @@ def _parameters(model: nn.Module) -> int:
 
 def timed_batch(run: Trainer) -> tuple[Tensor, Tensor]:
     """The images and labels that one rank has of a batch, as the network takes them."""
-    x, y = next(train_batches(run.data, run.config.batch, run.config.seed, 0, "none"))
-    own = slice(len(y) // run.ranks)
-    return run.on_device(x[own], y[own])
+    x, y = run.first_batch()
+    return run.dense.laid_out(x), y
 
 
 def _epoch_times(run: Trainer, plain: nn.Module, small: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
@@ -112,19 +110,20 @@ def _epoch_times(run: Trainer, plain: nn.Module, small: nn.Module, x: Tensor, y:
 
     Their steps are timed in turns, so that all three see the same machine; medians, times the steps of an epoch. Of
     several ranks it is what one computes, without what they tell each other. The run's own network is in its last mode,
-    and compiled if it was.
+    and compiled if it was; the small one computes in the numbers that this one does, float32 or bfloat16.
     """
-    small = copy.deepcopy(small)
+    small = run.dense.of(copy.deepcopy(small))
+    bf16 = run.modes.bf16
     with setup.numerics(run.config), _in_last_mode(run, x) as (net, optimizer):
         steps = {
-            "dense": _stepper(run, plain, setup.optimizer_of(run.config, plain), x, y),
-            "this": _stepper(run, net, optimizer, x, y),
-            "small": _stepper(run, small, setup.optimizer_of(run.config, small), x, y),
+            "dense": _stepper(run.dense.bf16, plain, setup.optimizer_of(run.config, plain), x, y),
+            "this": _stepper(bf16, net, optimizer, x, y),
+            "small": _stepper(bf16, small, setup.optimizer_of(run.config, small), x, y),
         }
         for _ in range(2):  # warm-up: plans are chosen, memory is allocated
-            round_time = sum(_timed(step, run.device) for step in steps.values())
+            round_time = sum(seconds(step, run.device) for step in steps.values())
         rounds = max(ROUNDS[0], min(ROUNDS[1], round(SECONDS / max(round_time, 1e-9))))
-        times = [{name: _timed(step, run.device) for name, step in steps.items()} for _ in range(rounds)]
+        times = [{name: seconds(step, run.device) for name, step in steps.items()} for _ in range(rounds)]
     count = steps_per_epoch(run.data, run.config.batch)
     return {name: count * statistics.median(t[name] for t in times) for name in steps}
 
@@ -140,24 +139,15 @@ def _in_last_mode(run: Trainer, x: Tensor) -> Iterator[tuple[nn.Module, Optimize
         yield (Compiled(net) if run.modes.is_compiled else net), opt
 
 
-def _stepper(run: Trainer, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Callable[[], None]:
-    """Returns a function that trains this model, and nothing else, for one step."""
+def _stepper(bf16: bool, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Callable[[], None]:
+    """Returns a function that trains this model, and nothing else, for one step, in bfloat16 or float32."""
     model.train()
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with amp(run.config, run.device):
+        with autocast(x.device, bf16):
             loss = F.cross_entropy(model(x).float(), y)
         loss.backward()
         optimizer.step()
 
     return step
-
-
-def _timed(step: Callable[[], None], device: torch.device) -> float:
-    """Seconds of a step."""
-    begun = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begun

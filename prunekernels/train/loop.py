@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import plan
-from ..methods import PGP
+from ..methods import PGP, recalibrate_norms
 from ..nn.ranks import check_same_masks, world_size
 from . import checkpoint, distributed, setup
 from .config import FREE, Config
 from .data import Data, Split, load, steps_per_epoch, train_batches
+from .dense_step import DenseStep, choose, chosen_before
 from .modes import Modes, computed_share
 from .optional_deps import need
-from .setup import amp
 from .subsets import chosen
 
 CHECKPOINT = "checkpoint.pt"
@@ -48,6 +49,7 @@ class Trainer:
 
     Attributes:
         ranks: The number of processes that train together.
+        dense: The memory layout of the network, and whether dense steps are in bfloat16.
         history: A row of numbers by epoch; the accuracy of one that was not evaluated is nan.
         states: By epoch, uint8 [filters of all layers]: 0 live, 1 soft-dead, 2 hard-dead.
     """
@@ -61,6 +63,9 @@ class Trainer:
         model: nn.Module | None = None,
     ) -> None:
         setup.class_of(config)
+        if config.small_of is not None and model is None:
+            got = f"none for that of {config.small_of}: train() makes it"
+            raise ValueError(f"train: model: expected a small network with new weights, got {got}")
         self.config, self.out = config, Path(config.out)
         self.data = chosen(data or load(config.data, config.size), config.train_images, config.validation)
         self.ranks, self.quiet = world_size(), config.quiet or distributed.rank() > 0
@@ -70,8 +75,9 @@ class Trainer:
         torch.manual_seed(config.seed)
         random.seed(config.seed)
         np.random.seed(config.seed % 2**32)
-        plain = setup.network(config, self.data) if model is None else setup.placed(config, model)
-        self.model = setup.set_mode(config, plain)
+        self.model = setup.network(config, self.data) if model is None else setup.placed(config, model)
+        self.dense = self._dense_step(state)
+        self.model = setup.set_mode(config, self.dense.of(self.model))
         self.optimizer = setup.optimizer_of(config, self.model)
         with setup.numerics(config):
             self.method = setup.method_of(config, self.model, self.optimizer, self.data)
@@ -80,9 +86,24 @@ class Trainer:
         self.states: list[Tensor] = []  # uint8 [filters], an epoch each
         self.epoch = 0
         self.augment = config.augment or self.data.augment
-        self.modes = Modes(config, self.model, self.optimizer, self.method, self._say)
+        self.modes = Modes(config, self.model, self.optimizer, self.method, self._say, self.dense)
         if state is not None:
             self._restore(state)
+
+    def _dense_step(self, state: Mapping[str, Any] | None) -> DenseStep:
+        """The layout of the network, and whether dense steps are in bfloat16: chosen once, or as before."""
+        if state is not None:
+            return chosen_before(self.config, self.device, state["modes"])
+        step, line = distributed.from_rank_0(lambda: choose(self.config, self.model, self.first_batch))
+        if line is not None:
+            self._say(line)
+        return step
+
+    def first_batch(self) -> tuple[Tensor, Tensor]:
+        """The images and labels that one rank has of a batch, not augmented."""
+        x, y = next(train_batches(self.data, self.config.batch, self.config.seed, 0, "none"))
+        own = slice(len(y) // self.ranks)
+        return self.data.normalised(x[own].to(self.device)), y[own].to(self.device)
 
     def _check_ranks(self) -> None:
         """All ranks have the same settings and data, and images for each step."""
@@ -95,17 +116,30 @@ class Trainer:
             raise ValueError(f"train: batch: expected {expected}, got {self.batch}")
 
     @classmethod
-    def resumed(cls, out: str | Path, given: Mapping[str, Any] | None = None, *, data: Data | None = None) -> Trainer:
+    def resumed(
+        cls,
+        out: str | Path,
+        given: Mapping[str, Any] | None = None,
+        *,
+        data: Data | None = None,
+        model: nn.Module | None = None,
+    ) -> Trainer:
         """Returns the run in a folder as it was at its last checkpoint.
 
         Args:
             out: The folder.
             given: Settings to change (see Config.resumed).
             data: The data set. None: that of the settings.
+            model: The network, if the run was made with one of its own.
         """
         path = Path(out) / CHECKPOINT
         state = distributed.from_rank_0(lambda: checkpoint.load(path))
-        return cls(Config.resumed(state["config"], {**(given or {}), "out": str(out)}, path), data=data, state=state)
+        return cls(
+            Config.resumed(state["config"], {**(given or {}), "out": str(out)}, path),
+            data=data,
+            state=state,
+            model=model,
+        )
 
     def run(self) -> None:
         """Trains the epochs that are left, or those up to stop_after, and writes a checkpoint after each."""
@@ -140,8 +174,20 @@ class Trainer:
         labels = self.data.judged.labels
         own = distributed.share(len(labels))
         with self.masked():
+            self._recalibrate()
             right = (predictions(self.model, self.data, self.device, own) == labels[own]).sum()
         return int(distributed.summed(right.to(self.device))) / len(labels)
+
+    def _recalibrate(self) -> None:
+        """Estimates the norms' statistics anew where filters are masked that were not in this epoch's last steps."""
+        config, states = self.config, self.filter_states()
+        was_hard = self.states[-1] == 2 if self.states else torch.zeros_like(states, dtype=torch.bool)
+        if not config.recalibrate or torch.equal(states > 0, was_hard):
+            return
+        if any(isinstance(module, nn.BatchNorm2d) for module in self.model.modules()):
+            batches = train_batches(self.data, config.batch, config.seed, self.epoch, "none", distributed.share)
+            images = (self.on_device(x, y)[0] for x, y in islice(batches, config.recalibrate))
+            recalibrate_norms(self.model, images)
 
     def masked(self) -> AbstractContextManager[None]:
         """Masks all dead filters within a `with` block, whichever phase the method is in."""
@@ -202,7 +248,7 @@ class Trainer:
     def on_device(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """A batch as the network takes it."""
         x, y = self.data.normalised(x.to(self.device)), y.to(self.device)
-        return (x.contiguous(memory_format=torch.channels_last) if self.device.type == "cuda" else x), y
+        return self.dense.laid_out(x), y
 
     def _step(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
         """Makes one optimizer step. Returns float64 [2]: the sum of the losses and the number of right answers."""
@@ -211,7 +257,7 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.zero_grad(set_to_none=True)
-        with amp(self.config, self.device):
+        with self.modes.autocast():
             scores = net(x)
             loss = F.cross_entropy(scores.float(), y)
         self._weighted(loss, len(y)).backward()
@@ -225,7 +271,7 @@ class Trainer:
         """The losses of this epoch's batches, for PGP.measure."""
         for x, y in self._batches():
             x, y = self.on_device(x, y)
-            with amp(self.config, self.device):
+            with self.modes.autocast():
                 loss = F.cross_entropy(self.modes.whole(x).float(), y)
             yield self._weighted(loss, len(y))
 

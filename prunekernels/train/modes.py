@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +22,11 @@ from ..nn.ranks import world_size
 from . import distributed
 from .compiling import Compiled, step_times
 from .config import Config
-from .setup import amp
+from .dense_step import DenseStep, autocast
 
 TIMED = ("masked", "live", "compacted")
+TIMED_ALL_LIVE = ("masked", "live")  # compacted mode has nothing to leave out
+ALL_LIVE = "all"  # in the place of a share
 SHARES = 10  # a choice serves all masks that leave about as many tenths of the filters live
 _UNCHANGING = ("kernel_mask", "hard_mask")  # what hard-dead filters compute, filter_mask says as well
 KEPT = 4  # sets of masks whose DDP wrappers and compiled forms are kept
@@ -47,9 +50,11 @@ class Modes:
         optimizer: Its optimizer.
         method: The pruning method, None without one.
         say: Prints a line.
+        dense: The form of dense steps.
 
     Attributes:
         now: The mode that the network is in.
+        bf16: Whether its steps autocast to bfloat16.
         is_compiled: Whether torch.compile serves while masks stand still as they do now; None: not known yet.
         whole: The model itself, for passes outside of training steps; with ranks in DistributedDataParallel.
     """
@@ -61,8 +66,10 @@ class Modes:
         optimizer: Optimizer,
         method: Method | None,
         say: Callable[[str], object],
+        dense: DenseStep,
     ) -> None:
         self.config, self.model, self.optimizer, self.method, self.say = config, model, optimizer, method, say
+        self.dense, self.bf16 = dense, dense.bf16
         self.device = next(model.parameters()).device
         self.ranks = world_size()
         self.whole = distributed.wrapped(model)
@@ -102,7 +109,11 @@ class Modes:
             self._still = 0
         self._masks, self.is_compiled = masks, None
         if self.config.mode == "auto":
-            self._run_in("masked" if bool(masks.all()) else self._choice(x))
+            if self._all_live() and (self.config.deterministic or self.config.compile):
+                self._run_in("masked", self.dense.bf16)
+            else:
+                mode, _, numbers = self._choice(x).partition(" ")
+                self._run_in(mode, self.config.amp and numbers != "fp32")
 
     def _current_masks(self) -> Tensor:
         """All masks of live filters and channels in a row, bool, on the CPU."""
@@ -110,17 +121,25 @@ class Modes:
         masks = [getattr(m, name) for m in layers for name in m._mask_names if name not in _UNCHANGING]
         return torch.cat([mask.flatten() for mask in masks]).cpu()
 
-    def _run_in(self, mode: str) -> None:
+    def _all_live(self) -> bool:
+        return self._masks is not None and bool(self._masks.all())
+
+    def _run_in(self, mode: str, bf16: bool) -> None:
+        self.bf16 = bf16
         if mode != self.now:
             assert self.method is not None
             flow(self.model, mode == "live")
             self.method.mode = "compacted" if mode == "compacted" else "masked"
             self.now = mode
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Autocasts to bfloat16, if the steps that are made now do."""
+        return autocast(self.device, self.bf16)
+
     # ---- the mode
 
     def _choice(self, x: Tensor) -> str:
-        key = self._share_key()
+        key = ALL_LIVE if self._all_live() else self._share_key()
         if key not in self._chosen:
             choose = self._first_that_runs if self.config.deterministic else self._fastest
             self._chosen[key], line = distributed.from_rank_0(lambda: choose(x))
@@ -135,13 +154,18 @@ class Modes:
         return str(round(SHARES * self._live_share()))
 
     def _fastest(self, x: Tensor) -> tuple[str, str]:
-        """The fastest mode for a batch, and a line with the times."""
+        """The fastest mode for a batch, with amp also of those in float32, and a line with the times."""
         assert self.method is not None
         self.method.leave()
         criterion = self.method.criterion
         gathered = criterion.state_dict()
-        with amp(self.config, self.device):
-            times = time_modes(self.model, x, modes=TIMED, compaction=self.method.compaction)
+        times, modes = ModeTimes(), TIMED_ALL_LIVE if self._all_live() else TIMED
+        for bf16 in (True, False) if self.config.amp else (False,):
+            with autocast(self.device, bf16):
+                timed = time_modes(self.model, x, modes=modes, compaction=self.method.compaction)
+            numbers = "" if not self.config.amp else " bf16" if bf16 else " fp32"
+            times.ms |= {mode + numbers: ms for mode, ms in timed.ms.items()}
+            times.reasons |= {mode + numbers: reason for mode, reason in timed.reasons.items()}
         criterion.begin_epoch()  # what the passes above added is no part of the run
         criterion.load_state_dict(gathered)
         best = times.best or "masked"
@@ -214,7 +238,7 @@ class Modes:
 
     def _loss_of(self, x: Tensor, y: Tensor) -> Callable[[nn.Module], Tensor]:
         def loss_of(form: nn.Module) -> Tensor:
-            with amp(self.config, self.device):
+            with self.autocast():
                 return F.cross_entropy(form(x).float(), y)
 
         return loss_of
@@ -226,6 +250,7 @@ class Modes:
             told = "plain network"
         else:
             told = f"{self.now} mode" + (", by auto" if self.config.mode == "auto" else "")
+        told += ", in float32" if self.config.amp and not self.bf16 else ""
         return told + (", compiled" if self.is_compiled else "")
 
     def leave_ranks(self) -> None:
@@ -238,7 +263,10 @@ class Modes:
     def state_dict(self) -> dict[str, Any]:
         """Returns the choices, so that a run that resumes makes the same ones, as plain values."""
         is_same = self._masks is None or torch.equal(self._current_masks(), self._masks)
-        return {"chosen": dict(self._chosen), "compiles": dict(self._compiles), "still": self._still if is_same else 0}
+        return {
+            "chosen": dict(self._chosen), "compiles": dict(self._compiles), "still": self._still if is_same else 0,
+            "dense": self.dense.state_dict(),
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what state_dict returned; an empty one leaves everything to be chosen."""

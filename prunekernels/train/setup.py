@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,10 +31,9 @@ def network(config: Config, data: Data, width: float | None = None) -> nn.Module
 
 
 def placed(config: Config, model: nn.Module) -> nn.Module:
-    """Moves a plain network to the run's device, in the layout that suits it."""
+    """Moves a plain network to the run's device."""
     device = device_of(config)
-    model = model.to(device)
-    return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model  # type: ignore[call-overload]
+    return model.to(device)
 
 
 def device_of(config: Config) -> torch.device:
@@ -74,11 +73,6 @@ def numerics(config: Config) -> Iterator[None]:
             yield
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-def amp(config: Config, device: torch.device) -> AbstractContextManager[Any]:
-    """Autocasts to bfloat16 where config.amp says so."""
-    return torch.autocast(device.type, torch.bfloat16) if config.amp else nullcontext()
 
 
 def optimizer_of(config: Config, model: nn.Module) -> torch.optim.Optimizer:

@@ -8,9 +8,14 @@ from torch import nn
 
 import prunekernels as pk
 from prunekernels import methods
+from prunekernels.methods import schedules
 from prunekernels.methods.ranking import Ranking
 
 STEPS = 4
+TOGETHER = {
+    "wake": "together", "warm_up": 0, "fine_tune": 0, "criterion": "l2", "clip": True,
+    "alpha": 0.0, "alpha_schedule": schedules.decay,
+}  # fmt: skip
 
 
 def chain(seed=0, bias=False, dtype=torch.float32):
@@ -120,6 +125,13 @@ def run(cls, epochs=3, net=None, total=10, optimizer=None, **options):
     method = cls(net, optimizer, **({"rate": 0.5, "epochs": total} | options))
     train(net, optimizer, method, epochs)
     return net, optimizer, method
+
+
+def together(cls):
+    """Below duty 1, the papers' values for a soft method, whose dead sleep and wake together; {} for another method."""
+    if not issubclass(cls, methods.SFP):
+        return {}
+    return TOGETHER | {"alpha": cls.default_alpha}
 
 
 def convs(net):

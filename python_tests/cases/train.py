@@ -20,7 +20,8 @@ def tiny_data(labels=None, classes=4, size=8):
 
 
 def tiny_config(out, **given):
-    common = {"arch": "vgg_small", "width": 0.25, "epochs": 3, "batch": 16, "lr": 0.05, "quiet": True, "report": False}
+    common = {"arch": "vgg_small", "width": 0.25, "epochs": 3, "batch": 16, "lr": 0.05, "quiet": True, "report": False,
+              "layout": "contiguous"}  # fmt: skip
     return Config(**{**common, "out": str(out), **given})
 
 

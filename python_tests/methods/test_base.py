@@ -239,7 +239,7 @@ def test_independent_coupling_in_a_residual_network():
 
 
 def test_a_reader_of_a_skipped_layer_sees_all_of_it():
-    net, _, method = run(SFP, 1, net=residual(), example_input=IMAGES, duty=0.0, skip=["second"])
+    net, _, method = run(SFP, 1, net=residual(), example_input=IMAGES, duty=0.0, warm_up=0, skip=["second"])
     assert bool((method.states["stem"] == 1).any()) and bool(net.last.input_mask.all())
     assert bool(net.second_norm.channel_mask.all())
     assert torch.equal(net.stem_norm.channel_mask, method.states["stem"] == 0)
@@ -296,7 +296,7 @@ def test_a_norm_of_two_convolutions_is_of_none():
 def test_norms_are_found_in_the_first_step(flow):
     net = pk.flow(chain(), flow)
     optimizer = sgd(net)
-    method = SFP(net, optimizer, 0.5, 10, duty=0.0)
+    method = SFP(net, optimizer, 0.5, 10, duty=0.0, warm_up=0)
     assert bool(net[1].channel_mask.all()) and not bool(net[0].filter_mask.all())
     masks = []
     train_epoch(net, optimizer, 0, method, lambda: masks.append(torch.equal(net[1].channel_mask, net[0].filter_mask)))
@@ -356,7 +356,7 @@ def test_detach_lets_the_optimizer_go():
 def test_masked_optimizers_freeze_what_is_dead(freeze):
     net = chain()
     optimizer = pk.optim.MaskedSGD(net.parameters(), 0.05, 0.9, weight_decay=0.01, freeze=freeze)
-    method = SFP(net, optimizer, 0.5, 10, duty=0.0, alpha=1.0)
+    method = SFP(net, optimizer, 0.5, 10, duty=0.0, warm_up=0, alpha=1.0, criterion="l2")
     before = net[3].weight.detach().clone()
     train(net, optimizer, method, 1)
     assert isinstance(method, Method) and optimizer.param_groups[0]["freeze"] == "dead"

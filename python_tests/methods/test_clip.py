@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cases.methods import batches, chain, convs, sgd, train_epoch
+from cases.methods import TOGETHER, batches, chain, convs, sgd, train_epoch
 from prunekernels.methods import GHFP, SFP
 
 
@@ -26,7 +26,7 @@ def first_step(cls=SFP, dtype=torch.float32, **options):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_no_longer_than_live_ones(dtype):
-    net, method, before = first_step(duty=0.5, steps_per_epoch=1, dtype=dtype)  # the only step is a dense one
+    net, method, before = first_step(duty=0.5, steps_per_epoch=1, dtype=dtype, **TOGETHER)  # all steps are dense
     for name, layer in convs(net).items():
         live = method.states[name] == 0
         bound = before[name][live].flatten(1).norm(dim=1).mean()
@@ -42,10 +42,10 @@ def test_no_longer_than_live_ones(dtype):
 
 @pytest.mark.parametrize(
     ("options", "clips"),
-    [({"duty": 1.0}, False), ({"duty": 0.5}, True), ({"duty": 0.5, "clip": False}, False), ({"clip": True}, True)],
+    [({"duty": 1.0}, False), ({"duty": 0.5}, False), ({"duty": 0.5, "clip": True}, True), ({"clip": True}, True)],
 )
-def test_by_default_where_duty_is_below_1(options, clips):
-    net, method, before = first_step(steps_per_epoch=1, **options)
+def test_a_soft_method_clips_where_it_is_told_to(options, clips):
+    net, method, before = first_step(steps_per_epoch=1, **TOGETHER | {"clip": None} | options)
     changed = [not torch.equal(layer.weight.grad, before[name]) for name, layer in convs(net).items()]
     assert changed == [clips] * 3
     method.detach()

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import prunekernels as pk
-from cases.methods import EVERY, assert_same, batches, chain, residual, sgd, snapshot, train_modes
+from cases.methods import EVERY, assert_same, batches, chain, residual, sgd, snapshot, together, train_modes
 from prunekernels.methods import GHFP, PGP, SFP
 
 IMAGES = torch.randn(2, 3, 6, 6, dtype=torch.float64)
@@ -20,7 +20,7 @@ SPARSE = {"rate": 0.5, "epochs": 4, "duty": 0.5, "steps_per_epoch": 4, "example_
 def made(cls=SFP, net=None, optimizer=sgd, mode="compacted", **options):
     net = chain(dtype=torch.float64) if net is None else net
     optimizer = optimizer(net)
-    return net, optimizer, cls(net, optimizer, **SPARSE | options, mode=mode)
+    return net, optimizer, cls(net, optimizer, **together(cls) | SPARSE | options, mode=mode)
 
 
 def one_step(method, x=None, y=None):

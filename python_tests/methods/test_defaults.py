@@ -75,3 +75,11 @@ def test_a_class_may_have_abstract_parents_and_a_signature_of_its_own():
     assert list(inspect.signature(Mine).parameters) == ["model", "optimizer"]
     assert made(Mine).duty == 0.5
     assert "preset" in inspect.signature(Method).parameters
+
+
+def test_a_class_gets_what_it_takes():
+    class Mine(Tuned):
+        def __init__(self, model, optimizer, *, duty=0.5, epochs=8, fine_tune=None):
+            super().__init__(model, optimizer, 0.5, epochs, duty=duty, fine_tune=fine_tune)
+
+    assert found(made(Mine)) == (6, 0.0, True)

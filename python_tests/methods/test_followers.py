@@ -8,7 +8,7 @@ import torch
 
 import prunekernels as pk
 from cases.averages import TorchEmaOfBuffers
-from cases.methods import batches, chain, sgd
+from cases.methods import batches, chain, sgd, together
 from prunekernels.nn.saved_state import DEAD_VALUES
 
 METHODS = [m for name in pk.methods.__all__ if isinstance(m := getattr(pk.methods, name), type)]
@@ -32,7 +32,8 @@ def test_every_method_takes_followers(cls):
 
 def made(seed=0, **options):
     net = chain(seed)
-    method = pk.methods.SRFP(net, sgd(net), rate=0.5, epochs=4, duty=0.5, steps_per_epoch=4, example_input=X, **options)
+    options = together(pk.methods.SRFP) | {"duty": 0.5, "steps_per_epoch": 4, "example_input": X} | options
+    method = pk.methods.SRFP(net, sgd(net), rate=0.5, epochs=4, **options)
     return net, method
 
 

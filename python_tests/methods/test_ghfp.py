@@ -4,7 +4,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cases.methods import assert_same, batches, chain, convs, copied, momentum, norms, run, sgd, snapshot, train_epoch
+from cases.methods import (
+    TOGETHER,
+    assert_same,
+    batches,
+    chain,
+    convs,
+    copied,
+    momentum,
+    norms,
+    run,
+    sgd,
+    snapshot,
+    together,
+    train_epoch,
+)
 from prunekernels import methods
 from prunekernels.methods import GHFP, schedules
 
@@ -20,8 +34,9 @@ SOFT = {
 @pytest.mark.parametrize("name", SOFT)
 def test_without_hard_filters_it_is_the_soft_method(name, duty):
     cls, options = SOFT[name]
-    net, optimizer, method = run(cls, duty=duty)
-    other, its_optimizer, its_method = run(GHFP, hard=0.0, duty=duty, **options)
+    shared = {} if duty == 1 else together(cls)
+    net, optimizer, method = run(cls, duty=duty, **shared)
+    other, its_optimizer, its_method = run(GHFP, hard=0.0, duty=duty, **shared | options)
     assert_same(snapshot(net, optimizer), snapshot(other, its_optimizer))
     assert method.history == its_method.history
 
@@ -30,7 +45,7 @@ def test_without_hard_filters_it_is_the_soft_method(name, duty):
 def test_all_hard_is_hard_filter_pruning(norms):
     """The weights of hard masking from the start; a hard-dead filter has no momentum."""
     net, _, method = run(GHFP, hard=1.0, norms=norms)
-    other, _, _ = run(methods.SFP, duty=0.0, norms=norms)
+    other, _, _ = run(methods.SFP, duty=0.0, norms=norms, **TOGETHER)
     alive = [name for name, _ in net.named_parameters()]
     norm_of = {"1": "0", "4": "3", "7": "6"}
     for name in alive:

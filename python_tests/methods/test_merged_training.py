@@ -107,11 +107,11 @@ def test_pull_rate_leaves_the_share_that_is_asked_for(beta, steps):
     assert LEFT / 3 <= deviation <= 3 * LEFT if fastest < LEFT / 10 else deviation <= 2 * steps * fastest
 
 
-@pytest.mark.parametrize("options", [{}, {"clusters": "even", "start": -1}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"clusters": "even", "start": -1}, {"cls": FPAGL}], ids=str)
 def test_filters_are_close_by_an_early_merge(options):
     """The deviations of a network that trains, norms and biases included, and what the merge does to its outputs."""
     net = randomized(chain(bias=True))
-    steps = 180
+    steps = 320 if "cls" in options else 180
     method = csgd(net, sgd(net, 0.05), epochs=8, duty=0.1, steps_per_epoch=steps, **{"merge_at": 0.25} | options)
     seen, collapse = {}, method.collapse
 
@@ -163,6 +163,12 @@ def test_with_duty_1_defaults_are_the_paper():
 def test_below_it_they_merge_early(epochs, start, end):
     method = csgd(chain(), epochs=epochs, duty=0.1)
     assert (method.strength, method.start, method.merge_epoch) == ("auto", start, end)
+
+
+@pytest.mark.parametrize(("steps", "start"), [(22, 3), (100, 4), (125, 5), (312, 6), (None, 3)])
+def test_the_network_trains_freely_as_long_as_there_is_time(steps, start):
+    method = csgd(chain(), epochs=30, merge_at=0.25, steps_per_epoch=steps)
+    assert (method.start, method.merge_epoch) == (start, 7)
 
 
 def test_what_is_given_counts_under_any_duty():

@@ -5,7 +5,20 @@ import torch
 import torch.nn.functional as F
 
 import prunekernels as pk
-from cases.methods import assert_same, batches, chain, convs, copied, momentum, run, sgd, snapshot, train, train_epoch
+from cases.methods import (
+    TOGETHER,
+    assert_same,
+    batches,
+    chain,
+    convs,
+    copied,
+    momentum,
+    run,
+    sgd,
+    snapshot,
+    train,
+    train_epoch,
+)
 from prunekernels import methods
 from prunekernels.methods import schedules
 
@@ -140,8 +153,8 @@ class TestDuty0:
     def test_dead_filters_stand_still(self, flow, with_graph):
         net = pk.flow(chain(), flow)
         example = torch.randn(1, 3, 6, 6) if with_graph else None
-        _, optimizer, method = run(methods.SRFP, 3, net=net, duty=0.0, alpha=1.0, example_input=example,
-                                   alpha_schedule=schedules.constant)  # fmt: skip
+        _, optimizer, method = run(methods.SRFP, 3, net=net, duty=0.0, alpha=1.0, example_input=example, warm_up=0,
+                                   criterion="l2", alpha_schedule=schedules.constant)  # fmt: skip
         fresh = chain()
         for name, conv in convs(net).items():
             dead = method.states[name] == 1
@@ -157,7 +170,7 @@ class TestDuty0:
         """norms=False: a network whose filters are zero and get no gradient."""
         net, other = chain(dtype=torch.float64), chain(dtype=torch.float64)
         its_optimizer = sgd(net)
-        method = methods.SFP(net, its_optimizer, 0.5, TOTAL, duty=0.0, norms=False)
+        method = methods.SFP(net, its_optimizer, 0.5, TOTAL, duty=0.0, norms=False, **TOGETHER)
         train(net, its_optimizer, method, 3, dtype=torch.float64)
         pk.restore(other)
         optimizer = sgd(other)
@@ -176,10 +189,11 @@ class TestDuty0:
 
 
 class TestPhases:
-    def watch(self, duty, steps_per_epoch=4, epochs=2, **options):
+    def watch(self, duty, steps_per_epoch=4, epochs=2):
         net = chain()
         optimizer = sgd(net)
-        method = methods.SFP(net, optimizer, 0.5, TOTAL, duty=duty, steps_per_epoch=steps_per_epoch, **options)
+        options = {"duty": duty, "steps_per_epoch": steps_per_epoch, **TOGETHER}
+        method = methods.SFP(net, optimizer, 0.5, TOTAL, **options)
         sparse = []
         for epoch in range(epochs):
             for x, y in batches(epoch):
@@ -204,7 +218,7 @@ class TestPhases:
     def test_momentum_waits_through_the_sparse_phase(self):
         net = chain()
         optimizer = sgd(net)
-        method = methods.SFP(net, optimizer, 0.5, TOTAL, duty=0.5, steps_per_epoch=4)
+        method = methods.SFP(net, optimizer, 0.5, TOTAL, duty=0.5, steps_per_epoch=4, **TOGETHER)
         train(net, optimizer, method, 2)
         dead = method.states["3"] == 1
         held = momentum(optimizer, net[3].weight)[dead].clone()

@@ -17,17 +17,18 @@ def _data(monkeypatch):
     monkeypatch.setattr(loop, "load", lambda *_: tiny_data())
 
 
-@pytest.mark.parametrize("method", ["none", "ghfp"])
-def test_a_finished_run(tmp_path, capsys, method):
-    run = tiny_run(tmp_path, method=method, mode="dense", epochs=1)
+@pytest.mark.parametrize(("method", "validation"), [("none", 16), ("ghfp", 0)])
+def test_a_finished_run(tmp_path, capsys, method, validation):
+    """It evaluates validation images; without any, training images that are spread over the set."""
+    run = tiny_run(tmp_path, method=method, mode="dense", epochs=1, validation=validation)
     run.run()
     before = (tmp_path / "checkpoint.pt").read_bytes()
     assert cli.main(["sensitivity", str(tmp_path), "--images", "24"]) == 0
     told = capsys.readouterr().out
-    assert told.startswith("accuracy as it is: ") and "of 24 images" in told and str(tmp_path) in told
+    assert told.startswith("accuracy as it is: ") and f"of {validation or 24} images" in told and str(tmp_path) in told
     found = json.loads((tmp_path / "sensitivity.json").read_text())
     layers = [name for name, m in run.model.named_modules() if isinstance(m, torch.nn.Conv2d)]
-    assert [name for row in found["rows"] for name in row["layers"]] == layers and found["images"] == 24
+    assert [name for row in found["rows"] for name in row["layers"]] == layers and found["images"] == (validation or 24)
     half = [row["dead"][4] for row in found["rows"]]
     assert half == [row["filters"] // 2 for row in found["rows"]]
     if method == "ghfp":  # that many are dead already

@@ -98,7 +98,8 @@ class CreditedL2(Criterion):
         live: ||W_i||_2;  soft-dead: ||W_i||_2 max(1, mean of live norms now / that after the last pruning)
 
     Behind a batch norm the length of a filter is worth nothing, yet it grows with each step, and so a filter that is
-    masked most of the time would fall behind whatever it is worth.
+    masked most of the time would fall behind whatever it is worth. The last pruning, after which no filter comes back,
+    gives no credit: a filter that it woke would be live for good after a few steps of training.
 
     Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
@@ -120,8 +121,9 @@ class CreditedL2(Criterion):
     def scores(self) -> Scores:
         found = {}
         for name, (norms, dead) in self._norms().items():
-            credit = (norms[~dead].mean() / self.means[name]).clamp(min=1)
-            found[name] = torch.where(dead, norms * credit, norms)
+            before = self.means[name]
+            credit = torch.where(before > 0, norms[~dead].mean() / before, 1).clamp(min=1)
+            found[name] = norms if self.method.prunes_last else torch.where(dead, norms * credit, norms)
         return found
 
     def _norms(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -136,4 +138,4 @@ class CreditedL2(Criterion):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         layers = self.method.layers
-        self.means = {name: mean.to(layers[name].weight.device).clone() for name, mean in state.items()}
+        self.means |= {name: mean.to(layers[name].weight.device).clone() for name, mean in state.items()}
