@@ -26,8 +26,9 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from importlib.util import find_spec
 from multiprocessing import active_children, get_context
 from typing import Any
 
@@ -40,11 +41,13 @@ from harness.record import Record
 from prunekernels.train.config import DUTY
 from prunekernels.train.config import MODES as TRAIN_MODES
 from prunekernels.train.models import MODELS
+from trainings.plot import write_plot
 from trainings.report import trainings_report
 from trainings.rows import TrainingRow
-from trainings.run import Job, trained
+from trainings.run import Job, loaded, trained
 from trainings.schedule import Asked
 from trainings.spec import KINDS, METHODS, RATE, Setting, Spec
+from trainings.uniform import uniform_rate
 
 MODES = tuple(mode for mode in TRAIN_MODES if mode != "dense")
 ARCHS = ("resnet20", "vgg_small")
@@ -87,6 +90,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(wrong)
     if args.json and args.json.exists() and not args.resume:
         parser.error(f"argument --json: {args.json} exists: --resume goes on with it")
+    if args.plot and find_spec("matplotlib") is None:
+        parser.error("argument --plot: matplotlib is missing: pip install matplotlib")
     if not asked(args).specs([]):
         parser.error("argument --methods: expected some, or dense among --kinds, or a --sweep")
     return args
@@ -99,11 +104,20 @@ def _rate(text: str) -> float:
     return value
 
 
-def asked(args: argparse.Namespace) -> Asked:
+def asked(args: argparse.Namespace, uniform_rates: Mapping[str, float] | None = None) -> Asked:
     return Asked(
         args.arch, args.methods, args.rates, args.seeds, args.epochs, args.duty, args.kinds, args.sweep, args.swept,
-        args.budgets,
+        args.budgets, uniform_rates,
     )  # fmt: skip
+
+
+def uniform_rates(args: argparse.Namespace) -> dict[str, float]:
+    """By network; none where no run has them."""
+    setting = setting_of(args)
+    if not args.budgets or "uniform" not in args.kinds:
+        return {}
+    data = loaded(setting.data, setting.size, setting.train_images, setting.validation)
+    return {arch: uniform_rate(arch, setting, data) for arch in args.arch}
 
 
 def setting_of(args: argparse.Namespace) -> Setting:
@@ -164,14 +178,17 @@ def _tell(spec: Spec, record: Record, error: BaseException | None, minutes: floa
 def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     torch.set_num_threads(args.threads)
-    wanted = asked(args)
+    wanted = asked(args, uniform_rates(args))
 
     def make_header() -> dict[str, object]:
         about: dict[str, Any] = {"processes": args.workers, "setting": str(setting_of(args))}
         return header("methods.py", argv, args, about)
 
     record = Record(args, trainings_report(args.duty), wanted.specs([]), make_header())
-    return command.run(record, lambda record: train(record, wanted, setting_of(args)), make_header)
+    code = command.run(record, lambda record: train(record, wanted, setting_of(args)), make_header)
+    if args.plot and record.rows:
+        write_plot(args.plot, record.in_order(), RATE if RATE in args.rates else args.rates[0], args.duty)
+    return code
 
 
 if __name__ == "__main__":

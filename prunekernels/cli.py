@@ -94,7 +94,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     held = "hold out so many images of the training set: epochs are evaluated on them, the test set is used once, at"
     add("validation", int, f"{held} the end (0)")
     add("rate", float, "share of the filters that is pruned in the end (0.5)")
-    add("duty", float, "share of an epoch's steps in which soft-dead filters train along; 1: as published (0.1)")
+    add("duty", float, "share of an epoch's steps in which soft-dead filters train along; 1: as published (0.2)")
     add("preset", str, "paper: what is not given, epochs and lr too, is the paper's, with duty 1 (none)")
     add("measure", None, "pgp: score filters by an extra pass over the training set after each epoch")
     add("recalibrate", int, "batches from which norms' statistics are estimated anew after a pruning; 0: never (20)")
@@ -115,7 +115,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("seed", int, "seed of weights, order of images and augmentation (0)")
     add("amp", None, "autocast to bfloat16; with --mode auto only where that is the faster")
     add("evaluate", str, "evaluate the network after each epoch, or at the end: after the last alone (each)")
-    add("layout", str, "memory layout: contiguous, channels_last, or auto: the faster; on cuda channels_last (auto)")
+    add("layout", str, "memory layout of the network: contiguous, channels_last, or auto: the faster one (auto)")
     add("deterministic", None, "choose plans by cost, not by time: the same bits with as many threads, often slower")
     add("device", str, "cpu, cuda, ... (cuda where there is one)")
     again = parser.add_mutually_exclusive_group()
@@ -123,7 +123,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     again.add_argument("--overwrite", action="store_true", help="start anew in a folder that has a run")
     add("stop-after", int, "stop after this epoch, to resume later")
     add("onnx", None, "write small.onnx as well")
-    add("beside", str, "folder of a dense run to compare with in the report")
+    add("beside", str, "folders of other runs to compare with in the report", nargs="+", metavar="RUN")
+    small_of = "folder of a run: trains its small network from new weights; what is not given is as in that run"
+    add("small-of", str, small_of, metavar="RUN")
     parser.add_argument("--no-report", dest="report", action="store_false", help="write no report.html, no pictures")
     parser.add_argument("--report", action="store_true", help="write the report of a run that was started without one")
     add("timeout", float, "seconds that a process of torchrun waits for the others (600)")

@@ -15,7 +15,7 @@ import prunekernels as pk
 from prunekernels.train import setup
 from prunekernels.train.config import Config
 from prunekernels.train.data import Data
-from prunekernels.train.models import with_new_weights
+from prunekernels.train.models import with_new_weights, zero_kernels
 
 KINDS = ("filter_mask", "input_mask", "kernel_mask", "channel_mask")  # what hard_mask kills, filter_mask kills as well
 
@@ -65,33 +65,15 @@ def shrunk_to(config: Config, data: Data, masks: Mapping[str, str]) -> nn.Module
     example = data.normalised(data.test.images[:2]).to(next(model.parameters()).device)
     with contextlib.redirect_stdout(io.StringIO()):
         small = pk.shrink(model.train(), example, form="graph")
-    return with_new_weights_but_zeros(small)
-
-
-def with_new_weights_but_zeros(small: nn.Module) -> nn.Module:
-    """Draws a network's weights anew, in place. Kernels of its convolutions that are zero are so afterwards, and get no
-    gradients."""
-    dead = {layer: _dead_kernels(layer.weight) for layer in small.modules() if isinstance(layer, nn.Conv2d)}
-    with_new_weights(small)
-    for layer, kernels in dead.items():
-        if bool(kernels.any()):
-            with torch.no_grad():
-                layer.weight.masked_fill_(kernels, 0)
-            layer.weight.register_hook(lambda grad, kernels=kernels: grad.masked_fill(kernels, 0))
-    return small
+    return with_new_weights(small)
 
 
 def key_of(small: nn.Module) -> str:
     """A name for an architecture: what two networks share that differ in the values of their weights alone. Masks that
     leave as many filters and kernels of each layer, but others, leave the same architecture."""
     shapes = [
-        f"{name.rpartition('.')[2]} {tuple(p.shape)} {int(_dead_kernels(p).sum()) if p.dim() == 4 else 0}"
+        f"{name.rpartition('.')[2]} {tuple(p.shape)} {int(zero_kernels(p).sum()) if p.dim() == 4 else 0}"
         for name, p in small.named_parameters()
     ]
     digest = hashlib.sha256("; ".join(shapes).encode()).hexdigest()[:8]
     return f"{sum(p.numel() for p in small.parameters())}-{digest}"
-
-
-def _dead_kernels(weight: Tensor) -> Tensor:
-    """Bool [K, C / groups, 1, 1]: the kernels of a convolution that are zero."""
-    return (weight == 0).all(3, keepdim=True).all(2, keepdim=True)

@@ -23,8 +23,9 @@ from prunekernels.train.config import Config
 from prunekernels.train.data import Data, load, steps_per_epoch
 from prunekernels.train.finalize import shrunk
 from prunekernels.train.loop import Trainer
+from prunekernels.train.models import with_new_weights
 from prunekernels.train.subsets import chosen
-from trainings.architecture import key_of, live_counts, masks_of, shrunk_to, with_new_weights_but_zeros
+from trainings.architecture import key_of, live_counts, masks_of, shrunk_to
 from trainings.rows import TrainingRow
 from trainings.spec import Setting, Spec
 from trainings.yardstick import Yardstick
@@ -103,7 +104,7 @@ def _row(
     if spec.kind == "scratch" and key != spec.key:
         raise RuntimeError(f"architecture: expected {spec.key} from the masks of the run that left it, got {key}")
     if spec.kind != "dense":
-        small_ms = yardstick.of_small(lambda: with_new_weights_but_zeros(copy.deepcopy(small)))
+        small_ms = yardstick.of_small(lambda: with_new_weights(copy.deepcopy(small)))
     image = data.normalised(data.test.images[:1])
     latency = {n: latencies({"small": small, "dense": dense}, image.expand(n, -1, -1, -1)) for n in (1, 64)}
     epoch_seconds = [row["seconds"] for row in run.history]
@@ -149,7 +150,8 @@ def _check_agreement(run: Trainer, small: nn.Module) -> None:
 
 @torch.no_grad()
 def latencies(models: dict[str, nn.Module], x: Tensor) -> dict[str, float]:
-    """Milliseconds of a forward pass, by name of the model."""
+    """Milliseconds of a forward pass, by name of the model, all in NCHW."""
     x = x.contiguous()
-    passes = {name: (lambda model=model: model.eval()(x)) for name, model in models.items()}  # type: ignore[misc]
+    nchw = [model.eval().to(memory_format=torch.contiguous_format) for model in models.values()]  # type: ignore[call-overload]
+    passes = {name: (lambda model=model: model(x)) for name, model in zip(models, nchw, strict=True)}  # type: ignore[misc]
     return {name: timing.median for name, timing in interleaved(passes, "cpu", LATENCY_SECONDS).items()}

@@ -64,7 +64,7 @@ class Asked:
         yield from self._pruned("budget", arch, seed, self.budgets, [RATE], [self.duty], budget="flops")
 
     def _uniform(self, arch: str, seed: int) -> Iterator[Spec]:
-        if self.uniform_rates is not None:
+        if self.uniform_rates:
             yield from self._pruned("uniform", arch, seed, self.budgets, [self.uniform_rates[arch]], [self.duty])
 
     def _scratch(self, kind: str, arch: str, seed: int, rows: Sequence[TrainingRow]) -> Iterator[Spec]:

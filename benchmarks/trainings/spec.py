@@ -64,6 +64,7 @@ class Spec:
             "out": "unused", "arch": self.arch, "width": setting.width, "data": setting.data, "size": setting.size,
             "train_images": setting.train_images, "validation": setting.validation, "evaluate": "end",
             "epochs": self.epochs, "seed": self.seed, "quiet": True, "report": False, **TRAINING,
+            "amp": self.kind != "literal" and setting.mode == "auto",  # bfloat16 where that is faster; papers had none
         }  # fmt: skip
         if self.method == "none":
             return Config(**common)

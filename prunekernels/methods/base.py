@@ -54,8 +54,8 @@ class Method(Running, Budgeted, Checkpoints, FilterTensors, metaclass=WithDefaul
         coupling: "independent": each layer is pruned by itself. "joint" (needs example_input): filters that meet in an
             add are pruned together, by the mean of their scores, each over its layer's mean.
         budget: "layer": the same share of each layer. "global": that share of all filters together, by their scores
-            over their layer's mean score. "flops" (needs example_input): in that order, as many filters as save that
-            share of the network's multiply-adds.
+            over their layer's mean score. "flops" (needs example_input): as many filters of all layers as save that
+            share of the network's multiply-adds, by scores over the sum of those that are left of their layer.
         rates: By name or pattern of names ("stage1.*"), a rate for these layers; the last pattern that matches counts.
             The other layers have `rate`, or meet the budget of all.
         floor: The smallest share of a layer's filters that stays with budget "global" or "flops", unless rates has the
@@ -303,6 +303,11 @@ class Method(Running, Budgeted, Checkpoints, FilterTensors, metaclass=WithDefaul
     def finished(self) -> bool:
         """Whether the epochs of pruning are over: what is dead stays so."""
         return self.epoch >= self.epochs
+
+    @property
+    def prunes_last(self) -> bool:
+        """Whether the pruning at the end of this epoch is the last one."""
+        return self.epoch + 1 >= self.epochs
 
     @property
     def states(self) -> dict[str, Tensor]:

@@ -21,8 +21,10 @@ from .arguments import is_share
 from .base import Method
 from .channel_masks import find_norms
 from .ranking import Ranking, pruned_count
+from .schedules import progressive
 from .trials import Batches, Trials, batch_statistics
 
+TUNED_PRUNINGS = 2  # of filters, where duty is below 1
 STATISTICS = ("stored", "batch")  # of norms, while masks are tried
 
 
@@ -46,7 +48,8 @@ class CoarsePruning(Method):
 
     Our reconstruction: the abstract and summaries tell of the random masks, their number and the choice by errors. That
     all layers are masked at once, that feature maps come before kernels and that retraining freezes what is pruned is
-    inferred. Masks inside a kernel are not offered.
+    inferred. Masks inside a kernel are not offered. Ours, and the default where duty is below 1: halving, statistics
+    of the batch, pruning early and in two steps, and no pruning of kernels.
 
     Args:
         model: See Method.
@@ -57,21 +60,23 @@ class CoarsePruning(Method):
             function that returns one. A pass loads each batch once and tries all masks on it, in live mode. Of several
             ranks each tries them on its own data, and the errors are added up.
         masks: How many masks are drawn: about 100 are published for a rate of 0.4, more for higher rates.
-        kernel_rate: The share of live kernels that is pruned. None: rate. 0: none.
-        start: The epoch at whose end filters are pruned; -1: at once, for a trained network. None: after a third.
-        kernel_start: The epoch at whose end kernels are pruned. None: after two thirds.
+        kernel_rate: The share of live kernels that is pruned; 0: none. None: rate, and 0 where duty is below 1.
+        start: The epoch at whose end filters are pruned; -1: at once, for a trained network. None: after a third, and
+            after a quarter where duty is below 1.
+        prunings: In how many steps filters are pruned, an epoch apart; each draws masks anew and prunes the same share
+            of what is left. None: 1, and 2 where duty is below 1 and the epochs suffice.
+        kernel_start: The epoch at whose end kernels are pruned. None: halfway between the last filters and the end.
         block: (r, c): kernels are pruned in blocks of r live filters and c live channels, which block-sparse kernels
             can skip.
         layerwise: Whether the masks are drawn for one layer after another: `masks` draws for each layer.
-        **options: Keywords of Method. criterion and duty have no effect. Give example_input: without it, kernels that
-            read dead channels count as live.
-
-        halving: Whether all masks are tried on a few images only, the half with the fewest errors on twice as many, and
-            so on, and the last few on all of data. False: all masks on all of it, as in the paper. None: where duty is
-            below 1.
-        statistics: What batch norms go by while masks are tried: "stored", their running statistics, as in the paper,
-            or "batch", those of the images at hand. Those that are stored are of the whole network: without half of its
-            filters it answers at chance by them. None: "batch" where duty is below 1.
+        halving: Whether all masks are tried on a few images of `data`, the half with the fewest errors on twice as
+            many, and so on, so that the last few are tried on all. False: all masks on all images, as in the paper.
+            None: False, and True where duty is below 1.
+        statistics: What batch norms go by while masks are tried: "stored", their running statistics, or "batch", those
+            of the images at hand. The stored ones are of the whole network: without half of its filters it may answer
+            at chance by them, whatever the mask. None: "stored", and "batch" where duty is below 1.
+        **options: Keywords of Method. criterion has no effect, and duty decides about defaults alone. Give
+            example_input: without it, kernels that read dead channels count as live.
 
     Attributes:
         error_rates: By pruning (and layer, if layerwise), the share of errors under each mask that was drawn.
@@ -100,6 +105,7 @@ class CoarsePruning(Method):
         masks: int = 100,
         kernel_rate: float | None = None,
         start: int | None = None,
+        prunings: int | None = None,
         kernel_start: int | None = None,
         block: Sequence[int] = (1, 1),
         layerwise: bool = False,
@@ -108,15 +114,22 @@ class CoarsePruning(Method):
         **options: Any,
     ) -> None:
         total = self._epochs_that_prune(epochs, options.get("fine_tune"))
-        self.start = total // 3 - 1 if start is None else start
-        self.kernel_start = self.start + (total - self.start) // 2 if kernel_start is None else kernel_start
+        self._expect(
+            prunings is None or type(prunings) is int and prunings >= 1, "prunings", "an integer from 1", prunings
+        )
+        is_tuned = options.get("preset") is None and is_share(duty := options.get("duty", 1)) and duty < 1
+        self.start = max(total // (4 if is_tuned else 3) - 1, -1) if start is None else start
+        self.prunings = prunings or (TUNED_PRUNINGS if is_tuned and self.start + TUNED_PRUNINGS < total else 1)
+        last = self.start + self.prunings - 1
+        self.kernel_start = last + (total - last) // 2 if kernel_start is None else kernel_start
         self.kernel_rate = rate if kernel_rate is None else kernel_rate
         self._expect(data is not None, "data", "batches (x, y) or a function that returns them", None)
         self._expect(isinstance(masks, int) and masks >= 1, "masks", "an integer from 1", masks)
         holds = kernel_rate is None or (is_share(kernel_rate) and kernel_rate < 1)
         self._expect(holds, "kernel_rate", "a number in [0, 1)", kernel_rate)
-        holds, got = -1 <= self.start < self.kernel_start < total, (self.start, self.kernel_start)
-        self._expect(holds, "start, kernel_start", f"-1 <= start < kernel_start < {total}", got)
+        holds, got = -1 <= self.start and last < self.kernel_start < total, (self.start, self.kernel_start)
+        rule = "" if self.prunings == 1 else f", start + {self.prunings - 1}"
+        self._expect(holds, "start, kernel_start", f"-1 <= start{rule} < kernel_start < {total}", got)
         holds = (
             isinstance(block, Sequence)
             and len(block) == 2
@@ -134,38 +147,41 @@ class CoarsePruning(Method):
 
     @classmethod
     def tuned(cls, epochs: int) -> dict[str, Any]:
-        return super().tuned(epochs) | {"halving": True, "statistics": "batch"}
+        return super().tuned(epochs) | {"kernel_rate": 0.0, "halving": True, "statistics": "batch"}
 
     def _begin(self, is_new: bool) -> None:
         super()._begin(is_new)
         if is_new and self.start == -1:
             self._prune_first()
 
+    def pruned_share(self, epoch: int) -> float:
+        return progressive(self.rate, epoch - self.start, self.prunings)
+
     @torch.no_grad()
     def _prune(self, epoch: int) -> None:
-        if epoch == self.start and (self.rate or any(self.rates.values())):
-            self._prune_filters()
+        prunes = self.rate or any(self.rates.values())
+        if 0 <= epoch - self.start < self.prunings and prunes:
+            self._prune_filters(epoch)
         if epoch == self.kernel_start and self.kernel_rate:
             self._prune_kernels()
 
     # ---- feature maps
 
-    def _prune_filters(self) -> None:
-        self.filters.dead = self._choose(
-            self._draw_filters, self._try_filters, [torch.zeros_like(dead) for dead in self.filters.dead]
-        )
+    def _prune_filters(self, epoch: int) -> None:
+        draw = partial(self._draw_filters, epoch)
+        self.filters.dead = self._choose(draw, self._try_filters, self.filters.hard)
         self.filters.hard = [dead.clone() for dead in self.filters.dead]
         for name in self.layers:
             self._zero(name, self._rows(self.filters.hard, name))
 
-    def _draw_filters(self, seed: int) -> list[Tensor]:
-        """By unit, the filters that this seed prunes: bool [width]."""
+    def _draw_filters(self, epoch: int, seed: int) -> list[Tensor]:
+        """By unit, the filters that this seed prunes, those that are gone already among them: bool [width]."""
         generator = torch.Generator().manual_seed(seed)
         rankings = []
         for unit, hard in zip(self.units, self.filters.hard, strict=True):
             scores = torch.rand(unit.width, generator=generator, dtype=torch.float64)
             rankings.append(Ranking.of(scores, hard, hard, list(unit.filters.values())))
-        amounts = self._counts(rankings, self.start)
+        amounts = self._counts(rankings, epoch)
         return [ranking.first(amount) for ranking, amount in zip(rankings, amounts, strict=True)]
 
     def _try_filters(self, dead: list[Tensor]) -> None:

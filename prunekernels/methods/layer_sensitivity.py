@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -23,9 +23,11 @@ from .channel_masks import ChannelMasks, find_norms, units_of
 from .criteria import OfWeights, make_criterion
 from .ranking import Ranking, of_unit, pruned_count
 from .sensitivity_table import Row, Sensitivity
+from .trials import batch_statistics
 
 OP = "sensitivity"
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+STATISTICS = ("stored", "batch")
 PART_BYTES = 64 << 20  # of images, on the device at a time, while all layers and rates are tried on them
 
 Batch = tuple[Tensor, Any]
@@ -44,6 +46,16 @@ class _Unit(NamedTuple):
         """The numbers of dead filters to try: each once, and none that prunes nothing."""
         return sorted({count for count in self.dead if count > self.ranking.hard})
 
+    def row(self, base: float, values: Mapping[int, float], saved: Mapping[int, float]) -> Row:
+        """The unit in the table. values, saved: by number of dead filters that was tried."""
+        return Row(
+            self.group.layers,
+            self.group.width,
+            tuple(self.dead),
+            tuple(values.get(count, base) for count in self.dead),
+            tuple(saved.get(count, 0.0) for count in self.dead),
+        )
+
 
 def sensitivity(
     model: nn.Module,
@@ -55,6 +67,7 @@ def sensitivity(
     example_input: Any = None,
     skip: Sequence[str] = (),
     prune_outputs: bool | Sequence[str] = False,
+    statistics: str = "stored",
     metric: Measure | None = None,
     loss: Measure | None = None,
 ) -> Sensitivity:
@@ -76,6 +89,9 @@ def sensitivity(
             filter. None: a forward pass tells which norms do; joint coupling takes the data's first batch.
         skip: Names of layers that are left alone.
         prune_outputs: See Method.
+        statistics: What batch norms go by: "stored", their running statistics, or "batch", those of each batch of the
+            data, as if they were estimated anew after each pruning (see recalibrate_norms). Batches of 100 images and
+            more will do.
         metric: From outputs and y, a number or a tensor of them, of which the mean is taken; more is better. None: the
             share of labels y that are the largest of outputs.
         loss: The same, less is better; in the place of metric.
@@ -99,6 +115,7 @@ def sensitivity(
     right = bool(rates) and all(is_share(rate) and 0 < rate < 1 for rate in rates) and sorted(set(rates)) == [*rates]
     expect(OP, right, "rates", "rising numbers in (0, 1)", rates)
     expect(OP, coupling in COUPLINGS, "coupling", f"one of {', '.join(COUPLINGS)}", repr(coupling))
+    expect(OP, statistics in STATISTICS, "statistics", f"one of {', '.join(STATISTICS)}", repr(statistics))
     expect(OP, metric is None or loss is None, "loss", "None, where there is a metric", loss)
     scored = make_criterion(OP, criterion)
     if not isinstance(scored, OfWeights):
@@ -122,20 +139,12 @@ def sensitivity(
         scores = dict(zip(names, scored.function([masked[name].weight.detach() for name in names]), strict=True))
         trial = _Trial(masks, masked)
         units = [_unit(group, scores, trial.live, rates) for group in groups]
-        base, values, images = _measured(model, trial, units, chain([first], parts), metric or loss or _accuracy)
+        with batch_statistics(model) if statistics == "batch" else nullcontext():
+            base, values, images = _measured(model, trial, units, chain([first], parts), metric or loss or _accuracy)
         saved = _saved(model, trial, units, x[:1])
-    rows = tuple(
-        Row(
-            unit.group.layers,
-            unit.group.width,
-            tuple(unit.dead),
-            tuple(of_unit_.get(count, base) for count in unit.dead),
-            tuple(saved_.get(count, 0.0) for count in unit.dead),
-        )
-        for unit, of_unit_, saved_ in zip(units, values, saved, strict=True)
-    )
+    rows = [unit.row(base, *by_count) for unit, *by_count in zip(units, values, saved, strict=True)]
     kind = "accuracy" if metric is loss else "metric" if loss is None else "loss"
-    return Sensitivity(kind, base, rates, rows, images, left_out)
+    return Sensitivity(kind, base, rates, tuple(rows), images, left_out)
 
 
 class _Trial:

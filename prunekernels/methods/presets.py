@@ -62,15 +62,16 @@ def _preset(
 
 
 _SOFT: dict[str, Any] = {
-    "criterion": "l2", "coupling": "independent", "norms": False, "fine_tune": 0, "scale_norms": False
+    "criterion": "l2", "coupling": "independent", "fine_tune": 0, "scale_norms": False
 }  # fmt: skip
 _CIFAR: dict[str, Any] = {
     "epochs": 200, "batch": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "augment": "shift+flip"
 }  # fmt: skip
+# Norms are masked along with hard-dead filters: with norms=False, as in most public code, no network gets small.
 _STEPS = "Nesterov momentum; lr times 0.2 after 60, 120 and 160 epochs"
 _RISING = partial(schedules.asymptotic, full_from=0.9)
 _SOFTER = {"alpha": 0.5, "alpha_schedule": schedules.decay}
-_PGP: dict[str, Any] = {"remove": 0.5, "coupling": "joint", "norms": True}
+_PGP: dict[str, Any] = {"remove": 0.5, "coupling": "joint"}
 _PGP_CIFAR = _CIFAR | {"epochs": 30, "weight_decay": 0.0}
 _PGP_LEFT_OUT = "lr 0.01 in the 20 epochs of fine-tuning"
 _CSGD: dict[str, Any] = {

@@ -15,7 +15,7 @@ from .arguments import expect
 Batch = tuple[Tensor, Tensor]
 Batches = Iterable[Batch]
 PART_BYTES = 64 << 20  # of images, on the device at a time, while all candidates are tried on them
-FIRST = 32  # images that halving tries all candidates on, at least
+FIRST = 24  # images that halving tries all candidates on, at least
 FINALISTS = 4  # candidates that halving tries on all images, at most
 CHUNKS = {"cpu": 64}  # images a pass in halving, by device: on a CPU what a layer makes of more leaves the cache
 CHUNK = 1024  # on other devices

@@ -29,6 +29,10 @@ class MethodView(Protocol):
         """Whether the epochs of pruning are over."""
 
     @property
+    def prunes_last(self) -> bool:
+        """Whether the pruning at the end of this epoch is the last one."""
+
+    @property
     def hides_soft(self) -> bool:
         """Whether soft-dead filters are masked at this step."""
 

@@ -17,7 +17,7 @@ MODES = ("auto", "masked", "live", "compacted", "dense")
 MODE_OF_GEAR = {"network": "live", "layer": "masked", "dense": "dense"}  # the setting was called gear before
 LAYOUTS = ("auto", "contiguous", "channels_last")
 EVALUATE = ("each", "end")
-DUTY = 0.1  # of a method, unless set: soft-dead filters skip nine tenths of the steps
+DUTY = 0.2  # of a method, unless set: soft-dead filters skip four fifths of the steps
 OPEN: Any = None  # the default of a setting that a preset may decide, otherwise DEFAULTS
 DEFAULTS: dict[str, Any] = {
     "epochs": 30, "batch": 64, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "measure": False, "recalibrate": 20
@@ -60,8 +60,8 @@ class Config:
             masks filters which were not masked in the steps before (see methods.recalibrate_norms). 0: never.
         mode: How the network of a method runs: "masked", "live", "compacted", or "dense" (masks are applied, and
             nothing is skipped). "auto": whichever of the first three takes the least time for the masks that there are,
-            by a measurement; if deterministic, compacted mode without one. Without a method "auto", "compacted" and
-            "dense" leave the network plain.
+            or of the first two where nothing is dead, by a measurement; if deterministic, compacted mode without one.
+            Without a method "auto", "compacted" and "dense" leave the network plain.
         compile: Whether to give the network to torch.compile once its masks stand still, if that makes steps faster.
         compile_after: For how many steps they stand still before that.
         epochs: How many epochs to train.
@@ -73,15 +73,18 @@ class Config:
         amp: Whether to autocast to bfloat16; with mode "auto", and if not deterministic, only where it makes a step
             faster than float32.
         evaluate: After which epochs the network is evaluated: "each", or "end", the last alone.
-        layout: The memory layout of network and images: "contiguous", "channels_last", or "auto": on the CPU the one in
-            which a dense step takes less time, if deterministic contiguous; on cuda channels_last.
+        layout: The memory layout of the network: "contiguous", "channels_last", or "auto": on cuda channels_last; on
+            the CPU the one in which a dense step takes less time, or, if deterministic or in masked or live mode,
+            contiguous. Images have it on cuda; on the CPU they are contiguous.
         deterministic: Whether every process with as many threads computes the same bits.
         device: A torch device. None: cuda where there is one.
         stop_after: The epoch to stop after, to resume later.
         onnx: Whether to write small.onnx.
         report: Whether to write report.html.
         quiet: Whether to print no progress.
-        beside: Folder of a dense run, to compare with in the report.
+        beside: Folders of other runs, to compare with in the report: a dense one, one from scratch.
+        small_of: Folder of a run: its small network trains, from new weights, in the place of arch. `train` makes it,
+            and takes from that run what is not given. None: the network is arch.
         timeout: Seconds that a rank waits for the others before its run ends with an error.
         gear: Deprecated: the former name of mode, with the values in MODE_OF_GEAR.
     """
@@ -119,7 +122,8 @@ class Config:
     onnx: bool = False
     report: bool = True
     quiet: bool = False
-    beside: str | None = None
+    beside: list[str] | None = None
+    small_of: str | None = None
     timeout: float = TIMEOUT
     gear: InitVar[str | None] = None
 
@@ -128,6 +132,10 @@ class Config:
             warnings.warn("Config: gear is deprecated: use mode", DeprecationWarning, stacklevel=3)
             self.mode = MODE_OF_GEAR.get(gear, gear)
         self._take_preset()
+        if isinstance(self.beside, str):
+            self.beside = [self.beside]
+        if self.small_of is not None and self.method != "none":
+            raise ValueError(f"train: method: expected none, as the run trains a small network, got {self.method!r}")
         self._among("arch", tuple(MODELS))
         self._among("mode", MODES)
         self._number("rate", "a number in [0, 1)", lambda v: 0 <= v < 1)

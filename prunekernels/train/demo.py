@@ -26,7 +26,7 @@ def demo(out: Path, epochs: int, **more: Any) -> str:
     dense = train({**common, **DENSE, "out": str(out / "dense"), "report": False}, overwrite=True)
     print("The same with GHFP, in the mode that is the fastest: half of the filters are pruned, more and more of them")
     print("for good:")
-    beside = {"beside": str(out / "dense")}
+    beside = {"beside": [str(out / "dense")]}
     pruned = train({**common, **PRUNED, **beside, "out": str(out / "ghfp")}, overwrite=True)
     assert dense is not None and pruned is not None
     return _table(dense, pruned, time.perf_counter() - begun)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .compiling import ROUNDS, seconds
 from .config import Config
 
+TIMED = ("auto", "compacted", "dense")  # modes in which plain layers run
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -24,7 +25,7 @@ class DenseStep:
     """The form of a dense step.
 
     Attributes:
-        layout: The memory layout of network and images, one of FORMATS.
+        layout: The memory layout of the network, one of FORMATS.
         bf16: Whether the step autocasts to bfloat16.
     """
 
@@ -36,12 +37,14 @@ class DenseStep:
         return f"{self.layout} {'bf16' if self.bf16 else 'fp32'}"
 
     def of(self, network: nn.Module) -> nn.Module:
-        """The network in this layout, in place."""
+        """The network in this layout, in place. On the CPU plain layers take it from their weights."""
         return network.to(memory_format=FORMATS[self.layout])  # type: ignore[call-overload]
 
     def laid_out(self, x: Tensor) -> Tensor:
-        """Images in this layout."""
-        return laid_out(x, FORMATS[self.layout])
+        """Images for such a network; on the CPU contiguous, since masked layers, which take the layout of their inputs,
+        are slower in channels_last.
+        """
+        return x.contiguous(memory_format=FORMATS[self.layout] if x.device.type == "cuda" else torch.contiguous_format)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the choice as plain values."""
@@ -70,7 +73,7 @@ def choose(
         batch: Returns images and labels of one rank, as the network takes them.
     """
     device = next(network.parameters()).device
-    is_timed = config.layout == "auto" and device.type == "cpu" and not config.deterministic
+    is_timed = config.layout == "auto" and config.mode in TIMED and device.type == "cpu" and not config.deterministic
     layouts = list(FORMATS) if is_timed else [_usual(config, device)]
     numbers = [True, False] if config.amp and config.mode == "auto" and not config.deterministic else [config.amp]
     forms = [DenseStep(layout, bf16) for layout in layouts for bf16 in numbers]
@@ -106,17 +109,3 @@ def _step(form: DenseStep, network: nn.Module, x: Tensor, y: Tensor) -> None:
     with autocast(x.device, form.bf16):
         loss = F.cross_entropy(network(x).float(), y)
     loss.backward()
-
-
-def laid_out(x: Tensor, layout: torch.memory_format) -> Tensor:
-    """Images in a layout, with its strides even where one channel fits any: masked layers read the layout from them."""
-    is_any = layout is torch.channels_last and x.shape[1] == 1
-    return x.clone(memory_format=layout) if is_any else x.contiguous(memory_format=layout)
-
-
-def layout_of(network: nn.Module) -> torch.memory_format:
-    """The layout that images should have: that of the network's weights."""
-    for p in network.parameters():
-        if p.dim() == 4 and not p.is_contiguous() and p.is_contiguous(memory_format=torch.channels_last):
-            return torch.channels_last
-    return torch.contiguous_format

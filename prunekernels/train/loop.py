@@ -26,7 +26,7 @@ from ..nn.ranks import check_same_masks, world_size
 from . import checkpoint, distributed, setup
 from .config import FREE, Config
 from .data import Data, Split, load, steps_per_epoch, train_batches
-from .dense_step import DenseStep, choose, chosen_before, laid_out, layout_of
+from .dense_step import DenseStep, choose, chosen_before
 from .modes import Modes, computed_share
 from .optional_deps import need
 from .subsets import chosen
@@ -49,7 +49,7 @@ class Trainer:
 
     Attributes:
         ranks: The number of processes that train together.
-        dense: The memory layout of network and images, and whether dense steps are in bfloat16.
+        dense: The memory layout of the network, and whether dense steps are in bfloat16.
         history: A row of numbers by epoch; the accuracy of one that was not evaluated is nan.
         states: By epoch, uint8 [filters of all layers]: 0 live, 1 soft-dead, 2 hard-dead.
     """
@@ -63,6 +63,9 @@ class Trainer:
         model: nn.Module | None = None,
     ) -> None:
         setup.class_of(config)
+        if config.small_of is not None and model is None:
+            got = f"none for that of {config.small_of}: train() makes it"
+            raise ValueError(f"train: model: expected a small network with new weights, got {got}")
         self.config, self.out = config, Path(config.out)
         self.data = chosen(data or load(config.data, config.size), config.train_images, config.validation)
         self.ranks, self.quiet = world_size(), config.quiet or distributed.rank() > 0
@@ -88,7 +91,7 @@ class Trainer:
             self._restore(state)
 
     def _dense_step(self, state: Mapping[str, Any] | None) -> DenseStep:
-        """The layout of network and images, and whether dense steps are in bfloat16: chosen once, or as before."""
+        """The layout of the network, and whether dense steps are in bfloat16: chosen once, or as before."""
         if state is not None:
             return chosen_before(self.config, self.device, state["modes"])
         step, line = distributed.from_rank_0(lambda: choose(self.config, self.model, self.first_batch))
@@ -113,17 +116,30 @@ class Trainer:
             raise ValueError(f"train: batch: expected {expected}, got {self.batch}")
 
     @classmethod
-    def resumed(cls, out: str | Path, given: Mapping[str, Any] | None = None, *, data: Data | None = None) -> Trainer:
+    def resumed(
+        cls,
+        out: str | Path,
+        given: Mapping[str, Any] | None = None,
+        *,
+        data: Data | None = None,
+        model: nn.Module | None = None,
+    ) -> Trainer:
         """Returns the run in a folder as it was at its last checkpoint.
 
         Args:
             out: The folder.
             given: Settings to change (see Config.resumed).
             data: The data set. None: that of the settings.
+            model: The network, if the run was made with one of its own.
         """
         path = Path(out) / CHECKPOINT
         state = distributed.from_rank_0(lambda: checkpoint.load(path))
-        return cls(Config.resumed(state["config"], {**(given or {}), "out": str(out)}, path), data=data, state=state)
+        return cls(
+            Config.resumed(state["config"], {**(given or {}), "out": str(out)}, path),
+            data=data,
+            state=state,
+            model=model,
+        )
 
     def run(self) -> None:
         """Trains the epochs that are left, or those up to stop_after, and writes a checkpoint after each."""
@@ -323,14 +339,11 @@ def predictions(
 
     part: which of the images; split: of these images; None: data.judged.
     """
-    images, layout = (split or data.judged).images[part], layout_of(model)
+    images = (split or data.judged).images[part]
     training = model.training
     model.eval()
     with plan.measure(False):  # too few passes to be worth timing plans for
-        answers = [
-            model(laid_out(data.normalised(x.to(device)), layout)).argmax(1).cpu()
-            for x in images.split(EVALUATION_BATCH)
-        ]
+        answers = [model(data.normalised(x.to(device))).argmax(1).cpu() for x in images.split(EVALUATION_BATCH)]
     model.train(training)
     return torch.cat(answers)
 

@@ -83,11 +83,28 @@ def _check(name: str, num_classes: int, width: float, in_channels: int) -> None:
 
 
 def with_new_weights(model: nn.Module) -> nn.Module:
-    """Draws a network's weights anew, in place, as the builders here do; statistics of norms are as at first."""
+    """Draws a network's weights anew, in place, as the builders here do; statistics of norms are as at first.
+
+    Kernels of convolutions that are zero, which shrink leaves of single dead ones, are zero afterwards and get no
+    gradients.
+    """
+    dead = {module: zero_kernels(module.weight) for module in model.modules() if isinstance(module, nn.Conv2d)}
     for module in model.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-    return _initialised(model)
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+    _initialised(model)
+    for layer, zeros in dead.items():
+        if bool(zeros.any()):
+            with torch.no_grad():
+                layer.weight.masked_fill_(zeros, 0)
+            layer.weight.register_hook(lambda grad, zeros=zeros: grad.masked_fill(zeros.to(grad.device), 0))
+    return model
+
+
+def zero_kernels(weight: Tensor) -> Tensor:
+    """Bool [K, C / groups, 1, 1]: the kernels of a convolution that are zero."""
+    return (weight == 0).all(3, keepdim=True).all(2, keepdim=True)
 
 
 def _initialised(model: nn.Module) -> nn.Module:

@@ -25,6 +25,8 @@ from .config import Config
 from .dense_step import DenseStep, autocast
 
 TIMED = ("masked", "live", "compacted")
+TIMED_ALL_LIVE = ("masked", "live")  # compacted mode has nothing to leave out
+ALL_LIVE = "all"  # in the place of a share
 SHARES = 10  # a choice serves all masks that leave about as many tenths of the filters live
 _UNCHANGING = ("kernel_mask", "hard_mask")  # what hard-dead filters compute, filter_mask says as well
 KEPT = 4  # sets of masks whose DDP wrappers and compiled forms are kept
@@ -107,7 +109,7 @@ class Modes:
             self._still = 0
         self._masks, self.is_compiled = masks, None
         if self.config.mode == "auto":
-            if bool(masks.all()):
+            if self._all_live() and (self.config.deterministic or self.config.compile):
                 self._run_in("masked", self.dense.bf16)
             else:
                 mode, _, numbers = self._choice(x).partition(" ")
@@ -118,6 +120,9 @@ class Modes:
         layers = [module for module in self.model.modules() if isinstance(module, MaskBuffers)]
         masks = [getattr(m, name) for m in layers for name in m._mask_names if name not in _UNCHANGING]
         return torch.cat([mask.flatten() for mask in masks]).cpu()
+
+    def _all_live(self) -> bool:
+        return self._masks is not None and bool(self._masks.all())
 
     def _run_in(self, mode: str, bf16: bool) -> None:
         self.bf16 = bf16
@@ -134,7 +139,7 @@ class Modes:
     # ---- the mode
 
     def _choice(self, x: Tensor) -> str:
-        key = self._share_key()
+        key = ALL_LIVE if self._all_live() else self._share_key()
         if key not in self._chosen:
             choose = self._first_that_runs if self.config.deterministic else self._fastest
             self._chosen[key], line = distributed.from_rank_0(lambda: choose(x))
@@ -154,10 +159,10 @@ class Modes:
         self.method.leave()
         criterion = self.method.criterion
         gathered = criterion.state_dict()
-        times = ModeTimes()
+        times, modes = ModeTimes(), TIMED_ALL_LIVE if self._all_live() else TIMED
         for bf16 in (True, False) if self.config.amp else (False,):
             with autocast(self.device, bf16):
-                timed = time_modes(self.model, x, modes=TIMED, compaction=self.method.compaction)
+                timed = time_modes(self.model, x, modes=modes, compaction=self.method.compaction)
             numbers = "" if not self.config.amp else " bf16" if bf16 else " fp32"
             times.ms |= {mode + numbers: ms for mode, ms in timed.ms.items()}
             times.reasons |= {mode + numbers: reason for mode, reason in timed.reasons.items()}

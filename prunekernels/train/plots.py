@@ -18,6 +18,7 @@ DPI, WIDTH = 110, 9.0
 LIVE, SOFT, HARD = "#0072B2", "#E69F00", "#DDDDDD"  # distinguishable with any colour vision
 LABELS = {LIVE: "live", SOFT: "soft-dead: may come back", HARD: "hard-dead: gone"}
 DENSE, SMALL = "0.35", "#009E73"
+OTHERS = ("#D55E00", SMALL, "#CC79A7", "#56B4E9")  # runs beside this one that are not dense
 STYLE: dict[str, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
 History = Sequence[Mapping[str, float]]
 
@@ -35,16 +36,18 @@ def _figure(path: Path, rows: int, height: float) -> Iterator[list[Any]]:
 
 
 def plot_accuracy(
-    path: Path, history: History, states: Tensor, beside: History | None = None, images: str = "test"
+    path: Path, history: History, states: Tensor, beside: Mapping[str, History], images: str = "test"
 ) -> None:
     """Plots accuracy by epoch, and below it how many filters are in each state.
 
-    states: uint8 [epochs, filters]; images: those that epochs were evaluated on.
+    states: uint8 [epochs, filters]; beside: histories of other runs by what they are; images: those that epochs were
+    evaluated on.
     """
     epochs = range(1, len(history) + 1)
     with _figure(path, 2, 6.2) as (top, bottom):
-        if beside:
-            top.plot(*_evaluated(beside[: len(history)]), ".--", color=DENSE, label=f"dense, {images}")
+        for i, (label, other) in enumerate(beside.items()):
+            color = DENSE if label == "dense" else OTHERS[i % len(OTHERS)]
+            top.plot(*_evaluated(other), ".--", color=color, label=f"{label}, {images}")
         top.plot(epochs, [row["train_accuracy"] for row in history], color=LIVE, alpha=0.4, label="training")
         top.plot(*_evaluated(history), ".-", color=LIVE, linewidth=2, label=f"{images}, pruned filters off")
         top.set(ylabel="accuracy", ylim=(min(0.5, *_evaluated(history)[1]), 1.005))
@@ -57,7 +60,7 @@ def plot_accuracy(
         bottom.set(xlabel="epoch", ylabel="filters", ylim=(0, states.shape[1]))
         bottom.legend(loc="lower left", frameon=True, framealpha=1, ncols=3)
         for axis in (top, bottom):
-            _epoch_axis(axis, len(history))
+            _epoch_axis(axis, max(map(len, (history, *beside.values()))))
 
 
 def _evaluated(history: History) -> tuple[list[int], list[float]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .checkpoint import write_atomically
 from .config import Config
-from .plots import plot_accuracy, plot_filters, plot_time
+from .plots import History, plot_accuracy, plot_filters, plot_time
 
 PICTURES = ("accuracy.png", "filters.png", "time.png")
 CAPTIONS = {
@@ -48,7 +48,7 @@ def write_report(
     layers: Mapping[str, int],
     states: Tensor,
     summary: Mapping[str, Any],
-    beside: Sequence[Mapping[str, float]] | None = None,
+    beside: Mapping[str, History] | None = None,
 ) -> Path:
     """Writes report.html and its pictures.
 
@@ -59,18 +59,20 @@ def write_report(
         layers: Number of filters by layer.
         states: uint8 [epochs, filters of all layers]: 0 live, 1 soft-dead, 2 hard-dead.
         summary: What finalize_run returned.
-        beside: The history of a dense run, to compare with.
+        beside: By what they are, as "dense" or "scratch", the histories of other runs, to compare with.
 
     Returns:
         The path of report.html.
     """
     images = "test" if summary.get("validation_accuracy") is None else "validation"
+    beside = beside or {}
     plot_accuracy(out / "accuracy.png", history, states, beside, images)
     plot_filters(out / "filters.png", layers, states)
     plot_time(out / "time.png", history, summary["epoch_of"], config.method)
-    title = f"{config.arch} on {config.data}" + (
-        "" if config.method == "none" else f": {config.method} at {config.rate:g}"
-    )
+    what = "" if config.method == "none" else f": {config.method} at {config.rate:g}"
+    if config.small_of is not None:
+        what = f": the small network of {config.small_of}, from scratch"
+    title = f"{config.arch} on {config.data}{what}"
     ranks = f"{summary['ranks']} processes, " if summary.get("ranks", 1) > 1 else ""
     machine = f"{ranks}{summary['device']}, {summary['threads']} threads, torch {summary['torch']}"
     subtitle = f"{summary['mode']}, {summary['epochs']} epochs, {machine}"
@@ -81,35 +83,46 @@ def write_report(
     return out / "report.html"
 
 
-def _results(s: Mapping[str, Any], beside: Sequence[Mapping[str, float]] | None) -> str:
+def _results(s: Mapping[str, Any], beside: Mapping[str, History]) -> str:
     times = s["epoch_of"]
-    dense = f"{beside[-1]['accuracy']:.4f}" if beside and not math.isnan(beside[-1]["accuracy"]) else ""
     validation = s.get("validation_accuracy")  # where there are such images, epochs are evaluated on them
-    rows: list[tuple[str, ...]] = (
-        [] if validation is None else [("accuracy on validation images", dense, f"{validation:.4f}", "")]
-    )
+    others = [name for name in beside if name != "dense"]
+    accuracies = {name: _accuracy(history) for name, history in beside.items()}
+    seconds = {name: f"{sum(row['seconds'] for row in history):.1f}" for name, history in beside.items()}
+    dense = accuracies.get("dense", "")
+    test = [f"{s['accuracy']:.4f}", f"{s['small_accuracy']:.4f}"]
+    if validation is None:
+        rows = [("accuracy on the test set", dense, *test, *(accuracies[name] for name in others))]
+    else:
+        rows = [
+            ("accuracy on validation images", dense, f"{validation:.4f}", "", *(accuracies[name] for name in others)),
+            ("accuracy on the test set", "", *test),
+        ]
     rows += [
-        (
-            "accuracy on the test set",
-            dense if validation is None else "",
-            f"{s['accuracy']:.4f}",
-            f"{s['small_accuracy']:.4f}",
-        ),
         ("parameters", f"{s['parameters']:,}", "", f"{s['small_parameters']:,}"),
         ("multiply-adds an image", f"{s['multiply_adds']:,}", "", f"{s['small_multiply_adds']:,}"),
         ("seconds an epoch, steps in turns", *(f"{times[name]:.3f}" for name in ("dense", "this", "small"))),
         ("times as fast as dense", "1.00", *(f"{times['dense'] / times[name]:.2f}" for name in ("this", "small"))),
-        ("seconds an epoch, training (median)", "", f"{s['epoch_seconds']:.3f}", ""),
+        ("seconds an epoch, training (median)", "", f"{s['epoch_seconds']:.3f}"),
         (
             "seconds, all epochs",
-            f"{sum(row['seconds'] for row in beside):.1f}" if beside else "",
+            seconds.get("dense", ""),
             f"{s['seconds']:.1f}",
             "",
+            *(seconds[name] for name in others),
         ),
     ]
     agreed = f"{s['agreed']} of {s['test_images']} test images"
     note = f"Masked and small network agree on {agreed}. {html.escape(s['checked'])}."
-    return _table(("", "dense", "this run", "small network"), rows) + f'<p class="dim">{note}</p>'
+    head = ("", "dense", "this run", "small network", *others)
+    filled = [(*row, *[""] * (len(head) - len(row))) for row in rows]
+    return _table(head, filled) + f'<p class="dim">{note}</p>'
+
+
+def _accuracy(history: History) -> str:
+    """Of the last epoch; nothing where that was not evaluated."""
+    last = history[-1]["accuracy"]
+    return "" if math.isnan(last) else f"{last:.4f}"
 
 
 def _figure(path: Path) -> str:

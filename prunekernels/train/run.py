@@ -15,9 +15,10 @@ from ..nn.convert import convert
 from . import checkpoint, distributed
 from .config import TIMEOUT, Config
 from .finalize import finalize_run, save_small, shrunk
-from .loop import CHECKPOINT, EVALUATION_BATCH, Trainer
+from .loop import CHECKPOINT, EVALUATION_BATCH
 from .optional_deps import need
 from .report import write_report
+from .scratch import begun_run, resumed_run
 
 
 def train(given: Mapping[str, Any], *, resume: bool = False, overwrite: bool = False) -> dict[str, Any] | None:
@@ -36,9 +37,9 @@ def train(given: Mapping[str, Any], *, resume: bool = False, overwrite: bool = F
     with distributed.joined(given.get("device"), given.get("timeout", TIMEOUT)):
         is_first = distributed.rank() == 0
         distributed.from_rank_0(lambda: _check_out(out, resume or overwrite))
-        run = Trainer.resumed(out, given) if resume else Trainer(Config(**given))
+        run = resumed_run(out, given) if resume else begun_run(given)
         distributed.from_rank_0(lambda: _check_optional_deps(run.config))
-        beside = distributed.from_rank_0(lambda: _dense_history(run.config))
+        beside = distributed.from_rank_0(lambda: _histories(run.config))
         run.run()
         run.modes.leave_ranks()
     if not is_first:
@@ -60,7 +61,7 @@ def shrink_run(out: Path, onnx: bool = False) -> tuple[str, list[Path]]:
     Returns:
         The line that says how the small network was checked, and the files written.
     """
-    run = Trainer.resumed(out, {"onnx": onnx, "quiet": True})
+    run = resumed_run(out, {"onnx": onnx, "quiet": True})
     small, checked = shrunk(run)
     return checked, save_small(run, small)
 
@@ -79,7 +80,7 @@ def sensitivity_run(out: Path, images: int) -> tuple[Sensitivity, list[Path]]:
     if images < 1:
         raise ValueError(f"sensitivity: images: expected at least 1, got {images}")
     need("matplotlib", "sensitivity: its picture")
-    run = Trainer.resumed(out, {"quiet": True})
+    run = resumed_run(out, {"quiet": True})
     data = run.data
     split = data.validation or data.train
     chosen = slice(None, None, -(-len(split) // images))  # spread over the set, which may be sorted by class
@@ -92,7 +93,8 @@ def sensitivity_run(out: Path, images: int) -> tuple[Sensitivity, list[Path]]:
     coupling = run.config.options.get("coupling", "joint")
     with run.masked():
         convert(run.model)
-        found = sensitivity(run.model, batches, coupling=coupling, example_input=next(batches())[0][:2])
+        example = next(batches())[0][:2]
+        found = sensitivity(run.model, batches, coupling=coupling, example_input=example, statistics="batch")
     paths = [out / f"sensitivity.{kind}" for kind in ("json", "md", "png")]
     text = json.dumps(found.to_dict(), indent=1)
     checkpoint.write_atomically(paths[0], lambda path: path.write_text(text))
@@ -121,14 +123,24 @@ def _check_optional_deps(config: Config) -> None:
         need("onnxscript", "train: onnx")
 
 
-def _dense_history(config: Config) -> list[dict[str, float]] | None:
-    """The history of the run in config.beside, which was evaluated on the same images as this one."""
-    if config.beside is None:
-        return None
-    path = Path(config.beside) / CHECKPOINT
-    state = checkpoint.load(path)
-    held_out = state["config"].get("validation", 0)
-    if held_out != config.validation:
-        expected = f"a run with as many images held out for validation, {config.validation}"
-        raise ValueError(f"train: beside: expected {expected}, got {held_out} in {path}")
-    return state["history"]
+def _histories(config: Config) -> dict[str, list[dict[str, float]]]:
+    """The histories of the runs in config.beside, which were evaluated on the same images as this one, by what they
+    are."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for place in config.beside or ():
+        path = Path(place) / CHECKPOINT
+        state = checkpoint.load(path)
+        held_out = state["config"].get("validation", 0)
+        if held_out != config.validation:
+            expected = f"a run with as many images held out for validation, {config.validation}"
+            raise ValueError(f"train: beside: expected {expected}, got {held_out} in {path}")
+        label = _label(state["config"], config.epochs)
+        found[f"{label} ({place})" if label in found else label] = state["history"]
+    return found
+
+
+def _label(settings: Mapping[str, Any], epochs: int) -> str:
+    """What a run is: dense, scratch or its method; with its epochs, if they are others than so many."""
+    label = "scratch" if settings.get("small_of") is not None else settings["method"]
+    longer = "" if settings["epochs"] == epochs else f", {settings['epochs']} epochs"
+    return ("dense" if label == "none" else label) + longer

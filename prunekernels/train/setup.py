@@ -31,7 +31,7 @@ def network(config: Config, data: Data, width: float | None = None) -> nn.Module
 
 
 def placed(config: Config, model: nn.Module) -> nn.Module:
-    """Moves a plain network to the run's device, in the layout that suits it."""
+    """Moves a plain network to the run's device."""
     device = device_of(config)
     return model.to(device)
 

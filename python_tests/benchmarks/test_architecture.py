@@ -6,7 +6,8 @@ import torch
 import prunekernels as pk
 from cases.train import tiny_config, tiny_data
 from prunekernels.train import setup
-from trainings.architecture import key_of, live_counts, masks_of, set_masks, shrunk_to, with_new_weights_but_zeros
+from prunekernels.train.models import with_new_weights
+from trainings.architecture import key_of, live_counts, masks_of, set_masks, shrunk_to
 
 CONFIG, DATA = tiny_config("unused", arch="resnet20"), tiny_data()
 
@@ -82,7 +83,7 @@ def test_new_weights(kernels):
 
 def test_new_weights_are_drawn_as_the_builders_do():
     torch.manual_seed(0)
-    small = with_new_weights_but_zeros(shrunk_to(CONFIG, DATA, masks_of(with_dead(4))))
+    small = with_new_weights(shrunk_to(CONFIG, DATA, masks_of(with_dead(4))))
     for module in small.modules():
         if isinstance(module, torch.nn.Conv2d) and module.weight.numel() > 500:
             expected = (2 / (module.out_channels * 9)) ** 0.5

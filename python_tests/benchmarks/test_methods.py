@@ -120,7 +120,7 @@ def test_a_failed_run_is_named_and_tried_again(quick, tmp_path, monkeypatch):
     assert quick.main(to) == 1
     body = json.loads((tmp_path / "m.json").read_text())
     assert [row["kind"] for row in body["rows"]] == ["dense"]
-    assert list(body["failed"]) == ["vgg_small seed 0 method 1 epochs ghfp 0.5 duty 0.1"]
+    assert list(body["failed"]) == ["vgg_small seed 0 method 1 epochs ghfp 0.5 duty 0.2"]
     assert "got nan" in next(iter(body["failed"].values()))
     monkeypatch.setattr(quick, "trained", trained)
     assert quick.main([*to, "--resume"]) == 0
@@ -150,7 +150,7 @@ SMALL = Setting("digits", 256, 0, 8, 0.25, "masked", 1)
 def asked(**given):
     common = {
         "archs": ["resnet20", "vgg_small"], "methods": ["sfp", "ghfp"], "rates": [0.5], "seeds": [0, 1], "epochs": 8,
-        "duty": 0.1, "kinds": ["dense", "method", "scratch", "scratch-time", "literal"],
+        "duty": 0.2, "kinds": ["dense", "method", "scratch", "scratch-time", "literal"],
     }  # fmt: skip
     return Asked(**common | given)
 
@@ -159,8 +159,8 @@ def test_seed_by_seed():
     specs = asked().specs([])
     assert [str(spec) for spec in specs if spec.arch == "vgg_small" and spec.seed == 0] == [
         "vgg_small seed 0 dense 8 epochs",
-        "vgg_small seed 0 method 8 epochs sfp 0.5 duty 0.1",
-        "vgg_small seed 0 method 8 epochs ghfp 0.5 duty 0.1",
+        "vgg_small seed 0 method 8 epochs sfp 0.5 duty 0.2",
+        "vgg_small seed 0 method 8 epochs ghfp 0.5 duty 0.2",
         "vgg_small seed 0 literal 8 epochs sfp 0.5 duty 1",
         "vgg_small seed 0 literal 8 epochs ghfp 0.5 duty 1",
     ]
@@ -202,8 +202,8 @@ def test_each_setting_once(script):
         + ["--arch", "vgg_small", "--kinds", "method", "sweep"]
     )
     assert [str(spec).partition("epochs ")[2] for spec in script.asked(args).specs([])] == [
-        "sfp 0.5 duty 0.1", "sfp 0.7 duty 0.1", "pgp 0.5 duty 0.1", "pgp 0.7 duty 0.1",
-        "sfp 0.5 duty 0.1", "sfp 0.5 duty 1", "sfp 0.5 duty 0.1 clip=False",
+        "sfp 0.5 duty 0.2", "sfp 0.7 duty 0.1", "pgp 0.5 duty 0.1", "pgp 0.7 duty 0.1",
+        "sfp 0.5 duty 0.2", "sfp 0.5 duty 1", "sfp 0.5 duty 0.1 clip=False",
     ]  # fmt: skip
 
 
@@ -214,8 +214,10 @@ def test_how_a_method_runs(method):
     is_coupled = "coupling" in keyword_options(setup.known_methods()[method])
     assert (ours.mode, ours.duty, ours.preset, ours.evaluate) == ("auto", 0.1, None, "end")
     assert ours.options == ({"coupling": "joint"} if is_coupled else {}) and ours.train_images == 20_000
+    assert ours.amp and not Spec("resnet20", "method", 1, 8, method, 0.5, 0.1).config(SMALL).amp  # as auto chooses
     literal = Spec("resnet20", "literal", 1, 8, method, 0.5, 1.0).config(setting)
     assert (literal.mode, literal.duty, literal.preset, literal.options) == ("dense", 1, "paper", {})
+    assert not literal.amp
     for name in ("epochs", "batch", "lr", "momentum", "weight_decay", "seed", "width", "data"):
         assert getattr(literal, name) == getattr(ours, name)
 

@@ -229,6 +229,11 @@ def test_default_epochs(epochs, expected):
         ({"block": 3}, "block: expected two integers from 1, got 3"),
         ({"kernel_rate": "half"}, r"kernel_rate: expected a number in \[0, 1\), got half"),
         ({"block": (0, 1)}, r"block: expected two integers from 1, got \(0, 1\)"),
+        ({"prunings": 0}, "prunings: expected an integer from 1, got 0"),
+        (
+            {"start": 1, "prunings": 3, "kernel_start": 3},
+            r"start, kernel_start: expected -1 <= start, start \+ 2 < kernel_start < 6, got \(1, 3\)",
+        ),
         ({"statistics": "mine"}, "statistics: expected one of stored, batch, got 'mine'"),
         ({"halving": 3}, "halving: expected True, False or None, got 3"),
         (
@@ -266,6 +271,46 @@ def test_less_errors_than_an_average_mask():
     assert min(rates) < sum(rates) / len(rates)
 
 
+# ---- filters that go in several prunings
+
+
+@pytest.mark.parametrize("start", [-1, 1])
+def test_filters_go_in_several_prunings(start):
+    """Of each layer the same share of what is left, in each pruning; what is gone stays gone."""
+    net = chain()
+    method = coarse_of(net, epochs=8, start=start, prunings=3, kernel_rate=0.0)
+    gone = [int((state == 2).sum()) for state in method.states.values()]
+    seen = [gone] if start == -1 else []
+    before = {name: conv.filter_mask.clone() for name, conv in convs(net).items()}
+    for epoch in range(5):
+        train_epoch(net, method.optimizer, epoch, method)
+        counts = method.end_epoch()
+        seen.append([row.hard for row in counts.values()])
+        assert all(not (conv.filter_mask & ~before[name]).any() for name, conv in convs(net).items())
+        before = {name: conv.filter_mask.clone() for name, conv in convs(net).items()}
+    shares = [1 - 0.5 ** (k / 3) for k in (1, 2, 3)]
+    expected = [[int(K * share) for K in (8, 12, 10)] for share in shares]
+    assert seen[start + (start == -1) :][:3] == expected
+    assert seen[-1] == [4, 6, 5] and len(method.error_rates) == 3
+
+
+@pytest.mark.parametrize(("halves", "layerwise"), [(True, False), (False, True)])
+def test_prunings_resume(halves, layerwise):
+    options = {"start": 0, "prunings": 2, "kernel_start": 3, "halving": halves, "layerwise": layerwise}
+    net = chain()
+    method = coarse_of(net, **options)
+    train(net, method.optimizer, method, 1)
+    states = copy.deepcopy([net.state_dict(), method.optimizer.state_dict(), method.state_dict()])
+    train(net, method.optimizer, method, 3, start=1)
+    other = chain(seed=5)
+    resumed = coarse_of(other, **options)
+    for part, state in zip((other, resumed.optimizer, resumed), states, strict=True):
+        part.load_state_dict(state)
+    train(other, resumed.optimizer, resumed, 3, start=1)
+    assert all(torch.equal(t, other.state_dict()[name]) for name, t in net.state_dict().items())
+    assert resumed.error_rates == method.error_rates
+
+
 # ---- successive halving
 
 IMAGES = torch.cat([x for x, _ in batches(98, steps=64)])
@@ -286,16 +331,21 @@ def learned(seed=0):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, (False, "stored")),
-        ({"preset": "paper"}, (False, "stored")),
-        ({"duty": 0.1}, (True, "batch")),
-        ({"duty": 0.1, "halving": False}, (False, "batch")),
-        ({"halving": True, "statistics": "batch"}, (True, "batch")),
+        ({}, (False, "stored", 1, 1, 0.5)),
+        ({"preset": "paper"}, (False, "stored", 1, 1, 0.5)),
+        ({"preset": "paper", "duty": 0.1}, (False, "stored", 1, 1, 0.5)),
+        ({"duty": 0.1}, (True, "batch", 0, 2, 0.0)),
+        ({"duty": 0.1, "epochs": 8}, (True, "batch", 1, 2, 0.0)),
+        ({"duty": 0.1, "epochs": 8, "fine_tune": 7}, (True, "batch", -1, 1, 0.0)),
+        ({"duty": 0.1, "epochs": 1}, (True, "batch", -1, 1, 0.0)),
+        ({"duty": 0.1, "start": 4}, (True, "batch", 4, 1, 0.0)),
+        ({"duty": 0.1, "halving": False, "kernel_rate": 0.25}, (False, "batch", 0, 2, 0.25)),
+        ({"halving": True, "statistics": "batch"}, (True, "batch", 1, 1, 0.5)),
     ],
 )
-def test_duty_decides_how_masks_are_tried(options, expected):
-    method = coarse_of(chain(), **options)
-    assert (method.halving, method.statistics) == expected
+def test_duty_decides_what_is_left_open(options, expected):
+    method = coarse_of(chain(), **({"masks": 2} | options))
+    assert (method.halving, method.statistics, method.start, method.prunings, method.kernel_rate) == expected
 
 
 def test_norms_of_the_batch():

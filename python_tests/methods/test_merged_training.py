@@ -165,6 +165,12 @@ def test_below_it_they_merge_early(epochs, start, end):
     assert (method.strength, method.start, method.merge_epoch) == ("auto", start, end)
 
 
+@pytest.mark.parametrize(("steps", "start"), [(22, 3), (100, 4), (125, 5), (312, 6), (None, 3)])
+def test_the_network_trains_freely_as_long_as_there_is_time(steps, start):
+    method = csgd(chain(), epochs=30, merge_at=0.25, steps_per_epoch=steps)
+    assert (method.start, method.merge_epoch) == (start, 7)
+
+
 def test_what_is_given_counts_under_any_duty():
     given = {"strength": 0.3, "start": 1, "merge_at": 0.75, "exact": False}
     for duty in (0.1, 1):

@@ -12,7 +12,7 @@ from cases.pages import ROOT
 from cases.train import tiny_config, tiny_data, tiny_run
 from prunekernels import methods
 from prunekernels.methods.presets import EVIDENCE, PAPER
-from prunekernels.train.config import DEFAULTS, Config
+from prunekernels.train.config import DEFAULTS, DUTY, Config
 from prunekernels.train.setup import known_methods
 
 COMMANDS = {cls.__name__: name for name, cls in known_methods().items() if cls is not None}
@@ -35,10 +35,8 @@ def test_names_are_those_of_constructor_and_config(name):
 
 @pytest.mark.parametrize("name", SOFT)
 def test_the_method_of_a_preset_is_that_of_duty_1(name):
-    """Bit for bit; norms stay as they are."""
-    with_preset, plain = (
-        run(getattr(methods, name), 4, total=4, **options) for options in ({"preset": "paper"}, {"norms": False})
-    )
+    """Bit for bit."""
+    with_preset, plain = (run(getattr(methods, name), 4, total=4, **options) for options in ({"preset": "paper"}, {}))
     assert_same(snapshot(*with_preset[:2]), snapshot(*plain[:2]))
     assert with_preset[2].history == plain[2].history
 
@@ -91,7 +89,7 @@ def test_settings_that_are_open_are_the_papers():
 def test_without_a_preset_nothing_is_another():
     config = Config("runs/a", method="ghfp")
     assert {name: getattr(config, name) for name in DEFAULTS} == DEFAULTS
-    assert (config.duty, config.augment, config.preset) == (0.1, None, None)
+    assert (config.duty, config.augment, config.preset) == (DUTY, None, None)
 
 
 def test_what_is_refused():

@@ -67,6 +67,21 @@ def test_values_are_those_of_masks_set_by_hand(is_live):
     assert len({value for row in losses.rows for value in row.values}) == 9
 
 
+def test_by_the_statistics_of_each_batch():
+    """As after recalibrated norms; those that are stored stay."""
+    net = trained()
+    before = state_of(net)
+    found = sensitivity(net, [(X, Y)], rates=(0.5,), statistics="batch", loss=F.cross_entropy)
+    assert same(before, state_of(net))
+    rows = weakest(net[3], 6)
+    keep = torch.ones(12, dtype=torch.bool)
+    keep[rows] = False
+    net[3].set_masks(filter=keep)
+    net[4].set_mask(keep)
+    with torch.no_grad():
+        assert found.rows[1].values[0] == pytest.approx(float(F.cross_entropy(net.train()(X), Y)), abs=1e-5)
+
+
 def test_joint_coupling_prunes_what_meets_together():
     net = trained(residual)
     found = sensitivity(net, DATA, rates=(0.5,), coupling="joint")
@@ -172,6 +187,7 @@ def test_small_layers_keep_a_filter():
         ({"rates": (0.5, 0.2)}, "rates: expected rising numbers"),
         ({"rates": ()}, "rates: expected rising numbers"),
         ({"coupling": "both"}, "coupling: expected one of independent, joint, got 'both'"),
+        ({"statistics": "new"}, "statistics: expected one of stored, batch, got 'new'"),
         ({"criterion": "taylor"}, "criterion: expected a function of weights, or l1, l2 or geometric_median"),
         ({"metric": F.mse_loss, "loss": F.mse_loss}, "loss: expected None, where there is a metric"),
         ({"skip": ["9"]}, "skip: expected names of MaskedConv2d layers, got '9'"),
@@ -190,6 +206,18 @@ def test_what_is_refused(options, error):
 def test_plain_networks_are_refused():
     with pytest.raises(ValueError, match="sensitivity: model: expected MaskedConv2d layers .*, got none"):
         sensitivity(nn.Conv2d(3, 4, 3), DATA)
+
+
+def test_its_rates_are_those_of_a_method():
+    """Each group is pruned at the rate that its row has, 0 included."""
+    net = trained(residual)
+    found = sensitivity(net, [(X, Y)], coupling="joint", statistics="batch")
+    wanted = found.rates(0.05) | {"last": 0.0}
+    method = GHFP(net, sgd(net), 0.5, 1, coupling="joint", example_input=X[:2], rates=wanted)
+    counts = method.end_epoch()
+    assert {name: c.hard for name, c in counts.items()} == {
+        name: int(net.get_submodule(name).out_channels * rate) for name, rate in wanted.items()
+    }
 
 
 # ---- the result

@@ -76,7 +76,7 @@ def test_of_equal_candidates_the_first_wins(halving):
 def test_few_images(images):
     coins = Coins([0.9] * 10 + [0.0], images=images)
     best, errors, labels = coins.run(halving=True)
-    assert (best, errors[best], labels[best]) == (10, 0, images) and min(labels) >= min(images, 32)
+    assert (best, errors[best], labels[best]) == (10, 0, images) and min(labels) >= min(images, 24)
 
 
 def test_few_candidates_are_tried_on_all():

@@ -6,7 +6,7 @@ from torch import nn
 
 import prunekernels as pk
 from prunekernels.live import recording
-from prunekernels.train.models import MODELS, PadShortcut, build, scaled
+from prunekernels.train.models import MODELS, PadShortcut, build, scaled, with_new_weights, zero_kernels
 
 # Parameters and multiply-adds of convolutions and linear layers, at 32x32 with 10 classes or 224x224 with 1000.
 SIZES = {
@@ -108,6 +108,31 @@ def test_nothing_breaks_their_flow(name):
 
 def test_scaled():
     assert [scaled(16, s) for s in (0.7, 0.5, 0.01, 1, 2)] == [11, 8, 1, 16, 32]
+
+
+def test_new_weights():
+    """As a builder draws them; kernels that are zero stay so, in training too, and nothing of the old is left."""
+    model = build("resnet20", width=0.5)
+    layer = model.stage2[1].body.conv1
+    with torch.no_grad():
+        layer.weight[3] = 0
+        layer.weight[5, 2] = 0
+        model.stem.norm.running_mean.fill_(7)
+        model.stem.norm.weight.fill_(3)
+    old = {name: p.detach().clone() for name, p in model.named_parameters()}
+    torch.manual_seed(0)
+    assert with_new_weights(model) is model
+    assert bool((model.stem.norm.running_mean == 0).all()) and bool((model.stem.norm.weight == 1).all())
+    expected = (2 / (16 * 9)) ** 0.5
+    assert float(layer.weight[4].detach().std()) == pytest.approx(expected, rel=0.2)
+    zeros = zero_kernels(layer.weight)
+    assert int(zeros.sum()) == 17 and bool(zeros[3].all()) and bool(zeros[5, 2])
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-3)
+    model(torch.randn(4, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    assert torch.equal(zero_kernels(layer.weight), zeros)
+    convolutions = [name for name in old if "conv" in name]
+    assert convolutions and all((dict(model.named_parameters())[name] != old[name]).any() for name in convolutions)
 
 
 def test_unknown_name():

@@ -27,7 +27,7 @@ def test_report(tmp_path, epochs, beside):
     pytest.importorskip("matplotlib")
     states = torch.zeros(epochs, 24, dtype=torch.uint8)
     states[0, 8:12], states[-1, 20:] = 1, 2
-    dense = history(beside) if beside else None
+    dense = {"dense": history(beside)} if beside else None
     config = Config("runs/a", method="ghfp", data="folder:<here>")
     path = write_report(tmp_path, config, history(epochs), LAYERS, states, SUMMARY, dense)
     page = path.read_text()
@@ -49,9 +49,28 @@ def test_report_of_a_run_with_validation(tmp_path):
     rows[0]["accuracy"] = rows[1]["accuracy"] = float("nan")  # evaluated at the end
     summary = {**SUMMARY, "validation_accuracy": 0.7}
     states = torch.zeros(3, 24, dtype=torch.uint8)
-    page = write_report(tmp_path, Config("a", evaluate="end"), rows, LAYERS, states, summary, history(3)).read_text()
+    page = write_report(
+        tmp_path, Config("a", evaluate="end"), rows, LAYERS, states, summary, {"dense": history(3)}
+    ).read_text()
     assert "<td>accuracy on validation images</td><td>0.7000</td><td>0.7000</td><td></td>" in page
     assert "<td>accuracy on the test set</td><td></td><td>0.9100</td><td>0.9200</td>" in page and ">nan<" not in page
+
+
+def test_runs_beside(tmp_path):
+    """Each has a column of its own, behind those of the run; the dense one is the first column."""
+    pytest.importorskip("matplotlib")
+    beside = {"scratch": history(3), "dense": history(4), "scratch, 5 epochs": history(5)}
+    beside["scratch"][-1]["accuracy"] = float("nan")
+    states = torch.zeros(3, 24, dtype=torch.uint8)
+    path = write_report(tmp_path, Config("a", small_of="runs/<b>"), history(3), LAYERS, states, SUMMARY, beside)
+    page = path.read_text()
+    heads = ("", "dense", "this run", "small network", "scratch", "scratch, 5 epochs")
+    assert "".join(f"<th>{head}</th>" for head in heads) in page
+    accuracies = ("0.7000", "0.9100", "0.9200", "", "0.7000")
+    assert "<td>accuracy on the test set</td>" + "".join(f"<td>{cell}</td>" for cell in accuracies) in page
+    seconds = ("8.0", "6.0", "", "6.0", "10.0")
+    assert "<td>seconds, all epochs</td>" + "".join(f"<td>{cell}</td>" for cell in seconds) in page
+    assert "the small network of runs/&lt;b&gt;, from scratch" in page
 
 
 def test_matplotlib_is_named_where_it_is_missing(tmp_path, monkeypatch):

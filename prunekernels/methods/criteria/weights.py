@@ -98,7 +98,8 @@ class CreditedL2(Criterion):
         live: ||W_i||_2;  soft-dead: ||W_i||_2 max(1, mean of live norms now / that after the last pruning)
 
     Behind a batch norm the length of a filter is worth nothing, yet it grows with each step, and so a filter that is
-    masked most of the time would fall behind whatever it is worth.
+    masked most of the time would fall behind whatever it is worth. The last pruning, after which no filter comes back,
+    gives no credit: a filter that it woke would be live for good after a few steps of training.
 
     Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
@@ -122,7 +123,7 @@ class CreditedL2(Criterion):
         for name, (norms, dead) in self._norms().items():
             before = self.means[name]
             credit = torch.where(before > 0, norms[~dead].mean() / before, 1).clamp(min=1)
-            found[name] = torch.where(dead, norms * credit, norms)
+            found[name] = norms if self.method.prunes_last else torch.where(dead, norms * credit, norms)
         return found
 
     def _norms(self) -> dict[str, tuple[Tensor, Tensor]]:
