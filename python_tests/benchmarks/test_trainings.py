@@ -68,6 +68,12 @@ def test_means_over_seeds():
     assert found.over_scratch is found.over_literal is found.over_scratch_time is found.time_of_literal is None
 
 
+def test_dense_training_goes_by_its_own_clock():
+    """What it lacks of 1 says how near the steps beside a run come to a whole run."""
+    (found,) = summarise([row(kind="dense", seconds=50.0)])
+    assert (found.vs_dense, found.vs_fp32) == (pytest.approx(0.8), pytest.approx(1.6))
+
+
 def compared():
     """Two seeds of a method, each with its baselines, and others that are none."""
     return [
