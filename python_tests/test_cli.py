@@ -115,6 +115,8 @@ def test_a_run_is_not_overwritten(tmp_path, capsys):
         (["--data", "folder:nowhere"], "data: expected a folder of class folders, got no folder nowhere"),
         (["--resume"], "expected what `prunekernels train` wrote, got no such file"),
         (["--beside", "nowhere"], "nowhere/checkpoint.pt: expected what"),
+        (["--small-of", "nowhere"], "nowhere/checkpoint.pt: expected what"),
+        (["--small-of", "nowhere", "--method", "sfp"], "nowhere/checkpoint.pt: expected what"),
     ],
 )
 def test_bad_input(tmp_path, capsys, arguments, text):

@@ -108,6 +108,7 @@ def _row(
     image = data.normalised(data.test.images[:1])
     latency = {n: latencies({"small": small, "dense": dense}, image.expand(n, -1, -1, -1)) for n in (1, 64)}
     epoch_seconds = [row["seconds"] for row in run.history]
+    epoch_seconds[-1] += run.recalibrate_seconds  # what it evaluates is the network that the run leaves
     dead = [int((state == 1).sum()) for state in states]
     return TrainingRow(
         spec.arch, spec.kind, spec.seed, spec.epochs, spec.method, spec.rate, spec.duty, dict(spec.options), key,
@@ -150,7 +151,8 @@ def _check_agreement(run: Trainer, small: nn.Module) -> None:
 
 @torch.no_grad()
 def latencies(models: dict[str, nn.Module], x: Tensor) -> dict[str, float]:
-    """Milliseconds of a forward pass, by name of the model."""
+    """Milliseconds of a forward pass, by name of the model, all in NCHW."""
     x = x.contiguous()
-    passes = {name: (lambda model=model: model.eval()(x)) for name, model in models.items()}  # type: ignore[misc]
+    nchw = [model.eval().to(memory_format=torch.contiguous_format) for model in models.values()]  # type: ignore[call-overload]
+    passes = {name: (lambda model=model: model(x)) for name, model in zip(models, nchw, strict=True)}  # type: ignore[misc]
     return {name: timing.median for name, timing in interleaved(passes, "cpu", LATENCY_SECONDS).items()}

@@ -64,7 +64,7 @@ class Spec:
             "out": "unused", "arch": self.arch, "width": setting.width, "data": setting.data, "size": setting.size,
             "train_images": setting.train_images, "validation": setting.validation, "evaluate": "end",
             "epochs": self.epochs, "seed": self.seed, "quiet": True, "report": False, **TRAINING,
-            "amp": self.kind != "literal",  # in mode auto bfloat16 serves where that is faster; the papers had none
+            "amp": self.kind != "literal" and setting.mode == "auto",  # bfloat16 where that is faster; papers had none
         }  # fmt: skip
         if self.method == "none":
             return Config(**common)

@@ -83,9 +83,10 @@ def epochs_that_prune(op: str, epochs: int, fine_tune: int | None, default: Call
     return epochs - fine_tune
 
 
-def warm_up_epochs(op: str, warm_up: int | None, epochs: int) -> int:
-    """The epochs before the first pruning, fewer than those that prune. None: 0."""
+def warm_up_epochs(op: str, warm_up: int | None, epochs: int, has_warm_up: bool) -> int:
+    """The epochs before the first pruning, fewer than those that prune. None: 0, as it is without has_warm_up."""
     warm_up = 0 if warm_up is None else warm_up
+    expect(op, has_warm_up or warm_up == 0, "warm_up", "None or 0, as start says when filters go", warm_up)
     is_less = isinstance(warm_up, int) and 0 <= warm_up < epochs
     expect(op, is_less, "warm_up", f"fewer than the {epochs} epochs before fine tuning", warm_up)
     return warm_up

@@ -16,7 +16,7 @@ from ..optim.unwrap import unwrap
 from . import arguments, ranks
 from .budgeted import Budgeted
 from .channel_masks import ChannelMasks, NormFinder, units_of
-from .checkpoint import check_identity, checksums, dead_values_of, put_back_dead_values
+from .checkpoint import Checkpoints
 from .clip import SoftClip
 from .criteria import make_criterion
 from .defaults import WithDefaults
@@ -29,7 +29,7 @@ from .running import Running
 from .schedules import Schedule
 
 
-class Method(Running, Budgeted, FilterTensors, metaclass=WithDefaults):
+class Method(Running, Budgeted, Checkpoints, FilterTensors, metaclass=WithDefaults):
     """Base of all methods: ranks the filters after each epoch, prunes the weakest and masks them.
 
     A training loop calls `step` after each optimizer.step() and `end_epoch` after each epoch. After the last epoch what
@@ -54,8 +54,8 @@ class Method(Running, Budgeted, FilterTensors, metaclass=WithDefaults):
         coupling: "independent": each layer is pruned by itself. "joint" (needs example_input): filters that meet in an
             add are pruned together, by the mean of their scores, each over its layer's mean.
         budget: "layer": the same share of each layer. "global": that share of all filters together, by their scores
-            over their layer's mean score. "flops" (needs example_input): in that order, as many filters as save that
-            share of the network's multiply-adds.
+            over their layer's mean score. "flops" (needs example_input): as many filters of all layers as save that
+            share of the network's multiply-adds, by scores over the sum of those that are left of their layer.
         rates: By name or pattern of names ("stage1.*"), a rate for these layers; the last pattern that matches counts.
             The other layers have `rate`, or meet the budget of all.
         floor: The smallest share of a layer's filters that stays with budget "global" or "flops", unless rates has the
@@ -67,18 +67,19 @@ class Method(Running, Budgeted, FilterTensors, metaclass=WithDefaults):
             reads `net` and `opt` in each step.
         norms: Whether a masked filter takes its channel in the masked norms behind it along, so that nothing downstream
             computes it. False: norms stay as the papers leave them, and a dead filter gives a constant.
-        duty: The share of an epoch's steps in the dense phase. The sparse phase, in which soft-dead filters are masked,
-            comes first, the dense phase, in which they train along, last. 1: only hard-dead filters are ever masked, as
-            in the papers. 0: all dead filters always are. In the end all dead filters are hard-dead.
-        wake: "together": the dense phase is one. "in_turns": it is spread over the epoch, so that at any step another
-            small group of the soft-dead filters trains along, each for the share duty of the steps. None: "together".
+        duty: The share of an epoch's steps in which a soft-dead filter trains along; in the others it is masked. 1:
+            only hard-dead filters are ever masked, as in the papers. 0: all dead filters always are. In the end all
+            dead filters are hard-dead.
+        wake: Which steps these are. "together": the last ones of an epoch (dense phase, after a sparse one), for all of
+            them. "in_turns": at any step another small group of the soft-dead filters trains along, each in its turn.
+            None: "together".
         clip: Whether gradients of soft-dead filters are scaled down to the mean length of their layer's live ones:
             ours, not the papers'. Without it, a batch norm behind a filter of zeros makes its gradient so long that
             short trainings end at chance. None: where duty is below 1.
         steps_per_epoch: Length of an epoch, which a duty between 0 and 1 needs. None: that of the last epoch; the first
             one is then all dense.
         warm_up: How many epochs train before the first pruning, where the method has a schedule over the epochs: that
-            runs over the others. None: the method's own, 0 in the papers.
+            runs over the others. None: 0, as in the papers.
         fine_tune: How many of the epochs, at the end, only train what is left. None: the method's own, 0 but for PGP.
         preset: "paper": what is not given is the paper's, with duty 1 (see presets.PAPER). None: the paper's where duty
             is 1; below, the best values that we found (see `tuned`).
@@ -114,6 +115,7 @@ class Method(Running, Budgeted, FilterTensors, metaclass=WithDefaults):
     """
 
     prunes_first = False  # whether to prune once before the first epoch
+    has_warm_up = True  # whether warm_up says when pruning starts; False: an argument of the class's own does
     default_criterion: ClassVar[Any] = "l2"
 
     def __init__(
@@ -154,7 +156,7 @@ class Method(Running, Budgeted, FilterTensors, metaclass=WithDefaults):
         )  # fmt: skip
         optimizer = unwrap(op, optimizer, model)
         self.epochs = self._epochs_that_prune(epochs, fine_tune)
-        self.warm_up = arguments.warm_up_epochs(op, warm_up, self.epochs)
+        self.warm_up = arguments.warm_up_epochs(op, warm_up, self.epochs, self.has_warm_up)
         self.model, self.optimizer, self.rate = model, optimizer, rate
         self.round_to, self.budget, self.with_norms, self.preset = round_to, budget, norms, preset
         self.process_group = process_group
@@ -257,11 +259,11 @@ class Method(Running, Budgeted, FilterTensors, metaclass=WithDefaults):
     # ---- what a training loop calls
 
     def step(self) -> None:
-        """Counts an optimizer step, and begins the dense phase when its time has come. Call after optimizer.step()."""
+        """Counts an optimizer step, and begins the next phase when its time has come. Call after optimizer.step()."""
         self.steps += 1
         self._first = None
         found = self._find_norms()
-        if found or self.phases.at(self.steps) != self.phases.at(self.steps - 1):
+        if found or (self.phases.at(self.steps) != self.phases.at(self.steps - 1) and self._has_soft):
             self._set_masks()
 
     def end_epoch(self) -> dict[str, Counts]:
@@ -346,6 +348,7 @@ class Method(Running, Budgeted, FilterTensors, metaclass=WithDefaults):
         with FirstPruning(self.model, self.optimizer, followers) as self._first:
             self._prune(-1)
             self._set_masks()
+        self.criterion.begin_epoch()
 
     @torch.no_grad()
     def _prune(self, epoch: int) -> None:
@@ -359,12 +362,19 @@ class Method(Running, Budgeted, FilterTensors, metaclass=WithDefaults):
         self.filters.dead = [r.first(d) for r, d in zip(rankings, dead, strict=True)]
         self.filters.hard = [r.first(h) for r, h in zip(rankings, hard, strict=True)]
         soft = self.filters.soft
-        self.phases.deal(soft, self.generator)
+        if self.phases.deals:
+            self.phases.deal(soft, self._random_keys())
         for name in self.layers:
             self._zero(name, self._rows(newly_hard, name))
             rows = self._rows(soft, name)
             if len(rows):
                 self.soften(name, rows, epoch)
+
+    def _random_keys(self) -> list[Tensor]:
+        """By unit, random numbers [width], the same on all ranks, whatever their seeds."""
+        keys = {str(i): torch.rand(unit.width, generator=self.generator) for i, unit in enumerate(self.units)}
+        keys = {name: key.to(self._on_device.device) for name, key in keys.items()}
+        return [key.cpu() for key in ranks.mean(keys, self.process_group).values()]
 
     def _rankings(self) -> list[Ranking]:
         scores = ranks.mean(self.criterion.scores(), self.process_group)
@@ -375,6 +385,11 @@ class Method(Running, Budgeted, FilterTensors, metaclass=WithDefaults):
         for unit, dead, hard in zip(self.units, self.filters.dead, self.filters.hard, strict=True):
             rankings.append(Ranking.of(of_unit(unit, scores), dead, hard, list(unit.filters.values())))
         return rankings
+
+    @property
+    def _has_soft(self) -> bool:
+        """Whether any filter is soft-dead: only then do phases differ."""
+        return any(bool(soft.any()) for soft in self.filters.soft)
 
     @property
     def _on_device(self) -> Tensor:
@@ -406,54 +421,7 @@ class Method(Running, Budgeted, FilterTensors, metaclass=WithDefaults):
         self.channel_masks.norms, self._finder = self._finder.stop(), None
         return True
 
-    # ---- checkpoints, the end
-
-    def _identity(self) -> dict[str, Any]:
-        """What must be the same in the method that a state is loaded into."""
-        layers = {name: layer.out_channels for name, layer in self.layers.items()}
-        return {"method": type(self).__name__, "layers": layers, "units": [list(unit.layers) for unit in self.units]}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns all that training needs to go on where it stopped, as plain values and tensors."""
-        self.write_back()
-        return self._identity() | {
-            "epoch": self.epoch,
-            "steps": self.steps,
-            **self.phases.state_dict(),
-            "dead": [dead.clone() for dead in self.filters.dead],
-            "hard": [hard.clone() for hard in self.filters.hard],
-            "history": [{name: list(counts) for name, counts in epoch.items()} for epoch in self.history],
-            "norms": self.channel_masks.norms,
-            "generator": self.generator.get_state(),
-            "criterion": self.criterion.state_dict(),
-            "dead_values": dead_values_of(self.model),
-            "checksums": checksums(self.layers, self.optimizer),
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what state_dict returned and reapplies the masks.
-
-        Args:
-            state_dict: That of the same method over the same network. Any other raises ValueError and changes nothing.
-        """
-        check_identity(type(self).__name__, self._identity(), state_dict)
-        self.leave()
-        if self._first is not None:
-            self._first.take_back(state_dict.get("checksums", {}), checksums(self.layers, self.optimizer))
-            self._first = None
-        self.epoch, self.steps = state_dict["epoch"], state_dict["steps"]
-        self.phases.load_state_dict(state_dict, keeps_length=self._fixed_steps)
-        self.filters.dead = [dead.cpu().clone() for dead in state_dict["dead"]]
-        self.filters.hard = [hard.cpu().clone() for hard in state_dict["hard"]]
-        self.history = [{name: Counts(*row) for name, row in epoch.items()} for epoch in state_dict["history"]]
-        if state_dict["norms"] is not None and self.channel_masks.norms is None:
-            self._find_norms()
-            self.channel_masks.norms = {name: list(norms) for name, norms in state_dict["norms"].items()}
-        self.generator.set_state(state_dict["generator"].cpu())
-        self.criterion.begin_epoch()
-        self.criterion.load_state_dict(state_dict["criterion"])
-        put_back_dead_values(self.model, self.layers, state_dict)
-        self._set_masks()
+    # ---- the end
 
     def detach(self) -> None:
         """Removes the method's hooks from optimizer and model.

@@ -25,8 +25,8 @@ class Budget:
     """How many filters of each unit go.
 
     "layer": the same share of each unit. "global": that share of all units together, by scores over their unit's mean,
-    since norms of different layers do not compare. "flops": in the same order, as many as save that share of the
-    network's multiply-adds.
+    since norms of different layers do not compare. "flops": of all units together as many as save that share of the
+    network's multiply-adds, by scores over the sum of those that are left of their unit.
 
     Args:
         op: The method's name, for errors.
@@ -130,14 +130,20 @@ class Budget:
     def _turns(self, rankings: Sequence[Ranking]) -> Ints:
         """The unit of each filter that may go and has not gone for good, the first to go first.
 
-        Within a unit filters go in its order, among units by relative score.
+        Within a unit filters go in its order, among units by relative score: over the mean of those that are not gone
+        for good, or with "flops" over the sum of the scores that are then left, times the unit's width. So what is
+        left of a layer becomes dearer, and no layer becomes a bottleneck.
         """
         turns, units = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.long)]
         for u, (r, rate) in enumerate(zip(rankings, self.rates, strict=True)):
             scores = r.scores[r.order[r.hard :]]
             if rate is None and len(scores):
-                mean = float(scores.mean())
-                turns.append(scores[: max(0, len(scores) - self._stays(r))] / (mean if mean > 0 else 1.0))
+                if self.kind == "flops":
+                    of = scores.flip(0).cumsum(0).flip(0) / r.width
+                else:
+                    of = scores.mean().expand_as(scores)
+                relative = scores / torch.where(of > 0, of, 1.0)
+                turns.append(relative[: max(0, len(scores) - self._stays(r))])
                 units.append(torch.full((len(turns[-1]),), u))
         return torch.cat(units)[torch.cat(turns).sort(stable=True).indices].numpy()
 

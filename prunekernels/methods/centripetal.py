@@ -23,6 +23,7 @@ from .ranking import pruned_count, rounded
 STRENGTH = 0.05  # published for ImageNet
 NORM_SHARE = 0.1  # of it for biases and norms, as published
 LEFT = 1e-3  # share of the deviations that is left at the merge
+PULL_STEPS = 250  # that are enough for it with momentum 0.9
 STEPS = 100  # taken for those of an epoch until they are known
 
 
@@ -68,7 +69,7 @@ class CSGD(Method):
         clusters: "kmeans", "even" (neighbours), or a function (rows, count, generator) that returns int64 [rows], the
             cluster of each row.
         start: The epoch at whose end the clusters are made; -1: at once, for a trained network. None: -1 where merge_at
-            is 1, otherwise halfway to the merge.
+            is 1; otherwise the last that leaves PULL_STEPS steps to the merge, and at least halfway to it.
         merge_at: The share of the epochs after which the filters are merged, in (0, 1]. Below 1 they are put on their
             means first. None: 1, as in the paper.
         exact: Whether the merged network goes on as its clusters would have, step by step, under SGD: the momentum of
@@ -94,6 +95,8 @@ class CSGD(Method):
         >>> counts["0"].hard, method.merged
         (2, True)
     """
+
+    has_warm_up = False
 
     def __init__(
         self,
@@ -125,7 +128,7 @@ class CSGD(Method):
         )
         last = max(-1, self.merge_epoch - 1)
         if start is None:
-            start = -1 if merge_at == 1 else (self.merge_epoch + 1) // 2 - 1
+            start = -1 if merge_at == 1 else self._latest_start(options.get("steps_per_epoch"))
         self._expect(-1 <= start <= last, "start", f"an epoch from -1 to {last}", start)
         self._expect(example_input is not None, "example_input", "an input, as merging needs the graph", None)
         budget = options.get("budget", "layer")
@@ -141,11 +144,18 @@ class CSGD(Method):
         coupling = "joint" if self._alone else coupling
         super().__init__(model, optimizer, rate, epochs, example_input=example_input, coupling=coupling, **options)
 
+    def _latest_start(self, steps_per_epoch: object) -> int:
+        """The last epoch after which there is time to make filters equal; before it the network trains freely."""
+        halfway = (self.merge_epoch + 1) // 2 - 1
+        if not isinstance(steps_per_epoch, int) or steps_per_epoch < 1:
+            return halfway
+        return max(halfway, self.merge_epoch - math.ceil(PULL_STEPS / steps_per_epoch))
+
     pulled_share = 1.0  # of the steps between clusters and merge, the last ones: those in which all filters are pulled
 
     @classmethod
     def tuned(cls, epochs: int) -> dict[str, Any]:
-        return {"strength": "auto", "merge_at": 0.25, "exact": True}
+        return {"strength": "auto", "merge_at": 0.375, "exact": True}
 
     def _begin(self, is_new: bool) -> None:
         super()._begin(is_new)

@@ -1,17 +1,102 @@
-"""Whether a method's state belongs to the method, and the weights, that it is loaded into."""
+"""Checkpoints: a method's state, and whether it belongs to the method, and the weights, that it is loaded into."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ..graph import Group
 from ..nn.conv import MaskedConv2d
 from ..nn.mask_buffers import MaskBuffers
 from ..nn.saved_state import dead_values, put_dead_values
+from .channel_masks import ChannelMasks
+from .criteria import Criterion
+from .filter_states import FilterStates
+from .first_pruning import FirstPruning
+from .phases import Phases
+from .ranking import Counts
+
+
+class Checkpoints:
+    """Base of Method: its state as plain values and tensors, and the way back."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    layers: dict[str, MaskedConv2d]
+    filters: FilterStates
+    channel_masks: ChannelMasks
+    criterion: Criterion
+    phases: Phases
+    generator: torch.Generator
+    history: list[dict[str, Counts]]
+    epoch: int
+    steps: int
+    _first: FirstPruning | None
+    _fixed_steps: bool
+
+    if TYPE_CHECKING:  # Method has these
+
+        @property
+        def units(self) -> list[Group]: ...
+
+        def write_back(self) -> None: ...
+
+        def leave(self) -> None: ...
+
+        def _find_norms(self) -> bool: ...
+
+        def _set_masks(self) -> None: ...
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same in the method that a state is loaded into."""
+        layers = {name: layer.out_channels for name, layer in self.layers.items()}
+        return {"method": type(self).__name__, "layers": layers, "units": [list(unit.layers) for unit in self.units]}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that training needs to go on where it stopped, as plain values and tensors."""
+        self.write_back()
+        return self._identity() | {
+            "epoch": self.epoch,
+            "steps": self.steps,
+            **self.phases.state_dict(),
+            "dead": [dead.clone() for dead in self.filters.dead],
+            "hard": [hard.clone() for hard in self.filters.hard],
+            "history": [{name: list(counts) for name, counts in epoch.items()} for epoch in self.history],
+            "norms": self.channel_masks.norms,
+            "generator": self.generator.get_state(),
+            "criterion": self.criterion.state_dict(),
+            "dead_values": dead_values_of(self.model),
+            "checksums": checksums(self.layers, self.optimizer),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what state_dict returned and reapplies the masks.
+
+        Args:
+            state_dict: That of the same method over the same network. Any other raises ValueError and changes nothing.
+        """
+        check_identity(type(self).__name__, self._identity(), state_dict)
+        self.leave()
+        if self._first is not None:
+            self._first.take_back(state_dict.get("checksums", {}), checksums(self.layers, self.optimizer))
+            self._first = None
+        self.epoch, self.steps = state_dict["epoch"], state_dict["steps"]
+        self.phases.load_state_dict(state_dict, keeps_length=self._fixed_steps)
+        self.filters.dead = [dead.cpu().clone() for dead in state_dict["dead"]]
+        self.filters.hard = [hard.cpu().clone() for hard in state_dict["hard"]]
+        self.history = [{name: Counts(*row) for name, row in epoch.items()} for epoch in state_dict["history"]]
+        if state_dict["norms"] is not None and self.channel_masks.norms is None:
+            self._find_norms()
+            self.channel_masks.norms = {name: list(norms) for name, norms in state_dict["norms"].items()}
+        self.generator.set_state(state_dict["generator"].cpu())
+        self.criterion.begin_epoch()
+        self.criterion.load_state_dict(state_dict["criterion"])
+        put_back_dead_values(self.model, self.layers, state_dict)
+        self._set_masks()
 
 
 def check_identity(op: str, identity: dict[str, Any], state: object) -> None:

@@ -92,6 +92,8 @@ class CoarsePruning(Method):
         (10, 2)
     """
 
+    has_warm_up = False
+
     def __init__(
         self,
         model: nn.Module,

@@ -11,6 +11,8 @@ from typing import Any
 from .arguments import expect, full_signature
 from .presets import PAPER, PRESETS
 
+TIMES = ("warm_up", "start", "end")  # keywords that are epochs, before those of fine_tune
+
 
 class WithDefaults(ABCMeta):
     """The class of Method and its subclasses: fills in keywords before a constructor runs.
@@ -41,10 +43,18 @@ def filled_in(cls: Any, args: Sequence[Any], given: Mapping[str, Any]) -> dict[s
     if preset is not None:
         found = keywords(cls, preset)
     elif isinstance(duty, Real) and duty < 1 and isinstance(epochs, int) and epochs >= 1:
-        found = cls.tuned(epochs)
+        found = _in_time(cls.tuned(epochs), epochs, given.get("fine_tune"))
     else:
         return {}
     return {name: value for name, value in found.items() if given.get(name) is None and name in signature.parameters}
+
+
+def _in_time(found: dict[str, Any], epochs: int, fine_tune: object) -> dict[str, Any]:
+    """Tuned keywords of which none starts after the last epoch that prunes. fine_tune: what the caller gives."""
+    fine_tune = found.get("fine_tune", 0) if fine_tune is None else fine_tune
+    if isinstance(fine_tune, int):
+        found = found | {name: min(found[name], epochs - fine_tune - 1) for name in TIMES if name in found}
+    return found
 
 
 def keywords(cls: type, preset: object) -> dict[str, Any]:

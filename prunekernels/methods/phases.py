@@ -27,11 +27,20 @@ class Phases:
         self._turns = round(1 / duty) if wake == "in_turns" and 0 < duty < 1 else 0
         self._orders: list[Tensor] = []  # by unit: int64, its soft-dead filters as they were dealt
 
-    def deal(self, soft: Sequence[Tensor], generator: torch.Generator) -> None:
-        """Deals soft-dead filters into groups anew. soft: by unit, bool [width]."""
-        if self._turns:
-            rows = [mask.nonzero().flatten() for mask in soft]
-            self._orders = [r[torch.randperm(len(r), generator=generator)] for r in rows]
+    @property
+    def deals(self) -> bool:
+        """Whether groups take turns, so that each pruning has to deal soft-dead filters into groups."""
+        return self._turns > 0
+
+    def deal(self, soft: Sequence[Tensor], keys: Sequence[Tensor]) -> None:
+        """Deals soft-dead filters into groups, in the order of their keys.
+
+        Args:
+            soft: By unit, bool [width].
+            keys: By unit, [width], random numbers.
+        """
+        rows = [mask.nonzero().flatten() for mask in soft]
+        self._orders = [r[key[r].argsort(stable=True)] for r, key in zip(rows, keys, strict=True)]
 
     def at(self, step: int) -> int:
         """The phase of a step, counted from 0. Two phases one after another have other masks."""

@@ -8,9 +8,8 @@ from trainings.plot import kind_of, mean, pareto, points, write_plot
 ROWS = [
     row(kind="dense", points=92.0, seconds=99.0), row(points=90.0, seconds=20.0),
     row(points=91.0, seconds=30.0, seed=1), row(method="sfp", points=89.0),
-    row(method="sfp", kind="literal", points=91.0, seconds=60.0, duty=1.0),
-    row(kind="scratch", points=88.0), row(kind="scratch", points=89.0, epochs=16), row(rate=0.3, points=1.0),
-    row(duty=0.5, points=1.0, kind="sweep"),
+    row(method="sfp", kind="literal", points=91.0, seconds=60.0, duty=1.0), row(kind="scratch", points=88.0),
+    row(kind="scratch", points=89.0, epochs=16), row(rate=0.3, points=1.0), row(duty=0.5, points=1.0, kind="sweep"),
 ]  # fmt: skip
 
 

@@ -356,7 +356,7 @@ def test_detach_lets_the_optimizer_go():
 def test_masked_optimizers_freeze_what_is_dead(freeze):
     net = chain()
     optimizer = pk.optim.MaskedSGD(net.parameters(), 0.05, 0.9, weight_decay=0.01, freeze=freeze)
-    method = SFP(net, optimizer, 0.5, 10, duty=0.0, warm_up=0, alpha=1.0)
+    method = SFP(net, optimizer, 0.5, 10, duty=0.0, warm_up=0, alpha=1.0, criterion="l2")
     before = net[3].weight.detach().clone()
     train(net, optimizer, method, 1)
     assert isinstance(method, Method) and optimizer.param_groups[0]["freeze"] == "dead"

@@ -158,11 +158,17 @@ def test_with_duty_1_defaults_are_the_paper():
 
 
 @pytest.mark.parametrize(
-    ("epochs", "start", "end"), [(1, -1, 0), (2, -1, 0), (4, -1, 0), (8, 0, 1), (30, 3, 7), (200, 24, 49)]
+    ("epochs", "start", "end"), [(1, -1, 0), (2, -1, 0), (4, 0, 1), (8, 0, 2), (30, 5, 11), (200, 36, 74)]
 )
 def test_below_it_they_merge_early(epochs, start, end):
     method = csgd(chain(), epochs=epochs, duty=0.1)
     assert (method.strength, method.start, method.merge_epoch) == ("auto", start, end)
+
+
+@pytest.mark.parametrize(("steps", "start"), [(22, 3), (100, 4), (125, 5), (312, 6), (None, 3)])
+def test_the_network_trains_freely_as_long_as_there_is_time(steps, start):
+    method = csgd(chain(), epochs=30, merge_at=0.25, steps_per_epoch=steps)
+    assert (method.start, method.merge_epoch) == (start, 7)
 
 
 def test_what_is_given_counts_under_any_duty():

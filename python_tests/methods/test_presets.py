@@ -12,7 +12,7 @@ from cases.pages import ROOT
 from cases.train import tiny_config, tiny_data, tiny_run
 from prunekernels import methods
 from prunekernels.methods.presets import EVIDENCE, PAPER
-from prunekernels.train.config import DEFAULTS, Config
+from prunekernels.train.config import DEFAULTS, DUTY, Config
 from prunekernels.train.setup import known_methods
 
 COMMANDS = {cls.__name__: name for name, cls in known_methods().items() if cls is not None}
@@ -89,7 +89,7 @@ def test_settings_that_are_open_are_the_papers():
 def test_without_a_preset_nothing_is_another():
     config = Config("runs/a", method="ghfp")
     assert {name: getattr(config, name) for name in DEFAULTS} == DEFAULTS
-    assert (config.duty, config.augment, config.preset) == (0.1, None, None)
+    assert (config.duty, config.augment, config.preset) == (DUTY, None, None)
 
 
 def test_what_is_refused():

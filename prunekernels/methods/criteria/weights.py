@@ -121,7 +121,8 @@ class CreditedL2(Criterion):
     def scores(self) -> Scores:
         found = {}
         for name, (norms, dead) in self._norms().items():
-            credit = (norms[~dead].mean() / self.means[name]).clamp(min=1)
+            before = self.means[name]
+            credit = torch.where(before > 0, norms[~dead].mean() / before, 1).clamp(min=1)
             found[name] = norms if self.method.prunes_last else torch.where(dead, norms * credit, norms)
         return found
 
@@ -137,4 +138,4 @@ class CreditedL2(Criterion):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         layers = self.method.layers
-        self.means = {name: mean.to(layers[name].weight.device).clone() for name, mean in state.items()}
+        self.means |= {name: mean.to(layers[name].weight.device).clone() for name, mean in state.items()}
