@@ -108,7 +108,8 @@ def _stored(path: Path | None, settings: dict[str, Any]) -> list[Row]:
 def _write(path: Path | None, settings: dict[str, Any], measure: str, rows: list[Row]) -> None:
     if path is not None:
         results = {"header": header(), "settings": settings, "measure": measure, "summary": summary(rows)}
-        path.write_text(json.dumps(results | {"rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+        head, lines = json.dumps(results, indent=1), ",\n".join(json.dumps(asdict(row)) for row in rows)
+        path.write_text(f'{head[:-2]},\n "rows": [\n{lines}\n ]\n}}\n')
 
 
 def summary(rows: list[Row]) -> list[dict[str, Any]]:
