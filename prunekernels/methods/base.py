@@ -155,7 +155,7 @@ class Method(Running, Budgeted, Checkpoints, FilterTensors, metaclass=WithDefaul
             wake=wake, clip=clip, steps_per_epoch=steps_per_epoch, seed=seed, example_input=example_input,
         )  # fmt: skip
         optimizer = unwrap(op, optimizer, model)
-        self.epochs = self._epochs_that_prune(epochs, fine_tune)
+        self.all_epochs, self.epochs = epochs, self._epochs_that_prune(epochs, fine_tune)
         self.warm_up = arguments.warm_up_epochs(op, warm_up, self.epochs, self.has_warm_up)
         self.model, self.optimizer, self.rate = model, optimizer, rate
         self.round_to, self.budget, self.with_norms, self.preset = round_to, budget, norms, preset
@@ -439,5 +439,5 @@ class Method(Running, Budgeted, Checkpoints, FilterTensors, metaclass=WithDefaul
         states = torch.cat(list(self.states.values()))
         live, soft, hard = (int((states == value).sum()) for value in range(3))
         return (
-            f"{type(self).__name__}(epoch {self.epoch}/{self.epochs}; filters: {live} live, {soft} soft, {hard} hard)"
+            f"{type(self).__name__}(epoch {self.epoch}/{self.all_epochs}; filters: {live} live, {soft} soft, {hard} hard)"
         )
