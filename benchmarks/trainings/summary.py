@@ -30,7 +30,7 @@ class Summary:
     seeds: int
     accuracy: float
     spread: float  # the best seed's less the worst's
-    vs_dense: float  # time of the fastest dense training / ours: above 1 training is faster
+    vs_dense: float  # time of the fastest dense training, by its steps beside ours, / ours: above 1 ours is faster
     vs_fp32: float  # the same, of dense training in float32
     came_back: float | None  # share of the soft-dead filters that an epoch brings back, mean of the first half
     came_back_by_epoch: list[float | None]
@@ -79,8 +79,8 @@ def _summary(setting: Setting, here: Sequence[TrainingRow], rows: Sequence[Train
         seeds=len(here),
         accuracy=statistics.mean(points),
         spread=max(points) - min(points),
-        vs_dense=_geomean(row.dense_seconds / row.best_seconds for row in here),
-        vs_fp32=_geomean(row.fp32_seconds / row.best_seconds for row in here),
+        vs_dense=_geomean(row.dense_seconds / row.seconds for row in here),
+        vs_fp32=_geomean(row.fp32_seconds / row.seconds for row in here),
         came_back=statistics.mean(shares) if shares else None,
         came_back_by_epoch=came_back_by_epoch(here),
         multiply_adds=statistics.mean(row.multiply_adds / row.dense_multiply_adds for row in here),

@@ -67,18 +67,19 @@ class Method(Running, Budgeted, Checkpoints, FilterTensors, metaclass=WithDefaul
             reads `net` and `opt` in each step.
         norms: Whether a masked filter takes its channel in the masked norms behind it along, so that nothing downstream
             computes it. False: norms stay as the papers leave them, and a dead filter gives a constant.
-        duty: The share of an epoch's steps in the dense phase. The sparse phase, in which soft-dead filters are masked,
-            comes first, the dense phase, in which they train along, last. 1: only hard-dead filters are ever masked, as
-            in the papers. 0: all dead filters always are. In the end all dead filters are hard-dead.
-        wake: "together": the dense phase is one. "in_turns": it is spread over the epoch, so that at any step another
-            small group of the soft-dead filters trains along, each for the share duty of the steps. None: "together".
+        duty: The share of an epoch's steps in which a soft-dead filter trains along; in the others it is masked. 1:
+            only hard-dead filters are ever masked, as in the papers. 0: all dead filters always are. In the end all
+            dead filters are hard-dead.
+        wake: Which steps these are. "together": the last ones of an epoch (dense phase, after a sparse one), for all of
+            them. "in_turns": at any step another small group of the soft-dead filters trains along, each in its turn.
+            None: "together".
         clip: Whether gradients of soft-dead filters are scaled down to the mean length of their layer's live ones:
             ours, not the papers'. Without it, a batch norm behind a filter of zeros makes its gradient so long that
             short trainings end at chance. None: where duty is below 1.
         steps_per_epoch: Length of an epoch, which a duty between 0 and 1 needs. None: that of the last epoch; the first
             one is then all dense.
         warm_up: How many epochs train before the first pruning, where the method has a schedule over the epochs: that
-            runs over the others. None: the method's own, 0 in the papers.
+            runs over the others. None: 0, as in the papers.
         fine_tune: How many of the epochs, at the end, only train what is left. None: the method's own, 0 but for PGP.
         preset: "paper": what is not given is the paper's, with duty 1 (see presets.PAPER). None: the paper's where duty
             is 1; below, the best values that we found (see `tuned`).
@@ -154,7 +155,7 @@ class Method(Running, Budgeted, Checkpoints, FilterTensors, metaclass=WithDefaul
             wake=wake, clip=clip, steps_per_epoch=steps_per_epoch, seed=seed, example_input=example_input,
         )  # fmt: skip
         optimizer = unwrap(op, optimizer, model)
-        self.epochs = self._epochs_that_prune(epochs, fine_tune)
+        self.all_epochs, self.epochs = epochs, self._epochs_that_prune(epochs, fine_tune)
         self.warm_up = arguments.warm_up_epochs(op, warm_up, self.epochs, self.has_warm_up)
         self.model, self.optimizer, self.rate = model, optimizer, rate
         self.round_to, self.budget, self.with_norms, self.preset = round_to, budget, norms, preset
@@ -438,5 +439,5 @@ class Method(Running, Budgeted, Checkpoints, FilterTensors, metaclass=WithDefaul
         states = torch.cat(list(self.states.values()))
         live, soft, hard = (int((states == value).sum()) for value in range(3))
         return (
-            f"{type(self).__name__}(epoch {self.epoch}/{self.epochs}; filters: {live} live, {soft} soft, {hard} hard)"
+            f"{type(self).__name__}(epoch {self.epoch}/{self.all_epochs}; filters: {live} live, {soft} soft, {hard} hard)"
         )

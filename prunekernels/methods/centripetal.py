@@ -155,7 +155,7 @@ class CSGD(Method):
 
     @classmethod
     def tuned(cls, epochs: int) -> dict[str, Any]:
-        return {"strength": "auto", "merge_at": 0.25, "exact": True}
+        return {"strength": "auto", "merge_at": 0.375, "exact": True}
 
     def _begin(self, is_new: bool) -> None:
         super()._begin(is_new)

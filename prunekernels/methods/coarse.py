@@ -62,7 +62,7 @@ class CoarsePruning(Method):
         masks: How many masks are drawn: about 100 are published for a rate of 0.4, more for higher rates.
         kernel_rate: The share of live kernels that is pruned; 0: none. None: rate, and 0 where duty is below 1.
         start: The epoch at whose end filters are pruned; -1: at once, for a trained network. None: after a third, and
-            after a quarter where duty is below 1.
+            after an eighth (one epoch at least) where duty is below 1.
         prunings: In how many steps filters are pruned, an epoch apart; each draws masks anew and prunes the same share
             of what is left. None: 1, and 2 where duty is below 1 and the epochs suffice.
         kernel_start: The epoch at whose end kernels are pruned. None: halfway between the last filters and the end.
@@ -118,7 +118,8 @@ class CoarsePruning(Method):
             prunings is None or type(prunings) is int and prunings >= 1, "prunings", "an integer from 1", prunings
         )
         is_tuned = options.get("preset") is None and is_share(duty := options.get("duty", 1)) and duty < 1
-        self.start = max(total // (4 if is_tuned else 3) - 1, -1) if start is None else start
+        early = max(total // 8, 1 if total > 1 else 0) - 1
+        self.start = start if start is not None else early if is_tuned else total // 3 - 1
         self.prunings = prunings or (TUNED_PRUNINGS if is_tuned and self.start + TUNED_PRUNINGS < total else 1)
         last = self.start + self.prunings - 1
         self.kernel_start = last + (total - last) // 2 if kernel_start is None else kernel_start

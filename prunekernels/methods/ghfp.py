@@ -29,6 +29,9 @@ class GHFP(SFP):
     Our reconstruction: these are the rules of later code by the paper's first author. That they are the paper's is
     inferred, and so is that before the first epoch nothing is hard-dead.
 
+    Below duty 1, which is ours, what is left open is tuned as in SFP; lambda_t then runs over the epochs between
+    warm_up and fine_tune.
+
     Args:
         model: See Method.
         optimizer: See Method.

@@ -24,8 +24,15 @@ class SFP(Method):
         W_i <- alpha_t W_i,  alpha_t = 0
 
     Momentum, biases and norms stay as they are. With duty=1 all filters train on and compete anew after each epoch, as
-    published; below 1, which is ours, pruned filters skip the first steps of an epoch. SFP, ASFP, SRFP and ASRFP differ
-    only in the defaults of schedule (P_t) and alpha (alpha_0).
+    published. SFP, ASFP, SRFP and ASRFP differ only in the defaults of schedule (P_t) and alpha (alpha_0).
+
+    Below duty 1, which is ours, a pruned filter is masked in most steps. What is left open is then tuned:
+
+        warm_up = epochs // 4              all train before the first pruning
+        alpha = 1, constant                pruned filters keep their weights
+        wake = "in_turns", no clip         at any step another group of them trains along
+        criterion = "credited_l2"          with credit for what live filters grew while they slept
+        fine_tune = epochs // 2            in the second half what is dead stays so
 
     Args:
         model: See Method.
@@ -34,7 +41,8 @@ class SFP(Method):
         epochs: See Method.
         schedule: P_t, the share that is pruned at the end of epoch t: a function (rate, epoch, epochs) as those of
             schedules. None: the class's own, here schedules.constant.
-        alpha: alpha_0, what pruned weights are multiplied by at first, in [0, 1]. None: the class's own, here 0.
+        alpha: alpha_0, what pruned weights are multiplied by at first, in [0, 1]. None: the class's own, here 0 (below
+            duty 1: 1).
         alpha_schedule: alpha_t, as a function (alpha, epoch, epochs).
         scale_norms: Whether the weights and biases of norms are multiplied like the filters before them.
         **options: Keywords of Method.
@@ -50,6 +58,10 @@ class SFP(Method):
         ...     counts = method.end_epoch()
         >>> counts["0"].live
         2
+        >>> method.detach()
+        >>> method = pk.methods.SFP(net, optimizer, rate=0.5, epochs=8, duty=0.1)
+        >>> method.warm_up, method.epochs, method.alpha  # 2 epochs without pruning, and 4 of 8 that prune
+        (2, 4, 1.0)
     """
 
     prunes_first = True
@@ -103,7 +115,8 @@ class ASFP(SFP):
 
     There is no official code, and sources disagree on how fast P_t rises: schedules.asymptotic with share=3/4 (the
     default here) or 1/4. As in public code, all of rate is pruned from 0.9 of the epochs on, so that training goes on
-    after the last filters went. Arguments are SFP's.
+    after the last filters went. Arguments are SFP's, and so are the tuned values below duty 1, but for warm_up, which
+    is epochs // 8: the share rises slowly by itself.
 
     Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
@@ -126,7 +139,7 @@ class SRFP(SFP):
 
         W_i <- alpha_t W_i,  alpha_t from 0.5 to 0 (schedules.decay)
 
-    Arguments are SFP's; alpha is 0.5 by default.
+    Arguments are SFP's; alpha is 0.5 by default. Tuned values below duty 1 are SFP's, with an alpha that stays 0.5.
 
     Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
@@ -147,7 +160,7 @@ class SRFP(SFP):
 class ASRFP(SRFP):
     """Asymptotic softeR filter pruning: the rising share of ASFP with the alpha of SRFP.
 
-    Arguments are SFP's.
+    Arguments are SFP's. Tuned values below duty 1 are SRFP's, with the warm_up of ASFP.
 
     Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))

@@ -20,16 +20,20 @@ class PruneWhileTraining(Method):
         P_t = rate min(n, 1 + (t - start) // period) / n,  n = 1 + (end - start) // period
 
     Our reconstruction: the abstract names the criteria ("l1", which the paper prefers, "mean_activation" and "random")
-    and that filters go while the network trains. When they go is our choice.
+    and that filters go while the network trains. When they go is our choice: as below with duty=1, and at other times,
+    found for short trainings, where duty is below 1. A method without soft-dead filters has no other use for duty.
 
     Args:
         model: See Method.
         optimizer: See Method.
         rate: See Method.
         epochs: See Method.
-        start: The first epoch that prunes. None: 5, or fewer where there are less than 100 epochs.
-        period: Epochs between two prunings. None: 5, or fewer where there are less than 100 epochs.
-        end: The last epoch that may prune. None: the end of the first half of the epochs.
+        start: The first epoch that prunes. None: 5, or fewer where there are less than 100 epochs (below duty 1:
+            epochs // 4 - 1).
+        period: Epochs between two prunings. None: 5, or fewer where there are less than 100 epochs (below duty 1:
+            epochs // 8).
+        end: The last epoch that may prune. None: the end of the first half of the epochs (below duty 1:
+            3 epochs // 8 - 1).
         **options: Keywords of Method. criterion is "l1" by default.
 
     Examples:

@@ -52,6 +52,8 @@ class Trainer:
         dense: The memory layout of the network, and whether dense steps are in bfloat16.
         history: A row of numbers by epoch; the accuracy of one that was not evaluated is nan.
         states: By epoch, uint8 [filters of all layers]: 0 live, 1 soft-dead, 2 hard-dead.
+        recalibrate_seconds: What estimating the norms' statistics took at the last evaluation; no epoch's seconds have
+            it.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class Trainer:
         self.layers = {n: m for n, m in self.model.named_modules() if isinstance(m, nn.Conv2d)}
         self.history: list[dict[str, float]] = []
         self.states: list[Tensor] = []  # uint8 [filters], an epoch each
-        self.epoch = 0
+        self.epoch, self.recalibrate_seconds = 0, 0.0
         self.augment = config.augment or self.data.augment
         self.modes = Modes(config, self.model, self.optimizer, self.method, self._say, self.dense)
         if state is not None:
@@ -173,9 +175,17 @@ class Trainer:
         """The share of right answers with all dead filters masked; each rank answers for its share of the images."""
         labels = self.data.judged.labels
         own = distributed.share(len(labels))
+        norms = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
+        statistics: list[Any] = [value for norm in norms for value in (norm.running_mean, norm.running_var)]
+        before = [buffer.clone() for buffer in statistics]
         with self.masked():
+            begun = time.perf_counter()
             self._recalibrate()
+            self.recalibrate_seconds = time.perf_counter() - begun
             right = (predictions(self.model, self.data, self.device, own) == labels[own]).sum()
+            if self.epoch + 1 < self.config.epochs:  # to evaluate changes nothing of the epochs to come
+                for buffer, value in zip(statistics, before, strict=True):
+                    buffer.copy_(value)
         return int(distributed.summed(right.to(self.device))) / len(labels)
 
     def _recalibrate(self) -> None:

@@ -16,7 +16,7 @@ import torch
 from cases.trainings import training_row
 from prunekernels.methods.arguments import keyword_options
 from prunekernels.train import setup
-from trainings import run, yardstick
+from trainings import run, uniform, yardstick
 from trainings.rows import TrainingRow
 from trainings.run import Job, trained
 from trainings.schedule import Asked
@@ -110,6 +110,7 @@ def test_goes_on_after_a_kill(quick, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_failed_run_is_named_and_tried_again(quick, tmp_path, monkeypatch):
     to = [*TINY, "--kinds", "dense", "method", "--seeds", "0", "--json", str(tmp_path / "m.json"), "--methods", "ghfp"]
+    to += ["--duty", "0.1"]
 
     def failing(job):
         if job.spec.method == "ghfp":
@@ -120,7 +121,7 @@ def test_a_failed_run_is_named_and_tried_again(quick, tmp_path, monkeypatch):
     assert quick.main(to) == 1
     body = json.loads((tmp_path / "m.json").read_text())
     assert [row["kind"] for row in body["rows"]] == ["dense"]
-    assert list(body["failed"]) == ["vgg_small seed 0 method 1 epochs ghfp 0.5 duty 0.2"]
+    assert list(body["failed"]) == ["vgg_small seed 0 method 1 epochs ghfp 0.5 duty 0.1"]
     assert "got nan" in next(iter(body["failed"].values()))
     monkeypatch.setattr(quick, "trained", trained)
     assert quick.main([*to, "--resume"]) == 0
@@ -136,7 +137,7 @@ def test_a_yardstick_changes_no_weight(quick):
     torch.manual_seed(99)
     data = run.loaded("digits", 8, 256, 0)
     trainer = run.Trainer(spec.config(setting), data=data)
-    trainer.run()
+    trainer.run_epoch()
     last = trainer.history[-1]
     assert (last["accuracy"], last["train_accuracy"]) == (found.accuracy, found.train_accuracy)
 
@@ -150,7 +151,7 @@ SMALL = Setting("digits", 256, 0, 8, 0.25, "masked", 1)
 def asked(**given):
     common = {
         "archs": ["resnet20", "vgg_small"], "methods": ["sfp", "ghfp"], "rates": [0.5], "seeds": [0, 1], "epochs": 8,
-        "duty": 0.2, "kinds": ["dense", "method", "scratch", "scratch-time", "literal"],
+        "duty": 0.1, "kinds": ["dense", "method", "scratch", "scratch-time", "literal"],
     }  # fmt: skip
     return Asked(**common | given)
 
@@ -159,8 +160,8 @@ def test_seed_by_seed():
     specs = asked().specs([])
     assert [str(spec) for spec in specs if spec.arch == "vgg_small" and spec.seed == 0] == [
         "vgg_small seed 0 dense 8 epochs",
-        "vgg_small seed 0 method 8 epochs sfp 0.5 duty 0.2",
-        "vgg_small seed 0 method 8 epochs ghfp 0.5 duty 0.2",
+        "vgg_small seed 0 method 8 epochs sfp 0.5 duty 0.1",
+        "vgg_small seed 0 method 8 epochs ghfp 0.5 duty 0.1",
         "vgg_small seed 0 literal 8 epochs sfp 0.5 duty 1",
         "vgg_small seed 0 literal 8 epochs ghfp 0.5 duty 1",
     ]
@@ -199,12 +200,43 @@ def test_masks_are_those_of_the_seeds_first_run(script):
 def test_each_setting_once(script):
     args = script.parse(
         ["--methods", "sfp", "pgp", "--rates", "0.5", "0.7", "--sweep", "0.1", "1", "--swept", "sfp", "--seeds", "0"]
-        + ["--arch", "vgg_small", "--kinds", "method", "sweep"]
+        + ["--arch", "vgg_small", "--kinds", "method", "sweep", "--duty", "0.1"]
     )
     assert [str(spec).partition("epochs ")[2] for spec in script.asked(args).specs([])] == [
-        "sfp 0.5 duty 0.2", "sfp 0.7 duty 0.1", "pgp 0.5 duty 0.1", "pgp 0.7 duty 0.1",
-        "sfp 0.5 duty 0.2", "sfp 0.5 duty 1", "sfp 0.5 duty 0.1 clip=False",
+        "sfp 0.5 duty 0.1", "sfp 0.7 duty 0.1", "pgp 0.5 duty 0.1", "pgp 0.7 duty 0.1",
+        "sfp 0.5 duty 0.1", "sfp 0.5 duty 1", "sfp 0.5 duty 0.1 clip=False",
     ]  # fmt: skip
+
+
+def test_budgets_and_their_uniform_rates():
+    wanted = asked(kinds=["budget", "uniform"], seeds=[0], archs=["vgg_small"], budgets=["ghfp"])
+    assert [str(spec) for spec in wanted.specs([])] == [
+        "vgg_small seed 0 budget 8 epochs ghfp 0.5 duty 0.1 budget=flops"
+    ]
+    both = asked(
+        kinds=["uniform"], seeds=[0], archs=["vgg_small"], budgets=["ghfp"], uniform_rates={"vgg_small": 0.3}
+    ).specs([])
+    assert [str(spec) for spec in both] == ["vgg_small seed 0 uniform 8 epochs ghfp 0.3 duty 0.1"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"), [([(0.1234, 0.6), (0.3, 0.4)], 0.3), ([(0.2, 0.5), (0.2001, 0.4)], 0.2001)]
+)
+def test_uniform_rate_leaves_at_least_half(monkeypatch, steps, expected):
+    """The largest rate before the share that it leaves falls below one half."""
+
+    def left_by(arch, rate, setting, data):
+        return next((left for end, left in steps if rate <= end), 0.1)
+
+    monkeypatch.setattr(uniform, "left_by", left_by)
+    largest = max(r / 10_000 for r in range(5000) if left_by("", r / 10_000, None, None) >= 0.5)
+    assert uniform.uniform_rate("resnet20", SMALL, None) == largest < expected
+
+
+def test_what_a_rate_of_all_layers_leaves():
+    data = run.loaded("digits", 8, 256, 0)
+    whole, half = (uniform.left_by("vgg_small", rate, SMALL, data) for rate in (0.0, 0.5))
+    assert whole == 1 and 0.2 < half < 0.3
 
 
 @pytest.mark.parametrize("method", METHODS)

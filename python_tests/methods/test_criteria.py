@@ -188,3 +188,78 @@ def test_only_a_sum_of_gradients_is_measured():
     net = chain()
     with pytest.raises(ValueError, match="PGP: criterion: expected gradient_sum, .* got GradientNorms"):
         PGP(net, sgd(net), 0.5, 3, criterion="gradient_norms").measure([])
+
+
+# ---- credit for what grew while others slept
+
+
+class Layer:
+    """What CreditedL2 asks of a method: one layer, filters of one weight each, and which of them are dead."""
+
+    def __init__(self, lengths, dead):
+        self.layers = {"a": pk.MaskedConv2d(1, len(lengths), 1)}
+        self.filters, self.dead = self, [torch.tensor(dead)]
+        self.grow(lengths)
+
+    def grow(self, lengths):
+        self.layers["a"].weight.data[:, 0, 0, 0] = torch.tensor(lengths)
+
+    def of_layer(self, by_unit, name):
+        return by_unit[0]
+
+
+def credited(lengths, dead):
+    layer, criterion = Layer(lengths, dead), criteria.CreditedL2()
+    criterion.start(layer)
+    criterion.begin_epoch()
+    return layer, criterion
+
+
+@pytest.mark.parametrize(
+    ("later", "expected"),
+    [
+        ([6.0, 10.0, 3.0, 0.0], [6, 10, 6, 0]),  # live ones are twice as long: 4 -> 8
+        ([2.0, 2.0, 3.0, 1.0], [2, 2, 3, 1]),  # shorter: no debit
+        ([2.0, 6.0, 5.0, 1.0], [2, 6, 5, 1]),  # as long as before
+        ([6.0, -6.0, -3.0, 2.0], [6, 6, 4.5, 3]),
+    ],
+)
+def test_credit_is_the_growth_of_live_filters(later, expected):
+    layer, criterion = credited([2.0, 6.0, 3.0, 1.0], [False, False, True, True])
+    layer.grow(later)
+    torch.testing.assert_close(criterion.scores()["a"], torch.tensor(expected).float(), rtol=1e-6, atol=0)
+    criterion.begin_epoch()  # growth counts from each pruning on
+    torch.testing.assert_close(criterion.scores()["a"], torch.tensor(later).abs(), rtol=1e-6, atol=0)
+
+
+def test_layers_without_dead_filters_or_without_length_have_no_credit():
+    layer, criterion = credited([2.0, 6.0, 3.0], [False] * 3)
+    layer.grow([4.0, 12.0, 6.0])
+    assert criterion.scores()["a"].tolist() == [4, 12, 6]
+    layer, criterion = credited([0.0, 0.0, 0.0], [False, False, True])
+    layer.grow([4.0, 2.0, 1.0])
+    assert criterion.scores()["a"].tolist() == [4, 2, 1]
+
+
+def test_credit_goes_on_from_a_state():
+    dead = [False, False, True, True]
+    _, first = credited([2.0, 6.0, 3.0, 1.0], dead)
+    layer, second = credited([6.0, 10.0, 3.0, 1.0], dead)
+    second.load_state_dict(first.state_dict())
+    torch.testing.assert_close(second.scores()["a"], torch.tensor([6.0, 10, 6, 2]), rtol=1e-6, atol=0)
+    second.begin_epoch()
+    second.load_state_dict({})  # of a run with another criterion: growth counts from here on
+    layer.grow([12.0, 20.0, 3.0, 1.0])
+    torch.testing.assert_close(second.scores()["a"], torch.tensor([12.0, 20, 6, 2]), rtol=1e-6, atol=0)
+
+
+def test_growth_counts_from_the_first_pruning():
+    """What was pruned before the first epoch is not part of the mean that live filters are held against."""
+    net = chain()
+    method = SFP(net, sgd(net), 0.5, 10, duty=0.25, steps_per_epoch=4, warm_up=0)
+    live = {name: states == 0 for name, states in method.states.items()}
+    for name, conv in convs(net).items():
+        torch.testing.assert_close(method.criterion.means[name], criteria.l2([conv.weight[live[name]]])[0].mean())
+    scores = method.criterion.scores()
+    for name, conv in convs(net).items():
+        torch.testing.assert_close(scores[name], criteria.l2([conv.weight])[0])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cases.methods import chain, sgd
-from prunekernels.methods import GHFP, PGP, SFP, Method
+from prunekernels.methods import ASFP, ASRFP, GHFP, PGP, SFP, SRFP, Method, PruneWhileTraining, criteria, schedules
 
 IMAGES = torch.randn(2, 3, 6, 6)
 
@@ -83,3 +83,44 @@ def test_a_class_gets_what_it_takes():
             super().__init__(model, optimizer, 0.5, epochs, duty=duty, fine_tune=fine_tune)
 
     assert found(made(Mine)) == (6, 0.0, True)
+
+
+@pytest.mark.parametrize(
+    ("cls", "warm_up", "alpha"), [(SFP, 4, 1), (ASFP, 2, 1), (SRFP, 4, 0.5), (ASRFP, 2, 0.5), (GHFP, 4, 1)]
+)
+def test_the_tuned_values_of_soft_methods(cls, warm_up, alpha):
+    """As docs/methods/index.md has them."""
+    method = made(cls, epochs=16, duty=0.1, steps_per_epoch=10)
+    assert (method.warm_up, method.epochs, method.alpha) == (warm_up, 8, alpha)
+    assert method.alpha_schedule is schedules.constant and method.phases.deals and method.clip is None
+    assert type(method.criterion) is criteria.CreditedL2
+
+
+@pytest.mark.parametrize("cls", [SFP, ASFP, SRFP, ASRFP, GHFP])
+def test_the_papers_values_of_soft_methods(cls):
+    for options in ({}, {"duty": 1}, {"preset": "paper"}):
+        method = made(cls, epochs=16, **options)
+        assert (method.warm_up, method.epochs, method.alpha) == (0, 16, cls.default_alpha)
+        assert method.alpha_schedule is schedules.decay and not method.phases.deals and method.clip is None
+        assert method.criterion.function is criteria.l2
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4, 5, 8, 200])
+@pytest.mark.parametrize("cls", [SFP, ASFP, SRFP, ASRFP, GHFP, PruneWhileTraining])
+def test_tuned_values_fit_into_any_number_of_epochs(cls, epochs):
+    method = made(cls, epochs=epochs, duty=0.1)
+    assert 0 <= method.warm_up < method.epochs <= epochs
+    assert method.pruned_share(method.epochs - 1) == 0.5
+
+
+@pytest.mark.parametrize("fine_tune", [0, 3, 6, 7])
+@pytest.mark.parametrize("cls", [SFP, PruneWhileTraining])
+def test_tuned_values_give_way_to_fine_tuning_that_is_given(cls, fine_tune):
+    method = made(cls, epochs=8, duty=0.1, fine_tune=fine_tune)
+    assert method.epochs == 8 - fine_tune and method.pruned_share(method.epochs - 1) == 0.5
+    assert method.warm_up == (0 if cls is PruneWhileTraining else min(2, 7 - fine_tune))
+
+
+def test_fine_tuning_that_is_too_long_is_told_by_its_name():
+    with pytest.raises(ValueError, match="SFP: fine_tune: expected fewer than the 8 epochs, got 8"):
+        made(SFP, epochs=8, duty=0.1, fine_tune=8)

@@ -158,7 +158,7 @@ def test_with_duty_1_defaults_are_the_paper():
 
 
 @pytest.mark.parametrize(
-    ("epochs", "start", "end"), [(1, -1, 0), (2, -1, 0), (4, -1, 0), (8, 0, 1), (30, 3, 7), (200, 24, 49)]
+    ("epochs", "start", "end"), [(1, -1, 0), (2, -1, 0), (4, 0, 1), (8, 0, 2), (30, 5, 11), (200, 36, 74)]
 )
 def test_below_it_they_merge_early(epochs, start, end):
     method = csgd(chain(), epochs=epochs, duty=0.1)
