@@ -29,6 +29,7 @@ KERNELS = "2026-11-24-epyc-2core-eda2bad-kernels"
 ALMOST_FULL = "2026-11-20-xeon-2core-3bb8e70-almost-full"
 OPTIMIZERS = "2026-11-24-epyc-2core-f486e33-optim"
 METHODS = ("2026-11-24-epyc-2core-9f10d70-methods", "2026-11-24-epyc-2core-4b4d01a-methods-pgp")
+DETECTION, ADAPTATION = "2026-11-28-epyc-2core-25e86d4-detect-fashion", "2026-11-28-epyc-2core-25e86d4-adapt-fashion"
 
 Row = dict[str, Any]
 NAMES = {"resnet56": "ResNet-56", "vgg16": "VGG-16", "resnet18": "ResNet-18"}
@@ -249,6 +250,21 @@ def methods_vgg_small() -> str:
     return _methods("vgg_small")
 
 
+def _comparison(name: str) -> str:
+    """A table as the script printed it: PGP beside dense and scratch."""
+    columns = ("score", "spread", "seconds", "multiply_adds", "parameters")
+    head = ("training", load(name)["measure"], "spread", "time", "multiply-adds", "parameters")
+    return markdown(head, [(r["run"], *(ratio(r[c]) for c in columns)) for r in load(name)["summary"]])
+
+
+def pgp_detection() -> str:
+    return _comparison(DETECTION)
+
+
+def pgp_adaptation() -> str:
+    return _comparison(ADAPTATION)
+
+
 def optimizers() -> str:
     """Geometric means over the networks."""
     rows = load(OPTIMIZERS)["rows"]
@@ -275,7 +291,7 @@ TABLES: dict[str, Callable[[], str]] = {
         networks_short, networks_train, networks_compacted, networks_of_small, mask_changes, whole_runs,
         networks_infer, networks_independent, networks_memory, layers_summary,
         layers_almost_full, layers_filters, layers_losing, layers_kernels, methods_short, methods_resnet20,
-        methods_vgg_small, optimizers,
+        methods_vgg_small, optimizers, pgp_detection, pgp_adaptation,
     )
 }  # fmt: skip
 
