@@ -47,6 +47,8 @@ from prunekernels.train.models import build
 MODES = ("compacted", "live", "masked")
 SIZES = {"resnet20": (32, 64), "resnet56": (32, 128), "vgg_small": (32, 64)}  # image, batch
 SGD: dict[str, Any] = dict(lr=0.01, momentum=0.9, weight_decay=5e-4)
+# GHFP with a sparse and a dense phase in each epoch, instead of its defaults below duty 1
+TWO_PHASES: dict[str, Any] = dict(wake="together", warm_up=0, fine_tune=0, criterion="l2", clip=True, alpha=0.0)
 RATE = 0.5
 BATCHES = 8  # different ones; an epoch goes through them again and again
 WARMUPS = 2  # steps of dense before the first epoch
@@ -137,13 +139,14 @@ class PrunedRun(DenseRun):
             coupling=args.coupling,
             steps_per_epoch=args.steps,
             example_input=self.x,
+            **TWO_PHASES,
             mode="compacted" if self.mode == "compacted" else "masked",
         )
         self.method.net  # noqa: B018  traces the network
 
     @property
     def phase(self) -> object:
-        return self.method.hides_soft
+        return self.method.phase
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
         loss = train(self.method.net, self.method.opt, x, y)

@@ -80,6 +80,7 @@ def test_compile_is_an_option_of_compacted_runs(tmp_path, monkeypatch, capsys, m
     compile_with = torch.compile
     monkeypatch.setattr(compiling.torch, "compile", lambda f: compile_with(f, backend="aot_eager"))
     given = ("--method", "ghfp", "--mode", mode, "--compile", "--compile-after", "0", "--epochs", "1", "--no-report")
+    given += ("--set", "wake=together")
     arguments = [name for name in QUICK if name != "--quiet"]
     assert cli.main(["train", "--out", str(tmp_path), *arguments, *given]) == 0
     said = capsys.readouterr().out

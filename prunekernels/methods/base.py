@@ -438,6 +438,5 @@ class Method(Running, Budgeted, Checkpoints, FilterTensors, metaclass=WithDefaul
     def __repr__(self) -> str:
         states = torch.cat(list(self.states.values()))
         live, soft, hard = (int((states == value).sum()) for value in range(3))
-        return (
-            f"{type(self).__name__}(epoch {self.epoch}/{self.all_epochs}; filters: {live} live, {soft} soft, {hard} hard)"
-        )
+        where = f"epoch {self.epoch}/{self.all_epochs}"
+        return f"{type(self).__name__}({where}; filters: {live} live, {soft} soft, {hard} hard)"

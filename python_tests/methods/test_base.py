@@ -69,7 +69,7 @@ def test_ends_in_a_small_network(name, flow, capsys):
 def test_fine_tuning_is_part_of_the_epochs():
     _, _, method = run(SFP, 2, total=3, fine_tune=1)
     assert method.finished and method.history[-1]["3"] == Counts(6, 0, 6, method.history[-1]["3"].returned)
-    assert "epoch 2/2" in str(method)
+    assert "epoch 2/3" in str(method)
 
 
 # ---- bad input

@@ -196,6 +196,8 @@ def test_only_a_sum_of_gradients_is_measured():
 class Layer:
     """What CreditedL2 asks of a method: one layer, filters of one weight each, and which of them are dead."""
 
+    prunes_last = False
+
     def __init__(self, lengths, dead):
         self.layers = {"a": pk.MaskedConv2d(1, len(lengths), 1)}
         self.filters, self.dead = self, [torch.tensor(dead)]
@@ -230,6 +232,13 @@ def test_credit_is_the_growth_of_live_filters(later, expected):
     torch.testing.assert_close(criterion.scores()["a"], torch.tensor(expected).float(), rtol=1e-6, atol=0)
     criterion.begin_epoch()  # growth counts from each pruning on
     torch.testing.assert_close(criterion.scores()["a"], torch.tensor(later).abs(), rtol=1e-6, atol=0)
+
+
+def test_the_last_pruning_gives_no_credit():
+    layer, criterion = credited([2.0, 6.0, 3.0, 1.0], [False, False, True, True])
+    layer.grow([6.0, 10.0, 3.0, 1.0])
+    layer.prunes_last = True
+    assert criterion.scores()["a"].tolist() == [6, 10, 3, 1]
 
 
 def test_layers_without_dead_filters_or_without_length_have_no_credit():
