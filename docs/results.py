@@ -29,6 +29,7 @@ KERNELS = "2026-11-24-epyc-2core-eda2bad-kernels"
 ALMOST_FULL = "2026-11-20-xeon-2core-3bb8e70-almost-full"
 OPTIMIZERS = "2026-11-24-epyc-2core-f486e33-optim"
 METHODS = ("2026-11-24-epyc-2core-9f10d70-methods", "2026-11-24-epyc-2core-4b4d01a-methods-pgp")
+EVIDENCE = "2026-11-28-epyc-2core-4217257-methods-fashion"
 DETECTION, ADAPTATION = "2026-11-28-epyc-2core-15640cb-detect-fashion", "2026-11-28-epyc-2core-15640cb-adapt-fashion"
 
 Row = dict[str, Any]
@@ -285,6 +286,47 @@ def optimizers() -> str:
     return markdown(head, cells)
 
 
+def _evidence(arch: str) -> str:
+    """Each method at its defaults beside its baselines, at rate 0.5."""
+    rows = [r for r in load(EVIDENCE)["summary"] if r["arch"] == arch and r["kind"] in ("dense", "method")]
+    cells = [
+        ("dense training" if r["kind"] == "dense" else f"`{r['method']}`", f"{r['accuracy']:.2f}", ratio(r["vs_dense"]),
+         _points(r["over_scratch"]), _points(r["over_scratch_time"]), _points(r["over_literal"]),
+         _or_dash(r["time_of_literal"]), _or_dash(r["came_back"]), ratio(r["multiply_adds"]))
+        for r in rows
+    ]  # fmt: skip
+    head = ("run", "accuracy in %", "speed-up", "over scratch", "over scratch-time", "over literal",
+            "time, of literal", "came back", "multiply-adds")  # fmt: skip
+    return markdown(head, cells)
+
+
+def _points(found: dict[str, Any] | None) -> str:
+    """A mean difference with its standard error, and p of the paired t."""
+    if found is None:
+        return "-"
+    if found["error"] is None:
+        return f"{found['mean']:+.2f}"
+    return f"{found['mean']:+.2f} ± {found['error']:.2f} (p {found['p_t']:.2g})"
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else ratio(value)
+
+
+def methods_resnet20_evidence() -> str:
+    return _evidence("resnet20")
+
+
+def methods_vgg_small_evidence() -> str:
+    return _evidence("vgg_small")
+
+
+def methods_goals() -> str:
+    """The goals, held or missed, as the results file says."""
+    head = ("goal", "network", "reached", "verdict", "seeds")
+    return markdown(head, [[row[name] for name in head] for row in load(EVIDENCE)["goals"]])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
@@ -292,6 +334,7 @@ TABLES: dict[str, Callable[[], str]] = {
         networks_infer, networks_independent, networks_memory, layers_summary,
         layers_almost_full, layers_filters, layers_losing, layers_kernels, methods_short, methods_resnet20,
         methods_vgg_small, optimizers, pgp_detection, pgp_adaptation,
+        methods_resnet20_evidence, methods_vgg_small_evidence, methods_goals,
     )
 }  # fmt: skip
 
