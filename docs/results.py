@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from figures import GREY, new_figure, save, ticks
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 ASSETS = ROOT / "docs" / "assets"
@@ -37,7 +39,6 @@ NAMES = {"resnet56": "ResNet-56", "vgg16": "VGG-16", "resnet18": "ResNet-18"}
 MORE_NAMES = NAMES | {"mobilenet_v2": "MobileNetV2", "resnet20": "ResNet-20", "resnet50": "ResNet-50"}
 DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 COLORS = {"resnet56": "#0072B2", "vgg16": "#D55E00", "resnet18": "#009E73"}  # told apart by every colour vision
-GREY = "#808080"  # readable on white and on black
 
 
 @cache
@@ -363,7 +364,7 @@ def speed_up_series() -> dict[str, dict[str, list[tuple[float, float]]]]:
 
 def draw_speed_up(path: Path) -> None:
     """Speed-up of a training step over dense against the keep ratio, by network and mode."""
-    figure, axis = _figure(7.2, 3.9)
+    figure, axis = new_figure(7.2, 3.9)
     for network, modes in speed_up_series().items():
         for mode, style in (("live", "-"), ("masked", (0, (4, 2)))):
             kept, values = zip(*modes[mode], strict=True)
@@ -379,13 +380,13 @@ def draw_speed_up(path: Path) -> None:
     axis.legend(frameon=False, labelcolor=GREY, loc="upper left", ncols=2)
     axis.set(xlim=(0.97, 0.27), ylim=(0.85, 11), xlabel="keep ratio (share of the filters that is live)", yscale="log")
     axis.set_title("Speed-up of a training step over the dense network", loc="left", color=GREY, fontsize=11)
-    _ticks(axis, (0.95, 0.9, 0.7, 0.5, 0.3), (1, 2, 3, 4, 6, 8))
-    _save(figure, path)
+    ticks(axis, (0.95, 0.9, 0.7, 0.5, 0.3), (1, 2, 3, 4, 6, 8))
+    save(figure, path)
 
 
 def draw_layers(path: Path) -> None:
     """Speed-up of single layers over dense: a dot a layer, the geometric mean as a line."""
-    figure, axis = _figure(7.2, 3.6)
+    figure, axis = new_figure(7.2, 3.6)
     for name, label, color in ((FILTERS, "filters and inputs", "#0072B2"), (KERNELS, "single 3x3 kernels", "#D55E00")):
         rows, summary = load(name)["rows"], load(name)["summary"]
         axis.scatter(
@@ -399,13 +400,13 @@ def draw_layers(path: Path) -> None:
     axis.legend(frameon=False, labelcolor=GREY, loc="upper left")
     axis.set(xlim=(0.73, 0.12), xlabel="keep ratio", yscale="log")
     axis.set_title("Forward and backward of one layer, speed-up over dense", loc="left", color=GREY, fontsize=11)
-    _ticks(axis, (0.7, 0.5, 0.3, 0.15), (1, 2, 4, 8, 16))
-    _save(figure, path)
+    ticks(axis, (0.7, 0.5, 0.3, 0.15), (1, 2, 4, 8, 16))
+    save(figure, path)
 
 
 def draw_methods(path: Path) -> None:
     """Whole trainings at rate 0.5: how fast, and how accurate."""
-    figure, axis = _figure(7.2, 3.6)
+    figure, axis = new_figure(7.2, 3.6)
     for arch, label, marker in (("resnet20", "ResNet-20", "o"), ("vgg_small", "VGG-small", "s")):
         dense, *rows = method_rows(arch, 0.5)
         rows = [row for row in rows if row["duty"] == 0.1 and row["clip"] is None]
@@ -421,44 +422,12 @@ def draw_methods(path: Path) -> None:
     axis.legend(frameon=False, labelcolor=GREY, loc="lower right")
     axis.set(xlabel="speed-up of the whole training over dense training", ylabel="accuracy less dense, points")
     axis.set_title("Half of the filters pruned while training, digits", loc="left", color=GREY, fontsize=11)
-    _save(figure, path)
+    save(figure, path)
 
 
 PLOTS: dict[str, Callable[[Path], None]] = {
     "speed-up.svg": draw_speed_up, "layers.svg": draw_layers, "methods.svg": draw_methods,
 }  # fmt: skip
-
-
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams |= {
-        "svg.fonttype": "none", "svg.hashsalt": "prunekernels", "font.family": "sans-serif", "font.size": 10,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY, "axes.labelcolor": GREY,
-        "xtick.color": GREY, "ytick.color": GREY,
-    }  # fmt: skip
-    figure, axis = plt.subplots(figsize=(width, height), layout="constrained")
-    axis.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.8)
-    return figure, axis
-
-
-def _ticks(axis: Any, x: Sequence[float], y: Sequence[float]) -> None:
-    from matplotlib.ticker import FixedLocator, NullLocator
-
-    axis.xaxis.set_major_locator(FixedLocator(x))
-    axis.yaxis.set_major_locator(FixedLocator(y))
-    axis.yaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
-
-
-def _save(figure: Any, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    figure.savefig(path, transparent=True, metadata={"Date": None})
-    plt.close(figure)
 
 
 def main() -> None:

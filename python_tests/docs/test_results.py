@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import sys
 
 import pytest
 
@@ -12,7 +13,11 @@ from cases.pages import ROOT, name_of
 def _load():
     spec = importlib.util.spec_from_file_location("docs_results", ROOT / "docs" / "results.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(ROOT / "docs"))  # as for a script of that folder
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
     return module
 
 
