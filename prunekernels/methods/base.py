@@ -53,9 +53,11 @@ class Method(Running, Budgeted, Checkpoints, FilterTensors, metaclass=WithDefaul
         round_to: The number of live filters of a layer stays a multiple of it.
         coupling: "independent": each layer is pruned by itself. "joint" (needs example_input): filters that meet in an
             add are pruned together, by the mean of their scores, each over its layer's mean.
-        budget: "layer": the same share of each layer. "global": that share of all filters together, by their scores
-            over their layer's mean score. "flops" (needs example_input): as many filters of all layers as save that
-            share of the network's multiply-adds, by scores over the sum of those that are left of their layer.
+        budget: "layer": the same share of each layer, also where some of the layers that meet in adds lack channels,
+            as behind a shortcut that pads: filters then compete with those that the same layers have. "global": that
+            share of all filters together, by their scores over their layer's mean score. "flops" (needs example_input):
+            as many filters of all layers as save that share of the network's multiply-adds, by scores over the sum of
+            those that are left of their layer.
         rates: By name or pattern of names ("stage1.*"), a rate for these layers; the last pattern that matches counts.
             The other layers have `rate`, or meet the budget of all.
         floor: The smallest share of a layer's filters that stays with budget "global" or "flops", unless rates has the
@@ -381,10 +383,7 @@ class Method(Running, Budgeted, Checkpoints, FilterTensors, metaclass=WithDefaul
         for name in self.layers:
             wrong = (~scores[name].isfinite()).nonzero().flatten().tolist()
             self._expect(not wrong, name, "finite scores", f"others for filters {wrong}")
-        rankings = []
-        for unit, dead, hard in zip(self.units, self.filters.dead, self.filters.hard, strict=True):
-            rankings.append(Ranking.of(of_unit(unit, scores), dead, hard, list(unit.filters.values())))
-        return rankings
+        return self._ranked([of_unit(unit, scores) for unit in self.units])
 
     @property
     def _has_soft(self) -> bool:

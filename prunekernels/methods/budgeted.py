@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..graph import Group
 from ..nn.conv import MaskedConv2d
 from .budgets import Budget
 from .channel_masks import ChannelMasks
 from .costs import Costs
+from .filter_states import FilterStates
 from .ranking import Ranking
 from .rates import rates_of_layers, rates_of_units
 
@@ -31,6 +32,7 @@ class Budgeted:
     layers: dict[str, MaskedConv2d]
     left_out: dict[str, str]
     channel_masks: ChannelMasks
+    filters: FilterStates
 
     def pruned_share(self, epoch: int) -> float:
         raise NotImplementedError
@@ -45,6 +47,19 @@ class Budgeted:
         self._budget = Budget(op, kind, units, self.rate, own, floor=floor, round_to=round_to, costs=costs)
         epochs = range(-1 if self.prunes_first else 0, self.epochs)
         self._budget.check(lambda rate: [max(self._share(rate, epoch) for epoch in epochs)])
+
+    def _ranked(self, scores: Sequence[Tensor]) -> list[Ranking]:
+        """By unit, its filters from the first to go to the last.
+
+        Args:
+            scores: By unit, float64 [width].
+        """
+        rankings = []
+        for u, unit in enumerate(self.filters.units):
+            dead, hard = self.filters.dead[u], self.filters.hard[u]
+            members, evenly = list(unit.filters.values()), self._budget.takes_evenly(u)
+            rankings.append(Ranking.of(scores[u], dead, hard, members, evenly=evenly))
+        return rankings
 
     def _counts(self, rankings: Sequence[Ranking], epoch: int, *shares: float) -> list[int]:
         """By unit, how many filters go if what goes at this epoch's end goes times these shares."""

@@ -24,7 +24,7 @@ FLOORS = {"layer": 0.0, "global": 0.0, "flops": 0.1}  # the defaults of floor
 class Budget:
     """How many filters of each unit go.
 
-    "layer": the same share of each unit. "global": that share of all units together, by scores over their unit's mean,
+    "layer": the same share of each layer. "global": that share of all units together, by scores over their unit's mean,
     since norms of different layers do not compare. "flops": of all units together as many as save that share of the
     network's multiply-adds, by scores over the sum of those that are left of their unit.
 
@@ -54,6 +54,10 @@ class Budget:
         self.op, self.kind, self.units, self.rate, self.rates = op, kind, list(units), rate, list(rates)
         self.floor = FLOORS[kind] if floor is None else floor
         self.round_to, self.costs = round_to, costs
+
+    def takes_evenly(self, unit: int) -> bool:
+        """Whether a unit's layers are to lose the same share of their filters: where one rate is theirs."""
+        return self.kind == "layer" or self.rates[unit] is not None
 
     def counts(self, rankings: Sequence[Ranking], shares: Shares) -> list[int]:
         """How many filters of each unit go.

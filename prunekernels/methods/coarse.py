@@ -20,7 +20,7 @@ from . import ranks
 from .arguments import is_share
 from .base import Method
 from .channel_masks import find_norms
-from .ranking import Ranking, pruned_count
+from .ranking import pruned_count
 from .schedules import progressive
 from .trials import Batches, Trials, batch_statistics
 
@@ -178,10 +178,8 @@ class CoarsePruning(Method):
     def _draw_filters(self, epoch: int, seed: int) -> list[Tensor]:
         """By unit, the filters that this seed prunes, those that are gone already among them: bool [width]."""
         generator = torch.Generator().manual_seed(seed)
-        rankings = []
-        for unit, hard in zip(self.units, self.filters.hard, strict=True):
-            scores = torch.rand(unit.width, generator=generator, dtype=torch.float64)
-            rankings.append(Ranking.of(scores, hard, hard, list(unit.filters.values())))
+        keys = [torch.rand(unit.width, generator=generator, dtype=torch.float64) for unit in self.units]
+        rankings = self._ranked(keys)
         amounts = self._counts(rankings, epoch)
         return [ranking.first(amount) for ranking, amount in zip(rankings, amounts, strict=True)]
 

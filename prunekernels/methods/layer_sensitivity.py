@@ -168,7 +168,7 @@ def _unit(group: Group, scores: Mapping[str, Tensor], live: Mapping[str, Tensor]
     dead = torch.ones(group.width, dtype=torch.bool)
     for name, channels in group.filters.items():
         dead[channels[live[name]]] = False
-    ranking = Ranking.of(of_unit(group, scores), dead, dead, list(group.filters.values()))
+    ranking = Ranking.of(of_unit(group, scores), dead, dead, list(group.filters.values()), evenly=True)
     most = ranking.width - ranking.protected
     return _Unit(group, ranking, [max(ranking.hard, min(pruned_count(group.width, r), most)) for r in rates])
 

@@ -91,7 +91,9 @@ class Ranking:
     protected: int
 
     @classmethod
-    def of(cls, scores: Tensor, dead: Tensor, hard: Tensor, members: Sequence[Tensor]) -> Ranking:
+    def of(
+        cls, scores: Tensor, dead: Tensor, hard: Tensor, members: Sequence[Tensor], *, evenly: bool = False
+    ) -> Ranking:
         """Ranks a unit's filters.
 
         Args:
@@ -99,15 +101,24 @@ class Ranking:
             dead: bool [width]: dead now.
             hard: bool [width]: hard-dead now.
             members: By layer of the unit, int64 [K]: which joint channel each of its filters is.
+            evenly: Whether the start of the order, however long, has the same share of each layer's filters. Filters
+                then compete only with those that the same layers have. Where every layer has all channels, nothing
+                changes.
         """
-        order = _sorted(scores, dead, torch.where(hard, 0, 1))
+        place_in_class = _places(scores, dead, hard, members) if evenly else torch.zeros_like(scores)
+
+        def sorted_by(rank: Tensor) -> Tensor:
+            keys = (~dead, scores, place_in_class, rank)
+            return torch.from_numpy(np.lexsort([key.numpy() for key in keys]))
+
+        order = sorted_by(torch.where(hard, 0, 1))
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order))
         stay = torch.zeros_like(hard)
         for channels in members:
             if len(channels):
                 stay[channels[place[channels].argmax()]] = True
-        order = _sorted(scores, dead, torch.where(hard, 0, 1 + stay.long()))
+        order = sorted_by(torch.where(hard, 0, 1 + stay.long()))
         return cls(order, scores, int(hard.sum()), int((stay & ~hard).sum()))
 
     @property
@@ -122,5 +133,18 @@ class Ranking:
         return chosen
 
 
-def _sorted(scores: Tensor, dead: Tensor, rank: Tensor) -> Tensor:
-    return torch.from_numpy(np.lexsort((~dead.numpy(), scores.numpy(), rank.numpy())))
+def _places(scores: Tensor, dead: Tensor, hard: Tensor, members: Sequence[Tensor]) -> Tensor:
+    """By filter, the share of its class that goes before it and half of its own: float64 [width] in (0, 1).
+
+    A class has the channels that the same layers have.
+    """
+    has = np.zeros((len(members), len(scores)), bool)
+    for row, channels in zip(has, members, strict=True):
+        row[channels.numpy()] = True
+    of_filter = np.unique(has, axis=1, return_inverse=True)[1].reshape(-1)
+    places = np.empty(len(scores))
+    order = np.lexsort([key.numpy() for key in (~dead, scores, ~hard)])
+    for which in np.unique(of_filter):
+        mine = order[of_filter[order] == which]
+        places[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+    return torch.from_numpy(places)

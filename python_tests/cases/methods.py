@@ -55,14 +55,14 @@ def residual(seed=0):
     return net
 
 
-def ranking(scores, dead=(), hard=(), members=None):
+def ranking(scores, dead=(), hard=(), members=None, evenly=False):
     """A unit's filters in order; members: by layer, which of them it has."""
     scores = torch.tensor(scores, dtype=torch.float64)
     masks = [torch.zeros(len(scores), dtype=torch.bool) for _ in range(2)]
     for mask, which in zip(masks, (dead, hard), strict=True):
         mask[list(which)] = True
     members = [torch.arange(len(scores))] if members is None else [torch.tensor(m) for m in members]
-    return Ranking.of(scores, masks[0] | masks[1], masks[1], members)
+    return Ranking.of(scores, masks[0] | masks[1], masks[1], members, evenly=evenly)
 
 
 def sgd(net, lr=0.05, momentum=0.9, weight_decay=1e-2, **options):

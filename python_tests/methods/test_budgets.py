@@ -41,6 +41,28 @@ def test_layer_budget():
     assert counts(rankings, (0.5,), "layer", rates=[0.0, None]) == [0, 2]
 
 
+@pytest.mark.parametrize(("rate", "wanted"), [(0.5, {8: 4, 16: 8, 32: 16}), (0.25, {8: 6, 16: 12, 32: 24})])
+@pytest.mark.parametrize("cls", [GHFP, PGP, PruneWhileTraining, CoarsePruning])
+def test_layer_budget_of_layers_that_meet_with_fewer_channels(cls, rate, wanted):
+    """The shortcuts of this network pad channels, so that its three stages meet in one group."""
+    torch.manual_seed(0)
+    net = build("resnet20", num_classes=10, width=0.5)
+    pk.convert(net)
+    images = torch.randn(2, 3, 16, 16)
+    options = {"data": [(images, torch.tensor([0, 1]))], "masks": 4, "kernel_rate": 0.0} if cls is CoarsePruning else {}
+    method = cls(net, sgd(net), rate, 2, coupling="joint", example_input=images, steps_per_epoch=1, **options)
+    assert max(len(unit.layers) for unit in method.units) == 10  # stem and the last of each block
+    for _ in range(2):
+        torch.nn.functional.cross_entropy(net(images), torch.tensor([0, 1])).backward()
+        method.opt.step()
+        method.step()
+        method.end_epoch()
+    assert {(c.live, c.live + c.hard) for c in method.history[-1].values()} == {(n, K) for K, n in wanted.items()}
+    small = pk.count_flops(pk.shrink(net, images), images).dense
+    plain = build("resnet20", num_classes=10, width=0.5 * (1 - rate))
+    assert small == pk.count_flops(plain, images).dense
+
+
 def test_global_budget_compares_scores_over_their_mean():
     rankings = [ranking([1, 1, 1, 1]), ranking([10, 10, 90, 90])]
     assert counts(rankings, (0.25,), "global") == [0, 2]

@@ -1,6 +1,7 @@
 """Orders and counts."""
 
 import pytest
+import torch
 
 from cases.methods import ranking
 from prunekernels.methods.ranking import pruned_count, rounded
@@ -55,3 +56,43 @@ def test_hard_dead_go_first_whatever_their_score():
 def test_each_layer_keeps_its_best_filter():
     r = ranking([1, 2, 3, 4, 5, 6], members=[range(6), (0, 1)])
     assert r.order.tolist() == [0, 2, 3, 4, 1, 5] and r.protected == 2
+
+
+PADDED = [range(4), range(2, 6), range(12)]  # three layers that meet: four channels, four, and all twelve
+
+
+def test_evenly_takes_the_same_share_of_each_layer():
+    scores = [9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    assert ranking(scores, members=PADDED).order[:6].tolist() == [6, 7, 8, 9, 10, 11]  # none of the first two layers
+    r = ranking(scores, members=PADDED, evenly=True)
+    gone = r.first(6)
+    assert [int(gone[list(layer)].sum()) for layer in PADDED] == [2, 2, 6]
+    assert gone.nonzero().flatten().tolist() == [1, 3, 5, 6, 7, 8]  # the weakest of [0, 1], [2, 3], [4, 5] and the rest
+
+
+@pytest.mark.parametrize("count", range(10))
+def test_evenly_is_near_the_share_at_every_count_and_only_adds(count):
+    generator = torch.Generator().manual_seed(count)
+    scores = torch.rand(60, generator=generator).tolist()
+    layers = [range(20), range(10, 40), range(60)]
+    r = ranking(scores, members=layers, evenly=True)
+    share = count / 10
+    gone = r.first(pruned_count(60, share))
+    for layer in layers:
+        assert abs(int(gone[list(layer)].sum()) - share * len(layer)) <= 1.5  # half a filter of each class
+    again = ranking(scores, hard=gone.nonzero().flatten().tolist(), members=layers, evenly=True)
+    assert bool((r.first(54) >= gone).all()) and torch.equal(again.first(54), r.first(54))
+
+
+def test_evenly_changes_nothing_where_each_layer_has_all():
+    scores = torch.rand(30, generator=torch.Generator().manual_seed(0)).tolist()
+    members = [range(30), tuple(torch.randperm(30, generator=torch.Generator().manual_seed(1)).tolist())]
+    options = {"dead": (3, 4), "hard": (7, 20), "members": members}
+    assert ranking(scores, **options, evenly=True).order.tolist() == ranking(scores, **options).order.tolist()
+
+
+def test_evenly_leaves_each_layer_a_filter():
+    layers = [(0,), (0, 1), (1, 2, 3)]
+    r = ranking([1.0, 2, 3, 4], members=layers, evenly=True)
+    live = ~r.first(4 - r.protected)
+    assert all(bool(live[list(layer)].any()) for layer in layers)
