@@ -14,7 +14,7 @@ alternating  between two sets of masks, both of which have trained before
 leave_ms, set_ms, enter_ms   compacted mode is left, masks are set, compacted mode is entered: medians over the changes
 change_ms    all three
 first_ms     the first step after a change
-later_ms     a later step, in which no plan is measured any more
+later_ms     a later step, in which no plan is tried any more
 extra_steps  what a change costs in steps: (change_ms + first_ms) / later_ms - 1
 
 Goals: leaving, setting and entering take at most 5 ms for ResNet-20 and 50 ms for ResNet-50, on two cores; a change
@@ -115,12 +115,9 @@ def masks_of(setting: Setting, change: str, index: int) -> LiveChannels:
 
 
 def settled(made: NetworkContender, clock: Callable[..., float]) -> float:
-    """The time of the next step that measures no plan."""
-    while True:
-        known = len(pk.plan.table())
-        ms = clock(made.run)
-        if len(pk.plan.table()) == known:
-            return ms
+    """The time of the next step that tries no plan."""
+    pk.plan.settle(made.run)
+    return clock(made.run)
 
 
 def measured(setting: Setting, mode: str, change: str, changes: int, clock: Callable[..., float]) -> ChangeRow:

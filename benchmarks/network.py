@@ -31,21 +31,17 @@ from networks.rows import NetworkRow, goal_row
 from networks.setting import MaskedSetting, Setting
 
 SHORT = {"nchw": "nchw", "channels_last": "nhwc"}
-WARMUPS = 3  # at most, after the run that is checked: until no more plans are measured
+WARMUPS = 30  # at most, after the run that is checked: until no more plans are tried
 SLOWER = 1.15  # a layout whose single runs are this much slower than the other's is not run in the rounds
 
 
 def first_runs(contender: NetworkContender, clock: Clock) -> None:
-    """Checks a run from the first weights, then runs on until no plan is measured any more."""
+    """Checks a run from the first weights, then runs on until no plan is tried any more."""
     results: list[Tensor] = []
-    known = len(pk.plan.table())
     contender.rewind()
     ms = clock(lambda: results.append(contender.run()))
     contender.check(results[0])
-    for _ in range(WARMUPS):
-        if len(pk.plan.table()) == known:
-            break
-        known = len(pk.plan.table())
+    if pk.plan.settle(contender.run, WARMUPS) > 1:
         ms = clock(contender.run)
     contender.ms = min(contender.ms, ms)
 

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -75,14 +75,12 @@ std::string choose_plan(const std::string& plan, const std::string& direction, c
                          find(kDtypes, "dtype", dtype), format, at::Device(device)));
 }
 
-py::dict describe(const PlanKey& k, const Measured& measured) {
+py::dict describe(const PlanKey& k, const Known& known) {
   const auto dtype = std::find_if(std::begin(kDtypes), std::end(kDtypes),
                                   [&](const auto& d) { return static_cast<int32_t>(d.second) == k.dtype; });
   py::dict ms, row;
-  for (Plan plan : kPlans) {
-    const double time = measured.ms[static_cast<int>(plan)];
-    if (!std::isnan(time)) ms[name_of(plan)] = time;
-  }
+  for (const Trial& t : known.trials.all())
+    if (t.runs) ms[name_of(t.plan)] = t.ms;
   row["direction"] = name_of(k.direction);
   row["x_shape"] = py::make_tuple(k.N, k.C, k.H, k.W);
   row["weight_shape"] = py::make_tuple(k.K, k.C / k.G, k.R, k.S);
@@ -96,27 +94,83 @@ py::dict describe(const PlanKey& k, const Measured& measured) {
   row["device"] =
       at::Device(static_cast<at::DeviceType>(k.device_type), static_cast<at::DeviceIndex>(k.device_index)).str();
   row["threads"] = k.threads;
-  row["plan"] = name_of(measured.plan);
+  row["plan"] = name_of(known.plan);
   row["ms"] = ms;
+  row["settled"] = known.settled;
   return row;
 }
 
-// One dict for each problem that was measured.
+// One dict for each problem that was met.
 std::vector<py::dict> plan_table() {
   std::vector<py::dict> rows;
-  for (const auto& [key, measured] : plan_cache::entries()) rows.push_back(describe(key, measured));
+  for (const auto& [key, known] : plan_cache::entries()) rows.push_back(describe(key, known));
   return rows;
+}
+
+Plan plan_of(const std::string& name) {
+  for (Plan plan : kPlans)
+    if (name == name_of(plan)) return plan;
+  throw std::invalid_argument("expected a plan, got " + name);
+}
+
+// Entries of a file of plans: the key's words, the plan, and by plan that was tried its time and number of runs.
+using KeyWords = std::array<int32_t, sizeof(PlanKey) / sizeof(int32_t)>;
+using TrialEntry = std::tuple<std::string, double, int32_t>;
+using PlanEntry = std::tuple<KeyWords, std::string, std::vector<TrialEntry>>;
+
+// What trials have settled on the CPU: of a GPU the key does not say which one it is.
+std::vector<PlanEntry> settled_plans() {
+  std::vector<PlanEntry> found;
+  for (const auto& [key, known] : plan_cache::entries()) {
+    if (!known.settled || !known.trials.begun() || key.device_type != static_cast<int32_t>(at::kCPU)) continue;
+    KeyWords words;
+    std::memcpy(words.data(), &key, sizeof(key));
+    std::vector<TrialEntry> trials;
+    for (const Trial& t : known.trials.all())
+      if (t.runs) trials.emplace_back(name_of(t.plan), t.ms, t.runs);
+    found.emplace_back(words, name_of(known.plan), std::move(trials));
+  }
+  return found;
+}
+
+void restore_plans(const std::vector<PlanEntry>& entries) {
+  std::vector<std::pair<PlanKey, Known>> read;
+  for (const auto& [words, plan, tried] : entries) {
+    std::vector<Trial> trials;
+    for (const auto& [name, ms, runs] : tried) trials.push_back({plan_of(name), ms, runs, true});
+    PlanKey key;
+    std::memcpy(&key, words.data(), sizeof(key));
+    read.push_back({key, {plan_of(plan), true, Trials(std::move(trials))}});
+  }
+  for (const auto& [key, known] : read) plan_cache::begin(key, known);
+}
+
+Trials trials_of(const std::vector<std::string>& names) {
+  std::vector<Plan> plans;
+  for (const std::string& name : names) plans.push_back(plan_of(name));
+  return Trials(plans);
 }
 
 }  // namespace
 
 void bind_plans(py::module_& m) {
+  py::class_<Trials>(m, "PlanTrials", "How the plan of one problem is found out, without any convolution: for tests.")
+      .def(py::init(&trials_of))
+      .def("next", [](const Trials& t) { return name_of(t.next()); })
+      .def("add", [](Trials& t, const std::string& plan, double ms) { t.add(plan_of(plan), ms); })
+      .def("settled", &Trials::settled)
+      .def("best", [](const Trials& t) { return name_of(t.best()); })
+      .def("lead", &Trials::lead);
   m.def("choose_plan", choose_plan, py::arg("plan"), py::arg("direction"), py::arg("x_shape"), py::arg("weight_shape"),
         py::arg("table"), py::kw_only(), py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"),
         py::arg("dtype"), py::arg("channels_last"), py::arg("device"),
         "The plan that one direction of one layer would get now. Measures nothing.");
-  m.def("plan_table", plan_table, "What was measured: one row for each problem.");
-  m.def("clear_plans", plan_cache::clear, "Forgets what was measured.");
+  m.def("plan_table", plan_table, "What was found out: one row for each problem.");
+  m.attr("plan_key_words") = std::tuple_size_v<KeyWords>;
+  m.def("settled_plans", settled_plans, "What a file of plans keeps.");
+  m.def("restore_plans", restore_plans, "Takes over what settled_plans() gave.");
+  m.def("clear_plans", plan_cache::clear, "Forgets what was found out.");
+  m.def("plan_trials", plan_cache::trials, "How many runs were timed.");
 }
 
 }  // namespace prunekernels

@@ -4,23 +4,28 @@
 the vendor's convolution on it and scatters the result. "direct" is a kernel of this project that skips dead filters and
 channels, "sparse" one that skips single dead kernels. A convolution in which nothing is dead runs as the vendor's.
 
-"auto", the default, times the plans that a cost model does not rule out, when it first meets a problem, and uses the
-fastest until the process ends; "dense", unless another plan is at least 3 percent faster. A problem is a direction with
-sizes, layout, dtype, number of threads or device, and live counts to a sixteenth. "model" asks the cost model alone;
-"auto" does the same while torch.use_deterministic_algorithms(True) holds or measuring is off, and measures nothing new
-while a CUDA graph is captured. The name of a plan forces that plan; a problem that it cannot compute goes as under
-"auto".
+"auto", the default, finds the fastest plan of a problem on the calls that meet it: each call runs one of the plans that
+a cost model and similar problems do not rule out, and is timed, until one of them has won; that one runs until the
+process ends. It is "dense", unless another plan is at least 3 percent faster. A problem is a direction with sizes,
+layout, dtype, number of threads or device, and live counts to a sixteenth. Where a similar problem (other live counts,
+widths or batch) has a winner whose lead is larger than what the difference may change, that plan is taken over without
+trials. "model" asks the cost model alone; "auto" does the same while torch.use_deterministic_algorithms(True) holds or
+measuring is off, and times nothing while a CUDA graph is captured. PRUNEKERNELS_CACHE names a file that keeps what was
+found out on the CPU for later processes: it is read on import and written when the process ends, by any number of
+processes, for any number of machines. The name of a plan forces that plan; a problem that
+it cannot compute goes as under "auto".
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 
+from . import plan_file
 from .masks import ConvMask
 from .ops import extension
 from .ops.fallback import PLANS as PLANS
@@ -167,9 +172,9 @@ def choose(
     memory_format: torch.memory_format = torch.contiguous_format,
     device: torch.device | str | None = None,
 ) -> str:
-    """The plan of one direction of a layer: the measured one if there is one, or else the cost model's choice.
+    """The plan of one direction of a layer: the fastest so far where it was timed, or else the cost model's choice.
 
-    Measures nothing itself.
+    Times nothing itself.
 
     Args:
         direction: "forward", "grad_input" or "grad_weight".
@@ -251,13 +256,14 @@ def has_other_plans(x: torch.Tensor) -> bool:
 
 
 def table() -> list[dict[str, Any]]:
-    """What was measured so far in this process.
+    """What was found out so far in this process.
 
     Returns:
         A dict for each problem: "direction", "x_shape", "weight_shape", "stride", "padding", "dilation", "groups",
         "dtype", "channels_last", "live" (filters, input channels, and kernels among those, in sixteenths), "device",
-        "threads", the "plan" in use, and "ms" of each plan that was tried. Layers in live mode appear with their live
-        sizes. Empty without the extension.
+        "threads", "plan" (the fastest so far), "ms" of each plan that was tried, the best of its runs, and whether the
+        plan is "settled". "ms" is empty where the plan is that of a similar problem. Layers in live mode appear with
+        their live sizes. Empty without the extension.
 
     Examples:
         >>> pk.plan.clear()
@@ -267,11 +273,44 @@ def table() -> list[dict[str, Any]]:
     return extension._C.plan_table() if extension._C else []
 
 
+def trials() -> int:
+    """How many runs of plans were timed so far in this process. Passes that add none run by plans that are settled."""
+    return extension._C.plan_trials() if extension._C else 0
+
+
+def settle(run: Callable[[], object], most: int = 64) -> int:
+    """Calls run until it tries no plan any more, as a benchmark should before it takes times.
+
+    Args:
+        run: For example a training step. It is called once at least.
+        most: How often it is called at most.
+
+    Returns:
+        How often it was called.
+
+    Examples:
+        >>> layer, x = pk.MaskedConv2d(16, 16, 3), torch.randn(2, 16, 8, 8)
+        >>> layer.set_masks(filter=torch.arange(16) < 8)
+        >>> calls = pk.plan.settle(lambda: layer(x))
+        >>> pk.plan.settle(lambda: layer(x))
+        1
+    """
+    for call in range(1, most + 1):
+        before = trials()
+        run()
+        if trials() == before:
+            return call
+    return most
+
+
 def clear() -> None:
-    """Forgets what was measured: the next call of each layer measures anew.
+    """Forgets what was found out: each layer tries plans anew.
 
     Examples:
         >>> pk.plan.clear()
     """
     if extension._C:
         extension._C.clear_plans()
+
+
+plan_file.start()

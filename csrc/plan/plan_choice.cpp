@@ -3,6 +3,7 @@
 #include <ATen/Context.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <mutex>
 #include <vector>
@@ -10,12 +11,12 @@
 namespace prunekernels {
 namespace {
 
-constexpr double kFarBehind = 3;       // times the model's best: not worth measuring
-constexpr double kDenseFarBehind = 8;  // dense is measured almost always: no plan may be slower, and the model errs
-constexpr double kHopeless = 2;        // times the best first run: not worth a second ...
-constexpr double kShortMs = 5;         // ... unless it is short, where a first run is mostly set-up
-constexpr double kTie = 0.97;          // dense wins unless another plan takes less than this share of its time
-constexpr int kLeastRounds = 2, kMostRounds = 16;
+constexpr double kFarBehind = 3;       // times the model's best: not worth a trial
+constexpr double kDenseFarBehind = 8;  // dense is tried almost always: no plan may be slower, and the model errs
+// A neighbour tells which contenders are worth a trial up to an octave away, and the plan itself if that leads by more
+// than what lies between the two: twice as many per cent, and kUnaligned where the vendor's kernels get whole vectors
+// of channels in one of them alone.
+constexpr double kNear = 1, kUnlikely = 1.5, kLeadPerOctave = 2, kUnaligned = 0.3, kSameEnough = 0.2;
 
 Plan modelled(const PlanDevice& device, const PlanCase& c) {
   Plan best = Plan::dense;
@@ -32,61 +33,40 @@ bool follows_measurements(const PlanRequest& asked, const PlanCase& c) {
   return asked.may_measure && !settled && !at::globalContext().deterministicAlgorithms();
 }
 
-struct Trial {
-  Plan plan;
-  double ms;  // of the fastest run
-};
-
-std::vector<Trial> candidates(const PlanDevice& device, const PlanCase& c) {
+// The plans that may be the fastest, the likeliest first.
+std::vector<Plan> contenders(const PlanDevice& device, const PlanCase& c, const std::optional<Neighbour>& near) {
   double least = std::numeric_limits<double>::infinity();
+  std::array<double, std::size(kPlans)> cost{};
+  std::vector<Plan> found;
   for (Plan plan : kPlans)
-    if (device.serves(plan, c)) least = std::min(least, device.cost(plan, c));
-  std::vector<Trial> trials;
-  for (Plan plan : kPlans)
-    if (device.serves(plan, c) && device.cost(plan, c) <= (plan == Plan::dense ? kDenseFarBehind : kFarBehind) * least)
-      trials.push_back({plan, 0});
-  return trials;
-}
-
-// Dense stays a candidate however long its first run takes: that run also pays for the vendor library's start-up, and
-// no plan may be slower than dense.
-void time_each(const PlanDevice& device, std::vector<Trial>& trials, c10::function_ref<at::Tensor(Plan)> run) {
-  const auto milliseconds = [&](const Trial& t) { return device.milliseconds([&] { run(t.plan); }); };
-  double best = std::numeric_limits<double>::infinity(), spent = 0;
-  for (Trial& t : trials) {
-    t.ms = milliseconds(t);
-    best = std::min(best, t.ms);
-  }
-  const double hopeless = std::max(kShortMs, kHopeless * best);
-  std::vector<Trial*> contenders;
-  for (Trial& t : trials)
-    if (t.plan == Plan::dense || t.ms <= hopeless) contenders.push_back(&t);
-  for (int round = 0; round < kLeastRounds || (round < kMostRounds && spent < kShortMs); ++round)
-    for (Trial* t : contenders) {
-      const double ms = milliseconds(*t);
-      t->ms = std::min(t->ms, ms), spent += ms;
+    if (device.serves(plan, c)) least = std::min(least, cost[static_cast<int>(plan)] = device.cost(plan, c));
+  for (Plan plan : kPlans) {
+    double& of = cost[static_cast<int>(plan)];
+    if (!device.serves(plan, c) || of > (plan == Plan::dense ? kDenseFarBehind : kFarBehind) * least) continue;
+    of /= least;
+    if (near && near->distance <= kNear) {
+      const Trials& trials = near->known.trials;
+      const double there = trials.relative(plan);  // NaN where it was not tried
+      if (there > kUnlikely * (1 + near->distance)) continue;
+      if (there > 0) of = there;
     }
+    found.push_back(plan);
+  }
+  if (found.empty()) found.push_back(modelled(device, c));  // what led nearby cannot compute this
+  const auto likelier = [&](Plan a, Plan b) { return cost[static_cast<int>(a)] < cost[static_cast<int>(b)]; };
+  std::stable_sort(found.begin(), found.end(), likelier);
+  return found;
 }
 
-const Trial& fastest(const std::vector<Trial>& trials) {
-  const auto handicapped = [](const Trial& t) { return t.plan == Plan::dense ? t.ms * kTie : t.ms; };
-  return *std::min_element(trials.begin(), trials.end(),
-                           [&](const Trial& a, const Trial& b) { return handicapped(a) < handicapped(b); });
-}
-
-// Results are freed before the next candidate is timed: they may be large.
-Plan measure(const PlanDevice& device, const PlanKey& key, std::vector<Trial> trials,
-             c10::function_ref<at::Tensor(Plan)> run) {
-  static std::mutex one_at_a_time;  // measurements at the same time would disturb each other
-  const std::lock_guard lock(one_at_a_time);
-  if (const auto known = plan_cache::find(key)) return *known;
-  time_each(device, trials, run);
-  const Trial& winner = fastest(trials);
-  Measured measured{winner.plan, {}};
-  measured.ms.fill(std::numeric_limits<double>::quiet_NaN());
-  for (const Trial& t : trials) measured.ms[static_cast<int>(t.plan)] = t.ms;
-  plan_cache::keep(key, measured);
-  return winner.plan;
+// What is known of a problem that is met for the first time.
+Known first_known(const PlanDevice& device, const PlanKey& key, const PlanCase& c) {
+  const std::optional<Neighbour> near = plan_cache::nearest(key);
+  if (near && near->distance <= kSameEnough && device.serves(near->known.plan, c)) {
+    const double between = kLeadPerOctave * near->distance + (near->is_aligned_alike ? 0 : kUnaligned);
+    if (near->known.trials.lead() > between) return {near->known.plan, true, {}};
+  }
+  const std::vector<Plan> plans = contenders(device, c, near);
+  return {plans.front(), plans.size() == 1, Trials(plans)};
 }
 
 }  // namespace
@@ -118,7 +98,7 @@ PlanKey plan_key(const PlanDevice& device, const PlanCase& c) {
 Plan planned(const PlanDevice& device, const PlanRequest& asked, const PlanCase& c) {
   if (asked.forced && device.serves(*asked.forced, c)) return *asked.forced;
   if (follows_measurements(asked, c))
-    if (const auto known = plan_cache::find(plan_key(device, c))) return *known;
+    if (const auto known = plan_cache::find(plan_key(device, c))) return known->plan;
   return modelled(device, c);
 }
 
@@ -127,10 +107,24 @@ at::Tensor with_plan(const PlanDevice& device, const PlanRequest& asked, const P
   if (asked.forced && device.serves(*asked.forced, c)) return run(*asked.forced);
   if (!follows_measurements(asked, c)) return run(modelled(device, c));
   const PlanKey key = plan_key(device, c);
-  if (const auto known = plan_cache::find(key)) return run(*known);
-  std::vector<Trial> trials = candidates(device, c);
-  if (trials.size() == 1 || plan_cache::full() || !device.can_measure()) return run(modelled(device, c));
-  return run(measure(device, key, std::move(trials), run));
+  std::optional<Known> known = plan_cache::find(key);
+  // A plan that was read from a file may be any.
+  if (known && known->settled) return run(device.serves(known->plan, c) ? known->plan : modelled(device, c));
+  if (!device.can_measure()) return run(known ? known->plan : modelled(device, c));
+  if (!known) {
+    known = first_known(device, key, c);
+    if (plan_cache::full()) return run(known->plan);
+    plan_cache::begin(key, *known);
+    if (known->settled) return run(known->plan);
+  }
+  static std::mutex one_at_a_time;  // trials at the same time would disturb each other
+  const std::unique_lock lock(one_at_a_time, std::try_to_lock);
+  if (!lock) return run(known->plan);
+  const Plan turn = known->trials.next();
+  at::Tensor result;
+  const double ms = device.milliseconds([&] { result = run(turn); });
+  plan_cache::add(key, turn, ms);
+  return result;
 }
 
 }  // namespace prunekernels

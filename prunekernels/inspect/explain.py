@@ -23,7 +23,7 @@ from ..nn.conv import MaskedConv2d
 from ..nn.mask_buffers import MaskBuffers
 from ..nn.reparametrized import is_reparametrized
 from ..ops import mask_table
-from ..plan import DIRECTIONS, LayerPlan, has_other_plans
+from ..plan import DIRECTIONS, LayerPlan, has_other_plans, settle
 from . import kept
 from .flops import live_kernels, lowered
 from .modes import MODES, ModeTimes, time_modes, unwrapped
@@ -333,7 +333,9 @@ def _medians(runs: Mapping[str, Callable[[], object]], device: torch.device) -> 
         return 1e3 * (time.perf_counter() - before)
 
     samples: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(WARMUPS):  # the first one measures plans
+    for run in runs.values():
+        settle(run)
+    for _ in range(WARMUPS):
         for run in runs.values():
             clock(run)
     end = time.perf_counter() + SECONDS

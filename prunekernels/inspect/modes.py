@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from .. import plan
 from ..compaction.compaction import Compaction
 from ..live.tensor import full_width
 from ..nn.example import Example
@@ -21,6 +22,7 @@ from ..nn.mask_buffers import MaskBuffers
 from .observe import masked_where_compiled
 
 MODES = ("masked", "live", "compacted")
+SETTLES = 24  # passes at most in which plans are tried
 Run = Callable[[], object]
 
 
@@ -71,7 +73,7 @@ def time_modes(
 ) -> ModeTimes:
     """Measures what one pass of a masked network takes in each mode.
 
-    The network is traced for compacted mode, runs once in each mode, which also measures plans, and then repeats times
+    The network is traced for compacted mode, runs in each mode until no plan is tried any more, and then repeats times
     in turns; the fastest pass of each counts. A pass is forward and backward, from the mean of all outputs. The
     caller's autocast and deterministic settings hold; what torch.compile made runs without it. The model is left as it
     was: parameters, gradients, buffers, masks, modes, and the state of torch's and Python's random generators. Its
@@ -119,7 +121,7 @@ def time_modes(
         stack.enter_context(_left_alone(model))
         for mode, run in runs.items():
             with _reason_in(times.reasons, mode):
-                _clock(run, device)
+                plan.settle(run, SETTLES)
         for _ in range(repeats):
             for mode, run in runs.items():
                 if mode not in times.reasons:
