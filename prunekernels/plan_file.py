@@ -75,9 +75,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _plans_of(machines: dict[str, Any]) -> list[Any]:
     """This machine's plans: [key, plan, [[tried plan, ms, runs], ...]] each."""
-    found = machines.get(machine(), [])
-    words = extension._C.plan_key_words if extension._C else 0
-    for entry in found if isinstance(found, list) else [None]:
+    found: Any = machines.get(machine(), [])
+    words = int(extension._C.plan_key_words) if extension._C else 0
+    entries: list[Any] = found if isinstance(found, list) else [None]
+    for entry in entries:
         right = isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], list) and len(entry[0]) == words
         if not right or not all(isinstance(word, int) for word in entry[0]):
             raise ValueError(f"expected entries [key, plan, trials], got {str(entry)[:60]}")
@@ -85,7 +86,7 @@ def _plans_of(machines: dict[str, Any]) -> list[Any]:
 
 
 def _write_at_exit(path: Path, known: set[tuple[int, ...]]) -> None:
-    entries = extension._C.settled_plans() if extension._C else []
+    entries: list[Any] = extension._C.settled_plans() if extension._C else []
     if all(tuple(key) in known for key, *_ in entries):
         return
     try:

@@ -40,7 +40,7 @@ def finalize_run(run: Trainer) -> dict[str, Any]:
     save_small(run, small)
     x, y = timed_batch(run)
     with setup.numerics(run.config):
-        run.modes.look_at_masks(x)
+        run.modes.end()
     plain = run.dense.of(setup.network(run.config, run.data))
     image = run.data.normalised(run.data.test.images[:1]).to(run.device)
     test = run.data.test

@@ -272,6 +272,7 @@ class Trainer:
             loss = F.cross_entropy(scores.float(), y)
         self._weighted(loss, len(y)).backward()
         optimizer.step()
+        self.modes.step_ended()
         if self.method is not None:
             self.method.step()
         right = (scores.detach().argmax(1) == y).sum()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -13,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..inspect.modes import ModeTimes, time_modes
 from ..methods import Method
 from ..nn.conv import MaskedConv2d
 from ..nn.flow import flow
@@ -23,6 +23,7 @@ from . import distributed
 from .compiling import Compiled, step_times
 from .config import Config
 from .dense_step import DenseStep, autocast
+from .form_trials import FormTrials, likeliest_first
 
 TIMED = ("masked", "live", "compacted")
 TIMED_ALL_LIVE = ("masked", "live")  # compacted mode has nothing to leave out
@@ -74,7 +75,11 @@ class Modes:
         self.ranks = world_size()
         self.whole = distributed.wrapped(model)
         self.now = "masked" if config.mode == "auto" and method is not None else config.mode
-        self._chosen: dict[str, str] = {}  # by share of live filters, the mode
+        self._chosen: dict[str, str] = {}  # by share of live filters, the mode, with amp also the numbers
+        self._times: dict[str, dict[str, float]] = {}  # by share, milliseconds of a step by mode and numbers
+        self._trials: dict[str, FormTrials] = {}  # by share, until one is chosen
+        self._trial: FormTrials | None = None  # that of the masks that there are now
+        self._begun = 0.0  # of a step that is on trial
         self._compiles: dict[str, bool] = {}  # by mode and share, whether compiling pays
         self.is_compiled: bool | None = None
         self._still = 0  # steps since the masks changed
@@ -85,19 +90,36 @@ class Modes:
     # ---- a step
 
     def at_step(self, x: Tensor, y: Tensor) -> tuple[nn.Module, Optimizer]:
-        """Returns the network to call and the optimizer to step now. x, y: the batch, to measure with."""
-        self.look_at_masks(x)
+        """Returns the network to call and the optimizer to step now. x, y: the batch, to time compiled steps with."""
+        self.look_at_masks()
         self._still += 1
-        if self.method is None:
-            net, optimizer = self.model, self.optimizer
-        else:
-            net, optimizer = self.method.net, self.method.opt
+        net, optimizer = self._next_form()
         form = self._form(net)
-        if self.config.compile and self._still > self.config.compile_after and self.is_compiled is None:
+        waits = self._trial is not None or self._still <= self.config.compile_after
+        if self.config.compile and not waits and self.is_compiled is None:
             self.is_compiled = self._compile(form, x, y)
-        return (form.compiled if self.is_compiled and form.compiled is not None else form.eager), optimizer
+        found = form.compiled if self.is_compiled and form.compiled is not None else form.eager
+        if self._trial is not None:
+            self._begun = self._clock()
+        return found, optimizer
 
-    def look_at_masks(self, x: Tensor) -> None:
+    def step_ended(self) -> None:
+        """Takes the time of the step that at_step began, if its mode is on trial."""
+        if self._trial is None:
+            return
+        self._trial.add(distributed.from_rank_0(self._step_ms))
+        if self._trial.settled:
+            self._choose(self._trial)
+
+    def end(self) -> None:
+        """Chooses the mode for the masks that the run leaves, as far as its steps have told."""
+        self.look_at_masks()
+        if self._trial is not None:
+            self._next_form()
+        if self._trial is not None:
+            self._choose(self._trial)
+
+    def look_at_masks(self) -> None:
         """Chooses the mode, if masks are others than at the last look and the settings leave it open."""
         phase = None if self.method is None else (self.method.epoch, self.method.phase)
         if phase is None or phase == self._phase:
@@ -109,11 +131,11 @@ class Modes:
             self._still = 0
         self._masks, self.is_compiled = masks, None
         if self.config.mode == "auto":
+            self._trial = None
             if self._all_live() and (self.config.deterministic or self.config.compile):
                 self._run_in("masked", self.dense.bf16)
-            else:
-                mode, _, numbers = self._choice(x).partition(" ")
-                self._run_in(mode, self.config.amp and numbers != "fp32")
+            elif (form := self._choice()) is not None:
+                self._run_in_form(form)
 
     def _current_masks(self) -> Tensor:
         """All masks of live filters and channels in a row, bool, on the CPU."""
@@ -136,16 +158,75 @@ class Modes:
         """Autocasts to bfloat16, if the steps that are made now do."""
         return autocast(self.device, self.bf16)
 
+    def _run_in_form(self, form: str) -> None:
+        """form: a mode, with amp and its numbers."""
+        mode, _, numbers = form.partition(" ")
+        self._run_in(mode, self.config.amp and numbers != "fp32")
+
     # ---- the mode
 
-    def _choice(self, x: Tensor) -> str:
-        key = ALL_LIVE if self._all_live() else self._share_key()
+    def _choice(self) -> str | None:
+        """What was chosen for about as many live filters; None while that is on trial."""
+        key = self._key()
+        if key not in self._chosen and self.config.deterministic:
+            self._chosen[key], line = distributed.from_rank_0(self._first_that_runs)
+            self._say_choice(line)
         if key not in self._chosen:
-            choose = self._first_that_runs if self.config.deterministic else self._fastest
-            self._chosen[key], line = distributed.from_rank_0(lambda: choose(x))
-            assert self.method is not None
-            self.say(f"epoch {self.method.epoch + 1}: {self._live_share():.2f} of the filters live: {line}")
-        return self._chosen[key]
+            if key in self._trials:
+                self._trials[key].restart()
+            else:
+                self._trials[key] = FormTrials(self._contenders())
+            self._trial = self._trials[key]
+            if self._trial.settled:
+                self._choose(self._trial)
+        return self._chosen.get(key)
+
+    def _contenders(self) -> list[str]:
+        """Modes, with amp each in both numbers, that may be the fastest for the masks that there are."""
+        modes = TIMED_ALL_LIVE if self._all_live() else TIMED
+        numbers = (" bf16", " fp32") if self.config.amp else ("",)
+        forms = [mode + number for number in numbers for mode in modes]
+        here = _tenths(self._key())
+        nearest = sorted(self._times, key=lambda key: abs(_tenths(key) - here))
+        return likeliest_first(forms, [self._times[key] for key in nearest])
+
+    def _next_form(self) -> tuple[nn.Module, Optimizer]:
+        """The network and the optimizer of the next step, in the mode whose turn it is."""
+        if self.method is None:
+            return self.model, self.optimizer
+        while self._trial is not None and not self._trial.settled:
+            reason, form = "", self._trial.now
+            try:
+                self._run_in_form(form)
+                found = self.method.net, self.method.opt
+            except Exception as error:  # whatever a network raises that has no small form
+                if not form.startswith("compacted"):
+                    raise
+                reason = _first_line(error)
+            if not distributed.any_rank(bool(reason), self.device):
+                return found
+            self.now = "compacted"
+            self._run_in("masked", self.bf16)
+            self._trial.drop(reason or "on another rank")
+        if self._trial is not None:
+            self._choose(self._trial)
+        return self.method.net, self.method.opt
+
+    def _choose(self, trial: FormTrials) -> None:
+        """Ends a trial."""
+        key = self._key()
+        self._chosen[key], self._times[key] = trial.best, trial.ms
+        self._trials.pop(key, None)
+        self._trial = None
+        self._run_in_form(trial.best)
+        self._say_choice(f"{_told(trial)}: {trial.best}")
+
+    def _say_choice(self, line: str) -> None:
+        assert self.method is not None
+        self.say(f"epoch {self.method.epoch + 1}: {self._live_share():.2f} of the filters live: {line}")
+
+    def _key(self) -> str:
+        return ALL_LIVE if self._all_live() else self._share_key()
 
     def _live_share(self) -> float:
         return computed_share(m for m in self.model.modules() if isinstance(m, nn.Conv2d))
@@ -153,25 +234,17 @@ class Modes:
     def _share_key(self) -> str:
         return str(round(SHARES * self._live_share()))
 
-    def _fastest(self, x: Tensor) -> tuple[str, str]:
-        """The fastest mode for a batch, with amp also of those in float32, and a line with the times."""
-        assert self.method is not None
-        self.method.leave()
-        criterion = self.method.criterion
-        gathered = criterion.state_dict()
-        times, modes = ModeTimes(), TIMED_ALL_LIVE if self._all_live() else TIMED
-        for bf16 in (True, False) if self.config.amp else (False,):
-            with autocast(self.device, bf16):
-                timed = time_modes(self.model, x, modes=modes, compaction=self.method.compaction)
-            numbers = "" if not self.config.amp else " bf16" if bf16 else " fp32"
-            times.ms |= {mode + numbers: ms for mode, ms in timed.ms.items()}
-            times.reasons |= {mode + numbers: reason for mode, reason in timed.reasons.items()}
-        criterion.begin_epoch()  # what the passes above added is no part of the run
-        criterion.load_state_dict(gathered)
-        best = times.best or "masked"
-        return best, f"{_told(times)}: {best}"
+    def _step_ms(self) -> float:
+        """Milliseconds since at_step returned."""
+        return 1e3 * (self._clock() - self._begun)
 
-    def _first_that_runs(self, x: Tensor) -> tuple[str, str]:
+    def _clock(self) -> float:
+        """Seconds, once the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _first_that_runs(self) -> tuple[str, str]:
         """Compacted mode where that is possible, and a line with the reason where it is not. Nothing is timed."""
         assert self.method is not None
         before, self.method.mode = self.method.mode, "compacted"
@@ -264,14 +337,15 @@ class Modes:
         """Returns the choices, so that a run that resumes makes the same ones, as plain values."""
         is_same = self._masks is None or torch.equal(self._current_masks(), self._masks)
         return {
-            "chosen": dict(self._chosen), "compiles": dict(self._compiles), "still": self._still if is_same else 0,
+            "chosen": dict(self._chosen), "times": {key: dict(ms) for key, ms in self._times.items()},
+            "compiles": dict(self._compiles), "still": self._still if is_same else 0,
             "dense": self.dense.state_dict(),
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what state_dict returned; an empty one leaves everything to be chosen."""
         self._chosen, self._compiles = dict(state.get("chosen", {})), dict(state.get("compiles", {}))
-        self._still = state.get("still", 0)
+        self._still, self._times = state.get("still", 0), dict(state.get("times", {}))
 
 
 def computed_share(layers: Iterable[nn.Conv2d]) -> float:
@@ -283,9 +357,15 @@ def computed_share(layers: Iterable[nn.Conv2d]) -> float:
     return live / total
 
 
-def _told(times: ModeTimes) -> str:
-    timed = ", ".join(f"{mode} {ms:.1f} ms" for mode, ms in times.ms.items() if ms is not None)
-    return "".join([f"{timed} a step", *(f", {mode} not possible ({why})" for mode, why in times.reasons.items())])
+def _tenths(key: str) -> int:
+    return SHARES if key == ALL_LIVE else int(key)
+
+
+def _told(trial: FormTrials) -> str:
+    reasons = [f", {form} not possible ({why})" for form, why in trial.reasons.items()]
+    if not trial.ms:
+        return f"not timed{''.join(reasons)}"
+    return "".join([", ".join(f"{form} {ms:.1f} ms" for form, ms in trial.ms.items()), " a step", *reasons])
 
 
 def _first_line(error: Exception) -> str:

@@ -41,6 +41,7 @@ def train(given: Mapping[str, Any], *, resume: bool = False, overwrite: bool = F
         distributed.from_rank_0(lambda: _check_optional_deps(run.config))
         beside = distributed.from_rank_0(lambda: _histories(run.config))
         run.run()
+        run.modes.end()
         run.modes.leave_ranks()
     if not is_first:
         return None

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-import prunekernels as pk
 from cases.train import tiny_data, tiny_run
 from prunekernels.live.tensor import LiveTensor
 from prunekernels.train import checkpoint, dense_step, modes
@@ -26,7 +25,7 @@ def timed(monkeypatch):
         ms, asked = {}, []  # noqa: RUF012
 
         def __call__(self, forms, network, x, y):
-            assert len(x) == len(y) == 16 and x.shape[1:] == (1, 8, 8)
+            assert len(x) == len(y) in (2, 16) and x.shape[1:] == (1, 8, 8)
             self.asked.append([form.told for form in forms])
             return {form: self.ms.get(form.told, 9.0) for form in forms}
 
@@ -180,12 +179,13 @@ def by_numbers(monkeypatch):
     """
     times = {}
 
-    def measure(model, x, *, modes, compaction=None):
-        all_live = computed_share(m for m in model.modules() if isinstance(m, nn.Conv2d)) == 1
-        is_bf16 = torch.is_autocast_enabled("cpu")
-        return pk.ModeTimes({mode: times.get((all_live, mode, is_bf16), 9.0) for mode in modes})
+    def step_ms(self):
+        all_live = computed_share(m for m in self.model.modules() if isinstance(m, nn.Conv2d)) == 1
+        mode, numbers = self._trial.now.split()
+        assert self.now == mode and self.bf16 == (numbers == "bf16")
+        return times.get((all_live, mode, self.bf16), 9.0)
 
-    monkeypatch.setattr(modes, "time_modes", measure)
+    monkeypatch.setattr(modes.Modes, "_step_ms", step_ms)
     return times
 
 
@@ -194,17 +194,17 @@ def by_numbers(monkeypatch):
 def test_auto_takes_bf16_where_that_is_faster(tmp_path, timed, by_numbers, mode, bf16, all_live):
     """Where nothing is dead, as while soft-dead filters train along, and where something is."""
     by_numbers[(False, mode, bf16)] = by_numbers[(True, *all_live)] = 3.0
-    run = tiny_run(tmp_path, amp=True, method="ghfp", duty=0.34, options=LETTER, epochs=2)
+    run = tiny_run(tmp_path, amp=True, method="sfp", duty=0.34, options=LETTER, epochs=6, batch=2)
     seen = autocasts(run)
     run.run()
-    assert set(seen) == {all_live, (mode, bf16)}
+    assert set(seen[-48:-24]) == {all_live, (mode, bf16)}
     assert timed.asked == [["contiguous bf16", "contiguous fp32"]]
 
 
 def test_auto_says_the_times_of_both(tmp_path, timed, by_numbers, capsys):
     pytest.importorskip("tqdm")
     by_numbers.update({(False, "masked", True): 4.0, (False, "live", False): 2.0})
-    run = tiny_run(tmp_path, amp=True, quiet=False, **GHFP)
+    run = tiny_run(tmp_path, amp=True, quiet=False, batch=2, **GHFP)
     run.run()
     said = capsys.readouterr().out
     assert "dense: contiguous bf16 9.0 ms, contiguous fp32 9.0 ms a step: contiguous bf16" in said
@@ -216,11 +216,10 @@ def test_auto_says_the_times_of_both(tmp_path, timed, by_numbers, capsys):
 def test_numbers_resume(tmp_path, timed, by_numbers):
     timed.ms = {"contiguous fp32": 2.0}
     by_numbers[False, "live", False] = 2.0
-    tiny_run(tmp_path, amp=True, stop_after=1, **GHFP).run()
+    tiny_run(tmp_path, amp=True, stop_after=2, batch=2, **GHFP).run()
     by_numbers.clear()
     again = Trainer.resumed(tmp_path, data=tiny_data())
     assert again.dense == DenseStep("contiguous", False)
-    again.modes._fastest = None  # nothing is measured anew
     seen = autocasts(again)
     again.run()
     assert set(seen) == {("live", False)}
@@ -251,7 +250,7 @@ def test_amp_is_bf16_where_nothing_is_chosen(tmp_path, given):
 def test_auto_measures_both_for_real(tmp_path, capsys, monkeypatch):
     pytest.importorskip("tqdm")
     monkeypatch.setattr("prunekernels.train.finalize.SECONDS", 0.05)
-    run = tiny_run(tmp_path, amp=True, layout="auto", quiet=False, epochs=1, **GHFP)
+    run = tiny_run(tmp_path, amp=True, layout="auto", quiet=False, epochs=4, batch=2, **GHFP)
     run.run()
     lines = [line for line in capsys.readouterr().out.splitlines() if "a step" in line]
     assert [line.count(" ms") for line in lines] == [4, 6] and "not possible" not in lines[1]

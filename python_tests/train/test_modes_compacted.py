@@ -22,22 +22,19 @@ GHFP = {"method": "ghfp", "duty": 0.34, "arch": "vgg_small", "options": LETTER}
 
 @pytest.fixture
 def timed(monkeypatch):
-    """In place of the measurement: times that a test sets, and the share of live filters at each call."""
+    """In place of the clock: times of steps by mode that a test sets, and the share of live filters at each of them."""
 
     class Timed:
-        ms, reasons = COMPACTED, {}  # noqa: RUF012
-        shares = []  # noqa: RUF012
-
-        def __call__(self, model, x, *, modes, compaction=None):
-            share = modes_of(model)[0]
-            assert set(modes) == ({"masked", "live"} if share == 1 else set(COMPACTED))
-            assert len(x) == 16 and model.training
-            self.shares.append(share)
-            return pk.ModeTimes({mode: self.ms.get(mode) for mode in modes}, self.reasons)
+        ms, shares = COMPACTED, []  # noqa: RUF012
 
     made = Timed()
     made.shares = []
-    monkeypatch.setattr(modes, "time_modes", made)
+
+    def step_ms(self):
+        made.shares.append(modes_of(self.model)[0])
+        return made.ms[self._trial.now]
+
+    monkeypatch.setattr(modes.Modes, "_step_ms", step_ms)
     return made
 
 
@@ -64,73 +61,94 @@ def watched(run):
 # ---- auto
 
 
-@pytest.mark.parametrize(("times", "mode"), [(COMPACTED, "compacted"), (LIVE, "live"), ({"masked": 1.0}, "masked")])
+MASKED = {"masked": 1.0, "live": 3.0, "compacted": 3.0}
+
+
+@pytest.mark.parametrize(("times", "mode"), [(COMPACTED, "compacted"), (LIVE, "live"), (MASKED, "masked")])
 def test_auto_takes_the_fastest_mode(tmp_path, timed, times, mode):
-    timed.ms, timed.reasons = times, {m: "why not" for m in COMPACTED if m not in times}
-    run = tiny_run(tmp_path, **GHFP)
+    timed.ms = times
+    run = tiny_run(tmp_path, batch=2, **(GHFP | {"method": "sfp", "epochs": 5}))
     seen = watched(run)
     run.run()
-    assert len(seen) == 9 and {m for m, share in seen if share < 1} == {mode}
-    all_live = {m for m, share in seen if share == 1}  # while soft-dead filters train along
-    assert all_live == {min(("masked", "live"), key=lambda m: times.get(m, 9))}
-    assert len(timed.shares) == len({round(10 * share) for share in timed.shares})  # once for about as many
+    assert len(seen) == 120 and {m for m, share in seen if share < 1} == set(COMPACTED)  # all are tried
+    last = seen[-48:-24]  # the last epoch but one
+    assert {m for m, share in last if share < 1} == {mode}
+    all_live = {m for m, share in last if share == 1}  # while soft-dead filters train along
+    assert all_live == {min(("masked", "live"), key=times.get)}
+    assert len(timed.shares) < 48
 
 
 def test_auto_says_the_times(tmp_path, timed, capsys):
     pytest.importorskip("tqdm")
-    tiny_run(tmp_path, quiet=False, **(GHFP | {"duty": 0, "epochs": 1})).run()
+    tiny_run(tmp_path, quiet=False, batch=2, **(GHFP | {"duty": 0, "epochs": 1})).run()
     said = [line for line in capsys.readouterr().out.splitlines() if "a step" in line]
     if not said:
         pytest.fail("no line with times")
     assert "of the filters live: masked 4.0 ms, live 3.0 ms, compacted 2.0 ms a step: compacted" in said[0]
 
 
-def test_auto_says_why_compacted_mode_is_not_possible(tmp_path, timed, capsys):
+def test_auto_says_why_compacted_mode_is_not_possible(tmp_path, timed, capsys, monkeypatch):
     pytest.importorskip("tqdm")
-    timed.ms, timed.reasons = {"masked": 4.0, "live": 3.0}, {"compacted": "it has a forward of its own"}
-    tiny_run(tmp_path, quiet=False, **GHFP).run()
-    line = "masked 4.0 ms, live 3.0 ms a step, compacted not possible (it has a forward of its own): live"
-    assert line in capsys.readouterr().out
+    refused = ValueError("it has a forward of its own\nand more")
+    monkeypatch.setattr(Compaction, "enter", lambda *_, **__: (_ for _ in ()).throw(refused))
+    tiny_run(tmp_path, quiet=False, batch=2, **GHFP).run()
+    said = capsys.readouterr().out
+    assert "0.50 of the filters live: masked 4.0 ms, live 3.0 ms a step, compacted not possible (" in said
+    assert "it has a forward of its own" in said and "and more" not in said
 
 
 def test_auto_measures_for_real(tmp_path, capsys):
     pytest.importorskip("tqdm")
-    run = tiny_run(tmp_path, quiet=False, **(GHFP | {"epochs": 2}))
+    run = tiny_run(tmp_path, quiet=False, batch=2, **(GHFP | {"epochs": 4}))
     run.run()
-    said = [line for line in capsys.readouterr().out.splitlines() if "a step" in line]
+    said = [line for line in capsys.readouterr().out.splitlines() if "a step" in line and "1.00 of" not in line]
     assert said and all(name in said[0] for name in ("masked", "live", "compacted")) and "not possible" not in said[0]
     assert run.modes.now in COMPACTED
 
 
-def test_measuring_changes_nothing_of_the_run(tmp_path, monkeypatch):
-    """Scores of activations are gathered by forward hooks: those of the measured passes are no part of them."""
-    given = GHFP | {"method": "sfp", "deterministic": True, "options": {"criterion": "mean_activation"}, "mode": "auto"}
-    runs = []
-    for measures in (False, True):
-        run = tiny_run(tmp_path / str(measures), **given)
-        choose = run.modes._first_that_runs
+def test_a_run_that_ends_before_a_choice(tmp_path, timed):
+    """Its summary needs a mode all the same: the fastest so far."""
+    run = tiny_run(tmp_path, **(GHFP | {"epochs": 1}))
+    run.run()
+    assert run.modes._trial is not None
+    run.modes.end()
+    assert run.modes._trial is None and run.modes.told.startswith(run.modes.now)
 
-        def and_measure(x, run=run, choose=choose, measures=measures):
-            if measures:
-                run.modes._fastest(x)
-            return choose(x)
 
-        monkeypatch.setattr(run.modes, "_first_that_runs", and_measure)
+def test_trials_train_to_the_same_network(tmp_path, timed):
+    """Steps in all modes, one after another, are those of masked mode to rounding."""
+    states = {}
+    for mode in ("masked", "auto"):
+        run = tiny_run(tmp_path / mode, mode=mode, batch=4, **(GHFP | {"options": LETTER | {"clip": False}}))
+        seen = watched(run)
         run.run()
-        runs.append(run)
-    first, second = ([*run.model.state_dict().values()] for run in runs)
-    assert all(map(torch.equal, first, second)) and all(map(torch.equal, runs[0].states, runs[1].states))
+        states[mode] = run.model.state_dict()
+    assert {m for m, _ in seen} == set(COMPACTED)
+    torch.testing.assert_close(states["masked"], states["auto"], rtol=1e-3, atol=1e-4)
 
 
 def test_choices_are_in_the_checkpoint(tmp_path, timed):
-    run = tiny_run(tmp_path, stop_after=2, **GHFP)
+    run = tiny_run(tmp_path, stop_after=2, batch=2, **(GHFP | {"duty": 0}))
     run.run()
-    chosen, timed.ms = set(timed.shares), LIVE
+    known, timed.ms = set(run.modes._chosen), LIVE
+    assert known
     again = Trainer.resumed(tmp_path, data=tiny_data())
+    assert again.modes._chosen == run.modes._chosen and again.modes._times == run.modes._times
     seen = watched(again)
     again.run()
-    known = {round(10 * share) for share in chosen}
-    assert seen and {m for m, share in seen if round(10 * share) in known and share < 1} <= {"compacted"}
+    assert seen and {m for m, share in seen if str(round(10 * share)) in known} == {"compacted"}
+
+
+def test_similar_masks_tell_what_is_worth_a_trial(tmp_path, timed):
+    """What is far behind at a share of live filters is not tried at the next one."""
+    timed.ms = {"masked": 9.0, "live": 4.0, "compacted": 2.0}
+    given = {"method": "prune-while-training", "options": {"start": 0, "end": 2}, "epochs": 4}
+    run = tiny_run(tmp_path, batch=2, **(GHFP | given))
+    seen = watched(run)
+    run.run()
+    shares = sorted({share for _, share in seen}, reverse=True)
+    tried = [{m for m, share in seen if share == at} for at in shares]
+    assert tried == [{"masked", "live"}, {"live", "compacted"}, {"compacted"}, {"compacted"}]
 
 
 def test_a_checkpoint_without_choices_resumes(tmp_path, timed):
@@ -200,7 +218,7 @@ def test_mode_is_no_option_of_the_method():
 def test_the_summary_of_a_compacted_run(tmp_path, timed, monkeypatch, mode, times):
     timed.ms = times
     monkeypatch.setattr("prunekernels.train.finalize.SECONDS", 0.01)
-    run = tiny_run(tmp_path, mode=mode, **GHFP)
+    run = tiny_run(tmp_path, mode=mode, batch=2, **GHFP)
     run.run()
     summary = finalize_run(run)
     best = min(times, key=times.get)
