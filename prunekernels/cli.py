@@ -103,7 +103,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     modes = (
         "masked, live, compacted, dense (masks are applied, and nothing is skipped), or auto: the fastest of the first"
     )
-    add("mode", str, f"{modes} three, measured for the masks that there are (auto)")
+    add("mode", str, f"{modes} three, as the steps of the run tell (auto)")
     parser.add_argument("--gear", action=_Gear, choices=MODE_OF_GEAR, help=argparse.SUPPRESS)
     add("compile", None, "use torch.compile once masks stand still, if that makes steps faster")
     add("compile-after", int, "for how many steps masks stand still before that (300)")
