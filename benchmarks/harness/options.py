@@ -43,6 +43,11 @@ class Renamed(argparse.Action):
         setattr(args, self.dest, values)
 
 
+def dtype_name(name: str) -> str:
+    """torch's name of a dtype from its short one; other names stay as they are."""
+    return {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(name, name)
+
+
 def mode_of_gear(name: str) -> str:
     """The name of a mode, or its "mode/layout", from what may be the name of a gear; other names stay as they are."""
     first, slash, layout = name.partition("/")

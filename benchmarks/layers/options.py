@@ -15,6 +15,7 @@ from harness.options import (
     add_run_control,
     batch_of,
     complaint,
+    dtype_name,
     duration,
     keep_ratio,
     minutes,
@@ -84,7 +85,7 @@ def _how(group: argparse._ArgumentGroup) -> None:
     note = "memory layout of ours; both, as for the baselines: the faster one counts"
     add("--layout", choices=(*FORMATS, "both"), default="both", help=note)
     add_contenders(group, "--baselines", OTHERS)
-    add("--dtype", choices=DTYPES, default="float32")
+    add("--dtype", type=dtype_name, choices=DTYPES, default="float32", help="or fp32, bf16, fp16; default %(default)s")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add_run_control(group)
     add("--seconds", type=duration, default=1.0, help="to spend on a row, default 1; 5 to 60 rounds are run")

@@ -15,6 +15,7 @@ from harness.options import (
     add_run_control,
     batch_of,
     complaint,
+    dtype_name,
     duration,
     keep_ratio,
     minutes,
@@ -88,7 +89,8 @@ def _what(group: argparse._ArgumentGroup) -> None:
 def _how(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--device", choices=tuple(SUITES), default="cpu")
-    add("--dtype", choices=DTYPES, help="bfloat16: by autocast; both: rows of each; default both, on CUDA bfloat16")
+    note = "bfloat16 (bf16): by autocast; both: rows of each; default both, on CUDA bfloat16"
+    add("--dtype", type=dtype_name, choices=DTYPES, help=note)
     note = "memory layout of all; both: the faster one of each; default both, on CUDA channels_last"
     add("--layout", choices=(*FORMATS, "both"), help=note)
     note = "of compiled forms: both, or the one in which the eager form was faster; default faster"

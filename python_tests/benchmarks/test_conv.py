@@ -20,6 +20,7 @@ from layers import report
 from layers.baselines import BASELINES, DIRECTIONS, Compaction, Dense, Ours, UpperBound
 from layers.case import Case
 from layers.masks import make_masks
+from layers.options import parse
 from layers.problems import Problem, suites
 
 
@@ -264,3 +265,8 @@ def test_help_names_every_suite(capsys):
 
 def test_contenders_have_different_names():
     assert len({c.family for c in (*BASELINES, Ours)}) == len(BASELINES) + 1
+
+
+@pytest.mark.parametrize(("name", "full"), [("bf16", "bfloat16"), ("fp32", "float32"), ("float16", "float16")])
+def test_short_names_of_dtypes(name, full):
+    assert parse(["--suite", "tiny", "--dtype", name])[0].dtype == full

@@ -11,7 +11,8 @@ from layers.problems import SHAPES, Problem, load_suite, suites
 
 LINES = [line for path in SHAPES.glob("*.txt") for line in path.read_text().splitlines() if line and line[0] != "#"]
 # Multiply-adds of one image in millions, convolutions only, as the papers and the usual counting tools give them.
-LITERATURE = {"resnet50": 4087, "vgg16_cifar": 313, "resnet56_cifar": 125.5, "mobilenet_v2": 299.5}
+LITERATURE = {"resnet50": 4087, "vgg16_cifar": 313, "resnet56_cifar": 125.5, "mobilenet_v2": 299.5,
+              "regnet": 3176, "efficientnet": 385}  # fmt: skip
 
 
 @pytest.mark.parametrize("line", LINES)
