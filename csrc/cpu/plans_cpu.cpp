@@ -4,8 +4,13 @@
 
 #include <chrono>
 
+#include "cpu/direct_pixels.h"
+#include "cpu/kernels/pixel_kernels.h"
+
 namespace prunekernels {
 namespace {
+
+constexpr double kScalarCost = 50;  // of the pixel kernels without instructions for them, in those with
 
 // The plane kernels: floats, NCHW, offsets that fit 32 bits. A tensor dense in both formats is NCHW to them.
 bool planes_serve(const PlanCase& c) {
@@ -17,10 +22,11 @@ bool planes_serve(const PlanCase& c) {
 class CpuPlans : public PlanDevice {
   bool serves(Plan plan, const PlanCase& c) const override {
     if (plan == Plan::compact) return !c.mask.nothing_dead();  // or else it is dense
-    return plan == Plan::dense || planes_serve(c);
+    return plan == Plan::dense || planes_serve(c) || (plan == Plan::direct && pixels_serve(c));
   }
   double cost(Plan plan, const PlanCase& c) const override {
-    return prunekernels::cost(plan, c.shape, c.mask, c.direction);
+    const double slower = plan == Plan::direct && c.dtype == at::kBFloat16 && !has_pixel_kernels() ? kScalarCost : 1;
+    return slower * prunekernels::cost(plan, c.shape, c.mask, c.direction);
   }
   double milliseconds(c10::function_ref<void()> work) const override {
     const auto start = std::chrono::steady_clock::now();

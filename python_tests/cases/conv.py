@@ -221,7 +221,7 @@ def assert_zero(tensor):
 
 def isas():
     """The instruction sets this CPU has, of those the kernels know; none without the extension."""
-    order, best = ["scalar", "avx2", "avx512", "avx512vbmi2"], pk.build_info().get("isa")
+    order, best = ["scalar", "avx2", "avx512", "avx512vbmi2", "avx512bf16"], pk.build_info().get("isa")
     return order[: order.index(best) + 1] if best in order else []
 
 

@@ -8,7 +8,7 @@
 namespace prunekernels {
 namespace {
 
-constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512vbmi2"};
+constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512vbmi2", "avx512bf16"};
 
 Isa detect() {
 #if defined(__x86_64__)
@@ -16,7 +16,9 @@ Isa detect() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (avx512 && __builtin_cpu_supports("avx512vbmi2")) return Isa::avx512vbmi2;
+  const bool vbmi2 = avx512 && __builtin_cpu_supports("avx512vbmi2");
+  if (vbmi2 && __builtin_cpu_supports("avx512bf16")) return Isa::avx512bf16;
+  if (vbmi2) return Isa::avx512vbmi2;
   if (avx512) return Isa::avx512;
   if (avx2) return Isa::avx2;
 #endif
@@ -24,10 +26,10 @@ Isa detect() {
 }
 
 Isa parse(const std::string& name) {
-  if (name.empty()) return Isa::avx512vbmi2;
-  for (int i = 0; i < 4; ++i)
+  if (name.empty()) return Isa::avx512bf16;
+  for (int i = 0; i < 5; ++i)
     if (name == kNames[i]) return static_cast<Isa>(i);
-  throw std::invalid_argument("PRUNEKERNELS_ISA: expected scalar, avx2, avx512 or avx512vbmi2, got " + name);
+  throw std::invalid_argument("PRUNEKERNELS_ISA: expected scalar, avx2, avx512, avx512vbmi2 or avx512bf16, got " + name);
 }
 
 Isa initial_cap() {

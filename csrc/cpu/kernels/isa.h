@@ -5,10 +5,10 @@
 
 namespace prunekernels {
 
-enum class Isa { scalar, avx2, avx512, avx512vbmi2 };  // each includes those before it
+enum class Isa { scalar, avx2, avx512, avx512vbmi2, avx512bf16 };  // each includes those before it
 
 #if defined(__x86_64__)
-constexpr Isa kBestCompiled = Isa::avx512vbmi2;
+constexpr Isa kBestCompiled = Isa::avx512bf16;
 #else
 constexpr Isa kBestCompiled = Isa::scalar;  // the table has its x86 rows here too, but isa() never allows them
 #endif
