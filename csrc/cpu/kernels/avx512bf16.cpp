@@ -62,53 +62,134 @@ void conv(const PixelTile& t) {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(t.y + p * t.y_pixel + 16 * v), narrowed(sum[p][v]));
 }
 
-template <int kFilters>
+template <int kFilters, int kVectors>
 void dots(const PixelDots& d) {
-  __m512 sum[kFilters][2];
+  __m512 sum[kFilters][kVectors];
   PK_UNROLL for (int f = 0; f < kFilters; ++f)
-    PK_UNROLL for (int v = 0; v < 2; ++v) sum[f][v] = _mm512_loadu_ps(d.out + f * d.out_filter + 16 * v);
+    PK_UNROLL for (int v = 0; v < kVectors; ++v) sum[f][v] = _mm512_loadu_ps(d.out + f * d.out_filter + 16 * v);
   for (int64_t row = 0; row < d.rows; ++row) {
     const uint32_t *g = d.g + row * d.g_row, *x = d.x + row * d.x_row;
     for (int64_t j = 0; j < d.pairs; ++j, g += d.g_pair, x += d.x_pair) {
-      const __m512i first = _mm512_loadu_si512(x), second = _mm512_loadu_si512(x + 16);
+      __m512i channels[kVectors];
+      PK_UNROLL for (int v = 0; v < kVectors; ++v) channels[v] = _mm512_loadu_si512(x + 16 * v);
       PK_UNROLL for (int f = 0; f < kFilters; ++f) {
         const __m512i pair = broadcast(reinterpret_cast<const char*>(g + f));
-        sum[f][0] = dot(sum[f][0], first, pair), sum[f][1] = dot(sum[f][1], second, pair);
+        PK_UNROLL for (int v = 0; v < kVectors; ++v) sum[f][v] = dot(sum[f][v], channels[v], pair);
       }
     }
   }
   PK_UNROLL for (int f = 0; f < kFilters; ++f)
-    PK_UNROLL for (int v = 0; v < 2; ++v) _mm512_storeu_ps(d.out + f * d.out_filter + 16 * v, sum[f][v]);
+    PK_UNROLL for (int v = 0; v < kVectors; ++v) _mm512_storeu_ps(d.out + f * d.out_filter + 16 * v, sum[f][v]);
 }
 
 __mmask32 first(int64_t count) { return count >= 32 ? ~0u : (1u << count) - 1; }
 
-// No store touches anything beyond a pixel's to_pixel elements.
+// What a vector of 32 channels holds of a list.
+struct Chunk {
+  __mmask32 mask;
+  int32_t at, count;  // of its live channels: where they are in the list, and how many
+};
+
+constexpr int64_t kChunks = 128;  // that are prepared at a time
+
+// Stores are whole vectors, as masked ones are slow: what is behind a chunk's channels is overwritten by the next chunk,
+// or pixel. Only the last chunks of the last pixel keep to their channels.
 void gather(const uint16_t* from, int64_t channels, const uint64_t* bits, int64_t live, uint16_t* to, int64_t to_pixel,
             int64_t pixels) {
-  for (int64_t p = 0; p < pixels; ++p, from += channels, to += to_pixel) {
-    int64_t at = 0;
-    for (int64_t c = 0; c < channels; c += 32) {
-      const auto mask = static_cast<__mmask32>(bits[c >> 6] >> (c & 63));
-      const __m512i v = _mm512_maskz_loadu_epi16(mask & first(channels - c), from + c);
-      _mm512_mask_storeu_epi16(to + at, first(to_pixel - at), _mm512_maskz_compress_epi16(mask, v));
-      at += _mm_popcnt_u32(mask);
+  Chunk chunks[kChunks];
+  int64_t at = 0;
+  for (int64_t begin = 0; begin < channels; begin += 32 * kChunks) {
+    int64_t count = 0;
+    for (int64_t c = begin; c < channels && count < kChunks; c += 32) {
+      const __mmask32 mask = static_cast<__mmask32>(bits[c >> 6] >> (c & 63)) & first(channels - c);
+      chunks[count++] = {mask, static_cast<int32_t>(at), _mm_popcnt_u32(mask)};
+      at += chunks[count - 1].count;
     }
-    for (at = live; at < to_pixel; at += 32) _mm512_mask_storeu_epi16(to + at, first(to_pixel - at), _mm512_setzero_si512());
+    const bool alone = begin == 0 && count * 32 >= channels;  // no other passes, whose channels would be overwritten
+    for (int64_t p = 0; p < pixels; ++p) {
+      const uint16_t* x = from + p * channels + begin;
+      uint16_t* y = to + p * to_pixel;
+      const int64_t room = (pixels - p) * to_pixel - 32;
+      for (int64_t i = 0; i < count; ++i, x += 32) {
+        const Chunk& c = chunks[i];
+        const bool whole = channels - begin - 32 * i >= 32;
+        const __m512i v = whole ? _mm512_loadu_si512(x) : _mm512_maskz_loadu_epi16(c.mask, x);
+        const __m512i packed = _mm512_maskz_compress_epi16(c.mask, v);
+        if (alone && c.at <= room)
+          _mm512_storeu_si512(y + c.at, packed);
+        else
+          _mm512_mask_storeu_epi16(y + c.at, first(c.count), packed);
+      }
+      for (int64_t i = live; alone && i < to_pixel; i += 32)
+        _mm512_mask_storeu_epi16(y + i, first(to_pixel - i), _mm512_setzero_si512());
+    }
+  }
+  for (int64_t p = 0; channels > 32 * kChunks && p < pixels; ++p)
+    for (int64_t i = live; i < to_pixel; i += 32)
+      _mm512_mask_storeu_epi16(to + p * to_pixel + i, first(to_pixel - i), _mm512_setzero_si512());
+}
+
+// Reads whole vectors, up to 31 elements behind the last pixel.
+void scatter(const uint16_t* from, int64_t from_pixel, const uint64_t* bits, uint16_t* to, int64_t channels,
+             int64_t pixels) {
+  Chunk chunks[kChunks];
+  int64_t at = 0;
+  for (int64_t begin = 0; begin < channels; begin += 32 * kChunks) {
+    int64_t count = 0;
+    for (int64_t c = begin; c < channels && count < kChunks; c += 32) {
+      const __mmask32 mask = static_cast<__mmask32>(bits[c >> 6] >> (c & 63)) & first(channels - c);
+      chunks[count++] = {mask, static_cast<int32_t>(at), _mm_popcnt_u32(mask)};
+      at += chunks[count - 1].count;
+    }
+    const bool alone = begin == 0 && count * 32 >= channels;
+    for (int64_t p = 0; p < pixels; ++p) {
+      const uint16_t* x = from + p * from_pixel;
+      uint16_t* y = to + p * channels + begin;
+      for (int64_t i = 0; i < count; ++i, y += 32) {
+        const __m512i v = _mm512_maskz_expand_epi16(chunks[i].mask, _mm512_loadu_si512(x + chunks[i].at));
+        const int64_t left = channels - begin - 32 * i;
+        if (left >= 32 || (alone && left + (pixels - 1 - p) * channels >= 32))
+          _mm512_storeu_si512(y, v);
+        else
+          _mm512_mask_storeu_epi16(y, first(left), v);
+      }
+    }
   }
 }
 
-void scatter(const uint16_t* from, int64_t from_pixel, const uint64_t* bits, uint16_t* to, int64_t channels,
-             int64_t pixels) {
-  for (int64_t p = 0; p < pixels; ++p, from += from_pixel, to += channels) {
-    const uint16_t* next = from;
-    for (int64_t c = 0; c < channels; c += 32) {
-      const auto mask = static_cast<__mmask32>(bits[c >> 6] >> (c & 63));
-      const int count = _mm_popcnt_u32(mask);
-      const __m512i v = _mm512_maskz_loadu_epi16(first(count), next);
-      _mm512_mask_storeu_epi16(to + c, first(channels - c), _mm512_maskz_expand_epi16(mask, v));
-      next += count;
+// Four steps of a transposition of 16 x 16 numbers of 32 bits.
+void transpose(__m512i (&v)[16]) {
+  __m512i a[16];
+  PK_UNROLL for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+    a[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+  }
+  PK_UNROLL for (int i = 0; i < 16; i += 4)  // v[i + j]: column j of each quarter of rows i..i + 3
+    PK_UNROLL for (int j = 0; j < 2; ++j) {
+      v[i + 2 * j] = _mm512_unpacklo_epi64(a[i + j], a[i + 2 + j]);
+      v[i + 2 * j + 1] = _mm512_unpackhi_epi64(a[i + j], a[i + 2 + j]);
     }
+  PK_UNROLL for (int j = 0; j < 4; ++j) {  // quarters 0 and 2, then 1 and 3
+    a[j] = _mm512_shuffle_i32x4(v[j], v[4 + j], 0b10001000);
+    a[4 + j] = _mm512_shuffle_i32x4(v[j], v[4 + j], 0b11011101);
+    a[8 + j] = _mm512_shuffle_i32x4(v[8 + j], v[12 + j], 0b10001000);
+    a[12 + j] = _mm512_shuffle_i32x4(v[8 + j], v[12 + j], 0b11011101);
+  }
+  PK_UNROLL for (int j = 0; j < 4; ++j) {
+    v[j] = _mm512_shuffle_i32x4(a[j], a[8 + j], 0b10001000);
+    v[8 + j] = _mm512_shuffle_i32x4(a[j], a[8 + j], 0b11011101);
+    v[4 + j] = _mm512_shuffle_i32x4(a[4 + j], a[12 + j], 0b10001000);
+    v[12 + j] = _mm512_shuffle_i32x4(a[4 + j], a[12 + j], 0b11011101);
+  }
+}
+
+void lanes(const uint16_t* rows, int64_t row, int64_t pairs, uint32_t* to) {
+  for (int64_t j = 0; j < pairs; j += 16) {
+    const auto mask = static_cast<__mmask16>(first(pairs - j < 16 ? pairs - j : 16));
+    __m512i v[16];
+    PK_UNROLL for (int i = 0; i < 16; ++i) v[i] = _mm512_maskz_loadu_epi32(mask, rows + i * row + 2 * j);
+    transpose(v);
+    for (int64_t i = 0; i < 16 && j + i < pairs; ++i) _mm512_storeu_si512(to + (j + i) * kPixelBlock, v[i]);
   }
 }
 
@@ -134,7 +215,8 @@ template <int... kNumbers>
 void fill(PixelKernels& kernels, std::integer_sequence<int, kNumbers...>) {
   ((kernels.conv[kNumbers + 1] = conv<kNumbers + 1, 2>), ...);
   ((kernels.conv_half[kNumbers + 1] = conv<kNumbers + 1, 1>), ...);
-  ((kernels.dots[kNumbers + 1] = dots<kNumbers + 1>), ...);
+  ((kernels.dots[kNumbers + 1] = dots<kNumbers + 1, 2>), ...);
+  ((kernels.dots_half[kNumbers + 1] = dots<kNumbers + 1, 1>), ...);
 }
 
 }  // namespace
@@ -142,7 +224,8 @@ void fill(PixelKernels& kernels, std::integer_sequence<int, kNumbers...>) {
 PixelKernels pixel_kernels_avx512bf16() {
   PixelKernels kernels{};
   fill(kernels, std::make_integer_sequence<int, kMostPixels>());
-  kernels.gather = gather, kernels.scatter = scatter, kernels.interleave = interleave, kernels.narrow = narrow;
+  kernels.gather = gather, kernels.scatter = scatter;
+  kernels.lanes = lanes, kernels.interleave = interleave, kernels.narrow = narrow;
   return kernels;
 }
 

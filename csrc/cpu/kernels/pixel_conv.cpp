@@ -9,6 +9,7 @@ namespace {
 constexpr int64_t kGatheredBytes = 192 << 10;  // of a task: half of a small L2
 constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kFlatPixels = 16 * kMostPixels;  // of a task where pixels have no neighbours
+constexpr int64_t kHalf = kPixelBlock / 2;
 
 int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
@@ -57,7 +58,9 @@ PixelConv::PixelConv(Direction direction, const ConvShape& s, const ChannelList&
   writes_in_place_ = out_.live == out_.channels && out_.live % kPixelBlock == 0;
 }
 
-int64_t PixelConv::pack_scratch() const { return 2 * (std::max(in_.channels, out_.channels) + 2 * kPixelBlock); }
+int64_t PixelConv::pack_scratch() const {
+  return forward_ ? (kHalf + 1) * (pixel_ + kPixelBlock) : 2 * (blocks_ + 1) * kPixelBlock;
+}
 
 // Rows of the weight are filters, and channels lie side by side in them. Forward, a result is a row: its channels are
 // gathered, and their pairs go to the result's lane; a piece is a block of results. Backward, an operand is a row: the
@@ -67,14 +70,15 @@ void PixelConv::pack_weights(const uint16_t* weight, uint32_t* packed, int64_t b
   const int64_t channels = forward_ ? in_.channels : out_.channels, block_words = taps_ * pairs_ * kPixelBlock;
   const auto row = [&](int32_t filter, int64_t tap) { return weight + (filter * taps_ + tap) * channels; };
   if (forward_) {
-    std::memset(packed + begin * block_words, 0, (end - begin) * block_words * sizeof(*packed));
-    const int64_t last = std::min(out_.live, end * kPixelBlock);
-    for (int64_t i = begin * kPixelBlock; i < last; ++i) {
-      uint32_t* const lane = packed + i / kPixelBlock * block_words + i % kPixelBlock;
+    for (int64_t half = 2 * begin; half < 2 * end; ++half) {
+      const int64_t first = half * kHalf, count = std::clamp<int64_t>(out_.live - first, 0, kHalf);
+      uint32_t* const to = packed + half / 2 * block_words + half % 2 * kHalf;
+      if (count < kHalf) std::memset(scratch, 0, kHalf * pixel_ * sizeof(*scratch));
       for (int64_t tap = 0; tap < taps_; ++tap) {
-        kernels_.gather(row(out_.index[i], tap), channels, in_.bits, in_.live, scratch, pixel_, 1);
-        for (int64_t j = 0; j < pairs_; ++j)
-          std::memcpy(lane + (tap * pairs_ + j) * kPixelBlock, scratch + 2 * j, sizeof(*packed));
+        for (int64_t i = 0; i < count; ++i)
+          kernels_.gather(row(out_.index[first + i], tap), channels, in_.bits, in_.live, scratch + i * pixel_, pixel_,
+                          1);
+        kernels_.lanes(scratch, pixel_, pairs_, to + tap * pairs_ * kPixelBlock);
       }
     }
     return;
@@ -136,7 +140,7 @@ void PixelConv::run(const uint16_t* operand, const uint32_t* weights, const floa
       tile.x = scratch + (row * rows_.stride * wide + column * columns_.stride) * pixel_;
       tile.y_pixel = writes_in_place_ ? channels : width;
       for (int64_t block = 0; block < blocks_; ++block) {
-        const bool half = out_.live - block * kPixelBlock <= kPixelBlock / 2;
+        const bool half = out_.live - block * kPixelBlock <= kHalf;
         tile.weights = weights + block * taps_ * pairs_ * kPixelBlock;
         tile.start = start + block * kPixelBlock;
         tile.y = (writes_in_place_ ? to : results) + block * kPixelBlock;

@@ -9,6 +9,7 @@ namespace {
 
 constexpr int64_t kPackedBytes = 256 << 10;  // of a block
 constexpr int64_t kFlatPixels = 512;         // of a block where pixels have no neighbours
+constexpr int64_t kHalf = kPixelBlock / 2;
 
 int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
@@ -26,7 +27,7 @@ PixelGradWeight::PixelGradWeight(const ConvShape& s, const ChannelList& filters,
       R_(s.R),
       S_(s.S),
       taps_(s.taps()),
-      width_(blocks_of(channels.live, kPixelBlock) * kPixelBlock) {
+      width_(blocks_of(channels.live, kHalf) * kHalf) {
   for (int i = 0; i < 2; ++i) stride_[i] = s.stride[i], padding_[i] = s.padding[i], dilation_[i] = s.dilation[i];
   const bool alone = taps_ == 1 && stride_[0] == 1 && stride_[1] == 1 && !padding_[0] && !padding_[1];
   if (alone) {  // all pixels in one row
@@ -103,7 +104,7 @@ void PixelGradWeight::run(const uint16_t* x, const uint16_t* grad, int64_t first
       for (int64_t tap = 0; tap < taps_; ++tap)
         for (int64_t c = 0; c < width_; c += kPixelBlock) {
           const int64_t r = tap / S_, s = tap % S_;
-          kernels_.dots[count]({g + filter, scratch + r * dilation_[0] * x_row_ + s * pairs_ * width_ + c, rows,
+          (width_ - c < kPixelBlock ? kernels_.dots_half : kernels_.dots)[count]({g + filter, scratch + r * dilation_[0] * x_row_ + s * pairs_ * width_ + c, rows,
                                 (columns + 1) / 2, g_row_, live, stride_[0] * x_row_, width_,
                                 partial + (tap * live + filter) * width_ + c, width_});
         }
@@ -114,7 +115,7 @@ void PixelGradWeight::run(const uint16_t* x, const uint16_t* grad, int64_t first
 void PixelGradWeight::write(const float* partial, int64_t count, const float* scale, uint16_t* grad_weight,
                             int64_t begin, int64_t end) const {
   std::vector<float> sum(width_);
-  std::vector<uint16_t> row(width_);
+  std::vector<uint16_t> row(width_ + kPixelBlock);
   for (int64_t k = begin; k < end; ++k) {
     const int64_t filter = filters_.slot[k];
     uint16_t* to = grad_weight + k * taps_ * channels_.channels;

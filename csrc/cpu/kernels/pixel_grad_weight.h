@@ -39,7 +39,7 @@ class PixelGradWeight {
   const ChannelList &filters_, &channels_;
   int64_t images_, H_, W_, P_, Q_, R_, S_, taps_;
   int64_t stride_[2], padding_[2], dilation_[2];
-  int64_t width_;  // live channels in whole blocks
+  int64_t width_;  // live channels in whole halves of blocks
   int64_t block_rows_, row_blocks_, block_columns_, column_blocks_, pairs_;
   int64_t g_row_, x_row_;  // words of a packed row; of x with all shifts of its columns
 };

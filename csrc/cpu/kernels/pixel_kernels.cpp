@@ -1,6 +1,7 @@
 #include "cpu/kernels/pixel_kernels.h"
 
 #include <cstring>
+#include <utility>
 
 #include "cpu/kernels/isa_dispatch.h"
 
@@ -30,10 +31,10 @@ float dot(uint32_t a, uint32_t b, float sum) {
   return sum + widened(a & 0xffff) * widened(b & 0xffff);
 }
 
-template <int kPixels>
+template <int kPixels, int kFilters>
 void conv(const PixelTile& t) {
   for (int p = 0; p < kPixels; ++p)
-    for (int i = 0; i < kPixelBlock; ++i) {
+    for (int i = 0; i < kFilters; ++i) {
       float sum = t.start[i];
       for (int64_t tap = 0; tap < t.tap_count; ++tap)
         for (int64_t j = 0; j < t.pairs; ++j) {
@@ -45,10 +46,10 @@ void conv(const PixelTile& t) {
     }
 }
 
-template <int kFilters>
+template <int kFilters, int kChannels>
 void dots(const PixelDots& d) {
   for (int f = 0; f < kFilters; ++f)
-    for (int c = 0; c < kPixelBlock; ++c) {
+    for (int c = 0; c < kChannels; ++c) {
       float sum = d.out[f * d.out_filter + c];
       for (int64_t row = 0; row < d.rows; ++row)
         for (int64_t j = 0; j < d.pairs; ++j)
@@ -77,6 +78,11 @@ void scatter(const uint16_t* from, int64_t from_pixel, const uint64_t* bits, uin
   }
 }
 
+void lanes(const uint16_t* rows, int64_t row, int64_t pairs, uint32_t* to) {
+  for (int i = 0; i < kPixelBlock / 2; ++i)
+    for (int64_t j = 0; j < pairs; ++j) std::memcpy(to + j * kPixelBlock + i, rows + i * row + 2 * j, sizeof(*to));
+}
+
 void interleave(const uint16_t* a, const uint16_t* b, int64_t count, uint32_t* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = a[i] | static_cast<uint32_t>(b ? b[i] : 0) << 16;
 }
@@ -87,8 +93,11 @@ void narrow(const float* from, float scale, int64_t count, uint16_t* to) {
 
 template <int... kNumbers>
 void fill(PixelKernels& kernels, std::integer_sequence<int, kNumbers...>) {
-  ((kernels.conv[kNumbers + 1] = kernels.conv_half[kNumbers + 1] = conv<kNumbers + 1>), ...);
-  ((kernels.dots[kNumbers + 1] = dots<kNumbers + 1>), ...);
+  constexpr int kHalf = kPixelBlock / 2;
+  ((kernels.conv[kNumbers + 1] = conv<kNumbers + 1, kPixelBlock>), ...);
+  ((kernels.conv_half[kNumbers + 1] = conv<kNumbers + 1, kHalf>), ...);
+  ((kernels.dots[kNumbers + 1] = dots<kNumbers + 1, kPixelBlock>), ...);
+  ((kernels.dots_half[kNumbers + 1] = dots<kNumbers + 1, kHalf>), ...);
 }
 
 constexpr IsaKernels<PixelKernels> kRows[] = {
@@ -102,7 +111,8 @@ PixelKernels pixel_kernels_scalar() {
   PixelKernels kernels{};
   static_assert(kMostPixels == kMostPixelFilters);
   fill(kernels, std::make_integer_sequence<int, kMostPixels>());
-  kernels.gather = gather, kernels.scatter = scatter, kernels.interleave = interleave, kernels.narrow = narrow;
+  kernels.gather = gather, kernels.scatter = scatter;
+  kernels.lanes = lanes, kernels.interleave = interleave, kernels.narrow = narrow;
   return kernels;
 }
 

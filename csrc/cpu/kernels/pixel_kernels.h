@@ -6,9 +6,9 @@
 
 namespace prunekernels {
 
-constexpr int kMostPixels = 14;       // of a tile of a convolution
-constexpr int kMostPixelFilters = 14; // of a tile of a weight gradient
-constexpr int kPixelBlock = 32;       // filters of a tile of a convolution, channels of a tile of a weight gradient
+constexpr int kMostPixels = 14;        // of a tile of a convolution
+constexpr int kMostPixelFilters = 14;  // of a tile of a weight gradient
+constexpr int kPixelBlock = 32;        // filters of a tile of a convolution, channels of a tile of a weight gradient
 
 // One call of a convolution: a tile of a few pixels p and up to kPixelBlock filters i.
 //   y[p][i] = start[i] + sum over taps t and pairs j of channels of weights[t][j][i] . x[taps[t] + p * x_pixel + 2 j]
@@ -39,15 +39,18 @@ struct PixelKernels {
   using Dots = void (*)(const PixelDots&);
 
   Conv conv[kMostPixels + 1];       // [pixels]
-  Conv conv_half[kMostPixels + 1];  // the same; only the first half of the filters are not padding
-  Dots dots[kMostPixelFilters + 1]; // [filters]
+  Conv conv_half[kMostPixels + 1];  // the same of the first half of the filters
+  Dots dots[kMostPixelFilters + 1];       // [filters]
+  Dots dots_half[kMostPixelFilters + 1];  // the same of kPixelBlock / 2 channels
 
   // The channels whose bits are set, close together, and zeros behind them up to to_pixel.
   void (*gather)(const uint16_t* from, int64_t channels, const uint64_t* bits, int64_t live, uint16_t* to,
                  int64_t to_pixel, int64_t pixels);
-  // Back to their places; zeros elsewhere.
+  // Back to their places; zeros elsewhere. May read kPixelBlock - 1 elements behind the last pixel.
   void (*scatter)(const uint16_t* from, int64_t from_pixel, const uint64_t* bits, uint16_t* to, int64_t channels,
                   int64_t pixels);
+  // to[j * kPixelBlock + i] = pair j of row i, of kPixelBlock / 2 rows
+  void (*lanes)(const uint16_t* rows, int64_t row, int64_t pairs, uint32_t* to);
   // to[i] = a[i], b[i]; a null b: 0
   void (*interleave)(const uint16_t* a, const uint16_t* b, int64_t count, uint32_t* to);
   // to[i] = from[i] * scale, rounded to nearest even
