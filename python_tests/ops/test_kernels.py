@@ -27,6 +27,7 @@ DTYPES = {
     "b32": [torch.float32],
     "b64": [torch.float64],
     "f32": [torch.float32],
+    "bf16": [torch.bfloat16],
 }
 
 
@@ -100,6 +101,16 @@ def tiles(channels, index, dtype, gen):
     assert torch.equal(y.double(), reference.masked_conv2d(x, weight, **live, padding=1))
 
 
+def pixels(channels, index, dtype, gen):
+    """One case; the others are in test_pixels.py."""
+    x = torch.randint(-2, 3, (2, channels, 3, 5), generator=gen).to(dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.randint(-1, 2, (5, channels, 3, 3), generator=gen).to(dtype)
+    live = {"input_mask": only(channels, *index.tolist())}
+    with pk.plan.force("direct"):
+        y = pk.masked_conv2d(x, weight, **live, padding=1)
+    assert torch.equal(y.double(), reference.masked_conv2d(x, weight, **live, padding=1).to(dtype).double())
+
+
 def step(channels, index, dtype, gen):
     """One case; the others are in optim/test_sgd.py."""
     weight, grad = (torch.randint(1, 9, (4, channels, 3, 1), generator=gen).to(dtype) for _ in range(2))
@@ -123,6 +134,7 @@ OPERATIONS = {
     "gather_pixels": gather,
     "scatter_pixels": scatter,
     "microkernels": tiles,
+    "pixels": pixels,
     "optim": step,
     "mask_grad": mask_grad,
 }

@@ -1,0 +1,229 @@
+"""The direct plan on pixels (channels_last, bfloat16), by instruction set: sizes that reach every kernel and all ways to
+cut the work."""
+
+import pytest
+import torch
+
+import prunekernels as pk
+from cases.conv import ConvCase, assert_same, assert_zero, capped, inputs, isas, run
+from prunekernels import reference
+
+if not pk.has_extension():
+    pytest.skip("the pixel kernels are compiled", allow_module_level=True)
+
+BF16, FORMAT = torch.bfloat16, "channels_last"
+ISAS = [row["isa"] for row in pk.kernels() if row["operation"] == "pixels" and row["isa"] in isas()]
+every_isa = pytest.mark.parametrize("isa", ISAS)
+
+
+def live(size, count, seed=0):
+    """bool [size]: `count` live entries."""
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed + size))
+    return torch.zeros(size, dtype=torch.bool).index_fill(0, order[:count], True)
+
+
+def both(case, filters, channels):
+    return {"filter_mask": live(case.k, filters), "input_mask": live(case.c, channels, 1)}
+
+
+def check(case, isa, filters, channels, problem=None, **args):
+    """Equal to the reference, on integers exactly; new memory is filled with NaN."""
+    torch.use_deterministic_algorithms(True)
+    made, problem = both(case, filters, channels), problem or inputs(case, BF16, FORMAT)
+    with capped(isa):
+        chosen = chosen_plans(case, made)
+        got = run(problem, case, "direct", **made, **args)
+    want = reference.gradients(*problem, **case.conv_args, **made, **args)
+    assert_same(got, [None if t is None else t.to(BF16).double() for t in want])
+    return chosen
+
+
+def chosen_plans(case, made):
+    mask = pk.ConvMask(made["filter_mask"], input_mask=made["input_mask"])
+    shape = ((case.n, case.c, case.h, case.w), (case.k, case.c, case.r, case.s))
+    pair = {
+        name: (v, v) if isinstance(v := getattr(case, name), int) else v for name in ("stride", "padding", "dilation")
+    }
+    with pk.plan.force("direct"):
+        return [
+            pk.plan.choose(d, *shape, mask, **pair, dtype=BF16, memory_format=torch.channels_last)
+            for d in pk.plan.DIRECTIONS
+        ]
+
+
+SERVED = ["direct"] * 3
+
+
+@every_isa
+@pytest.mark.parametrize("pixels", [1, 13, 14, 15, 28, 29, 223, 224, 225, 511, 512, 513])
+def test_tiles_of_pixels(isa, pixels):
+    """Without neighbours all pixels are one row, which tasks of 224 and blocks of 512 share out."""
+    assert check(ConvCase(n=1, c=9, k=8, h=1, w=pixels, r=1, s=1, padding=0), isa, 5, 6) == SERVED
+
+
+@every_isa
+@pytest.mark.parametrize("width", [1, 2, 13, 14, 15, 27, 28, 29, 43])
+@pytest.mark.parametrize("taps", [(1, 3), (3, 3)])
+def test_tiles_of_a_row(isa, width, taps):
+    """The last pair of an odd row has one pixel."""
+    case = ConvCase(n=2, c=6, k=7, h=4, w=width, r=taps[0], s=taps[1], padding=(taps[0] // 2, 1))
+    assert check(case, isa, 4, 3) == SERVED
+
+
+@pytest.mark.thinned(3)
+@every_isa
+@pytest.mark.parametrize("filters", [1, 13, 14, 15, 16, 17, 28, 29, 31, 32, 33, 48, 49, 64, 65])
+@pytest.mark.parametrize("channels", [1, 2, 15, 16, 17, 31, 32, 33, 34, 63, 64, 65])
+@pytest.mark.parametrize("taps", [1, 3])
+def test_tiles_of_filters_and_channels(isa, filters, channels, taps):
+    case = ConvCase(n=1, c=channels + 3, k=filters + 5, h=3, w=5, r=taps, s=taps, padding=taps // 2)
+    assert check(case, isa, filters, channels) == SERVED
+
+
+@every_isa
+@pytest.mark.parametrize("width", [32, 64, 96])
+@pytest.mark.parametrize("taps", [1, 3])
+def test_all_filters_of_whole_blocks_are_written_in_place(isa, width, taps):
+    case = ConvCase(n=2, c=width, k=width, h=3, w=15, r=taps, s=taps, padding=taps // 2)
+    assert check(case, isa, width, width // 2) == SERVED
+    assert check(case, isa, width // 2, width) == SERVED
+
+
+GEOMETRIES = {
+    "stride": ({"stride": 2}, False),
+    "stride 1x1": ({"stride": 2, "r": 1, "s": 1, "padding": 0}, False),
+    "strides": ({"stride": (1, 2), "h": 9}, False),
+    "dilation": ({"dilation": 2, "padding": 2}, True),
+    "stride, dilation": ({"dilation": (1, 2), "stride": 2, "padding": (1, 2), "h": 9, "w": 9}, False),
+    "no padding": ({"padding": 0}, True),
+    "more padding than taps": ({"padding": 3}, False),
+    "uneven": ({"r": 2, "s": 4, "padding": (1, 0)}, True),
+    "tall": ({"r": 5, "s": 1, "padding": (2, 0)}, True),
+    "one pixel": ({"h": 3, "w": 3, "padding": 0}, True),
+    "one row of inputs": ({"h": 1, "w": 9}, True),
+    "padded 1x1": ({"r": 1, "s": 1, "padding": 1}, False),
+}
+
+
+@every_isa
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_geometry(isa, name):
+    """The gradient of the input is served at stride 1, where the kernel covers the padding."""
+    given, serves_grad_input = GEOMETRIES[name]
+    case = ConvCase(n=3, c=20, k=18, **given)
+    chosen = check(case, isa, 11, 7)
+    assert (chosen[0], chosen[2]) == ("direct", "direct") and (chosen[1] == "direct") == serves_grad_input
+
+
+@every_isa
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "case",
+    [
+        ConvCase(n=2, c=80, k=72, h=29, w=33),  # several blocks of rows, of tasks and of gradients
+        ConvCase(n=1, c=40, k=33, h=40, w=40, stride=2),
+        ConvCase(n=5, c=70, k=40, h=17, w=19, r=1, s=1, padding=0),
+    ],
+    ids=str,
+)
+def test_blocks_of_rows(isa, threads, case):
+    torch.set_num_threads(threads)
+    check(case, isa, 3 * case.k // 4, case.c // 2)
+
+
+@every_isa
+def test_more_channels_than_are_prepared_at_a_time(isa):
+    case = ConvCase(n=1, c=4200, k=4100, h=1, w=2, r=1, s=1, padding=0)
+    problem = inputs(case, BF16, FORMAT)
+    assert check(case, isa, 3, 5, problem) == SERVED
+    assert check(case, isa, 4090, 2, problem) == SERVED
+
+
+@every_isa
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_weights_of_either_layout(isa, layout):
+    case = ConvCase(n=2, c=12, k=10)
+    x, weight, bias, grad = inputs(case, BF16, FORMAT)
+    kept = weight.contiguous() if layout == "nchw" else weight.contiguous(memory_format=torch.channels_last)
+    check(case, isa, 6, 5, (x, kept, bias, grad))
+
+
+@every_isa
+@pytest.mark.parametrize("taps", [1, 3])
+def test_what_is_dead_does_not_show(isa, taps):
+    """NaN in dead channels, filters and their gradients; infinities of a pixel stay with it and its neighbours."""
+    case = ConvCase(n=2, c=33, k=20, h=5, w=15, r=taps, s=taps, padding=taps // 2)
+    made = both(case, 9, 17)
+    x, weight, bias, grad = inputs(case, BF16, FORMAT)
+    dead_in, dead_out = ~made["input_mask"], ~made["filter_mask"]
+    x[:, dead_in] = weight[dead_out] = weight[:, dead_in] = grad[:, dead_out] = float("nan")
+    bias[dead_out] = float("nan")
+    with capped(isa):
+        y, grad_x, grad_w, _ = run((x, weight, bias, grad), case, "direct", **made)
+    for t in (y, grad_x, grad_w):
+        assert bool(t.isfinite().all())
+    (
+        assert_zero(y[:, dead_out]),
+        assert_zero(grad_x[:, dead_in]),
+        assert_zero(grad_w[dead_out]),
+        assert_zero(grad_w[:, dead_in]),
+    )
+    x[:] = x.nan_to_num(0)
+    x[0, int(made["input_mask"].nonzero()[0]), 2, 7] = float("inf")
+    with capped(isa):
+        y = run((x, weight, bias, grad), case, "direct", **made)[0]
+    spoiled = ~y.isfinite().all(1)
+    reach = torch.zeros_like(spoiled)
+    reach[0, 2 - taps // 2 : 3 + taps // 2, 7 - taps // 2 : 8 + taps // 2] = True
+    assert bool(spoiled.any()) and not bool((spoiled & ~reach).any())
+
+
+@every_isa
+def test_scaled_gradients_and_nan(isa):
+    """A scale of 0 gives exact zeros, whatever the gradient holds."""
+    case = ConvCase(n=2, c=10, k=6, h=4, w=5)
+    x, weight, bias, grad = inputs(case, BF16, FORMAT)
+    grad[:, 1] = float("nan")
+    scale = torch.tensor([1.0, 0.0, 2.0, 0.5, 1.0, 1.0])
+    made = {"filter_mask": torch.ones(6, dtype=torch.bool), "input_mask": live(10, 5)}
+    with capped(isa):
+        grad_w = run((x, weight, bias, grad), case, "direct", **made, grad_scale=scale)[2]
+    assert_zero(grad_w[1])
+    assert bool(grad_w.isfinite().all())
+
+
+@every_isa
+def test_rounding_is_to_nearest_even(isa):
+    """Sums are floats: only results are rounded."""
+    gen = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 64, 9, 9, generator=gen).to(BF16).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(48, 64, 3, 3, generator=gen).to(BF16)
+    keep = {"filter_mask": live(48, 30), "input_mask": live(64, 40)}
+    with capped(isa), pk.plan.force("direct"):
+        y = pk.masked_conv2d(x, weight, **keep, padding=1)
+    want = reference.masked_conv2d(x, weight, **keep, padding=1)
+    error = (y.double() - want).abs()
+    assert bool((error <= want.abs() * 2**-8 * 1.01 + 1e-4).all())  # half a unit in the last place of 8 bits, and sums
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_types_are_not_served(dtype):
+    mask = pk.ConvMask(live(8, 4), in_channels=8)
+    with pk.plan.force("direct"):
+        plan = pk.plan.choose(
+            "forward", (2, 8, 6, 6), (8, 8, 3, 3), mask, padding=(1, 1), dtype=dtype, memory_format=torch.channels_last
+        )
+    assert plan != "direct"
+
+
+@pytest.mark.skipif("avx512bf16" not in ISAS, reason="this CPU has no AVX-512 BF16")
+def test_the_scalar_kernels_are_no_candidates():
+    """Without instructions for them they are far slower than the vendor's convolution."""
+    mask = pk.ConvMask(live(64, 32), input_mask=live(64, 32))
+    problem = ((16, 64, 14, 14), (64, 64, 3, 3), mask)
+    options = {"padding": (1, 1), "dtype": BF16, "memory_format": torch.channels_last}
+    with pk.plan.force("model"):
+        best = pk.plan.choose("forward", *problem, **options)
+        with capped("avx512vbmi2"):
+            assert pk.plan.choose("forward", *problem, **options) != "direct"
+    assert best in ("direct", "compact")
