@@ -224,7 +224,7 @@ OTHER_KEYS = {
     "fewer filters": lambda: convolve(17),
     "fewer inputs": lambda: convolve(inputs=27),
     "layout": lambda: convolve(layout=torch.channels_last),
-    "dtype": lambda: convolve(dtype=torch.float64),
+    "dtype": lambda: convolve(dtype=torch.bfloat16),
     "direction": lambda: convolve(backward=True),
 }
 
@@ -284,6 +284,7 @@ def forced(plan):
 
 NOT_MEASURED = {
     "deterministic": deterministic,
+    "float64": lambda: convolve(dtype=torch.float64, backward=True),
     "measure(False)": unmeasured,
     "model": lambda: forced("model"),
     "dense": lambda: forced("dense"),

@@ -1,5 +1,5 @@
-"""The direct plan on pixels (channels_last, bfloat16), by instruction set: sizes that reach every kernel and all ways to
-cut the work."""
+"""The direct plan on pixels (channels_last, bfloat16), by instruction set: sizes that reach every kernel and each way
+to cut the work."""
 
 import pytest
 import torch
