@@ -23,6 +23,7 @@ SHARED = (
     "plan/plan_cache.cpp",
     "plan/plan_choice.cpp",
     "plan/plan_request.cpp",
+    "plan/trials.cpp",
 )  # with the CPU operators
 STREAM = build.CSRC / "cuda" / "kernels" / "stream.h"  # which everything includes
 _kept = []
