@@ -106,8 +106,11 @@ def json_text(body: Mapping[str, Any]) -> str:
     for key, value in body.items():
         if isinstance(value, dict):
             start, end, lines = "{", "}", [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in value.items()]
-        else:
+        elif isinstance(value, list):
             start, end, lines = "[", "]", [json.dumps(v) for v in value]
+        else:
+            sections.append(f" {json.dumps(key)}: {json.dumps(value)}")
+            continue
         inner = ",\n".join(f"  {line}" for line in lines)
         sections.append(f" {json.dumps(key)}: {start}" + (f"\n{inner}\n {end}" if lines else end))
     return "{\n" + ",\n".join(sections) + "\n}\n"

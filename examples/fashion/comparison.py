@@ -108,8 +108,24 @@ def _stored(path: Path | None, settings: dict[str, Any]) -> list[Row]:
 def _write(path: Path | None, settings: dict[str, Any], measure: str, rows: list[Row]) -> None:
     if path is not None:
         results = {"header": header(), "settings": settings, "measure": measure, "summary": summary(rows)}
-        head, lines = json.dumps(results, indent=1), ",\n".join(json.dumps(asdict(row)) for row in rows)
-        path.write_text(f'{head[:-2]},\n "rows": [\n{lines}\n ]\n}}\n')
+        path.write_text(_by_line(results | {"rows": [asdict(row) for row in rows]}))
+
+
+def _by_line(results: dict[str, Any]) -> str:
+    """JSON with a line for each entry of each section: a row is a line."""
+    sections = []
+    for name, value in results.items():
+        if isinstance(value, dict):
+            entries = [f"{json.dumps(key)}: {json.dumps(entry)}" for key, entry in value.items()]
+        elif isinstance(value, list):
+            entries = [json.dumps(entry) for entry in value]
+        else:
+            sections.append(f" {json.dumps(name)}: {json.dumps(value)}")
+            continue
+        start, end = "{}" if isinstance(value, dict) else "[]"
+        inner = ",\n".join(f"  {entry}" for entry in entries)
+        sections.append(f" {json.dumps(name)}: {start}\n{inner}\n {end}")
+    return "{\n" + ",\n".join(sections) + "\n}\n"
 
 
 def summary(rows: list[Row]) -> list[dict[str, Any]]:

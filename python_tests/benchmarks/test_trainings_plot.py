@@ -48,7 +48,7 @@ def test_names_in_the_picture(tmp_path, monkeypatch):
     write_plot(tmp_path / "p.png", ROWS, 0.5, 0.1)
     figure = pyplot.gcf()
     left, right = figure.axes
-    assert [text.get_text() for text in left.texts] == ["dense", "ghfp", "sfp"]  # the front; and each method
+    assert [text.get_text() for text in left.texts] == ["sfp", "ghfp", "dense"]  # the front
     assert len(right.lines) == 3 and [len(line.get_xdata()) for line in right.lines] == [7, 7, 7]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == [
