@@ -15,10 +15,11 @@ leave_ms, set_ms, enter_ms   compacted mode is left, masks are set, compacted mo
 change_ms    all three
 first_ms     the first step after a change
 later_ms     a later step, in which no plan is tried any more
-extra_steps  what a change costs in steps: (change_ms + first_ms) / later_ms - 1
+extra_steps  what a change costs in steps: change_ms, and by how much the steps behind it that try plans, and the first
+             one in any case, take longer than later ones
 
 Goals: leaving, setting and entering take at most 5 ms for ResNet-20 and 50 ms for ResNet-50, on two cores; a change
-costs at most one step's time, in compacted mode.
+costs at most one step's time, in compacted mode; in any mode at most 2 % of an epoch of 100 steps.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ CHANGES = ("new", "alike", "alternating")
 SIZES = {"resnet20": (32, 64), "resnet56": (32, 128), "resnet50": (224, 8)}  # image, batch
 KEEP_RATIO = 0.5
 SEEN = 3  # steps before anything is timed
-LATER = 3  # later steps behind each change, at least
+LATER = 3  # later steps behind each change
+MOST_TRIALS = 64  # steps that try plans, at most
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,15 @@ def masks_of(setting: Setting, change: str, index: int) -> LiveChannels:
     return draw(setting.wires, "joint", KEEP_RATIO, index % 2 if change == "alternating" else index)
 
 
-def settled(made: NetworkContender, clock: Callable[..., float]) -> float:
-    """The time of the next step that tries no plan."""
-    pk.plan.settle(made.run)
-    return clock(made.run)
+def until_settled(made: NetworkContender, clock: Callable[..., float]) -> list[float]:
+    """The times of the first step and of those after it that try plans."""
+    times: list[float] = []
+    for _ in range(MOST_TRIALS):
+        tried = pk.plan.trials()
+        times.append(clock(made.run))
+        if pk.plan.trials() == tried:
+            break
+    return times
 
 
 def measured(setting: Setting, mode: str, change: str, changes: int, clock: Callable[..., float]) -> ChangeRow:
@@ -127,6 +134,7 @@ def measured(setting: Setting, mode: str, change: str, changes: int, clock: Call
     compaction = made.compaction if isinstance(made, CompactedMode) else None
     model = made.full if isinstance(made, CompactedMode) else made.model
     samples: dict[str, list[float]] = {name: [] for name in ("leave", "set", "enter", "change", "first", "later")}
+    extra: list[float] = []
     for _ in range(SEEN):
         made.run()
     known = 1 if change == "alternating" else 0  # changes that are not timed: both sets are to have trained
@@ -135,12 +143,14 @@ def measured(setting: Setting, mode: str, change: str, changes: int, clock: Call
         leave = clock(compaction.leave) if compaction else 0.0
         put = clock(lambda live=live: apply(model, setting.wires, live, setting.device))
         enter = clock(compaction.enter) if compaction else 0.0
-        times = {"leave": leave, "set": put, "enter": enter, "change": leave + put + enter, "first": clock(made.run)}
-        later = [settled(made, clock) for _ in range(LATER)]
+        change_ms, behind = leave + put + enter, until_settled(made, clock)
+        times = {"leave": leave, "set": put, "enter": enter, "change": change_ms, "first": behind[0]}
+        later = [clock(made.run) for _ in range(LATER)]
         if index > known:
             for name, ms in times.items():
                 samples[name].append(ms)
             samples["later"] += later
+            extra.append((change_ms + sum(behind)) / statistics.median(later) - len(behind))
     found = {name: summarise(values) for name, values in samples.items()}
     median = {name: timing.median for name, timing in found.items()}
     return ChangeRow(
@@ -155,7 +165,7 @@ def measured(setting: Setting, mode: str, change: str, changes: int, clock: Call
         change_ms=median["change"],
         first_ms=median["first"],
         later_ms=median["later"],
-        extra_steps=(median["change"] + median["first"]) / median["later"] - 1,
+        extra_steps=statistics.median(extra),
         quartiles={name: [t.low, t.median, t.high] for name, t in found.items()},
         device=setting.device,
     )
@@ -170,7 +180,19 @@ def _goal(text: str, target: float, ratio: Callable[[ChangeRow], float], *networ
 GOALS = (
     _goal("leave, set masks and enter, ResNet-20: ms, each", 5.0, lambda r: r.change_ms, "resnet20"),
     _goal("leave, set masks and enter, ResNet-50: ms, each", 50.0, lambda r: r.change_ms, "resnet50"),
-    _goal("a change and the first step: time over a later step's, each", 2.0, lambda r: 1 + r.extra_steps),
+    _goal(
+        "a change and the first step: time over a later step's, with all that trials cost, each",
+        2.0,
+        lambda r: 1 + r.extra_steps,
+    ),
+    Goal(
+        "an epoch of 100 steps with a change over one without, any mode, each",
+        1.02,
+        lambda r: 1 + r.extra_steps / 100,
+        lambda r: True,
+        each=True,
+        at_most=True,
+    ),
 )
 
 

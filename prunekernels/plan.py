@@ -9,11 +9,12 @@ a cost model and similar problems do not rule out, and is timed, until one of th
 process ends. It is "dense", unless another plan is at least 3 percent faster. A problem is a direction with sizes,
 layout, dtype, number of threads or device, and live counts to a sixteenth. Where a similar problem (other live counts,
 widths or batch) has a winner whose lead is larger than what the difference may change, that plan is taken over without
-trials. "model" asks the cost model alone; "auto" does the same in float64, and while torch.use_deterministic_algorithms(True) holds or
-measuring is off, and times nothing while a CUDA graph is captured. PRUNEKERNELS_CACHE names a file that keeps what was
-found out on the CPU for later processes: it is read on import and written when the process ends, by any number of
-processes, for any number of machines. The name of a plan forces that plan; a problem that
-it cannot compute goes as under "auto".
+trials. PRUNEKERNELS_CACHE names a file that keeps what was found out on the CPU for later processes: it is read on
+import and written when the process ends, by any number of processes, for any number of machines.
+
+"model" asks the cost model alone; "auto" does the same in float64, and while measuring is off or
+torch.use_deterministic_algorithms(True) holds, and times nothing while a CUDA graph is captured. The name of a plan
+forces that plan; a problem that it cannot compute goes as under "auto".
 """
 
 from __future__ import annotations
@@ -274,7 +275,14 @@ def table() -> list[dict[str, Any]]:
 
 
 def trials() -> int:
-    """How many runs of plans were timed so far in this process. Passes that add none run by plans that are settled."""
+    """How many runs of plans were timed so far in this process. Passes that add none run by plans that are settled.
+
+    Examples:
+        >>> before = pk.plan.trials()
+        >>> y = pk.MaskedConv2d(16, 16, 3)(torch.randn(2, 16, 8, 8))  # nothing is dead: there is nothing to try
+        >>> pk.plan.trials() - before
+        0
+    """
     return extension._C.plan_trials() if extension._C else 0
 
 

@@ -7,6 +7,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads that spin
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from prunekernels import plan  # noqa: E402
+
 ALWAYS = 20
 ALWAYS_NETWORKS = 10  # each takes a second
 # Tests of whole networks use one thread where several workers share the cores: each of their thousands of small
@@ -62,11 +64,13 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True)
 def _leave_torch_as_it_was(request):
-    """A test may set seeds, threads and determinism; the next one does not see it."""
+    """A test may set seeds, threads and determinism; the next one does not see it. Plans are tried where a test is
+    marked trials: elsewhere numbers are compared to the bit."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.manual_seed(0)
     if "PYTEST_XDIST_WORKER" in os.environ and request.path.parent.name in OF_NETWORKS:
         torch.set_num_threads(1)
-    yield
+    with plan.measure(request.node.get_closest_marker("trials") is not None):
+        yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)

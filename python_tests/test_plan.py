@@ -13,6 +13,7 @@ import prunekernels as pk
 from prunekernels import reference
 from prunekernels.ops import extension
 
+pytestmark = pytest.mark.trials
 LARGE = {"x_shape": (16, 256, 28, 28), "weight_shape": (256, 256, 3, 3), "padding": (1, 1)}
 DIRECTIONS = ["forward", "grad_input", "grad_weight"]
 SKIPPING = {"compact", "direct", "sparse"}

@@ -139,7 +139,7 @@ def test_interleaved_runs_all_equally_often():
         calls[name] += 1
 
     timings = timing.interleaved({name: lambda name=name: run(name) for name in calls}, "cpu", 0)
-    assert calls == dict.fromkeys(calls, timing.WARMUPS + timing.MIN_ROUNDS)
+    assert calls == dict.fromkeys(calls, 1 + timing.WARMUPS + timing.MIN_ROUNDS)  # one to settle plans
     assert all(t.low <= t.median <= t.high and t.rounds == timing.MIN_ROUNDS for t in timings.values())
 
 

@@ -70,11 +70,12 @@ def test_goals():
         make_row(network="resnet50", change_ms=49.0, extra_steps=1.1),
         make_row(mode="masked", leave_ms=None, enter_ms=None, change_ms=80.0, extra_steps=9.0),
     ]
-    small, large, steps = goals(rows, GOALS)
+    small, large, steps, epoch = goals(rows, GOALS)
     assert (small.rows, small.reached, small.verdict) == (2, 6.0, "missed")
     assert small.failing_most == "resnet20 compacted alike kept 0.5: 6.00"
     assert (large.rows, large.verdict) == (1, "holds")
     assert (steps.rows, steps.failing, steps.reached) == (3, 1, 2.1)
+    assert (epoch.rows, epoch.failing, epoch.reached) == (4, 1, 1.09)
 
 
 @pytest.mark.slow
@@ -88,7 +89,7 @@ def test_end_to_end(tmp_path, capsys):
     assert [(r.mode, r.change) for r in rows] == [(m, c) for m in ("live", "compacted") for c in mask_change.CHANGES]
     assert all(min(r.set_ms, r.first_ms, r.later_ms) > 0 for r in rows)
     assert [r.leave_ms is None for r in rows] == [True] * 3 + [False] * 3
-    assert len(json.loads((tmp_path / "c.json").read_text())["goals"]) == 2
+    assert len(json.loads((tmp_path / "c.json").read_text())["goals"]) == 3
     assert "compacted mode, counts alternating: a change costs" in capsys.readouterr().out
 
 

@@ -275,15 +275,22 @@ def test_presets():
     assert args.minutes == 12 and not any("compile" in name for name in args.contenders)
 
 
-@pytest.mark.parametrize(("known", "runs"), [([1, 1], 1), ([1, 2, 2, 2], 2), (list(range(20)), 1 + network.WARMUPS)])
-def test_plans_are_measured_before_anything_is_timed(monkeypatch, known, runs):
-    known, done, checked = iter(known), [], []
-    monkeypatch.setattr(pk.plan, "table", lambda: [0] * next(known))
+@pytest.mark.parametrize(("settling", "ms"), [(1, 7.0), (2, 5.0), (network.WARMUPS, 5.0)])
+def test_plans_are_settled_before_anything_is_timed(monkeypatch, settling, ms):
+    done, checked = [], []
+
+    def settle(run, most):
+        assert most == network.WARMUPS
+        for _ in range(settling):
+            run()
+        return settling
+
+    monkeypatch.setattr(pk.plan, "settle", settle)
     stub = SimpleNamespace(run=lambda: done.append(1) or "result", rewind=lambda: done.clear(), check=checked.append)
     stub.ms = 1e9
-    times = iter([7.0, 5.0, 4.0, 3.0])
+    times = iter([7.0, 5.0])
     network.first_runs(stub, lambda run: (run(), next(times))[1])
-    assert (len(done), checked, stub.ms) == (runs, ["result"], [7.0, 5.0, 4.0, 3.0][runs - 1])
+    assert (len(done), checked, stub.ms) == (1 + settling + (settling > 1), ["result"], ms)
 
 
 # ---- the command

@@ -16,7 +16,7 @@ from torch import nn
 import prunekernels as pk
 from cases.pages import ROOT
 
-PLAN = ("LayerPlan", "choose", "clear", "force", "measure", "table")
+PLAN = ("LayerPlan", "choose", "clear", "force", "measure", "settle", "table", "trials")
 NAMES = [
     *(name for name in pk.__all__ if not inspect.ismodule(getattr(pk, name))),
     *(f"methods.{name}" for name in pk.methods.__all__ if not inspect.ismodule(getattr(pk.methods, name))),

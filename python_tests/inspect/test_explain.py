@@ -120,6 +120,7 @@ def test_live_mode():
     assert all(row["ms"] > 0 for row in live.rows)
 
 
+@pytest.mark.trials
 @pytest.mark.skipif(not pk.has_extension(), reason="without the extension there is one plan only")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("groups", [1, 8])

@@ -338,7 +338,7 @@ def test_distributed_data_parallel_in_compacted_mode_and_others():
 
 
 def test_the_fastest_pass_counts(monkeypatch):
-    clocked = iter([9.0, 9.0, 3.0, 5.0, 2.0, 7.0])
+    clocked = iter([3.0, 5.0, 2.0, 7.0])
     monkeypatch.setattr(module, "_clock", lambda run, device: next(clocked))
     times = time_modes(Net(), X, modes=TWO, repeats=2)
     assert times.ms == {"masked": 2.0, "live": 5.0} and times.best == "masked"
