@@ -90,16 +90,25 @@ def _accuracy(axis: Any, rows: Sequence[TrainingRow], title: str) -> None:
     means = {group: mean(of) for group, of in groups.items()}
     front = pareto(means)
     axis.plot(*zip(*(means[group] for group in front), strict=True), color="0.6", linewidth=1.2, zorder=1)
+    low, high = _range([y for group, of in groups.items() if group[0] != "literal" for _, y in of])
+    axis.set_ylim(low, high)
     for group, of in groups.items():
+        if means[group][1] < low:  # far below: at the edge, with its number
+            means[group] = (means[group][0], low)
+            number = f"{mean(of)[1]:.0f}"
+            axis.annotate(number, means[group], xytext=(0, 6), textcoords="offset points", fontsize=7, ha="center")
         color, marker = COLOR_OF.get(group[1], PLAIN), MARKERS[group[0]]
         face = "none" if group[0] == "literal" else color
         axis.scatter(
             *zip(*of, strict=True), s=16, marker=marker, color=color, alpha=0.3, linewidths=0.6, facecolor=face
         )
-        axis.scatter(*means[group], s=64, marker=marker, edgecolor=color, facecolor=face, linewidths=1.3, zorder=3)
+        axis.scatter(
+            *means[group], s=64, marker=marker, edgecolor=color, facecolor=face, linewidths=1.3, zorder=3,
+            clip_on=False,
+        )  # fmt: skip
     for group in front:  # the others lie too close together for names
         name = group[0] if group[1] == "none" else group[1]
-        axis.annotate(name, means[group], xytext=(-5, 6), textcoords="offset points", fontsize=8.5, ha="right")
+        axis.annotate(name, means[group], xytext=(-6, 5), textcoords="offset points", fontsize=8.5, ha="right")
     times = [x for of in groups.values() for x, _ in of]
     axis.set(xlabel="wall-clock of the whole run, fastest dense training = 1", ylabel="accuracy, %", xscale="log")
     axis.set_xlim(min(times) / 1.25, max(times) * 1.12)
@@ -110,6 +119,12 @@ def _accuracy(axis: Any, rows: Sequence[TrainingRow], title: str) -> None:
     axis.grid(color="0.92", linewidth=0.8)
     axis.set_axisbelow(True)
     axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """The limits of an axis that shows these values."""
+    room = 0.08 * max(max(values) - min(values), 0.5)
+    return min(values) - room, max(values) + 2 * room
 
 
 def _came_back(axis: Any, rows: Sequence[TrainingRow], title: str) -> None:
