@@ -259,8 +259,8 @@ def forward(case, made, layout="channels_last"):
 
 @pytest.mark.trials
 def test_plans_are_tried_one_a_call(library, events):
-    pk.plan.clear()  # or else problems of other tests leave plans out
-    case = ConvCase(n=2, c=22, k=34, h=5, w=6)
+    """A size of its own: what was found out of others lives as long as the process, and would leave plans out."""
+    case = ConvCase(n=2, c=22, k=34, h=6, w=5)
     prepared = {"mask": pk.ConvMask(**masks(case, "filter"), out_channels=34, in_channels=22)}
     tried = []
     for _ in range(40):
