@@ -53,7 +53,8 @@ PlanKey kind_of(PlanKey key) {
 
 double distance(const PlanKey& a, const PlanKey& b) {
   const auto apart = [](double x, double y) { return std::abs(std::log2(std::max(x, 1.) / std::max(y, 1.))); };
-  return std::max({apart(a.N, b.N), apart(a.K, b.K), apart(a.C, b.C), apart(1. * a.K * a.live_filters, 1. * b.K * b.live_filters),
+  return std::max({apart(a.N, b.N), apart(a.K, b.K), apart(a.C, b.C),
+                   apart(1. * a.K * a.live_filters, 1. * b.K * b.live_filters),
                    apart(1. * a.C * a.live_inputs, 1. * b.C * b.live_inputs), apart(a.live_kernels, b.live_kernels)});
 }
 

@@ -49,7 +49,7 @@ std::optional<Neighbour> nearest(const PlanKey& key);
 // Unless the problem is known already.
 void begin(const PlanKey& key, const Known& known);
 void add(const PlanKey& key, Plan plan, double ms);
-bool full();  // where every input has a size of its own, trials would never end
+bool full();       // where every input has a size of its own, trials would never end
 int64_t trials();  // runs that were timed, in all
 std::vector<std::pair<PlanKey, Known>> entries();
 void clear();

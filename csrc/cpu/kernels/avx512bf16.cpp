@@ -39,14 +39,14 @@ __m256i narrowed(__m512 v) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh
 template <int kPixels, int kVectors>
 void conv(const PixelTile& t) {
   __m512 sum[kPixels][kVectors];
-  PK_UNROLL for (int p = 0; p < kPixels; ++p)
-    PK_UNROLL for (int v = 0; v < kVectors; ++v) sum[p][v] = _mm512_loadu_ps(t.start + 16 * v);
+  PK_UNROLL for (int p = 0; p < kPixels; ++p) PK_UNROLL for (int v = 0; v < kVectors; ++v) sum[p][v] =
+      _mm512_loadu_ps(t.start + 16 * v);
   const uint32_t* w = t.weights;
   const int64_t step = t.x_pixel * static_cast<int64_t>(sizeof(uint16_t));
   for (int64_t tap = 0; tap < t.tap_count; ++tap) {
     const char* x[(kPixels + 2) / 3];
-    PK_UNROLL for (int i = 0; i < (kPixels + 2) / 3; ++i)
-      x[i] = reinterpret_cast<const char*>(t.x + t.taps[tap]) + 3 * i * step;
+    PK_UNROLL for (int i = 0; i < (kPixels + 2) / 3; ++i) x[i] =
+        reinterpret_cast<const char*>(t.x + t.taps[tap]) + 3 * i * step;
     for (int64_t j = 0; j < t.pairs; ++j) {
       __m512i weight[kVectors];
       PK_UNROLL for (int v = 0; v < kVectors; ++v) weight[v] = _mm512_loadu_si512(w + 16 * v);
@@ -57,16 +57,15 @@ void conv(const PixelTile& t) {
       w += kPixelBlock;
     }
   }
-  PK_UNROLL for (int p = 0; p < kPixels; ++p)
-    PK_UNROLL for (int v = 0; v < kVectors; ++v)
+  PK_UNROLL for (int p = 0; p < kPixels; ++p) PK_UNROLL for (int v = 0; v < kVectors; ++v)
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(t.y + p * t.y_pixel + 16 * v), narrowed(sum[p][v]));
 }
 
 template <int kFilters, int kVectors>
 void dots(const PixelDots& d) {
   __m512 sum[kFilters][kVectors];
-  PK_UNROLL for (int f = 0; f < kFilters; ++f)
-    PK_UNROLL for (int v = 0; v < kVectors; ++v) sum[f][v] = _mm512_loadu_ps(d.out + f * d.out_filter + 16 * v);
+  PK_UNROLL for (int f = 0; f < kFilters; ++f) PK_UNROLL for (int v = 0; v < kVectors; ++v) sum[f][v] =
+      _mm512_loadu_ps(d.out + f * d.out_filter + 16 * v);
   for (int64_t row = 0; row < d.rows; ++row) {
     const uint32_t *g = d.g + row * d.g_row, *x = d.x + row * d.x_row;
     for (int64_t j = 0; j < d.pairs; ++j, g += d.g_pair, x += d.x_pair) {
@@ -78,8 +77,8 @@ void dots(const PixelDots& d) {
       }
     }
   }
-  PK_UNROLL for (int f = 0; f < kFilters; ++f)
-    PK_UNROLL for (int v = 0; v < kVectors; ++v) _mm512_storeu_ps(d.out + f * d.out_filter + 16 * v, sum[f][v]);
+  PK_UNROLL for (int f = 0; f < kFilters; ++f) PK_UNROLL for (int v = 0; v < kVectors; ++v)
+      _mm512_storeu_ps(d.out + f * d.out_filter + 16 * v, sum[f][v]);
 }
 
 __mmask32 first(int64_t count) { return count >= 32 ? ~0u : (1u << count) - 1; }
@@ -92,8 +91,8 @@ struct Chunk {
 
 constexpr int64_t kChunks = 128;  // that are prepared at a time
 
-// Stores are whole vectors, as masked ones are slow: what is behind a chunk's channels is overwritten by the next chunk,
-// or pixel. Only the last chunks of the last pixel keep to their channels.
+// Stores are whole vectors, as masked ones are slow: what is behind a chunk's channels is overwritten by the next
+// chunk, or pixel. Only the last chunks of the last pixel keep to their channels.
 void gather(const uint16_t* from, int64_t channels, const uint64_t* bits, int64_t live, uint16_t* to, int64_t to_pixel,
             int64_t pixels) {
   Chunk chunks[kChunks];
@@ -165,10 +164,10 @@ void transpose(__m512i (&v)[16]) {
     a[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
   }
   PK_UNROLL for (int i = 0; i < 16; i += 4)  // v[i + j]: column j of each quarter of rows i..i + 3
-    PK_UNROLL for (int j = 0; j < 2; ++j) {
-      v[i + 2 * j] = _mm512_unpacklo_epi64(a[i + j], a[i + 2 + j]);
-      v[i + 2 * j + 1] = _mm512_unpackhi_epi64(a[i + j], a[i + 2 + j]);
-    }
+      PK_UNROLL for (int j = 0; j < 2; ++j) {
+    v[i + 2 * j] = _mm512_unpacklo_epi64(a[i + j], a[i + 2 + j]);
+    v[i + 2 * j + 1] = _mm512_unpackhi_epi64(a[i + j], a[i + 2 + j]);
+  }
   PK_UNROLL for (int j = 0; j < 4; ++j) {  // quarters 0 and 2, then 1 and 3
     a[j] = _mm512_shuffle_i32x4(v[j], v[4 + j], 0b10001000);
     a[4 + j] = _mm512_shuffle_i32x4(v[j], v[4 + j], 0b11011101);

@@ -29,7 +29,8 @@ Isa parse(const std::string& name) {
   if (name.empty()) return Isa::avx512bf16;
   for (int i = 0; i < 5; ++i)
     if (name == kNames[i]) return static_cast<Isa>(i);
-  throw std::invalid_argument("PRUNEKERNELS_ISA: expected scalar, avx2, avx512, avx512vbmi2 or avx512bf16, got " + name);
+  throw std::invalid_argument("PRUNEKERNELS_ISA: expected scalar, avx2, avx512, avx512vbmi2 or avx512bf16, got " +
+                              name);
 }
 
 Isa initial_cap() {

@@ -104,9 +104,9 @@ void PixelGradWeight::run(const uint16_t* x, const uint16_t* grad, int64_t first
       for (int64_t tap = 0; tap < taps_; ++tap)
         for (int64_t c = 0; c < width_; c += kPixelBlock) {
           const int64_t r = tap / S_, s = tap % S_;
-          (width_ - c < kPixelBlock ? kernels_.dots_half : kernels_.dots)[count]({g + filter, scratch + r * dilation_[0] * x_row_ + s * pairs_ * width_ + c, rows,
-                                (columns + 1) / 2, g_row_, live, stride_[0] * x_row_, width_,
-                                partial + (tap * live + filter) * width_ + c, width_});
+          (width_ - c < kPixelBlock ? kernels_.dots_half : kernels_.dots)[count](
+              {g + filter, scratch + r * dilation_[0] * x_row_ + s * pairs_ * width_ + c, rows, (columns + 1) / 2,
+               g_row_, live, stride_[0] * x_row_, width_, partial + (tap * live + filter) * width_ + c, width_});
         }
     }
   }

@@ -1,6 +1,6 @@
-// Weight gradient over pixels, NHWC and bfloat16: sums over pairs of neighbouring output pixels of their gradients times
-// the inputs that a tap shifts under them. Live channels are gathered and interleaved, pair by pair; partial gradients
-// are floats. One group, whose listed filters and channels have all kernels between them.
+// Weight gradient over pixels, NHWC and bfloat16: sums over pairs of neighbouring output pixels of their gradients
+// times the inputs that a tap shifts under them. Live channels are gathered and interleaved, pair by pair; partial
+// gradients are floats. One group, whose listed filters and channels have all kernels between them.
 #pragma once
 
 #include <cstdint>

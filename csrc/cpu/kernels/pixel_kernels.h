@@ -38,8 +38,8 @@ struct PixelKernels {
   using Conv = void (*)(const PixelTile&);
   using Dots = void (*)(const PixelDots&);
 
-  Conv conv[kMostPixels + 1];       // [pixels]
-  Conv conv_half[kMostPixels + 1];  // the same of the first half of the filters
+  Conv conv[kMostPixels + 1];             // [pixels]
+  Conv conv_half[kMostPixels + 1];        // the same of the first half of the filters
   Dots dots[kMostPixelFilters + 1];       // [filters]
   Dots dots_half[kMostPixelFilters + 1];  // the same of kPixelBlock / 2 channels
 
