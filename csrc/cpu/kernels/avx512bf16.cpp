@@ -91,6 +91,18 @@ struct Chunk {
 
 constexpr int64_t kChunks = 128;  // that are prepared at a time
 
+// Those from channel `begin` on, kChunks at most; returns how many. at: the channels of the list before them and, later,
+// before the next ones.
+int64_t prepare(const uint64_t* bits, int64_t begin, int64_t channels, int64_t& at, Chunk* chunks) {
+  int64_t count = 0;
+  for (int64_t c = begin; c < channels && count < kChunks; c += 32) {
+    const __mmask32 mask = static_cast<__mmask32>(bits[c >> 6] >> (c & 63)) & first(channels - c);
+    chunks[count] = {mask, static_cast<int32_t>(at), _mm_popcnt_u32(mask)};
+    at += chunks[count++].count;
+  }
+  return count;
+}
+
 // Stores are whole vectors, as masked ones are slow: what is behind a chunk's channels is overwritten by the next
 // chunk, or pixel. Only the last chunks of the last pixel keep to their channels.
 void gather(const uint16_t* from, int64_t channels, const uint64_t* bits, int64_t live, uint16_t* to, int64_t to_pixel,
@@ -98,12 +110,7 @@ void gather(const uint16_t* from, int64_t channels, const uint64_t* bits, int64_
   Chunk chunks[kChunks];
   int64_t at = 0;
   for (int64_t begin = 0; begin < channels; begin += 32 * kChunks) {
-    int64_t count = 0;
-    for (int64_t c = begin; c < channels && count < kChunks; c += 32) {
-      const __mmask32 mask = static_cast<__mmask32>(bits[c >> 6] >> (c & 63)) & first(channels - c);
-      chunks[count++] = {mask, static_cast<int32_t>(at), _mm_popcnt_u32(mask)};
-      at += chunks[count - 1].count;
-    }
+    const int64_t count = prepare(bits, begin, channels, at, chunks);
     const bool alone = begin == 0 && count * 32 >= channels;  // no other passes, whose channels would be overwritten
     for (int64_t p = 0; p < pixels; ++p) {
       const uint16_t* x = from + p * channels + begin;
@@ -134,12 +141,7 @@ void scatter(const uint16_t* from, int64_t from_pixel, const uint64_t* bits, uin
   Chunk chunks[kChunks];
   int64_t at = 0;
   for (int64_t begin = 0; begin < channels; begin += 32 * kChunks) {
-    int64_t count = 0;
-    for (int64_t c = begin; c < channels && count < kChunks; c += 32) {
-      const __mmask32 mask = static_cast<__mmask32>(bits[c >> 6] >> (c & 63)) & first(channels - c);
-      chunks[count++] = {mask, static_cast<int32_t>(at), _mm_popcnt_u32(mask)};
-      at += chunks[count - 1].count;
-    }
+    const int64_t count = prepare(bits, begin, channels, at, chunks);
     const bool alone = begin == 0 && count * 32 >= channels;
     for (int64_t p = 0; p < pixels; ++p) {
       const uint16_t* x = from + p * from_pixel;
