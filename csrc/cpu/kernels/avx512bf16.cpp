@@ -91,8 +91,8 @@ struct Chunk {
 
 constexpr int64_t kChunks = 128;  // that are prepared at a time
 
-// Those from channel `begin` on, kChunks at most; returns how many. at: the channels of the list before them and, later,
-// before the next ones.
+// Those from channel `begin` on, kChunks at most; returns how many. at: the channels of the list before them and,
+// later, before the next ones.
 int64_t prepare(const uint64_t* bits, int64_t begin, int64_t channels, int64_t& at, Chunk* chunks) {
   int64_t count = 0;
   for (int64_t c = begin; c < channels && count < kChunks; c += 32) {
