@@ -6,7 +6,6 @@ import atexit
 import json
 import os
 import platform
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from .ops import extension
 VARIABLE = "PRUNEKERNELS_CACHE"
 FORMAT, VERSION = "prunekernels plans", 1
 MOST_BYTES = 64 << 20  # a larger file is none of ours
+DAMAGED = (OSError, ValueError, TypeError, RecursionError)  # what a file may raise that is not as written here
 
 
 def start() -> None:
@@ -31,8 +31,9 @@ def start() -> None:
     try:
         known = _plans_of(_read(path))
         extension._C.restore_plans(known)
-    except (OSError, ValueError) as error:
-        warnings.warn(f"{VARIABLE}: {path}: {error}; plans are neither read from it nor written", stacklevel=2)
+    except DAMAGED as error:
+        told = str(error).splitlines()[0]
+        warnings.warn(f"{VARIABLE}: {path}: {told}; plans are neither read from it nor written", stacklevel=2)
         return
     atexit.register(_write_at_exit, path, {tuple(key) for key, *_ in known})
 
@@ -95,7 +96,7 @@ def _write_at_exit(path: Path, known: set[tuple[int, ...]]) -> None:
             here = {tuple(key): [key, *rest] for key, *rest in _plans_of(machines)}
             here |= {tuple(key): [key, *rest] for key, *rest in entries}
             _replace(path, machines | {machine(): list(here.values())})
-    except (OSError, ValueError) as error:
+    except DAMAGED as error:
         warnings.warn(f"{VARIABLE}: {path}: {error}; plans are not written", stacklevel=1)
 
 
@@ -107,14 +108,12 @@ def _replace(path: Path, machines: dict[str, Any]) -> None:
         blocks.append(f" {json.dumps(name)}: [\n{rows}\n ]")
     head = f'"format": {json.dumps(FORMAT)}, "version": {VERSION}'
     text = f'{{{head}, "machines": {{\n' + ",\n".join(blocks) + "\n}}\n"
-    handle, temporary = tempfile.mkstemp(prefix=path.name, dir=path.parent)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
+        temporary.write_text(text)
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import pytest
 
 import prunekernels as pk
 from prunekernels import plan_file
+from prunekernels.ops import extension
 
 pytestmark = pytest.mark.skipif(not pk.has_extension(), reason="without the extension there is one plan only")
 
@@ -77,6 +78,7 @@ def a_file(machines="{}", version=plan_file.VERSION):
     return f'{{"format": "{plan_file.FORMAT}", "version": {version}, "machines": {machines}}}'
 
 
+WORDS = extension._C.plan_key_words if extension._C else 0
 BAD = {
     "empty": ("", "expected a file of plans, got Expecting value"),
     "cut off": (a_file()[:-4], "expected a file of plans, got"),
@@ -85,6 +87,15 @@ BAD = {
     "newer": (a_file(version=99), "expected version 1 of the file of plans, got 99"),
     "no machines": (a_file("[]"), "expected plans by machine, got list"),
     "no entries": (a_file(json.dumps({plan_file.machine(): [[[1, 2], "dense", []]]})), "expected entries"),
+    "a plan that is no word": (
+        a_file(json.dumps({plan_file.machine(): [[[0] * WORDS, 5, []]]})),
+        "restore_plans(): incompatible",
+    ),
+    "numbers that are too large": (
+        a_file(json.dumps({plan_file.machine(): [[[2**40] * WORDS, "dense", []]]})),
+        "restore_plans(): incompatible",
+    ),
+    "nested": (a_file("[" * 100_000), ""),
     "binary": ("\x00\x01", "expected a file of plans, got"),
 }
 

@@ -3,7 +3,6 @@
 // runs tell them apart, which costs next to nothing as they are nearly as fast.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <limits>
 #include <utility>
