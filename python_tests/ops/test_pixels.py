@@ -55,14 +55,14 @@ SERVED = ["direct"] * 3
 
 
 @every_isa
-@pytest.mark.parametrize("pixels", [1, 13, 14, 15, 28, 29, 223, 224, 225, 511, 512, 513])
+@pytest.mark.parametrize("pixels", [1, 13, 14, 15, 16, 17, 28, 29, 223, 224, 225, 255, 256, 257, 511, 512, 513])
 def test_tiles_of_pixels(isa, pixels):
-    """Without neighbours all pixels are one row, which tasks of 224 and blocks of 512 share out."""
+    """Without neighbours all pixels are one row, which tasks of 16 tiles and blocks of 512 share out."""
     assert check(ConvCase(n=1, c=9, k=8, h=1, w=pixels, r=1, s=1, padding=0), isa, 5, 6) == SERVED
 
 
 @every_isa
-@pytest.mark.parametrize("width", [1, 2, 13, 14, 15, 27, 28, 29, 43])
+@pytest.mark.parametrize("width", [1, 2, 13, 14, 15, 16, 17, 27, 28, 29, 43])
 @pytest.mark.parametrize("taps", [(1, 3), (3, 3)])
 def test_tiles_of_a_row(isa, width, taps):
     """The last pair of an odd row has one pixel."""

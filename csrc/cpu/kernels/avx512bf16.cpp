@@ -23,6 +23,8 @@ namespace {
 
 #define PK_UNROLL _Pragma("GCC unroll 16")
 
+constexpr int kMost = 14;  // pixels or filters of a tile: with two vectors each, as many sums as registers hold
+
 __m512 dot(__m512 sum, __m512i a, __m512i b) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
@@ -224,7 +226,8 @@ void fill(PixelKernels& kernels, std::integer_sequence<int, kNumbers...>) {
 
 PixelKernels pixel_kernels_avx512bf16() {
   PixelKernels kernels{};
-  fill(kernels, std::make_integer_sequence<int, kMostPixels>());
+  kernels.most_pixels = kernels.most_filters = kMost;
+  fill(kernels, std::make_integer_sequence<int, kMost>());
   kernels.gather = gather, kernels.scatter = scatter;
   kernels.lanes = lanes, kernels.interleave = interleave, kernels.narrow = narrow;
   return kernels;

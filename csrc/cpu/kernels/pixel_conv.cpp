@@ -8,7 +8,7 @@ namespace {
 
 constexpr int64_t kGatheredBytes = 192 << 10;  // of a task: half of a small L2
 constexpr int64_t kTasksPerThread = 4;
-constexpr int64_t kFlatPixels = 16 * kMostPixels;  // of a task where pixels have no neighbours
+constexpr int64_t kFlatTiles = 16;  // of a task where pixels have no neighbours
 constexpr int64_t kHalf = kPixelBlock / 2;
 
 int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
@@ -46,7 +46,7 @@ PixelConv::PixelConv(Direction direction, const ConvShape& s, const ChannelList&
     columns_.operand = columns_.result = images_ * rows_.result * columns_.result;
     rows_.operand = rows_.result = images_ = 1;
   }
-  block_columns_ = alone ? std::min(columns_.result, kFlatPixels) : columns_.result;
+  block_columns_ = alone ? std::min(columns_.result, kFlatTiles * kernels_.most_pixels) : columns_.result;
   column_blocks_ = blocks_of(columns_.result, block_columns_);
   block_rows_ = rows_.result;
   const auto too_much = [&] {
@@ -125,12 +125,12 @@ void PixelConv::run(const uint16_t* operand, const uint32_t* weights, const floa
   const int64_t channels = out_.channels, image_pixels = rows_.operand * columns_.operand;
   gather(operand + image * image_pixels * in_.channels, first_row * rows_.stride - rows_.padding, rows_.reach(rows),
          first_column * columns_.stride - columns_.padding, wide, scratch);
-  uint16_t* const results = scratch + gathered_elements();
+  uint16_t* const results = scratch + gathered_elements() + kMostPixels * columns_.stride * pixel_;
   std::vector<int32_t> taps;
   for (int64_t r = 0; r < rows_.taps; ++r)
     for (int64_t s = 0; s < columns_.taps; ++s)
       taps.push_back(static_cast<int32_t>((r * rows_.dilation * wide + s * columns_.dilation) * pixel_));
-  const int64_t tiles = blocks_of(columns, kMostPixels);
+  const int64_t tiles = blocks_of(columns, kernels_.most_pixels);
   PixelTile tile{nullptr, columns_.stride * pixel_, taps.data(), taps_, pairs_, nullptr, nullptr, nullptr, 0};
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t t = 0; t < tiles; ++t) {

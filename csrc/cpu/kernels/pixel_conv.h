@@ -33,7 +33,9 @@ class PixelConv {
   int64_t pack_scratch() const;
 
   int64_t tasks() const { return images_ * row_blocks_ * column_blocks_; }
-  int64_t scratch_elements() const { return gathered_elements() + (kMostPixels * blocks_ + 1) * kPixelBlock; }
+  int64_t scratch_elements() const {
+    return gathered_elements() + kMostPixels * columns_.stride * pixel_ + (kMostPixels * blocks_ + 1) * kPixelBlock;
+  }
   // Writes the task's share of the result, zeros of dead channels included. start: float [blocks() * kPixelBlock].
   void run(const uint16_t* operand, const uint32_t* weights, const float* start, uint16_t* result, int64_t task,
            uint16_t* scratch) const;

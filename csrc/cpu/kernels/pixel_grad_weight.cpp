@@ -98,7 +98,7 @@ void PixelGradWeight::run(const uint16_t* x, const uint16_t* grad, int64_t first
     pack_x(x + image * H_ * W_ * channels_.channels, row * stride_[0] - padding_[0],
            (rows - 1) * stride_[0] + (R_ - 1) * dilation_[0] + 1, column * stride_[1] - padding_[1], columns, scratch,
            gathered);
-    const int64_t live = filters_.live, tiles = blocks_of(live, kMostPixelFilters);
+    const int64_t live = filters_.live, tiles = blocks_of(live, kernels_.most_filters);
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t filter = live * t / tiles, count = live * (t + 1) / tiles - filter;
       for (int64_t tap = 0; tap < taps_; ++tap)

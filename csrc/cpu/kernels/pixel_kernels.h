@@ -6,13 +6,14 @@
 
 namespace prunekernels {
 
-constexpr int kMostPixels = 14;        // of a tile of a convolution
-constexpr int kMostPixelFilters = 14;  // of a tile of a weight gradient
+constexpr int kMostPixels = 16;        // of a tile of a convolution
+constexpr int kMostPixelFilters = 16;  // of a tile of a weight gradient
 constexpr int kPixelBlock = 32;        // filters of a tile of a convolution, channels of a tile of a weight gradient
 
 // One call of a convolution: a tile of a few pixels p and up to kPixelBlock filters i.
 //   y[p][i] = start[i] + sum over taps t and pairs j of channels of weights[t][j][i] . x[taps[t] + p * x_pixel + 2 j]
-// Distances are in elements. All kPixelBlock results of a pixel are written.
+// Distances are in elements. All kPixelBlock results of a pixel are written. What lies in x where kMostPixels pixels
+// would be may be read.
 struct PixelTile {
   const uint16_t* x;
   int64_t x_pixel;
@@ -38,6 +39,7 @@ struct PixelKernels {
   using Conv = void (*)(const PixelTile&);
   using Dots = void (*)(const PixelDots&);
 
+  int64_t most_pixels, most_filters;      // of the tiles there are
   Conv conv[kMostPixels + 1];             // [pixels]
   Conv conv_half[kMostPixels + 1];        // the same of the first half of the filters
   Dots dots[kMostPixelFilters + 1];       // [filters]
