@@ -58,8 +58,7 @@ at::Tensor run(const PixelConv& conv, const at::Tensor& operand, const at::Tenso
 bool pixels_serve(const PlanCase& c) {
   if (c.dtype != at::kBFloat16 || c.format != at::MemoryFormat::ChannelsLast) return false;
   if (!c.mask[kPairsFull] || c.mask[kRagged]) return false;
-  const auto direction = c.direction == Direction::grad_input ? PixelConv::kGradInput : PixelConv::kForward;
-  return PixelConv::serves(direction, c.shape);
+  return PixelConv::serves(c.shape);
 }
 
 at::Tensor pixels_forward(const ConvCall<MaskTable>& call, const at::Tensor& x, const at::Tensor& weight,

@@ -89,30 +89,83 @@ def test_all_filters_of_whole_blocks_are_written_in_place(isa, width, taps):
     assert check(case, isa, width // 2, width) == SERVED
 
 
+@every_isa
+@pytest.mark.parametrize("width", [1, 2, 3, 27, 28, 29, 30, 31, 32, 33, 34, 57])
+@pytest.mark.parametrize("taps", [(1, 1), (1, 3), (3, 2)])
+def test_tiles_of_a_strided_row(isa, width, taps):
+    """Backward, every other pixel of a row is a tile's, and the last phase may have one less."""
+    case = ConvCase(n=2, c=6, k=7, h=5, w=width, r=taps[0], s=taps[1], stride=2, padding=(taps[0] // 2, taps[1] // 2))
+    assert check(case, isa, 4, 3) == SERVED
+
+
+@every_isa
+@pytest.mark.parametrize("live_channels", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("width", [1, 2, 3, 6, 11])
+@pytest.mark.parametrize("columns", [1, 2, 3, 7])
+def test_taps_of_a_row_are_one_run(isa, live_channels, width, columns):
+    """The taps of a row and the live channels share vectors: fewer than one, one, and several."""
+    case = ConvCase(n=3, c=9, k=5, h=3, w=width, r=2, s=columns, padding=(1, columns // 2))
+    assert check(case, isa, 3, live_channels) == SERVED
+
+
 GEOMETRIES = {
-    "stride": ({"stride": 2}, False),
-    "stride 1x1": ({"stride": 2, "r": 1, "s": 1, "padding": 0}, False),
-    "strides": ({"stride": (1, 2), "h": 9}, False),
-    "dilation": ({"dilation": 2, "padding": 2}, True),
-    "stride, dilation": ({"dilation": (1, 2), "stride": 2, "padding": (1, 2), "h": 9, "w": 9}, False),
-    "no padding": ({"padding": 0}, True),
-    "more padding than taps": ({"padding": 3}, False),
-    "uneven": ({"r": 2, "s": 4, "padding": (1, 0)}, True),
-    "tall": ({"r": 5, "s": 1, "padding": (2, 0)}, True),
-    "one pixel": ({"h": 3, "w": 3, "padding": 0}, True),
-    "one row of inputs": ({"h": 1, "w": 9}, True),
-    "padded 1x1": ({"r": 1, "s": 1, "padding": 1}, False),
+    "stride": {"stride": 2},
+    "stride 1x1": {"stride": 2, "r": 1, "s": 1, "padding": 0},
+    "stride 3": {"stride": 3, "h": 11, "w": 13},
+    "stride 3, 1x1": {"stride": 3, "r": 1, "s": 1, "padding": 0, "h": 8, "w": 9},
+    "stride 4 of 2 taps": {"stride": 4, "r": 2, "s": 2, "padding": 0, "h": 11, "w": 10},  # phases without taps
+    "strides": {"stride": (1, 2), "h": 9},
+    "stem": {"stride": 2, "r": 7, "s": 7, "padding": 3, "h": 13, "w": 16},
+    "dilation": {"dilation": 2, "padding": 2},
+    "stride, dilation": {"dilation": (1, 2), "stride": 2, "padding": (1, 2), "h": 9, "w": 9},
+    "stride 2, dilation 3": {"dilation": 3, "stride": 2, "padding": 3, "h": 12, "w": 11},
+    "stride 4, dilation 2": {"dilation": 2, "stride": 4, "padding": 2, "h": 14, "w": 15},
+    "no padding": {"padding": 0},
+    "more padding than taps": {"padding": 3},
+    "more padding than taps, strided": {"padding": 4, "stride": 3, "s": 2},
+    "uneven": {"r": 2, "s": 4, "padding": (1, 0)},
+    "uneven, strided": {"r": 4, "s": 2, "padding": (0, 1), "stride": (2, 3), "h": 10, "w": 14},
+    "tall": {"r": 5, "s": 1, "padding": (2, 0)},
+    "one pixel": {"h": 3, "w": 3, "padding": 0},
+    "fewer pixels than the stride": {"h": 2, "w": 1, "stride": 3, "r": 2, "s": 3, "padding": 1},
+    "one row of inputs": {"h": 1, "w": 9},
+    "padded 1x1": {"r": 1, "s": 1, "padding": 1},
+    "padded 1x1, strided": {"r": 1, "s": 1, "padding": 1, "stride": 2, "w": 8},
 }
+
+
+def spoil(case, isa, made):
+    """Leaves NaN in the memory that the operators work in."""
+    problem = [torch.full_like(t, float("nan")) for t in inputs(case, BF16, FORMAT)]
+    with capped(isa):
+        run(problem, case, "direct", **made)
 
 
 @every_isa
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_geometry(isa, name):
-    """The gradient of the input is served at stride 1, where the kernel covers the padding."""
-    given, serves_grad_input = GEOMETRIES[name]
-    case = ConvCase(n=3, c=20, k=18, **given)
-    chosen = check(case, isa, 11, 7)
-    assert (chosen[0], chosen[2]) == ("direct", "direct") and (chosen[1] == "direct") == serves_grad_input
+    case = ConvCase(n=3, c=20, k=18, **GEOMETRIES[name])
+    spoil(case, isa, both(case, 11, 7))
+    assert check(case, isa, 11, 7) == SERVED
+
+
+@every_isa
+@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_infinities_stay_where_they_belong(isa, name, place):
+    """Pairs that have a second half for nothing, and what is read past a row, multiply nothing with an infinity."""
+    case = ConvCase(n=2, c=8, k=6, **GEOMETRIES[name])
+    made = both(case, 5, 3)
+    x, weight, bias, grad = inputs(case, BF16, FORMAT)
+    problems = [[x.clone(), weight, bias, grad], [x, weight, bias, grad.clone()]]
+    for t, mask in ((problems[0][0], made["input_mask"]), (problems[1][3], made["filter_mask"])):
+        pixels = t.permute(0, 2, 3, 1).view(-1, t.shape[1])
+        pixels[{"first": 0, "middle": len(pixels) // 2, "last": -1}[place], mask.nonzero()[0]] = float("inf")
+    with capped(isa):
+        got = [run(problem, case, "direct", **made) for problem in problems]
+    want = [reference.gradients(*problem, **case.conv_args, **made) for problem in problems]
+    for which, result in ((0, 0), (0, 2), (1, 1)):  # y and the weight's gradient of x, the input's of grad_out
+        assert torch.equal(got[which][result].isfinite(), want[which][result].isfinite())
 
 
 @every_isa
@@ -122,7 +175,9 @@ def test_geometry(isa, name):
     [
         ConvCase(n=2, c=80, k=72, h=29, w=33),  # several blocks of rows, of tasks and of gradients
         ConvCase(n=1, c=40, k=33, h=40, w=40, stride=2),
+        ConvCase(n=2, c=80, k=80, h=67, w=61, stride=2),
         ConvCase(n=5, c=70, k=40, h=17, w=19, r=1, s=1, padding=0),
+        ConvCase(n=2, c=300, k=280, h=40, w=37, r=1, s=1, stride=2, padding=0),
     ],
     ids=str,
 )

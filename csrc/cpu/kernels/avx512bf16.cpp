@@ -107,15 +107,15 @@ int64_t prepare(const uint64_t* bits, int64_t begin, int64_t channels, int64_t& 
 
 // Stores are whole vectors, as masked ones are slow: what is behind a chunk's channels is overwritten by the next
 // chunk, or pixel. Only the last chunks of the last pixel keep to their channels.
-void gather(const uint16_t* from, int64_t channels, const uint64_t* bits, int64_t live, uint16_t* to, int64_t to_pixel,
-            int64_t pixels) {
+void gather(const uint16_t* from, int64_t from_pixel, int64_t channels, const uint64_t* bits, int64_t live,
+            uint16_t* to, int64_t to_pixel, int64_t pixels) {
   Chunk chunks[kChunks];
   int64_t at = 0;
   for (int64_t begin = 0; begin < channels; begin += 32 * kChunks) {
     const int64_t count = prepare(bits, begin, channels, at, chunks);
     const bool alone = begin == 0 && count * 32 >= channels;  // no other passes, whose channels would be overwritten
     for (int64_t p = 0; p < pixels; ++p) {
-      const uint16_t* x = from + p * channels + begin;
+      const uint16_t* x = from + p * from_pixel + begin;
       uint16_t* y = to + p * to_pixel;
       const int64_t room = (pixels - p) * to_pixel - 32;
       for (int64_t i = 0; i < count; ++i, x += 32) {

@@ -15,47 +15,54 @@ int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / siz
 
 }  // namespace
 
-bool PixelConv::serves(Direction direction, const ConvShape& s) {
-  if (s.G != 1) return false;
-  if (direction == kForward) return true;
-  for (int i = 0; i < 2; ++i)
-    if (s.stride[i] != 1 || (i ? s.S - 1 : s.R - 1) * s.dilation[i] < s.padding[i]) return false;
-  return true;
-}
-
 PixelConv::PixelConv(Direction direction, const ConvShape& s, const ChannelList& filters, const ChannelList& channels,
                      int64_t threads)
     : kernels_(pixel_kernels()),
       forward_(direction == kForward),
       in_(forward_ ? channels : filters),
       out_(forward_ ? filters : channels),
+      rows_(s, 0, forward_),
+      columns_(s, 1, forward_),
       images_(s.N),
-      taps_(s.taps()),
       pairs_((in_.live + 1) / 2),
       pixel_(2 * pairs_),
       blocks_(blocks_of(out_.live, kPixelBlock)) {
-  rows_ = {s.H, s.P, s.R, s.stride[0], s.padding[0], s.dilation[0]};
-  columns_ = {s.W, s.Q, s.S, s.stride[1], s.padding[1], s.dilation[1]};
-  for (Axis* axis : {&rows_, &columns_})
-    if (!forward_) {
-      std::swap(axis->operand, axis->result);
-      axis->padding = (axis->taps - 1) * axis->dilation - axis->padding;
-    }
-  const bool alone = taps_ == 1 && rows_.stride == 1 && columns_.stride == 1 && !rows_.padding && !columns_.padding;
+  const bool alone = no_neighbours(s);
   if (alone) {  // all pixels in one row
     columns_.operand = columns_.result = images_ * rows_.result * columns_.result;
     rows_.operand = rows_.result = images_ = 1;
   }
-  block_columns_ = alone ? std::min(columns_.result, kFlatTiles * kernels_.most_pixels) : columns_.result;
-  column_blocks_ = blocks_of(columns_.result, block_columns_);
-  block_rows_ = rows_.result;
+  block_columns_ = alone ? std::min(columns_.result, kFlatTiles * kernels_.most_pixels) : columns_.steps();
+  column_blocks_ = blocks_of(columns_.steps(), block_columns_);
+  pitch_ = columns_.reach(block_columns_) * pixel_;
+  block_rows_ = rows_.steps();
   const auto too_much = [&] {
-    const bool few = images_ * blocks_of(rows_.result, block_rows_) * column_blocks_ < kTasksPerThread * threads;
+    const bool few = images_ * blocks_of(rows_.steps(), block_rows_) * column_blocks_ < kTasksPerThread * threads;
     return few || gathered_elements() * static_cast<int64_t>(sizeof(uint16_t)) > kGatheredBytes;
   };
   while (block_rows_ > 1 && too_much()) block_rows_ = (block_rows_ + 1) / 2;
-  row_blocks_ = blocks_of(rows_.result, block_rows_);
-  writes_in_place_ = out_.live == out_.channels && out_.live % kPixelBlock == 0;
+  row_blocks_ = blocks_of(rows_.steps(), block_rows_);
+  writes_in_place_ = out_.live == out_.channels && out_.live % kHalf == 0;
+
+  for (const auto& row_taps : rows_.phases)
+    for (const auto& column_taps : columns_.phases) {
+      const int64_t taps = static_cast<int64_t>(column_taps.size()), run = columns_.spacing == 1 ? taps : 1;
+      Part part{static_cast<int64_t>(order_.size()), static_cast<int64_t>(runs_.size()), 0, run * pairs_};
+      for (const PixelAxis::Tap& row : row_taps)
+        for (int64_t i = 0; i < taps; ++i) {
+          order_.push_back(row.index * s.S + column_taps[i].index);
+          if (i % run) continue;
+          const int64_t at = (row.offset - rows_.low) * pitch_ + (column_taps[i].offset - columns_.low) * pixel_;
+          runs_.push_back(static_cast<int32_t>(at));
+          ++part.runs;
+        }
+      parts_.push_back(part);
+    }
+}
+
+// With what a tile may read behind its pixels.
+int64_t PixelConv::gathered_elements() const {
+  return rows_.reach(block_rows_) * pitch_ + kMostPixels * columns_.stride * pixel_;
 }
 
 int64_t PixelConv::pack_scratch() const {
@@ -67,17 +74,17 @@ int64_t PixelConv::pack_scratch() const {
 // channels of two rows, which are results, are gathered and interleaved; a piece is such a pair.
 void PixelConv::pack_weights(const uint16_t* weight, uint32_t* packed, int64_t begin, int64_t end,
                              uint16_t* scratch) const {
-  const int64_t channels = forward_ ? in_.channels : out_.channels, block_words = taps_ * pairs_ * kPixelBlock;
-  const auto row = [&](int32_t filter, int64_t tap) { return weight + (filter * taps_ + tap) * channels; };
+  const int64_t channels = forward_ ? in_.channels : out_.channels, taps = static_cast<int64_t>(order_.size());
+  const auto row = [&](int32_t filter, int64_t tap) { return weight + (filter * taps + order_[tap]) * channels; };
   if (forward_) {
     for (int64_t half = 2 * begin; half < 2 * end; ++half) {
       const int64_t first = half * kHalf, count = std::clamp<int64_t>(out_.live - first, 0, kHalf);
-      uint32_t* const to = packed + half / 2 * block_words + half % 2 * kHalf;
+      uint32_t* const to = packed + half / 2 * block_words() + half % 2 * kHalf;
       if (count < kHalf) std::memset(scratch, 0, kHalf * pixel_ * sizeof(*scratch));
-      for (int64_t tap = 0; tap < taps_; ++tap) {
+      for (int64_t tap = 0; tap < taps; ++tap) {
         for (int64_t i = 0; i < count; ++i)
-          kernels_.gather(row(out_.index[first + i], tap), channels, in_.bits, in_.live, scratch + i * pixel_, pixel_,
-                          1);
+          kernels_.gather(row(out_.index[first + i], tap), channels, channels, in_.bits, in_.live, scratch + i * pixel_,
+                          pixel_, 1);
         kernels_.lanes(scratch, pixel_, pairs_, to + tap * pairs_ * kPixelBlock);
       }
     }
@@ -86,32 +93,17 @@ void PixelConv::pack_weights(const uint16_t* weight, uint32_t* packed, int64_t b
   const int64_t wide = blocks_ * kPixelBlock;
   uint16_t* const other = scratch + wide;
   for (int64_t j = begin; j < end; ++j)
-    for (int64_t tap = 0; tap < taps_; ++tap) {
+    for (int64_t tap = 0; tap < taps; ++tap) {
       const bool whole = 2 * j + 1 < in_.live;
-      const int64_t from = taps_ - 1 - tap;
-      kernels_.gather(row(in_.index[2 * j], from), channels, out_.bits, out_.live, scratch, wide, 1);
-      if (whole) kernels_.gather(row(in_.index[2 * j + 1], from), channels, out_.bits, out_.live, other, wide, 1);
+      const auto gather = [&](int32_t filter, uint16_t* to) {
+        kernels_.gather(row(filter, tap), channels, channels, out_.bits, out_.live, to, wide, 1);
+      };
+      gather(in_.index[2 * j], scratch);
+      if (whole) gather(in_.index[2 * j + 1], other);
       for (int64_t block = 0; block < blocks_; ++block)
         kernels_.interleave(scratch + block * kPixelBlock, whole ? other + block * kPixelBlock : nullptr, kPixelBlock,
-                            packed + block * block_words + (tap * pairs_ + j) * kPixelBlock);
+                            packed + block * block_words() + (tap * pairs_ + j) * kPixelBlock);
     }
-}
-
-// Rows row..row + rows of the padded image, from column on.
-void PixelConv::gather(const uint16_t* image, int64_t row, int64_t rows, int64_t column, int64_t columns,
-                       uint16_t* to) const {
-  for (int64_t r = row; r < row + rows; ++r, to += columns * pixel_) {
-    if (r < 0 || r >= rows_.operand) {
-      std::memset(to, 0, columns * pixel_ * sizeof(*to));
-      continue;
-    }
-    const int64_t first = std::clamp<int64_t>(-column, 0, columns);
-    const int64_t last = std::clamp<int64_t>(columns_.operand - column, first, columns);
-    std::memset(to, 0, first * pixel_ * sizeof(*to));
-    kernels_.gather(image + (r * columns_.operand + column + first) * in_.channels, in_.channels, in_.bits, in_.live,
-                    to + first * pixel_, pixel_, last - first);
-    std::memset(to + last * pixel_, 0, (columns - last) * pixel_ * sizeof(*to));
-  }
 }
 
 void PixelConv::run(const uint16_t* operand, const uint32_t* weights, const float* start, uint16_t* result,
@@ -119,35 +111,62 @@ void PixelConv::run(const uint16_t* operand, const uint32_t* weights, const floa
   const int64_t image = task / (row_blocks_ * column_blocks_);
   const int64_t first_row = task / column_blocks_ % row_blocks_ * block_rows_;
   const int64_t first_column = task % column_blocks_ * block_columns_;
-  const int64_t rows = std::min(block_rows_, rows_.result - first_row);
-  const int64_t columns = std::min(block_columns_, columns_.result - first_column);
-  const int64_t wide = columns_.reach(columns), width = blocks_ * kPixelBlock;
-  const int64_t channels = out_.channels, image_pixels = rows_.operand * columns_.operand;
-  gather(operand + image * image_pixels * in_.channels, first_row * rows_.stride - rows_.padding, rows_.reach(rows),
-         first_column * columns_.stride - columns_.padding, wide, scratch);
-  uint16_t* const results = scratch + gathered_elements() + kMostPixels * columns_.stride * pixel_;
-  std::vector<int32_t> taps;
-  for (int64_t r = 0; r < rows_.taps; ++r)
-    for (int64_t s = 0; s < columns_.taps; ++s)
-      taps.push_back(static_cast<int32_t>((r * rows_.dilation * wide + s * columns_.dilation) * pixel_));
-  const int64_t tiles = blocks_of(columns, kernels_.most_pixels);
-  PixelTile tile{nullptr, columns_.stride * pixel_, taps.data(), taps_, pairs_, nullptr, nullptr, nullptr, 0};
-  for (int64_t row = 0; row < rows; ++row)
-    for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t column = columns * t / tiles, pixels = columns * (t + 1) / tiles - column;
-      const int64_t at = (image * rows_.result + first_row + row) * columns_.result + first_column + column;
-      uint16_t* const to = result + at * channels;
-      tile.x = scratch + (row * rows_.stride * wide + column * columns_.stride) * pixel_;
-      tile.y_pixel = writes_in_place_ ? channels : width;
+  const int64_t rows = std::min(block_rows_, rows_.steps() - first_row);
+  const int64_t columns = std::min(block_columns_, columns_.steps() - first_column);
+  uint16_t* to = scratch;
+  for (int64_t r = 0; r < rows_.reach(rows); ++r, to += pitch_) {
+    const int64_t row = (first_row * rows_.stride + rows_.low + r) * rows_.step - rows_.padding;
+    const int64_t wide = columns_.reach(columns);
+    if (row < 0 || row >= rows_.operand)
+      std::memset(to, 0, wide * pixel_ * sizeof(*to));
+    else
+      columns_.gather(kernels_, in_, operand + (image * rows_.operand + row) * columns_.operand * in_.channels,
+                      first_column * columns_.stride + columns_.low, wide, to, pixel_);
+  }
+  Operands operands{scratch, weights, start, scratch + gathered_elements()};
+  for (int64_t row = 0; row < rows; ++row, operands.gathered += rows_.stride * pitch_)
+    for (int64_t phase = 0; phase < rows_.phase_count(); ++phase) {
+      const int64_t at = (first_row + row) * rows_.phase_count() + phase;
+      if (at < rows_.result)
+        run_row(operands, phase, first_column, columns,
+                result + (image * rows_.result + at) * columns_.result * out_.channels);
+    }
+}
+
+// Of a row of results, which starts at `to`: the results first..first + count of every phase of columns.
+void PixelConv::run_row(const Operands& operands, int64_t row_phase, int64_t first, int64_t count, uint16_t* to) const {
+  const int64_t channels = out_.channels, width = blocks_ * kPixelBlock, phases = columns_.phase_count();
+  const int64_t tiles = blocks_of(count, kernels_.most_pixels);
+  if (rows_.phases[row_phase].empty()) {
+    const int64_t last = std::min(columns_.result, (first + count) * phases);
+    std::memset(to + first * phases * channels, 0, (last - first * phases) * channels * sizeof(*to));
+    return;
+  }
+  PixelTile tile{};
+  tile.x_pixel = columns_.stride * pixel_;
+  const int64_t pixel = writes_in_place_ ? channels : width;
+  tile.y_pixel = phases * pixel;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t begin = count * t / tiles, end = count * (t + 1) / tiles, column = (first + begin) * phases;
+    uint16_t* const results = writes_in_place_ ? to + column * channels : operands.results;
+    for (int64_t phase = 0; phase < phases; ++phase) {
+      const int64_t pixels = columns_.results(phase, first + end) - first - begin;
+      if (pixels <= 0) continue;
+      const Part& part = parts_[row_phase * phases + phase];
+      tile.x = operands.gathered + begin * columns_.stride * pixel_;
+      tile.taps = runs_.data() + part.first_run, tile.tap_count = part.runs, tile.pairs = part.pairs;
       for (int64_t block = 0; block < blocks_; ++block) {
         const bool half = out_.live - block * kPixelBlock <= kHalf;
-        tile.weights = weights + block * taps_ * pairs_ * kPixelBlock;
-        tile.start = start + block * kPixelBlock;
-        tile.y = (writes_in_place_ ? to : results) + block * kPixelBlock;
+        tile.weights = operands.weights + block * block_words() + part.first_tap * pairs_ * kPixelBlock;
+        tile.start = operands.start + block * kPixelBlock;
+        tile.y = results + phase * pixel + block * kPixelBlock;
         (half ? kernels_.conv_half : kernels_.conv)[pixels](tile);
       }
-      if (!writes_in_place_) kernels_.scatter(results, width, out_.bits, to, channels, pixels);
     }
+    if (!writes_in_place_)
+      kernels_.scatter(results, width, out_.bits, to + column * channels, channels,
+                       std::min(columns_.result - column, (end - begin) * phases));
+  }
 }
 
 }  // namespace prunekernels

@@ -2,7 +2,8 @@
 // together; tiles of pixels times live filters are computed from them, and each pixel's results go to their places.
 // One group, whose listed filters and channels have all kernels between them.
 //
-// The input gradient at stride 1 is the same with input and output exchanged and the taps in reverse order.
+// The input gradient is the same with input and output exchanged: results are dealt out to phases by the taps they read
+// (pixel_axis.h), and the pixels of a tile are neighbours within a phase.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +11,7 @@
 
 #include "core/conv_shape.h"
 #include "cpu/kernels/gather_scatter.h"
+#include "cpu/kernels/pixel_axis.h"
 #include "cpu/kernels/pixel_kernels.h"
 #include "cpu/kernels/weights.h"
 
@@ -18,14 +20,14 @@ namespace prunekernels {
 class PixelConv {
  public:
   enum Direction { kForward, kGradInput };
-  static bool serves(Direction direction, const ConvShape& shape);
+  static bool serves(const ConvShape& shape) { return shape.G == 1; }
 
   // filters, channels: the live ones; valid as long as this is.
   PixelConv(Direction direction, const ConvShape& shape, const ChannelList& filters, const ChannelList& channels,
             int64_t threads);
 
   int64_t blocks() const { return blocks_; }  // of kPixelBlock results
-  int64_t weight_words() const { return blocks_ * taps_ * pairs_ * kPixelBlock; }
+  int64_t weight_words() const { return blocks_ * block_words(); }
   // [K, R, S, C] in memory -> packed [weight_words()], in packs() pieces: those from begin to end. scratch:
   // [pack_scratch()]
   int64_t packs() const { return forward_ ? blocks_ : pairs_; }
@@ -33,29 +35,40 @@ class PixelConv {
   int64_t pack_scratch() const;
 
   int64_t tasks() const { return images_ * row_blocks_ * column_blocks_; }
-  int64_t scratch_elements() const {
-    return gathered_elements() + kMostPixels * columns_.stride * pixel_ + (kMostPixels * blocks_ + 1) * kPixelBlock;
-  }
-  // Writes the task's share of the result, zeros of dead channels included. start: float [blocks() * kPixelBlock].
+  int64_t scratch_elements() const { return gathered_elements() + result_elements(); }
+  // Writes the task's share of the result, zeros of dead channels included. start: float [blocks() * kPixelBlock],
+  // zeros for kGradInput.
   void run(const uint16_t* operand, const uint32_t* weights, const float* start, uint16_t* result, int64_t task,
            uint16_t* scratch) const;
 
  private:
-  struct Axis {  // of rows, of columns
-    int64_t operand, result, taps, stride, padding, dilation;
-    // How far the operands of `count` results reach.
-    int64_t reach(int64_t count) const { return (count - 1) * stride + (taps - 1) * dilation + 1; }
+  // The taps of a phase of rows and a phase of columns: runs of `pairs` pairs that lie side by side in a gathered row.
+  // Those of a row are one run if their pixels are neighbours.
+  struct Part {
+    int64_t first_tap, first_run, runs, pairs;
+  };
+  struct Operands {
+    const uint16_t* gathered;
+    const uint32_t* weights;
+    const float* start;
+    uint16_t* results;
   };
 
-  int64_t gathered_elements() const { return rows_.reach(block_rows_) * columns_.reach(block_columns_) * pixel_; }
-  void gather(const uint16_t* image, int64_t row, int64_t rows, int64_t column, int64_t columns, uint16_t* to) const;
+  int64_t block_words() const { return static_cast<int64_t>(order_.size()) * pairs_ * kPixelBlock; }
+  int64_t gathered_elements() const;
+  int64_t result_elements() const { return (kMostPixels * columns_.phase_count() * blocks_ + 1) * kPixelBlock; }
+  void run_row(const Operands& operands, int64_t row_phase, int64_t first, int64_t count, uint16_t* to) const;
 
   const PixelKernels& kernels_;
   const bool forward_;
   const ChannelList &in_, &out_;  // of the operand and of the result
-  Axis rows_, columns_;
-  int64_t images_, taps_, pairs_, pixel_, blocks_;  // pixel_: elements of a gathered one
-  int64_t block_rows_, row_blocks_, block_columns_, column_blocks_;
+  PixelAxis rows_, columns_;
+  int64_t images_, pairs_, pixel_, blocks_;                          // pixel_: elements of a gathered one
+  int64_t block_rows_, row_blocks_, block_columns_, column_blocks_;  // in results of a phase
+  int64_t pitch_;                                                    // elements of a gathered row
+  std::vector<int64_t> order_;                                       // of the taps in packed weights
+  std::vector<int32_t> runs_;                                        // where they start in gathered rows
+  std::vector<Part> parts_;                                          // [row phases][column phases]
   bool writes_in_place_;
 };
 

@@ -19,95 +19,90 @@ PixelGradWeight::PixelGradWeight(const ConvShape& s, const ChannelList& filters,
     : kernels_(pixel_kernels()),
       filters_(filters),
       channels_(channels),
+      rows_(s, 0, true),
+      columns_(s, 1, true),
       images_(s.N),
-      H_(s.H),
-      W_(s.W),
-      P_(s.P),
-      Q_(s.Q),
       R_(s.R),
-      S_(s.S),
-      taps_(s.taps()),
-      width_(blocks_of(channels.live, kHalf) * kHalf) {
-  for (int i = 0; i < 2; ++i) stride_[i] = s.stride[i], padding_[i] = s.padding[i], dilation_[i] = s.dilation[i];
-  const bool alone = taps_ == 1 && stride_[0] == 1 && stride_[1] == 1 && !padding_[0] && !padding_[1];
+      runs_(columns_.spacing == 1 ? 1 : s.S),
+      run_taps_(s.S / runs_),
+      width_(blocks_of(run_taps_ * channels.live, kHalf) * kHalf) {
+  const bool alone = no_neighbours(s);
   if (alone) {  // all pixels in one row
-    W_ = Q_ = images_ * P_ * Q_;
-    images_ = H_ = P_ = 1;
+    columns_.operand = columns_.result = images_ * rows_.result * columns_.result;
+    rows_.operand = rows_.result = images_ = 1;
   }
-  block_columns_ = alone ? std::min(Q_, kFlatPixels) : Q_;
-  column_blocks_ = blocks_of(Q_, block_columns_);
+  block_columns_ = alone ? std::min(columns_.result, kFlatPixels) : columns_.result;
+  column_blocks_ = blocks_of(columns_.result, block_columns_);
   pairs_ = (block_columns_ + 1) / 2;
-  g_row_ = pairs_ * filters_.live, x_row_ = S_ * pairs_ * width_;
-  block_rows_ = P_;
-  while (block_rows_ > 1 && (x_row_ * x_rows() + g_row_ * block_rows_) * 4 > kPackedBytes)
+  g_row_ = pairs_ * filters_.live, x_row_ = runs_ * pairs_ * width_;
+  block_rows_ = rows_.result;
+  while (block_rows_ > 1 && (x_row_ * rows_.reach(block_rows_) + g_row_ * block_rows_) * 4 > kPackedBytes)
     block_rows_ = (block_rows_ + 1) / 2;
-  row_blocks_ = blocks_of(P_, block_rows_);
+  row_blocks_ = blocks_of(rows_.result, block_rows_);
 }
 
-// Of one row, of x or of the output's gradient.
+// Of one row, of x or of the output's gradient. Of x, a run is read in whole halves of blocks.
 int64_t PixelGradWeight::gathered_words() const {
-  const int64_t x = ((block_columns_ - 1) * stride_[1] + (S_ - 1) * dilation_[1] + 1) * width_;
+  const int64_t x = columns_.reach(block_columns_) * channels_.live + kPixelBlock;
   return (std::max(x, block_columns_ * filters_.live) + 1) / 2;
 }
 
 void PixelGradWeight::pack_grad(const uint16_t* row, int64_t count, int64_t columns, uint32_t* to,
                                 uint16_t* gathered) const {
-  const int64_t live = filters_.live;
-  for (int64_t r = 0; r < count; ++r, row += Q_ * filters_.channels, to += g_row_) {
-    kernels_.gather(row, filters_.channels, filters_.bits, live, gathered, live, columns);
+  const int64_t live = filters_.live, channels = filters_.channels;
+  for (int64_t r = 0; r < count; ++r, row += columns_.result * channels, to += g_row_) {
+    kernels_.gather(row, channels, channels, filters_.bits, live, gathered, live, columns);
     for (int64_t j = 0; 2 * j < columns; ++j)
       kernels_.interleave(gathered + 2 * j * live, 2 * j + 1 < columns ? gathered + (2 * j + 1) * live : nullptr, live,
                           to + j * live);
   }
 }
 
-// Rows row..row + count of the padded image; shifted by each tap of a row, the inputs under pairs of outputs.
-void PixelGradWeight::pack_x(const uint16_t* image, int64_t row, int64_t count, int64_t column, int64_t columns,
-                             uint32_t* to, uint16_t* gathered) const {
-  const int64_t reach = (columns - 1) * stride_[1] + (S_ - 1) * dilation_[1] + 1;
-  const int64_t first = std::clamp<int64_t>(-column, 0, reach);
-  const int64_t last = std::clamp<int64_t>(W_ - column, first, reach);
-  for (int64_t r = row; r < row + count; ++r, to += x_row_) {
-    if (r < 0 || r >= H_) {
+// Gathered rows from first_row on; of each run of taps, the inputs under pairs of outputs. Behind a run's channels
+// there is something or other, in lanes of their own.
+void PixelGradWeight::pack_x(const uint16_t* image, int64_t first_row, int64_t count, int64_t first_column,
+                             int64_t columns, uint32_t* to, uint16_t* gathered) const {
+  const int64_t live = channels_.live, next = columns_.stride * live;
+  for (int64_t r = first_row; r < first_row + count; ++r, to += x_row_) {
+    const int64_t row = r * rows_.step - rows_.padding;
+    if (row < 0 || row >= rows_.operand) {
       std::memset(to, 0, x_row_ * sizeof(*to));
       continue;
     }
-    std::memset(gathered, 0, first * width_ * sizeof(*gathered));
-    kernels_.gather(image + (r * W_ + column + first) * channels_.channels, channels_.channels, channels_.bits,
-                    channels_.live, gathered + first * width_, width_, last - first);
-    std::memset(gathered + last * width_, 0, (reach - last) * width_ * sizeof(*gathered));
-    for (int64_t s = 0; s < S_; ++s)
+    columns_.gather(kernels_, channels_, image + row * columns_.operand * channels_.channels, first_column,
+                    columns_.reach(columns), gathered, live);
+    for (int64_t run = 0; run < runs_; ++run)
       for (int64_t j = 0; 2 * j < columns; ++j) {
-        const uint16_t* a = gathered + (2 * j * stride_[1] + s * dilation_[1]) * width_;
-        kernels_.interleave(a, 2 * j + 1 < columns ? a + stride_[1] * width_ : nullptr, width_,
-                            to + (s * pairs_ + j) * width_);
+        const uint16_t* a = gathered + 2 * j * next + run * columns_.spacing * live;
+        kernels_.interleave(a, 2 * j + 1 < columns ? a + next : nullptr, width_, to + (run * pairs_ + j) * width_);
       }
   }
 }
 
 void PixelGradWeight::run(const uint16_t* x, const uint16_t* grad, int64_t first, int64_t end, float* partial,
                           uint32_t* scratch) const {
-  uint32_t* const g = scratch + x_row_ * x_rows();
+  uint32_t* const g = scratch + x_row_ * rows_.reach(block_rows_);
   uint16_t* const gathered = reinterpret_cast<uint16_t*>(g + g_row_ * block_rows_);
   for (int64_t block = first; block < end; ++block) {
     const int64_t image = block / (row_blocks_ * column_blocks_);
     const int64_t row = block / column_blocks_ % row_blocks_ * block_rows_;
     const int64_t column = block % column_blocks_ * block_columns_;
-    const int64_t rows = std::min(block_rows_, P_ - row), columns = std::min(block_columns_, Q_ - column);
-    pack_grad(grad + ((image * P_ + row) * Q_ + column) * filters_.channels, rows, columns, g, gathered);
-    pack_x(x + image * H_ * W_ * channels_.channels, row * stride_[0] - padding_[0],
-           (rows - 1) * stride_[0] + (R_ - 1) * dilation_[0] + 1, column * stride_[1] - padding_[1], columns, scratch,
-           gathered);
+    const int64_t rows = std::min(block_rows_, rows_.result - row);
+    const int64_t columns = std::min(block_columns_, columns_.result - column);
+    pack_grad(grad + ((image * rows_.result + row) * columns_.result + column) * filters_.channels, rows, columns, g,
+              gathered);
+    pack_x(x + image * rows_.operand * columns_.operand * channels_.channels, row * rows_.stride, rows_.reach(rows),
+           column * columns_.stride, columns, scratch, gathered);
     const int64_t live = filters_.live, tiles = blocks_of(live, kernels_.most_filters);
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t filter = live * t / tiles, count = live * (t + 1) / tiles - filter;
-      for (int64_t tap = 0; tap < taps_; ++tap)
-        for (int64_t c = 0; c < width_; c += kPixelBlock) {
-          const int64_t r = tap / S_, s = tap % S_;
-          (width_ - c < kPixelBlock ? kernels_.dots_half : kernels_.dots)[count](
-              {g + filter, scratch + r * dilation_[0] * x_row_ + s * pairs_ * width_ + c, rows, (columns + 1) / 2,
-               g_row_, live, stride_[0] * x_row_, width_, partial + (tap * live + filter) * width_ + c, width_});
-        }
+      for (int64_t r = 0; r < R_; ++r)
+        for (int64_t run = 0; run < runs_; ++run)
+          for (int64_t c = 0; c < width_; c += kPixelBlock)
+            (width_ - c < kPixelBlock ? kernels_.dots_half : kernels_.dots)[count](
+                {g + filter, scratch + r * rows_.spacing * x_row_ + run * pairs_ * width_ + c, rows, (columns + 1) / 2,
+                 g_row_, live, rows_.stride * x_row_, width_,
+                 partial + ((r * runs_ + run) * live + filter) * width_ + c, width_});
     }
   }
 }
@@ -116,20 +111,22 @@ void PixelGradWeight::write(const float* partial, int64_t count, const float* sc
                             int64_t begin, int64_t end) const {
   std::vector<float> sum(width_);
   std::vector<uint16_t> row(width_ + kPixelBlock);
+  const int64_t channels = channels_.channels, taps = R_ * runs_ * run_taps_;
   for (int64_t k = begin; k < end; ++k) {
     const int64_t filter = filters_.slot[k];
-    uint16_t* to = grad_weight + k * taps_ * channels_.channels;
+    uint16_t* to = grad_weight + k * taps * channels;
     if (filter < 0) {
-      std::memset(to, 0, taps_ * channels_.channels * sizeof(*to));
+      std::memset(to, 0, taps * channels * sizeof(*to));
       continue;
     }
-    for (int64_t tap = 0; tap < taps_; ++tap, to += channels_.channels) {
-      const float* from = partial + (tap * filters_.live + filter) * width_;
+    for (int64_t run = 0; run < R_ * runs_; ++run) {
+      const float* from = partial + (run * filters_.live + filter) * width_;
       std::copy(from, from + width_, sum.begin());
       for (int64_t share = 1; share < count; ++share)
-        for (int64_t c = 0; c < width_; ++c) sum[c] += from[share * partial_floats() + c];
+        for (int64_t i = 0; i < width_; ++i) sum[i] += from[share * partial_floats() + i];
       kernels_.narrow(sum.data(), scale ? scale[k] : 1, width_, row.data());
-      kernels_.scatter(row.data(), width_, channels_.bits, to, channels_.channels, 1);
+      for (int64_t tap = 0; tap < run_taps_; ++tap, to += channels)
+        kernels_.scatter(row.data() + tap * channels_.live, width_, channels_.bits, to, channels, 1);
     }
   }
 }

@@ -1,12 +1,16 @@
 // Weight gradient over pixels, NHWC and bfloat16: sums over pairs of neighbouring output pixels of their gradients
 // times the inputs that a tap shifts under them. Live channels are gathered and interleaved, pair by pair; partial
 // gradients are floats. One group, whose listed filters and channels have all kernels between them.
+//
+// Where the inputs under the taps of a row are neighbours, those of all its taps are one run of numbers, which vectors
+// cut without regard to taps: an image of three channels fills them too.
 #pragma once
 
 #include <cstdint>
 
 #include "core/conv_shape.h"
 #include "cpu/kernels/gather_scatter.h"
+#include "cpu/kernels/pixel_axis.h"
 #include "cpu/kernels/pixel_kernels.h"
 
 namespace prunekernels {
@@ -16,8 +20,10 @@ class PixelGradWeight {
   // filters, channels: the live ones; valid as long as this is.
   PixelGradWeight(const ConvShape& shape, const ChannelList& filters, const ChannelList& channels);
 
-  int64_t partial_floats() const { return taps_ * filters_.live * width_; }
-  int64_t scratch_words() const { return x_row_ * x_rows() + g_row_ * block_rows_ + 2 * gathered_words(); }
+  int64_t partial_floats() const { return R_ * runs_ * filters_.live * width_; }
+  int64_t scratch_words() const {
+    return x_row_ * rows_.reach(block_rows_) + g_row_ * block_rows_ + 2 * gathered_words();
+  }
   // A block is a few rows of an image. Partial gradients of disjoint blocks add up.
   int64_t blocks() const { return images_ * row_blocks_ * column_blocks_; }
   // Adds the gradient from blocks first..end to partial.
@@ -29,19 +35,19 @@ class PixelGradWeight {
              int64_t end) const;
 
  private:
-  int64_t x_rows() const { return (block_rows_ - 1) * stride_[0] + (R_ - 1) * dilation_[0] + 1; }
   int64_t gathered_words() const;
   void pack_grad(const uint16_t* rows, int64_t count, int64_t columns, uint32_t* to, uint16_t* gathered) const;
-  void pack_x(const uint16_t* image, int64_t row, int64_t count, int64_t column, int64_t columns, uint32_t* to,
-              uint16_t* gathered) const;
+  void pack_x(const uint16_t* image, int64_t first_row, int64_t count, int64_t first_column, int64_t columns,
+              uint32_t* to, uint16_t* gathered) const;
 
   const PixelKernels& kernels_;
   const ChannelList &filters_, &channels_;
-  int64_t images_, H_, W_, P_, Q_, R_, S_, taps_;
-  int64_t stride_[2], padding_[2], dilation_[2];
-  int64_t width_;  // live channels in whole halves of blocks
+  PixelAxis rows_, columns_;
+  int64_t images_, R_;
+  int64_t runs_, run_taps_;  // of a row of taps: how many, and of how many taps each
+  int64_t width_;            // a run's live channels, in whole halves of blocks
   int64_t block_rows_, row_blocks_, block_columns_, column_blocks_, pairs_;
-  int64_t g_row_, x_row_;  // words of a packed row; of x with all shifts of its columns
+  int64_t g_row_, x_row_;  // words of a packed row, of x with all runs
 };
 
 }  // namespace prunekernels

@@ -60,9 +60,9 @@ void dots(const PixelDots& d) {
 
 bool bit(const uint64_t* bits, int64_t at) { return bits[at >> 6] >> (at & 63) & 1; }
 
-void gather(const uint16_t* from, int64_t channels, const uint64_t* bits, int64_t live, uint16_t* to, int64_t to_pixel,
-            int64_t pixels) {
-  for (int64_t p = 0; p < pixels; ++p, from += channels, to += to_pixel) {
+void gather(const uint16_t* from, int64_t from_pixel, int64_t channels, const uint64_t* bits, int64_t live,
+            uint16_t* to, int64_t to_pixel, int64_t pixels) {
+  for (int64_t p = 0; p < pixels; ++p, from += from_pixel, to += to_pixel) {
     int64_t at = 0;
     for (int64_t c = 0; c < channels; ++c)
       if (bit(bits, c)) to[at++] = from[c];

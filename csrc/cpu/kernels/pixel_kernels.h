@@ -45,9 +45,10 @@ struct PixelKernels {
   Dots dots[kMostPixelFilters + 1];       // [filters]
   Dots dots_half[kMostPixelFilters + 1];  // the same of kPixelBlock / 2 channels
 
-  // The channels whose bits are set, close together, and zeros behind them up to to_pixel.
-  void (*gather)(const uint16_t* from, int64_t channels, const uint64_t* bits, int64_t live, uint16_t* to,
-                 int64_t to_pixel, int64_t pixels);
+  // Of pixels that lie from_pixel apart: the channels whose bits are set, close together, and zeros behind them up to
+  // to_pixel.
+  void (*gather)(const uint16_t* from, int64_t from_pixel, int64_t channels, const uint64_t* bits, int64_t live,
+                 uint16_t* to, int64_t to_pixel, int64_t pixels);
   // Back to their places; zeros elsewhere. May read kPixelBlock - 1 elements behind the last pixel.
   void (*scatter)(const uint16_t* from, int64_t from_pixel, const uint64_t* bits, uint16_t* to, int64_t channels,
                   int64_t pixels);
