@@ -5,6 +5,7 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -105,10 +106,41 @@ int64_t prepare(const uint64_t* bits, int64_t begin, int64_t channels, int64_t& 
   return count;
 }
 
-// Stores are whole vectors, as masked ones are slow: what is behind a chunk's channels is overwritten by the next
-// chunk, or pixel. Only the last chunks of the last pixel keep to their channels.
+// Masked stores of 16-bit elements are slow, those of 32-bit ones are not.
+void store_first(uint16_t* to, int64_t count, __m512i v) {
+  if (count % 2)
+    _mm512_mask_storeu_epi16(to, first(count), v);
+  else
+    _mm512_mask_storeu_epi32(to, static_cast<__mmask16>(first(count / 2)), v);
+}
+
+// Several pixels that follow on each other and fit into a vector. Stores are whole vectors, as below.
+void gather_small(const uint16_t* from, int64_t channels, const uint64_t* bits, int64_t live, uint16_t* to,
+                  int64_t to_pixel, int64_t pixels) {
+  const int64_t group = 32 / std::max(channels, to_pixel);
+  __mmask32 listed = 0, places = 0;
+  for (int64_t p = 0; p < group; ++p) {
+    listed |= (static_cast<__mmask32>(bits[0]) & first(channels)) << p * channels;
+    places |= first(live) << p * to_pixel;
+  }
+  for (int64_t p = 0; p < pixels; p += group, from += group * channels, to += group * to_pixel) {
+    const int64_t left = pixels - p, count = std::min(left, group);
+    const bool whole = left * channels >= 32;
+    __m512i v = whole ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi16(first(count * channels), from);
+    v = _mm512_maskz_expand_epi16(places, _mm512_maskz_compress_epi16(listed, v));
+    if (left * to_pixel >= 32)
+      _mm512_storeu_si512(to, v);
+    else
+      store_first(to, count * to_pixel, v);
+  }
+}
+
+// Stores are whole vectors: what is behind a chunk's channels is overwritten by the next chunk, or pixel. Only the last
+// chunks of the last pixel keep to their channels.
 void gather(const uint16_t* from, int64_t from_pixel, int64_t channels, const uint64_t* bits, int64_t live,
             uint16_t* to, int64_t to_pixel, int64_t pixels) {
+  if (from_pixel == channels && 2 * std::max(channels, to_pixel) <= 32 && live > 0)
+    return gather_small(from, channels, bits, live, to, to_pixel, pixels);
   Chunk chunks[kChunks];
   int64_t at = 0;
   for (int64_t begin = 0; begin < channels; begin += 32 * kChunks) {
@@ -117,24 +149,28 @@ void gather(const uint16_t* from, int64_t from_pixel, int64_t channels, const ui
     for (int64_t p = 0; p < pixels; ++p) {
       const uint16_t* x = from + p * from_pixel + begin;
       uint16_t* y = to + p * to_pixel;
-      const int64_t room = (pixels - p) * to_pixel - 32;
+      const int64_t room = alone ? (pixels - p) * to_pixel - 32 : -1;
+      int64_t end = 0;
       for (int64_t i = 0; i < count; ++i, x += 32) {
         const Chunk& c = chunks[i];
         const bool whole = channels - begin - 32 * i >= 32;
         const __m512i v = whole ? _mm512_loadu_si512(x) : _mm512_maskz_loadu_epi16(c.mask, x);
         const __m512i packed = _mm512_maskz_compress_epi16(c.mask, v);
-        if (alone && c.at <= room)
+        if (c.at <= room) {
           _mm512_storeu_si512(y + c.at, packed);
-        else
-          _mm512_mask_storeu_epi16(y + c.at, first(c.count), packed);
+          end = c.at + 32;
+        } else {
+          store_first(y + c.at, c.count, packed);
+          end = c.at + c.count;
+        }
       }
-      for (int64_t i = live; alone && i < to_pixel; i += 32)
-        _mm512_mask_storeu_epi16(y + i, first(to_pixel - i), _mm512_setzero_si512());
+      for (; alone && end < to_pixel; end += 32)
+        store_first(y + end, std::min<int64_t>(to_pixel - end, 32), _mm512_setzero_si512());
     }
   }
   for (int64_t p = 0; channels > 32 * kChunks && p < pixels; ++p)
     for (int64_t i = live; i < to_pixel; i += 32)
-      _mm512_mask_storeu_epi16(to + p * to_pixel + i, first(to_pixel - i), _mm512_setzero_si512());
+      store_first(to + p * to_pixel + i, std::min<int64_t>(to_pixel - i, 32), _mm512_setzero_si512());
 }
 
 // Reads whole vectors, up to 31 elements behind the last pixel.
@@ -154,7 +190,7 @@ void scatter(const uint16_t* from, int64_t from_pixel, const uint64_t* bits, uin
         if (left >= 32 || (alone && left + (pixels - 1 - p) * channels >= 32))
           _mm512_storeu_si512(y, v);
         else
-          _mm512_mask_storeu_epi16(y, first(left), v);
+          store_first(y, left, v);
       }
     }
   }
@@ -196,12 +232,28 @@ void lanes(const uint16_t* rows, int64_t row, int64_t pairs, uint32_t* to) {
   }
 }
 
-void interleave(const uint16_t* a, const uint16_t* b, int64_t count, uint32_t* to) {
-  for (int64_t i = 0; i < count; i += 16) {
-    const auto mask = static_cast<__mmask16>(first(count - i));
-    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, a + i));
-    const __m512i high = b ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, b + i)) : _mm512_setzero_si512();
-    _mm512_mask_storeu_epi32(to + i, mask, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+void interleave(const uint16_t* from, int64_t from_pixel, int64_t pixels, int64_t count, uint32_t* to) {
+  __m512i low, high;  // of 32 elements of two pixels, those that pair 0 and pair 16 start with
+  for (int i = 0; i < 16; ++i) {
+    reinterpret_cast<int32_t*>(&low)[i] = i | (32 + i) << 16;
+    reinterpret_cast<int32_t*>(&high)[i] = (16 + i) | (48 + i) << 16;
+  }
+  for (int64_t p = 0; p < pixels; p += 2, from += 2 * from_pixel, to += count) {
+    const bool both = p + 1 < pixels;
+    const uint16_t* other = from + from_pixel;
+    int64_t i = 0;
+    for (; i + 32 <= count; i += 32) {
+      const __m512i a = _mm512_loadu_si512(from + i);
+      const __m512i b = both ? _mm512_loadu_si512(other + i) : _mm512_setzero_si512();
+      _mm512_storeu_si512(to + i, _mm512_permutex2var_epi16(a, low, b));
+      _mm512_storeu_si512(to + i + 16, _mm512_permutex2var_epi16(a, high, b));
+    }
+    for (; i < count; i += 16) {
+      const auto mask = static_cast<__mmask16>(first(count - i));
+      const __m512i a = _mm512_castsi256_si512(_mm256_maskz_loadu_epi16(mask, from + i));
+      const __m512i b = _mm512_castsi256_si512(_mm256_maskz_loadu_epi16(both ? mask : 0, other + i));
+      _mm512_mask_storeu_epi32(to + i, mask, _mm512_permutex2var_epi16(a, low, b));
+    }
   }
 }
 

@@ -7,6 +7,7 @@ namespace prunekernels {
 namespace {
 
 constexpr int64_t kGatheredBytes = 192 << 10;  // of a task: half of a small L2
+constexpr int64_t kResultBytes = 16 << 10;     // that are scattered at a time: less than an L1
 constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kFlatTiles = 16;  // of a task where pixels have no neighbours
 constexpr int64_t kHalf = kPixelBlock / 2;
@@ -43,6 +44,10 @@ PixelConv::PixelConv(Direction direction, const ConvShape& s, const ChannelList&
   while (block_rows_ > 1 && too_much()) block_rows_ = (block_rows_ + 1) / 2;
   row_blocks_ = blocks_of(rows_.steps(), block_rows_);
   writes_in_place_ = out_.live == out_.channels && out_.live % kHalf == 0;
+  scatters_ = 1;
+  while (scatters_ < blocks_of(block_columns_, kernels_.most_pixels) &&
+         2 * result_elements() * static_cast<int64_t>(sizeof(uint16_t)) <= kResultBytes)
+    scatters_ *= 2;
 
   for (const auto& row_taps : rows_.phases)
     for (const auto& column_taps : columns_.phases) {
@@ -91,7 +96,6 @@ void PixelConv::pack_weights(const uint16_t* weight, uint32_t* packed, int64_t b
     return;
   }
   const int64_t wide = blocks_ * kPixelBlock;
-  uint16_t* const other = scratch + wide;
   for (int64_t j = begin; j < end; ++j)
     for (int64_t tap = 0; tap < taps; ++tap) {
       const bool whole = 2 * j + 1 < in_.live;
@@ -99,9 +103,9 @@ void PixelConv::pack_weights(const uint16_t* weight, uint32_t* packed, int64_t b
         kernels_.gather(row(filter, tap), channels, channels, out_.bits, out_.live, to, wide, 1);
       };
       gather(in_.index[2 * j], scratch);
-      if (whole) gather(in_.index[2 * j + 1], other);
+      if (whole) gather(in_.index[2 * j + 1], scratch + wide);
       for (int64_t block = 0; block < blocks_; ++block)
-        kernels_.interleave(scratch + block * kPixelBlock, whole ? other + block * kPixelBlock : nullptr, kPixelBlock,
+        kernels_.interleave(scratch + block * kPixelBlock, wide, whole ? 2 : 1, kPixelBlock,
                             packed + block * block_words() + (tap * pairs_ + j) * kPixelBlock);
     }
 }
@@ -146,9 +150,10 @@ void PixelConv::run_row(const Operands& operands, int64_t row_phase, int64_t fir
   tile.x_pixel = columns_.stride * pixel_;
   const int64_t pixel = writes_in_place_ ? channels : width;
   tile.y_pixel = phases * pixel;
-  for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t begin = count * t / tiles, end = count * (t + 1) / tiles, column = (first + begin) * phases;
-    uint16_t* const results = writes_in_place_ ? to + column * channels : operands.results;
+  for (int64_t t = 0, done = 0; t < tiles; ++t) {
+    const int64_t begin = count * t / tiles, end = count * (t + 1) / tiles;
+    uint16_t* const results = writes_in_place_ ? to + (first + begin) * phases * channels
+                                               : operands.results + (begin - done) * phases * width;
     for (int64_t phase = 0; phase < phases; ++phase) {
       const int64_t pixels = columns_.results(phase, first + end) - first - begin;
       if (pixels <= 0) continue;
@@ -163,9 +168,11 @@ void PixelConv::run_row(const Operands& operands, int64_t row_phase, int64_t fir
         (half ? kernels_.conv_half : kernels_.conv)[pixels](tile);
       }
     }
-    if (!writes_in_place_)
-      kernels_.scatter(results, width, out_.bits, to + column * channels, channels,
-                       std::min(columns_.result - column, (end - begin) * phases));
+    if (writes_in_place_ || ((t + 1) % scatters_ && t + 1 < tiles)) continue;
+    const int64_t column = (first + done) * phases;
+    kernels_.scatter(operands.results, width, out_.bits, to + column * channels, channels,
+                     std::min(columns_.result - column, (end - done) * phases));
+    done = end;
   }
 }
 

@@ -56,7 +56,9 @@ class PixelConv {
 
   int64_t block_words() const { return static_cast<int64_t>(order_.size()) * pairs_ * kPixelBlock; }
   int64_t gathered_elements() const;
-  int64_t result_elements() const { return (kMostPixels * columns_.phase_count() * blocks_ + 1) * kPixelBlock; }
+  int64_t result_elements() const {
+    return (scatters_ * kMostPixels * columns_.phase_count() * blocks_ + 1) * kPixelBlock;
+  }
   void run_row(const Operands& operands, int64_t row_phase, int64_t first, int64_t count, uint16_t* to) const;
 
   const PixelKernels& kernels_;
@@ -66,6 +68,7 @@ class PixelConv {
   int64_t images_, pairs_, pixel_, blocks_;                          // pixel_: elements of a gathered one
   int64_t block_rows_, row_blocks_, block_columns_, column_blocks_;  // in results of a phase
   int64_t pitch_;                                                    // elements of a gathered row
+  int64_t scatters_;                                                 // tiles whose results are scattered together
   std::vector<int64_t> order_;                                       // of the taps in packed weights
   std::vector<int32_t> runs_;                                        // where they start in gathered rows
   std::vector<Part> parts_;                                          // [row phases][column phases]

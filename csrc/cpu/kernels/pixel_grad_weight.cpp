@@ -52,9 +52,7 @@ void PixelGradWeight::pack_grad(const uint16_t* row, int64_t count, int64_t colu
   const int64_t live = filters_.live, channels = filters_.channels;
   for (int64_t r = 0; r < count; ++r, row += columns_.result * channels, to += g_row_) {
     kernels_.gather(row, channels, channels, filters_.bits, live, gathered, live, columns);
-    for (int64_t j = 0; 2 * j < columns; ++j)
-      kernels_.interleave(gathered + 2 * j * live, 2 * j + 1 < columns ? gathered + (2 * j + 1) * live : nullptr, live,
-                          to + j * live);
+    kernels_.interleave(gathered, live, columns, live, to);
   }
 }
 
@@ -62,7 +60,7 @@ void PixelGradWeight::pack_grad(const uint16_t* row, int64_t count, int64_t colu
 // there is something or other, in lanes of their own.
 void PixelGradWeight::pack_x(const uint16_t* image, int64_t first_row, int64_t count, int64_t first_column,
                              int64_t columns, uint32_t* to, uint16_t* gathered) const {
-  const int64_t live = channels_.live, next = columns_.stride * live;
+  const int64_t live = channels_.live;
   for (int64_t r = first_row; r < first_row + count; ++r, to += x_row_) {
     const int64_t row = r * rows_.step - rows_.padding;
     if (row < 0 || row >= rows_.operand) {
@@ -72,10 +70,8 @@ void PixelGradWeight::pack_x(const uint16_t* image, int64_t first_row, int64_t c
     columns_.gather(kernels_, channels_, image + row * columns_.operand * channels_.channels, first_column,
                     columns_.reach(columns), gathered, live);
     for (int64_t run = 0; run < runs_; ++run)
-      for (int64_t j = 0; 2 * j < columns; ++j) {
-        const uint16_t* a = gathered + 2 * j * next + run * columns_.spacing * live;
-        kernels_.interleave(a, 2 * j + 1 < columns ? a + next : nullptr, width_, to + (run * pairs_ + j) * width_);
-      }
+      kernels_.interleave(gathered + run * columns_.spacing * live, columns_.stride * live, columns, width_,
+                          to + run * pairs_ * width_);
   }
 }
 

@@ -83,8 +83,10 @@ void lanes(const uint16_t* rows, int64_t row, int64_t pairs, uint32_t* to) {
     for (int64_t j = 0; j < pairs; ++j) std::memcpy(to + j * kPixelBlock + i, rows + i * row + 2 * j, sizeof(*to));
 }
 
-void interleave(const uint16_t* a, const uint16_t* b, int64_t count, uint32_t* to) {
-  for (int64_t i = 0; i < count; ++i) to[i] = a[i] | static_cast<uint32_t>(b ? b[i] : 0) << 16;
+void interleave(const uint16_t* from, int64_t from_pixel, int64_t pixels, int64_t count, uint32_t* to) {
+  for (int64_t p = 0; p < pixels; p += 2, from += 2 * from_pixel, to += count)
+    for (int64_t i = 0; i < count; ++i)
+      to[i] = from[i] | static_cast<uint32_t>(p + 1 < pixels ? from[from_pixel + i] : 0) << 16;
 }
 
 void narrow(const float* from, float scale, int64_t count, uint16_t* to) {
