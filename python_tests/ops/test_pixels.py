@@ -187,6 +187,22 @@ def test_blocks_of_rows(isa, threads, case):
 
 
 @every_isa
+@pytest.mark.parametrize("taps", [1, 3])
+def test_a_vector_that_is_all_live_ends_an_odd_list(isa, taps):
+    """Behind 33 channels, whose last 32 are a vector, is the half of a pair that must be zero."""
+    case = ConvCase(n=2, c=64, k=64, h=3, w=9, r=taps, s=taps, padding=taps // 2)
+    mask = torch.arange(64) >= 32
+    mask[0] = True
+    made = {"filter_mask": mask, "input_mask": mask}
+    spoil(case, isa, made)
+    problem = inputs(case, BF16, FORMAT)
+    with capped(isa):
+        got = run(problem, case, "direct", **made)
+    want = reference.gradients(*problem, **case.conv_args, **made)
+    assert_same(got, [t.to(BF16).double() for t in want])
+
+
+@every_isa
 def test_more_channels_than_are_prepared_at_a_time(isa):
     case = ConvCase(n=1, c=4200, k=4100, h=1, w=2, r=1, s=1, padding=0)
     problem = inputs(case, BF16, FORMAT)

@@ -86,9 +86,17 @@ void dots(const PixelDots& d) {
 
 __mmask32 first(int64_t count) { return count >= 32 ? ~0u : (1u << count) - 1; }
 
-// What a vector of 32 channels holds of a list.
+__m512i iota() {
+  int16_t lanes[32];
+  for (int i = 0; i < 32; ++i) lanes[i] = static_cast<int16_t>(i);
+  return _mm512_loadu_si512(lanes);
+}
+
+// What a vector of 32 channels holds of a list. Channels are moved by permutations: instructions that compress and
+// expand wait for the last one that wrote the same register.
 struct Chunk {
-  __mmask32 mask;
+  __m512i from;  // of each lane of the result, where it comes from
+  __mmask32 listed, filled;
   int32_t at, count;  // of its live channels: where they are in the list, and how many
 };
 
@@ -96,12 +104,15 @@ constexpr int64_t kChunks = 128;  // that are prepared at a time
 
 // Those from channel `begin` on, kChunks at most; returns how many. at: the channels of the list before them and,
 // later, before the next ones.
-int64_t prepare(const uint64_t* bits, int64_t begin, int64_t channels, int64_t& at, Chunk* chunks) {
+int64_t prepare(const uint64_t* bits, int64_t begin, int64_t channels, bool spread, int64_t& at, Chunk* chunks) {
   int64_t count = 0;
   for (int64_t c = begin; c < channels && count < kChunks; c += 32) {
-    const __mmask32 mask = static_cast<__mmask32>(bits[c >> 6] >> (c & 63)) & first(channels - c);
-    chunks[count] = {mask, static_cast<int32_t>(at), _mm_popcnt_u32(mask)};
-    at += chunks[count++].count;
+    const __mmask32 listed = static_cast<__mmask32>(bits[c >> 6] >> (c & 63)) & first(channels - c);
+    const __m512i from =
+        spread ? _mm512_maskz_expand_epi16(listed, iota()) : _mm512_maskz_compress_epi16(listed, iota());
+    const int32_t live = _mm_popcnt_u32(listed);
+    chunks[count++] = {from, listed, first(live), static_cast<int32_t>(at), live};
+    at += live;
   }
   return count;
 }
@@ -123,11 +134,12 @@ void gather_small(const uint16_t* from, int64_t channels, const uint64_t* bits, 
     listed |= (static_cast<__mmask32>(bits[0]) & first(channels)) << p * channels;
     places |= first(live) << p * to_pixel;
   }
+  const __m512i lanes = _mm512_maskz_expand_epi16(places, _mm512_maskz_compress_epi16(listed, iota()));
   for (int64_t p = 0; p < pixels; p += group, from += group * channels, to += group * to_pixel) {
     const int64_t left = pixels - p, count = std::min(left, group);
     const bool whole = left * channels >= 32;
     __m512i v = whole ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi16(first(count * channels), from);
-    v = _mm512_maskz_expand_epi16(places, _mm512_maskz_compress_epi16(listed, v));
+    v = _mm512_maskz_permutexvar_epi16(places, lanes, v);
     if (left * to_pixel >= 32)
       _mm512_storeu_si512(to, v);
     else
@@ -135,42 +147,63 @@ void gather_small(const uint16_t* from, int64_t channels, const uint64_t* bits, 
   }
 }
 
-// Stores are whole vectors: what is behind a chunk's channels is overwritten by the next chunk, or pixel. Only the last
-// chunks of the last pixel keep to their channels.
+// One pixel. Stores are whole vectors if kWhole or up to `room`: what is behind a chunk's channels is overwritten by
+// the next chunk, or pixel. Returns where zeros end.
+template <bool kWhole>
+int64_t gather_pixel(const uint16_t* x, const Chunk* chunks, int64_t count, uint16_t* y, int64_t room) {
+  int64_t end = 0;
+  for (int64_t i = 0; i < count; ++i, x += 32) {
+    const Chunk& c = chunks[i];
+    const __m512i v = _mm512_maskz_permutexvar_epi16(c.filled, c.from, _mm512_maskz_loadu_epi16(c.listed, x));
+    if (kWhole || c.at <= room)
+      _mm512_storeu_si512(y + c.at, v), end = c.at + 32;
+    else
+      store_first(y + c.at, c.count, v), end = c.at + c.count;
+  }
+  return end;
+}
+
+void zero(uint16_t* y, int64_t begin, int64_t end) {
+  for (; begin < end; begin += 32) store_first(y + begin, std::min<int64_t>(end - begin, 32), _mm512_setzero_si512());
+}
+
 void gather(const uint16_t* from, int64_t from_pixel, int64_t channels, const uint64_t* bits, int64_t live,
             uint16_t* to, int64_t to_pixel, int64_t pixels) {
   if (from_pixel == channels && 2 * std::max(channels, to_pixel) <= 32 && live > 0)
     return gather_small(from, channels, bits, live, to, to_pixel, pixels);
   Chunk chunks[kChunks];
   int64_t at = 0;
-  for (int64_t begin = 0; begin < channels; begin += 32 * kChunks) {
-    const int64_t count = prepare(bits, begin, channels, at, chunks);
-    const bool alone = begin == 0 && count * 32 >= channels;  // no other passes, whose channels would be overwritten
-    for (int64_t p = 0; p < pixels; ++p) {
-      const uint16_t* x = from + p * from_pixel + begin;
-      uint16_t* y = to + p * to_pixel;
-      const int64_t room = alone ? (pixels - p) * to_pixel - 32 : -1;
-      int64_t end = 0;
-      for (int64_t i = 0; i < count; ++i, x += 32) {
-        const Chunk& c = chunks[i];
-        const bool whole = channels - begin - 32 * i >= 32;
-        const __m512i v = whole ? _mm512_loadu_si512(x) : _mm512_maskz_loadu_epi16(c.mask, x);
-        const __m512i packed = _mm512_maskz_compress_epi16(c.mask, v);
-        if (c.at <= room) {
-          _mm512_storeu_si512(y + c.at, packed);
-          end = c.at + 32;
-        } else {
-          store_first(y + c.at, c.count, packed);
-          end = c.at + c.count;
-        }
-      }
-      for (; alone && end < to_pixel; end += 32)
-        store_first(y + end, std::min<int64_t>(to_pixel - end, 32), _mm512_setzero_si512());
+  if (channels <= 32 * kChunks) {
+    const int64_t count = prepare(bits, 0, channels, false, at, chunks);
+    int64_t p = 0;
+    if (to_pixel <= chunks[count - 1].at + 32)  // which the last chunk fills up
+      for (; (pixels - p) * to_pixel >= live + 32; ++p)
+        gather_pixel<true>(from + p * from_pixel, chunks, count, to + p * to_pixel, 0);
+    for (; p < pixels; ++p) {
+      uint16_t* const y = to + p * to_pixel;
+      zero(y, gather_pixel<false>(from + p * from_pixel, chunks, count, y, (pixels - p) * to_pixel - 32), to_pixel);
     }
+    return;
   }
-  for (int64_t p = 0; channels > 32 * kChunks && p < pixels; ++p)
-    for (int64_t i = live; i < to_pixel; i += 32)
-      store_first(to + p * to_pixel + i, std::min<int64_t>(to_pixel - i, 32), _mm512_setzero_si512());
+  for (int64_t begin = 0; begin < channels; begin += 32 * kChunks) {  // the next pass must find its pixels as they are
+    const int64_t count = prepare(bits, begin, channels, false, at, chunks);
+    for (int64_t p = 0; p < pixels; ++p)
+      gather_pixel<false>(from + p * from_pixel + begin, chunks, count, to + p * to_pixel, -1);
+  }
+  for (int64_t p = 0; p < pixels; ++p) zero(to + p * to_pixel, live, to_pixel);
+}
+
+// One pixel. Stores are whole vectors if kWhole, or where that many channels are left.
+template <bool kWhole>
+void scatter_pixel(const uint16_t* x, const Chunk* chunks, int64_t count, uint16_t* y, int64_t left) {
+  for (int64_t i = 0; i < count; ++i, y += 32, left -= 32) {
+    const Chunk& c = chunks[i];
+    const __m512i v = _mm512_maskz_permutexvar_epi16(c.listed, c.from, _mm512_loadu_si512(x + c.at));
+    if (kWhole || left >= 32)
+      _mm512_storeu_si512(y, v);
+    else
+      store_first(y, left, v);
+  }
 }
 
 // Reads whole vectors, up to 31 elements behind the last pixel.
@@ -179,20 +212,12 @@ void scatter(const uint16_t* from, int64_t from_pixel, const uint64_t* bits, uin
   Chunk chunks[kChunks];
   int64_t at = 0;
   for (int64_t begin = 0; begin < channels; begin += 32 * kChunks) {
-    const int64_t count = prepare(bits, begin, channels, at, chunks);
-    const bool alone = begin == 0 && count * 32 >= channels;
-    for (int64_t p = 0; p < pixels; ++p) {
-      const uint16_t* x = from + p * from_pixel;
-      uint16_t* y = to + p * channels + begin;
-      for (int64_t i = 0; i < count; ++i, y += 32) {
-        const __m512i v = _mm512_maskz_expand_epi16(chunks[i].mask, _mm512_loadu_si512(x + chunks[i].at));
-        const int64_t left = channels - begin - 32 * i;
-        if (left >= 32 || (alone && left + (pixels - 1 - p) * channels >= 32))
-          _mm512_storeu_si512(y, v);
-        else
-          store_first(y, left, v);
-      }
-    }
+    const int64_t count = prepare(bits, begin, channels, true, at, chunks), left = channels - begin;
+    int64_t p = 0;
+    if (channels <= 32 * kChunks)  // no other passes, whose channels would be overwritten
+      for (; (pixels - p) * channels >= 32 * count; ++p)
+        scatter_pixel<true>(from + p * from_pixel, chunks, count, to + p * channels, 0);
+    for (; p < pixels; ++p) scatter_pixel<false>(from + p * from_pixel, chunks, count, to + p * channels + begin, left);
   }
 }
 

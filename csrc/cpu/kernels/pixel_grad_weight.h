@@ -3,7 +3,8 @@
 // gradients are floats. One group, whose listed filters and channels have all kernels between them.
 //
 // Where the inputs under the taps of a row are neighbours, those of all its taps are one run of numbers, which vectors
-// cut without regard to taps: an image of three channels fills them too.
+// cut without regard to taps: an image of three channels fills them too. Or vectors hold filters, where those fill them
+// better.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +21,7 @@ class PixelGradWeight {
   // filters, channels: the live ones; valid as long as this is.
   PixelGradWeight(const ConvShape& shape, const ChannelList& filters, const ChannelList& channels);
 
-  int64_t partial_floats() const { return R_ * runs_ * filters_.live * width_; }
+  int64_t partial_floats() const { return R_ * runs_ * broadcast_ * width_; }
   int64_t scratch_words() const {
     return x_row_ * rows_.reach(block_rows_) + g_row_ * block_rows_ + 2 * gathered_words();
   }
@@ -45,7 +46,10 @@ class PixelGradWeight {
   PixelAxis rows_, columns_;
   int64_t images_, R_;
   int64_t runs_, run_taps_;  // of a row of taps: how many, and of how many taps each
-  int64_t width_;            // a run's live channels, in whole halves of blocks
+  int64_t elements_;         // of a run: taps times live channels
+  bool vectors_of_filters_;
+  int64_t broadcast_, width_;  // how many numbers multiply a vector each, and how many vectors hold, with what fills up
+  int64_t g_width_, x_width_;  // words that the filters, a run's elements have for a pair of pixels
   int64_t block_rows_, row_blocks_, block_columns_, column_blocks_, pairs_;
   int64_t g_row_, x_row_;  // words of a packed row, of x with all runs
 };

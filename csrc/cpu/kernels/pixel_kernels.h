@@ -25,7 +25,7 @@ struct PixelTile {
   int64_t y_pixel;
 };
 
-// One call of a weight gradient: a few filters f and kPixelBlock channels c.
+// One call of a weight gradient: a few filters f and kPixelBlock channels c, or the other way round.
 //   out[f][c] += sum over rows and pairs j of pixels of g[row, j, f] . x[row, j, c]
 struct PixelDots {
   const uint32_t *g, *x;
