@@ -147,14 +147,16 @@ void gather_small(const uint16_t* from, int64_t channels, const uint64_t* bits, 
   }
 }
 
-// One pixel. Stores are whole vectors if kWhole or up to `room`: what is behind a chunk's channels is overwritten by
-// the next chunk, or pixel. Returns where zeros end.
+// One pixel. Loads are whole vectors if kWhole or of `left` channels: the CPU foresees no masked ones. So are
+// stores if kWhole or up to `room`: what is behind a chunk's channels is overwritten by the next chunk, or pixel.
+// Returns where zeros end.
 template <bool kWhole>
-int64_t gather_pixel(const uint16_t* x, const Chunk* chunks, int64_t count, uint16_t* y, int64_t room) {
+int64_t gather_pixel(const uint16_t* x, int64_t left, const Chunk* chunks, int64_t count, uint16_t* y, int64_t room) {
   int64_t end = 0;
-  for (int64_t i = 0; i < count; ++i, x += 32) {
+  for (int64_t i = 0; i < count; ++i, x += 32, left -= 32) {
     const Chunk& c = chunks[i];
-    const __m512i v = _mm512_maskz_permutexvar_epi16(c.filled, c.from, _mm512_maskz_loadu_epi16(c.listed, x));
+    __m512i v = kWhole || left >= 32 ? _mm512_loadu_si512(x) : _mm512_maskz_loadu_epi16(c.listed, x);
+    v = _mm512_maskz_permutexvar_epi16(c.filled, c.from, v);
     if (kWhole || c.at <= room)
       _mm512_storeu_si512(y + c.at, v), end = c.at + 32;
     else
@@ -175,20 +177,18 @@ void gather(const uint16_t* from, int64_t from_pixel, int64_t channels, const ui
   int64_t at = 0;
   if (channels <= 32 * kChunks) {
     const int64_t count = prepare(bits, 0, channels, false, at, chunks);
-    int64_t p = 0;
-    if (to_pixel <= chunks[count - 1].at + 32)  // which the last chunk fills up
-      for (; (pixels - p) * to_pixel >= live + 32; ++p)
-        gather_pixel<true>(from + p * from_pixel, chunks, count, to + p * to_pixel, 0);
-    for (; p < pixels; ++p) {
-      uint16_t* const y = to + p * to_pixel;
-      zero(y, gather_pixel<false>(from + p * from_pixel, chunks, count, y, (pixels - p) * to_pixel - 32), to_pixel);
-    }
+    const uint16_t* x = from;
+    if (32 * count <= from_pixel + channels && to_pixel <= chunks[count - 1].at + 32)  // the last chunk fills it up
+      for (; pixels > 1 && pixels * to_pixel >= live + 32; --pixels, x += from_pixel, to += to_pixel)
+        gather_pixel<true>(x, 0, chunks, count, to, 0);
+    for (; pixels > 0; --pixels, x += from_pixel, to += to_pixel)
+      zero(to, gather_pixel<false>(x, channels, chunks, count, to, pixels * to_pixel - 32), to_pixel);
     return;
   }
   for (int64_t begin = 0; begin < channels; begin += 32 * kChunks) {  // the next pass must find its pixels as they are
     const int64_t count = prepare(bits, begin, channels, false, at, chunks);
     for (int64_t p = 0; p < pixels; ++p)
-      gather_pixel<false>(from + p * from_pixel + begin, chunks, count, to + p * to_pixel, -1);
+      gather_pixel<false>(from + p * from_pixel + begin, channels - begin, chunks, count, to + p * to_pixel, -1);
   }
   for (int64_t p = 0; p < pixels; ++p) zero(to + p * to_pixel, live, to_pixel);
 }
@@ -257,15 +257,31 @@ void lanes(const uint16_t* rows, int64_t row, int64_t pairs, uint32_t* to) {
   }
 }
 
-void interleave(const uint16_t* from, int64_t from_pixel, int64_t pixels, int64_t count, uint32_t* to) {
-  __m512i low, high;  // of 32 elements of two pixels, those that pair 0 and pair 16 start with
-  for (int i = 0; i < 16; ++i) {
-    reinterpret_cast<int32_t*>(&low)[i] = i | (32 + i) << 16;
-    reinterpret_cast<int32_t*>(&high)[i] = (16 + i) | (48 + i) << 16;
+// Of indices 0..31 of a vector and 32..63 of another: those that pairs begin, begin + 1, ... are made of.
+__m512i pairs_of(int begin, int other) {
+  return _mm512_add_epi32(
+      _mm512_set1_epi32(begin | (other + begin) << 16),
+      _mm512_mullo_epi32(_mm512_set1_epi32(1 << 16 | 1), _mm512_cvtepi16_epi32(_mm512_castsi512_si256(iota()))));
+}
+
+// Pixels of which two lie in a vector. Stores are whole vectors: the next pair overwrites what is too much.
+void interleave_small(const uint16_t* from, int64_t from_pixel, int64_t pixels, int64_t count, uint32_t* to) {
+  const __m512i pairs = pairs_of(0, static_cast<int>(from_pixel));
+  for (; pixels > 1 && pixels / 2 * count >= 16; pixels -= 2, from += 2 * from_pixel, to += count)
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(pairs, _mm512_loadu_si512(from)));
+  for (; pixels > 0; pixels -= 2, from += 2 * from_pixel, to += count) {
+    const __mmask32 there = pixels > 1 ? ~0u : 0x55555555;
+    const __m512i v = _mm512_maskz_permutexvar_epi16(there, pairs, _mm512_loadu_si512(from));
+    _mm512_mask_storeu_epi32(to, static_cast<__mmask16>(first(count)), v);
   }
-  for (int64_t p = 0; p < pixels; p += 2, from += 2 * from_pixel, to += count) {
-    const bool both = p + 1 < pixels;
-    const uint16_t* other = from + from_pixel;
+}
+
+void interleave(const uint16_t* from, int64_t from_pixel, int64_t pixels, int64_t count, uint32_t* to) {
+  if (from_pixel <= 16 && count <= 16) return interleave_small(from, from_pixel, pixels, count, to);
+  const __m512i low = pairs_of(0, 32), high = pairs_of(16, 32);
+  for (; pixels > 0; pixels -= 2, from += 2 * from_pixel, to += count) {
+    const bool both = pixels > 1;
+    const uint16_t* const other = from + from_pixel;
     int64_t i = 0;
     for (; i + 32 <= count; i += 32) {
       const __m512i a = _mm512_loadu_si512(from + i);

@@ -19,17 +19,16 @@ struct PixelAxis {
   struct Tap {
     int64_t index, offset;
   };
+  struct Phase {
+    std::vector<Tap> taps;  // by ascending offset
+    int64_t results;
+  };
 
   // axis: 0 of rows, 1 of columns. Forward, results are outputs; backward, they are inputs.
   PixelAxis(const ConvShape& shape, int axis, bool forward);
 
   int64_t phase_count() const { return static_cast<int64_t>(phases.size()); }
-  int64_t steps() const { return (result + phase_count() - 1) / phase_count(); }  // results of the longest phase
-  // Of the first `count` results of the longest phase, those that this phase has too.
-  int64_t results(int64_t phase, int64_t count) const {
-    const int64_t all = (result - phase + phase_count() - 1) / phase_count();
-    return all < count ? all : count;
-  }
+  int64_t steps() const { return phases[0].results; }  // no phase has more results
   // How many gathered operands `count` results of every phase read, the first one from `low` on.
   int64_t reach(int64_t count) const { return (count - 1) * stride + high - low + 1; }
 
@@ -38,12 +37,12 @@ struct PixelAxis {
               uint16_t* to, int64_t to_pixel) const;
 
   int64_t operand, result, stride, step, padding;
-  int64_t spacing;                       // between the offsets of a phase
-  int64_t low, high;                     // of all offsets
-  std::vector<std::vector<Tap>> phases;  // by ascending offset
+  int64_t spacing;    // between the offsets of a phase
+  int64_t low, high;  // of all offsets
+  std::vector<Phase> phases;
 };
 
-// Whether each output pixel reads the input pixel at its own place alone.
-bool no_neighbours(const ConvShape& shape);
+// If each output pixel reads the input pixel at its own place alone: all pixels become one row of one image.
+bool flatten(const ConvShape& shape, PixelAxis& rows, PixelAxis& columns, int64_t& images);
 
 }  // namespace prunekernels

@@ -28,12 +28,8 @@ PixelConv::PixelConv(Direction direction, const ConvShape& s, const ChannelList&
       pairs_((in_.live + 1) / 2),
       pixel_(2 * pairs_),
       blocks_(blocks_of(out_.live, kPixelBlock)) {
-  const bool alone = no_neighbours(s);
-  if (alone) {  // all pixels in one row
-    columns_.operand = columns_.result = images_ * rows_.result * columns_.result;
-    rows_.operand = rows_.result = images_ = 1;
-  }
-  block_columns_ = alone ? std::min(columns_.result, kFlatTiles * kernels_.most_pixels) : columns_.steps();
+  const bool flat = flatten(s, rows_, columns_, images_);
+  block_columns_ = flat ? std::min(columns_.result, kFlatTiles * kernels_.most_pixels) : columns_.steps();
   column_blocks_ = blocks_of(columns_.steps(), block_columns_);
   pitch_ = columns_.reach(block_columns_) * pixel_;
   block_rows_ = rows_.steps();
@@ -49,15 +45,16 @@ PixelConv::PixelConv(Direction direction, const ConvShape& s, const ChannelList&
          2 * result_elements() * static_cast<int64_t>(sizeof(uint16_t)) <= kResultBytes)
     scatters_ *= 2;
 
-  for (const auto& row_taps : rows_.phases)
-    for (const auto& column_taps : columns_.phases) {
-      const int64_t taps = static_cast<int64_t>(column_taps.size()), run = columns_.spacing == 1 ? taps : 1;
+  for (const PixelAxis::Phase& row_phase : rows_.phases)
+    for (const PixelAxis::Phase& column_phase : columns_.phases) {
+      const std::vector<PixelAxis::Tap>& columns = column_phase.taps;
+      const int64_t taps = static_cast<int64_t>(columns.size()), run = columns_.spacing == 1 ? taps : 1;
       Part part{static_cast<int64_t>(order_.size()), static_cast<int64_t>(runs_.size()), 0, run * pairs_};
-      for (const PixelAxis::Tap& row : row_taps)
+      for (const PixelAxis::Tap& row : row_phase.taps)
         for (int64_t i = 0; i < taps; ++i) {
-          order_.push_back(row.index * s.S + column_taps[i].index);
+          order_.push_back(row.index * s.S + columns[i].index);
           if (i % run) continue;
-          const int64_t at = (row.offset - rows_.low) * pitch_ + (column_taps[i].offset - columns_.low) * pixel_;
+          const int64_t at = (row.offset - rows_.low) * pitch_ + (columns[i].offset - columns_.low) * pixel_;
           runs_.push_back(static_cast<int32_t>(at));
           ++part.runs;
         }
@@ -141,7 +138,7 @@ void PixelConv::run(const uint16_t* operand, const uint32_t* weights, const floa
 void PixelConv::run_row(const Operands& operands, int64_t row_phase, int64_t first, int64_t count, uint16_t* to) const {
   const int64_t channels = out_.channels, width = blocks_ * kPixelBlock, phases = columns_.phase_count();
   const int64_t tiles = blocks_of(count, kernels_.most_pixels);
-  if (rows_.phases[row_phase].empty()) {
+  if (rows_.phases[row_phase].taps.empty()) {
     const int64_t last = std::min(columns_.result, (first + count) * phases);
     std::memset(to + first * phases * channels, 0, (last - first * phases) * channels * sizeof(*to));
     return;
@@ -150,12 +147,13 @@ void PixelConv::run_row(const Operands& operands, int64_t row_phase, int64_t fir
   tile.x_pixel = columns_.stride * pixel_;
   const int64_t pixel = writes_in_place_ ? channels : width;
   tile.y_pixel = phases * pixel;
-  for (int64_t t = 0, done = 0; t < tiles; ++t) {
-    const int64_t begin = count * t / tiles, end = count * (t + 1) / tiles;
+  const int64_t size = count / tiles, larger = count % tiles;
+  for (int64_t t = 0, begin = 0, done = 0; t < tiles; ++t) {
+    const int64_t end = begin + size + (t < larger);
     uint16_t* const results = writes_in_place_ ? to + (first + begin) * phases * channels
                                                : operands.results + (begin - done) * phases * width;
     for (int64_t phase = 0; phase < phases; ++phase) {
-      const int64_t pixels = columns_.results(phase, first + end) - first - begin;
+      const int64_t pixels = std::min(columns_.phases[phase].results - first, end) - begin;
       if (pixels <= 0) continue;
       const Part& part = parts_[row_phase * phases + phase];
       tile.x = operands.gathered + begin * columns_.stride * pixel_;
@@ -168,6 +166,7 @@ void PixelConv::run_row(const Operands& operands, int64_t row_phase, int64_t fir
         (half ? kernels_.conv_half : kernels_.conv)[pixels](tile);
       }
     }
+    begin = end;
     if (writes_in_place_ || ((t + 1) % scatters_ && t + 1 < tiles)) continue;
     const int64_t column = (first + done) * phases;
     kernels_.scatter(operands.results, width, out_.bits, to + column * channels, channels,

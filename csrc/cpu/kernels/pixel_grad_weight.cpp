@@ -32,12 +32,8 @@ PixelGradWeight::PixelGradWeight(const ConvShape& s, const ChannelList& filters,
   vectors_of_filters_ = wide_g * elements_ < kWorthwhile * static_cast<double>(wide_x * filters.live);
   g_width_ = vectors_of_filters_ ? wide_g : filters.live, x_width_ = vectors_of_filters_ ? elements_ : wide_x;
   broadcast_ = vectors_of_filters_ ? elements_ : filters.live, width_ = vectors_of_filters_ ? wide_g : wide_x;
-  const bool alone = no_neighbours(s);
-  if (alone) {  // all pixels in one row
-    columns_.operand = columns_.result = images_ * rows_.result * columns_.result;
-    rows_.operand = rows_.result = images_ = 1;
-  }
-  block_columns_ = alone ? std::min(columns_.result, kFlatPixels) : columns_.result;
+  const bool flat = flatten(s, rows_, columns_, images_);
+  block_columns_ = flat ? std::min(columns_.result, kFlatPixels) : columns_.result;
   column_blocks_ = blocks_of(columns_.result, block_columns_);
   pairs_ = (block_columns_ + 1) / 2;
   g_row_ = pairs_ * g_width_, x_row_ = runs_ * pairs_ * x_width_;

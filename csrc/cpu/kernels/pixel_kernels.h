@@ -54,7 +54,8 @@ struct PixelKernels {
                   int64_t pixels);
   // to[j * kPixelBlock + i] = pair j of row i, of kPixelBlock / 2 rows
   void (*lanes)(const uint16_t* rows, int64_t row, int64_t pairs, uint32_t* to);
-  // to[j * count + i] = element i of pixels 2 j and 2 j + 1; 0 for one that is missing
+  // to[j * count + i] = element i of pixels 2 j and 2 j + 1; 0 for one that is missing. May read kPixelBlock elements
+  // from each pixel.
   void (*interleave)(const uint16_t* from, int64_t from_pixel, int64_t pixels, int64_t count, uint32_t* to);
   // to[i] = from[i] * scale, rounded to nearest even
   void (*narrow)(const float* from, float scale, int64_t count, uint16_t* to);
