@@ -134,6 +134,25 @@ GEOMETRIES = {
 }
 
 
+@pytest.mark.thinned(2)
+@every_isa
+@pytest.mark.parametrize("width", [1, 2, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("images", [1, 2, 5, 40])
+@pytest.mark.parametrize("taps", [(1, 2), (3, 3)])
+def test_short_rows_share_tiles(isa, width, images, taps):
+    """Tiles, and tasks, end within images; of 40, a task has more results than are scattered together."""
+    torch.set_num_threads(1)
+    case = ConvCase(n=images, c=43, k=41, h=3, w=width, r=taps[0], s=taps[1], padding=(taps[0] // 2, taps[1] // 2))
+    assert check(case, isa, 34, 33) == SERVED
+
+
+@every_isa
+@pytest.mark.parametrize("width", [5, 15])
+def test_large_weights_are_read_for_more_results(isa, width):
+    case = ConvCase(n=1, c=270, k=262, h=3, w=width)
+    assert check(case, isa, 259, 257) == SERVED
+
+
 def spoil(case, isa, made):
     """Leaves NaN in the memory that the operators work in."""
     problem = [torch.full_like(t, float("nan")) for t in inputs(case, BF16, FORMAT)]
@@ -143,10 +162,12 @@ def spoil(case, isa, made):
 
 @every_isa
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_geometry(isa, name):
-    case = ConvCase(n=3, c=20, k=18, **GEOMETRIES[name])
-    spoil(case, isa, both(case, 11, 7))
-    assert check(case, isa, 11, 7) == SERVED
+@pytest.mark.parametrize("live_ones", [(11, 7), (39, 35)])
+def test_geometry(isa, name, live_ones):
+    """Short rows of several blocks of results are computed from patches."""
+    case = ConvCase(n=3, c=live_ones[1] + 13, k=live_ones[0] + 7, **GEOMETRIES[name])
+    spoil(case, isa, both(case, *live_ones))
+    assert check(case, isa, *live_ones) == SERVED
 
 
 @every_isa

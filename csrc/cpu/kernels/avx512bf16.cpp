@@ -38,50 +38,80 @@ __m512i broadcast(const char* p) {
 
 __m256i narrowed(__m512 v) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)); }
 
+// A sum waits for the last product that was added to it, so a few sums alone would leave time unused: small tiles have
+// two of each.
+template <int kRows, int kVectors>
+struct Sums {
+  static constexpr int kCount = kRows * kVectors > 8 ? 1 : 2;
+  __m512 of[kCount][kRows][kVectors];
+
+  void start(const float* from, int64_t row) {
+    PK_UNROLL for (int r = 0; r < kRows; ++r) PK_UNROLL for (int v = 0; v < kVectors; ++v) {
+      of[0][r][v] = _mm512_loadu_ps(from + r * row + 16 * v);
+      if (kCount > 1) of[kCount - 1][r][v] = _mm512_setzero_ps();
+    }
+  }
+  __m512 total(int r, int v) const {
+    return kCount > 1 ? _mm512_add_ps(of[0][r][v], of[kCount - 1][r][v]) : of[0][r][v];
+  }
+};
+
 // Pixels are addressed from every third on: a base register serves three of them.
 template <int kPixels, int kVectors>
+inline void add_pair(const char* const (&x)[(kPixels + 2) / 3], int64_t step, int64_t at, const uint32_t* w,
+                     __m512 (&sum)[kPixels][kVectors]) {
+  __m512i weight[kVectors];
+  PK_UNROLL for (int v = 0; v < kVectors; ++v) weight[v] = _mm512_loadu_si512(w + 16 * v);
+  PK_UNROLL for (int p = 0; p < kPixels; ++p) {
+    const __m512i pair = broadcast(x[p / 3] + p % 3 * step + at);
+    PK_UNROLL for (int v = 0; v < kVectors; ++v) sum[p][v] = dot(sum[p][v], weight[v], pair);
+  }
+}
+
+template <int kPixels, int kVectors>
 void conv(const PixelTile& t) {
-  __m512 sum[kPixels][kVectors];
-  PK_UNROLL for (int p = 0; p < kPixels; ++p) PK_UNROLL for (int v = 0; v < kVectors; ++v) sum[p][v] =
-      _mm512_loadu_ps(t.start + 16 * v);
+  using All = Sums<kPixels, kVectors>;
+  All sums;
+  sums.start(t.start, 0);
   const uint32_t* w = t.weights;
   const int64_t step = t.x_pixel * static_cast<int64_t>(sizeof(uint16_t));
   for (int64_t tap = 0; tap < t.tap_count; ++tap) {
     const char* x[(kPixels + 2) / 3];
     PK_UNROLL for (int i = 0; i < (kPixels + 2) / 3; ++i) x[i] =
         reinterpret_cast<const char*>(t.x + t.taps[tap]) + 3 * i * step;
-    for (int64_t j = 0; j < t.pairs; ++j) {
-      __m512i weight[kVectors];
-      PK_UNROLL for (int v = 0; v < kVectors; ++v) weight[v] = _mm512_loadu_si512(w + 16 * v);
-      PK_UNROLL for (int p = 0; p < kPixels; ++p) {
-        const __m512i pair = broadcast(x[p / 3] + p % 3 * step + 4 * j);
-        PK_UNROLL for (int v = 0; v < kVectors; ++v) sum[p][v] = dot(sum[p][v], weight[v], pair);
-      }
-      w += kPixelBlock;
-    }
+    int64_t j = 0;
+    for (; j + All::kCount <= t.pairs; j += All::kCount)
+      PK_UNROLL for (int s = 0; s < All::kCount; ++s, w += kPixelBlock) add_pair(x, step, 4 * (j + s), w, sums.of[s]);
+    for (; All::kCount > 1 && j < t.pairs; ++j, w += kPixelBlock) add_pair(x, step, 4 * j, w, sums.of[0]);
   }
   PK_UNROLL for (int p = 0; p < kPixels; ++p) PK_UNROLL for (int v = 0; v < kVectors; ++v)
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(t.y + p * t.y_pixel + 16 * v), narrowed(sum[p][v]));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(t.y + p * t.y_pixel + 16 * v), narrowed(sums.total(p, v)));
+}
+
+template <int kFilters, int kVectors>
+inline void add_pair(const uint32_t* g, const uint32_t* x, __m512 (&sum)[kFilters][kVectors]) {
+  __m512i channels[kVectors];
+  PK_UNROLL for (int v = 0; v < kVectors; ++v) channels[v] = _mm512_loadu_si512(x + 16 * v);
+  PK_UNROLL for (int f = 0; f < kFilters; ++f) {
+    const __m512i pair = broadcast(reinterpret_cast<const char*>(g + f));
+    PK_UNROLL for (int v = 0; v < kVectors; ++v) sum[f][v] = dot(sum[f][v], channels[v], pair);
+  }
 }
 
 template <int kFilters, int kVectors>
 void dots(const PixelDots& d) {
-  __m512 sum[kFilters][kVectors];
-  PK_UNROLL for (int f = 0; f < kFilters; ++f) PK_UNROLL for (int v = 0; v < kVectors; ++v) sum[f][v] =
-      _mm512_loadu_ps(d.out + f * d.out_filter + 16 * v);
+  using All = Sums<kFilters, kVectors>;
+  All sums;
+  sums.start(d.out, d.out_filter);
   for (int64_t row = 0; row < d.rows; ++row) {
     const uint32_t *g = d.g + row * d.g_row, *x = d.x + row * d.x_row;
-    for (int64_t j = 0; j < d.pairs; ++j, g += d.g_pair, x += d.x_pair) {
-      __m512i channels[kVectors];
-      PK_UNROLL for (int v = 0; v < kVectors; ++v) channels[v] = _mm512_loadu_si512(x + 16 * v);
-      PK_UNROLL for (int f = 0; f < kFilters; ++f) {
-        const __m512i pair = broadcast(reinterpret_cast<const char*>(g + f));
-        PK_UNROLL for (int v = 0; v < kVectors; ++v) sum[f][v] = dot(sum[f][v], channels[v], pair);
-      }
-    }
+    int64_t j = 0;
+    for (; j + All::kCount <= d.pairs; j += All::kCount)
+      PK_UNROLL for (int s = 0; s < All::kCount; ++s, g += d.g_pair, x += d.x_pair) add_pair(g, x, sums.of[s]);
+    if (All::kCount > 1 && j < d.pairs) add_pair(g, x, sums.of[0]);
   }
   PK_UNROLL for (int f = 0; f < kFilters; ++f) PK_UNROLL for (int v = 0; v < kVectors; ++v)
-      _mm512_storeu_ps(d.out + f * d.out_filter + 16 * v, sum[f][v]);
+      _mm512_storeu_ps(d.out + f * d.out_filter + 16 * v, sums.total(f, v));
 }
 
 __mmask32 first(int64_t count) { return count >= 32 ? ~0u : (1u << count) - 1; }

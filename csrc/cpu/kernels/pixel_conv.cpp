@@ -94,43 +94,39 @@ void PixelConv::plan_patches(int64_t threads) {
 }
 
 int64_t PixelConv::pack_scratch() const {
-  return forward_ ? (kHalf + 1) * (pixel_ + kPixelBlock) : 2 * (blocks_ + 1) * kPixelBlock;
+  const int64_t taps = static_cast<int64_t>(order_.size());
+  return (forward_ ? kHalf * taps * pixel_ : 2 * taps * out_.live) + kPixelBlock;
 }
 
-// Rows of the weight are filters, and channels lie side by side in them. Forward, a result is a row: its channels are
-// gathered, and their pairs go to the result's lane; a piece is a block of results. Backward, an operand is a row: the
-// channels of two rows, which are results, are gathered and interleaved; a piece is such a pair.
+// Rows of the weight are filters, and in them the channels of a tap lie side by side. Forward, a result is a row: its
+// channels are gathered, and their pairs go to the result's lane; a piece is a block of results. Backward, an operand
+// is a row: the channels of two rows, which are results, are gathered and interleaved; a piece is such a pair.
 void PixelConv::pack_weights(const uint16_t* weight, uint32_t* packed, int64_t begin, int64_t end,
                              uint16_t* scratch) const {
-  const int64_t channels = forward_ ? in_.channels : out_.channels, taps = static_cast<int64_t>(order_.size());
-  const auto row = [&](int32_t filter, int64_t tap) { return weight + (filter * taps + order_[tap]) * channels; };
+  const int64_t taps = static_cast<int64_t>(order_.size());
+  const auto gather = [&](int32_t filter, const ChannelList& list, uint16_t* to, int64_t to_tap) {
+    kernels_.gather(weight + filter * taps * list.channels, list.channels, list.channels, list.bits, list.live, to,
+                    to_tap, taps);
+  };
   if (forward_) {
     for (int64_t half = 2 * begin; half < 2 * end; ++half) {
       const int64_t first = half * kHalf, count = std::clamp<int64_t>(out_.live - first, 0, kHalf);
       uint32_t* const to = packed + half / 2 * block_words() + half % 2 * kHalf;
-      if (count < kHalf) std::memset(scratch, 0, kHalf * pixel_ * sizeof(*scratch));
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        for (int64_t i = 0; i < count; ++i)
-          kernels_.gather(row(out_.index[first + i], tap), channels, channels, in_.bits, in_.live, scratch + i * pixel_,
-                          pixel_, 1);
-        kernels_.lanes(scratch, pixel_, pairs_, to + tap * pairs_ * kPixelBlock);
-      }
+      if (count < kHalf) std::memset(scratch, 0, bytes(kHalf * taps * pixel_));
+      for (int64_t i = 0; i < count; ++i) gather(out_.index[first + i], in_, scratch + i * taps * pixel_, pixel_);
+      for (int64_t tap = 0; tap < taps; ++tap)
+        kernels_.lanes(scratch + order_[tap] * pixel_, taps * pixel_, pairs_, to + tap * pairs_ * kPixelBlock);
     }
     return;
   }
-  const int64_t wide = blocks_ * kPixelBlock;
-  for (int64_t j = begin; j < end; ++j)
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      const bool whole = 2 * j + 1 < in_.live;
-      const auto gather = [&](int32_t filter, uint16_t* to) {
-        kernels_.gather(row(filter, tap), channels, channels, out_.bits, out_.live, to, wide, 1);
-      };
-      gather(in_.index[2 * j], scratch);
-      if (whole) gather(in_.index[2 * j + 1], scratch + wide);
-      for (int64_t block = 0; block < blocks_; ++block)
-        kernels_.interleave(scratch + block * kPixelBlock, wide, whole ? 2 : 1, kPixelBlock,
+  for (int64_t j = begin; j < end; ++j) {
+    const int64_t rows = std::min<int64_t>(2, in_.live - 2 * j), row = taps * out_.live;
+    for (int64_t i = 0; i < rows; ++i) gather(in_.index[2 * j + i], out_, scratch + i * row, out_.live);
+    for (int64_t tap = 0; tap < taps; ++tap)
+      for (int64_t block = 0; block < blocks_; ++block)  // behind the last result is no matter what
+        kernels_.interleave(scratch + order_[tap] * out_.live + block * kPixelBlock, row, rows, kPixelBlock,
                             packed + block * block_words() + (tap * pairs_ + j) * kPixelBlock);
-    }
+  }
 }
 
 // Gathered rows from first_row on, from first_column on.
