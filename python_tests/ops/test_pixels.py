@@ -55,19 +55,24 @@ SERVED = ["direct"] * 3
 
 
 @every_isa
-@pytest.mark.parametrize("pixels", [1, 13, 14, 15, 16, 17, 28, 29, 223, 224, 225, 255, 256, 257, 511, 512, 513])
-def test_tiles_of_pixels(isa, pixels):
-    """Without neighbours all pixels are one row, which tasks of 16 tiles and blocks of 512 share out."""
-    assert check(ConvCase(n=1, c=9, k=8, h=1, w=pixels, r=1, s=1, padding=0), isa, 5, 6) == SERVED
+@pytest.mark.parametrize("filters", [5, 17])
+@pytest.mark.parametrize(
+    "pixels", [1, 13, 14, 15, 16, 17, 27, 28, 29, 223, 224, 225, 255, 256, 257, 448, 449, 512, 513]
+)
+def test_tiles_of_pixels(isa, filters, pixels):
+    """Without neighbours all pixels are one row, which tasks of 16 tiles and blocks of 512 share out. Tiles of up to 16
+    filters are larger."""
+    assert check(ConvCase(n=1, c=9, k=20, h=1, w=pixels, r=1, s=1, padding=0), isa, filters, 6) == SERVED
 
 
 @every_isa
-@pytest.mark.parametrize("width", [1, 2, 13, 14, 15, 16, 17, 27, 28, 29, 43])
+@pytest.mark.parametrize("filters", [4, 18])
+@pytest.mark.parametrize("width", [1, 2, 13, 14, 15, 16, 17, 27, 28, 29, 43, 57])
 @pytest.mark.parametrize("taps", [(1, 3), (3, 3)])
-def test_tiles_of_a_row(isa, width, taps):
+def test_tiles_of_a_row(isa, filters, width, taps):
     """The last pair of an odd row has one pixel."""
-    case = ConvCase(n=2, c=6, k=7, h=4, w=width, r=taps[0], s=taps[1], padding=(taps[0] // 2, 1))
-    assert check(case, isa, 4, 3) == SERVED
+    case = ConvCase(n=2, c=6, k=20, h=4, w=width, r=taps[0], s=taps[1], padding=(taps[0] // 2, 1))
+    assert check(case, isa, filters, 3) == SERVED
 
 
 @pytest.mark.thinned(3)

@@ -22,9 +22,9 @@
 namespace prunekernels {
 namespace {
 
-#define PK_UNROLL _Pragma("GCC unroll 16")
+#define PK_UNROLL _Pragma("GCC unroll 32")
 
-constexpr int kMost = 14;  // pixels or filters of a tile: with two vectors each, as many sums as registers hold
+constexpr int kMost = 14;  // pixels or filters of a tile of two vectors: as many sums as registers hold
 
 __m512 dot(__m512 sum, __m512i a, __m512i b) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
@@ -42,7 +42,7 @@ __m256i narrowed(__m512 v) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh
 // two of each.
 template <int kRows, int kVectors>
 struct Sums {
-  static constexpr int kCount = kRows * kVectors > 8 ? 1 : 2;
+  static constexpr int kCount = kRows * kVectors > 12 ? 1 : 2;
   __m512 of[kCount][kRows][kVectors];
 
   void start(const float* from, int64_t row) {
@@ -155,25 +155,30 @@ void store_first(uint16_t* to, int64_t count, __m512i v) {
     _mm512_mask_storeu_epi32(to, static_cast<__mmask16>(first(count / 2)), v);
 }
 
-// Several pixels that follow on each other and fit into a vector. Stores are whole vectors, as below.
-void gather_small(const uint16_t* from, int64_t channels, const uint64_t* bits, int64_t live, uint16_t* to,
-                  int64_t to_pixel, int64_t pixels) {
-  const int64_t group = 32 / std::max(channels, to_pixel);
-  __mmask32 listed = 0, places = 0;
-  for (int64_t p = 0; p < group; ++p) {
-    listed |= (static_cast<__mmask32>(bits[0]) & first(channels)) << p * channels;
-    places |= first(live) << p * to_pixel;
-  }
-  const __m512i lanes = _mm512_maskz_expand_epi16(places, _mm512_maskz_compress_epi16(listed, iota()));
-  for (int64_t p = 0; p < pixels; p += group, from += group * channels, to += group * to_pixel) {
-    const int64_t left = pixels - p, count = std::min(left, group);
-    const bool whole = left * channels >= 32;
-    __m512i v = whole ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi16(first(count * channels), from);
-    v = _mm512_maskz_permutexvar_epi16(places, lanes, v);
-    if (left * to_pixel >= 32)
-      _mm512_storeu_si512(to, v);
+// Of each of several pixels that lie `pixel` apart in a vector: these elements.
+__mmask32 in_each(__mmask32 elements, int64_t pixel, int64_t pixels) {
+  __mmask32 all = 0;
+  for (int64_t p = 0; p < pixels; ++p) all |= elements << p * pixel;
+  return all;
+}
+
+// Moves elements of small pixels, of which two or more fit into a vector: those of `taken` to `given`, as many, and
+// zeros elsewhere. Stores are whole vectors, as below.
+void move_small(const uint16_t* from, int64_t from_pixel, __mmask32 taken, uint16_t* to, int64_t to_pixel,
+                __mmask32 given, int64_t pixels) {
+  const int64_t group = 32 / std::max(from_pixel, to_pixel);
+  const __mmask32 places = in_each(given, to_pixel, group);
+  const __m512i lanes = _mm512_maskz_compress_epi16(in_each(taken, from_pixel, group), iota());
+  const __m512i order = _mm512_maskz_expand_epi16(places, lanes);
+  for (; pixels > 0; pixels -= group, from += group * from_pixel, to += group * to_pixel) {
+    const int64_t count = std::min(pixels, group);
+    const bool whole = pixels * from_pixel >= 32;
+    const __m512i v = whole ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi16(first(count * from_pixel), from);
+    const __m512i moved = _mm512_maskz_permutexvar_epi16(places, order, v);
+    if (pixels * to_pixel >= 32)
+      _mm512_storeu_si512(to, moved);
     else
-      store_first(to, count * to_pixel, v);
+      store_first(to, count * to_pixel, moved);
   }
 }
 
@@ -201,8 +206,9 @@ void zero(uint16_t* y, int64_t begin, int64_t end) {
 
 void gather(const uint16_t* from, int64_t from_pixel, int64_t channels, const uint64_t* bits, int64_t live,
             uint16_t* to, int64_t to_pixel, int64_t pixels) {
-  if (from_pixel == channels && 2 * std::max(channels, to_pixel) <= 32 && live > 0)
-    return gather_small(from, channels, bits, live, to, to_pixel, pixels);
+  if (from_pixel == channels && 2 * std::max(channels, to_pixel) <= 32)
+    return move_small(from, channels, static_cast<__mmask32>(bits[0]) & first(channels), to, to_pixel, first(live),
+                      pixels);
   Chunk chunks[kChunks];
   int64_t at = 0;
   if (channels <= 32 * kChunks) {
@@ -239,6 +245,10 @@ void scatter_pixel(const uint16_t* x, const Chunk* chunks, int64_t count, uint16
 // Reads whole vectors, up to 31 elements behind the last pixel.
 void scatter(const uint16_t* from, int64_t from_pixel, const uint64_t* bits, uint16_t* to, int64_t channels,
              int64_t pixels) {
+  if (pixels > 1 && 2 * std::max(channels, from_pixel) <= 32) {
+    const __mmask32 listed = static_cast<__mmask32>(bits[0]) & first(channels);
+    return move_small(from, from_pixel, first(_mm_popcnt_u32(listed)), to, channels, listed, pixels);
+  }
   Chunk chunks[kChunks];
   int64_t at = 0;
   for (int64_t begin = 0; begin < channels; begin += 32 * kChunks) {
@@ -340,17 +350,22 @@ void narrow(const float* from, float scale, int64_t count, uint16_t* to) {
 template <int... kNumbers>
 void fill(PixelKernels& kernels, std::integer_sequence<int, kNumbers...>) {
   ((kernels.conv[kNumbers + 1] = conv<kNumbers + 1, 2>), ...);
-  ((kernels.conv_half[kNumbers + 1] = conv<kNumbers + 1, 1>), ...);
   ((kernels.dots[kNumbers + 1] = dots<kNumbers + 1, 2>), ...);
   ((kernels.dots_half[kNumbers + 1] = dots<kNumbers + 1, 1>), ...);
+}
+
+template <int... kNumbers>
+void fill_half(PixelKernels& kernels, std::integer_sequence<int, kNumbers...>) {
+  ((kernels.conv_half[kNumbers + 1] = conv<kNumbers + 1, 1>), ...);
 }
 
 }  // namespace
 
 PixelKernels pixel_kernels_avx512bf16() {
   PixelKernels kernels{};
-  kernels.most_pixels = kernels.most_filters = kMost;
+  kernels.most_pixels = kernels.most_filters = kMost, kernels.most_half_pixels = kMostHalfPixels;
   fill(kernels, std::make_integer_sequence<int, kMost>());
+  fill_half(kernels, std::make_integer_sequence<int, kMostHalfPixels>());
   kernels.gather = gather, kernels.scatter = scatter;
   kernels.lanes = lanes, kernels.interleave = interleave, kernels.narrow = narrow;
   return kernels;

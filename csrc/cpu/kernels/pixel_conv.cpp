@@ -33,10 +33,14 @@ PixelConv::PixelConv(Direction direction, const ConvShape& s, const ChannelList&
       pairs_((in_.live + 1) / 2),
       pixel_(2 * pairs_),
       blocks_(blocks_of(out_.live, kPixelBlock)),
-      writes_in_place_(out_.live == out_.channels && out_.live % kHalf == 0) {
+      most_pixels_(out_.live <= kHalf ? kernels_.most_half_pixels : kernels_.most_pixels),
+      writes_in_place_(out_.live == out_.channels && out_.live % kHalf == 0),
+      y_pixel_(writes_in_place_     ? out_.channels
+               : out_.live <= kHalf ? kHalf
+                                    : blocks_ * kPixelBlock) {
   const bool flat = flatten(s, rows_, columns_, images_);
   const bool phases = rows_.phase_count() * columns_.phase_count() > 1;
-  block_columns_ = flat ? std::min(columns_.result, kFlatTiles * kernels_.most_pixels) : columns_.steps();
+  block_columns_ = flat ? std::min(columns_.result, kFlatTiles * most_pixels_) : columns_.steps();
   column_blocks_ = blocks_of(columns_.steps(), block_columns_);
   pitch_ = columns_.reach(block_columns_) * pixel_;
   list_taps(s.S);
@@ -44,7 +48,7 @@ PixelConv::PixelConv(Direction direction, const ConvShape& s, const ChannelList&
     plan_patches(threads);
   else
     plan_rows(threads);
-  const int64_t most = kernels_.most_pixels * columns_.phase_count();
+  const int64_t most = most_pixels_ * columns_.phase_count();
   const int64_t together = bytes(2 * weight_words()) > kWeightBytes ? kManyBytes : kResultBytes;
   result_pixels_ = std::max(most, together / bytes(blocks_ * kPixelBlock) / most * most);
 }
@@ -86,9 +90,9 @@ void PixelConv::plan_patches(int64_t threads) {
   patch_ = {0, 0, 1, static_cast<int64_t>(order_.size()) * pairs_};
   block_rows_ = rows_.result;
   const int64_t image = rows_.result * columns_.result, pixels = images_ * image;
-  int64_t tiles = std::max<int64_t>(1, kPatchBytes / bytes(kernels_.most_pixels * tile_pixel_));
-  while (tiles > 1 && blocks_of(pixels, tiles * kernels_.most_pixels) < kTasksPerThread * threads) --tiles;
-  patch_pixels_ = std::min(pixels, tiles * kernels_.most_pixels);
+  int64_t tiles = std::max<int64_t>(1, kPatchBytes / bytes(most_pixels_ * tile_pixel_));
+  while (tiles > 1 && blocks_of(pixels, tiles * most_pixels_) < kTasksPerThread * threads) --tiles;
+  patch_pixels_ = std::min(pixels, tiles * most_pixels_);
   images_at_once_ = std::min(images_, (patch_pixels_ + image - 2) / image + 1);
   tasks_ = blocks_of(pixels, patch_pixels_);
 }
@@ -179,7 +183,7 @@ void PixelConv::add_row(const uint16_t* gathered, int64_t row_phase, int64_t fir
     std::memset(to, 0, bytes(pixels_of(count) * channels));
     return;
   }
-  const int64_t tiles = blocks_of(count, kernels_.most_pixels), size = count / tiles, larger = count % tiles;
+  const int64_t tiles = blocks_of(count, most_pixels_), size = count / tiles, larger = count % tiles;
   for (int64_t t = 0, begin = 0; t < tiles; ++t) {
     const int64_t end = begin + size + (t < larger), before = begin * phases;
     uint16_t* const y = add_span(to + before * channels, pixels_of(end) - before, work);
@@ -187,7 +191,7 @@ void PixelConv::add_row(const uint16_t* gathered, int64_t row_phase, int64_t fir
       const int64_t pixels = std::min(columns_.phases[phase].results - first, end) - begin;
       if (pixels > 0)
         work.tiles.push_back(
-            {gathered + begin * tile_pixel_, y + phase * y_pixel(), &parts_[row_phase * phases + phase], pixels});
+            {gathered + begin * tile_pixel_, y + phase * y_pixel_, &parts_[row_phase * phases + phase], pixels});
     }
     begin = end;
   }
@@ -210,7 +214,7 @@ void PixelConv::run_patches(const uint16_t* operand, uint16_t* result, int64_t t
                                  (row * rows_.stride) * pitch_ + column * columns_.stride * pixel_;
     for (const int32_t at : runs_) to = std::copy_n(from + at, run, to);
   }
-  const int64_t tiles = blocks_of(count, kernels_.most_pixels);
+  const int64_t tiles = blocks_of(count, most_pixels_);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t begin = count * t / tiles, pixels = count * (t + 1) / tiles - begin;
     uint16_t* const y = add_span(result + (first + begin) * out_.channels, pixels, work);
@@ -221,7 +225,7 @@ void PixelConv::run_patches(const uint16_t* operand, uint16_t* result, int64_t t
 // Where results that go to neighbouring places may be written.
 uint16_t* PixelConv::add_span(uint16_t* to, int64_t pixels, Work& work) const {
   if (work.pixels + pixels > result_pixels_) finish(work);
-  uint16_t* const at = writes_in_place_ ? to : work.results + work.pixels * y_pixel();
+  uint16_t* const at = writes_in_place_ ? to : work.results + work.pixels * y_pixel_;
   if (!work.spans.empty() && work.spans.back().to + work.spans.back().pixels * out_.channels == to)
     work.spans.back().pixels += pixels;
   else
@@ -232,7 +236,7 @@ uint16_t* PixelConv::add_span(uint16_t* to, int64_t pixels, Work& work) const {
 
 void PixelConv::finish(Work& work) const {
   PixelTile tile{};
-  tile.x_pixel = tile_pixel_, tile.y_pixel = columns_.phase_count() * y_pixel();
+  tile.x_pixel = tile_pixel_, tile.y_pixel = columns_.phase_count() * y_pixel_;
   for (int64_t block = 0; block < blocks_; ++block) {
     const auto& kernels = out_.live - block * kPixelBlock <= kHalf ? kernels_.conv_half : kernels_.conv;
     tile.start = work.start + block * kPixelBlock;
@@ -245,8 +249,8 @@ void PixelConv::finish(Work& work) const {
   }
   const uint16_t* from = work.results;
   for (const Span& span : work.spans) {
-    if (!writes_in_place_) kernels_.scatter(from, y_pixel(), out_.bits, span.to, out_.channels, span.pixels);
-    from += span.pixels * y_pixel();
+    if (!writes_in_place_) kernels_.scatter(from, y_pixel_, out_.bits, span.to, out_.channels, span.pixels);
+    from += span.pixels * y_pixel_;
   }
   work.tiles.clear(), work.spans.clear(), work.pixels = 0;
 }

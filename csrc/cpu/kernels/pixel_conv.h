@@ -77,7 +77,6 @@ class PixelConv {
   int64_t window_elements() const { return rows_.reach(block_rows_) * pitch_; }
   int64_t gathered_elements() const { return images_at_once_ * window_elements() + kMostPixels * tile_pixel_; }
   int64_t patch_elements() const { return patch_pixels_ * tile_pixel_; }
-  int64_t y_pixel() const { return writes_in_place_ ? out_.channels : blocks_ * kPixelBlock; }
   int64_t result_elements() const { return (result_pixels_ * blocks_ + 1) * kPixelBlock; }
 
   void gather(const uint16_t* image, int64_t first_row, int64_t rows, int64_t first_column, int64_t columns,
@@ -94,7 +93,9 @@ class PixelConv {
   const ChannelList &in_, &out_;  // of the operand and of the result
   PixelAxis rows_, columns_;
   int64_t images_, pairs_, pixel_, blocks_;  // pixel_: elements of a gathered one
-  const bool writes_in_place_;
+  int64_t most_pixels_;                      // of a tile
+  bool writes_in_place_;
+  int64_t y_pixel_;                                                  // between results
   int64_t block_rows_, row_blocks_, block_columns_, column_blocks_;  // in results of a phase
   int64_t pitch_;                                                    // elements of a gathered row
   int64_t patch_pixels_ = 0, images_at_once_ = 1;                    // of a task of patches

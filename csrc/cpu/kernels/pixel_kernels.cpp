@@ -112,7 +112,7 @@ constexpr IsaKernels<PixelKernels> kRows[] = {
 PixelKernels pixel_kernels_scalar() {
   PixelKernels kernels{};
   static_assert(kMostPixels == kMostPixelFilters);
-  kernels.most_pixels = kernels.most_filters = kMostPixels;
+  kernels.most_pixels = kernels.most_half_pixels = kernels.most_filters = kMostPixels;
   fill(kernels, std::make_integer_sequence<int, kMostPixels>());
   kernels.gather = gather, kernels.scatter = scatter;
   kernels.lanes = lanes, kernels.interleave = interleave, kernels.narrow = narrow;

@@ -6,7 +6,8 @@
 
 namespace prunekernels {
 
-constexpr int kMostPixels = 16;        // of a tile of a convolution
+constexpr int kMostPixels = 16;        // of a tile of a convolution,
+constexpr int kMostHalfPixels = 28;    // and of one of half of the filters
 constexpr int kMostPixelFilters = 16;  // of a tile of a weight gradient
 constexpr int kPixelBlock = 32;        // filters of a tile of a convolution, channels of a tile of a weight gradient
 
@@ -39,11 +40,11 @@ struct PixelKernels {
   using Conv = void (*)(const PixelTile&);
   using Dots = void (*)(const PixelDots&);
 
-  int64_t most_pixels, most_filters;      // of the tiles there are
-  Conv conv[kMostPixels + 1];             // [pixels]
-  Conv conv_half[kMostPixels + 1];        // the same of the first half of the filters
-  Dots dots[kMostPixelFilters + 1];       // [filters]
-  Dots dots_half[kMostPixelFilters + 1];  // the same of kPixelBlock / 2 channels
+  int64_t most_pixels, most_half_pixels, most_filters;  // of the tiles there are
+  Conv conv[kMostPixels + 1];                           // [pixels]
+  Conv conv_half[kMostHalfPixels + 1];                  // the same of the first half of the filters
+  Dots dots[kMostPixelFilters + 1];                     // [filters]
+  Dots dots_half[kMostPixelFilters + 1];                // the same of kPixelBlock / 2 channels
 
   // Of pixels that lie from_pixel apart: the channels whose bits are set, close together, and zeros behind them up to
   // to_pixel.
