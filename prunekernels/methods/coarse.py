@@ -67,7 +67,7 @@ class CoarsePruning(Method):
             of what is left. None: 1, and 2 where duty is below 1 and the epochs suffice.
         kernel_start: The epoch at whose end kernels are pruned. None: halfway between the last filters and the end.
         block: (r, c): kernels are pruned in blocks of r live filters and c live channels, which block-sparse kernels
-            can skip.
+            can skip. The last filters and channels may make smaller ones. It has no effect on filters.
         layerwise: Whether the masks are drawn for one layer after another: `masks` draws for each layer.
         halving: Whether all masks are tried on a few images of `data`, the half with the fewest errors on twice as
             many, and so on, so that the last few are tried on all. False: all masks on all images, as in the paper.
@@ -137,6 +137,8 @@ class CoarsePruning(Method):
             and all(isinstance(size, int) and size >= 1 for size in block)
         )
         self._expect(holds, "block", "two integers from 1", block)
+        pointless = self.kernel_rate == 0 and tuple(block) != (1, 1)
+        self._expect(not pointless, "block", "none where kernel_rate is 0, which prunes filters alone", block)
         self._expect(halving in (None, True, False), "halving", "True, False or None", repr(halving))
         holds, expected = statistics in (None, *STATISTICS), f"one of {', '.join(STATISTICS)}"
         self._expect(holds, "statistics", expected, repr(statistics))

@@ -169,6 +169,13 @@ def test_kernels_go_in_blocks_of_what_is_live(block):
         assert sum(not part.any() for part in blocks) == len(blocks) // 2
 
 
+def test_blocks_of_one_kernel_are_the_default():
+    default, one = chain(), chain()
+    for net, options in ((default, {}), (one, {"block": [1, 1]})):
+        coarse_of(net, start=-1, kernel_start=0, **options).end_epoch()
+    assert all(torch.equal(default.state_dict()[name], value) for name, value in one.state_dict().items())
+
+
 def test_kernels_of_groups():
     net = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=4), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8))
     net = nn.Sequential(*net, nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -229,6 +236,10 @@ def test_default_epochs(epochs, expected):
         ({"block": 3}, "block: expected two integers from 1, got 3"),
         ({"kernel_rate": "half"}, r"kernel_rate: expected a number in \[0, 1\), got half"),
         ({"block": (0, 1)}, r"block: expected two integers from 1, got \(0, 1\)"),
+        (
+            {"block": (16, 32), "kernel_rate": 0.0},
+            r"block: expected none where kernel_rate is 0, which prunes filters alone, got \(16, 32\)",
+        ),
         ({"prunings": 0}, "prunings: expected an integer from 1, got 0"),
         (
             {"start": 1, "prunings": 3, "kernel_start": 3},
