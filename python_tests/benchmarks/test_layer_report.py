@@ -64,14 +64,32 @@ def test_goals_of_kernels_look_at_3x3_only():
         make_row(**full, kept=0.5, ms=2.5),
         make_row(**full, name="b", kept=0.5, ms=1.0),
         make_row(**full, kept=0.15, ms=0.5, sparseprop_ms=2.0),
-        make_row(**full | {"problem": "n1c8h6k8r1s1p0g1"}, kept=0.15, ms=9.0),
+        make_row(**full | {"problem": "n1c8h6k8r1s1p0g1"}, name="1x1", kept=0.15, ms=9.0, sparseprop_ms=8.1),
+        make_row(**full, kept=0.05, ms=0.25),
     ]
     said = found(rows)
-    assert len(said) == 3
+    assert len(said) == 6
     even = said["kernels 3x3: over dense, mean >= 1"]
     assert even.reached == pytest.approx((0.8 * 2) ** 0.5) and (even.verdict, even.failing) == ("holds", 1)
     assert said["kernels 3x3: over dense, mean >= 3"].margin == pytest.approx(4 / 3)
     assert said["kernels 3x3: over SparseProp, mean >= 5"].margin == pytest.approx(0.8)
+    assert said["kernels 3x3: over dense, mean >= 5"].reached == pytest.approx(8)
+    assert said["kernels 3x3: over dense, each >= 0.98"].failing_most == "n kernels kept 0.5: 0.80"
+    assert said["kernels: over SparseProp, each >= 0.98"].failing_most == "1x1 kernels kept 0.15: 0.90"
+
+
+def test_goal_of_blocks_is_measured_by_the_exact_density():
+    block = dict(mask="block", side="16x32", limit_ms=None, problem="n2c8h6k4r3s1p1g1", direction="fwd+bwd")
+    bf16 = block | dict(dtype="bfloat16", layout="channels_last", dense_ms=4.0)
+    rows = [
+        make_row(**bf16, name="a", live_kernels=8, kept=0.3, ms=1.25),
+        make_row(**bf16, name="b", live_kernels=16, kept=0.5, ms=4.0),
+        make_row(**bf16, name="full", live_kernels=32, kept=0.9, ms=9.0),
+        make_row(**bf16 | {"dtype": "float32"}, name="single", live_kernels=8, kept=0.3, ms=9.0),
+    ]
+    mean = found(rows)["bf16 blocks: over dense x density, mean >= 0.6"]
+    assert (mean.reached, mean.rows, mean.failing) == (pytest.approx((0.8 * 0.5) ** 0.5), 2, 1)
+    assert mean.failing_most == "b blocks kept 0.5: 0.50"
 
 
 def test_goal_of_memory_and_no_goal_without_rows():
