@@ -56,6 +56,7 @@ std::vector<py::dict> kernels() {
 #define PK_MASK_GRAD(isa) add("mask_grad_" #isa, "mask_grad", "cpu", "f32", "isa", #isa, true);
 #define PK_NORM(isa) add("norm_" #isa, "norm", "cpu", "f32", "isa", #isa, true);
 #define PK_PIXELS(isa) add("pixels_" #isa, "pixels", "cpu", "bf16", "isa", #isa, true);
+#define PK_QUADS(isa) add("quads_" #isa, "quads", "cpu", "bf16", "isa", #isa, true);
 #define PK_CUDA(operation, element, arch) \
   add(#operation "_" #element "_" #arch, #operation, "cuda", #element, "arch", #arch, kWithCuda);
 #include "kernel_table.inc"

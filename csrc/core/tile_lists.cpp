@@ -7,14 +7,18 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// visit(result position, operand position) for every live kernel
+// visit(position of the first of `together` neighbouring filters, position of a channel that any of them reads)
 template <typename Visit>
-void each_live_pair(const MaskTable& mask, bool of_filters, Visit visit) {
-  for (int64_t i = 0; i < mask.out_count(); ++i)
-    mask.each_live_channel(mask.out_index()[i], [&](int64_t c) {
-      const int64_t j = mask.in_slot()[c];
-      of_filters ? visit(i, j) : visit(j, i);
-    });
+void each_channel_read(const MaskTable& mask, int64_t together, Visit visit) {
+  std::vector<uint32_t> read(pair_words(mask.channels_per_group()));
+  for (int64_t i = 0; i < mask.out_count(); i += together) {
+    std::fill(read.begin(), read.end(), 0);
+    for (int64_t j = i; j < std::min(i + together, mask.out_count()); ++j)
+      for (size_t word = 0; word < read.size(); ++word) read[word] |= mask.pairs(mask.out_index()[j])[word];
+    for (size_t word = 0; word < read.size(); ++word)
+      for (uint32_t bits = read[word]; bits; bits &= bits - 1)
+        visit(i, int64_t{mask.in_slot()[word * 32 + __builtin_ctz(bits)]});
+  }
 }
 
 TileLists lists(const MaskTable& mask, bool of_filters, int64_t tile, int64_t chunk) {
@@ -22,7 +26,10 @@ TileLists lists(const MaskTable& mask, bool of_filters, int64_t tile, int64_t ch
   const int64_t operands = of_filters ? mask.in_count() : mask.out_count();
   const int64_t tiles = std::max<int64_t>(1, ceil_div(results, tile)), chunks = ceil_div(operands, chunk);
   std::vector<char> live(tiles * chunks, 0);
-  each_live_pair(mask, of_filters, [&](int64_t i, int64_t j) { live[i / tile * chunks + j / chunk] = 1; });
+  if (of_filters)
+    each_channel_read(mask, tile, [&](int64_t i, int64_t j) { live[i / tile * chunks + j / chunk] = 1; });
+  else
+    each_channel_read(mask, chunk, [&](int64_t i, int64_t j) { live[j / tile * chunks + i / chunk] = 1; });
   TileLists lists;
   lists.first.push_back(0);
   for (int64_t t = 0; t < tiles; ++t) {

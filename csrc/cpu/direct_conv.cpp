@@ -9,6 +9,7 @@
 #include "cpu/direct_pixels.h"
 #include "cpu/kernels/plane_conv.h"
 #include "cpu/kernels/plane_grad_weight.h"
+#include "cpu/sparse_pixels.h"
 #include "cpu/tensor_access.h"
 #include "cpu/workspace.h"
 #include "plan/plan.h"
@@ -54,7 +55,8 @@ at::Tensor run(const PlaneConv& conv, const at::Tensor& operand, const at::Tenso
 
 at::Tensor direct_forward(const ConvCall<MaskTable>& call, const at::Tensor& x, const at::Tensor& weight,
                           const OptionalTensor& bias, bool sparse) {
-  if (call.dtype == at::kBFloat16) return pixels_forward(call, x, weight, bias);
+  if (call.dtype == at::kBFloat16)
+    return sparse ? sparse_pixels_forward(call, x, weight, bias) : pixels_forward(call, x, weight, bias);
   const ConvShape& s = call.shape;
   const PlaneConv conv(PlaneConv::kForward, s, call.mask, !sparse, choose_lane_axis(s, Direction::forward, sparse),
                        at::get_num_threads());
@@ -63,7 +65,8 @@ at::Tensor direct_forward(const ConvCall<MaskTable>& call, const at::Tensor& x, 
 
 at::Tensor direct_grad_input(const ConvCall<MaskTable>& call, const at::Tensor& grad_out, const at::Tensor& weight,
                              bool sparse) {
-  if (call.dtype == at::kBFloat16) return pixels_grad_input(call, grad_out, weight);
+  if (call.dtype == at::kBFloat16)
+    return sparse ? sparse_pixels_grad_input(call, grad_out, weight) : pixels_grad_input(call, grad_out, weight);
   const ConvShape& s = call.shape;
   const PlaneConv conv(PlaneConv::kGradInput, s, call.mask, !sparse, choose_lane_axis(s, Direction::grad_input, sparse),
                        at::get_num_threads());
@@ -72,7 +75,9 @@ at::Tensor direct_grad_input(const ConvCall<MaskTable>& call, const at::Tensor& 
 
 at::Tensor direct_grad_weight(const ConvCall<MaskTable>& call, const at::Tensor& grad_out, const at::Tensor& x,
                               const at::Tensor& weight, const OptionalTensor& scale, bool sparse) {
-  if (call.dtype == at::kBFloat16) return pixels_grad_weight(call, grad_out, x, weight, scale);
+  if (call.dtype == at::kBFloat16)
+    return sparse ? sparse_pixels_grad_weight(call, grad_out, x, weight, scale)
+                  : pixels_grad_weight(call, grad_out, x, weight, scale);
   const ConvShape& s = call.shape;
   const int64_t threads = at::get_num_threads();
   const PlaneGradWeight work(s, call.mask, !sparse, choose_lane_axis(s, Direction::grad_weight, sparse), threads);

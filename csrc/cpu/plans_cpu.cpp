@@ -6,6 +6,7 @@
 
 #include "cpu/direct_pixels.h"
 #include "cpu/kernels/pixel_kernels.h"
+#include "cpu/sparse_pixels.h"
 
 namespace prunekernels {
 namespace {
@@ -22,7 +23,7 @@ bool planes_serve(const PlanCase& c) {
 class CpuPlans : public PlanDevice {
   bool serves(Plan plan, const PlanCase& c) const override {
     if (plan == Plan::compact) return !c.mask.nothing_dead();  // or else it is dense
-    return plan == Plan::dense || planes_serve(c) || (plan == Plan::direct && pixels_serve(c));
+    return plan == Plan::dense || planes_serve(c) || (plan == Plan::direct ? pixels_serve(c) : sparse_pixels_serve(c));
   }
   double cost(Plan plan, const PlanCase& c) const override {
     const double slower = plan == Plan::direct && c.dtype == at::kBFloat16 && !has_pixel_kernels() ? kScalarCost : 1;

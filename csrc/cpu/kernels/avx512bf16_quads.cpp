@@ -1,0 +1,178 @@
+// The avx512bf16 row of quads in kernel_table.inc.
+#include "cpu/kernels/quad_kernels.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma"))), \
+                             apply_to = function)
+#else
+#pragma GCC diagnostic ignored "-Wuninitialized"  // g++ 12, about its own intrinsics
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")
+#endif
+
+#define PK_AVX512
+#include "cpu/kernels/simd.h"
+#include "cpu/kernels/tile_sums.h"
+
+namespace prunekernels {
+namespace {
+
+using S = Avx512Float;
+
+__m512 dot(__m512 sum, __m512i a, __m512i b) {
+  return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+
+__mmask16 first(int64_t count) { return static_cast<__mmask16>(count >= kQuadLanes ? 0xffff : (1u << count) - 1); }
+
+// Lane p: low p, high p.
+__m512i rounded_pairs(__m512 low, __m512 high) {
+  const __m512i halves = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                          21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(halves, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+}
+
+template <int kVectors>
+void conv(const QuadTile& t) {
+  __m512 sum[kQuad][kVectors];
+  PK_UNROLL for (int i = 0; i < kQuad; ++i) PK_UNROLL for (int v = 0; v < kVectors; ++v) sum[i][v] =
+      _mm512_set1_ps(t.start[i]);
+  const uint32_t* w = t.weights;
+  for (int64_t j = 0; j < t.pair_count; ++j) {
+    const uint32_t* plane = t.x + t.pairs[j];
+    for (int64_t tap = 0; tap < t.tap_count; ++tap, w += kQuad) {
+      const uint32_t* x = plane + t.taps[tap];
+      __m512i weight[kQuad];
+      PK_UNROLL for (int i = 0; i < kQuad; ++i) weight[i] = _mm512_set1_epi32(static_cast<int32_t>(w[i]));
+      PK_UNROLL for (int v = 0; v < kVectors; ++v) {
+        const __m512i pair = _mm512_loadu_si512(x + v * kQuadLanes);
+        PK_UNROLL for (int i = 0; i < kQuad; ++i) sum[i][v] = dot(sum[i][v], weight[i], pair);
+      }
+    }
+  }
+  PK_UNROLL for (int half = 0; half < kQuad / 2; ++half) PK_UNROLL for (int v = 0; v < kVectors; ++v)
+      _mm512_storeu_si512(t.y + half * t.y_plane + v * kQuadLanes, rounded_pairs(sum[2 * half][v], sum[2 * half + 1][v]));
+}
+
+template <int kXs>
+void dots(const QuadDots& d) {
+  __m512 sum[kQuad][kXs];
+  PK_UNROLL for (int f = 0; f < kQuad; ++f) PK_UNROLL for (int j = 0; j < kXs; ++j) sum[f][j] = _mm512_setzero_ps();
+  for (int64_t at = 0; at < d.vectors * 2 * kQuadLanes; at += 2 * kQuadLanes) {
+    __m512i g[kQuad];
+    PK_UNROLL for (int f = 0; f < kQuad; ++f) g[f] = _mm512_loadu_si512(d.g[f] + at);
+    PK_UNROLL for (int j = 0; j < kXs; ++j) {
+      const __m512i x = _mm512_loadu_si512(d.x[j] + at);
+      PK_UNROLL for (int f = 0; f < kQuad; ++f) sum[f][j] = dot(sum[f][j], g[f], x);
+    }
+  }
+  HorizontalSums<S>::add(&sum[0][0], d.out, std::integral_constant<int, kQuad * kXs>());
+}
+
+// Words 16 at a time: v[i] = those of pixel i, then stored as those of one word after the other.
+void transpose(__m512i (&v)[kQuadLanes]) {
+  __m512 floats[kQuadLanes];
+  PK_UNROLL for (int i = 0; i < kQuadLanes; ++i) floats[i] = _mm512_castsi512_ps(v[i]);
+  S::transpose(floats);
+  PK_UNROLL for (int i = 0; i < kQuadLanes; ++i) v[i] = _mm512_castps_si512(floats[i]);
+}
+
+bool inside(const PaddedRow& row, int64_t i) { return i >= row.left && i < row.left + row.count; }
+
+void to_pair_planes(const PaddedRow& row, int64_t pairs, uint32_t* to, int64_t plane) {
+  const int64_t length = row.length();
+  for (int64_t i = 0; i < length; i += kQuadLanes) {
+    const uint16_t* pixels = row.pixels + (i - row.left) * row.pixel;
+    const __mmask16 here = first(length - i);
+    const bool whole = i >= row.left && i + kQuadLanes <= row.left + row.count;
+    for (int64_t j = 0; j < pairs; j += kQuadLanes) {
+      const __mmask16 some = first(pairs - j);
+      __m512i v[kQuadLanes];
+      if (whole)
+        PK_UNROLL for (int p = 0; p < kQuadLanes; ++p) v[p] = _mm512_maskz_loadu_epi32(some, pixels + p * row.pixel + 2 * j);
+      else
+        PK_UNROLL for (int p = 0; p < kQuadLanes; ++p) v[p] =
+            inside(row, i + p) ? _mm512_maskz_loadu_epi32(some, pixels + p * row.pixel + 2 * j) : _mm512_setzero_si512();
+      transpose(v);
+      uint32_t* const y = to + j * plane + i;
+      if (pairs - j >= kQuadLanes)
+        PK_UNROLL for (int k = 0; k < kQuadLanes; ++k) _mm512_mask_storeu_epi32(y + k * plane, here, v[k]);
+      else
+        PK_UNROLL for (int k = 0; k < kQuadLanes; ++k) if (j + k < pairs)
+            _mm512_mask_storeu_epi32(y + k * plane, here, v[k]);
+    }
+  }
+}
+
+// Channels c, c + 1, ... of two pixels, a word each.
+__m512i interleaved(const uint16_t* a, const uint16_t* b, __mmask16 some) {
+  const auto half = [&](const uint16_t* x) { return x ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, x)) : _mm512_setzero_si512(); };
+  return _mm512_or_si512(half(a), _mm512_slli_epi32(half(b), 16));
+}
+
+void to_planes(const PaddedRow& row, int64_t channels, uint16_t* to, int64_t plane) {
+  const int64_t length = row.length();
+  for (int64_t i = 0; i < length; i += 2 * kQuadLanes) {
+    const uint16_t* pixels[2 * kQuadLanes];
+    for (int p = 0; p < 2 * kQuadLanes; ++p)
+      pixels[p] = inside(row, i + p) ? row.pixels + (i + p - row.left) * row.pixel : nullptr;
+    const __mmask16 here = first((length - i + 1) / 2);
+    for (int64_t c = 0; c < channels; c += kQuadLanes) {
+      const __mmask16 some = first(channels - c);
+      __m512i v[kQuadLanes];
+      for (int p = 0; p < kQuadLanes; ++p) {
+        const uint16_t *a = pixels[2 * p], *b = pixels[2 * p + 1];
+        v[p] = interleaved(a ? a + c : a, b ? b + c : b, some);
+      }
+      transpose(v);
+      uint16_t* const y = to + c * plane + i;
+      for (int k = 0; k < kQuadLanes && c + k < channels; ++k) _mm512_mask_storeu_epi32(y + k * plane, here, v[k]);
+    }
+  }
+}
+
+void to_pixels(const uint32_t* from, int64_t plane, int64_t pairs, int64_t count, uint16_t* to, int64_t pixel) {
+  for (int64_t j = 0; j < pairs; j += kQuadLanes)
+    for (int64_t i = 0; i < count; i += kQuadLanes) {
+      __m512i v[kQuadLanes];
+      PK_UNROLL for (int k = 0; k < kQuadLanes; ++k) v[k] = _mm512_loadu_si512(from + (j + k) * plane + i);
+      transpose(v);
+      uint16_t* const y = to + i * pixel + 2 * j;
+      if (count - i >= kQuadLanes)
+        PK_UNROLL for (int p = 0; p < kQuadLanes; ++p) _mm512_storeu_si512(y + p * pixel, v[p]);
+      else
+        PK_UNROLL for (int p = 0; p < kQuadLanes; ++p) if (i + p < count) _mm512_storeu_si512(y + p * pixel, v[p]);
+    }
+}
+
+template <int... kNumbers>
+void fill(QuadKernels& kernels, std::integer_sequence<int, kNumbers...>) {
+  ((kernels.conv[kNumbers + 1] = conv<kNumbers + 1>), ...);
+  ((kernels.dots[kNumbers + 1] = dots<kNumbers + 1>), ...);
+}
+
+}  // namespace
+
+QuadKernels quad_kernels_avx512bf16() {
+  QuadKernels kernels{};
+  fill(kernels, std::make_integer_sequence<int, kQuadVectors>());
+  kernels.to_pair_planes = to_pair_planes, kernels.to_planes = to_planes, kernels.to_pixels = to_pixels;
+  return kernels;
+}
+
+}  // namespace prunekernels
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+#endif
