@@ -38,10 +38,9 @@ at::Tensor run(const QuadConv& conv, const at::Tensor& operand, const at::Tensor
   const at::Tensor rows = weight.contiguous(at::MemoryFormat::ChannelsLast);
   const Workspace packed(conv.weight_words());
   auto* const words = reinterpret_cast<uint32_t*>(packed.data());
-  const int64_t piece = std::max<int64_t>(1, conv.weight_words() / conv.quads());
-  at::parallel_for(0, conv.quads(), std::max<int64_t>(1, kPackGrain / piece), [&](int64_t begin, int64_t end) {
-    conv.pack_weights(const_pixels(rows), words, begin, end);
-  });
+  const int64_t piece = std::max<int64_t>(1, conv.weight_words() / conv.packs());
+  at::parallel_for(0, conv.packs(), std::max<int64_t>(1, kPackGrain / piece),
+                   [&](int64_t begin, int64_t end) { conv.pack_weights(const_pixels(rows), words, begin, end); });
   const at::Tensor result = empty_cached(size, operand.options(), at::MemoryFormat::ChannelsLast);
   at::parallel_for(0, conv.tasks(), 1, [&](int64_t begin, int64_t end) {
     const Workspace scratch(floats_of(conv.scratch_elements()));

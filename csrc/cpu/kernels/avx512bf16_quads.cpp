@@ -6,7 +6,6 @@
 #include <immintrin.h>
 
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 #include <utility>
 
@@ -60,7 +59,8 @@ void conv(const QuadTile& t) {
     }
   }
   PK_UNROLL for (int half = 0; half < kQuad / 2; ++half) PK_UNROLL for (int v = 0; v < kVectors; ++v)
-      _mm512_storeu_si512(t.y + half * t.y_plane + v * kQuadLanes, rounded_pairs(sum[2 * half][v], sum[2 * half + 1][v]));
+      _mm512_storeu_si512(t.y + half * t.y_plane + v * kQuadLanes,
+                          rounded_pairs(sum[2 * half][v], sum[2 * half + 1][v]));
 }
 
 template <int kXs>
@@ -78,31 +78,35 @@ void dots(const QuadDots& d) {
   HorizontalSums<S>::add(&sum[0][0], d.out, std::integral_constant<int, kQuad * kXs>());
 }
 
-// Words 16 at a time: v[i] = those of pixel i, then stored as those of one word after the other.
-void transpose(__m512i (&v)[kQuadLanes]) {
+// Words 16 at a time: v[i] = those of pixel i, then those of one word after the other.
+PK_INLINE void transpose(__m512i (&v)[kQuadLanes]) {
   __m512 floats[kQuadLanes];
   PK_UNROLL for (int i = 0; i < kQuadLanes; ++i) floats[i] = _mm512_castsi512_ps(v[i]);
   S::transpose(floats);
   PK_UNROLL for (int i = 0; i < kQuadLanes; ++i) v[i] = _mm512_castps_si512(floats[i]);
 }
 
-bool inside(const PaddedRow& row, int64_t i) { return i >= row.left && i < row.left + row.count; }
+// Channels `from` to `from` + 31 of pixels i to i + 15 of a padded row, `some` of them: v[j] = pair j of each pixel.
+PK_INLINE void transposed(const PaddedRow& row, int64_t i, int64_t from, __mmask32 some, __m512i (&v)[kQuadLanes]) {
+  const uint16_t* const pixels = row.pixels + (i - row.left) * row.pixel + from;
+  const int64_t begin = row.left - i, end = begin + row.count;
+  if (begin <= 0 && end >= kQuadLanes)
+    PK_UNROLL for (int p = 0; p < kQuadLanes; ++p) v[p] = _mm512_maskz_loadu_epi16(some, pixels + p * row.pixel);
+  else
+    PK_UNROLL for (int p = 0; p < kQuadLanes; ++p) v[p] =
+        p >= begin && p < end ? _mm512_maskz_loadu_epi16(some, pixels + p * row.pixel) : _mm512_setzero_si512();
+  transpose(v);
+}
+
+__mmask32 first_channels(int64_t count) { return count >= 2 * kQuadLanes ? ~0u : (1u << count) - 1; }
 
 void to_pair_planes(const PaddedRow& row, int64_t pairs, uint32_t* to, int64_t plane) {
   const int64_t length = row.length();
-  for (int64_t i = 0; i < length; i += kQuadLanes) {
-    const uint16_t* pixels = row.pixels + (i - row.left) * row.pixel;
-    const __mmask16 here = first(length - i);
-    const bool whole = i >= row.left && i + kQuadLanes <= row.left + row.count;
+  for (int64_t i = 0; i < length; i += kQuadLanes)
     for (int64_t j = 0; j < pairs; j += kQuadLanes) {
-      const __mmask16 some = first(pairs - j);
+      const __mmask16 here = first(length - i);
       __m512i v[kQuadLanes];
-      if (whole)
-        PK_UNROLL for (int p = 0; p < kQuadLanes; ++p) v[p] = _mm512_maskz_loadu_epi32(some, pixels + p * row.pixel + 2 * j);
-      else
-        PK_UNROLL for (int p = 0; p < kQuadLanes; ++p) v[p] =
-            inside(row, i + p) ? _mm512_maskz_loadu_epi32(some, pixels + p * row.pixel + 2 * j) : _mm512_setzero_si512();
-      transpose(v);
+      transposed(row, i, 2 * j, first_channels(2 * (pairs - j)), v);
       uint32_t* const y = to + j * plane + i;
       if (pairs - j >= kQuadLanes)
         PK_UNROLL for (int k = 0; k < kQuadLanes; ++k) _mm512_mask_storeu_epi32(y + k * plane, here, v[k]);
@@ -110,34 +114,32 @@ void to_pair_planes(const PaddedRow& row, int64_t pairs, uint32_t* to, int64_t p
         PK_UNROLL for (int k = 0; k < kQuadLanes; ++k) if (j + k < pairs)
             _mm512_mask_storeu_epi32(y + k * plane, here, v[k]);
     }
-  }
 }
 
-// Channels c, c + 1, ... of two pixels, a word each.
-__m512i interleaved(const uint16_t* a, const uint16_t* b, __mmask16 some) {
-  const auto half = [&](const uint16_t* x) { return x ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, x)) : _mm512_setzero_si512(); };
-  return _mm512_or_si512(half(a), _mm512_slli_epi32(half(b), 16));
-}
-
+// Words of two pixels each, from words of two channels each.
 void to_planes(const PaddedRow& row, int64_t channels, uint16_t* to, int64_t plane) {
+  const __m512i even = _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32, 30, 28, 26, 24,
+                                        22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  const __m512i odd = _mm512_add_epi16(even, _mm512_set1_epi16(1));
   const int64_t length = row.length();
-  for (int64_t i = 0; i < length; i += 2 * kQuadLanes) {
-    const uint16_t* pixels[2 * kQuadLanes];
-    for (int p = 0; p < 2 * kQuadLanes; ++p)
-      pixels[p] = inside(row, i + p) ? row.pixels + (i + p - row.left) * row.pixel : nullptr;
-    const __mmask16 here = first((length - i + 1) / 2);
-    for (int64_t c = 0; c < channels; c += kQuadLanes) {
-      const __mmask16 some = first(channels - c);
-      __m512i v[kQuadLanes];
-      for (int p = 0; p < kQuadLanes; ++p) {
-        const uint16_t *a = pixels[2 * p], *b = pixels[2 * p + 1];
-        v[p] = interleaved(a ? a + c : a, b ? b + c : b, some);
-      }
-      transpose(v);
+  for (int64_t i = 0; i < length; i += 2 * kQuadLanes)
+    for (int64_t c = 0; c < channels; c += 2 * kQuadLanes) {
+      const __mmask16 here = first((length - i + 1) / 2);
+      const __mmask32 some = first_channels(channels - c);
+      __m512i a[kQuadLanes], b[kQuadLanes];
+      transposed(row, i, c, some, a);
+      if (length - i > kQuadLanes)
+        transposed(row, i + kQuadLanes, c, some, b);
+      else
+        PK_UNROLL for (int k = 0; k < kQuadLanes; ++k) b[k] = _mm512_setzero_si512();
       uint16_t* const y = to + c * plane + i;
-      for (int k = 0; k < kQuadLanes && c + k < channels; ++k) _mm512_mask_storeu_epi32(y + k * plane, here, v[k]);
+      PK_UNROLL for (int k = 0; k < kQuadLanes; ++k) {
+        if (c + 2 * k < channels)
+          _mm512_mask_storeu_epi32(y + 2 * k * plane, here, _mm512_permutex2var_epi16(a[k], even, b[k]));
+        if (c + 2 * k + 1 < channels)
+          _mm512_mask_storeu_epi32(y + (2 * k + 1) * plane, here, _mm512_permutex2var_epi16(a[k], odd, b[k]));
+      }
     }
-  }
 }
 
 void to_pixels(const uint32_t* from, int64_t plane, int64_t pairs, int64_t count, uint16_t* to, int64_t pixel) {

@@ -52,7 +52,8 @@ void PixelPlanes::set_block(int64_t images, int64_t rows) {
   const int64_t all_rows = (images - 1) * image_rows_ + rows + layout_.extra_rows;
   phase_cells_ = divide_up((all_rows - 1) * layout_.pitch + layout_.width + kSlack, kSlack) * kSlack;
   plane_ = layout_.phases * phase_cells_;
-  if (plane_ * cell_ * 2 % kPage == 0) plane_ += kSlack;  // 16 planes are written at a time: not to the same lines of L1
+  if (plane_ * cell_ * 2 % kPage == 0)
+    plane_ += kSlack;  // 16 planes are written at a time: not to the same lines of L1
 }
 
 void PixelPlanes::put(const PaddedRow& row, int64_t at, uint16_t* planes) const {

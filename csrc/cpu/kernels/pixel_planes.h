@@ -21,10 +21,11 @@ struct PixelBlock {
   int64_t image, images, first_row, rows;
 };
 
-// Shares out N images and their rows among blocks of about `fit` positions at most, `least` blocks if there are so many.
+// Shares out N images and their rows among blocks of about `fit` positions at most, `least` blocks if there are so
+// many.
 struct PixelBlocks {
-  int64_t images, rows;              // of a block
-  int64_t groups, row_blocks;        // of images, of rows
+  int64_t images, rows;        // of a block
+  int64_t groups, row_blocks;  // of images, of rows
   int64_t N, all_rows;
 
   PixelBlocks(int64_t N, int64_t rows, int64_t row_positions, int64_t image_positions, int64_t fit, int64_t least);

@@ -9,6 +9,7 @@ namespace {
 constexpr int64_t kPlaneBytes = 384 << 10;  // of a task: a good part of L2
 constexpr int64_t kPositions = 2 << 10;     // of a task
 constexpr int64_t kTasksPerThread = 4;
+constexpr int64_t kAhead = 2;  // pairs, whose weights are prefetched
 
 PlaneLayout layout_of(bool forward, const ConvShape& s) {
   if (forward) return {forward_axis(s, 0), forward_axis(s, 1)};
@@ -18,7 +19,11 @@ PlaneLayout layout_of(bool forward, const ConvShape& s) {
 PixelBlocks blocks_of(const PlaneLayout& layout, int64_t planes, int64_t images, int64_t threads) {
   const int64_t fit = kPlaneBytes / 4 / std::max<int64_t>(1, planes * layout.phases);
   const int64_t rows = layout.rows.longest();
-  return {images, rows, layout.pitch, (rows + layout.extra_rows) * layout.pitch, std::min(fit, kPositions),
+  return {images,
+          rows,
+          layout.pitch,
+          (rows + layout.extra_rows) * layout.pitch,
+          std::min(fit, kPositions),
           kTasksPerThread * threads};
 }
 
@@ -51,34 +56,73 @@ QuadConv::QuadConv(Direction direction, const ConvShape& s, const MaskTable& mas
     }
 }
 
-// A word's halves belong to two operands: forward, two channels of a result's row; backward, a channel in two rows.
+// A word's halves belong to two operands. Forward they are channels of the results' rows, which are read one after the
+// other. Backward they are rows, of whose cache lines several quads take their channels.
 void QuadConv::pack_weights(const uint16_t* weight, uint32_t* packed, int64_t begin, int64_t end) const {
-  const int64_t C = forward_ ? in_.channels : out_.channels;
-  const auto place = [&](int32_t result, int32_t operand) {
+  const int64_t first = begin * kPackQuads, last = std::min(end * kPackQuads, quads());
+  if (forward_) {
+    for (int64_t quad = first; quad < last; ++quad)
+      pack(weight, packed, quad, lists_.first[quad], lists_.first[quad + 1]);
+    return;
+  }
+  for (int64_t base = first; base < last; base += kPackQuads) {
+    const int64_t quads = std::min(kPackQuads, last - base);
+    int32_t next[kPackQuads];
+    std::copy_n(lists_.first.begin() + base, quads, next);
+    for (int32_t pair = 0; pair < planes_.count(); ++pair) {
+      for (int64_t row = 2 * (pair + kAhead); row < std::min(2 * (pair + kAhead + 1), in_.live); ++row)
+        for (int64_t tap = 0; tap < taps_; ++tap)
+          __builtin_prefetch(weight + (in_.index[row] * taps_ + tap) * out_.channels + out_.index[base * kQuad]);
+      for (int64_t q = 0; q < quads; ++q)
+        if (next[q] < lists_.first[base + q + 1] && lists_.chunks[next[q]] == pair) {
+          pack(weight, packed, base + q, next[q], next[q] + 1);
+          ++next[q];
+        }
+    }
+  }
+}
+
+// Entries begin..end of a quad's list.
+void QuadConv::pack(const uint16_t* weight, uint32_t* packed, int64_t quad, int32_t begin, int32_t end) const {
+  struct Entry {
+    int64_t low[kQuad], high[kQuad];
+    uint32_t live[kQuad];
+  };
+  constexpr int32_t kEntries = 32;  // at a time
+  const int64_t C = forward_ ? in_.channels : out_.channels, count = std::min<int64_t>(kQuad, out_.live - quad * kQuad);
+  const auto place = [&](int64_t result, int64_t operand) {
     return forward_ ? result * taps_ * C + operand : operand * taps_ * C + result;
   };
-  const auto live = [&](int32_t result, int32_t operand) {
+  const auto live = [&](int64_t result, int64_t operand) {
     return forward_ ? mask_.pair(result, operand) : mask_.pair(operand, result);
   };
-  for (int64_t quad = begin; quad < end; ++quad)
-    for (int32_t i = lists_.first[quad]; i < lists_.first[quad + 1]; ++i) {
-      const int64_t pair = lists_.chunks[i], count = std::min<int64_t>(kQuad, out_.live - quad * kQuad);
-      const int32_t low = in_.index[2 * pair], high = 2 * pair + 1 < in_.live ? in_.index[2 * pair + 1] : low;
-      const uint16_t* at[2][kQuad];
-      uint32_t mask[kQuad];
-      for (int f = 0; f < kQuad; ++f) {
-        const int32_t result = out_.index[quad * kQuad + (f < count ? f : 0)];
-        at[0][f] = weight + place(result, low), at[1][f] = weight + place(result, high);
-        mask[f] = f >= count ? 0 : (live(result, low) ? 0xffff : 0) | (high > low && live(result, high) ? 0xffff0000 : 0);
-      }
-      for (const Class& c : classes_) {
-        const int64_t taps = static_cast<int64_t>(c.tap.size());
-        uint32_t* to = packed + c.weights + i * taps * kQuad;
-        for (const int32_t tap : c.tap)
-          for (int f = 0; f < kQuad; ++f)
-            *to++ = (at[0][f][tap * C] | static_cast<uint32_t>(at[1][f][tap * C]) << 16) & mask[f];
+  for (; begin < end; begin += kEntries) {
+    Entry entries[kEntries];
+    const int32_t these = std::min(kEntries, end - begin);
+    for (int32_t i = 0; i < these; ++i) {
+      const int64_t pair = lists_.chunks[begin + i];
+      const int64_t low = in_.index[2 * pair], high = 2 * pair + 1 < in_.live ? in_.index[2 * pair + 1] : low;
+      for (int64_t f = 0; f < kQuad; ++f) {
+        const int64_t result = out_.index[quad * kQuad + (f < count ? f : 0)];
+        entries[i].low[f] = place(result, low), entries[i].high[f] = place(result, high);
+        entries[i].live[f] =
+            f >= count ? 0 : 0xffff * live(result, low) | 0xffff0000 * (high > low && live(result, high));
       }
     }
+    for (const Class& c : classes_) {
+      const int64_t taps = static_cast<int64_t>(c.tap.size());
+      for (int64_t t = 0; t < taps; ++t) {
+        const uint16_t *const from = weight + c.tap[t] * C, *const next = weight + c.tap[t + 1 < taps ? t + 1 : t] * C;
+        uint32_t* to = packed + c.weights + (begin * taps + t) * kQuad;
+        for (int32_t i = 0; i < these; ++i, to += taps * kQuad) {
+          const Entry& e = entries[i];
+          for (int f = 0; forward_ && f < kQuad; ++f) __builtin_prefetch(next + e.low[f]);
+          for (int f = 0; f < kQuad; ++f)
+            to[f] = (from[e.low[f]] | static_cast<uint32_t>(from[e.high[f]]) << 16) & e.live[f];
+        }
+      }
+    }
+  }
 }
 
 void QuadConv::compute(const Class& c, const Tile& tile, const uint32_t* planes, const uint32_t* weights,

@@ -24,7 +24,8 @@ class QuadConv {
 
   int64_t quads() const { return lists_.tiles(); }
   int64_t weight_words() const { return static_cast<int64_t>(lists_.chunks.size()) * taps_ * kQuad; }
-  // [K, R, S, C] in memory -> packed [weight_words()], those of quads begin..end.
+  // [K, R, S, C] in memory -> packed [weight_words()], in packs() pieces: those from begin to end.
+  int64_t packs() const { return (quads() + kPackQuads - 1) / kPackQuads; }
   void pack_weights(const uint16_t* weight, uint32_t* packed, int64_t begin, int64_t end) const;
 
   int64_t tasks() const { return blocks_.count(); }
@@ -43,6 +44,9 @@ class QuadConv {
     int64_t first, count;
   };
 
+  static constexpr int64_t kPackQuads = 8;  // whose channels fill a cache line
+
+  void pack(const uint16_t* weight, uint32_t* packed, int64_t quad, int32_t begin, int32_t end) const;
   int64_t result_pairs() const { return (quads() * 2 + kQuadLanes - 1) / kQuadLanes * kQuadLanes; }
   int64_t result_elements() const {
     return (result_pairs() + 1) * kQuadVectors * kQuadLanes * 2 * 2;  // as planes, and as pixels

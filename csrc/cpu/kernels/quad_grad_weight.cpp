@@ -18,8 +18,9 @@ PixelBlocks blocks_of(const PlaneLayout& layout, int64_t x_planes, int64_t grad_
                       int64_t threads) {
   const int64_t fit = kPlaneBytes / 2 / std::max<int64_t>(1, x_planes * layout.phases + grad_planes);
   const int64_t rows = layout.rows.longest();
-  return {images, rows, layout.pitch, (rows + layout.extra_rows) * layout.pitch, std::clamp<int64_t>(fit, 256, kPositions),
-          threads};
+  return {
+      images, rows, layout.pitch, (rows + layout.extra_rows) * layout.pitch, std::clamp<int64_t>(fit, 256, kPositions),
+      threads};
 }
 
 }  // namespace
@@ -47,13 +48,17 @@ QuadGradWeight::QuadGradWeight(const ConvShape& s, const MaskTable& mask, const 
 void QuadGradWeight::pack_grad(const uint16_t* grad, const PixelBlock& block, uint16_t* planes, uint16_t* line) const {
   const int64_t pitch = x_.layout().pitch, live = filters_.live;
   const int64_t end = divide_up(x_.positions(block, Q_), kVector) * kVector;
+  const bool as_it_is = live == filters_.channels;
   for (int64_t n = 0; n < block.images; ++n)
     for (int64_t p = 0; p < block.rows; ++p) {
       const uint16_t* row = grad + (((block.image + n) * P_ + block.first_row + p) * Q_) * filters_.channels;
-      pixel_kernels().gather(row, filters_.channels, filters_.bits, live, line, live, Q_);
+      if (!as_it_is) {
+        pixel_kernels().gather(row, filters_.channels, filters_.bits, live, line, live, Q_);
+        row = line;
+      }
       const int64_t at = (n * x_.image_rows() + p) * pitch;
       const int64_t gap = p + 1 < block.rows ? pitch - Q_ : 0;
-      kernels_.to_planes({line, live, 0, Q_, gap}, live, planes + at, grad_plane_);
+      kernels_.to_planes({row, live, 0, Q_, gap}, live, planes + at, grad_plane_);
       if (p + 1 < block.rows) continue;
       const int64_t next = n + 1 < block.images ? (n + 1) * x_.image_rows() * pitch : end;
       for (int64_t f = 0; f < live; ++f)

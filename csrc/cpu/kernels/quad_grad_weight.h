@@ -1,6 +1,6 @@
-// Weight gradient that skips blocks of kernels, NHWC and bfloat16: for four filters at a time (a quad), the dot products
-// of their output gradients with the channels that any of them reads, shifted by each tap. Live channels of a few rows,
-// or of a few images, are copied into planes. Partial gradients are floats. One group.
+// Weight gradient that skips blocks of kernels, NHWC and bfloat16: for four filters at a time (a quad), the dot
+// products of their output gradients with the channels that any of them reads, shifted by each tap. Live channels of a
+// few rows, or of a few images, are copied into planes. Partial gradients are floats. One group.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,9 @@ class QuadGradWeight {
                  int64_t threads);
 
   int64_t partial_floats() const { return static_cast<int64_t>(lists_.chunks.size()) * taps_ * kQuad; }
-  int64_t scratch_elements() const { return x_.elements() + x_.line_elements() + (filters_.live + 1) * grad_plane_ + grad_line(); }
+  int64_t scratch_elements() const {
+    return x_.elements() + x_.line_elements() + (filters_.live + 1) * grad_plane_ + grad_line();
+  }
   // A block is a few rows of an image, or a few whole images. Partial gradients of disjoint blocks add up.
   int64_t blocks() const { return blocks_.count(); }
   // Adds the gradient from blocks first..end to partial.

@@ -28,8 +28,8 @@ void conv(const QuadTile& t) {
       for (int64_t tap = 0; tap < t.tap_count; ++tap, w += kQuad)
         for (int i = 0; i < kQuad; ++i) sum[i] = dot(w[i], t.x[t.pairs[j] + t.taps[tap] + p], sum[i]);
     for (int half = 0; half < kQuad / 2; ++half)
-      t.y[half * t.y_plane + p] = BFloat16::from(sum[2 * half]).bits |
-                                  static_cast<uint32_t>(BFloat16::from(sum[2 * half + 1]).bits) << 16;
+      t.y[half * t.y_plane + p] =
+          BFloat16::from(sum[2 * half]).bits | static_cast<uint32_t>(BFloat16::from(sum[2 * half + 1]).bits) << 16;
   }
 }
 

@@ -1,6 +1,6 @@
 // The inner loops of the sparse plan on pixels: NHWC, bfloat16, sums in float. Four results (a quad) share a list of
-// operands, and neighbouring pixels lie in the lanes of a vector: operands were copied into planes before. A word has 32
-// bits: two bfloat16 that are multiplied and added together, two channels of a pixel or two pixels of a channel.
+// operands, and neighbouring pixels lie in the lanes of a vector: operands were copied into planes before. A word has
+// 32 bits: two bfloat16 that are multiplied and added together, two channels of a pixel or two pixels of a channel.
 #pragma once
 
 #include <cstdint>
