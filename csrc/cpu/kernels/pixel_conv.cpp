@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace prunekernels {
 namespace {
@@ -21,54 +22,104 @@ int64_t bytes(int64_t elements) { return elements * static_cast<int64_t>(sizeof(
 
 }  // namespace
 
-PixelConv::PixelConv(Direction direction, const ConvShape& s, const ChannelList& filters, const ChannelList& channels,
-                     int64_t threads)
+PixelConv::PixelConv(Direction direction, const ConvShape& s, const MaskTable* mask, ResultBlocks blocks,
+                     const ChannelList& filters, const ChannelList& channels, int64_t threads)
     : kernels_(pixel_kernels()),
       forward_(direction == kForward),
       in_(forward_ ? channels : filters),
       out_(forward_ ? filters : channels),
+      mask_(mask ? std::optional<MaskTable>(*mask) : std::nullopt),
       rows_(s, 0, forward_),
       columns_(s, 1, forward_),
       images_(s.N),
       pairs_((in_.live + 1) / 2),
       pixel_(2 * pairs_),
-      blocks_(blocks_of(out_.live, kPixelBlock)),
-      most_pixels_(out_.live <= kHalf ? kernels_.most_half_pixels : kernels_.most_pixels),
-      writes_in_place_(out_.live == out_.channels && out_.live % kHalf == 0),
-      y_pixel_(writes_in_place_     ? out_.channels
-               : out_.live <= kHalf ? kHalf
-                                    : blocks_ * kPixelBlock) {
+      listed_(std::move(blocks.pairs)) {
+  for (const ResultBlock& block : blocks.blocks) {
+    blocks_.push_back({block, words_, 0});
+    words_ += s.taps() * block.listed() * kPixelBlock;
+  }
+  const bool halves = std::all_of(blocks_.begin(), blocks_.end(), [](const Block& block) { return block.half(); });
+  const int64_t filled = blocks_.back().first + (blocks_.back().half() ? kHalf : kPixelBlock);
+  width_ = blocks_.back().first + kPixelBlock;
+  most_pixels_ = halves ? kernels_.most_half_pixels : kernels_.most_pixels;
+  writes_in_place_ = out_.live == out_.channels && filled <= out_.live;
+  y_pixel_ = writes_in_place_ ? out_.channels : filled;
+
   const bool flat = flatten(s, rows_, columns_, images_);
+  reads_in_place_ = flat && in_.live == in_.channels && in_.live == pixel_;
   const bool phases = rows_.phase_count() * columns_.phase_count() > 1;
   block_columns_ = flat ? std::min(columns_.result, kFlatTiles * most_pixels_) : columns_.steps();
   column_blocks_ = blocks_of(columns_.steps(), block_columns_);
   pitch_ = columns_.reach(block_columns_) * pixel_;
-  list_taps(s.S);
-  if (!flat && !phases && columns_.result <= kShortRow && blocks_ > 1)
-    plan_patches(threads);
+  if (!flat && !phases && columns_.result <= kShortRow && blocks_.size() > 1)
+    plan_patches(s.taps(), threads);
   else
     plan_rows(threads);
   const int64_t most = most_pixels_ * columns_.phase_count();
   const int64_t together = bytes(2 * weight_words()) > kWeightBytes ? kManyBytes : kResultBytes;
-  result_pixels_ = std::max(most, together / bytes(blocks_ * kPixelBlock) / most * most);
+  result_pixels_ = std::max(most, together / bytes(y_pixel_) / most * most);
+  list_taps(s.S);
 }
 
 void PixelConv::list_taps(int64_t columns) {
+  patch_run_ = columns_.spacing == 1 ? columns_.phases[0].taps.size() : 1;
+  for (const PixelAxis::Phase& row_phase : rows_.phases)
+    for (const PixelAxis::Phase& column_phase : columns_.phases)
+      for (const PixelAxis::Tap& row : row_phase.taps)
+        for (const PixelAxis::Tap& column : column_phase.taps) {
+          order_.push_back(row.index * columns + column.index);
+          if (!patch_pixels_) continue;
+          const int64_t at = (row.offset - rows_.low) * pitch_ + (column.offset - columns_.low) * pixel_;
+          patch_taps_.push_back(static_cast<int32_t>(at));
+        }
+  const auto count = static_cast<int64_t>(blocks_.size());
+  if (std::any_of(blocks_.begin(), blocks_.end(), [&](const Block& block) { return !is_whole(block); }))
+    place_.assign(pairs_ * count, -1);
+  for (int64_t b = 0; b < count; ++b) {
+    Block& block = blocks_[b];
+    block.first_part = static_cast<int64_t>(parts_.size());
+    if (patch_pixels_)
+      add_patch(block);
+    else
+      add_parts(block);
+    for (int64_t i = block.begin; !place_.empty() && i < block.end; ++i)
+      place_[listed_[i] * count + b] = static_cast<int32_t>(i - block.begin);
+  }
+}
+
+void PixelConv::add_parts(const ResultBlock& block) {
+  int64_t words = 0;
   for (const PixelAxis::Phase& row_phase : rows_.phases)
     for (const PixelAxis::Phase& column_phase : columns_.phases) {
       const std::vector<PixelAxis::Tap>& taps = column_phase.taps;
-      const int64_t count = static_cast<int64_t>(taps.size()), run = columns_.spacing == 1 ? count : 1;
-      Part part{static_cast<int64_t>(order_.size()), static_cast<int64_t>(runs_.size()), 0, run * pairs_};
+      const auto count = static_cast<int64_t>(taps.size());
+      const int64_t together = is_whole(block) && columns_.spacing == 1 ? count : 1;
+      Part part{words, static_cast<int64_t>(runs_.size()), 0, together * block.run};
       for (const PixelAxis::Tap& row : row_phase.taps)
-        for (int64_t i = 0; i < count; ++i) {
-          order_.push_back(row.index * columns + taps[i].index);
-          if (i % run) continue;
-          const int64_t at = (row.offset - rows_.low) * pitch_ + (taps[i].offset - columns_.low) * pixel_;
-          runs_.push_back(static_cast<int32_t>(at));
-          ++part.runs;
-        }
+        for (int64_t t = 0; t < count; t += together)
+          for (int64_t i = block.begin; i < block.end; i += block.run) {
+            const int64_t at = (row.offset - rows_.low) * pitch_ + (taps[t].offset - columns_.low) * pixel_;
+            runs_.push_back(static_cast<int32_t>(at + 2 * listed_[i]));
+            ++part.runs;
+          }
+      words += static_cast<int64_t>(row_phase.taps.size()) * count * block.listed() * kPixelBlock;
       parts_.push_back(part);
     }
+}
+
+void PixelConv::add_patch(const ResultBlock& block) {
+  const auto taps = static_cast<int64_t>(order_.size());
+  Part part{0, static_cast<int64_t>(runs_.size()), 1, taps * pairs_};
+  if (is_whole(block)) {
+    runs_.push_back(0);
+  } else {
+    part.runs = taps * block.listed() / block.run, part.pairs = block.run;
+    for (int64_t tap = 0; tap < taps; ++tap)
+      for (int64_t i = block.begin; i < block.end; i += block.run)
+        runs_.push_back(static_cast<int32_t>(tap * pixel_ + 2 * listed_[i]));
+  }
+  parts_.push_back(part);
 }
 
 // A task is a few rows of an image.
@@ -85,9 +136,8 @@ void PixelConv::plan_rows(int64_t threads) {
 }
 
 // A task is a few tiles of the pixels of all images.
-void PixelConv::plan_patches(int64_t threads) {
-  tile_pixel_ = static_cast<int64_t>(order_.size()) * pixel_;
-  patch_ = {0, 0, 1, static_cast<int64_t>(order_.size()) * pairs_};
+void PixelConv::plan_patches(int64_t taps, int64_t threads) {
+  tile_pixel_ = taps * pixel_;
   block_rows_ = rows_.result;
   const int64_t image = rows_.result * columns_.result, pixels = images_ * image;
   int64_t tiles = std::max<int64_t>(1, kPatchBytes / bytes(most_pixels_ * tile_pixel_));
@@ -98,8 +148,9 @@ void PixelConv::plan_patches(int64_t threads) {
 }
 
 int64_t PixelConv::pack_scratch() const {
-  const int64_t taps = static_cast<int64_t>(order_.size());
-  return (forward_ ? kHalf * taps * pixel_ : 2 * taps * out_.live) + kPixelBlock;
+  const auto taps = static_cast<int64_t>(order_.size());
+  const int64_t row = forward_ ? pixel_ : out_.live, rows = forward_ ? kHalf : 2;
+  return rows * taps * row + kPixelBlock + (mask_ ? row : 0);
 }
 
 // Rows of the weight are filters, and in them the channels of a tap lie side by side. Forward, a result is a row: its
@@ -107,29 +158,57 @@ int64_t PixelConv::pack_scratch() const {
 // is a row: the channels of two rows, which are results, are gathered and interleaved; a piece is such a pair.
 void PixelConv::pack_weights(const uint16_t* weight, uint32_t* packed, int64_t begin, int64_t end,
                              uint16_t* scratch) const {
-  const int64_t taps = static_cast<int64_t>(order_.size());
-  const auto gather = [&](int32_t filter, const ChannelList& list, uint16_t* to, int64_t to_tap) {
-    kernels_.gather(weight + filter * taps * list.channels, list.channels, list.channels, list.bits, list.live, to,
+  for (int64_t piece = begin; piece < end; ++piece)
+    if (forward_)
+      pack_forward(weight, packed + blocks_[piece].words, blocks_[piece], scratch);
+    else
+      pack_backward(weight, packed, piece, scratch);
+}
+
+// The listed channels of `count` filters, zeros where kernels are dead: [filter][tap][to_tap]. Behind them is room for
+// a row of one tap.
+void PixelConv::gather_rows(const int32_t* filters, int64_t count, const ChannelList& list, const uint16_t* weight,
+                            uint16_t* to, int64_t to_tap) const {
+  const auto taps = static_cast<int64_t>(order_.size());
+  uint16_t* const live = to + pack_scratch() - to_tap;
+  for (int64_t i = 0; i < count; ++i) {
+    uint16_t* row = to + i * taps * to_tap;
+    kernels_.gather(weight + filters[i] * taps * list.channels, list.channels, list.channels, list.bits, list.live, row,
                     to_tap, taps);
-  };
-  if (forward_) {
-    for (int64_t half = 2 * begin; half < 2 * end; ++half) {
-      const int64_t first = half * kHalf, count = std::clamp<int64_t>(out_.live - first, 0, kHalf);
-      uint32_t* const to = packed + half / 2 * block_words() + half % 2 * kHalf;
-      if (count < kHalf) std::memset(scratch, 0, bytes(kHalf * taps * pixel_));
-      for (int64_t i = 0; i < count; ++i) gather(out_.index[first + i], in_, scratch + i * taps * pixel_, pixel_);
-      for (int64_t tap = 0; tap < taps; ++tap)
-        kernels_.lanes(scratch + order_[tap] * pixel_, taps * pixel_, pairs_, to + tap * pairs_ * kPixelBlock);
-    }
-    return;
+    if (!mask_) continue;
+    for (int64_t j = 0; j < list.live; ++j) live[j] = mask_->pair(filters[i], list.index[j]) ? 0xffff : 0;
+    for (int64_t tap = 0; tap < taps; ++tap, row += to_tap)
+      for (int64_t j = 0; j < list.live; ++j) row[j] &= live[j];
   }
-  for (int64_t j = begin; j < end; ++j) {
-    const int64_t rows = std::min<int64_t>(2, in_.live - 2 * j), row = taps * out_.live;
-    for (int64_t i = 0; i < rows; ++i) gather(in_.index[2 * j + i], out_, scratch + i * row, out_.live);
+}
+
+void PixelConv::pack_forward(const uint16_t* weight, uint32_t* packed, const Block& block, uint16_t* scratch) const {
+  const auto taps = static_cast<int64_t>(order_.size());
+  const bool as_they_are = in_.live == in_.channels && in_.live == pixel_ && out_.live == out_.channels && !mask_;
+  for (int64_t first = 0; first < block.count; first += kHalf) {
+    const int64_t count = std::min(block.count - first, kHalf);
+    const int32_t* const filters = out_.index + block.first + first;
+    const bool in_place = as_they_are && count == kHalf;
+    const uint16_t* const rows = in_place ? weight + filters[0] * taps * pixel_ : scratch;
+    if (count < kHalf) std::memset(scratch, 0, bytes(kHalf * taps * pixel_));
+    if (!in_place) gather_rows(filters, count, in_, weight, scratch, pixel_);
     for (int64_t tap = 0; tap < taps; ++tap)
-      for (int64_t block = 0; block < blocks_; ++block)  // behind the last result is no matter what
-        kernels_.interleave(scratch + order_[tap] * out_.live + block * kPixelBlock, row, rows, kPixelBlock,
-                            packed + block * block_words() + (tap * pairs_ + j) * kPixelBlock);
+      for (int64_t i = block.begin; i < block.end; i += block.run)
+        kernels_.lanes(rows + order_[tap] * pixel_ + 2 * listed_[i], taps * pixel_, block.run,
+                       packed + first + (tap * block.listed() + i - block.begin) * kPixelBlock);
+  }
+}
+
+void PixelConv::pack_backward(const uint16_t* weight, uint32_t* packed, int64_t pair, uint16_t* scratch) const {
+  const auto taps = static_cast<int64_t>(order_.size()), blocks = static_cast<int64_t>(blocks_.size());
+  const int64_t rows = std::min<int64_t>(2, in_.live - 2 * pair);
+  gather_rows(in_.index + 2 * pair, rows, out_, weight, scratch, out_.live);
+  for (int64_t b = 0; b < blocks; ++b) {
+    const Block& block = blocks_[b];
+    const int64_t place = place_.empty() ? pair : place_[pair * blocks + b];
+    for (int64_t tap = 0; place >= 0 && tap < taps; ++tap)  // behind the last result is no matter what
+      kernels_.interleave(scratch + order_[tap] * out_.live + block.first, taps * out_.live, rows, kPixelBlock,
+                          packed + block.words + (tap * block.listed() + place) * kPixelBlock);
   }
 }
 
@@ -162,13 +241,17 @@ void PixelConv::run_rows(const uint16_t* operand, uint16_t* result, int64_t task
   const int64_t first_column = task % column_blocks_ * block_columns_;
   const int64_t rows = std::min(block_rows_, rows_.steps() - first_row);
   const int64_t columns = std::min(block_columns_, columns_.steps() - first_column);
-  gather(operand + image * rows_.operand * columns_.operand * in_.channels, first_row * rows_.stride + rows_.low,
-         rows_.reach(rows), first_column * columns_.stride + columns_.low, columns_.reach(columns), gathered);
-  for (int64_t row = 0; row < rows; ++row, gathered += rows_.stride * pitch_)
+  const uint16_t* from = gathered;
+  if (reads_in_place_ && first_column + columns + kMostHalfPixels <= columns_.operand)
+    from = operand + first_column * pixel_;
+  else
+    gather(operand + image * rows_.operand * columns_.operand * in_.channels, first_row * rows_.stride + rows_.low,
+           rows_.reach(rows), first_column * columns_.stride + columns_.low, columns_.reach(columns), gathered);
+  for (int64_t row = 0; row < rows; ++row, from += rows_.stride * pitch_)
     for (int64_t phase = 0; phase < rows_.phase_count(); ++phase) {
       const int64_t at = (first_row + row) * rows_.phase_count() + phase;
       if (at < rows_.result)
-        add_row(gathered, phase, first_column, columns,
+        add_row(from, phase, first_column, columns,
                 result + (image * rows_.result + at) * columns_.result * out_.channels, work);
     }
 }
@@ -191,7 +274,7 @@ void PixelConv::add_row(const uint16_t* gathered, int64_t row_phase, int64_t fir
       const int64_t pixels = std::min(columns_.phases[phase].results - first, end) - begin;
       if (pixels > 0)
         work.tiles.push_back(
-            {gathered + begin * tile_pixel_, y + phase * y_pixel_, &parts_[row_phase * phases + phase], pixels});
+            {gathered + begin * tile_pixel_, y + phase * y_pixel_, row_phase * phases + phase, pixels});
     }
     begin = end;
   }
@@ -207,18 +290,17 @@ void PixelConv::run_patches(const uint16_t* operand, uint16_t* result, int64_t t
            columns_.low, columns_.reach(columns_.result), gathered + (image - first_image) * window_elements());
   uint16_t* const patches = gathered + gathered_elements() - kMostPixels * tile_pixel_;
   uint16_t* to = patches;
-  const int64_t run = 2 * parts_[0].pairs;
   for (int64_t pixel = first; pixel < first + count; ++pixel) {
     const int64_t row = pixel % image_pixels / columns_.result, column = pixel % columns_.result;
     const uint16_t* const from = gathered + (pixel / image_pixels - first_image) * window_elements() +
                                  (row * rows_.stride) * pitch_ + column * columns_.stride * pixel_;
-    for (const int32_t at : runs_) to = std::copy_n(from + at, run, to);
+    for (size_t i = 0; i < patch_taps_.size(); i += patch_run_) to = std::copy_n(from + patch_taps_[i], patch_run_ * pixel_, to);
   }
   const int64_t tiles = blocks_of(count, most_pixels_);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t begin = count * t / tiles, pixels = count * (t + 1) / tiles - begin;
     uint16_t* const y = add_span(result + (first + begin) * out_.channels, pixels, work);
-    work.tiles.push_back({patches + begin * tile_pixel_, y, &patch_, pixels});
+    work.tiles.push_back({patches + begin * tile_pixel_, y, 0, pixels});
   }
 }
 
@@ -237,13 +319,14 @@ uint16_t* PixelConv::add_span(uint16_t* to, int64_t pixels, Work& work) const {
 void PixelConv::finish(Work& work) const {
   PixelTile tile{};
   tile.x_pixel = tile_pixel_, tile.y_pixel = columns_.phase_count() * y_pixel_;
-  for (int64_t block = 0; block < blocks_; ++block) {
-    const auto& kernels = out_.live - block * kPixelBlock <= kHalf ? kernels_.conv_half : kernels_.conv;
-    tile.start = work.start + block * kPixelBlock;
+  for (const Block& block : blocks_) {
+    const auto& kernels = block.half() ? kernels_.conv_half : kernels_.conv;
+    tile.start = work.start + block.first;
     for (const Tile& t : work.tiles) {
-      tile.x = t.x, tile.y = t.y + block * kPixelBlock;
-      tile.taps = runs_.data() + t.part->first_run, tile.tap_count = t.part->runs, tile.pairs = t.part->pairs;
-      tile.weights = work.weights + block * block_words() + t.part->first_tap * pairs_ * kPixelBlock;
+      const Part& part = parts_[block.first_part + t.part];
+      tile.x = t.x, tile.y = t.y + block.first;
+      tile.taps = runs_.data() + part.first_run, tile.tap_count = part.runs, tile.pairs = part.pairs;
+      tile.weights = work.weights + block.words + part.words;
       kernels[t.pixels](tile);
     }
   }

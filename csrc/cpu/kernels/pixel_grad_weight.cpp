@@ -11,14 +11,17 @@ namespace {
 constexpr int64_t kPackedBytes = 256 << 10;  // of a block
 constexpr int64_t kFlatPixels = 512;         // of a block where pixels have no neighbours
 constexpr int64_t kHalf = kPixelBlock / 2;
+constexpr int64_t kMaskedFilters = 8;        // of a tile, if tiles are left out
 constexpr double kWorthwhile = 0.9;  // share of multiplications left from which on vectors hold filters
 
 int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 }  // namespace
 
-PixelGradWeight::PixelGradWeight(const ConvShape& s, const ChannelList& filters, const ChannelList& channels)
+PixelGradWeight::PixelGradWeight(const ConvShape& s, const MaskTable* mask, const ChannelList& filters,
+                                 const ChannelList& channels)
     : kernels_(pixel_kernels()),
+      mask_(mask ? std::optional<MaskTable>(*mask) : std::nullopt),
       filters_(filters),
       channels_(channels),
       rows_(s, 0, true),
@@ -41,6 +44,21 @@ PixelGradWeight::PixelGradWeight(const ConvShape& s, const ChannelList& filters,
   while (block_rows_ > 1 && (x_row_ * rows_.reach(block_rows_) + g_row_ * block_rows_) * 4 > kPackedBytes)
     block_rows_ = (block_rows_ + 1) / 2;
   row_blocks_ = blocks_of(rows_.result, block_rows_);
+  tiles_ = blocks_of(broadcast_, mask_ ? kMaskedFilters : kernels_.most_filters);
+  vectors_ = width_ / kHalf;
+  if (mask_) find_live();
+}
+
+// Which numbers are multiplied with which, of a run: filters, and its elements, which are channels tap after tap.
+void PixelGradWeight::find_live() {
+  live_.assign(tiles_ * vectors_, 0);
+  for (int64_t f = 0; f < filters_.live; ++f)
+    mask_->each_live_channel(filters_.index[f], [&](int64_t c) {
+      for (int64_t e = channels_.slot[c]; e < elements_; e += channels_.live) {
+        const int64_t number = vectors_of_filters_ ? e : f, lane = vectors_of_filters_ ? f : e;
+        live_[number / kMaskedFilters * vectors_ + lane / kHalf] = 1;
+      }
+    });
 }
 
 // Of one row, of x or of the output's gradient, with what fills up the last vector.
@@ -91,9 +109,9 @@ void PixelGradWeight::run(const uint16_t* x, const uint16_t* grad, int64_t first
               gathered);
     pack_x(x + image * rows_.operand * columns_.operand * channels_.channels, row * rows_.stride, rows_.reach(rows),
            column * columns_.stride, columns, scratch, gathered);
-    const int64_t tiles = blocks_of(broadcast_, kernels_.most_filters);
-    for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t begin = broadcast_ * t / tiles, count = broadcast_ * (t + 1) / tiles - begin;
+    for (int64_t t = 0; t < tiles_; ++t) {
+      const int64_t begin = mask_ ? t * kMaskedFilters : broadcast_ * t / tiles_;
+      const int64_t count = std::min(mask_ ? begin + kMaskedFilters : broadcast_ * (t + 1) / tiles_, broadcast_) - begin;
       for (int64_t r = 0; r < R_; ++r)
         for (int64_t run = 0; run < runs_; ++run) {
           const uint32_t* const under = scratch + r * rows_.spacing * x_row_ + run * pairs_ * x_width_;
@@ -103,8 +121,12 @@ void PixelGradWeight::run(const uint16_t* x, const uint16_t* grad, int64_t first
           }
           dots.g += begin;
           dots.out = partial + ((r * runs_ + run) * broadcast_ + begin) * width_, dots.out_filter = width_;
-          for (int64_t c = 0; c < width_; c += kPixelBlock, dots.x += kPixelBlock, dots.out += kPixelBlock)
-            (width_ - c < kPixelBlock ? kernels_.dots_half : kernels_.dots)[count](dots);
+          for (int64_t v = 0; v < vectors_; v += 2, dots.x += kPixelBlock, dots.out += kPixelBlock) {
+            const bool left = is_live(t, v), right = v + 1 < vectors_ && is_live(t, v + 1);
+            PixelDots these = dots;
+            if (!left) these.x += kHalf, these.out += kHalf;
+            if (left || right) (left && right ? kernels_.dots : kernels_.dots_half)[count](these);
+          }
         }
     }
   }
@@ -113,7 +135,7 @@ void PixelGradWeight::run(const uint16_t* x, const uint16_t* grad, int64_t first
 void PixelGradWeight::write(const float* partial, int64_t count, const float* scale, uint16_t* grad_weight,
                             int64_t begin, int64_t end) const {
   std::vector<float> sum(elements_);
-  std::vector<uint16_t> row(elements_ + kPixelBlock);
+  std::vector<uint16_t> row(elements_ + kPixelBlock), live(channels_.channels);
   const int64_t channels = channels_.channels, taps = R_ * runs_ * run_taps_;
   for (int64_t k = begin; k < end; ++k) {
     const int64_t filter = filters_.slot[k];
@@ -122,6 +144,7 @@ void PixelGradWeight::write(const float* partial, int64_t count, const float* sc
       std::memset(to, 0, taps * channels * sizeof(*to));
       continue;
     }
+    for (int64_t c = 0; mask_ && c < channels; ++c) live[c] = mask_->pair(k, c) ? 0xffff : 0;
     for (int64_t run = 0; run < R_ * runs_; ++run) {
       const float* from = partial + run * broadcast_ * width_ + filter * (vectors_of_filters_ ? 1 : width_);
       const int64_t next = vectors_of_filters_ ? width_ : 1;
@@ -129,8 +152,10 @@ void PixelGradWeight::write(const float* partial, int64_t count, const float* sc
       for (int64_t share = 1; share < count; ++share)
         for (int64_t i = 0; i < elements_; ++i) sum[i] += from[share * partial_floats() + i * next];
       kernels_.narrow(sum.data(), scale ? scale[k] : 1, elements_, row.data());
-      for (int64_t tap = 0; tap < run_taps_; ++tap, to += channels)
+      for (int64_t tap = 0; tap < run_taps_; ++tap, to += channels) {
         kernels_.scatter(row.data() + tap * channels_.live, 0, channels_.bits, to, channels, 1);
+        for (int64_t c = 0; mask_ && c < channels; ++c) to[c] &= live[c];
+      }
     }
   }
 }

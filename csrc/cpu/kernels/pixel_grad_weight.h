@@ -1,6 +1,6 @@
 // Weight gradient over pixels, NHWC and bfloat16: sums over pairs of neighbouring output pixels of their gradients
 // times the inputs that a tap shifts under them. Live channels are gathered and interleaved, pair by pair; partial
-// gradients are floats. One group, whose listed filters and channels have all kernels between them.
+// gradients are floats. One group. With a mask, tiles that no live kernel has a part in are left out (the sparse plan).
 //
 // Where the inputs under the taps of a row are neighbours, those of all its taps are one run of numbers, which vectors
 // cut without regard to taps: an image of three channels fills them too. Or vectors hold filters, where those fill them
@@ -8,8 +8,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <vector>
 
 #include "core/conv_shape.h"
+#include "core/mask_table.h"
 #include "cpu/kernels/gather_scatter.h"
 #include "cpu/kernels/pixel_axis.h"
 #include "cpu/kernels/pixel_kernels.h"
@@ -18,8 +21,9 @@ namespace prunekernels {
 
 class PixelGradWeight {
  public:
-  // filters, channels: the live ones; valid as long as this is.
-  PixelGradWeight(const ConvShape& shape, const ChannelList& filters, const ChannelList& channels);
+  // filters, channels: the live ones; valid as long as this is. mask: null if no kernel between them is dead.
+  PixelGradWeight(const ConvShape& shape, const MaskTable* mask, const ChannelList& filters,
+                  const ChannelList& channels);
 
   int64_t partial_floats() const { return R_ * runs_ * broadcast_ * width_; }
   int64_t scratch_words() const {
@@ -36,12 +40,15 @@ class PixelGradWeight {
              int64_t end) const;
 
  private:
+  void find_live();
+  bool is_live(int64_t tile, int64_t vector) const { return live_.empty() || live_[tile * vectors_ + vector]; }
   int64_t gathered_words() const;
   void pack_grad(const uint16_t* rows, int64_t count, int64_t columns, uint32_t* to, uint16_t* gathered) const;
   void pack_x(const uint16_t* image, int64_t first_row, int64_t count, int64_t first_column, int64_t columns,
               uint32_t* to, uint16_t* gathered) const;
 
   const PixelKernels& kernels_;
+  const std::optional<MaskTable> mask_;
   const ChannelList &filters_, &channels_;
   PixelAxis rows_, columns_;
   int64_t images_, R_;
@@ -52,6 +59,8 @@ class PixelGradWeight {
   int64_t g_width_, x_width_;  // words that the filters, a run's elements have for a pair of pixels
   int64_t block_rows_, row_blocks_, block_columns_, column_blocks_, pairs_;
   int64_t g_row_, x_row_;  // words of a packed row, of x with all runs
+  int64_t tiles_, vectors_;
+  std::vector<char> live_;  // [tiles_][vectors_ of half a block each], if there is a mask
 };
 
 }  // namespace prunekernels

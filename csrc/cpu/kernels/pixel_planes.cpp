@@ -84,7 +84,7 @@ void PixelPlanes::pack(const uint16_t* x, const PixelBlock& block, uint16_t* pla
         const bool inside = y >= 0 && y < down.operand;
         const uint16_t* row = inside ? x + ((block.image + n) * down.operand + y) * across.operand * channels : nullptr;
         if (inside && !as_it_is) {
-          pixel_kernels().gather(row, channels, channels_.bits, channels_.live, line, pixel_, across.operand);
+          pixel_kernels().gather(row, channels, channels, channels_.bits, channels_.live, line, pixel_, across.operand);
           row = line;
         }
         for (int64_t g = 0; g < across.step; ++g) {

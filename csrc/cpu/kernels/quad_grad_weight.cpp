@@ -53,7 +53,7 @@ void QuadGradWeight::pack_grad(const uint16_t* grad, const PixelBlock& block, ui
     for (int64_t p = 0; p < block.rows; ++p) {
       const uint16_t* row = grad + (((block.image + n) * P_ + block.first_row + p) * Q_) * filters_.channels;
       if (!as_it_is) {
-        pixel_kernels().gather(row, filters_.channels, filters_.bits, live, line, live, Q_);
+        pixel_kernels().gather(row, filters_.channels, filters_.channels, filters_.bits, live, line, live, Q_);
         row = line;
       }
       const int64_t at = (n * x_.image_rows() + p) * pitch;
