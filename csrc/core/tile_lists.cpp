@@ -24,17 +24,19 @@ void each_channel_read(const MaskTable& mask, int64_t together, Visit visit) {
 TileLists lists(const MaskTable& mask, bool of_filters, int64_t tile, int64_t chunk) {
   const int64_t results = of_filters ? mask.out_count() : mask.in_count();
   const int64_t operands = of_filters ? mask.in_count() : mask.out_count();
-  const int64_t tiles = std::max<int64_t>(1, ceil_div(results, tile)), chunks = ceil_div(operands, chunk);
-  std::vector<char> live(tiles * chunks, 0);
+  const int64_t tiles = std::max<int64_t>(1, ceil_div(results, tile)), words = ceil_div(ceil_div(operands, chunk), 64);
+  std::vector<uint64_t> live(tiles * words, 0);  // a bit for each chunk
+  const auto mark = [&](int64_t t, int64_t c) { live[t * words + (c >> 6)] |= uint64_t{1} << (c & 63); };
   if (of_filters)
-    each_channel_read(mask, tile, [&](int64_t i, int64_t j) { live[i / tile * chunks + j / chunk] = 1; });
+    each_channel_read(mask, tile, [&](int64_t filter, int64_t channel) { mark(filter / tile, channel / chunk); });
   else
-    each_channel_read(mask, chunk, [&](int64_t i, int64_t j) { live[j / tile * chunks + i / chunk] = 1; });
+    each_channel_read(mask, chunk, [&](int64_t filter, int64_t channel) { mark(channel / tile, filter / chunk); });
   TileLists lists;
   lists.first.push_back(0);
   for (int64_t t = 0; t < tiles; ++t) {
-    for (int64_t c = 0; c < chunks; ++c)
-      if (live[t * chunks + c]) lists.chunks.push_back(static_cast<int32_t>(c));
+    for (int64_t w = 0; w < words; ++w)
+      for (uint64_t bits = live[t * words + w]; bits; bits &= bits - 1)
+        lists.chunks.push_back(static_cast<int32_t>(w * 64 + __builtin_ctzll(bits)));
     lists.first.push_back(static_cast<int32_t>(lists.chunks.size()));
   }
   return lists;

@@ -100,24 +100,34 @@ PK_INLINE void transposed(const PaddedRow& row, int64_t i, int64_t from, __mmask
 
 __mmask32 first_channels(int64_t count) { return count >= 2 * kQuadLanes ? ~0u : (1u << count) - 1; }
 
-void to_pair_planes(const PaddedRow& row, int64_t pairs, uint32_t* to, int64_t plane) {
+// Up to kQuadLanes vectors, each to its plane. kStep: planes from one to the next, where places are null.
+template <int kStep, typename T>
+PK_INLINE void store(const __m512i (&v)[kQuadLanes], int64_t count, __mmask16 here, const int32_t* places, T* to,
+                     int64_t plane) {
+  if (places) PK_UNROLL for (int k = 0; k < kQuadLanes; ++k) {
+      if (kStep * k < count && places[kStep * k] >= 0)
+        _mm512_mask_storeu_epi32(to + places[kStep * k] * plane, here, v[k]);
+    }
+  else if (count > kStep * (kQuadLanes - 1))
+    PK_UNROLL for (int k = 0; k < kQuadLanes; ++k) _mm512_mask_storeu_epi32(to + kStep * k * plane, here, v[k]);
+  else
+    PK_UNROLL for (int k = 0; k < kQuadLanes; ++k) if (kStep * k < count)
+        _mm512_mask_storeu_epi32(to + kStep * k * plane, here, v[k]);
+}
+
+void to_pair_planes(const PaddedRow& row, int64_t pairs, const int32_t* places, uint32_t* to, int64_t plane) {
   const int64_t length = row.length();
   for (int64_t i = 0; i < length; i += kQuadLanes)
     for (int64_t j = 0; j < pairs; j += kQuadLanes) {
-      const __mmask16 here = first(length - i);
       __m512i v[kQuadLanes];
       transposed(row, i, 2 * j, first_channels(2 * (pairs - j)), v);
-      uint32_t* const y = to + j * plane + i;
-      if (pairs - j >= kQuadLanes)
-        PK_UNROLL for (int k = 0; k < kQuadLanes; ++k) _mm512_mask_storeu_epi32(y + k * plane, here, v[k]);
-      else
-        PK_UNROLL for (int k = 0; k < kQuadLanes; ++k) if (j + k < pairs)
-            _mm512_mask_storeu_epi32(y + k * plane, here, v[k]);
+      store<1>(v, pairs - j, first(length - i), places ? places + j : nullptr, to + (places ? 0 : j * plane) + i,
+               plane);
     }
 }
 
 // Words of two pixels each, from words of two channels each.
-void to_planes(const PaddedRow& row, int64_t channels, uint16_t* to, int64_t plane) {
+void to_planes(const PaddedRow& row, int64_t channels, const int32_t* places, uint16_t* to, int64_t plane) {
   const __m512i even = _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32, 30, 28, 26, 24,
                                         22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
   const __m512i odd = _mm512_add_epi16(even, _mm512_set1_epi16(1));
@@ -132,13 +142,14 @@ void to_planes(const PaddedRow& row, int64_t channels, uint16_t* to, int64_t pla
         transposed(row, i + kQuadLanes, c, some, b);
       else
         PK_UNROLL for (int k = 0; k < kQuadLanes; ++k) b[k] = _mm512_setzero_si512();
-      uint16_t* const y = to + c * plane + i;
       PK_UNROLL for (int k = 0; k < kQuadLanes; ++k) {
-        if (c + 2 * k < channels)
-          _mm512_mask_storeu_epi32(y + 2 * k * plane, here, _mm512_permutex2var_epi16(a[k], even, b[k]));
-        if (c + 2 * k + 1 < channels)
-          _mm512_mask_storeu_epi32(y + (2 * k + 1) * plane, here, _mm512_permutex2var_epi16(a[k], odd, b[k]));
+        const __m512i both = a[k];
+        a[k] = _mm512_permutex2var_epi16(both, even, b[k]);
+        b[k] = _mm512_permutex2var_epi16(both, odd, b[k]);
       }
+      uint16_t* const y = to + (places ? 0 : c * plane) + i;
+      store<2>(a, channels - c, here, places ? places + c : nullptr, y, plane);
+      store<2>(b, channels - c - 1, here, places ? places + c + 1 : nullptr, y + (places ? 0 : plane), plane);
     }
 }
 

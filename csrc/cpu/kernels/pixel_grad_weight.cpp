@@ -11,8 +11,8 @@ namespace {
 constexpr int64_t kPackedBytes = 256 << 10;  // of a block
 constexpr int64_t kFlatPixels = 512;         // of a block where pixels have no neighbours
 constexpr int64_t kHalf = kPixelBlock / 2;
-constexpr int64_t kMaskedFilters = 8;        // of a tile, if tiles are left out
-constexpr double kWorthwhile = 0.9;  // share of multiplications left from which on vectors hold filters
+constexpr int64_t kMaskedFilters = 8;  // of a tile, if tiles are left out
+constexpr double kWorthwhile = 0.9;    // share of multiplications left from which on vectors hold filters
 
 int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
@@ -111,7 +111,8 @@ void PixelGradWeight::run(const uint16_t* x, const uint16_t* grad, int64_t first
            column * columns_.stride, columns, scratch, gathered);
     for (int64_t t = 0; t < tiles_; ++t) {
       const int64_t begin = mask_ ? t * kMaskedFilters : broadcast_ * t / tiles_;
-      const int64_t count = std::min(mask_ ? begin + kMaskedFilters : broadcast_ * (t + 1) / tiles_, broadcast_) - begin;
+      const int64_t count =
+          std::min(mask_ ? begin + kMaskedFilters : broadcast_ * (t + 1) / tiles_, broadcast_) - begin;
       for (int64_t r = 0; r < R_; ++r)
         for (int64_t run = 0; run < runs_; ++run) {
           const uint32_t* const under = scratch + r * rows_.spacing * x_row_ + run * pairs_ * x_width_;

@@ -32,6 +32,20 @@ PixelBlock PixelBlocks::operator[](int64_t i) const {
   return {image, std::min(images, N - image), row, std::min(rows, all_rows - row)};
 }
 
+std::vector<int32_t> plane_places(const ChannelList& list, PlaneCell cell) {
+  const int64_t width = cell == PlaneCell::pair ? 2 : 1;
+  std::vector<int32_t> places;
+  if (2 * list.live < list.channels || list.channels % width) return places;
+  for (int64_t c = 0; c < list.channels; c += width) {
+    const int32_t slot = list.slot[c];
+    const bool together =
+        width == 1 || (slot < 0 ? list.slot[c + 1] < 0 : slot % 2 == 0 && list.slot[c + 1] == slot + 1);
+    if (!together) return {};
+    places.push_back(slot < 0 ? -1 : slot / static_cast<int32_t>(width));
+  }
+  return places;
+}
+
 PixelPlanes::PixelPlanes(PlaneLayout layout, const ChannelList& channels, PlaneCell cell)
     : layout_(std::move(layout)),
       channels_(channels),
@@ -39,7 +53,8 @@ PixelPlanes::PixelPlanes(PlaneLayout layout, const ChannelList& channels, PlaneC
       cell_(cell == PlaneCell::pair ? 2 : 1),
       pixel_(divide_up(channels.live, 2) * 2),
       count_(cell == PlaneCell::pair ? pixel_ / 2 : channels.live),
-      kernels_(quad_kernels()) {}
+      kernels_(quad_kernels()),
+      places_(plane_places(channels, cell)) {}
 
 void PixelPlanes::set_block(int64_t images, int64_t rows) {
   const Axis& down = layout_.rows;
@@ -58,10 +73,12 @@ void PixelPlanes::set_block(int64_t images, int64_t rows) {
 
 void PixelPlanes::put(const PaddedRow& row, int64_t at, uint16_t* planes) const {
   if (row.count == 0) return zero(at, row.length(), planes);
+  const int32_t* const places = places_.empty() ? nullptr : places_.data();
+  const int64_t cells = places ? static_cast<int64_t>(places_.size()) : count_;
   if (kind_ == PlaneCell::pair)
-    kernels_.to_pair_planes(row, count_, reinterpret_cast<uint32_t*>(planes) + at, plane_);
+    kernels_.to_pair_planes(row, cells, places, reinterpret_cast<uint32_t*>(planes) + at, plane_);
   else
-    kernels_.to_planes(row, count_, planes + at, plane_);
+    kernels_.to_planes(row, cells, places, planes + at, plane_);
 }
 
 void PixelPlanes::zero(int64_t at, int64_t cells, uint16_t* planes) const {
@@ -69,12 +86,31 @@ void PixelPlanes::zero(int64_t at, int64_t cells, uint16_t* planes) const {
     std::memset(planes + (plane(j) + at) * cell_, 0, cells * cell_ * sizeof(*planes));
 }
 
+const uint16_t* PixelPlanes::gathered(const uint16_t* x, int64_t pixels, uint16_t* line) const {
+  if (!places_.empty()) return x;
+  pixel_kernels().gather(x, channels_.channels, channels_.channels, channels_.bits, channels_.live, line, pixel_,
+                         pixels);
+  return line;
+}
+
+void PixelPlanes::pack_line(const uint16_t* x, int64_t pixels, uint16_t* planes, uint16_t* line) const {
+  const int64_t step = places_.empty() ? kLine : pixels;
+  for (int64_t at = 0; at < pixels; at += step) {
+    const int64_t count = std::min(step, pixels - at);
+    put({gathered(x + at * channels_.channels, count, line), pixel(), 0, count, 0}, at, planes);
+  }
+  zero(pixels, phase_cells_ - pixels, planes);
+}
+
 // A phase's rows one after the other: what to_planes writes behind a row is overwritten by the next one.
 void PixelPlanes::pack(const uint16_t* x, const PixelBlock& block, uint16_t* planes, uint16_t* line) const {
   const Axis &down = layout_.rows, &across = layout_.columns;
-  const int64_t packed_rows = block.rows + layout_.extra_rows, width = layout_.width, channels = channels_.channels;
-  const bool as_it_is = channels_.live == channels && channels % 2 == 0;
-  const int64_t pixel = as_it_is ? channels : pixel_;
+  const int64_t packed_rows = block.rows + layout_.extra_rows, width = layout_.width;
+  const auto row_at = [&](int64_t image, int64_t y) {
+    return x + ((block.image + image) * down.operand + y) * across.operand * channels_.channels;
+  };
+  if (layout_.in_place)
+    return pack_line(row_at(0, block.first_row), block.images * block.rows * across.operand, planes, line);
   for (int64_t f = 0; f < down.step; ++f) {
     const int* const phase = &layout_.phase[f * across.step];
     if (std::all_of(phase, phase + across.step, [](int place) { return place < 0; })) continue;
@@ -82,11 +118,7 @@ void PixelPlanes::pack(const uint16_t* x, const PixelBlock& block, uint16_t* pla
       for (int64_t u = 0; u < packed_rows; ++u) {
         const int64_t y = layout_.low_row + (block.first_row + u) * down.step + f;
         const bool inside = y >= 0 && y < down.operand;
-        const uint16_t* row = inside ? x + ((block.image + n) * down.operand + y) * across.operand * channels : nullptr;
-        if (inside && !as_it_is) {
-          pixel_kernels().gather(row, channels, channels, channels_.bits, channels_.live, line, pixel_, across.operand);
-          row = line;
-        }
+        const uint16_t* const row = inside ? gathered(row_at(n, y), across.operand, line) : nullptr;
         for (int64_t g = 0; g < across.step; ++g) {
           if (phase[g] < 0) continue;
           const int64_t first = layout_.low_column + g;  // the operand column of cell 0
@@ -94,8 +126,8 @@ void PixelPlanes::pack(const uint16_t* x, const PixelBlock& block, uint16_t* pla
           const int64_t end = std::clamp<int64_t>(divide_up(across.operand - first, across.step), begin, width);
           const int64_t at = phase[g] * phase_cells_ + (n * image_rows_ + u) * layout_.pitch;
           if (inside)
-            put({row + (first + begin * across.step) * pixel, pixel * across.step, begin, end - begin, width - end}, at,
-                planes);
+            put({row + (first + begin * across.step) * pixel(), pixel() * across.step, begin, end - begin, width - end},
+                at, planes);
           else
             zero(at, width, planes);
         }

@@ -5,7 +5,9 @@
 // Images of a block follow one another in a plane; the zeros below one are those above the next.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "cpu/kernels/gather_scatter.h"
 #include "cpu/kernels/pixel_kernels.h"
@@ -15,6 +17,10 @@
 namespace prunekernels {
 
 enum class PlaneCell { pair, channel };
+
+// Which plane each channel or pair of channels of a pixel goes to, -1 for those that are dead. Empty where pixels must
+// be gathered first, as the two channels of a pair do not lie together, or should be, as most channels are dead.
+std::vector<int32_t> plane_places(const ChannelList& channels, PlaneCell cell);
 
 // A few output rows of an image, or all rows of several images.
 struct PixelBlock {
@@ -35,6 +41,8 @@ struct PixelBlocks {
 
 class PixelPlanes {
  public:
+  static constexpr int64_t kLine = 64;  // pixels that are gathered at a time where rows follow one another
+
   PixelPlanes(PlaneLayout layout, const ChannelList& channels, PlaneCell cell);
 
   // The most that a block holds.
@@ -50,7 +58,9 @@ class PixelPlanes {
   int64_t image_positions() const { return image_rows_ * layout_.pitch; }
 
   int64_t elements() const { return count_ * plane_ * cell_; }  // of all planes
-  int64_t line_elements() const { return (layout_.columns.operand * pixel_ + kPixelBlock) / kPixelBlock * kPixelBlock; }
+  int64_t line_elements() const {
+    return (std::max(layout_.columns.operand, kLine) * pixel_ + kPixelBlock) / kPixelBlock * kPixelBlock;
+  }
   // In cells; output 0 of a block reads its operand at their sum.
   int64_t plane(int64_t place) const { return place * plane_; }
   int64_t tap_offset(const Tap& row, const Tap& column) const { return layout_.offset(row, column, phase_cells_); }
@@ -60,6 +70,9 @@ class PixelPlanes {
  private:
   void put(const PaddedRow& row, int64_t at, uint16_t* planes) const;
   void zero(int64_t at, int64_t cells, uint16_t* planes) const;
+  void pack_line(const uint16_t* x, int64_t pixels, uint16_t* planes, uint16_t* line) const;
+  int64_t pixel() const { return places_.empty() ? pixel_ : channels_.channels; }
+  const uint16_t* gathered(const uint16_t* x, int64_t pixels, uint16_t* line) const;
 
   const PlaneLayout layout_;
   const ChannelList& channels_;
@@ -67,6 +80,7 @@ class PixelPlanes {
   const int64_t cell_;   // elements of a cell
   const int64_t pixel_;  // elements of a gathered pixel
   const int64_t count_;
+  std::vector<int32_t> places_;  // [pairs or channels of a pixel as it is], -1: dead; empty where they are gathered
   const QuadKernels& kernels_;
   int64_t image_rows_ = 0, phase_cells_ = 0, plane_ = 0;
 };

@@ -40,6 +40,7 @@ QuadConv::QuadConv(Direction direction, const ConvShape& s, const MaskTable& mas
       lists_(forward_ ? filter_tile_lists(mask, kQuad, 2) : channel_tile_lists(mask, kQuad, 2)),
       planes_(layout_of(forward_, s), in_, PlaneCell::pair),
       blocks_(blocks_of(planes_.layout(), planes_.count(), s.N, threads)) {
+  writes_in_place_ = out_.live == out_.channels && out_.live == result_pairs() * 2;
   planes_.set_block(blocks_.images, blocks_.rows);
   for (const int32_t pair : lists_.chunks) pairs_.push_back(static_cast<int32_t>(planes_.plane(pair)));
   int64_t weights = 0;
@@ -58,7 +59,7 @@ QuadConv::QuadConv(Direction direction, const ConvShape& s, const MaskTable& mas
 
 // A word's halves belong to two operands. Forward they are channels of the results' rows, which are read one after the
 // other. Backward they are rows, of whose cache lines several quads take their channels.
-void QuadConv::pack_weights(const uint16_t* weight, uint32_t* packed, int64_t begin, int64_t end) const {
+void QuadConv::pack_weights(const uint16_t* weight, uint32_t* packed, int64_t begin, int64_t end, uint16_t*) const {
   const int64_t first = begin * kPackQuads, last = std::min(end * kPackQuads, quads());
   if (forward_) {
     for (int64_t quad = first; quad < last; ++quad)
@@ -145,6 +146,10 @@ void QuadConv::compute(const Class& c, const Tile& tile, const uint32_t* planes,
 template <typename Visit>
 void QuadConv::each_run(const Class& c, const Tile& tile, const PixelBlock& block, Visit visit) const {
   const int64_t pitch = planes_.layout().pitch, begin = tile.first * kQuadLanes;
+  if (planes_.layout().in_place && c.rows->every == 1 && c.columns->every == 1) {
+    const int64_t pixels = block.images * block.rows * pitch - begin;
+    return visit(0, 0, 0, begin, std::min(pixels, tile.count * kQuadLanes));
+  }
   const int64_t rows = std::min(block.rows, c.rows->count - block.first_row);
   for (int64_t at = begin, next; at < begin + tile.count * kQuadLanes; at = next) {
     const int64_t line = at / pitch, column = at % pitch;
@@ -163,15 +168,22 @@ uint16_t* QuadConv::result_pixel(const Class& c, const PixelBlock& block, int64_
   return result + (((block.image + image) * down.result + y) * across.result + x) * out_.channels;
 }
 
-void QuadConv::write(const Class& c, const Tile& tile, const PixelBlock& block, const uint16_t* pixels,
+void QuadConv::write(const Class& c, const Tile& tile, const PixelBlock& block, const uint32_t* sums, uint16_t* pixels,
                      uint16_t* result) const {
-  const int64_t width = result_pairs() * 2, every = c.columns->every;
+  const int64_t width = result_pairs() * 2, channels = out_.channels, every = c.columns->every;
+  const auto turn = [&](int64_t at, int64_t count, uint16_t* to, int64_t pixel) {
+    kernels_.to_pixels(sums + at, kQuadVectors * kQuadLanes, result_pairs(), count, to, pixel);
+  };
+  const bool in_place =
+      writes_in_place_ && planes_.layout().in_place && every == 1;  // rows of a few pixels would waste vectors
   const auto scatter = pixel_kernels().scatter;
+  if (!in_place) turn(0, tile.count * kQuadLanes, pixels, width);
   each_run(c, tile, block, [&](int64_t at, int64_t image, int64_t row, int64_t column, int64_t count) {
     uint16_t* const to = result_pixel(c, block, image, row, column, result);
-    if (every == 1) return scatter(pixels + at * width, width, out_.bits, to, out_.channels, count);
+    if (in_place) return turn(at, count, to, channels);
+    if (every == 1) return scatter(pixels + at * width, width, out_.bits, to, channels, count);
     for (int64_t i = 0; i < count; ++i)
-      scatter(pixels + (at + i) * width, width, out_.bits, to + i * every * out_.channels, out_.channels, 1);
+      scatter(pixels + (at + i) * width, width, out_.bits, to + i * every * channels, channels, 1);
   });
 }
 
@@ -204,9 +216,7 @@ void QuadConv::run(const uint16_t* operand, const uint32_t* weights, const float
       const int64_t first = vectors * t / tiles, end = vectors * (t + 1) / tiles;
       const Tile tile{first, end - first};
       compute(c, tile, reinterpret_cast<const uint32_t*>(scratch), weights, start, sums);
-      kernels_.to_pixels(sums, kQuadVectors * kQuadLanes, result_pairs(), tile.count * kQuadLanes, pixels,
-                         result_pairs() * 2);
-      write(c, tile, block, pixels, result);
+      write(c, tile, block, sums, pixels, result);
     }
   }
 }

@@ -23,14 +23,16 @@ class QuadConv {
            const ChannelList& channels, int64_t threads);
 
   int64_t quads() const { return lists_.tiles(); }
+  int64_t width() const { return quads() * kQuad; }  // of all results, with what fills up the last quad
   int64_t weight_words() const { return static_cast<int64_t>(lists_.chunks.size()) * taps_ * kQuad; }
   // [K, R, S, C] in memory -> packed [weight_words()], in packs() pieces: those from begin to end.
   int64_t packs() const { return (quads() + kPackQuads - 1) / kPackQuads; }
-  void pack_weights(const uint16_t* weight, uint32_t* packed, int64_t begin, int64_t end) const;
+  void pack_weights(const uint16_t* weight, uint32_t* packed, int64_t begin, int64_t end, uint16_t* scratch) const;
+  int64_t pack_scratch() const { return 0; }
 
   int64_t tasks() const { return blocks_.count(); }
   int64_t scratch_elements() const { return planes_.elements() + planes_.line_elements() + result_elements(); }
-  // Writes the task's share of the result, zeros of dead channels included. start: float [quads() * kQuad].
+  // Writes the task's share of the result, zeros of dead channels included. start: float [width()].
   void run(const uint16_t* operand, const uint32_t* weights, const float* start, uint16_t* result, int64_t task,
            uint16_t* scratch) const;
 
@@ -53,7 +55,8 @@ class QuadConv {
   }
   void compute(const Class& c, const Tile& tile, const uint32_t* planes, const uint32_t* weights, const float* start,
                uint32_t* sums) const;
-  void write(const Class& c, const Tile& tile, const PixelBlock& block, const uint16_t* pixels, uint16_t* result) const;
+  void write(const Class& c, const Tile& tile, const PixelBlock& block, const uint32_t* sums, uint16_t* pixels,
+             uint16_t* result) const;
   void write_zeros(const Class& c, const PixelBlock& block, uint16_t* result) const;
   template <typename Visit>
   void each_run(const Class& c, const Tile& tile, const PixelBlock& block, Visit visit) const;
@@ -70,6 +73,7 @@ class QuadConv {
   PixelBlocks blocks_;
   std::vector<int32_t> pairs_;  // of all lists, as distances in planes
   std::vector<Class> classes_;
+  bool writes_in_place_;
 };
 
 }  // namespace prunekernels

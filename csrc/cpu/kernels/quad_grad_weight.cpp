@@ -35,6 +35,7 @@ QuadGradWeight::QuadGradWeight(const ConvShape& s, const MaskTable& mask, const 
       Q_(s.Q),
       taps_(s.taps()),
       lists_(filter_tile_lists(mask, kQuad, 1)),
+      places_(plane_places(filters, PlaneCell::channel)),
       x_({forward_axis(s, 0), forward_axis(s, 1)}, channels, PlaneCell::channel),
       blocks_(blocks_of(x_.layout(), x_.count(), filters.live, s.N, threads)) {
   x_.set_block(blocks_.images, blocks_.rows);
@@ -46,24 +47,32 @@ QuadGradWeight::QuadGradWeight(const ConvShape& s, const MaskTable& mask, const 
 
 // With the pitch of the packed input and zeros between the rows, so that what the input holds there adds nothing.
 void QuadGradWeight::pack_grad(const uint16_t* grad, const PixelBlock& block, uint16_t* planes, uint16_t* line) const {
-  const int64_t pitch = x_.layout().pitch, live = filters_.live;
+  const int64_t pitch = x_.layout().pitch, live = filters_.live, channels = filters_.channels;
   const int64_t end = divide_up(x_.positions(block, Q_), kVector) * kVector;
-  const bool as_it_is = live == filters_.channels;
-  for (int64_t n = 0; n < block.images; ++n)
-    for (int64_t p = 0; p < block.rows; ++p) {
-      const uint16_t* row = grad + (((block.image + n) * P_ + block.first_row + p) * Q_) * filters_.channels;
-      if (!as_it_is) {
-        pixel_kernels().gather(row, filters_.channels, filters_.channels, filters_.bits, live, line, live, Q_);
-        row = line;
-      }
-      const int64_t at = (n * x_.image_rows() + p) * pitch;
-      const int64_t gap = p + 1 < block.rows ? pitch - Q_ : 0;
-      kernels_.to_planes({row, live, 0, Q_, gap}, live, planes + at, grad_plane_);
-      if (p + 1 < block.rows) continue;
-      const int64_t next = n + 1 < block.images ? (n + 1) * x_.image_rows() * pitch : end;
-      for (int64_t f = 0; f < live; ++f)
-        std::memset(planes + f * grad_plane_ + at + Q_, 0, (next - at - Q_) * sizeof(*planes));
-    }
+  const auto zero = [&](int64_t from, int64_t to) {
+    for (int64_t f = 0; f < live; ++f) std::memset(planes + f * grad_plane_ + from, 0, (to - from) * sizeof(*planes));
+  };
+  const auto put = [&](const uint16_t* pixels, int64_t count, int64_t gap, int64_t at) {
+    if (!places_.empty())
+      return kernels_.to_planes({pixels, channels, 0, count, gap}, channels, places_.data(), planes + at, grad_plane_);
+    pixel_kernels().gather(pixels, channels, channels, filters_.bits, live, line, live, count);
+    kernels_.to_planes({line, live, 0, count, gap}, live, nullptr, planes + at, grad_plane_);
+  };
+  const auto row_at = [&](int64_t n, int64_t p) {
+    return grad + ((block.image + n) * P_ + block.first_row + p) * Q_ * channels;
+  };
+  if (pitch == Q_ && (block.images == 1 || x_.image_rows() == P_)) {  // no gaps
+    const int64_t pixels = block.images * block.rows * Q_;
+    for (int64_t at = 0; at < pixels; at += PixelPlanes::kLine)
+      put(row_at(0, 0) + at * channels, std::min(PixelPlanes::kLine, pixels - at), 0, at);
+    return zero(pixels, end);
+  }
+  for (int64_t n = 0; n < block.images; ++n) {
+    for (int64_t p = 0; p < block.rows; ++p)
+      put(row_at(n, p), Q_, p + 1 < block.rows ? pitch - Q_ : 0, (n * x_.image_rows() + p) * pitch);
+    const int64_t used = (n * x_.image_rows() + block.rows - 1) * pitch + Q_;
+    zero(used, n + 1 < block.images ? (n + 1) * x_.image_rows() * pitch : end);
+  }
 }
 
 template <typename Visit>
@@ -77,14 +86,15 @@ void QuadGradWeight::each_tile(int64_t quad, Visit visit) const {
 }
 
 void QuadGradWeight::run(const uint16_t* x, const uint16_t* grad, int64_t first, int64_t end, float* partial,
-                         uint16_t* scratch) const {
-  uint16_t* const planes = scratch + x_.elements();
+                         uint32_t* scratch) const {
+  uint16_t* const xs_planes = reinterpret_cast<uint16_t*>(scratch);
+  uint16_t* const planes = xs_planes + x_.elements();
   uint16_t* const zeros = planes + filters_.live * grad_plane_;
   uint16_t* const line = zeros + grad_plane_;
   std::memset(zeros, 0, grad_plane_ * sizeof(*zeros));
   for (int64_t b = first; b < end; ++b) {
     const PixelBlock block = blocks_[b];
-    x_.pack(x, block, scratch, line);
+    x_.pack(x, block, xs_planes, line);
     pack_grad(grad, block, planes, line);
     QuadDots dots{};
     dots.vectors = divide_up(x_.positions(block, Q_), kVector);
@@ -95,7 +105,7 @@ void QuadGradWeight::run(const uint16_t* x, const uint16_t* grad, int64_t first,
       dots.g = g, dots.x = xs;
       each_tile(quad, [&](int64_t channel, int64_t count, int64_t at) {
         for (int64_t tap = 0; tap < taps_; ++tap) {
-          for (int64_t j = 0; j < count; ++j) xs[j] = scratch + x_.plane(lists_.chunks[channel + j]) + offset_[tap];
+          for (int64_t j = 0; j < count; ++j) xs[j] = xs_planes + x_.plane(lists_.chunks[channel + j]) + offset_[tap];
           dots.out = partial + at + tap * kQuad * count;
           kernels_.dots[count](dots);
         }

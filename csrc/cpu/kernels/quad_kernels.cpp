@@ -53,21 +53,24 @@ const uint16_t* pixel_of(const PaddedRow& row, int64_t i) {
   return i < row.left || i >= row.left + row.count ? nullptr : row.pixels + (i - row.left) * row.pixel;
 }
 
-void to_pair_planes(const PaddedRow& row, int64_t pairs, uint32_t* to, int64_t plane) {
+int64_t place_of(const int32_t* places, int64_t j) { return places ? places[j] : j; }
+
+void to_pair_planes(const PaddedRow& row, int64_t pairs, const int32_t* places, uint32_t* to, int64_t plane) {
   for (int64_t i = 0; i < row.length(); ++i) {
     const uint16_t* pixel = pixel_of(row, i);
     for (int64_t j = 0; j < pairs; ++j) {
       uint32_t pair = 0;
       if (pixel) std::memcpy(&pair, pixel + 2 * j, sizeof(pair));
-      to[j * plane + i] = pair;
+      if (place_of(places, j) >= 0) to[place_of(places, j) * plane + i] = pair;
     }
   }
 }
 
-void to_planes(const PaddedRow& row, int64_t channels, uint16_t* to, int64_t plane) {
+void to_planes(const PaddedRow& row, int64_t channels, const int32_t* places, uint16_t* to, int64_t plane) {
   for (int64_t i = 0; i < (row.length() + 1) / 2 * 2; ++i) {
     const uint16_t* pixel = pixel_of(row, i);
-    for (int64_t c = 0; c < channels; ++c) to[c * plane + i] = pixel ? pixel[c] : 0;
+    for (int64_t c = 0; c < channels; ++c)
+      if (place_of(places, c) >= 0) to[place_of(places, c) * plane + i] = pixel ? pixel[c] : 0;
   }
 }
 

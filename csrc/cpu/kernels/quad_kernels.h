@@ -49,10 +49,10 @@ struct QuadKernels {
   Conv conv[kQuadVectors + 1];   // [vectors]
   Dots dots[kQuadOperands + 1];  // [xs]
 
-  // to[j * plane + i] = channels 2 j and 2 j + 1 of pixel i
-  void (*to_pair_planes)(const PaddedRow& row, int64_t pairs, uint32_t* to, int64_t plane);
-  // to[c * plane + i] = channel c of pixel i. Where the row's length is odd, a zero more.
-  void (*to_planes)(const PaddedRow& row, int64_t channels, uint16_t* to, int64_t plane);
+  // to[places[j] * plane + i] = channels 2 j and 2 j + 1 of pixel i, unless the place is negative. Null places: j.
+  void (*to_pair_planes)(const PaddedRow& row, int64_t pairs, const int32_t* places, uint32_t* to, int64_t plane);
+  // to[places[c] * plane + i] = channel c of pixel i. Where the row's length is odd, a zero more.
+  void (*to_planes)(const PaddedRow& row, int64_t channels, const int32_t* places, uint16_t* to, int64_t plane);
   // Back: channels 2 j and 2 j + 1 of pixel i = from[j * plane + i]. Writes whole vectors of pairs, and reads them.
   void (*to_pixels)(const uint32_t* from, int64_t plane, int64_t pairs, int64_t count, uint16_t* to, int64_t pixel);
 };
