@@ -22,6 +22,14 @@ struct ResultBlocks {
   std::vector<ResultBlock> blocks;
   std::vector<int32_t> pairs;  // ascending within a block
   double cost;                 // in pairs that 32 results read
+
+  // Between the blocks' results and what they read.
+  int64_t kernels(int64_t operands) const {
+    int64_t sum = 0;
+    for (const ResultBlock& block : blocks)
+      sum += block.count * (2 * block.listed() - (block.listed() > 0 && 2 * pairs[block.end - 1] + 1 >= operands));
+    return sum;
+  }
 };
 
 // Every block reads everything.

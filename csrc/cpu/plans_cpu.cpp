@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 
 #include <chrono>
+#include <cmath>
 
 #include "cpu/direct_pixels.h"
 #include "cpu/kernels/pixel_kernels.h"
@@ -26,7 +27,9 @@ class CpuPlans : public PlanDevice {
     return plan == Plan::dense || planes_serve(c) || (plan == Plan::direct ? pixels_serve(c) : sparse_pixels_serve(c));
   }
   double cost(Plan plan, const PlanCase& c) const override {
-    const double slower = plan == Plan::direct && c.dtype == at::kBFloat16 && !has_pixel_kernels() ? kScalarCost : 1;
+    const bool own = c.dtype == at::kBFloat16 && (plan == Plan::direct || plan == Plan::sparse);
+    const double slower = own && !has_pixel_kernels() ? kScalarCost : 1;
+    if (own && plan == Plan::sparse) return slower * sparse_pixels_cost(c);
     return slower * prunekernels::cost(plan, c.shape, c.mask, c.direction);
   }
   double milliseconds(c10::function_ref<void()> work) const override {
@@ -34,9 +37,10 @@ class CpuPlans : public PlanDevice {
     work();
     return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
   }
-  void describe(const PlanCase&, PlanKey& key) const override {
+  void describe(const PlanCase& c, PlanKey& key) const override {
     key.device_index = -1;
     key.threads = at::get_num_threads();
+    if (sparse_pixels_serve(c)) key.settings = static_cast<int32_t>(std::ceil(16 * listed_share(c)));
   }
 };
 

@@ -1,54 +1,70 @@
 #include "cpu/sparse_pixels.h"
 
-#include <ATen/Parallel.h>
+#include <utility>
 
-#include <algorithm>
-#include <vector>
-
-#include "cpu/caching_allocator.h"
-#include "cpu/channel_map.h"
+#include "core/result_blocks.h"
+#include "core/tile_lists.h"
+#include "cpu/kernels/pixel_conv.h"
+#include "cpu/kernels/pixel_grad_weight.h"
 #include "cpu/kernels/quad_conv.h"
 #include "cpu/kernels/quad_grad_weight.h"
-#include "cpu/tensor_access.h"
-#include "cpu/workspace.h"
+#include "cpu/pixel_runs.h"
 
 namespace prunekernels {
 namespace {
 
-constexpr int64_t kPackGrain = 16 << 10;      // words of packed weights; less is not worth waking a thread
-constexpr int64_t kPartialFloats = 32 << 20;  // limit for all partial gradients together
+// Clock cycles a pixel: of a pair of operands that 32 results read; of 32 channels that are copied, or turned.
+constexpr double kPair = 1, kCopy = 5, kTurn = 9;
+// The gradient of the weight: of a kernel's tap; of a partial sum that is read and written, of a block of pixels.
+constexpr double kProduct = 1.0 / 64, kPartialSum = 0.25;
+// Multiply-adds of the vendor's convolution in the time in which a channel of a pixel is turned.
+constexpr double kMultiplyAddsPerTurn = 17;
 
-struct Lists {
-  explicit Lists(const MaskTable& mask)
-      : out(mask.out_index(), mask.out_count(), mask[kFilters], false),
-        in(mask.in_index(), mask.in_count(), mask[kChannels], false),
-        filters(out.list()),
-        channels(in.list()) {}
-  const ChannelMap out, in;
-  const ChannelList filters, channels;
-};
+// How much more is computed where rows are padded and vectors filled up.
+double positions_per_pixel(const ConvShape& s, bool forward) {
+  const double gap = (forward ? s.padding[1] : s.S - 1 - s.padding[1]) > 0 ? 1 : 0;
+  const auto Q = static_cast<double>(forward ? s.Q : s.W);
+  return (Q + gap) / Q;
+}
 
-int64_t floats_of(int64_t elements) { return (elements + 1) / 2; }
+double channels_of(const MaskTable& mask) { return static_cast<double>(mask.in_count() + mask.out_count()) / 32; }
 
-const uint16_t* const_pixels(const at::Tensor& t) { return static_cast<const uint16_t*>(t.const_data_ptr()); }
-uint16_t* pixels(const at::Tensor& t) { return static_cast<uint16_t*>(t.mutable_data_ptr()); }
+// Whether the results, in blocks of 32 and 16, read few enough operands.
+bool prefers_blocks(const ConvShape& s, const MaskTable& mask, const TileLists& quads, const ResultBlocks& blocks,
+                    bool forward) {
+  const auto taps = static_cast<double>(s.taps()), listed = static_cast<double>(quads.chunks.size());
+  const double by_quads = taps * kPair * listed / 8 * positions_per_pixel(s, forward) + kTurn * channels_of(mask);
+  return taps * kPair * blocks.cost + kCopy * channels_of(mask) < by_quads;
+}
 
-at::Tensor run(const QuadConv& conv, const at::Tensor& operand, const at::Tensor& weight,
-               const std::vector<float>& start, at::IntArrayRef size) {
-  const at::Tensor rows = weight.contiguous(at::MemoryFormat::ChannelsLast);
-  const Workspace packed(conv.weight_words());
-  auto* const words = reinterpret_cast<uint32_t*>(packed.data());
-  const int64_t piece = std::max<int64_t>(1, conv.weight_words() / conv.packs());
-  at::parallel_for(0, conv.packs(), std::max<int64_t>(1, kPackGrain / piece),
-                   [&](int64_t begin, int64_t end) { conv.pack_weights(const_pixels(rows), words, begin, end); });
-  const at::Tensor result = empty_cached(size, operand.options(), at::MemoryFormat::ChannelsLast);
-  at::parallel_for(0, conv.tasks(), 1, [&](int64_t begin, int64_t end) {
-    const Workspace scratch(floats_of(conv.scratch_elements()));
-    for (int64_t task = begin; task < end; ++task)
-      conv.run(const_pixels(operand), words, start.data(), pixels(result), task,
-               reinterpret_cast<uint16_t*>(scratch.data()));
-  });
-  return result;
+bool prefers_tiles(const ConvShape& s, const MaskTable& mask, const QuadGradWeight& quads,
+                   const PixelGradWeight& tiles) {
+  const auto pixels = static_cast<double>(s.N * s.out_pixels());
+  const auto products = [](int64_t floats) { return kProduct * static_cast<double>(floats); };
+  const double by_quads = products(quads.partial_floats()) * positions_per_pixel(s, true) + kTurn * channels_of(mask);
+  const int64_t floats = tiles.computed_floats();
+  const double sums = kPartialSum * static_cast<double>(floats * tiles.blocks()) / pixels;
+  return products(floats) + sums + kCopy * channels_of(mask) < by_quads;
+}
+
+at::Tensor run(PixelConv::Direction direction, const ConvCall<MaskTable>& call, const at::Tensor& operand,
+               const at::Tensor& weight, const at::Tensor* bias, at::IntArrayRef size) {
+  const ConvShape& s = call.shape;
+  const MaskTable& mask = call.mask;
+  const bool forward = direction == PixelConv::kForward;
+  const PixelLists lists(mask);
+  const ChannelList &results = forward ? lists.filters : lists.channels,
+                    &operands = forward ? lists.channels : lists.filters;
+  TileLists quads = forward ? filter_tile_lists(mask, kQuad, 2) : channel_tile_lists(mask, kQuad, 2);
+  ResultBlocks blocks = cut_into_blocks(quads, results.live, operands.live, s.taps());
+  if (prefers_blocks(s, mask, quads, blocks, forward)) {
+    const bool exact = blocks.kernels(operands.live) == mask[kLivePairs];
+    const PixelConv conv(direction, s, exact ? nullptr : &mask, std::move(blocks), lists.filters, lists.channels,
+                         at::get_num_threads());
+    return run_conv(conv, operand, weight, bias, results, size);
+  }
+  const QuadConv conv(forward, s, mask, std::move(quads), lists.filters, lists.channels, at::get_num_threads());
+  return run_conv(conv, operand, weight, bias, results, size);
 }
 
 }  // namespace
@@ -58,49 +74,52 @@ bool sparse_pixels_serve(const PlanCase& c) {
          !c.mask[kPairsFull];
 }
 
+double listed_share(const PlanCase& c) {
+  const MaskTable& mask = c.mask;
+  const int64_t filters = c.direction == Direction::grad_input ? 2 : kQuad;
+  const int64_t channels = c.direction == Direction::grad_weight ? 1 : 2 * kQuad / filters;
+  int64_t listed = 0;
+  for (int64_t i = 0; i < mask.out_count(); i += filters)
+    for (int64_t word = 0; word < pair_words(mask.channels_per_group()); ++word) {
+      uint32_t read = 0;
+      for (int64_t j = i; j < std::min(i + filters, mask.out_count()); ++j)
+        read |= mask.pairs(mask.out_index()[j])[word];
+      if (channels > 1) read = (read | read >> 1) & 0x55555555;
+      if (channels > 2) read = (read | read >> 2) & 0x11111111;
+      listed += __builtin_popcount(read) * filters * channels;
+    }
+  return static_cast<double>(listed) / static_cast<double>(mask.out_count() * mask.in_count());
+}
+
+double sparse_pixels_cost(const PlanCase& c) {
+  const ConvShape& s = c.shape;
+  const auto all = static_cast<double>(s.N * s.out_pixels() * s.taps() * c.mask.out_count() * c.mask.in_count());
+  const auto turned =
+      static_cast<double>(s.N * (s.in_pixels() * c.mask.in_count() + s.out_pixels() * c.mask.out_count()));
+  return kDirectCost * all * listed_share(c) + kMultiplyAddsPerTurn * turned +
+         elements_copied(s, c.mask, c.direction) * kMultiplyAddsPerElement / 2;
+}
+
 at::Tensor sparse_pixels_forward(const ConvCall<MaskTable>& call, const at::Tensor& x, const at::Tensor& weight,
                                  const OptionalTensor& bias) {
   const ConvShape& s = call.shape;
-  const Lists lists(call.mask);
-  const QuadConv conv(QuadConv::kForward, s, call.mask, lists.filters, lists.channels, at::get_num_threads());
-  std::vector<float> start(conv.quads() * kQuad);
-  for (int64_t i = 0; bias && i < lists.filters.live; ++i)
-    start[i] = static_cast<float>(const_elements<at::BFloat16>(*bias)[lists.filters.index[i]]);
-  return run(conv, x, weight, start, {s.N, s.K, s.P, s.Q});
+  return run(PixelConv::kForward, call, x, weight, bias ? &*bias : nullptr, {s.N, s.K, s.P, s.Q});
 }
 
 at::Tensor sparse_pixels_grad_input(const ConvCall<MaskTable>& call, const at::Tensor& grad_out,
                                     const at::Tensor& weight) {
   const ConvShape& s = call.shape;
-  const Lists lists(call.mask);
-  const QuadConv conv(QuadConv::kGradInput, s, call.mask, lists.filters, lists.channels, at::get_num_threads());
-  return run(conv, grad_out, weight, std::vector<float>(conv.quads() * kQuad), {s.N, s.C, s.H, s.W});
+  return run(PixelConv::kGradInput, call, grad_out, weight, nullptr, {s.N, s.C, s.H, s.W});
 }
 
 at::Tensor sparse_pixels_grad_weight(const ConvCall<MaskTable>& call, const at::Tensor& grad_out, const at::Tensor& x,
                                      const at::Tensor& weight, const OptionalTensor& scale) {
   const ConvShape& s = call.shape;
-  const Lists lists(call.mask);
-  const int64_t threads = at::get_num_threads();
-  const QuadGradWeight work(s, call.mask, lists.filters, lists.channels, threads);
-  const int64_t floats = work.partial_floats(), fit = kPartialFloats / std::max<int64_t>(1, floats);
-  const int64_t shares = std::clamp<int64_t>(fit, 1, std::min(threads, work.blocks()));
-  const Workspace partial(shares * floats);
-  at::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
-    const Workspace scratch(floats_of(work.scratch_elements()));
-    for (int64_t share = begin; share < end; ++share) {
-      float* const sums = partial.data() + share * floats;
-      std::fill(sums, sums + floats, 0.0f);
-      work.run(const_pixels(x), const_pixels(grad_out), work.blocks() * share / shares,
-               work.blocks() * (share + 1) / shares, sums, reinterpret_cast<uint16_t*>(scratch.data()));
-    }
-  });
-  const at::Tensor grad = empty_cached(weight.sizes(), weight.options(), at::MemoryFormat::ChannelsLast);
-  const int64_t row = std::max<int64_t>(1, s.channels_per_group() * s.taps());
-  at::parallel_for(0, s.K, std::max<int64_t>(1, kPackGrain / row), [&](int64_t begin, int64_t end) {
-    work.write(partial.data(), shares, const_floats(scale), pixels(grad), begin, end);
-  });
-  return grad.contiguous(weight.suggest_memory_format());
+  const PixelLists lists(call.mask);
+  const QuadGradWeight quads(s, call.mask, lists.filters, lists.channels, at::get_num_threads());
+  const PixelGradWeight tiles(s, &call.mask, lists.filters, lists.channels);
+  if (prefers_tiles(s, call.mask, quads, tiles)) return run_grad_weight(tiles, grad_out, x, weight, scale);
+  return run_grad_weight(quads, grad_out, x, weight, scale);
 }
 
 }  // namespace prunekernels

@@ -1,4 +1,4 @@
-// The sparse plan on CPU for bfloat16 in channels_last: kernels of our own that skip blocks of kernels.
+// The sparse plan on CPU for NHWC and bfloat16: blocks of kernels are skipped, in the form that suits their size.
 #pragma once
 
 #include "ops/conv_args.h"
@@ -7,8 +7,10 @@
 namespace prunekernels {
 
 bool sparse_pixels_serve(const PlanCase& c);
-// Listed kernels, dead ones within a block's included, of the kernels between all listed filters and channels.
-double listed_share(const MaskTable& mask, Direction direction);
+// What is computed, of the kernels between all listed filters and channels: blocks of four results and two operands,
+// or, for the gradient of the weight, of four filters and a channel. Counted without regard to dead channels.
+double listed_share(const PlanCase& c);
+double sparse_pixels_cost(const PlanCase& c);
 
 at::Tensor sparse_pixels_forward(const ConvCall<MaskTable>& call, const at::Tensor& x, const at::Tensor& weight,
                                  const OptionalTensor& bias);

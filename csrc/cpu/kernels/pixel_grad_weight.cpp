@@ -5,6 +5,8 @@
 #include <utility>
 #include <vector>
 
+#include "core/tile_lists.h"
+
 namespace prunekernels {
 namespace {
 
@@ -49,16 +51,19 @@ PixelGradWeight::PixelGradWeight(const ConvShape& s, const MaskTable* mask, cons
   if (mask_) find_live();
 }
 
-// Which numbers are multiplied with which, of a run: filters, and its elements, which are channels tap after tap.
+// Which numbers are multiplied by which vectors, of a run: filters, and its elements, which are channels tap after tap.
 void PixelGradWeight::find_live() {
+  const TileLists lists = filter_tile_lists(*mask_, vectors_of_filters_ ? kHalf : kMaskedFilters, 1);
   live_.assign(tiles_ * vectors_, 0);
-  for (int64_t f = 0; f < filters_.live; ++f)
-    mask_->each_live_channel(filters_.index[f], [&](int64_t c) {
-      for (int64_t e = channels_.slot[c]; e < elements_; e += channels_.live) {
-        const int64_t number = vectors_of_filters_ ? e : f, lane = vectors_of_filters_ ? f : e;
-        live_[number / kMaskedFilters * vectors_ + lane / kHalf] = 1;
-      }
-    });
+  for (int64_t t = 0; t < lists.tiles(); ++t)
+    for (int64_t i = lists.first[t]; i < lists.first[t + 1]; ++i)
+      for (int64_t e = lists.chunks[i]; e < elements_; e += channels_.live)
+        live_[vectors_of_filters_ ? e / kMaskedFilters * vectors_ + t : t * vectors_ + e / kHalf] = 1;
+}
+
+int64_t PixelGradWeight::computed_floats() const {
+  if (!mask_) return partial_floats();
+  return std::count(live_.begin(), live_.end(), 1) * kMaskedFilters * kHalf * R_ * runs_;
 }
 
 // Of one row, of x or of the output's gradient, with what fills up the last vector.

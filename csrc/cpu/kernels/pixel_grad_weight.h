@@ -26,6 +26,7 @@ class PixelGradWeight {
                   const ChannelList& channels);
 
   int64_t partial_floats() const { return R_ * runs_ * broadcast_ * width_; }
+  int64_t computed_floats() const;  // of those
   int64_t scratch_words() const {
     return x_row_ * rows_.reach(block_rows_) + g_row_ * block_rows_ + 2 * gathered_words();
   }

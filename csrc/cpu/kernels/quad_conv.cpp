@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace prunekernels {
 namespace {
@@ -29,15 +30,15 @@ PixelBlocks blocks_of(const PlaneLayout& layout, int64_t planes, int64_t images,
 
 }  // namespace
 
-QuadConv::QuadConv(Direction direction, const ConvShape& s, const MaskTable& mask, const ChannelList& filters,
+QuadConv::QuadConv(bool forward, const ConvShape& s, const MaskTable& mask, TileLists lists, const ChannelList& filters,
                    const ChannelList& channels, int64_t threads)
     : kernels_(quad_kernels()),
       mask_(mask),
-      forward_(direction == kForward),
-      in_(forward_ ? channels : filters),
-      out_(forward_ ? filters : channels),
+      forward_(forward),
+      in_(forward ? channels : filters),
+      out_(forward ? filters : channels),
       taps_(s.taps()),
-      lists_(forward_ ? filter_tile_lists(mask, kQuad, 2) : channel_tile_lists(mask, kQuad, 2)),
+      lists_(std::move(lists)),
       planes_(layout_of(forward_, s), in_, PlaneCell::pair),
       blocks_(blocks_of(planes_.layout(), planes_.count(), s.N, threads)) {
   writes_in_place_ = out_.live == out_.channels && out_.live == result_pairs() * 2;

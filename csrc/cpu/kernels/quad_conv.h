@@ -16,10 +16,8 @@ namespace prunekernels {
 
 class QuadConv {
  public:
-  enum Direction { kForward, kGradInput };
-
-  // filters, channels: the mask's live ones; valid as long as this is.
-  QuadConv(Direction direction, const ConvShape& shape, const MaskTable& mask, const ChannelList& filters,
+  // lists: of quads of results, pairs of operands. filters, channels: the mask's live ones; valid as long as this is.
+  QuadConv(bool forward, const ConvShape& shape, const MaskTable& mask, TileLists lists, const ChannelList& filters,
            const ChannelList& channels, int64_t threads);
 
   int64_t quads() const { return lists_.tiles(); }
@@ -68,7 +66,7 @@ class QuadConv {
   const bool forward_;
   const ChannelList &in_, &out_;  // of the operand and of the result
   const int64_t taps_;
-  const TileLists lists_;  // quads of results, pairs of operand channels
+  const TileLists lists_;
   PixelPlanes planes_;
   PixelBlocks blocks_;
   std::vector<int32_t> pairs_;  // of all lists, as distances in planes
