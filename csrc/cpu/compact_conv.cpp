@@ -129,8 +129,7 @@ at::Tensor compact_grad_input(const ConvCall<MaskTable>& call, const at::Tensor&
   const int64_t groups = call.mask[kLiveGroups], chunk = cc.in.identity() ? s.N : cc.chunk(grad_out.element_size());
   const at::Tensor w = cc.pack_weight(weight);
   const at::Tensor buffer = cc.out.identity() ? grad_out : call.empty({chunk, cc.out.live(), s.P, s.Q}, grad_out);
-  const at::Tensor x =
-      call.empty({chunk, cc.in.live(), s.H, s.W}, grad_out);  // sizes only; never read, so never paged in
+  const at::Tensor x = vendor::sizes_only({chunk, cc.in.live(), s.H, s.W}, grad_out.options(), call.format);
   if (cc.in.identity())
     return vendor::grad_input(gather_images(cc.out, grad_out, 0, s.N, buffer), x, w, call.params, groups);
   const at::Tensor grad_x = empty_cached({s.N, s.C, s.H, s.W}, grad_out.options(), call.format);
@@ -153,7 +152,8 @@ at::Tensor compact_grad_weight(const ConvCall<MaskTable>& call, const at::Tensor
   const int64_t chunk = !copies ? s.N : std::min(s.N, cc.chunk(x.element_size()) * (1 + weight_bytes / (1 << 20)));
   const at::Tensor x_buffer = cc.in.identity() ? x : call.empty({chunk, cc.in.live(), s.H, s.W}, x);
   const at::Tensor grad_buffer = cc.out.identity() ? grad_out : call.empty({chunk, cc.out.live(), s.P, s.Q}, x);
-  const at::Tensor like = call.empty({call.mask.out_count(), call.mask[kInPerGroup], s.R, s.S}, x);
+  const at::Tensor like =
+      vendor::sizes_only({call.mask.out_count(), call.mask[kInPerGroup], s.R, s.S}, x.options(), call.format);
   at::Tensor sum;
   each_chunk(s.N, chunk, [&](int64_t first, int64_t count) {
     const at::Tensor part =

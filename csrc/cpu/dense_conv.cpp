@@ -3,12 +3,16 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/sum.h>
+#include <c10/util/FunctionRef.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <optional>
 #include <vector>
 
+#include "core/conv_axes.h"
+#include "core/cover.h"
 #include "cpu/caching_allocator.h"
 #include "cpu/kernels/channels.h"
 #include "cpu/kernels/weights.h"
@@ -32,25 +36,29 @@ ChannelView<T> view(const at::Tensor& x) {
                            : ChannelView<T>{data, x.size(0), pixels, x.size(1) * pixels, 1, x.size(1)};
 }
 
-// where(live, weight, 0): the weight itself if its dead kernels hold zeros already.
-at::Tensor masked_weight(const at::Tensor& weight, const MaskTable& mask, at::MemoryFormat format) {
-  const at::Tensor full = weight.contiguous(format);
-  const int64_t taps = full.size(2) * full.size(3);
-  return with_element(full.scalar_type(), [&](auto zero) {
+int64_t bytes(const at::Tensor& t) { return t.numel() * t.element_size(); }
+
+bool dead_are_zero(const at::Tensor& weight, const MaskTable& mask) {
+  const int64_t rows = weight.size(0), taps = weight.size(2) * weight.size(3);
+  return with_element(weight.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const int64_t rows = full.size(0);
     std::atomic<bool> clean{true};
-    at::parallel_for(0, rows, grain(full, rows), [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, rows, grain(weight, rows), [&](int64_t begin, int64_t end) {
       for (int64_t k = begin; clean && k < end; ++k)
-        if (!dead_weights_are_zero(const_elements<T>(full), layout_of(full), taps, mask, k, k + 1)) clean = false;
+        if (!dead_weights_are_zero(const_elements<T>(weight), layout_of(weight), taps, mask, k, k + 1)) clean = false;
     });
-    if (clean) return full;
-    const at::Tensor masked = empty_cached(full.sizes(), full.options(), format);
-    at::parallel_for(0, rows, grain(full, rows), [&](int64_t begin, int64_t end) {
-      mask_weight(const_elements<T>(full), elements<T>(masked), layout_of(full), full.size(1), taps, &mask, nullptr,
-                  begin, end);
+    return clean.load();
+  });
+}
+
+// to = where(live, weight, 0), rows times scale; in place if to is weight.
+void write_masked(const at::Tensor& weight, const at::Tensor& to, const MaskTable* mask, const float* scale) {
+  with_element(weight.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    at::parallel_for(0, weight.size(0), grain(weight, weight.size(0)), [&](int64_t begin, int64_t end) {
+      mask_weight(const_elements<T>(weight), elements<T>(to), layout_of(weight), weight.size(1),
+                  weight.size(2) * weight.size(3), mask, scale, begin, end);
     });
-    return masked;
   });
 }
 
@@ -64,14 +72,27 @@ at::Tensor masked_bias(const at::Tensor& bias, const MaskTable& mask) {
   return masked;
 }
 
-// Channels of the operand or of the result, and which of them are live.
-struct ChannelSlots {
-  const int32_t* slot;
+// The operand or the result of a convolution.
+struct Side {
+  const int32_t* slot;  // [channels]
   int64_t channels;
+
+  int64_t count(bool (*is)(int32_t slot)) const { return std::count_if(slot, slot + channels, is); }
 };
 
-ChannelSlots filters(const MaskTable& mask) { return {mask.out_slot(), mask[kFilters]}; }
-ChannelSlots channels(const MaskTable& mask) { return {mask.in_slot(), mask[kChannels]}; }
+bool is_dead(int32_t slot) { return slot == kDead; }
+bool is_skipped(int32_t slot) { return slot < 0; }  // dead or constant
+
+Side filters(const MaskTable& mask) { return {mask.out_slot(), mask[kFilters]}; }
+Side channels(const MaskTable& mask) { return {mask.in_slot(), mask[kChannels]}; }
+
+// One direction at full width: result = run(operand, weight).
+struct Pass {
+  const ConvCall<MaskTable>& call;
+  Side operand, result;
+  Axis rows, columns;
+  c10::function_ref<at::Tensor(const at::Tensor& operand, const at::Tensor& weight)> run;
+};
 
 // A channel of the result, and what it has to be if nothing leaked.
 struct Sentinel {
@@ -79,31 +100,34 @@ struct Sentinel {
   int64_t channel;
 };
 
-std::vector<Sentinel> find_sentinels(const ChannelSlots& result, const ChannelSlots& operand, int64_t groups) {
+std::vector<Sentinel> find_sentinels(const Side& result, const Side& operand, int64_t groups) {
   std::vector<Sentinel> sentinels;
   for (int64_t g = 0; g < groups; ++g) {
     const int32_t* first = result.slot + g * result.channels / groups;
     const int32_t* last = first + result.channels / groups;
     const int32_t* other = operand.slot + g * operand.channels / groups;
     const int32_t* zero = std::find(first, last, kDead);
-    const int32_t* live = std::find_if(first, last, [](int32_t slot) { return slot != kDead; });
-    const bool may_leak = std::any_of(other, other + operand.channels / groups, [](int32_t slot) { return slot < 0; });
-    if (groups == 1 && zero != last)
+    if (zero != last)
       sentinels.push_back({Property::zero, zero - result.slot});
-    else if (may_leak && live != last)
-      sentinels.push_back({Property::finite, live - result.slot});
+    else if (std::any_of(other, other + operand.channels / groups, is_skipped))
+      sentinels.push_back({Property::finite, first - result.slot});
   }
   return sentinels;
 }
 
-// NHWC: all channels of a pixel share cache lines, so zeroing some of them is one pass over all of them.
+// For NHWC pixels, whose channels share cache lines: all bits where a channel stays, none where it becomes zero.
 template <typename T>
-void zero_dead_pixels(const at::Tensor& x, const int32_t* slot) {
-  std::vector<T> keep(x.size(1));
-  for (int64_t c = 0; c < x.size(1); ++c) std::memset(&keep[c], slot[c] == kDead ? 0 : 0xff, sizeof(T));
-  const int64_t pixels = x.size(0) * x.size(2) * x.size(3);
-  at::parallel_for(0, pixels, grain(x, pixels), [&](int64_t begin, int64_t end) {
-    keep_channels(elements<T>(x), x.size(1), keep.data(), begin, end);
+std::vector<T> keep(const Side& side, bool (*goes)(int32_t slot)) {
+  std::vector<T> bits(side.channels);
+  for (int64_t c = 0; c < side.channels; ++c) std::memset(&bits[c], goes(side.slot[c]) ? 0 : 0xff, sizeof(T));
+  return bits;
+}
+
+template <typename T>
+void keep_pixels(const at::Tensor& from, const at::Tensor& to, const std::vector<T>& keep) {
+  const int64_t pixels = from.size(0) * from.size(2) * from.size(3);
+  at::parallel_for(0, pixels, grain(from, pixels), [&](int64_t begin, int64_t end) {
+    keep_channels(const_elements<T>(from), elements<T>(to), from.size(1), keep.data(), begin, end);
   });
 }
 
@@ -118,13 +142,33 @@ void fill(const at::Tensor& x, const int32_t* slot, int32_t kind, const at::Tens
   });
 }
 
-constexpr int64_t kLine = 64;  // bytes of a cache line
-
-// Cache lines under one channel.
-int64_t lines_of_a_channel(const at::Tensor& x) {
-  const int64_t pixels = x.size(0) * x.size(2) * x.size(3), bytes = x.element_size();
-  return x.is_contiguous() ? pixels * bytes / kLine : pixels * std::min(kLine, x.size(1) * bytes) / kLine;
+// In place: zeros in the dead channels.
+void zero_dead_channels_(const at::Tensor& x, const Side& side) {
+  if (x.is_contiguous()) return fill(x, side.slot, kDead, nullptr);
+  with_element(x.scalar_type(), [&](auto zero) { keep_pixels(x, x, keep<decltype(zero)>(side, is_dead)); });
 }
+
+// A copy with zeros in the channels that no live kernel reads.
+at::Tensor without_skipped_channels(const at::Tensor& x, const Side& side, at::MemoryFormat format) {
+  const at::Tensor copy = empty_cached(x.sizes(), x.options(), format);
+  if (!x.is_contiguous()) {
+    with_element(x.scalar_type(), [&](auto zero) { keep_pixels(x, copy, keep<decltype(zero)>(side, is_skipped)); });
+    return copy;
+  }
+  const int64_t planes = x.size(0) * side.channels, plane = bytes(x) / std::max<int64_t>(1, planes);
+  const char* from = static_cast<const char*>(x.const_data_ptr());
+  char* to = static_cast<char*>(copy.mutable_data_ptr());
+  at::parallel_for(0, planes, grain(x, planes), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      if (is_skipped(side.slot[i % side.channels]))
+        std::memset(to + i * plane, 0, plane);
+      else
+        std::memcpy(to + i * plane, from + i * plane, plane);
+  });
+  return copy;
+}
+
+constexpr int64_t kLine = 64;  // bytes of a cache line
 
 bool all_finite(const at::Tensor& x) {
   const int64_t images = x.size(0), floats = x.numel() / std::max<int64_t>(1, images);
@@ -133,50 +177,82 @@ bool all_finite(const at::Tensor& x) {
     const ChannelView<const T> whole{const_elements<T>(x), images, floats, floats, 0, 1};
     std::atomic<bool> finite{true};
     at::parallel_for(0, images, grain(x, images), [&](int64_t begin, int64_t end) {
-      if (!channel_is(Property::finite, whole, 0, begin, end)) finite = false;
+      if (!channel_is(Property::finite, whole, 0, {nullptr, 0}, begin, end)) finite = false;
     });
     return finite.load();
   });
 }
 
-bool sentinels_hold(const at::Tensor& x, const ChannelSlots& result, const ChannelSlots& operand, int64_t groups) {
-  const auto sentinels = find_sentinels(result, operand, groups);
-  const int64_t images = x.size(0), checks = static_cast<int64_t>(sentinels.size()) * images;
-  return with_element(x.scalar_type(), [&](auto zero) {
+// After a full-width convolution whose dead weights are zeros: did every dead channel of the operand stay without
+// effect, and are the dead channels of the result exactly 0? Zero weights make it so unless the operand holds a NaN or
+// an infinity. That would show in every channel of the result, wherever the window has it, so one sentinel channel a
+// group answers at as many pixels as it takes to have been through all of the operand: a dead channel must be 0 there,
+// or else any one finite. An image's few channels are read whole instead, where that is less.
+bool nothing_leaked(const Pass& pass, const at::Tensor& operand, const at::Tensor& result) {
+  const std::vector<Sentinel> sentinels = find_sentinels(pass.result, pass.operand, pass.call.params.groups);
+  const std::vector<int32_t> chosen = covering_pixels(pass.rows, pass.columns);
+  const int64_t images = result.size(0), checks = static_cast<int64_t>(sentinels.size()) * images;
+  const bool whole = static_cast<int64_t>(chosen.size()) == result.size(2) * result.size(3);
+  const PixelList pixels{whole ? nullptr : chosen.data(), static_cast<int64_t>(chosen.size())};
+  const int64_t apart =
+      result.is_contiguous() ? result.element_size() : std::min(kLine, pass.result.channels * result.element_size());
+  if (bytes(operand) < checks * pixels.count * apart && all_finite(operand)) return true;
+  return with_element(result.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
+    const int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, pixels.count * apart));
     std::atomic<bool> hold{true};
-    at::parallel_for(0, checks, grain(x, images * x.size(1)), [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, checks, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; hold && i < end; ++i) {
         const Sentinel& s = sentinels[i / images];
-        if (!channel_is(s.property, view<const T>(x), s.channel, i % images, i % images + 1)) hold = false;
+        const int64_t image = i % images;
+        if (!channel_is(s.property, view<const T>(result), s.channel, pixels, image, image + 1)) hold = false;
       }
     });
     return hold.load();
   });
 }
 
-// After a full-width convolution whose dead weights are zeros: did every dead channel of the operand stay without
-// effect, and are the dead channels of the result exactly 0? Zero weights make it so unless the operand holds a NaN or
-// an infinity. That would show in every channel of the result, so one sentinel channel a group answers: a dead one must
-// be 0, or else any one finite. An image's few channels are read whole instead, where that is less.
-bool nothing_leaked(const at::Tensor& operand, const at::Tensor& result, const ChannelSlots& operand_side,
-                    const ChannelSlots& result_side, int64_t groups) {
-  const bool small = operand.numel() * operand.element_size() / kLine < lines_of_a_channel(result);
-  return (small && all_finite(operand)) || sentinels_hold(result, result_side, operand_side, groups);
+// Whether a copy of the operand is cheaper than one of the weight, zeros in the result included. Bytes moved: a copy
+// reads, fetches what it overwrites, and writes.
+bool operand_is_cheaper(const Pass& pass, const at::Tensor& operand, const at::Tensor& weight) {
+  const int64_t image = pass.result.channels * pass.rows.result * pass.columns.result * operand.element_size();
+  const int64_t dead = pass.result.count(is_dead);
+  int64_t cost = pass.operand.count(is_skipped) ? 3 * bytes(operand) + image : 0;
+  if (dead)
+    cost +=
+        2 * operand.size(0) * image * (pass.call.channels_last() ? pass.result.channels : dead) / pass.result.channels;
+  return cost < 3 * bytes(weight);
 }
 
-// In place: zeros in the dead channels.
-void zero_dead_channels_(const at::Tensor& x, const int32_t* slot) {
-  if (x.is_contiguous()) return fill(x, slot, kDead, nullptr);
-  with_element(x.scalar_type(), [&](auto zero) { zero_dead_pixels<decltype(zero)>(x, slot); });
+// Dead channels masked rather than weights: zeros in the operand, and afterwards in the result. A dead weight of a live
+// filter then meets zeros only, which a NaN or an infinity among these weights would still turn into NaN, in the first
+// image as in all others: if that is finite, so they are. Nothing where it is not.
+std::optional<at::Tensor> with_masked_operand(const Pass& pass, const at::Tensor& operand, const at::Tensor& weight) {
+  const bool copies = pass.operand.count(is_skipped) > 0;
+  const at::Tensor result =
+      pass.run(copies ? without_skipped_channels(operand, pass.operand, pass.call.format) : operand, weight);
+  zero_dead_channels_(result, pass.result);
+  if (copies && !all_finite(result.narrow(0, 0, 1))) return std::nullopt;
+  return result;
 }
 
-// A copy with zeros in the channels of negative slot.
-at::Tensor without_dead_channels(const at::Tensor& x, const int32_t* slot) {
-  const at::Tensor masked = x.clone();
-  zero_dead_channels_(masked, slot);
-  fill(masked, slot, kConstant, nullptr);
-  return masked;
+at::Tensor with_masked_weight(const Pass& pass, const at::Tensor& operand, const at::Tensor& weight) {
+  const at::Tensor result = pass.run(operand, weight);
+  if (nothing_leaked(pass, operand, result)) return result;
+  const at::Tensor again = pass.run(without_skipped_channels(operand, pass.operand, pass.call.format), weight);
+  zero_dead_channels_(again, pass.result);
+  return again;
+}
+
+at::Tensor run_masked(const Pass& pass, const at::Tensor& operand, const at::Tensor& weight) {
+  const MaskTable& mask = pass.call.mask;
+  const at::Tensor full = weight.contiguous(pass.call.format);
+  if (dead_are_zero(full, mask)) return with_masked_weight(pass, operand, full);
+  if (mask[kPairsFull] && operand_is_cheaper(pass, operand, full))
+    if (const auto result = with_masked_operand(pass, operand, full)) return *result;
+  const at::Tensor masked = full.is_same(weight) ? empty_cached(full.sizes(), full.options(), pass.call.format) : full;
+  write_masked(full, masked, &mask, nullptr);
+  return with_masked_weight(pass, operand, masked);
 }
 
 // NHWC reads every channel anyway, and torch's sum reads them fastest.
@@ -206,50 +282,30 @@ at::Tensor sums_of_channels(const at::Tensor& x, const int32_t* slot) {
 
 at::Tensor dense_forward(const ConvCall<MaskTable>& call, const at::Tensor& x, const at::Tensor& weight,
                          const OptionalTensor& bias) {
-  const MaskTable& mask = call.mask;
-  const ConvParams& p = call.params;
-  const at::MemoryFormat format = call.format;
-  if (mask.nothing_dead()) return vendor::conv(x, weight.contiguous(format), bias, p, p.groups).contiguous(format);
-  const at::Tensor w = masked_weight(weight, mask, format);
-  const OptionalTensor b = bias ? OptionalTensor(masked_bias(*bias, mask)) : std::nullopt;
-  at::Tensor y = vendor::conv(x, w, b, p, p.groups).contiguous(format);
-  if (!nothing_leaked(x, y, channels(mask), filters(mask), p.groups)) {
-    y = vendor::conv(without_dead_channels(x, mask.in_slot()), w, b, p, p.groups).contiguous(format);
-    zero_dead_channels_(y, mask.out_slot());
-  } else if (p.groups > 1) {
-    zero_dead_channels_(y, mask.out_slot());
-  }
-  return y;
+  const ConvShape& s = call.shape;
+  const bool masks = !call.mask.nothing_dead();
+  const OptionalTensor b = bias && masks ? OptionalTensor(masked_bias(*bias, call.mask)) : bias;
+  const auto run = [&](const at::Tensor& operand, const at::Tensor& w) {
+    return vendor::conv(operand, w, b, call.params, call.params.groups).contiguous(call.format);
+  };
+  if (!masks) return run(x, weight.contiguous(call.format));
+  return run_masked({call, channels(call.mask), filters(call.mask), forward_axis(s, 0), forward_axis(s, 1), run}, x,
+                    weight);
 }
 
 at::Tensor dense_grad_input(const ConvCall<MaskTable>& call, const at::Tensor& grad_out, const at::Tensor& weight) {
   const ConvShape& s = call.shape;
-  const MaskTable& mask = call.mask;
-  const ConvParams& p = call.params;
-  const at::MemoryFormat format = call.format;
-  const at::Tensor x = call.empty({s.N, s.C, s.H, s.W}, grad_out);  // sizes only
-  if (mask.nothing_dead())
-    return vendor::grad_input(grad_out, x, weight.contiguous(format), p, p.groups).contiguous(format);
-  const at::Tensor w = masked_weight(weight, mask, format);
-  at::Tensor grad_x = vendor::grad_input(grad_out, x, w, p, p.groups).contiguous(format);
-  if (!nothing_leaked(grad_out, grad_x, filters(mask), channels(mask), p.groups)) {
-    grad_x = vendor::grad_input(without_dead_channels(grad_out, mask.out_slot()), x, w, p, p.groups).contiguous(format);
-    zero_dead_channels_(grad_x, mask.in_slot());
-  } else if (p.groups > 1) {
-    zero_dead_channels_(grad_x, mask.in_slot());
-  }
-  return grad_x;
+  const at::Tensor x = vendor::sizes_only({s.N, s.C, s.H, s.W}, grad_out.options(), call.format);
+  const auto run = [&](const at::Tensor& operand, const at::Tensor& w) {
+    return vendor::grad_input(operand, x, w, call.params, call.params.groups).contiguous(call.format);
+  };
+  if (call.mask.nothing_dead()) return run(grad_out, weight.contiguous(call.format));
+  return run_masked({call, filters(call.mask), channels(call.mask), grad_input_axis(s, 0), grad_input_axis(s, 1), run},
+                    grad_out, weight);
 }
 
 void mask_grad_weight(const char*, const at::Tensor& grad, const MaskTable* mask, const OptionalTensor& scale) {
-  if (!mask && !scale) return;
-  with_element(grad.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    at::parallel_for(0, grad.size(0), grain(grad, grad.size(0)), [&](int64_t begin, int64_t end) {
-      mask_weight(const_elements<T>(grad), elements<T>(grad), layout_of(grad), grad.size(1),
-                  grad.size(2) * grad.size(3), mask, const_floats(scale), begin, end);
-    });
-  });
+  if (mask || scale) write_masked(grad, grad, mask, const_floats(scale));
 }
 
 void write_constants(const ConvCall<MaskTable>& call, const at::Tensor& y, const OptionalTensor& bias) {

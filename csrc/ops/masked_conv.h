@@ -120,7 +120,7 @@ at::Tensor masked_conv2d_grad_input(const at::Tensor& grad_out, const at::Tensor
   if (s.N == 0 || (mask && Device::table(*mask)[kLivePairs] == 0)) return zeros(x_size, grad_out.options(), format);
   const at::Tensor grad = grad_out.contiguous(format);
   if (!mask || asked.settled(Device::table(*mask))) {
-    const at::Tensor like_x = at::empty(x_size, grad.options().memory_format(format));  // sizes only
+    const at::Tensor like_x = vendor::sizes_only(x_size, grad.options(), format);
     return vendor::grad_input(grad, like_x, weight.contiguous(format), params, groups).contiguous(format);
   }
 

@@ -11,6 +11,11 @@
 
 namespace prunekernels::vendor {
 
+// What a function below takes for its size and layout alone. On a CPU no memory stands behind it: a block that is never
+// read would still push the result out of the warm one that the system's allocator has, and new pages cost more than
+// many a convolution.
+at::Tensor sizes_only(at::IntArrayRef sizes, const at::TensorOptions& options, at::MemoryFormat format);
+
 inline at::Tensor conv(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                        const ConvParams& p, int64_t groups) {
   return at::convolution(x, weight, bias, p.stride, p.padding, p.dilation, false, {0, 0}, groups);

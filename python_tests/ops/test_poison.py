@@ -23,6 +23,8 @@ from cases.conv import (
 from prunekernels import reference
 
 WIDE = ConvCase(n=3, c=12, k=6, h=5, w=19, groups=2)
+# More weights than pixels: the dense plan masks dead channels of its operand rather than weights.
+HEAVY = [ConvCase(n=2, c=8, k=12, h=2, w=3), ConvCase(n=2, c=8, k=12, h=2, w=3, groups=2)]
 NAN, INF = float("nan"), float("inf")
 
 
@@ -31,11 +33,11 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("weight_grad", ["masked", "dense"])
 @pytest.mark.parametrize("poison", [NAN, INF, -INF], ids=str)
-@pytest.mark.parametrize("case", KINDS, ids=str)
+@pytest.mark.parametrize("case", KINDS + HEAVY, ids=str)
 def test_poison_in_dead_numbers(case, poison, weight_grad, layout, plan):
     x, weight, bias, grad_out = inputs(case, layout=layout)
-    filters, kernels, channels = ~only(case.k, 0, 3), masks(PLAIN, "kernel")["kernel_mask"], ~only(case.c, 1)
-    dead = {"filter_mask": filters, "kernel_mask": kernels[:, : case.c // case.groups], "input_mask": channels}
+    filters, channels = ~only(case.k, 0, 3), ~only(case.c, 1)
+    dead = {"filter_mask": filters, "kernel_mask": masks(case, "kernel")["kernel_mask"], "input_mask": channels}
     want = reference.gradients(x, weight, bias, grad_out, **dead, **case.conv_args, weight_grad=weight_grad)
 
     x, weight, bias = x.clone(), weight.clone(), bias.clone()
@@ -49,7 +51,7 @@ def test_poison_in_dead_numbers(case, poison, weight_grad, layout, plan):
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("weight_grad", ["masked", "dense", "scaled"])
-@pytest.mark.parametrize("case", KINDS, ids=str)
+@pytest.mark.parametrize("case", KINDS + HEAVY, ids=str)
 def test_poison_in_grad_out_of_dead_filters(case, weight_grad, layout, plan):
     x, weight, bias, grad_out = inputs(case, layout=layout)
     filters = ~only(case.k, 0, 3)
@@ -99,12 +101,78 @@ def test_poison_in_other_dtypes(dtype, plan):
 
 
 @pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("case", [PLAIN, *HEAVY], ids=str)
 @pytest.mark.parametrize("place", ["x", "weight", "bias"])
-def test_poison_in_live_numbers_is_not_hidden(place, plan):
-    x, weight, bias, grad_out = inputs(PLAIN)
-    dead = {"filter_mask": ~only(6, 0), "input_mask": ~only(4, 1)}
+def test_poison_in_live_numbers_is_not_hidden(place, case, layout, plan):
+    x, weight, bias, grad_out = inputs(case, layout=layout)
+    dead = {"filter_mask": ~only(case.k, 0), "input_mask": ~only(case.c, 1)}
     {"x": x[:, 0], "weight": weight[1, 0], "bias": bias[1:2]}[place].fill_(NAN)
-    assert run((x, weight, bias, grad_out), PLAIN, plan, **dead)[0][:, 1].isnan().all()
+    y = run((x, weight, bias, grad_out), case, plan, **dead)[0]
+    assert y[:, 1].isnan().all()
+    assert_zero(y[:, 0])
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("case", [PLAIN, *HEAVY], ids=str)
+def test_poison_in_grad_out_of_live_filters_is_not_hidden(case, layout, plan):
+    x, weight, bias, grad_out = inputs(case, layout=layout)
+    dead = {"filter_mask": ~only(case.k, 0), "input_mask": ~only(case.c, 1)}
+    grad_out[:, 1] = NAN
+    _, grad_x, grad_w, grad_b = run((x, weight, bias, grad_out), case, plan, **dead)
+    assert all(grad.isnan().all() for grad in (grad_x[:, 0], grad_w[1, 0], grad_b[1]))
+    for zero in (grad_x[:, 1], grad_w[0], grad_b[0]):
+        assert_zero(zero)
+
+
+# The dense plan looks at the fewest results whose windows have all that is read.
+WINDOWS = [
+    ConvCase(n=1, h=7, w=5),
+    ConvCase(n=1, h=5, w=7, padding=0),
+    ConvCase(n=1, h=6, w=8, padding=3),
+    ConvCase(n=1, h=8, w=7, stride=2),
+    ConvCase(n=1, h=8, w=8, stride=3, padding=0),
+    ConvCase(n=1, h=7, w=7, stride=(1, 2), r=1, s=1, padding=0),
+    ConvCase(n=1, h=9, w=8, dilation=2, padding=2),
+    ConvCase(n=1, h=9, w=9, dilation=(3, 1), stride=2, padding=(3, 0)),
+    ConvCase(n=1, h=7, w=9, r=5, s=2, padding=(2, 1)),
+    ConvCase(n=1, h=6, w=6, c=4, k=4, groups=4),
+]
+
+
+@pytest.mark.thinned(2)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("dead", ["inputs", "both"])
+@pytest.mark.parametrize("case", WINDOWS, ids=str)
+def test_poison_in_any_pixel(case, dead, layout):
+    """In a dead channel, and in a live one, of the input and of the output's gradient."""
+    filters, channels = ~only(case.k, *((0, 3) if dead == "both" else ())), ~only(case.c, 1)
+    made = {"filter_mask": filters, "input_mask": channels}
+
+    def pixels(tensor):
+        return [(c, *at) for at in torch.ones(tensor.shape[2:]).nonzero().tolist() for c in (1, 2)]
+
+    def wrong(poisoned, place):
+        problem = list(inputs(case, layout=layout))
+        problem[poisoned][(0, *place)] = NAN
+        want = reference.gradients(*problem, **made, **case.conv_args)[:2]  # a vendor's grad_w may skip the padding
+        got = run(tuple(problem), case, "dense", **made)
+        return not all(torch.equal(got[i].double().nan_to_num(99), want[i].nan_to_num(99)) for i in range(2))
+
+    x, _, _, grad_out = inputs(case)
+    assert not [place for place in pixels(x) if wrong(0, place)]
+    assert not [place for place in pixels(grad_out) if wrong(3, place)]
+
+
+@pytest.mark.parametrize("case", [PLAIN, *HEAVY], ids=str)
+def test_a_weight_of_another_layout_stays_as_it_is(case):
+    _, weight, bias, _ = inputs(case)
+    x, grad_out = (t.contiguous(memory_format=torch.channels_last) for t in inputs(case)[::3])
+    before, made = weight.clone(), {"filter_mask": ~only(case.k, 0, 3), "input_mask": ~only(case.c, 1)}
+    problem = x, weight, bias, grad_out
+    assert_same(run(problem, case, "dense", **made), reference.gradients(*problem, **made, **case.conv_args))
+    assert torch.equal(weight, before)
 
 
 # Vectors of neighbouring pixels, or of as many images.

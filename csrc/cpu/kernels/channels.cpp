@@ -90,22 +90,26 @@ void channel_sums(const ChannelView<const T>& x, const int32_t* slot, T* sums, i
 }
 
 template <typename T>
-bool channel_is(Property property, const ChannelView<const T>& x, int64_t c, int64_t begin, int64_t end) {
+bool channel_is(Property property, const ChannelView<const T>& x, int64_t c, const PixelList& list, int64_t begin,
+                int64_t end) {
   for (int64_t n = begin; n < end; ++n) {
     const BitsOf<T>* at = reinterpret_cast<const BitsOf<T>*>(x.data + n * x.batch + c * x.channel);
-    BitsOf<T> offence = 0;  // no exit from within the loop, so that it vectorises
-    for (int64_t p = 0; p < x.pixels; ++p) offence |= offends<T>(property, at[p * x.pixel]);
+    BitsOf<T> offence = 0;  // no exit from within the loops, so that loads overlap
+    if (list.pixels)
+      for (int64_t i = 0; i < list.count; ++i) offence |= offends<T>(property, at[list.pixels[i] * x.pixel]);
+    else
+      for (int64_t p = 0; p < x.pixels; ++p) offence |= offends<T>(property, at[p * x.pixel]);
     if (offence) return false;
   }
   return true;
 }
 
 template <typename T>
-void keep_channels(T* x, int64_t channels, const T* keep, int64_t begin, int64_t end) {
-  BitsOf<T>* bits = reinterpret_cast<BitsOf<T>*>(x);
-  const BitsOf<T>* mask = reinterpret_cast<const BitsOf<T>*>(keep);
+void keep_channels(const T* from, T* to, int64_t channels, const T* keep, int64_t begin, int64_t end) {
+  const BitsOf<T>*bits = reinterpret_cast<const BitsOf<T>*>(from), *mask = reinterpret_cast<const BitsOf<T>*>(keep);
+  BitsOf<T>* kept = reinterpret_cast<BitsOf<T>*>(to);
   for (int64_t p = begin; p < end; ++p)
-    for (int64_t c = 0; c < channels; ++c) bits[p * channels + c] &= mask[c];
+    for (int64_t c = 0; c < channels; ++c) kept[p * channels + c] = bits[p * channels + c] & mask[c];
 }
 
 template <typename T>
@@ -119,10 +123,10 @@ void fill_channel(const ChannelView<T>& x, int64_t c, T value) {
   }
 }
 
-#define PK_INSTANTIATE(T)                                                                        \
-  template void channel_sums(const ChannelView<const T>&, const int32_t*, T*, int64_t, int64_t); \
-  template bool channel_is(Property, const ChannelView<const T>&, int64_t, int64_t, int64_t);    \
-  template void keep_channels(T*, int64_t, const T*, int64_t, int64_t);                          \
+#define PK_INSTANTIATE(T)                                                                                       \
+  template void channel_sums(const ChannelView<const T>&, const int32_t*, T*, int64_t, int64_t);                \
+  template bool channel_is(Property, const ChannelView<const T>&, int64_t, const PixelList&, int64_t, int64_t); \
+  template void keep_channels(const T*, T*, int64_t, const T*, int64_t, int64_t);                               \
   template void fill_channel(const ChannelView<T>&, int64_t, T);
 PK_INSTANTIATE(float)
 PK_INSTANTIATE(double)

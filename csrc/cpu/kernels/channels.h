@@ -19,13 +19,20 @@ void channel_sums(const ChannelView<const T>& x, const int32_t* slot, T* sums, i
 
 enum class Property { finite, zero };
 
-// Whether every element of channel c in images begin..end has the property. -0 does not count as zero.
-template <typename T>
-bool channel_is(Property property, const ChannelView<const T>& x, int64_t c, int64_t begin, int64_t end);
+struct PixelList {
+  const int32_t* pixels;  // null: all
+  int64_t count;
+};
 
-// x[p, c] &= keep[c], bit by bit, for NHWC pixels begin..end: all bits set keep a channel, no bit set makes it +0.
+// Whether channel c has the property at these pixels of images begin..end. -0 does not count as zero.
 template <typename T>
-void keep_channels(T* x, int64_t channels, const T* keep, int64_t begin, int64_t end);
+bool channel_is(Property property, const ChannelView<const T>& x, int64_t c, const PixelList& list, int64_t begin,
+                int64_t end);
+
+// to[p, c] = from[p, c] & keep[c], bit by bit, for NHWC pixels begin..end: all bits set keep a channel, no bit set
+// makes it +0. In place if to == from.
+template <typename T>
+void keep_channels(const T* from, T* to, int64_t channels, const T* keep, int64_t begin, int64_t end);
 
 // Sets channel c to a value.
 template <typename T>
