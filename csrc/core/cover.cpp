@@ -40,10 +40,12 @@ std::vector<int32_t> covering_results(const Axis& axis) {
   return chosen;
 }
 
-std::vector<int32_t> covering_pixels(const Axis& rows, const Axis& columns) {
+std::optional<std::vector<int32_t>> covering_pixels(const Axis& rows, const Axis& columns) {
   const std::vector<int32_t> of_rows = covering_results(rows), of_columns = covering_results(columns);
+  const size_t count = of_rows.size() * of_columns.size();
+  if (count == static_cast<size_t>(rows.result * columns.result)) return std::nullopt;
   std::vector<int32_t> pixels;
-  pixels.reserve(of_rows.size() * of_columns.size());
+  pixels.reserve(count);
   for (int32_t row : of_rows)
     for (int32_t column : of_columns) pixels.push_back(static_cast<int32_t>(row * columns.result + column));
   return pixels;

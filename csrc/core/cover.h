@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "core/conv_axes.h"
@@ -13,7 +14,7 @@ namespace prunekernels {
 std::vector<int32_t> covering_results(const Axis& axis);
 
 // The same of a plane, as pixels row * columns.result + column: every operand pixel that is read at all is read by one
-// of these results, since windows are rows times columns.
-std::vector<int32_t> covering_pixels(const Axis& rows, const Axis& columns);
+// of these results, since windows are rows times columns. Nothing where it takes all results.
+std::optional<std::vector<int32_t>> covering_pixels(const Axis& rows, const Axis& columns);
 
 }  // namespace prunekernels

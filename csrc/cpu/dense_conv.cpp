@@ -44,8 +44,7 @@ bool dead_are_zero(const at::Tensor& weight, const MaskTable& mask) {
     using T = decltype(zero);
     std::atomic<bool> clean{true};
     at::parallel_for(0, rows, grain(weight, rows), [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin; clean && k < end; ++k)
-        if (!dead_weights_are_zero(const_elements<T>(weight), layout_of(weight), taps, mask, k, k + 1)) clean = false;
+      if (!dead_weights_are_zero(const_elements<T>(weight), layout_of(weight), taps, mask, begin, end)) clean = false;
     });
     return clean.load();
   });
@@ -90,8 +89,13 @@ Side channels(const MaskTable& mask) { return {mask.in_slot(), mask[kChannels]};
 struct Pass {
   const ConvCall<MaskTable>& call;
   Side operand, result;
-  Axis rows, columns;
+  Axis (*axis)(const ConvShape& shape, int axis);  // of that direction
   c10::function_ref<at::Tensor(const at::Tensor& operand, const at::Tensor& weight)> run;
+
+  int64_t result_bytes() const {
+    const ConvShape& s = call.shape;
+    return s.N * result.channels * (axis == forward_axis ? s.out_pixels() : s.in_pixels()) * elementSize(call.dtype);
+  }
 };
 
 // A channel of the result, and what it has to be if nothing leaked.
@@ -190,18 +194,18 @@ bool all_finite(const at::Tensor& x) {
 // or else any one finite. An image's few channels are read whole instead, where that is less.
 bool nothing_leaked(const Pass& pass, const at::Tensor& operand, const at::Tensor& result) {
   const std::vector<Sentinel> sentinels = find_sentinels(pass.result, pass.operand, pass.call.params.groups);
-  const std::vector<int32_t> chosen = covering_pixels(pass.rows, pass.columns);
+  const auto chosen = covering_pixels(pass.axis(pass.call.shape, 0), pass.axis(pass.call.shape, 1));
+  const PixelList pixels =
+      chosen ? PixelList{chosen->data(), static_cast<int64_t>(chosen->size())} : PixelList{nullptr, 0};
   const int64_t images = result.size(0), checks = static_cast<int64_t>(sentinels.size()) * images;
-  const bool whole = static_cast<int64_t>(chosen.size()) == result.size(2) * result.size(3);
-  const PixelList pixels{whole ? nullptr : chosen.data(), static_cast<int64_t>(chosen.size())};
-  const int64_t apart =
+  const int64_t pixel_bytes =
       result.is_contiguous() ? result.element_size() : std::min(kLine, pass.result.channels * result.element_size());
-  if (bytes(operand) < checks * pixels.count * apart && all_finite(operand)) return true;
+  const int64_t check_bytes = pixel_bytes * (chosen ? pixels.count : result.size(2) * result.size(3));
+  if (bytes(operand) < checks * check_bytes && all_finite(operand)) return true;
   return with_element(result.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, pixels.count * apart));
     std::atomic<bool> hold{true};
-    at::parallel_for(0, checks, grain, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, checks, kGrainBytes / (check_bytes + 1) + 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; hold && i < end; ++i) {
         const Sentinel& s = sentinels[i / images];
         const int64_t image = i % images;
@@ -215,12 +219,9 @@ bool nothing_leaked(const Pass& pass, const at::Tensor& operand, const at::Tenso
 // Whether a copy of the operand is cheaper than one of the weight, zeros in the result included. Bytes moved: a copy
 // reads, fetches what it overwrites, and writes.
 bool operand_is_cheaper(const Pass& pass, const at::Tensor& operand, const at::Tensor& weight) {
-  const int64_t image = pass.result.channels * pass.rows.result * pass.columns.result * operand.element_size();
-  const int64_t dead = pass.result.count(is_dead);
-  int64_t cost = pass.operand.count(is_skipped) ? 3 * bytes(operand) + image : 0;
-  if (dead)
-    cost +=
-        2 * operand.size(0) * image * (pass.call.channels_last() ? pass.result.channels : dead) / pass.result.channels;
+  const int64_t result = pass.result_bytes(), dead = pass.result.count(is_dead);
+  int64_t cost = pass.operand.count(is_skipped) ? 3 * bytes(operand) + result / operand.size(0) : 0;
+  if (dead) cost += pass.call.channels_last() ? 2 * result : 2 * result * dead / pass.result.channels;
   return cost < 3 * bytes(weight);
 }
 
@@ -282,15 +283,13 @@ at::Tensor sums_of_channels(const at::Tensor& x, const int32_t* slot) {
 
 at::Tensor dense_forward(const ConvCall<MaskTable>& call, const at::Tensor& x, const at::Tensor& weight,
                          const OptionalTensor& bias) {
-  const ConvShape& s = call.shape;
   const bool masks = !call.mask.nothing_dead();
   const OptionalTensor b = bias && masks ? OptionalTensor(masked_bias(*bias, call.mask)) : bias;
   const auto run = [&](const at::Tensor& operand, const at::Tensor& w) {
     return vendor::conv(operand, w, b, call.params, call.params.groups).contiguous(call.format);
   };
   if (!masks) return run(x, weight.contiguous(call.format));
-  return run_masked({call, channels(call.mask), filters(call.mask), forward_axis(s, 0), forward_axis(s, 1), run}, x,
-                    weight);
+  return run_masked({call, channels(call.mask), filters(call.mask), forward_axis, run}, x, weight);
 }
 
 at::Tensor dense_grad_input(const ConvCall<MaskTable>& call, const at::Tensor& grad_out, const at::Tensor& weight) {
@@ -300,8 +299,7 @@ at::Tensor dense_grad_input(const ConvCall<MaskTable>& call, const at::Tensor& g
     return vendor::grad_input(operand, x, w, call.params, call.params.groups).contiguous(call.format);
   };
   if (call.mask.nothing_dead()) return run(grad_out, weight.contiguous(call.format));
-  return run_masked({call, filters(call.mask), channels(call.mask), grad_input_axis(s, 0), grad_input_axis(s, 1), run},
-                    grad_out, weight);
+  return run_masked({call, filters(call.mask), channels(call.mask), grad_input_axis, run}, grad_out, weight);
 }
 
 void mask_grad_weight(const char*, const at::Tensor& grad, const MaskTable* mask, const OptionalTensor& scale) {

@@ -25,24 +25,38 @@ auto find(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
-// stride, padding, dilation, groups, plan: what every operator ends with, kept from forward to backward.
+// What every operator ends with.
 struct Geometry {
-  std::vector<SymInt> stride, padding, dilation;
+  SymIntArrayRef stride, padding, dilation;
   SymInt groups;
-  std::string plan;
+  std::string_view plan;
 
-  void save(AutogradContext* ctx) const {
-    ctx->saved_data["stride"] = stride;
-    ctx->saved_data["padding"] = padding;
-    ctx->saved_data["dilation"] = dilation;
-    ctx->saved_data["groups"] = groups;
-    ctx->saved_data["plan"] = plan;
+  // For the backward pass, after the operator has checked it. In one list, with what the function keeps besides: every
+  // entry of saved_data costs time.
+  void save(AutogradContext* ctx, SymIntArrayRef besides = {}) const {
+    std::vector<SymInt> numbers;
+    numbers.reserve(kNumbers + besides.size());
+    for (const SymIntArrayRef& part : {stride, padding, dilation, SymIntArrayRef(groups), besides})
+      numbers.insert(numbers.end(), part.begin(), part.end());
+    ctx->saved_data["geometry"] = std::move(numbers);
+    ctx->saved_data["plan"] = std::string(plan);
   }
-  static Geometry load(AutogradContext* ctx) {
-    const auto list = [&](const char* name) { return ctx->saved_data[name].toSymIntVector(); };
-    return {list("stride"), list("padding"), list("dilation"), ctx->saved_data["groups"].toSymInt(),
-            ctx->saved_data["plan"].toStringRef()};
+  static constexpr size_t kNumbers = 7;
+};
+
+struct SavedGeometry {
+  explicit SavedGeometry(AutogradContext* ctx)
+      : numbers_(ctx->saved_data["geometry"].toSymIntVector()), plan_(ctx->saved_data["plan"].toStringRef()) {}
+
+  Geometry get() const {
+    const SymIntArrayRef all(numbers_);
+    return {all.slice(0, 2), all.slice(2, 2), all.slice(4, 2), numbers_[6], plan_};
   }
+  SymIntArrayRef besides() const { return SymIntArrayRef(numbers_).slice(Geometry::kNumbers); }
+
+ private:
+  const std::vector<SymInt> numbers_;
+  const std::string plan_;
 };
 
 Tensor conv(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& mask,
@@ -102,26 +116,26 @@ struct Conv : Function<Conv> {
                         const OptionalTensor& mask, const OptionalTensor& grad_mask, const OptionalTensor& grad_scale,
                         const Geometry& g) {
     at::AutoDispatchBelowADInplaceOrView below;
+    Tensor y = conv(x, weight, bias, mask, grad_mask, grad_scale, g);
     const bool trains = weight.requires_grad();
     ctx->save_for_backward({trains ? x : Tensor(), weight, saved(mask), saved(grad_mask), saved(grad_scale)});
-    ctx->saved_data["x_size"] = x.sym_sizes().vec();
-    ctx->saved_data["channels_last"] = is_channels_last(x);
-    ctx->saved_data["has_bias"] = bias.has_value();
-    g.save(ctx);
-    return conv(x, weight, bias, mask, grad_mask, grad_scale, g);
+    const auto size = x.sym_sizes();
+    g.save(ctx, {size[0], size[1], size[2], size[3], is_channels_last(x), bias.has_value()});
+    return y;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto s = ctx->get_saved_variables();
     const Tensor &x = s[0], &weight = s[1], &grad_out = grads[0];
     const OptionalTensor mask = optional(s[2]), grad_mask = optional(s[3]), grad_scale = optional(s[4]);
-    const auto g = Geometry::load(ctx);
+    const SavedGeometry saved(ctx);
+    const Geometry g = saved.get();
+    const SymIntArrayRef size = saved.besides().slice(0, 4);
+    const bool channels_last = saved.besides()[4] != 0, has_bias = saved.besides()[5] != 0;
     variable_list out(3);
-    if (ctx->needs_input_grad(0))
-      out[0] = grad_input(grad_out, weight, mask, ctx->saved_data["x_size"].toSymIntVector(),
-                          ctx->saved_data["channels_last"].toBool(), g);
+    if (ctx->needs_input_grad(0)) out[0] = grad_input(grad_out, weight, mask, size, channels_last, g);
     if (ctx->needs_input_grad(1)) out[1] = grad_weight(grad_out, x, weight, grad_mask, grad_scale, g);
     // Absent optional tensors are not counted by needs_input_grad: without a bias, 2 would be a mask or nothing.
-    if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)) out[2] = grad_bias(grad_out, mask);
+    if (has_bias && ctx->needs_input_grad(2)) out[2] = grad_bias(grad_out, mask);
     return with_nones(out, 7);
   }
 };
@@ -131,15 +145,17 @@ struct GradInput : Function<GradInput> {
   static Tensor forward(AutogradContext* ctx, const Tensor& grad_out, const Tensor& weight, const OptionalTensor& mask,
                         SymIntArrayRef x_size, bool channels_last, const Geometry& g) {
     at::AutoDispatchBelowADInplaceOrView below;
+    Tensor grad_x = grad_input(grad_out, weight, mask, x_size, channels_last, g);
     ctx->save_for_backward({grad_out, weight, saved(mask)});
     g.save(ctx);
-    return grad_input(grad_out, weight, mask, x_size, channels_last, g);
+    return grad_x;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto s = ctx->get_saved_variables();
     const Tensor &grad_out = s[0], &weight = s[1], &grad = grads[0];
     const OptionalTensor mask = optional(s[2]);
-    const auto g = Geometry::load(ctx);
+    const SavedGeometry saved(ctx);
+    const Geometry g = saved.get();
     variable_list out(2);
     if (ctx->needs_input_grad(0)) out[0] = conv(grad, weight, std::nullopt, mask, mask, std::nullopt, g);
     if (ctx->needs_input_grad(1)) out[1] = grad_weight(grad_out, grad, weight, mask, std::nullopt, g);
@@ -152,15 +168,17 @@ struct GradWeight : Function<GradWeight> {
   static Tensor forward(AutogradContext* ctx, const Tensor& grad_out, const Tensor& x, const Tensor& weight,
                         const OptionalTensor& mask, const OptionalTensor& grad_scale, const Geometry& g) {
     at::AutoDispatchBelowADInplaceOrView below;
+    Tensor grad_w = grad_weight(grad_out, x, weight, mask, grad_scale, g);
     ctx->save_for_backward({grad_out, x, saved(mask), saved(grad_scale)});
     g.save(ctx);
-    return grad_weight(grad_out, x, weight, mask, grad_scale, g);
+    return grad_w;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto s = ctx->get_saved_variables();
     const Tensor &grad_out = s[0], &x = s[1], &grad_scale = s[3];
     const OptionalTensor mask = optional(s[2]);
-    const auto g = Geometry::load(ctx);
+    const SavedGeometry saved(ctx);
+    const Geometry g = saved.get();
     Tensor grad = grads[0];
     if (grad_scale.defined()) {
       const Tensor scale = grad_scale.to(grad.scalar_type()).view({-1, 1, 1, 1});
@@ -219,11 +237,6 @@ struct Scatter : Function<Scatter> {
   }
 };
 
-Geometry geometry(SymIntArrayRef stride, SymIntArrayRef padding, SymIntArrayRef dilation, SymInt groups,
-                  std::string_view plan) {
-  return {stride.vec(), padding.vec(), dilation.vec(), std::move(groups), std::string(plan)};
-}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(prunekernels, Autograd, m) {
@@ -231,20 +244,20 @@ TORCH_LIBRARY_IMPL(prunekernels, Autograd, m) {
                              const OptionalTensor& mask, const OptionalTensor& grad_mask,
                              const OptionalTensor& grad_scale, SymIntArrayRef stride, SymIntArrayRef padding,
                              SymIntArrayRef dilation, SymInt groups, std::string_view plan) {
-    return Conv::apply(x, weight, bias, mask, grad_mask, grad_scale, geometry(stride, padding, dilation, groups, plan));
+    return Conv::apply(x, weight, bias, mask, grad_mask, grad_scale, Geometry{stride, padding, dilation, groups, plan});
   });
   m.impl("masked_conv2d_grad_input",
          [](const Tensor& grad_out, const Tensor& weight, const OptionalTensor& mask, SymIntArrayRef x_size,
             bool channels_last, SymIntArrayRef stride, SymIntArrayRef padding, SymIntArrayRef dilation, SymInt groups,
             std::string_view plan) {
            return GradInput::apply(grad_out, weight, mask, x_size, channels_last,
-                                   geometry(stride, padding, dilation, groups, plan));
+                                   Geometry{stride, padding, dilation, groups, plan});
          });
   m.impl("masked_conv2d_grad_weight", [](const Tensor& grad_out, const Tensor& x, const Tensor& weight,
                                          const OptionalTensor& mask, const OptionalTensor& grad_scale,
                                          SymIntArrayRef stride, SymIntArrayRef padding, SymIntArrayRef dilation,
                                          SymInt groups, std::string_view plan) {
-    return GradWeight::apply(grad_out, x, weight, mask, grad_scale, geometry(stride, padding, dilation, groups, plan));
+    return GradWeight::apply(grad_out, x, weight, mask, grad_scale, Geometry{stride, padding, dilation, groups, plan});
   });
   m.impl("masked_conv2d_grad_bias",
          [](const Tensor& grad_out, const OptionalTensor& mask) { return GradBias::apply(grad_out, mask); });
