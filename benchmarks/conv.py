@@ -19,6 +19,7 @@ from harness.options import FORMATS
 from harness.record import Record
 from layers.baselines import BASELINES, Dense, LayerContender, Ours
 from layers.case import Case
+from layers.compiled import CompiledDense, compiling
 from layers.jobs import Job, jobs, most_telling_first
 from layers.masks import make_masks
 from layers.options import parse, parser
@@ -31,8 +32,9 @@ def entries(
     case: Case, direction: str, layout: str, baselines: Sequence[str] | None = None
 ) -> Iterator[tuple[type[LayerContender], str]]:
     """Class and layout of everything that a row times: dense, the baselines (None: all), and ours in `layout`."""
-    for baseline in BASELINES:
-        wanted = baselines is None or baseline is Dense or baseline.family in baselines
+    for baseline in (Dense, CompiledDense, *BASELINES[1:]):
+        is_dense = baseline in (Dense, CompiledDense)
+        wanted = is_dense or baselines is None or baseline.family in baselines
         if wanted and baseline.supports(case, direction):
             yield from ((baseline, name) for name in baseline.layouts)
     yield from ((Ours, name) for name in ([layout] if layout != "both" else FORMATS))
@@ -55,6 +57,7 @@ def measure(case: Case, direction: str, args: argparse.Namespace, job: Job) -> R
     best = {family: fastest(timings, family) for family in families}
     times = {family: timings[key].median for family, key in best.items()}
     baselines: dict[str, Any] = {f"{b.family}_ms": times.get(b.family) for b in BASELINES}
+    baselines["dense_compile_ms"] = times.get(CompiledDense.family)
     ours, dense = contenders[best[Ours.family]], contenders[best[Dense.family]]
     assert isinstance(ours, Ours)
     p, masks = case.problem, case.masks
@@ -116,8 +119,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return plot_again(args)
     command.set_up_torch(args.threads)
 
+    compiling.begin(args.compile_seconds)
+
     def make_header() -> dict[str, object]:
-        return header("conv.py", argv, args, {"plan": args.plan, "layout of ours": args.layout})
+        about = {"plan": args.plan, "layout of ours": args.layout, "dense": compiling.about()}
+        return header("conv.py", argv, args, about)
 
     def work(record: Record) -> int:
         todo = record.todo()

@@ -1,5 +1,5 @@
-"""What is timed in a layer: ours and its baselines, which are dense, where-mask + dense, Python compaction, SparseProp
-and the upper bound L.
+"""What is timed in a layer: ours and its baselines, which are dense (compiled: layers/compiled.py), where-mask + dense,
+Python compaction, SparseProp and the upper bound L.
 
 All run in the same way: `forward` differs, autograd does the rest. A single gradient is timed as autograd.grad of a
 retained graph in which nothing else needs a gradient.
@@ -118,6 +118,16 @@ class Dense(LayerContender):
 
     def full_width(self, name: str, got: Tensor) -> Tensor:
         return torch.where(self.case.live[name], got, 0) if name == "grad_w" else got
+
+
+class DenseAgain(Dense):
+    """A second dense contender: what lies between the two is noise."""
+
+    family = "dense_again"
+
+    @classmethod
+    def supports(cls, case: Case, direction: str) -> bool:
+        return not case.x.is_cuda  # where time is short, and noise small
 
 
 class Compaction(LayerContender):
@@ -243,4 +253,4 @@ class Ours(LayerContender):
         return "/".join(pk.plan.choose(names[n], p.x_shape, p.weight_shape, self.mask, **args) for n in self.outputs)
 
 
-BASELINES = (Dense, MaskedDense, Compaction, SparseProp, UpperBound)
+BASELINES = (Dense, DenseAgain, MaskedDense, Compaction, SparseProp, UpperBound)

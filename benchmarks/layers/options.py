@@ -31,6 +31,7 @@ MASKS = ("filter", "kernel", "block")
 DTYPES = ("float32", "bfloat16", "float16")
 ALL_DIRECTIONS = (*DIRECTIONS, "all")
 OTHERS = tuple(b.family for b in BASELINES if b is not Dense)
+COMPILE_SECONDS = 120.0
 EXAMPLES = """\
   python benchmarks/conv.py --suite tiny --kept 0.5
   python benchmarks/conv.py --suite resnet50 --kept 0.9 0.7 0.5 0.3 --json r.json --md r.md --plot r.png
@@ -92,6 +93,8 @@ def _how(group: argparse._ArgumentGroup) -> None:
     add("--rounds", type=positive, metavar="N", help="run N rounds, whatever the seconds")
     note = "begin no problem after M minutes, and name what was not run; keep ratios in the order given, heavy problems"
     add("--minutes", type=minutes, metavar="M", help=f"{note} first")
+    note = "to spend in all on compiling dense, default %(default)g (CPU); 0: dense is eager alone"
+    add("--compile-seconds", type=duration, default=COMPILE_SECONDS, metavar="S", help=note)
     add("--memory", action="store_true", help="measure the peak of memory of ours and dense, too (CPU)")
     add("--seed", type=int, default=0, help="of masks and numbers")
 

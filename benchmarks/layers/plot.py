@@ -110,4 +110,4 @@ def _label(axis: Any, ends: Sequence[tuple[str, float, str]]) -> None:
 
 
 def _over_dense(rows: Sequence[Row], column: str) -> float | None:
-    return geomean(rows, lambda r: None if getattr(r, column) is None else r.dense_ms / getattr(r, column))
+    return geomean(rows, lambda r: None if getattr(r, column) is None else r.best_dense_ms / getattr(r, column))

@@ -16,7 +16,16 @@ from layers.rows import RATES, RATIOS, Row
 
 ROW_COLUMNS = (
     *("name", "times", "mask", "side", "kept", "live_k", "live_c", "direction", "layout", "plan", "ms", "dense_ms"),
-    *("masked_dense_ms", "compaction_ms", "sparseprop_ms", "limit_ms", "ours_peak_mb", "dense_peak_mb"),
+    *(
+        "dense_compile_ms",
+        "fastest_dense",
+        "masked_dense_ms",
+        "compaction_ms",
+        "sparseprop_ms",
+        "limit_ms",
+        "ours_peak_mb",
+        "dense_peak_mb",
+    ),
     *RATIOS,
 )
 GPU_COLUMNS = (*RATES, "clock")
@@ -49,6 +58,7 @@ class Summary:
     kept: float
     problems: int
     vs_dense: float | None
+    noise: float | None  # the largest
     vs_compaction: float | None
     vs_sparseprop: float | None
     of_limit: float | None
@@ -69,6 +79,7 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
                 *key,
                 problems=len(here),
                 vs_dense=geomean(here, lambda r: r.vs_dense),
+                noise=max((r.noise for r in here if r.noise), default=None),
                 vs_compaction=geomean(here, lambda r: r.vs_compaction),
                 vs_sparseprop=geomean(here, lambda r: r.vs_sparseprop),
                 of_limit=geomean(here, lambda r: r.of_limit),

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from harness.compiled import compiled
 from networks.baselines import CompactedMode, Dense, LiveMode, MaskedMode, NetworkContender, Small
-
-
-def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The model's forward, compiled by torch.compile when it is first called.
-
-    The function has a code object of its own, since torch.compile counts recompilations by code object, and gives up
-    after some.
-    """
-
-    def forward(images: Tensor) -> Tensor:
-        return model(images)
-
-    forward = types.FunctionType(forward.__code__.replace(), globals(), "forward", closure=forward.__closure__)
-    return torch.compile(forward, dynamic=False)
 
 
 class Compiled(NetworkContender):
@@ -32,7 +17,8 @@ class Compiled(NetworkContender):
     eager: type[NetworkContender]  # the same without torch.compile
 
     def make_forward(self) -> Callable[[Tensor], Tensor]:
-        return compiled(self.model)
+        model = self.model
+        return compiled(lambda images: model(images))
 
 
 class CompiledDense(Compiled, Dense):

@@ -16,6 +16,7 @@ from cases.benchmark_layers import SMALL, VARIED, make_case
 from harness import contender, timing
 from harness.memory import peak_mb
 from harness.options import FORMATS
+from layers import compiled as layers_compiled
 from layers import report
 from layers.baselines import BASELINES, DIRECTIONS, Compaction, Dense, Ours, UpperBound
 from layers.case import Case
@@ -107,6 +108,63 @@ def test_without_dense_there_is_no_row(monkeypatch, capsys):
     assert "no rows" in capsys.readouterr().err
 
 
+def rows_compiled_by(monkeypatch, tmp_path, compiled, *argv):
+    """The rows and the header's word on dense of a run of two problems, with a function in torch.compile's place."""
+    monkeypatch.setattr(layers_compiled, "compiled", compiled)
+    file = tmp_path / "r.json"
+    two = ["--problem", SMALL, "--problem", "n1c8h6k16r1s1p0g1", "--rounds", "1", "--baselines", "limit"]
+    assert conv.main([*two, "--compile-seconds", "60", *argv, "--json", str(file)]) == 0
+    return report.read_rows(file), json.loads(file.read_text())["header"]["dense"]
+
+
+def test_dense_is_compiled_once_for_all_masks(monkeypatch, tmp_path):
+    made = []
+
+    def compiled(function):
+        made.append(function)
+        return function
+
+    rows, about = rows_compiled_by(monkeypatch, tmp_path, compiled, "--kept", "0.9", "0.5", "--direction", "all")
+    assert len(made) == 8  # problems, layouts, forward alone and with both gradients
+    assert about == "eager and compiled, 8 forms in 0 s"
+    assert all((r.dense_compile_ms is not None) == (r.direction in ("fwd", "fwd+bwd")) for r in rows)
+    assert all(r.dense_again_ms is None and "dense+compile/nchw" in r.quartiles for r in rows if r.dense_compile_ms)
+
+
+def test_without_a_compiler_dense_is_eager(monkeypatch, tmp_path, capsys):
+    def fails(*_):
+        raise RuntimeError("no compiler\nfound")
+
+    rows, about = rows_compiled_by(monkeypatch, tmp_path, lambda function: fails)
+    assert [(r.dense_compile_ms, r.fastest_dense) for r in rows] == [(None, "eager")] * 2
+    assert about.endswith("then eager alone, since compiling failed: RuntimeError: no compiler")
+    assert all("n1c8h6k8" in line for line in capsys.readouterr().err.splitlines() if line.startswith("warning"))
+
+
+def test_a_wrong_compiled_result_leaves_out_one_problem(monkeypatch, tmp_path):
+    def compiled(function):
+        return lambda x, w: function(x, w) * (1 + (w.shape[0] == 8))
+
+    rows, about = rows_compiled_by(monkeypatch, tmp_path, compiled)
+    assert [r.dense_compile_ms is None for r in rows] == [True, False] and "failed" not in about
+
+
+def test_compiling_ends_when_its_time_is_over(monkeypatch, tmp_path):
+    options = ("--compile-seconds", "1e-9")
+    rows, about = rows_compiled_by(monkeypatch, tmp_path, lambda function: function, "--kept", "0.9", "0.5", *options)
+    assert [r.dense_compile_ms is None for r in rows] == [False, False, True, True]
+    assert about.endswith("2 forms in 0 s; then eager alone, since the time to compile was over")
+
+
+@pytest.mark.slow
+def test_dense_by_torch_compile(tmp_path):
+    file = tmp_path / "r.json"
+    argv = ["--problem", "n1c8h6k8r1s1p0g1", "--rounds", "1", "--layout", "nchw", "--compile-seconds", "60"]
+    assert conv.main([*argv, "--json", str(file)]) == 0
+    (row,), header = report.read_rows(file), json.loads(file.read_text())["header"]
+    assert row.dense_compile_ms > 0 and header["dense"].startswith("eager and compiled, 2 forms")
+
+
 def test_the_plan_is_asked_last_and_for_the_fastest_layout(monkeypatch):
     asked = []
 
@@ -194,12 +252,13 @@ def test_command_line_end_to_end(tmp_path, capsys):
     argv = ["--problem", SMALL, "--kept", "0.5", "1", "--direction", "all", "--seconds", "0", *map(str, where)]
     assert conv.main([*argv, "--threads", "1"]) == 0
     body = json.loads(files["json"].read_text())
+    assert body["header"]["dense"] == "eager"
     assert body["header"]["threads"] == 1 and "--kept 0.5 1" in body["header"]["command"]
     assert {(r["direction"], r["kept"]) for r in body["rows"]} == {(d, k) for d in DIRECTIONS for k in (0.5, 1.0)}
     assert all(r["times"] == 2 and r["ms"] > 0 and r["limit_ms"] > 0 for r in body["rows"])
     assert set(body["rows"][0]["quartiles"]) == {
         f"{family}/{layout}"
-        for family in ("ours", "dense", "masked_dense", "compaction", "limit")
+        for family in ("ours", "dense", "dense_again", "masked_dense", "compaction", "limit")
         for layout in FORMATS
     }
     assert len(body["summary"]) == 8 and len(body["break_even"]) == 4

@@ -53,9 +53,24 @@ def test_goals_of_filters():
     assert (each.reached, each.failing_most, each.verdict) == (0.4, "poor kept 0.3: 0.40", "missed")
     dense = said["filters: over dense, each >= 0.98"]
     assert (dense.reached, dense.rows, dense.failing_most) == (0.8, 3, "lost out kept 0.95: 0.80")
-    overhead = said["overhead: time over dense's, each <= 1.02"]
+    overhead = said["overhead: time over dense's, without its noise, each <= 1.02"]
     assert (overhead.reached, overhead.margin, overhead.rows) == (1.25, pytest.approx(1.02 / 1.25), 1)
     assert all(f.verdict == "holds" and f.failing_most == "-" for f in goals(rows[:1], GOALS))
+
+
+def test_dense_is_the_faster_of_its_forms():
+    eager, compiled = (make_row(problem="n1c8h6k8r3s1p1g1", dense_compile_ms=ms) for ms in (3.0, 1.5))
+    assert [(r.vs_dense, r.fastest_dense) for r in (eager, compiled)] == [(2, "eager"), (1.5, "compiled")]
+    assert compiled.flat()["fastest_dense"] == "compiled" and "fastest_dense" in report.table([compiled])
+
+
+def test_dense_against_itself_is_the_noise():
+    full = dict(direction="fwd+bwd", kept=0.95, ms=2.1)
+    rows = [make_row(**full, dense_again_ms=2.2), make_row(**full, dense_again_ms=1.9), make_row(**full)]
+    assert [r.noise for r in rows] == [pytest.approx(1.1), pytest.approx(2 / 1.9), None]
+    assert [s.noise for s in report.summarise(rows)] == [pytest.approx(1.1)]
+    overhead = found(rows)["overhead: time over dense's, without its noise, each <= 1.02"]
+    assert (overhead.reached, overhead.failing, overhead.rows) == (pytest.approx(1.05), 1, 3)
 
 
 def test_goals_of_kernels_look_at_3x3_only():
