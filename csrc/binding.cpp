@@ -54,7 +54,8 @@ std::vector<py::dict> kernels() {
 #define PK_MICROKERNELS(isa) add("microkernels_" #isa, "microkernels", "cpu", "f32", "isa", #isa, true);
 #define PK_OPTIM(isa) add("optim_" #isa, "optim", "cpu", "f32", "isa", #isa, true);
 #define PK_MASK_GRAD(isa) add("mask_grad_" #isa, "mask_grad", "cpu", "f32", "isa", #isa, true);
-#define PK_NORM(isa) add("norm_" #isa, "norm", "cpu", "f32", "isa", #isa, true);
+#define PK_NORM(element, isa) add("norm_" #element "_" #isa, "norm", "cpu", #element, "isa", #isa, true);
+#define PK_CAST(isa) add("cast_" #isa, "cast", "cpu", "bf16", "isa", #isa, true);
 #define PK_PIXELS(isa) add("pixels_" #isa, "pixels", "cpu", "bf16", "isa", #isa, true);
 #define PK_QUADS(isa) add("quads_" #isa, "quads", "cpu", "bf16", "isa", #isa, true);
 #define PK_CUDA(operation, element, arch) \

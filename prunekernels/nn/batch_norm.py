@@ -20,6 +20,7 @@ from .sharding import check_whole
 from .tracing import as_leaf, is_exported, is_traced_by_fx, zeroed
 
 _BATCHES = "num_batches_tracked"
+_SERVED = (torch.float32, torch.bfloat16)  # inputs that masked_batch_norm takes
 
 
 class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
@@ -100,16 +101,16 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         if self._all_live and type(input) is not LiveTensor:
             return super().forward(input)
         self._check_channels(input)
-        if (
-            type(input) is LiveTensor
-        ):  # a channel that is live here but arrives dead is normalized too: its zeros become the bias
+        is_live = type(input) is LiveTensor
+        makes_live = self._flow and not self._forward_hooks and can_flow(input)
+        if not (is_live or makes_live) and self._has_kernel(input):
+            return self._normalize(input)
+        if is_live:  # a channel that is live here but arrives dead is normalized too: its zeros become the bias
             compact = regroup(input.compact, input.live, self._channels)
         else:
             compact = gather_channels(input, self._channels.index(input.device))
         y = self._normalize(compact)
-        if self._flow and not self._forward_hooks and can_flow(input):
-            return wrap(y, self._channels)
-        return to_dense(y, self._channels)
+        return wrap(y, self._channels) if makes_live else to_dense(y, self._channels)
 
     def _check_channels(self, input: Tensor) -> None:
         self._check_input_dim(input)
@@ -170,8 +171,10 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
                 running.copy_(torch.where(live, factor * new + (1 - factor) * running, running))
         return zeroed(live.view(1, -1, 1, 1), y)
 
-    def _normalize(self, live: Tensor) -> Tensor:
-        """The norm of the live channels, [N, live, H, W], which have been gathered."""
+    def _normalize(self, x: Tensor) -> Tensor:
+        """The norm of the live channels, [N, live, H, W], which have been gathered; where there is a kernel for x, also
+        of full width, with zeros in dead channels.
+        """
         buffers, weight, bias = self._buffers, self.weight, self.bias  # Module's __getattr__ costs 0.5 us a name
         running_mean, running_var, batches = (buffers[n] for n in ("running_mean", "running_var", _BATCHES))
         update = self.training and self.track_running_stats
@@ -184,19 +187,19 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         if not (update or not by_batch):
             running_mean = running_var = None
         statistics = (running_mean, running_var, weight, bias)
-        if self._has_kernel(live, statistics):
-            index = self._channels.index(live.device)
-            weight, bias = statistics[2:]
+        if self._has_kernel(x):
+            index = self._channels.index(x.device)
             return ops.masked_batch_norm(
-                live, weight, bias, running_mean, running_var, index, self.num_features, by_batch, factor, self.eps
+                x, weight, bias, running_mean, running_var, index, self.num_features, by_batch, factor, self.eps
             )[0]
-        return _by_torch(live, *statistics, self._channels.rows(live.device), by_batch, factor, self.eps, update)
+        return _by_torch(x, *statistics, self._channels.rows(x.device), by_batch, factor, self.eps, update)
 
-    def _has_kernel(self, live: Tensor, statistics: tuple[Tensor | None, ...]) -> bool:
+    def _has_kernel(self, x: Tensor) -> bool:
         """Whether the operator serves this input; otherwise torch's batch norm does."""
-        if not has_extension() or live.device.type != "cpu" or live.numel() < 2:
+        if x.dtype not in _SERVED or x.device.type != "cpu" or x.numel() < 2 or not has_extension():
             return False
-        return live.dtype == torch.float32 and all(t is None or t.dtype == torch.float32 for t in statistics)
+        statistics = (self._buffers["running_mean"], self._buffers["running_var"], self.weight, self.bias)
+        return all(t is None or t.dtype == torch.float32 for t in statistics)
 
     @classmethod
     def from_norm(cls, norm: nn.BatchNorm2d) -> MaskedBatchNorm2d:

@@ -91,11 +91,13 @@ if extension.has_extension():  # without it MaskedBatchNorm2d uses torch's batch
 
     @_register_fake("prunekernels::masked_batch_norm")
     def _(x, weight, bias, running_mean, running_var, index, features, training, momentum, eps):
-        return _empty(x, x.shape, _is_channels_last(x)), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+        live = x.shape[1] if index is None else index.shape[0]
+        mean = x.new_empty(live, dtype=torch.float32)
+        return _empty(x, x.shape, _is_channels_last(x)), mean, torch.empty_like(mean)
 
     @_register_fake("prunekernels::masked_batch_norm_backward")
     def _(grad, x, weight, mean, invstd, index, features, training):
-        return _empty(x, x.shape, _is_channels_last(x)), x.new_empty(features), x.new_empty(features)
+        return _empty(x, x.shape, _is_channels_last(x)), mean.new_empty(features), mean.new_empty(features)
 
 
 # ---- gradients ------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 // The avx2 rows of kernel_table.inc; channel_copy.cpp has its own.
 #include "cpu/kernels/batch_norm.h"
+#include "cpu/kernels/cast.h"
 #include "cpu/kernels/mask_grad.h"
 #include "cpu/kernels/microkernels.h"
 #include "cpu/kernels/optim.h"
@@ -28,12 +29,15 @@
 namespace prunekernels {
 namespace {
 #include "cpu/kernels/batch_norm_impl.h"
+#include "cpu/kernels/cast_impl.h"
 }  // namespace
 
 Microkernels microkernels_avx2() { return MicrokernelSet<Avx2Float>::table(); }
 OptimKernels optim_kernels_avx2() { return optim_kernels_of<MaskedAvx2>(); }
 MaskGradKernels mask_grad_kernels_avx2() { return mask_grad_kernels_of<MaskedAvx2>(); }
-NormKernels norm_kernels_avx2() { return norm_kernels_of_target(); }
+NormKernels<float> norm_kernels_f32_avx2() { return norm_kernels_of_target<float>(); }
+CastKernels cast_kernels_avx2() { return cast_kernels_of_target(); }
+NormKernels<BFloat16> norm_kernels_bf16_avx2() { return norm_kernels_of_target<BFloat16>(); }
 
 }  // namespace prunekernels
 

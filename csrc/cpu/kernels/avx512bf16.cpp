@@ -1,4 +1,6 @@
 // The avx512bf16 rows of kernel_table.inc.
+#include "cpu/kernels/batch_norm.h"
+#include "cpu/kernels/cast.h"
 #include "cpu/kernels/pixel_kernels.h"
 
 #if defined(__x86_64__)
@@ -370,6 +372,16 @@ PixelKernels pixel_kernels_avx512bf16() {
   kernels.lanes = lanes, kernels.interleave = interleave, kernels.narrow = narrow;
   return kernels;
 }
+
+#define PK_AVX512
+#define PK_AVX512BF16
+namespace {
+#include "cpu/kernels/batch_norm_impl.h"
+#include "cpu/kernels/cast_impl.h"
+}  // namespace
+
+CastKernels cast_kernels_avx512bf16() { return cast_kernels_of_target(); }
+NormKernels<BFloat16> norm_kernels_bf16_avx512bf16() { return norm_kernels_of_target<BFloat16>(); }
 
 }  // namespace prunekernels
 

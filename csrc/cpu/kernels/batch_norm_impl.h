@@ -1,18 +1,25 @@
-// The loops of batch_norm.h, which the compiler vectorises. Included once for each instruction set, in an anonymous
-// namespace, inside a region that is compiled for it.
+// The loops of batch_norm.h. Included once for each instruction set, in an anonymous namespace,
+// inside a region that is compiled for it.
+#include "cpu/kernels/vectors_impl.h"
 
-constexpr int kVector = 16;
 constexpr int kChains = 4;  // independent sums, enough to hide the latency of an addition
 
-typedef float Vector __attribute__((vector_size(4 * kVector)));
+// Vectors of positions whose sums or parameters stay in registers while the rows go by.
+#if defined(PK_AVX512)
+constexpr int kGroup = 4;
+#elif defined(PK_AVX2)
+constexpr int kGroup = 2;
+#else
+constexpr int kGroup = 1;
+#endif
 
-inline Vector load(const float* p) {
-  Vector v;
-  __builtin_memcpy(&v, p, sizeof(v));
-  return v;
-}
+inline Vector kept(Vector v, Words keep) { return reinterpret_cast<Vector>(reinterpret_cast<Words>(v) & keep); }
 
-// Sums over a segment; term(i, first, second) adds the terms of the float, or of the vector, at i. In float over
+inline float kept(float v, uint32_t keep) { return keep ? v : 0.0f; }
+
+// ---- segments
+
+// Sums over a segment; term(i, first, second) adds the terms of the element, or of the vector, at i. In float over
 // kChains * kVector * kNormRows terms, then in double.
 template <typename Term>
 inline void sum_terms(int64_t length, NormSums& sums, Term term) {
@@ -33,77 +40,221 @@ inline void sum_terms(int64_t length, NormSums& sums, Term term) {
   }
 }
 
+template <typename T>
 struct Squares {
-  const float* x;
+  const T* x;
   float shift;
   void operator()(int64_t i, Vector& first, Vector& second) const {
     const Vector d = load(x + i) - shift;
     first += d, second += d * d;
   }
   void operator()(int64_t i, float& first, float& second) const {
-    const float d = x[i] - shift;
+    const float d = static_cast<float>(x[i]) - shift;
     first += d, second += d * d;
   }
 };
 
+template <typename T>
 struct Dots {
-  const float* grad;
-  const float* x;
+  const T* grad;
+  const T* x;
   float mean;
   void operator()(int64_t i, Vector& first, Vector& second) const {
     const Vector g = load(grad + i);
     first += g, second += g * (load(x + i) - mean);
   }
-  void operator()(int64_t i, float& first, float& second) const { first += grad[i], second += grad[i] * (x[i] - mean); }
+  void operator()(int64_t i, float& first, float& second) const {
+    const float g = static_cast<float>(grad[i]);
+    first += g, second += g * (static_cast<float>(x[i]) - mean);
+  }
 };
 
-inline void sums_segment(const float* x, int64_t length, float shift, NormSums& sums) {
-  sum_terms(length, sums, Squares{x, shift});
+template <typename T>
+inline void sums_segment(const T* x, int64_t length, float shift, NormSums& sums) {
+  sum_terms(length, sums, Squares<T>{x, shift});
 }
 
-inline void grad_sums_segment(const float* grad, const float* x, int64_t length, float mean, NormSums& sums) {
-  sum_terms(length, sums, Dots{grad, x, mean});
+template <typename T>
+inline void grad_sums_segment(const T* grad, const T* x, int64_t length, float mean, NormSums& sums) {
+  sum_terms(length, sums, Dots<T>{grad, x, mean});
 }
 
-inline void apply_segment(const float* x, float* y, int64_t length, float mean, float scale, float bias) {
-  for (int64_t i = 0; i < length; ++i) y[i] = (x[i] - mean) * scale + bias;
+template <typename T>
+inline void apply_segment(const T* x, T* y, int64_t length, float mean, float scale, float bias) {
+  int64_t i = 0;
+  for (; i + kVector <= length; i += kVector) store((load(x + i) - mean) * scale + bias, y + i);
+  for (; i < length; ++i) y[i] = element<T>((static_cast<float>(x[i]) - mean) * scale + bias);
 }
 
-inline void grad_apply_segment(const float* grad, const float* x, float* grad_x, int64_t length, float mean,
-                               float scale, float factor, float offset) {
-  for (int64_t i = 0; i < length; ++i) grad_x[i] = scale * grad[i] + (factor * (x[i] - mean) + offset);
+template <typename T>
+inline void grad_apply_segment(const T* grad, const T* x, T* grad_x, int64_t length, float mean, float scale,
+                               float factor, float offset) {
+  int64_t i = 0;
+  for (; i + kVector <= length; i += kVector)
+    store(scale * load(grad + i) + (factor * (load(x + i) - mean) + offset), grad_x + i);
+  for (; i < length; ++i)
+    grad_x[i] = element<T>(scale * static_cast<float>(grad[i]) + (factor * (static_cast<float>(x[i]) - mean) + offset));
 }
 
-inline void sums_rows(const float* x, int64_t rows, int64_t length, int64_t stride, const float* __restrict shift,
-                      float* __restrict first, float* __restrict second) {
-  for (int64_t r = 0; r < rows; ++r, x += stride)
-    for (int64_t i = 0; i < length; ++i) {
-      const float d = x[i] - shift[i];
+// ---- rows
+
+// Calls work.vectors<n>(i) for n vectors of positions from i on, kGroup of them or one, and work.position(i) for what
+// is left.
+template <typename Work>
+inline void each_position(int64_t length, const Work& work) {
+  int64_t i = 0;
+  for (; i + kGroup * kVector <= length; i += kGroup * kVector) work.template vectors<kGroup>(i);
+  for (; i + kVector <= length; i += kVector) work.template vectors<1>(i);
+  for (; i < length; ++i) work.position(i);
+}
+
+template <int kVectors, typename V = Vector>
+struct Loaded {
+  V v[kVectors];
+  template <typename T>
+  explicit Loaded(const T* p) {
+    for (int j = 0; j < kVectors; ++j) v[j] = bits_at<V>(p + j * kVector);
+  }
+  void store_to(float* p) const {
+    for (int j = 0; j < kVectors; ++j) store(v[j], p + j * kVector);
+  }
+};
+
+template <typename T>
+struct RowSums {
+  const T* x;
+  NormRows rows;
+  const float* shift;
+  float *first, *second;
+
+  template <int kVectors>
+  void vectors(int64_t i) const {
+    const Loaded<kVectors> from(shift + i);
+    Loaded<kVectors> a(first + i), b(second + i);
+    const auto [count, length, stride] = rows;
+    const T* at = x + i;
+    for (int64_t r = 0; r < count; ++r, at += stride)
+      for (int j = 0; j < kVectors; ++j) {
+        const Vector d = load(at + j * kVector) - from.v[j];
+        a.v[j] += d, b.v[j] += d * d;
+      }
+    a.store_to(first + i), b.store_to(second + i);
+  }
+  void position(int64_t i) const {
+    for (int64_t r = 0; r < rows.count; ++r) {
+      const float d = static_cast<float>(x[r * rows.stride + i]) - shift[i];
       first[i] += d, second[i] += d * d;
     }
+  }
+};
+
+template <typename T>
+struct RowDots {
+  const T *grad, *x;
+  NormRows rows;
+  const float* mean;
+  float *first, *second;
+
+  template <int kVectors>
+  void vectors(int64_t i) const {
+    const Loaded<kVectors> from(mean + i);
+    Loaded<kVectors> a(first + i), b(second + i);
+    const auto [count, length, stride] = rows;
+    const T *slope = grad + i, *at = x + i;
+    for (int64_t r = 0; r < count; ++r, slope += stride, at += stride)
+      for (int j = 0; j < kVectors; ++j) {
+        const Vector g = load(slope + j * kVector);
+        a.v[j] += g, b.v[j] += g * (load(at + j * kVector) - from.v[j]);
+      }
+    a.store_to(first + i), b.store_to(second + i);
+  }
+  void position(int64_t i) const {
+    for (int64_t r = 0; r < rows.count; ++r) {
+      const float g = static_cast<float>(grad[r * rows.stride + i]);
+      first[i] += g, second[i] += g * (static_cast<float>(x[r * rows.stride + i]) - mean[i]);
+    }
+  }
+};
+
+template <typename T>
+struct RowApply {
+  const T* x;
+  T* y;
+  NormRows rows;
+  NormScales by;
+
+  template <int kVectors>
+  void vectors(int64_t i) const {
+    const Loaded<kVectors> mean(by.mean + i), scale(by.scale + i), bias(by.bias + i);
+    const Loaded<kVectors, Words> keep(by.keep + i);
+    const auto [count, length, stride] = rows;
+    const T* from = x + i;
+    T* to = y + i;
+    for (int64_t r = 0; r < count; ++r, from += stride, to += stride)
+      for (int j = 0; j < kVectors; ++j) {
+        const Vector v = (load(from + j * kVector) - mean.v[j]) * scale.v[j] + bias.v[j];
+        store(kept(v, keep.v[j]), to + j * kVector);
+      }
+  }
+  void position(int64_t i) const {
+    for (int64_t r = 0, at = i; r < rows.count; ++r, at += rows.stride)
+      y[at] = element<T>(kept((static_cast<float>(x[at]) - by.mean[i]) * by.scale[i] + by.bias[i], by.keep[i]));
+  }
+};
+
+template <typename T>
+struct RowGradApply {
+  const T *grad, *x;
+  T* grad_x;
+  NormRows rows;
+  NormSlopes by;
+
+  template <int kVectors>
+  void vectors(int64_t i) const {
+    const Loaded<kVectors> mean(by.mean + i), scale(by.scale + i), factor(by.factor + i), bias(by.offset + i);
+    const Loaded<kVectors, Words> keep(by.keep + i);
+    const auto [count, length, stride] = rows;
+    const T *slope = grad + i, *from = x + i;
+    T* to = grad_x + i;
+    for (int64_t r = 0; r < count; ++r, slope += stride, from += stride, to += stride)
+      for (int j = 0; j < kVectors; ++j) {
+        const Vector centred = load(from + j * kVector) - mean.v[j];
+        const Vector v = scale.v[j] * load(slope + j * kVector) + (factor.v[j] * centred + bias.v[j]);
+        store(kept(v, keep.v[j]), to + j * kVector);
+      }
+  }
+  void position(int64_t i) const {
+    for (int64_t r = 0, at = i; r < rows.count; ++r, at += rows.stride) {
+      const float centred = static_cast<float>(x[at]) - by.mean[i];
+      const float v = by.scale[i] * static_cast<float>(grad[at]) + (by.factor[i] * centred + by.offset[i]);
+      grad_x[at] = element<T>(kept(v, by.keep[i]));
+    }
+  }
+};
+
+template <typename T>
+inline void sums_rows(const T* x, const NormRows& rows, const float* shift, float* first, float* second) {
+  each_position(rows.length, RowSums<T>{x, rows, shift, first, second});
 }
 
-inline void apply_rows(const float* __restrict x, float* __restrict y, int64_t rows, int64_t length, int64_t stride,
-                       const float* __restrict mean, const float* __restrict scale, const float* __restrict bias) {
-  for (int64_t r = 0; r < rows; ++r, x += stride, y += stride)
-    for (int64_t i = 0; i < length; ++i) y[i] = (x[i] - mean[i]) * scale[i] + bias[i];
+template <typename T>
+inline void grad_sums_rows(const T* grad, const T* x, const NormRows& rows, const float* mean, float* first,
+                           float* second) {
+  each_position(rows.length, RowDots<T>{grad, x, rows, mean, first, second});
 }
 
-inline void grad_sums_rows(const float* grad, const float* x, int64_t rows, int64_t length, int64_t stride,
-                           const float* __restrict mean, float* __restrict first, float* __restrict second) {
-  for (int64_t r = 0; r < rows; ++r, x += stride, grad += stride)
-    for (int64_t i = 0; i < length; ++i) first[i] += grad[i], second[i] += grad[i] * (x[i] - mean[i]);
+template <typename T>
+inline void apply_rows(const T* x, T* y, const NormRows& rows, const NormScales& by_position) {
+  each_position(rows.length, RowApply<T>{x, y, rows, by_position});
 }
 
-inline void grad_apply_rows(const float* __restrict grad, const float* __restrict x, float* __restrict grad_x,
-                            int64_t rows, int64_t length, int64_t stride, const float* __restrict mean,
-                            const float* __restrict scale, const float* __restrict factor,
-                            const float* __restrict offset) {
-  for (int64_t r = 0; r < rows; ++r, x += stride, grad += stride, grad_x += stride)
-    for (int64_t i = 0; i < length; ++i) grad_x[i] = scale[i] * grad[i] + (factor[i] * (x[i] - mean[i]) + offset[i]);
+template <typename T>
+inline void grad_apply_rows(const T* grad, const T* x, T* grad_x, const NormRows& rows, const NormSlopes& by_position) {
+  each_position(rows.length, RowGradApply<T>{grad, x, grad_x, rows, by_position});
 }
 
-inline NormKernels norm_kernels_of_target() {
-  return {sums_segment, apply_segment, grad_sums_segment, grad_apply_segment,
-          sums_rows,    apply_rows,    grad_sums_rows,    grad_apply_rows};
+template <typename T>
+inline NormKernels<T> norm_kernels_of_target() {
+  return {sums_segment<T>, apply_segment<T>, grad_sums_segment<T>, grad_apply_segment<T>,
+          sums_rows<T>,    apply_rows<T>,    grad_sums_rows<T>,    grad_apply_rows<T>};
 }
