@@ -21,7 +21,7 @@ from harness.memory import peak_mb
 from harness.options import FORMATS
 from harness.record import Record
 from harness.timing import Clock
-from networks.baselines import Dense, NetworkContender
+from networks.baselines import Dense, FloatDense, NetworkContender
 from networks.contenders import COMPILED, EAGER, FAMILIES
 from networks.jobs import Job, Pace, jobs
 from networks.models import draw
@@ -72,7 +72,8 @@ def entries(
     kinds: Iterable[type[NetworkContender]], masked: MaskedSetting, direction: str, args: argparse.Namespace
 ) -> Entries:
     """All of these kinds that a row times; dense in the layout that was faster under the first masks."""
-    wanted = [c for c in kinds if c is Dense or c.family in args.contenders]
+    others = masked.setting.dtype != torch.float32 and args.device == "cpu"
+    wanted = [c for c in kinds if c is Dense or c.family in args.contenders and (others or c is not FloatDense)]
     for contender, layout in product(wanted, FORMATS if args.layout == "both" else (args.layout,)):
         known = masked.setting.dense_layout.get((contender.family, direction), layout)
         if not issubclass(contender, Dense) or layout == known:
@@ -111,7 +112,7 @@ def measure(masked: MaskedSetting, direction: str, pace: Pace, args: argparse.Na
     def made(found: Entries) -> dict[str, NetworkContender]:
         return checked(found, make, setting.format(), args, direction)
 
-    contenders = made(entries(EAGER, masked, direction, args))
+    contenders = made(entries((*EAGER, FloatDense), masked, direction, args))
     if not any(isinstance(c, Dense) for c in contenders.values()):
         return None
     eager = {key: contender.ms for key, contender in contenders.items()}

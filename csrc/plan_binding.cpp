@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/kernels/pixel_kernels.h"
 #include "cpu/plans_cpu.h"
 #if defined(PRUNEKERNELS_WITH_CUDA)
 #include "cuda/plans_cuda.h"
@@ -171,6 +172,7 @@ void bind_plans(py::module_& m) {
   m.def("restore_plans", restore_plans, "Takes over what settled_plans() gave.");
   m.def("clear_plans", plan_cache::clear, "Forgets what was found out.");
   m.def("plan_trials", plan_cache::trials, "How many runs were timed.");
+  m.def("has_pixel_kernels", has_pixel_kernels, "Whether this CPU has instructions for bfloat16 in channels_last.");
 }
 
 }  // namespace prunekernels

@@ -46,12 +46,17 @@ def load(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
+def fastest_dense(row: Row) -> float:
+    """Milliseconds in the fastest of its forms that were timed."""
+    return min(row.get(f"{form}_ms") or math.inf for form in ("dense", "dense_compile", "dense_fp32"))
+
+
 def network_rows(direction: str, name: str = NETWORKS) -> list[Row]:
     """Rows with "masked" and "live", the speed-ups of both modes over the fastest dense, and "small", that of the small
     network."""
     rows = [dict(row) for row in load(name)["rows"] if row["direction"] == direction]
     for row in rows:  # older files call masked mode "layer" and live mode "network"
-        dense = min(row["dense_ms"], row.get("dense_compile_ms") or math.inf)
+        dense = fastest_dense(row)
         row["masked"] = dense / row.get("masked_ms", row.get("layer_ms"))
         row["live"] = dense / row.get("live_ms", row.get("network_ms"))
         row["small"] = dense / row["small_ms"]
@@ -112,7 +117,7 @@ def networks_compacted() -> str:
             "small, compiled")  # fmt: skip
     cells = []
     for row in _goal_rows():
-        dense = min(row["dense_ms"], row["dense_compile_ms"] or math.inf)
+        dense = fastest_dense(row)
         forms = ("masked", "live", "compacted", "compacted_compile", "small", "small_compile")
         ratios = [ratio(None if row[f"{form}_ms"] is None else dense / row[f"{form}_ms"]) for form in forms]
         form = f"{row['fastest_dense']}, {dense:.0f} ms"

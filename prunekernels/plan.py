@@ -250,10 +250,26 @@ def choose_for_table(
     )
 
 
-def has_other_plans(x: torch.Tensor) -> bool:
-    """Whether a convolution of x [N, C, H, W] in which nothing is dead has plans besides the vendor's convolution."""
-    on_cpu = x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous()
-    return on_cpu and extension._C is not None
+def own_layout(dtype: torch.dtype) -> torch.memory_format:
+    """The layout in which convolutions on the CPU have plans of this package's own in a dtype, if in any."""
+    has_pixels = extension._C is not None and extension._C.has_pixel_kernels()
+    return torch.channels_last if dtype == torch.bfloat16 and has_pixels else torch.contiguous_format
+
+
+def has_other_plans(x: torch.Tensor, groups: int, dtype: torch.dtype | None = None) -> bool:
+    """Whether a convolution of x [N, C, H, W] in which nothing is dead has plans besides the vendor's convolution.
+
+    dtype: what it computes in; None: autocast's, or that of x.
+    """
+    if extension._C is None or x.device.type != "cpu":
+        return False
+    if dtype is None:
+        dtype = x.dtype
+        if dtype != torch.float64 and torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+    if dtype == torch.bfloat16:
+        return groups == 1 and extension._C.has_pixel_kernels() and x.is_contiguous(memory_format=torch.channels_last)
+    return dtype == torch.float32 and x.is_contiguous()
 
 
 def table() -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from harness.compiled import compiled
-from networks.baselines import CompactedMode, Dense, LiveMode, MaskedMode, NetworkContender, Small
+from networks.baselines import CompactedMode, Dense, FloatDense, LiveMode, MaskedMode, NetworkContender, Small
 
 
 class Compiled(NetworkContender):
@@ -41,5 +41,5 @@ class CompiledSmall(Compiled, Small):
 
 EAGER: tuple[Any, ...] = (Dense, MaskedMode, LiveMode, Small, CompactedMode)
 COMPILED: tuple[Any, ...] = (CompiledDense, CompiledCompacted, CompiledSmall)
-CONTENDERS: tuple[type[NetworkContender], ...] = EAGER + COMPILED
+CONTENDERS: tuple[type[NetworkContender], ...] = (*EAGER, *COMPILED, FloatDense)
 FAMILIES = tuple(c.family for c in CONTENDERS)

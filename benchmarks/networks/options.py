@@ -22,7 +22,7 @@ from harness.options import (
     mode_of_gear,
     positive,
 )
-from networks.baselines import PASSES
+from networks.baselines import PASSES, FloatDense
 from networks.contenders import EAGER, FAMILIES
 from networks.models import MASKS, NETWORKS, Network
 from networks.setting import OPTIMIZERS
@@ -39,7 +39,7 @@ LAYOUTS = {"cpu": "both", "cuda": "channels_last"}
 OPTIMIZER = {"cpu": "masked", "cuda": "torch"}  # MaskedSGD reads masks on the host, which a CUDA graph cannot record
 MINUTES = 12.0
 QUICK: dict[str, Any] = {"kept": [0.95, 0.5], "masks": ["joint"], "passes": ["train"], "rounds": 3}
-QUICK["contenders"] = [contender.family for contender in EAGER[1:]]
+QUICK["contenders"] = [contender.family for contender in (*EAGER[1:], FloatDense)]
 GOALS: dict[str, Any] = {"kept": [0.5], "masks": ["joint"], "passes": ["train"], "minutes": 25.0}
 EXAMPLES = """\
   python benchmarks/network.py --device cpu --json n.json --md n.md
@@ -55,7 +55,8 @@ def parser() -> Parser:
     p = Parser(
         "network.py",
         "Time training and inference steps of whole networks: dense, masked, live and compacted mode, and the small\n"
-        "network that never had the dead filters; dense, compacted and small also compiled by torch.compile.\n\n"
+        "network that never had the dead filters; dense, compacted and small also compiled by torch.compile, and\n"
+        "on a CPU dense in float32 beside rows of bfloat16.\n\n"
         "Every step is checked against a masked reference before anything is timed.\n\n"
         "To compile a network takes half a minute and more, so by default (without --contenders) compacted mode and\n"
         "the small network are compiled for training steps with joint masks and kept 0.5 alone: most goals are about\n"

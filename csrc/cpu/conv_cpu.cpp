@@ -5,6 +5,7 @@
 #include "cpu/dense_conv.h"
 #include "cpu/direct_conv.h"
 #include "cpu/plans_cpu.h"
+#include "cpu/weight_cast.h"
 #include "ops/masked_conv.h"
 
 namespace prunekernels {
@@ -23,6 +24,13 @@ struct Cpu {
   }
   static const MaskTable& table(const MaskTable& mask) { return mask; }
   static const PlanDevice& plans(const MaskTable&, at::Device) { return cpu_plans(); }
+  static at::Tensor narrowed(const at::Tensor& weight, at::ScalarType dtype, at::MemoryFormat format,
+                             const MaskTable* mask, bool whole) {
+    return prunekernels::narrowed(weight, dtype, format, mask, whole);
+  }
+  static at::Tensor widened(const at::Tensor& grad, const at::Tensor& weight, const MaskTable* mask) {
+    return prunekernels::widened(grad, weight, mask);
+  }
 };
 
 }  // namespace

@@ -24,6 +24,13 @@ struct Cuda {
   }
   static const MaskTable& table(const DeviceMask& mask) { return mask.table(); }
   static DevicePlans plans(const DeviceMask& mask, at::Device device) { return DevicePlans(mask, device); }
+  static at::Tensor narrowed(const at::Tensor& weight, at::ScalarType dtype, at::MemoryFormat format, const DeviceMask*,
+                             bool) {
+    return weight.to(dtype).contiguous(format);
+  }
+  static at::Tensor widened(const at::Tensor& grad, const at::Tensor& weight, const DeviceMask*) {
+    return grad.to(weight.scalar_type());
+  }
 };
 
 }  // namespace

@@ -136,9 +136,8 @@ Three norm_backward_of_torch(const Tensor& grad, const Tensor& x, const Optional
                              const Tensor& invstd, const OptionalTensor& index, const SymInt& features, bool training) {
   const OptionalTensor rows = index ? OptionalTensor(index->to(at::kLong)) : std::nullopt;
   if (rows && rows->sym_numel() < x.sym_size(1)) {  // x has all channels
-    auto [live, grad_weight, grad_bias] =
-        norm_backward_of_torch(grad.index_select(1, *rows), x.index_select(1, *rows), weight, mean, invstd, index,
-                               features, training);
+    auto [live, grad_weight, grad_bias] = norm_backward_of_torch(grad.index_select(1, *rows), x.index_select(1, *rows),
+                                                                 weight, mean, invstd, index, features, training);
     return {at::zeros_symint(x.sym_sizes(), live.options()).index_copy(1, *rows, live), grad_weight, grad_bias};
   }
   const OptionalTensor gamma = weight && rows ? OptionalTensor(weight->index_select(0, *rows)) : weight;

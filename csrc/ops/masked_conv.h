@@ -8,6 +8,11 @@
 //     static auto read_filter_mask(op, argument, table, filters, like);
 //     static const MaskTable& table(const Mask&);                // its words, on the host
 //     static auto plans(const Mask&, at::Device);                // a PlanDevice
+//     // A weight that is kept in float32, as a plan of activations in fewer bits reads it: in their dtype, dead
+//     filters
+//     // zeros or, unless `whole`, anything; null mask: nothing is dead. And the gradient back in float32.
+//     static at::Tensor narrowed(weight, dtype, format, const Mask*, whole);
+//     static at::Tensor widened(grad, weight, const Mask*);
 //   };
 //
 // and overloads for ConvCall<Mask>, whose activations are dense in call.format, and whose results are:
@@ -37,6 +42,20 @@ inline at::Tensor zeros(at::IntArrayRef sizes, const at::TensorOptions& options,
 
 inline OptionalTensor contiguous(const OptionalTensor& t) { return t ? OptionalTensor(t->contiguous()) : std::nullopt; }
 
+// A weight has the dtype of the activations, or stays in float32 where those have 16 bits.
+inline void check_weight_dtype(const char* op, const at::Tensor& weight, const at::Tensor& x) {
+  const bool stays =
+      weight.scalar_type() == at::kFloat && (x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kHalf);
+  check_dtype(op, "weight", weight, stays ? weight : x);
+  if (stays) PK_CHECK(weight.device() == x.device(), op, "weight", x.device(), weight.device());
+}
+
+// Sizes and layout of weight in the dtype of x; never read or written.
+inline at::Tensor weight_like(const at::Tensor& weight, const at::Tensor& x) {
+  if (weight.scalar_type() == x.scalar_type()) return weight;
+  return at::empty(weight.sizes(), x.options().memory_format(weight.suggest_memory_format()));
+}
+
 template <typename Mask>
 at::Tensor dense_grad_weight(const char* op, const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight,
                              const Mask* mask, const ConvParams& params, const OptionalTensor& scale) {
@@ -45,6 +64,12 @@ at::Tensor dense_grad_weight(const char* op, const at::Tensor& grad_out, const a
       vendor::grad_weight(grad_out, x, like, params, params.groups).contiguous(weight.suggest_memory_format());
   mask_grad_weight(op, grad, mask, scale);
   return grad;
+}
+
+template <typename Device>
+at::Tensor operand_weight(const ConvCall<typename Device::Mask>& call, const at::Tensor& weight, Plan plan) {
+  if (weight.scalar_type() == call.dtype) return weight;
+  return Device::narrowed(weight, call.dtype, call.format, &call.mask, plan == Plan::dense);
 }
 
 template <typename Device>
@@ -63,7 +88,7 @@ at::Tensor masked_conv2d(const at::Tensor& x, const at::Tensor& weight, const Op
   const at::DeviceGuard guard(x.device());
   const ConvParams params{stride, padding, dilation, groups};
   check_dtype(op, "x", x, x);
-  check_dtype(op, "weight", weight, x);
+  check_weight_dtype(op, weight, x);
   const ConvShape s = make_shape(op, x.sizes(), weight, params);
   if (bias) {
     check_dtype(op, "bias", *bias, x);
@@ -78,20 +103,23 @@ at::Tensor masked_conv2d(const at::Tensor& x, const at::Tensor& weight, const Op
   const at::MemoryFormat format = x.suggest_memory_format();
   if (s.N == 0) return at::empty({0, s.K, s.P, s.Q}, x.options().memory_format(format));
   const at::Tensor dense_x = x.contiguous(format);
-  if (!mask || asked.settled(Device::table(*mask)))
-    return vendor::conv(dense_x, weight.contiguous(format), bias, params, groups).contiguous(format);
+  if (!mask || asked.settled(Device::table(*mask))) {
+    const at::Tensor w = Device::narrowed(weight, x.scalar_type(), format, nullptr, true);
+    return vendor::conv(dense_x, w, bias, params, groups).contiguous(format);
+  }
 
   const ConvCall<typename Device::Mask> call{op, s, params, *mask, format, x.scalar_type()};
   const OptionalTensor dense_bias = contiguous(bias);
   const auto run = [&](Plan plan) {
+    const at::Tensor w = operand_weight<Device>(call, weight, plan);
     switch (plan) {
       case Plan::compact:
-        return compact_forward(call, dense_x, weight, dense_bias);
+        return compact_forward(call, dense_x, w, dense_bias);
       case Plan::direct:
       case Plan::sparse:
-        return direct_forward(call, dense_x, weight, dense_bias, plan == Plan::sparse);
+        return direct_forward(call, dense_x, w, dense_bias, plan == Plan::sparse);
       default:
-        return dense_forward(call, dense_x, weight, dense_bias);
+        return dense_forward(call, dense_x, w, dense_bias);
     }
   };
   const bool nothing_live = Device::table(*mask)[kLivePairs] == 0;
@@ -110,7 +138,7 @@ at::Tensor masked_conv2d_grad_input(const at::Tensor& grad_out, const at::Tensor
   const at::DeviceGuard guard(grad_out.device());
   const ConvParams params{stride, padding, dilation, groups};
   check_dtype(op, "grad_out", grad_out, grad_out);
-  check_dtype(op, "weight", weight, grad_out);
+  check_weight_dtype(op, weight, grad_out);
   const ConvShape s = make_shape(op, x_size, weight, params);
   check_grad_out(op, grad_out, s);
   const auto mask = Device::read_mask(op, "mask", mask_table, s, grad_out);
@@ -121,19 +149,21 @@ at::Tensor masked_conv2d_grad_input(const at::Tensor& grad_out, const at::Tensor
   const at::Tensor grad = grad_out.contiguous(format);
   if (!mask || asked.settled(Device::table(*mask))) {
     const at::Tensor like_x = vendor::sizes_only(x_size, grad.options(), format);
-    return vendor::grad_input(grad, like_x, weight.contiguous(format), params, groups).contiguous(format);
+    const at::Tensor w = Device::narrowed(weight, grad.scalar_type(), format, nullptr, true);
+    return vendor::grad_input(grad, like_x, w, params, groups).contiguous(format);
   }
 
   const ConvCall<typename Device::Mask> call{op, s, params, *mask, format, grad.scalar_type()};
   const auto run = [&](Plan plan) {
+    const at::Tensor w = operand_weight<Device>(call, weight, plan);
     switch (plan) {
       case Plan::compact:
-        return compact_grad_input(call, grad, weight);
+        return compact_grad_input(call, grad, w);
       case Plan::direct:
       case Plan::sparse:
-        return direct_grad_input(call, grad, weight, plan == Plan::sparse);
+        return direct_grad_input(call, grad, w, plan == Plan::sparse);
       default:
-        return dense_grad_input(call, grad, weight);
+        return dense_grad_input(call, grad, w);
     }
   };
   return choose_and_run<Device>(call, asked, Direction::grad_input, grad.device(), run);
@@ -150,7 +180,7 @@ at::Tensor masked_conv2d_grad_weight(const at::Tensor& grad_out, const at::Tenso
   const ConvParams params{stride, padding, dilation, groups};
   check_dtype(op, "x", x, x);
   check_dtype(op, "grad_out", grad_out, x);
-  check_dtype(op, "weight", weight, x);
+  check_weight_dtype(op, weight, x);
   const ConvShape s = make_shape(op, x.sizes(), weight, params);
   check_grad_out(op, grad_out, s);
   const auto mask = Device::read_mask(op, "mask", mask_table, s, x);
@@ -162,21 +192,23 @@ at::Tensor masked_conv2d_grad_weight(const at::Tensor& grad_out, const at::Tenso
   const OptionalTensor scale = contiguous(grad_scale);
   const at::MemoryFormat format = x.suggest_memory_format();
   const at::Tensor dense_x = x.contiguous(format), grad = grad_out.contiguous(format);
+  const at::Tensor like = weight_like(weight, x);
   if (!mask || asked.settled(Device::table(*mask)))
-    return dense_grad_weight<Mask>(op, grad, dense_x, weight, nullptr, params, scale);
+    return Device::widened(dense_grad_weight<Mask>(op, grad, dense_x, like, nullptr, params, scale), weight, nullptr);
 
   const ConvCall<Mask> call{op, s, params, *mask, format, x.scalar_type()};
-  const auto run = [&](Plan plan) {
+  const auto grad_of = [&](Plan plan) {
     switch (plan) {
       case Plan::compact:
-        return compact_grad_weight(call, grad, dense_x, weight, scale);
+        return compact_grad_weight(call, grad, dense_x, like, scale);
       case Plan::direct:
       case Plan::sparse:
-        return direct_grad_weight(call, grad, dense_x, weight, scale, plan == Plan::sparse);
+        return direct_grad_weight(call, grad, dense_x, like, scale, plan == Plan::sparse);
       default:
-        return dense_grad_weight<Mask>(op, grad, dense_x, weight, &*mask, params, scale);
+        return dense_grad_weight<Mask>(op, grad, dense_x, like, &*mask, params, scale);
     }
   };
+  const auto run = [&](Plan plan) { return Device::widened(grad_of(plan), weight, &*mask); };
   return choose_and_run<Device>(call, asked, Direction::grad_weight, x.device(), run);
 }
 

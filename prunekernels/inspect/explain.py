@@ -261,7 +261,7 @@ def _small_plans(layer: MaskedConv2d, call: _Call, small: Lowered) -> LayerPlan:
     C = C if layer.groups == 1 else small.out.count  # brought to the live filters, which are the channels
     x = torch.empty((N, C, *space), dtype=call.dtype, device=call.device, memory_format=call.memory_format)
     x, padding = layer._pad(x)
-    if small.table is None and layer.grad_scale is None and not has_other_plans(x):
+    if small.table is None and layer.grad_scale is None and not has_other_plans(x, small.groups, call.computes):
         return SMALL
     if isinstance(padding, str):
         x, padding = pad_string("explain", x, padding, layer.kernel_size, layer.stride, layer.dilation)

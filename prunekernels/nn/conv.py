@@ -419,7 +419,7 @@ def _small_conv(layer: MaskedConv2d, x: Tensor, small: Lowered) -> Tensor:
         bias = bias if bias is None else bias.index_select(0, rows)
         scale = scale if scale is None else scale.index_select(0, rows)
     x, padding = layer._pad(x)
-    if small.table is None and scale is None and not has_other_plans(x):
+    if small.table is None and scale is None and not has_other_plans(x, small.groups):
         return F.conv2d(x, weight, bias, layer.stride, padding, layer.dilation, small.groups)
     table = small.all_live if small.table is None else small.table
     grad_table = small.all_live if small.grad_table is None else small.grad_table

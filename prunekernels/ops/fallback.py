@@ -70,6 +70,14 @@ def _check_tensor(op: str, argument: str, tensor: Tensor, like: Tensor) -> None:
     _expect(tensor.device == like.device, op, argument, like.device, tensor.device)
 
 
+def _in_dtype_of(x: Tensor, op: str, weight: Tensor) -> Tensor:
+    """The weight in the dtype of x; it may be in float32 where x has 16 bits."""
+    stays = weight.dtype == torch.float32 and x.dtype in (torch.bfloat16, torch.float16)
+    _check_tensor(op, "weight", weight, weight if stays else x)
+    _expect(weight.device == x.device, op, "weight", x.device, weight.device)
+    return weight.to(x.dtype)
+
+
 def _check_mask(op: str, argument: str, mask: Tensor | None, sizes: tuple[int, ...]) -> None:
     """Checks a mask table. sizes: (K, C, groups), or (K,) where the operator knows no more."""
     if mask is None:
@@ -119,7 +127,7 @@ def _check_plan(op: str, plan: str) -> None:
 def masked_conv2d(x, weight, bias, mask, grad_mask, grad_scale, stride, padding, dilation, groups, plan):
     op = "masked_conv2d"
     _check_tensor(op, "x", x, x)
-    _check_tensor(op, "weight", weight, x)
+    weight = _in_dtype_of(x, op, weight)
     _check_conv(op, x.shape, weight, mask, stride, padding, dilation, groups)
     layout, K, C = suggest_memory_format(x), weight.shape[0], x.shape[1]
     if bias is not None:
@@ -140,7 +148,7 @@ def masked_conv2d(x, weight, bias, mask, grad_mask, grad_scale, stride, padding,
 
 def masked_conv2d_grad_input(grad_out, weight, mask, x_size, channels_last, stride, padding, dilation, groups, plan):
     op = "masked_conv2d_grad_input"
-    _check_tensor(op, "weight", weight, grad_out)
+    weight = _in_dtype_of(grad_out, op, weight)
     size = _check_conv(op, x_size, weight, mask, stride, padding, dilation, groups)
     _check_plan(op, plan)
     _expect(list(grad_out.shape) == size, op, "grad_out", size, list(grad_out.shape))
@@ -161,7 +169,7 @@ def masked_conv2d_grad_input(grad_out, weight, mask, x_size, channels_last, stri
 def masked_conv2d_grad_weight(grad_out, x, weight, mask, grad_scale, stride, padding, dilation, groups, plan):
     op = "masked_conv2d_grad_weight"
     _check_tensor(op, "grad_out", grad_out, x)
-    _check_tensor(op, "weight", weight, x)
+    dtype, weight = weight.dtype, _in_dtype_of(x, op, weight)
     size = _check_conv(op, x.shape, weight, mask, stride, padding, dilation, groups)
     _check_plan(op, plan)
     _expect(list(grad_out.shape) == size, op, "grad_out", size, list(grad_out.shape))
@@ -172,7 +180,7 @@ def masked_conv2d_grad_weight(grad_out, x, weight, mask, grad_scale, stride, pad
     if grad_scale is not None:
         scale = grad_scale.view(-1, 1, 1, 1)
         grad = torch.where(scale == 0, grad.new_zeros(()), grad * scale).to(weight.dtype)
-    return grad.contiguous(memory_format=suggest_memory_format(weight))
+    return grad.contiguous(memory_format=suggest_memory_format(weight)).to(dtype)
 
 
 def masked_conv2d_grad_bias(grad_out, mask):

@@ -74,8 +74,9 @@ class Config:
             faster than float32.
         evaluate: After which epochs the network is evaluated: "each", or "end", the last alone.
         layout: The memory layout of the network: "contiguous", "channels_last", or "auto": on cuda channels_last; on
-            the CPU the one in which a dense step takes less time, or, if deterministic or in masked or live mode,
-            contiguous. Images have it on cuda; on the CPU they are contiguous.
+            the CPU the one in which a dense step takes less time, or, if deterministic or in masked or live mode, the
+            one that images have. On the CPU these are contiguous, but for masked and live mode in bfloat16:
+            channels_last, where the CPU has instructions for it. With mode "auto" the other one is tried for them too.
         deterministic: Whether every process with as many threads computes the same bits.
         device: A torch device. None: cuda where there is one.
         stop_after: The epoch to stop after, to resume later.

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..plan import own_layout
 from .compiling import ROUNDS, seconds
 from .config import Config
 
@@ -41,9 +42,7 @@ class DenseStep:
         return network.to(memory_format=FORMATS[self.layout])  # type: ignore[call-overload]
 
     def laid_out(self, x: Tensor) -> Tensor:
-        """Images for such a network; on the CPU contiguous, since masked layers, which take the layout of their inputs,
-        are slower in channels_last.
-        """
+        """Images for such a network; on the CPU contiguous, as plain layers take the layout from their weights."""
         return x.contiguous(memory_format=FORMATS[self.layout] if x.device.type == "cuda" else torch.contiguous_format)
 
     def state_dict(self) -> dict[str, Any]:
@@ -89,7 +88,18 @@ def _usual(config: Config, device: torch.device) -> str:
     """The layout where nothing is timed."""
     if config.layout != "auto":
         return config.layout
-    return "channels_last" if device.type == "cuda" else "contiguous"
+    if device.type == "cuda":
+        return "channels_last"
+    return masked_layout(config.amp) if config.mode in ("masked", "live") else "contiguous"
+
+
+def masked_layout(bf16: bool) -> str:
+    """The layout of images on the CPU in masked and live mode, whose layers take it from their inputs, where nothing is
+    timed: that in which these layers have plans of their own.
+    """
+    return next(
+        name for name, layout in FORMATS.items() if layout == own_layout(torch.bfloat16 if bf16 else torch.float32)
+    )
 
 
 def _milliseconds(forms: list[DenseStep], network: nn.Module, x: Tensor, y: Tensor) -> dict[DenseStep, float]:

@@ -117,7 +117,7 @@ def _epoch_times(run: Trainer, plain: nn.Module, small: nn.Module, x: Tensor, y:
     with setup.numerics(run.config), _in_last_mode(run, x) as (net, optimizer):
         steps = {
             "dense": _stepper(run.dense.bf16, plain, setup.optimizer_of(run.config, plain), x, y),
-            "this": _stepper(bf16, net, optimizer, x, y),
+            "this": _stepper(bf16, net, optimizer, run.modes.laid_out(x), y),
             "small": _stepper(bf16, small, setup.optimizer_of(run.config, small), x, y),
         }
         for _ in range(2):  # warm-up: plans are chosen, memory is allocated

@@ -17,16 +17,17 @@ class FormTrials:
 
     Args:
         forms: Their names, the likeliest to be the fastest first.
+        variants: By form, others that get a stretch only where that form is a contender after the first round.
 
     Attributes:
         ms: By form, milliseconds of its fastest step so far.
         reasons: By form that cannot run, why.
     """
 
-    def __init__(self, forms: Sequence[str]) -> None:
+    def __init__(self, forms: Sequence[str], variants: Mapping[str, str] | None = None) -> None:
         self.ms: dict[str, float] = {}
         self.reasons: dict[str, str] = {}
-        self._left = list(forms)
+        self._left, self._variants = list(forms), dict(variants or {})
         self._round = self._at = self._steps = 0
 
     @property
@@ -36,7 +37,8 @@ class FormTrials:
 
     @property
     def settled(self) -> bool:
-        return len(self._left) <= 1 or self._round == len(SLACK)
+        waits = self._round == 0 and any(form in self._variants for form in self._left)
+        return (len(self._left) <= 1 and not waits) or self._round == len(SLACK)
 
     @property
     def best(self) -> str:
@@ -69,6 +71,9 @@ class FormTrials:
         if self._at == len(self._left):
             best, slack = min(self.ms.values(), default=0.0), SLACK[self._round]
             self._left = [form for form in self._left if self.ms[form] <= slack * best]
+            if self._round == 0:
+                more = (self._variants[form] for form in self._left if form in self._variants)
+                self._left += [form for form in more if form not in self.ms]
             self._at, self._round = 0, self._round + 1
 
 

@@ -264,6 +264,7 @@ class Trainer:
         """Makes one optimizer step. Returns float64 [2]: the sum of the losses and the number of right answers."""
         x, y = self.on_device(x, y)
         net, optimizer = self.modes.at_step(x, y)
+        x = self.modes.laid_out(x)
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.zero_grad(set_to_none=True)
@@ -283,7 +284,7 @@ class Trainer:
         for x, y in self._batches():
             x, y = self.on_device(x, y)
             with self.modes.autocast():
-                loss = F.cross_entropy(self.modes.whole(x).float(), y)
+                loss = F.cross_entropy(self.modes.whole(self.modes.laid_out(x)).float(), y)
             yield self._weighted(loss, len(y))
 
     def _say(self, line: str) -> None:

@@ -22,7 +22,7 @@ from ..nn.ranks import world_size
 from . import distributed
 from .compiling import Compiled, step_times
 from .config import Config
-from .dense_step import DenseStep, autocast
+from .dense_step import FORMATS, DenseStep, autocast, masked_layout
 from .form_trials import FormTrials, likeliest_first
 
 TIMED = ("masked", "live", "compacted")
@@ -56,6 +56,7 @@ class Modes:
     Attributes:
         now: The mode that the network is in.
         bf16: Whether its steps autocast to bfloat16.
+        layout: That of the images on the CPU, where masked layers take theirs from them.
         is_compiled: Whether torch.compile serves while masks stand still as they do now; None: not known yet.
         whole: The model itself, for passes outside of training steps; with ranks in DistributedDataParallel.
     """
@@ -70,7 +71,7 @@ class Modes:
         dense: DenseStep,
     ) -> None:
         self.config, self.model, self.optimizer, self.method, self.say = config, model, optimizer, method, say
-        self.dense, self.bf16 = dense, dense.bf16
+        self.dense, self.bf16, self.layout = dense, dense.bf16, self._usual_layout(dense.bf16)
         self.device = next(model.parameters()).device
         self.ranks = world_size()
         self.whole = distributed.wrapped(model)
@@ -97,7 +98,7 @@ class Modes:
         form = self._form(net)
         waits = self._trial is not None or self._still <= self.config.compile_after
         if self.config.compile and not waits and self.is_compiled is None:
-            self.is_compiled = self._compile(form, x, y)
+            self.is_compiled = self._compile(form, self.laid_out(x), y)
         found = form.compiled if self.is_compiled and form.compiled is not None else form.eager
         if self._trial is not None:
             self._begun = self._clock()
@@ -146,8 +147,8 @@ class Modes:
     def _all_live(self) -> bool:
         return self._masks is not None and bool(self._masks.all())
 
-    def _run_in(self, mode: str, bf16: bool) -> None:
-        self.bf16 = bf16
+    def _run_in(self, mode: str, bf16: bool, layout: str | None = None) -> None:
+        self.bf16, self.layout = bf16, layout or self._usual_layout(bf16)
         if mode != self.now:
             assert self.method is not None
             flow(self.model, mode == "live")
@@ -158,10 +159,19 @@ class Modes:
         """Autocasts to bfloat16, if the steps that are made now do."""
         return autocast(self.device, self.bf16)
 
+    def laid_out(self, x: Tensor) -> Tensor:
+        """Images as the next step takes them. On the CPU masked layers have the layout of their inputs."""
+        if x.device.type == "cuda" or self.method is None or self.now not in ("masked", "live"):
+            return self.dense.laid_out(x)
+        return x.contiguous(memory_format=FORMATS[self.layout])
+
+    def _usual_layout(self, bf16: bool) -> str:
+        return masked_layout(bf16) if self.config.layout == "auto" or not bf16 else self.config.layout
+
     def _run_in_form(self, form: str) -> None:
-        """form: a mode, with amp and its numbers."""
-        mode, _, numbers = form.partition(" ")
-        self._run_in(mode, self.config.amp and numbers != "fp32")
+        """form: a mode, with amp its numbers, and the layout, if that is another than usual."""
+        mode, *words = form.split()
+        self._run_in(mode, self.config.amp and "fp32" not in words, next((w for w in words if w in FORMATS), None))
 
     # ---- the mode
 
@@ -175,20 +185,34 @@ class Modes:
             if key in self._trials:
                 self._trials[key].restart()
             else:
-                self._trials[key] = FormTrials(self._contenders())
+                self._trials[key] = FormTrials(*self._contenders())
             self._trial = self._trials[key]
             if self._trial.settled:
                 self._choose(self._trial)
         return self._chosen.get(key)
 
-    def _contenders(self) -> list[str]:
-        """Modes, with amp each in both numbers, that may be the fastest for the masks that there are."""
+    def _contenders(self) -> tuple[list[str], dict[str, str]]:
+        """Modes, with amp each in both numbers, that may be the fastest for the masks that there are; and of some of
+        them the same in the other layout.
+        """
         modes = TIMED_ALL_LIVE if self._all_live() else TIMED
         numbers = (" bf16", " fp32") if self.config.amp else ("",)
         forms = [mode + number for number in numbers for mode in modes]
+        variants = {form: self._in_other_layout(form) for form in forms if self._has_layouts(form)}
         here = _tenths(self._key())
         nearest = sorted(self._times, key=lambda key: abs(_tenths(key) - here))
-        return likeliest_first(forms, [self._times[key] for key in nearest])
+        nearby = [self._times[key] for key in nearest]
+        known = [form for form in variants.values() if any(form in times for times in nearby)]
+        unknown = {form: other for form, other in variants.items() if other not in known}
+        return likeliest_first([*forms, *known], nearby), unknown
+
+    def _has_layouts(self, form: str) -> bool:
+        """Whether the layout of images decides in which one layers compute, and is left open."""
+        return self.device.type == "cpu" and self.config.layout == "auto" and not form.startswith("compacted")
+
+    def _in_other_layout(self, form: str) -> str:
+        usual = self._usual_layout(self.config.amp and not form.endswith("fp32"))
+        return f"{form} {next(name for name in FORMATS if name != usual)}"
 
     def _next_form(self) -> tuple[nn.Module, Optimizer]:
         """The network and the optimizer of the next step, in the mode whose turn it is."""

@@ -246,6 +246,22 @@ def test_dense_is_timed_in_the_faster_layout_of_the_first_masks(monkeypatch):
     assert set(second.quartiles) == {"dense/channels_last", "small/nchw", "small/channels_last"}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_dense_in_float32_stands_beside_bfloat16(dtype):
+    masked = make_masked(dtype=dtype)
+    args, _ = network_options.parse(["--rounds", "1", "--layout", "nchw", "--contenders", "dense+fp32"])
+    row = network.measure(masked, "train", SimpleNamespace(rounds=lambda *_: 1), args)
+    if dtype == torch.float32:
+        assert row.dense_fp32_ms is None and set(row.trials) == {"dense/nchw"}
+        return
+    assert row.dense_fp32_ms > 0 and set(row.trials) == {"dense/nchw", "dense+fp32/nchw"}
+    seen = {}
+    for key, contender in masked.setting.dense.items():
+        contender.enter("infer")
+        seen[key] = contender.run().dtype
+    assert seen == {"dense/nchw": torch.bfloat16, "dense+fp32/nchw": torch.float32}
+
+
 def compiled_by(masked, direction, trials, *argv):
     args, _ = network_options.parse([*argv])
     found = network.compiled_entries(masked, direction, trials, args)
@@ -317,7 +333,7 @@ def test_end_to_end(tmp_path, capsys):
     assert set(rows[0].trials) == {f"{f}/{layout}" for f in families for layout in ("nchw", "channels_last")}
     assert set(rows[0].quartiles) <= set(rows[0].trials) and len(rows[0].layouts.split()) == len(FAMILIES)
     assert "--kept 0.5" in body["header"]["command"] and "network.py" in body["header"]["command"]
-    assert len(body["summary"]) == 4 and len(body["goals"]) == 4
+    assert len(body["summary"]) == 4 and len(body["goals"]) == 6
     with (tmp_path / "n.csv").open() as file:
         assert [float(r["kept"]) for r in csv.DictReader(file)] == [r.kept for r in rows]
     assert {r.fastest_dense for r in rows} == {"eager"} and {r.best for r in rows} <= {"masked", "live", "compacted"}
@@ -332,7 +348,7 @@ def test_compiled_forms_in_a_row(tmp_path, quick_compile):
     assert run_to_files(tmp_path, *argv) == 0
     (row,) = REPORT.read(tmp_path / "n.json")[0]
     assert min(row.dense_compile_ms, row.compacted_compile_ms, row.small_compile_ms) > 0
-    assert row.layouts == " ".join(["nchw"] * 8) and row.rounds == 1
+    assert row.layouts == " ".join(["nchw"] * 8 + ["-"]) and row.rounds == 1
     text = (tmp_path / "n.md").read_text()
     assert "both compiled" in text and "compacted_compile_ms" in text
 

@@ -57,10 +57,13 @@ def test_goals_name_the_rows_that_fail():
         make_row(kept=0.95, masks="independent", live_ms=4.2),
         make_row(kept=1.0, live_ms=3.9),
     ]
-    bound, dense, best = goals(rows, GOALS)
+    bound, masked, live, dense, best = goals(rows, GOALS)
     assert best.goal.startswith("best mode, training step, joint: share") and best.reached == pytest.approx(1.9 / 3)
     assert (bound.target, bound.rows, bound.failing, bound.verdict) == (">= 0.9", 2, 1, "missed")
     assert bound.failing_most == "slow joint kept 0.5: 0.50" and bound.goal.endswith("kept 0.5")
+    assert [(g.goal.partition(" mode")[0], g.verdict, g.rows) for g in (masked, live)] == [
+        ("masked", "holds", 2), ("live", "holds", 2)
+    ]  # fmt: skip
     assert (dense.target, dense.rows, dense.failing_most) == (">= 0.98", 2, "n independent kept 0.95: 0.95")
     assert all(g.goal.startswith("GPU") for g in goals([make_row(device="cuda")], GOALS))
     assert network_report.network_goals([make_row(kept=0.7)]) == ""
@@ -76,7 +79,7 @@ def test_compacted_mode_beside_the_small_network_and_dense():
     assert (eager.fastest_dense, eager.best, eager.compiled_of_small) == ("eager", "live", None)
     bf16 = make_row(network="resnet18", dtype="bfloat16", compacted_ms=2.5)
     found = {g.goal.partition(";")[0]: g for g in goals([row, eager, bf16], GOALS)}
-    assert len(found) == 7
+    assert len(found) == 9
     over = found["best mode, ResNet-18, training step, joint, bf16: over dense"]
     assert (over.rows, over.reached, over.failing_most) == (1, 2, "resnet18 joint bfloat16 kept 0.5: 2.00")
     assert found["best mode, ResNet-18, training step, joint, fp32: over dense"].verdict == "holds"
@@ -84,6 +87,15 @@ def test_compacted_mode_beside_the_small_network_and_dense():
     assert (both.rows, both.verdict, both.reached) == (1, "missed", 0.9)
     below = found["compacted mode in its faster form, training step, joint: over live mode, each"]
     assert (below.rows, below.failing) == (3, 2)
+
+
+def test_dense_in_float32_may_be_the_fastest():
+    row = make_row(dtype="bfloat16", dense_compile_ms=3.8, dense_fp32_ms=2.5)
+    assert (row.fastest_dense, row.live_vs_dense) == ("float32", 1.25) and row.masked_vs_dense == pytest.approx(2.5 / 3)
+    found = {g.goal.partition(":")[0]: g for g in goals([row], GOALS)}
+    assert found["masked mode, training step, joint"].verdict == "missed"
+    assert found["live mode, training step, joint"].verdict == "holds"
+    assert "dense_fp32_ms" in network_report.table([row]) and "dense_fp32_ms" not in network_report.table([make_row()])
 
 
 def test_rows_of_different_dtypes_are_told_apart():

@@ -121,6 +121,30 @@ def test_dtypes(training, dtype):
     torch.testing.assert_close(y[:, LIVE], want)
 
 
+@pytest.mark.parametrize("format", LAYOUTS, ids=str)
+@pytest.mark.parametrize("size", [(3, 6), (17, 32)], ids=str)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_bfloat16_activations(training, size, format):
+    """As under autocast: parameters and statistics stay in float32."""
+    norm, small = pair(training)
+    x, grad_out = (torch.randn(4, 5, *size).bfloat16().contiguous(memory_format=format) for _ in range(2))
+    x[:, 1], grad_out[:, 4] = float("nan"), float("nan")
+    x.requires_grad_()
+    live = x.detach()[:, LIVE].float().requires_grad_()
+    y, want = norm(x), small(live)
+    y.backward(grad_out)
+    want.backward(grad_out[:, LIVE].float())
+    assert y.dtype == x.grad.dtype == torch.bfloat16 and y.stride() == x.stride()
+    torch.testing.assert_close(y[:, LIVE].float(), want, rtol=2**-8, atol=1e-5)
+    torch.testing.assert_close(x.grad[:, LIVE].float(), live.grad, rtol=2**-8, atol=1e-5)
+    for name, t in small.named_parameters():
+        torch.testing.assert_close(getattr(norm, name).grad[LIVE], t.grad, rtol=1e-4, atol=1e-4)
+        assert_zero(getattr(norm, name).grad[~LIVE])
+    torch.testing.assert_close(norm.running_var[LIVE], small.running_var)
+    assert_zero(y[:, ~LIVE])
+    assert_zero(x.grad[:, ~LIVE])
+
+
 def test_gradcheck():
     norm, _ = pair(True)
     norm.double()

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import prunekernels as pk
+from cases.conv import assert_zero, capped, isas
 
 pytestmark = pytest.mark.skipif(not pk.has_extension(), reason="an operator of the extension")
 OPS = torch.ops.prunekernels
@@ -18,7 +19,9 @@ SIZES = [
 
 
 class Problem:
-    def __init__(self, size, layout, *, affine=True, integers=False, offset=0.0):
+    """wide: x has a channel for every feature, and NaN in those that are not at index, as its gradient does."""
+
+    def __init__(self, size, layout, *, affine=True, integers=False, offset=0.0, dtype=torch.float32, wide=False):
         gen = torch.Generator().manual_seed(sum(size))
 
         def draw(*shape):
@@ -28,10 +31,19 @@ class Problem:
         N, C, H, W = size
         self.features = 2 * C + 1
         self.index = torch.randperm(self.features, generator=gen)[:C].sort().values
-        self.x = (draw(*size) * 3 + offset).to(memory_format=layout).requires_grad_()
-        self.grad = draw(*size)
+        self.x, self.grad = (draw(*size) * 3 + offset).to(dtype), draw(*size).to(dtype)
+        if wide:
+            self.x, self.grad = self.widened(self.x), self.widened(self.grad)
+        self.x = self.x.contiguous(memory_format=layout).requires_grad_()
         self.weight, self.bias = ((draw(self.features).requires_grad_() if affine else None) for _ in range(2))
         self.mean, self.var = draw(self.features), draw(self.features).square() + 0.5
+
+    def widened(self, t):
+        wide = torch.full((t.shape[0], self.features, *t.shape[2:]), float("nan"), dtype=t.dtype)
+        return wide.index_copy_(1, self.index, t)
+
+    def narrowed(self, t):
+        return t[:, self.index] if t.dim() == 4 and t.shape[1] == self.features else t
 
     def leaves(self):
         return [t for t in (self.x, self.weight, self.bias) if t is not None]
@@ -45,47 +57,68 @@ class Problem:
 
     def expected(self, training, momentum=0.1, dtype=torch.float64):
         """The same by torch."""
-        leaves = [t.detach().to(dtype).requires_grad_() for t in self.leaves()]
+        leaves = [self.narrowed(t.detach()).to(dtype).requires_grad_() for t in self.leaves()]
         weight, bias = leaves[1:] if len(leaves) == 3 else (None, None)
         mean, var = self.mean.to(dtype), self.var.to(dtype)
         live = [None if t is None else t[self.index] for t in (mean, var, weight, bias)]
         y = F.batch_norm(leaves[0], *live, training, momentum, 1e-5)
         mean[self.index], var[self.index] = live[:2]
-        return y, mean, var, *torch.autograd.grad(y, leaves, self.grad.to(dtype))
+        return y, mean, var, *torch.autograd.grad(y, leaves, self.narrowed(self.grad).to(dtype))
 
 
+def assert_outcome(problem, training):
+    """Values are rounded once, to the dtype of x; statistics and gradients of parameters are float32's."""
+    got, want = problem.outcome(training), problem.expected(training)
+    assert got[0].stride() == got[3].stride() == problem.x.stride()
+    dead = torch.ones(problem.features, dtype=torch.bool).index_fill_(0, problem.index, False)
+    for a, b in zip(got, want, strict=True):
+        if a.dim() == 4 and a.shape != b.shape:
+            assert_zero(a[:, dead])
+        rtol = 2**-8 if a.dtype == torch.bfloat16 else 2e-5
+        atol = 2e-5 * float(b.detach().abs().max()) + 1e-6
+        torch.testing.assert_close(problem.narrowed(a).double(), b, rtol=rtol, atol=atol)
+
+
+DTYPES = [torch.float32, torch.bfloat16]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
+@pytest.mark.thinned(2)
+@pytest.mark.parametrize("wide", [False, True], ids=["compact", "wide"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_against_torch(size, layout, training):
+def test_against_torch(size, layout, training, dtype, wide):
     if training and size == (2, 1, 1, 1):
         pytest.skip("two values decide the sign of their gradient by rounding")
-    problem = Problem(size, layout)
-    got, want = problem.outcome(training), problem.expected(training)
-    assert got[0].stride() == problem.x.stride()
-    for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=2e-5, atol=2e-5 * float(b.detach().abs().max()) + 1e-6)
+    assert_outcome(Problem(size, layout, dtype=dtype, wide=wide), training)
 
 
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
+ROWS = [(row["isa"], row["element"]) for row in pk.kernels() if row["operation"] == "norm" and row["isa"] in isas()]
+ELEMENTS = {"f32": torch.float32, "bf16": torch.bfloat16}
+
+
+# Whole groups of vectors, single vectors and what is left; planes and runs.
+@pytest.mark.parametrize("size", [(2, 3, 16, 33), (4, 5, 6, 7), (3, 90, 2, 3), (3, 42, 1, 3)], ids=str)
+@pytest.mark.parametrize("wide", [False, True], ids=["compact", "wide"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
-def test_every_instruction_set(isa, layout):
-    if isa not in [row["isa"] for row in pk.kernels() if row["operation"] == "norm"]:
-        pytest.skip("not in this build")
-    best = pk.build_info()["isa"]
-    pk.ops.extension.cap_isa(isa)
-    try:
-        if pk.build_info()["isa"] != isa and isa not in best:
-            pytest.skip(f"this CPU has {best}")
-        for size in ((2, 3, 16, 33), (4, 5, 6, 7)):
-            problem = Problem(size, layout)
-            for a, b in zip(problem.outcome(True), problem.expected(True), strict=True):
-                torch.testing.assert_close(a.double(), b, rtol=2e-5, atol=2e-5 * float(b.detach().abs().max()))
-    finally:
-        pk.ops.extension.cap_isa(None)
+@pytest.mark.parametrize(("isa", "element"), ROWS)
+def test_every_instruction_set(isa, element, layout, wide, size):
+    with capped(isa):
+        assert_outcome(Problem(size, layout, dtype=ELEMENTS[element], wide=wide), True)
+
+
+@pytest.mark.parametrize(("isa", "element"), ROWS)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
+def test_nan_and_infinity_pass_through(isa, element, layout):
+    """A NaN with few bits set must not round to infinity."""
+    x = torch.zeros(2, 17, 3, 11, dtype=ELEMENTS[element]).contiguous(memory_format=layout)
+    x[0, 3, 1, 2], x[1, 16, 0, 0], x[0, 0, 2, 10] = float("nan"), float("inf"), 3
+    statistics = torch.zeros(17), torch.ones(17)
+    with capped(isa):
+        y = OPS.masked_batch_norm(x, None, None, *statistics, None, 17, False, 0.1, 0.0)[0]
+    assert torch.equal(y.nan_to_num(-7.0), x.nan_to_num(-7.0))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
@@ -120,9 +153,10 @@ def test_gradients_and_statistics_elsewhere_are_untouched():
     assert torch.equal(mean[elsewhere], problem.mean[elsewhere]) and torch.equal(var[elsewhere], problem.var[elsewhere])
 
 
+@pytest.mark.parametrize("wide", [False, True], ids=["compact", "wide"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
-def test_second_derivative(training):
-    problem = Problem((3, 4, 3, 3), torch.contiguous_format)
+def test_second_derivative(training, wide):
+    problem = Problem((3, 4, 3, 3), torch.contiguous_format, wide=wide)
 
     def penalty(leaves, normed):
         (slope,) = torch.autograd.grad(
@@ -132,12 +166,13 @@ def test_second_derivative(training):
 
     args = (problem.mean.clone(), problem.var.clone(), problem.index.int(), problem.features, training, 0.1, 1e-5)
     got = penalty(problem.leaves(), OPS.masked_batch_norm(*problem.leaves(), *args)[0])
-    leaves = [t.detach().double().requires_grad_() for t in problem.leaves()]
-    i = problem.index
+    leaves = [problem.narrowed(t.detach()).double().requires_grad_() for t in problem.leaves()]
+    problem.grad, i = problem.narrowed(problem.grad), problem.index
     statistics = (problem.mean.double()[i], problem.var.double()[i])
     want = penalty(leaves, F.batch_norm(leaves[0], *statistics, leaves[1][i], leaves[2][i], training, 0.1, 1e-5))
     for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-3 * float(b.detach().abs().max()))
+        a = problem.narrowed(a).double()
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.detach().abs().max()))
 
 
 def test_one_thread_is_two_threads():
@@ -162,13 +197,18 @@ def arguments(**changed):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"x": torch.randn(2, 3, 4)}, r"x: expected float32 \[N, C, H, W\]"),
-        ({"x": torch.randn(2, 3, 4, 4).double()}, r"x: expected float32 \[N, C, H, W\]"),
+        ({"x": torch.randn(2, 3, 4)}, r"x: expected float32 or bfloat16 \[N, C, H, W\]"),
+        ({"x": torch.randn(2, 3, 4, 4).double()}, r"x: expected float32 or bfloat16 \[N, C, H, W\]"),
+        ({"x": torch.randn(2, 4, 4, 4)}, r"index: expected contiguous int32 \[4\]"),
         ({"x": torch.randn(1, 3, 1, 1)}, "x: expected more than one value per channel"),
         ({"weight": torch.ones(4)}, r"weight: expected contiguous float32 \[5\]"),
         ({"running_var": torch.ones(5).double()}, r"running_var: expected contiguous float32 \[5\]"),
         ({"index": torch.tensor([0, 1], dtype=torch.int32)}, r"index: expected contiguous int32 \[3\]"),
         ({"index": torch.tensor([0, 1, 5], dtype=torch.int32)}, "index: expected places below 5, got 5"),
+        (
+            {"x": torch.randn(2, 5, 4, 4), "index": torch.tensor([1, 1], dtype=torch.int32)},
+            "index: expected each place once",
+        ),
         ({"index": None}, "x: expected 5 channels"),
     ],
 )

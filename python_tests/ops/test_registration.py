@@ -42,6 +42,9 @@ def conv_samples():
     yield x[:0], w.requires_grad_(), b, TABLE, TABLE, None, *SIZES, "compact"
     x, w, b, _ = tensors("channels_last")
     yield x, w, b, DEAD_TABLE, DEAD_TABLE, None, *SIZES, "compact"
+    x, w, b, _ = tensors("channels_last")
+    x, b = (t.detach().bfloat16().requires_grad_() for t in (x, b))
+    yield x, w, b, TABLE, TABLE, None, *SIZES, "compact"  # the weight stays in float32
 
 
 def grad_input_samples():
@@ -53,6 +56,7 @@ def grad_input_samples():
     ):
         _, w, _, g = tensors(layout)
         yield g, w, table, [2, 4, 6, 7], layout == "channels_last", *SIZES, plan
+    yield g.detach().bfloat16().requires_grad_(), w, TABLE, [2, 4, 6, 7], True, *SIZES, "dense"
 
 
 def grad_weight_samples():
@@ -64,6 +68,8 @@ def grad_weight_samples():
     ):
         x, w, _, g = tensors(layout)
         yield g, x, w.detach(), table, scale, *SIZES, plan
+    g, x = (t.detach().bfloat16().requires_grad_() for t in (g, x))
+    yield g, x, w.detach(), TABLE, SCALE, *SIZES, "compact"
 
 
 def leading(layout, channels):
@@ -98,10 +104,18 @@ SAMPLES = {
         (torch.randn(4, 1, 3, 3, requires_grad=True), WHOLE_TABLE, 6, 2, channels_last)
         for channels_last in (False, True)
     ],
-    "masked_batch_norm": lambda: [norm_sample(training) for training in (True, False)],
+    "masked_batch_norm": lambda: [norm_sample(*each) for each in NORMS],
     "masked_batch_norm_backward": lambda: [
-        (*(norm_sample(True)[0].detach() for _ in range(2)), torch.ones(5), torch.zeros(4), torch.ones(4), PLACES, 5, t)
-        for t in (True, False)
+        (
+            *(norm_sample(t, *x)[0].detach() for _ in range(2)),
+            torch.ones(5),
+            torch.zeros(4),
+            torch.ones(4),
+            PLACES,
+            5,
+            t,
+        )
+        for t, *x in NORMS
     ],
     "attach_live": lambda: [],  # changes an object, not its values: live/test_tensor.py
 }
@@ -114,8 +128,12 @@ WHOLE_TABLE = OPS.conv_mask(
 PLACES = torch.tensor([0, 1, 2, 4], dtype=torch.int32)
 
 
-def norm_sample(training):
-    leaves = [tensors()[0], *(torch.rand(5, requires_grad=True) for _ in range(2))]
+NORMS = [(True,), (False,), (True, 5), (True, 4, torch.bfloat16)]
+
+
+def norm_sample(training, channels=4, dtype=torch.float32):
+    x = torch.randn(2, channels, 6, 7).to(dtype).requires_grad_()
+    leaves = [x, *(torch.rand(5, requires_grad=True) for _ in range(2))]
     return *leaves, torch.zeros(5), torch.ones(5), PLACES, 5, training, 0.1, 1e-5
 
 
