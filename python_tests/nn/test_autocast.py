@@ -28,9 +28,9 @@ class Net(nn.Module):
         self.last = nn.Linear(b, 4)
 
     def forward(self, x):
-        x = F.relu(self.norm0(self.conv0(x)))
-        x = F.relu(self.norm1(self.conv1(x)))
-        x = F.relu(self.norm2(self.conv2(x)) + x)
+        x = F.silu(self.norm0(self.conv0(x)))
+        x = F.silu(self.norm1(self.conv1(x)))
+        x = F.silu(self.norm2(self.conv2(x)) + x)
         self.seen = x
         return self.last(x.mean((2, 3)))
 
@@ -110,16 +110,20 @@ def test_nan_in_what_is_dead(widths, layout, mode, training, plan):
 @in_each_layout
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
 def test_modes_agree_with_float32(widths, layout, training):
-    """To the rounding of bfloat16."""
-    net, _ = masked_net(widths, "masked", layout, 0.0)
-    want = step(net.train(training), layout, torch.float32)
-    wants = [*want, *(p.grad.clone() for p in net.parameters())]
-    for mode in MODES:
+    """To the rounding of bfloat16. The activation is smooth: a ReLU would pass in one and not in the other."""
+
+    def outcome(mode, dtype):
         net, _ = masked_net(widths, mode, layout, 0.0)
-        got = step(net.train(training), layout)
-        for a, b in zip([*got, *(p.grad for p in net.parameters())], wants, strict=True):
-            error = (a.float() - b).norm() / b.norm().clamp(min=1e-3)
-            assert error < 0.06, float(error)
+        scores, grad_x = step(net.train(training), layout, dtype)
+        grads = {name: p.grad for name, p in net.named_parameters()}
+        if training:
+            del grads["conv1.bias"]  # nothing but rounding, as the norm takes a constant away
+        return {"scores": scores.detach(), "x": grad_x, **grads}
+
+    want = outcome("masked", torch.float32)
+    for mode in MODES:
+        for name, got in outcome(mode, torch.bfloat16).items():
+            assert (got.float() - want[name]).norm() < 0.04 * want[name].norm(), name
 
 
 @in_each_mode
