@@ -101,12 +101,12 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         if self._all_live and type(input) is not LiveTensor:
             return super().forward(input)
         self._check_channels(input)
-        is_live = type(input) is LiveTensor
         makes_live = self._flow and not self._forward_hooks and can_flow(input)
-        if not (is_live or makes_live) and self._has_kernel(input):
-            return self._normalize(input)
-        if is_live:  # a channel that is live here but arrives dead is normalized too: its zeros become the bias
+        if type(input) is LiveTensor:
+            # A channel that is live here but arrives dead is normalized too: its zeros become the bias.
             compact = regroup(input.compact, input.live, self._channels)
+        elif not makes_live and self._has_kernel(input):
+            return self._normalize(input)
         else:
             compact = gather_channels(input, self._channels.index(input.device))
         y = self._normalize(compact)

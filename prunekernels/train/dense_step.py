@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
 
 from ..plan import own_layout
 from .compiling import ROUNDS, seconds
@@ -43,11 +44,17 @@ class DenseStep:
 
     def laid_out(self, x: Tensor) -> Tensor:
         """Images for such a network; on the CPU contiguous, as plain layers take the layout from their weights."""
-        return x.contiguous(memory_format=FORMATS[self.layout] if x.device.type == "cuda" else torch.contiguous_format)
+        return in_layout(x, self.layout if x.device.type == "cuda" else "contiguous")
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the choice as plain values."""
         return asdict(self)
+
+
+def in_layout(x: Tensor, layout: str) -> Tensor:
+    """Images in a layout, one of FORMATS; those of one channel, which are in all of them, have its strides."""
+    wanted = FORMATS[layout]
+    return x if suggest_memory_format(x) == wanted else x.clone(memory_format=wanted)
 
 
 def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[Any]:

@@ -22,7 +22,7 @@ from ..nn.ranks import world_size
 from . import distributed
 from .compiling import Compiled, step_times
 from .config import Config
-from .dense_step import FORMATS, DenseStep, autocast, masked_layout
+from .dense_step import FORMATS, DenseStep, autocast, in_layout, masked_layout
 from .form_trials import FormTrials, likeliest_first
 
 TIMED = ("masked", "live", "compacted")
@@ -163,7 +163,7 @@ class Modes:
         """Images as the next step takes them. On the CPU masked layers have the layout of their inputs."""
         if x.device.type == "cuda" or self.method is None or self.now not in ("masked", "live"):
             return self.dense.laid_out(x)
-        return x.contiguous(memory_format=FORMATS[self.layout])
+        return in_layout(x, self.layout)
 
     def _usual_layout(self, bf16: bool) -> str:
         return masked_layout(bf16) if self.config.layout == "auto" or not bf16 else self.config.layout

@@ -88,3 +88,26 @@ def test_likeliest_first():
     assert likeliest_first(forms, [fewer, all_live]) == ["compacted", "live"]  # the nearest first, but it has no masked
     assert likeliest_first(forms, [{"masked": 1.2, "live": 1.4, "compacted": 1.0}]) == ["compacted", "masked", "live"]
     assert likeliest_first(["masked"], [{"masked": 2.0, "live": 1.0}]) == ["masked"]
+
+
+def run_with(variants, ms):
+    trials, steps = FormTrials([form for form in ms if form not in variants.values()], variants), []
+    while not trials.settled:
+        steps.append(trials.now)
+        trials.add(ms[trials.now])
+    return trials, steps
+
+
+def test_variants_of_contenders_get_a_stretch():
+    ms = {"masked": 20.0, "live": 10.0, "masked nhwc": 1.0, "live nhwc": 8.0}
+    trials, steps = run_with({"masked": "masked nhwc", "live": "live nhwc"}, ms)
+    assert steps == ["masked"] * 4 + ["live"] * 8 + ["live nhwc"] * 4 and trials.best == "live nhwc"
+    trials, steps = run_with({"live": "live nhwc"}, ms | {"live nhwc": 30.0})
+    assert "masked nhwc" not in steps[:8] and trials.best == "masked nhwc"
+
+
+def test_the_variant_of_a_form_alone():
+    trials, steps = run_with({"live": "live nhwc"}, {"live": 3.0, "live nhwc": 90.0})
+    assert steps == ["live"] * 8 + ["live nhwc"] and trials.best == "live"
+    trials, _ = run_with({"live": "live nhwc"}, {"live": 3.0, "live nhwc": 2.0})
+    assert trials.best == "live nhwc" and trials.settled
