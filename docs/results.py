@@ -31,7 +31,7 @@ KERNELS = "2026-11-24-epyc-2core-eda2bad-kernels"
 ALMOST_FULL = "2026-11-20-xeon-2core-3bb8e70-almost-full"
 OPTIMIZERS = "2026-11-24-epyc-2core-f486e33-optim"
 METHODS = ("2026-11-24-epyc-2core-9f10d70-methods", "2026-11-24-epyc-2core-4b4d01a-methods-pgp")
-EVIDENCE = "2026-11-28-epyc-2core-88fe116-methods-fashion"
+EVIDENCE = "2026-11-28-epyc-2core-7e132bd-methods-fashion"
 DETECTION, ADAPTATION = "2026-11-28-epyc-2core-15640cb-detect-fashion", "2026-11-28-epyc-2core-15640cb-adapt-fashion"
 
 Row = dict[str, Any]
