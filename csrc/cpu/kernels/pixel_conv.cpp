@@ -294,7 +294,8 @@ void PixelConv::run_patches(const uint16_t* operand, uint16_t* result, int64_t t
     const int64_t row = pixel % image_pixels / columns_.result, column = pixel % columns_.result;
     const uint16_t* const from = gathered + (pixel / image_pixels - first_image) * window_elements() +
                                  (row * rows_.stride) * pitch_ + column * columns_.stride * pixel_;
-    for (size_t i = 0; i < patch_taps_.size(); i += patch_run_) to = std::copy_n(from + patch_taps_[i], patch_run_ * pixel_, to);
+    for (size_t i = 0; i < patch_taps_.size(); i += patch_run_)
+      to = std::copy_n(from + patch_taps_[i], patch_run_ * pixel_, to);
   }
   const int64_t tiles = blocks_of(count, most_pixels_);
   for (int64_t t = 0; t < tiles; ++t) {

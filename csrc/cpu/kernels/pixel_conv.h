@@ -48,8 +48,9 @@ class PixelConv {
            uint16_t* scratch) const;
 
  private:
-  // What a block reads by the taps of a phase of rows and a phase of columns: runs of `pairs` pairs that lie side by side
-  // in a gathered row. Those of a row of taps are one run if their pixels are neighbours and the block reads all pairs.
+  // What a block reads by the taps of a phase of rows and a phase of columns: runs of `pairs` pairs that lie side by
+  // side in a gathered row. Those of a row of taps are one run if their pixels are neighbours and the block reads all
+  // pairs.
   struct Part {
     int64_t words;  // from the block's first weight to theirs
     int64_t first_run, runs, pairs;
