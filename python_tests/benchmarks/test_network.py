@@ -385,7 +385,7 @@ def test_a_wrong_mode_ends_the_run_and_a_wrong_baseline_is_left_out(tmp_path, mo
     monkeypatch.setattr(Small, "infer", lambda self: infer(self) + 1)
     assert run_to_files(tmp_path, *argv) == 0
     (row,) = REPORT.read(tmp_path / "n.json")[0]
-    assert row.small_ms is None and row.of_limit is None and row.layouts == "nchw nchw nchw - nchw - - -"
+    assert row.small_ms is None and row.of_limit is None and row.layouts == "nchw nchw nchw - nchw - - - -"
     assert "small (nchw), infer: logits is wrong" in capsys.readouterr().err
     monkeypatch.setattr(LiveMode, "infer", lambda self: infer(self) + 1)
     with pytest.raises(SystemExit, match="live .*logits is wrong"):

@@ -101,14 +101,19 @@ def tiles(channels, index, dtype, gen):
     assert torch.equal(y.double(), reference.masked_conv2d(x, weight, **live, padding=1))
 
 
-def pixels(channels, index, dtype, gen):
+def pixels(channels, index, dtype, gen, plan="direct"):
     """One case; the others are in test_pixels.py."""
     x = torch.randint(-2, 3, (2, channels, 3, 5), generator=gen).to(dtype).contiguous(memory_format=torch.channels_last)
     weight = torch.randint(-1, 2, (5, channels, 3, 3), generator=gen).to(dtype)
     live = {"input_mask": only(channels, *index.tolist())}
-    with pk.plan.force("direct"):
+    with pk.plan.force(plan):
         y = pk.masked_conv2d(x, weight, **live, padding=1)
     assert torch.equal(y.double(), reference.masked_conv2d(x, weight, **live, padding=1).to(dtype).double())
+
+
+def quads(channels, index, dtype, gen):
+    """One case; the others are in test_sparse_pixels.py."""
+    pixels(channels, index, dtype, gen, "sparse")
 
 
 def step(channels, index, dtype, gen):
@@ -135,6 +140,7 @@ OPERATIONS = {
     "scatter_pixels": scatter,
     "microkernels": tiles,
     "pixels": pixels,
+    "quads": quads,
     "optim": step,
     "mask_grad": mask_grad,
 }

@@ -20,6 +20,7 @@ SHARED = (
     "ops/conv_args.cpp",
     "ops/optim_args.cpp",
     "ops/parameter_args.cpp",
+    "ops/vendor_conv.cpp",
     "plan/plan_cache.cpp",
     "plan/plan_choice.cpp",
     "plan/plan_request.cpp",
