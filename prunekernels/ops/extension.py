@@ -118,7 +118,7 @@ def kernels() -> list[dict[str, Any]]:
 
 
 def cap_isa(name: str | None) -> None:
-    """Caps the instruction set of the CPU kernels: "scalar", "avx2", "avx512", "avx512vbmi2" or
-    "avx512bf16". None lifts the cap."""
+    """Caps the instruction set of the CPU kernels: "scalar", "avx2", "avx512", "avx512vbmi2", "avx512bf16" or "amx".
+    None lifts the cap."""
     if _C:
         _C.cap_isa(name or "")

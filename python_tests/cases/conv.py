@@ -221,13 +221,13 @@ def assert_zero(tensor):
 
 def isas():
     """The instruction sets this CPU has, of those the kernels know; none without the extension."""
-    order, best = ["scalar", "avx2", "avx512", "avx512vbmi2", "avx512bf16"], pk.build_info().get("isa")
+    order, best = ["scalar", "avx2", "avx512", "avx512vbmi2", "avx512bf16", "amx"], pk.build_info().get("isa")
     return order[: order.index(best) + 1] if best in order else []
 
 
 @contextlib.contextmanager
 def capped(isa):
-    """No better instruction set than this inside the with block."""
+    """No better instruction set than this inside the with block; "amx_model": kernels for AMX, on its model."""
     from prunekernels import _C
 
     _C.cap_isa(isa)

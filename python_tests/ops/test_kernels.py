@@ -184,6 +184,14 @@ def test_unknown_environment_variable():
     assert done.returncode != 0 and "PRUNEKERNELS_ISA: expected scalar" in done.stderr and "got sse9" in done.stderr
 
 
+def test_the_model_of_amx_is_for_tests_alone():
+    code = "import prunekernels as pk; pk.build_info()"
+    done = subprocess.run([sys.executable, "-c", code], env=environment("amx_model"), capture_output=True, text=True)
+    assert done.returncode != 0 and "got amx_model" in done.stderr
+    with capped("amx_model"):
+        assert pk.build_info()["isa"] == BEST
+
+
 def environment(isa):
     root = str(pathlib.Path(pk.__file__).resolve().parents[1])
     return os.environ | {"PRUNEKERNELS_ISA": isa, "PYTHONPATH": root}

@@ -13,7 +13,7 @@ if not pk.has_extension():
 
 BF16, FORMAT = torch.bfloat16, "channels_last"
 ISAS = [row["isa"] for row in pk.kernels() if row["operation"] == "pixels" and row["isa"] in isas()]
-every_isa = pytest.mark.parametrize("isa", ISAS)
+every_isa = pytest.mark.parametrize("isa", [*ISAS, "amx_model"])
 
 
 def live(size, count, seed=0):
@@ -57,7 +57,8 @@ SERVED = ["direct"] * 3
 @every_isa
 @pytest.mark.parametrize("filters", [5, 17])
 @pytest.mark.parametrize(
-    "pixels", [1, 13, 14, 15, 16, 17, 27, 28, 29, 223, 224, 225, 255, 256, 257, 448, 449, 512, 513]
+    "pixels",
+    [1, 13, 14, 15, 16, 17, 27, 28, 29, 31, 32, 33, 223, 224, 225, 255, 256, 257, 448, 449, 511, 512, 513],
 )
 def test_tiles_of_pixels(isa, filters, pixels):
     """Without neighbours all pixels are one row, which tasks of 16 tiles and blocks of 512 share out. Tiles of up to 16
@@ -67,7 +68,7 @@ def test_tiles_of_pixels(isa, filters, pixels):
 
 @every_isa
 @pytest.mark.parametrize("filters", [4, 18])
-@pytest.mark.parametrize("width", [1, 2, 13, 14, 15, 16, 17, 27, 28, 29, 43, 57])
+@pytest.mark.parametrize("width", [1, 2, 13, 14, 15, 16, 17, 27, 28, 29, 31, 32, 33, 43, 57, 65])
 @pytest.mark.parametrize("taps", [(1, 3), (3, 3)])
 def test_tiles_of_a_row(isa, filters, width, taps):
     """The last pair of an odd row has one pixel."""
@@ -78,11 +79,24 @@ def test_tiles_of_a_row(isa, filters, width, taps):
 @pytest.mark.thinned(3)
 @every_isa
 @pytest.mark.parametrize("filters", [1, 13, 14, 15, 16, 17, 28, 29, 31, 32, 33, 48, 49, 64, 65])
-@pytest.mark.parametrize("channels", [1, 2, 15, 16, 17, 31, 32, 33, 34, 63, 64, 65])
+@pytest.mark.parametrize("channels", [1, 2, 8, 9, 15, 16, 17, 31, 32, 33, 34, 63, 64, 65])
 @pytest.mark.parametrize("taps", [1, 3])
 def test_tiles_of_filters_and_channels(isa, filters, channels, taps):
     case = ConvCase(n=1, c=channels + 3, k=filters + 5, h=3, w=5, r=taps, s=taps, padding=taps // 2)
     assert check(case, isa, filters, channels) == SERVED
+
+
+@pytest.mark.thinned(2)
+@every_isa
+@pytest.mark.parametrize("width", [1, 2, 3, 6, 7, 8, 13, 14, 15, 17, 23])
+@pytest.mark.parametrize("height", [2, 3, 7])
+@pytest.mark.parametrize("taps", [(3, 3), (1, 3), (3, 1)])
+def test_short_rows(isa, height, width, taps):
+    """Tiles may go on from one row to the next: two threads have enough to do with an image each."""
+    case = ConvCase(n=9, c=16, k=48, h=height, w=width, r=taps[0], s=taps[1], padding=(taps[0] // 2, taps[1] // 2))
+    assert check(case, isa, 13, 5) == SERVED
+    assert check(case, isa, 48, 7) == SERVED  # all filters, then all channels: in place if rows are computed one by one
+    assert check(case, isa, 7, 16) == SERVED
 
 
 @every_isa

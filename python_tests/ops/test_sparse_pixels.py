@@ -12,7 +12,7 @@ if not pk.has_extension():
 
 BF16, FORMAT = torch.bfloat16, "channels_last"
 ISAS = [row["isa"] for row in pk.kernels() if row["operation"] == "quads" and row["isa"] in isas()]
-every_isa = pytest.mark.parametrize("isa", ISAS)
+every_isa = pytest.mark.parametrize("isa", [*ISAS, "amx_model"])
 
 # Of 16 and 32 results, of quads, and of what is between and below.
 BLOCKS = [(16, 32), (32, 16), (8, 8), (4, 4), (4, 2), (3, 5), (1, 1)]

@@ -26,7 +26,8 @@ namespace {
 
 #define PK_UNROLL _Pragma("GCC unroll 32")
 
-constexpr int kMost = 14;  // pixels or filters of a tile of two vectors: as many sums as registers hold
+constexpr int kMost = 14;      // pixels or filters of a tile of two vectors: as many sums as registers hold
+constexpr int kMostHalf = 28;  // pixels of one of half of the filters
 
 __m512 dot(__m512 sum, __m512i a, __m512i b) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
@@ -365,9 +366,9 @@ void fill_half(PixelKernels& kernels, std::integer_sequence<int, kNumbers...>) {
 
 PixelKernels pixel_kernels_avx512bf16() {
   PixelKernels kernels{};
-  kernels.most_pixels = kernels.most_filters = kMost, kernels.most_half_pixels = kMostHalfPixels;
+  kernels.most_pixels = kernels.most_filters = kMost, kernels.most_half_pixels = kMostHalf;
   fill(kernels, std::make_integer_sequence<int, kMost>());
-  fill_half(kernels, std::make_integer_sequence<int, kMostHalfPixels>());
+  fill_half(kernels, std::make_integer_sequence<int, kMostHalf>());
   kernels.gather = gather, kernels.scatter = scatter;
   kernels.lanes = lanes, kernels.interleave = interleave, kernels.narrow = narrow;
   return kernels;

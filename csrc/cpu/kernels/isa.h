@@ -5,9 +5,11 @@
 
 namespace prunekernels {
 
-enum class Isa { scalar, avx2, avx512, avx512vbmi2, avx512bf16 };  // each includes those before it
+enum class Isa { scalar, avx2, avx512, avx512vbmi2, avx512bf16, amx };  // each includes those before it
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(__linux__)
+constexpr Isa kBestCompiled = Isa::amx;
+#elif defined(__x86_64__)
 constexpr Isa kBestCompiled = Isa::avx512bf16;
 #else
 constexpr Isa kBestCompiled = Isa::scalar;  // the table has its x86 rows here too, but isa() never allows them
@@ -15,6 +17,9 @@ constexpr Isa kBestCompiled = Isa::scalar;  // the table has its x86 rows here t
 
 Isa isa();  // the one in force
 const char* isa_name(Isa isa);
-void cap_isa(const std::string& name);  // "" lifts the cap; throws std::invalid_argument on an unknown name
+// "" lifts the cap; throws std::invalid_argument on an unknown name. For tests, "amx_model": as "", and kernels for
+// AMX run on a model of its instructions, on any CPU.
+void cap_isa(const std::string& name);
+bool amx_modelled();
 
 }  // namespace prunekernels

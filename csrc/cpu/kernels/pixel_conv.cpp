@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <utility>
 
 namespace prunekernels {
@@ -13,53 +14,81 @@ constexpr int64_t kResultBytes = 16 << 10;     // that are scattered at a time: 
 constexpr int64_t kManyBytes = 64 << 10;       // and more where the packed weights
 constexpr int64_t kWeightBytes = 512 << 10;    // are larger than this, which are read once for them
 constexpr int64_t kTasksPerThread = 4;
-constexpr int64_t kFlatTiles = 16;  // of a task where pixels have no neighbours
-constexpr int64_t kShortRow = 7;    // of results, up to which patches pay
+constexpr int64_t kFlatTiles = 16;         // of a task where pixels have no neighbours,
+constexpr int64_t kFlatBytes = 512 << 10;  // or fewer, if these would be more
+constexpr int64_t kShortRow = 7;           // of results, up to which patches pay
 constexpr int64_t kHalf = kPixelBlock / 2;
 
 int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
 int64_t bytes(int64_t elements) { return elements * static_cast<int64_t>(sizeof(uint16_t)); }
+int64_t pairs_of(int64_t channels) { return (channels + 1) / 2; }
+
+bool read_all(const ResultBlocks& all, int64_t operands) {
+  return std::all_of(all.blocks.begin(), all.blocks.end(),
+                     [&](const ResultBlock& block) { return block.listed() == pairs_of(operands); });
+}
 
 }  // namespace
 
 PixelConv::PixelConv(Direction direction, const ConvShape& s, const MaskTable* mask, ResultBlocks blocks,
                      const ChannelList& filters, const ChannelList& channels, int64_t threads)
-    : kernels_(pixel_kernels()),
-      forward_(direction == kForward),
+    : forward_(direction == kForward),
       in_(forward_ ? channels : filters),
       out_(forward_ ? filters : channels),
+      kernels_(read_all(blocks, in_.live) ? pixel_kernels() : vector_pixel_kernels()),
       mask_(mask ? std::optional<MaskTable>(*mask) : std::nullopt),
       rows_(s, 0, forward_),
       columns_(s, 1, forward_),
-      images_(s.N),
-      pairs_((in_.live + 1) / 2),
-      pixel_(2 * pairs_),
-      listed_(std::move(blocks.pairs)) {
-  for (const ResultBlock& block : blocks.blocks) {
-    blocks_.push_back({block, words_, 0});
-    words_ += s.taps() * block.listed() * kPixelBlock;
-  }
-  const bool halves = std::all_of(blocks_.begin(), blocks_.end(), [](const Block& block) { return block.half(); });
-  const int64_t filled = blocks_.back().first + (blocks_.back().half() ? kHalf : kPixelBlock);
-  width_ = blocks_.back().first + kPixelBlock;
-  most_pixels_ = halves ? kernels_.most_half_pixels : kernels_.most_pixels;
-  writes_in_place_ = out_.live == out_.channels && filled <= out_.live;
-  y_pixel_ = writes_in_place_ ? out_.channels : filled;
-
+      images_(s.N) {
   const bool flat = flatten(s, rows_, columns_, images_);
-  reads_in_place_ = flat && in_.live == in_.channels && in_.live == pixel_;
   const bool phases = rows_.phase_count() * columns_.phase_count() > 1;
+  const bool patches = !flat && !phases && columns_.result <= kShortRow && blocks.blocks.size() > 1;
+  run_pixels_ = patches ? s.taps() : common_run();
+  pairs_ = kernels_.padded ? kernels_.padded(pairs_of(in_.live), run_pixels_) : pairs_of(in_.live);
+  pixel_ = 2 * pairs_;
+  take(std::move(blocks), s.taps());
+  reads_in_place_ = flat && in_.live == in_.channels && in_.live == pixel_;
   block_columns_ = flat ? std::min(columns_.result, kFlatTiles * most_pixels_) : columns_.steps();
+  while (flat && block_columns_ > most_pixels_ && bytes(block_columns_ * pixel_) > kFlatBytes)
+    block_columns_ = (block_columns_ + 1) / 2;
   column_blocks_ = blocks_of(columns_.steps(), block_columns_);
   pitch_ = columns_.reach(block_columns_) * pixel_;
-  if (!flat && !phases && columns_.result <= kShortRow && blocks_.size() > 1)
+  if (patches)
     plan_patches(s.taps(), threads);
   else
     plan_rows(threads);
+  const int64_t filled = blocks_.back().first + (blocks_.back().half() ? kHalf : kPixelBlock);
+  writes_in_place_ = out_.live == out_.channels && filled <= out_.live && !joins_rows_;
+  y_pixel_ = writes_in_place_ ? out_.channels : filled;
   const int64_t most = most_pixels_ * columns_.phase_count();
   const int64_t together = bytes(2 * weight_words()) > kWeightBytes ? kManyBytes : kResultBytes;
   result_pixels_ = std::max(most, together / bytes(y_pixel_) / most * most);
   list_taps(s.S);
+}
+
+void PixelConv::take(ResultBlocks blocks, int64_t taps) {
+  const bool padded = pairs_ > pairs_of(in_.live);  // then all blocks read all pairs, and the zeros behind them too
+  listed_ = std::move(blocks.pairs);
+  if (padded) {
+    listed_.resize(pairs_);
+    std::iota(listed_.begin(), listed_.end(), 0);
+  }
+  for (ResultBlock& block : blocks.blocks) {
+    if (padded) block.begin = 0, block.end = block.run = pairs_;
+    blocks_.push_back({block, words_, 0});
+    words_ += taps * block.listed() * kPixelBlock;
+  }
+  const bool halves = std::all_of(blocks_.begin(), blocks_.end(), [](const Block& block) { return block.half(); });
+  most_pixels_ = halves ? kernels_.most_half_pixels : kernels_.most_pixels;
+  width_ = blocks_.back().first + kPixelBlock;
+}
+
+// The largest number of taps that divides all runs of rows.
+int64_t PixelConv::common_run() const {
+  int64_t common = 0;
+  for (const PixelAxis::Phase& phase : columns_.phases)
+    common = std::gcd(common, static_cast<int64_t>(phase.taps.size()));
+  return columns_.spacing == 1 ? std::max<int64_t>(1, common) : 1;
 }
 
 void PixelConv::list_taps(int64_t columns) {
@@ -133,6 +162,14 @@ void PixelConv::plan_rows(int64_t threads) {
   while (block_rows_ > 1 && too_much()) block_rows_ = (block_rows_ + 1) / 2;
   row_blocks_ = blocks_of(rows_.steps(), block_rows_);
   tasks_ = images_ * row_blocks_ * column_blocks_;
+  joins_rows_ = kernels_.step && rows_.phase_count() * columns_.phase_count() == 1 && rows_.stride == 1 &&
+                columns_.stride == 1 && 10 * cost(positions(block_rows_)) < 9 * block_rows_ * cost(block_columns_);
+}
+
+// Of tiles of kernels that work in steps: half a tile is bound by the loads of its weights.
+int64_t PixelConv::cost(int64_t pixels) const {
+  const int64_t tiles = std::max<int64_t>(1, blocks_of(pixels, most_pixels_));
+  return tiles * (2 * blocks_of(pixels, tiles) <= most_pixels_ ? 3 : 4);
 }
 
 // A task is a few tiles of the pixels of all images.
@@ -201,14 +238,18 @@ void PixelConv::pack_forward(const uint16_t* weight, uint32_t* packed, const Blo
 
 void PixelConv::pack_backward(const uint16_t* weight, uint32_t* packed, int64_t pair, uint16_t* scratch) const {
   const auto taps = static_cast<int64_t>(order_.size()), blocks = static_cast<int64_t>(blocks_.size());
-  const int64_t rows = std::min<int64_t>(2, in_.live - 2 * pair);
+  const int64_t rows = std::clamp<int64_t>(in_.live - 2 * pair, 0, 2);
   gather_rows(in_.index + 2 * pair, rows, out_, weight, scratch, out_.live);
   for (int64_t b = 0; b < blocks; ++b) {
     const Block& block = blocks_[b];
     const int64_t place = place_.empty() ? pair : place_[pair * blocks + b];
-    for (int64_t tap = 0; place >= 0 && tap < taps; ++tap)  // behind the last result is no matter what
-      kernels_.interleave(scratch + order_[tap] * out_.live + block.first, taps * out_.live, rows, kPixelBlock,
-                          packed + block.words + (tap * block.listed() + place) * kPixelBlock);
+    for (int64_t tap = 0; place >= 0 && tap < taps; ++tap) {  // behind the last result is no matter what
+      uint32_t* const to = packed + block.words + (tap * block.listed() + place) * kPixelBlock;
+      if (rows)
+        kernels_.interleave(scratch + order_[tap] * out_.live + block.first, taps * out_.live, rows, kPixelBlock, to);
+      else
+        std::memset(to, 0, kPixelBlock * sizeof(*to));
+    }
   }
 }
 
@@ -226,7 +267,8 @@ void PixelConv::gather(const uint16_t* image, int64_t first_row, int64_t rows, i
 
 void PixelConv::run(const uint16_t* operand, const uint32_t* weights, const float* start, uint16_t* result,
                     int64_t task, uint16_t* scratch) const {
-  Work work{weights, start, scratch + gathered_elements() + patch_elements(), {}, {}};
+  const PixelSection section(kernels_, run_pixels_ * pairs_);
+  Work work{weights, start, scratch + gathered_elements() + patch_elements(), section.step, {}, {}};
   if (patch_pixels_)
     run_patches(operand, result, task, scratch, work);
   else
@@ -247,6 +289,9 @@ void PixelConv::run_rows(const uint16_t* operand, uint16_t* result, int64_t task
   else
     gather(operand + image * rows_.operand * columns_.operand * in_.channels, first_row * rows_.stride + rows_.low,
            rows_.reach(rows), first_column * columns_.stride + columns_.low, columns_.reach(columns), gathered);
+  if (joins_rows_)
+    return add_joined_rows(from, rows, result + (image * rows_.result + first_row) * columns_.result * out_.channels,
+                           work);
   for (int64_t row = 0; row < rows; ++row, from += rows_.stride * pitch_)
     for (int64_t phase = 0; phase < rows_.phase_count(); ++phase) {
       const int64_t at = (first_row + row) * rows_.phase_count() + phase;
@@ -269,7 +314,7 @@ void PixelConv::add_row(const uint16_t* gathered, int64_t row_phase, int64_t fir
   const int64_t tiles = blocks_of(count, most_pixels_), size = count / tiles, larger = count % tiles;
   for (int64_t t = 0, begin = 0; t < tiles; ++t) {
     const int64_t end = begin + size + (t < larger), before = begin * phases;
-    uint16_t* const y = add_span(to + before * channels, pixels_of(end) - before, work);
+    uint16_t* const y = add_span(to + before * channels, pixels_of(end) - before, pixels_of(end) - before, work);
     for (int64_t phase = 0; phase < phases; ++phase) {
       const int64_t pixels = std::min(columns_.phases[phase].results - first, end) - begin;
       if (pixels > 0)
@@ -277,6 +322,25 @@ void PixelConv::add_row(const uint16_t* gathered, int64_t row_phase, int64_t fir
             {gathered + begin * tile_pixel_, y + phase * y_pixel_, row_phase * phases + phase, pixels});
     }
     begin = end;
+  }
+}
+
+// Of whole rows of results, the first of which starts at `to`. Tiles go on from one row to the next: gathered rows lie
+// close together, and what is computed in between, where a row has no more results, goes nowhere.
+void PixelConv::add_joined_rows(const uint16_t* gathered, int64_t rows, uint16_t* to, Work& work) const {
+  const int64_t count = positions(rows), tiles = blocks_of(count, most_pixels_);
+  const int64_t columns = columns_.result, wide = columns_.reach(columns);
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t begin = count * t / tiles, end = count * (t + 1) / tiles;
+    uint16_t* y = nullptr;
+    for (int64_t at = begin, next; at < end; at = next) {
+      const int64_t row = at / wide, column = at % wide;
+      next = std::min(end, row * wide + (column < columns ? columns : wide));
+      uint16_t* const place = column < columns ? to + (row * columns + column) * out_.channels : nullptr;
+      uint16_t* const span = add_span(place, next - at, at == begin ? end - begin : 0, work);
+      if (at == begin) y = span;
+    }
+    work.tiles.push_back({gathered + begin * tile_pixel_, y, 0, end - begin});
   }
 }
 
@@ -288,7 +352,7 @@ void PixelConv::run_patches(const uint16_t* operand, uint16_t* result, int64_t t
   for (int64_t image = first_image; image <= last_image; ++image)
     gather(operand + image * rows_.operand * columns_.operand * in_.channels, rows_.low, rows_.reach(rows_.result),
            columns_.low, columns_.reach(columns_.result), gathered + (image - first_image) * window_elements());
-  uint16_t* const patches = gathered + gathered_elements() - kMostPixels * tile_pixel_;
+  uint16_t* const patches = gathered + gathered_elements() - most_pixels_ * tile_pixel_;
   uint16_t* to = patches;
   for (int64_t pixel = first; pixel < first + count; ++pixel) {
     const int64_t row = pixel % image_pixels / columns_.result, column = pixel % columns_.result;
@@ -300,16 +364,17 @@ void PixelConv::run_patches(const uint16_t* operand, uint16_t* result, int64_t t
   const int64_t tiles = blocks_of(count, most_pixels_);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t begin = count * t / tiles, pixels = count * (t + 1) / tiles - begin;
-    uint16_t* const y = add_span(result + (first + begin) * out_.channels, pixels, work);
+    uint16_t* const y = add_span(result + (first + begin) * out_.channels, pixels, pixels, work);
     work.tiles.push_back({patches + begin * tile_pixel_, y, 0, pixels});
   }
 }
 
-// Where results that go to neighbouring places may be written.
-uint16_t* PixelConv::add_span(uint16_t* to, int64_t pixels, Work& work) const {
-  if (work.pixels + pixels > result_pixels_) finish(work);
+// Where results that go to neighbouring places, or nowhere (null), may be written; `room`: with those to come.
+uint16_t* PixelConv::add_span(uint16_t* to, int64_t pixels, int64_t room, Work& work) const {
+  if (work.pixels + room > result_pixels_) finish(work);
   uint16_t* const at = writes_in_place_ ? to : work.results + work.pixels * y_pixel_;
-  if (!work.spans.empty() && work.spans.back().to + work.spans.back().pixels * out_.channels == to)
+  if (to && !work.spans.empty() && work.spans.back().to &&
+      work.spans.back().to + work.spans.back().pixels * out_.channels == to)
     work.spans.back().pixels += pixels;
   else
     work.spans.push_back({to, pixels});
@@ -319,13 +384,13 @@ uint16_t* PixelConv::add_span(uint16_t* to, int64_t pixels, Work& work) const {
 
 void PixelConv::finish(Work& work) const {
   PixelTile tile{};
-  tile.x_pixel = tile_pixel_, tile.y_pixel = columns_.phase_count() * y_pixel_;
+  tile.x_pixel = tile_pixel_, tile.y_pixel = columns_.phase_count() * y_pixel_, tile.step = work.step;
   for (const Block& block : blocks_) {
     const auto& kernels = block.half() ? kernels_.conv_half : kernels_.conv;
     tile.start = work.start + block.first;
     for (const Tile& t : work.tiles) {
       const Part& part = parts_[block.first_part + t.part];
-      tile.x = t.x, tile.y = t.y + block.first;
+      tile.x = t.x, tile.y = t.y + block.first, tile.pixels = t.pixels;
       tile.taps = runs_.data() + part.first_run, tile.tap_count = part.runs, tile.pairs = part.pairs;
       tile.weights = work.weights + block.words + part.words;
       kernels[t.pixels](tile);
@@ -333,7 +398,7 @@ void PixelConv::finish(Work& work) const {
   }
   const uint16_t* from = work.results;
   for (const Span& span : work.spans) {
-    if (!writes_in_place_) kernels_.scatter(from, y_pixel_, out_.bits, span.to, out_.channels, span.pixels);
+    if (!writes_in_place_ && span.to) kernels_.scatter(from, y_pixel_, out_.bits, span.to, out_.channels, span.pixels);
     from += span.pixels * y_pixel_;
   }
   work.tiles.clear(), work.spans.clear(), work.pixels = 0;

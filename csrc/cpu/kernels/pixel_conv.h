@@ -1,6 +1,7 @@
 // Convolution over pixels: the direct plan for NHWC and bfloat16. Live channels of a few rows are gathered once, close
 // together; tiles of pixels times live filters are computed from them, and each pixel's results go to their places.
-// One group. Blocks of results read all operands (the direct plan), or some of them (sparse).
+// One group. Blocks of results read all operands (the direct plan), or some of them (sparse): then kernels that work in
+// steps are not used, since runs of pairs may have any length.
 //
 // The input gradient is the same with input and output exchanged: results are dealt out to phases by the taps they read
 // (pixel_axis.h), and the pixels of a tile are neighbours within a phase.
@@ -74,11 +75,13 @@ class PixelConv {
     const uint32_t* weights;
     const float* start;
     uint16_t* results;
+    int64_t step;  // of the kernels
     std::vector<Tile> tiles;
     std::vector<Span> spans;
     int64_t pixels = 0;  // of the spans
   };
 
+  void take(ResultBlocks blocks, int64_t taps);
   void plan_rows(int64_t threads);
   void plan_patches(int64_t taps, int64_t threads);
   void list_taps(int64_t columns);
@@ -89,8 +92,12 @@ class PixelConv {
                    int64_t to_tap) const;
   void pack_forward(const uint16_t* weight, uint32_t* packed, const Block& block, uint16_t* scratch) const;
   void pack_backward(const uint16_t* weight, uint32_t* packed, int64_t pair, uint16_t* scratch) const;
+  int64_t common_run() const;
+  // From the gathered pixel under the first result of some rows to the one under the last.
+  int64_t positions(int64_t rows) const { return (rows - 1) * columns_.reach(block_columns_) + block_columns_; }
+  int64_t cost(int64_t pixels) const;
   int64_t window_elements() const { return rows_.reach(block_rows_) * pitch_; }
-  int64_t gathered_elements() const { return images_at_once_ * window_elements() + kMostPixels * tile_pixel_; }
+  int64_t gathered_elements() const { return images_at_once_ * window_elements() + most_pixels_ * tile_pixel_; }
   int64_t patch_elements() const { return patch_pixels_ * tile_pixel_; }
   int64_t result_elements() const { return result_pixels_ * y_pixel_ + kPixelBlock; }
 
@@ -100,17 +107,20 @@ class PixelConv {
   void run_patches(const uint16_t* operand, uint16_t* result, int64_t task, uint16_t* gathered, Work& work) const;
   void add_row(const uint16_t* gathered, int64_t row_phase, int64_t first, int64_t count, uint16_t* to,
                Work& work) const;
-  uint16_t* add_span(uint16_t* to, int64_t pixels, Work& work) const;
+  void add_joined_rows(const uint16_t* gathered, int64_t rows, uint16_t* to, Work& work) const;
+  uint16_t* add_span(uint16_t* to, int64_t pixels, int64_t room, Work& work) const;
   void finish(Work& work) const;
 
-  const PixelKernels& kernels_;
   const bool forward_;
   const ChannelList &in_, &out_;  // of the operand and of the result
+  const PixelKernels& kernels_;   // those of tiles only if every block reads all operands
   const std::optional<MaskTable> mask_;
   PixelAxis rows_, columns_;
-  int64_t images_, pairs_, pixel_, width_;  // pixel_: elements of a gathered one
-  int64_t most_pixels_;                     // of a tile
-  bool reads_in_place_, writes_in_place_;
+  int64_t images_, width_;
+  int64_t most_pixels_;    // of a tile
+  int64_t pairs_, pixel_;  // of channels, with zeros behind them; elements of a gathered pixel
+  int64_t run_pixels_;     // runs have multiples of this
+  bool reads_in_place_, writes_in_place_, joins_rows_ = false;
   int64_t y_pixel_;                                                  // between results
   int64_t block_rows_, row_blocks_, block_columns_, column_blocks_;  // in results of a phase
   int64_t pitch_;                                                    // elements of a gathered row

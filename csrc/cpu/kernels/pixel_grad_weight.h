@@ -25,11 +25,9 @@ class PixelGradWeight {
   PixelGradWeight(const ConvShape& shape, const MaskTable* mask, const ChannelList& filters,
                   const ChannelList& channels);
 
-  int64_t partial_floats() const { return R_ * runs_ * broadcast_ * width_; }
+  int64_t partial_floats() const { return R_ * runs_ * out_rows_ * width_; }
   int64_t computed_floats() const;  // of those
-  int64_t scratch_words() const {
-    return x_row_ * rows_.reach(block_rows_) + g_row_ * block_rows_ + 2 * gathered_words();
-  }
+  int64_t scratch_words() const { return x_words() + g_words() + turned_words() + 2 * gathered_words(); }
   // A block is a few rows of an image. Partial gradients of disjoint blocks add up.
   int64_t blocks() const { return images_ * row_blocks_ * column_blocks_; }
   // Adds the gradient from blocks first..end to partial.
@@ -41,12 +39,26 @@ class PixelGradWeight {
              int64_t end) const;
 
  private:
+  // A block: rows of x and of the output's gradient as `lines` lines of `pairs` pairs of pixels; for kernels that work
+  // in steps, what is broadcast once more, turned.
+  struct Packed {
+    const uint32_t *x, *g, *turned;
+    int64_t lines, pairs, step;
+  };
+
   void find_live();
   bool is_live(int64_t tile, int64_t vector) const { return live_.empty() || live_[tile * vectors_ + vector]; }
+  int64_t padded(int64_t pairs) const;
+  int64_t x_words() const;
+  int64_t g_words() const;
+  int64_t turned_words() const;
   int64_t gathered_words() const;
-  void pack_grad(const uint16_t* rows, int64_t count, int64_t columns, uint32_t* to, uint16_t* gathered) const;
+  void pack_grad(const uint16_t* rows, int64_t count, int64_t columns, int64_t pairs, uint32_t* to,
+                 uint16_t* gathered) const;
   void pack_x(const uint16_t* image, int64_t first_row, int64_t count, int64_t first_column, int64_t columns,
-              uint32_t* to, uint16_t* gathered) const;
+              int64_t pairs, uint32_t* to, uint16_t* gathered) const;
+  void turn(const uint32_t* from, int64_t lines, int64_t line, int64_t pairs, int64_t step, uint32_t* to) const;
+  void multiply(const Packed& packed, float* partial) const;
 
   const PixelKernels& kernels_;
   const std::optional<MaskTable> mask_;
@@ -56,6 +68,7 @@ class PixelGradWeight {
   int64_t runs_, run_taps_;  // of a row of taps: how many, and of how many taps each
   int64_t elements_;         // of a run: taps times live channels
   bool vectors_of_filters_;
+  int64_t out_rows_;           // those that are broadcast; of kernels that work in steps, in whole halves of blocks
   int64_t broadcast_, width_;  // how many numbers multiply a vector each, and how many vectors hold, with what fills up
   int64_t g_width_, x_width_;  // words that the filters, a run's elements have for a pair of pixels
   int64_t block_rows_, row_blocks_, block_columns_, column_blocks_, pairs_;

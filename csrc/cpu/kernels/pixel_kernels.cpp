@@ -9,8 +9,11 @@ namespace prunekernels {
 
 #define PK_PIXELS(isa) PixelKernels pixel_kernels_##isa();
 #include "kernel_table.inc"
+PixelKernels pixel_kernels_amx_model();
 
 namespace {
+
+constexpr int kMost = 16;  // pixels or filters of a tile
 
 float widened(uint32_t bits) {
   const uint32_t wide = bits << 16;
@@ -111,16 +114,22 @@ constexpr IsaKernels<PixelKernels> kRows[] = {
 
 PixelKernels pixel_kernels_scalar() {
   PixelKernels kernels{};
-  static_assert(kMostPixels == kMostPixelFilters);
-  kernels.most_pixels = kernels.most_half_pixels = kernels.most_filters = kMostPixels;
-  fill(kernels, std::make_integer_sequence<int, kMostPixels>());
+  kernels.most_pixels = kernels.most_half_pixels = kernels.most_filters = kMost;
+  fill(kernels, std::make_integer_sequence<int, kMost>());
   kernels.gather = gather, kernels.scatter = scatter;
   kernels.lanes = lanes, kernels.interleave = interleave, kernels.narrow = narrow;
   return kernels;
 }
 
-const PixelKernels& pixel_kernels() { return best_allowed(kRows); }
+const PixelKernels& pixel_kernels() {
+  return amx_modelled() ? kernels_of<Isa::scalar, pixel_kernels_amx_model>() : best_allowed(kRows);
+}
 
-bool has_pixel_kernels() { return isa() >= kRows[0].isa; }
+const PixelKernels& vector_pixel_kernels() {
+  static_assert(kRows[0].isa == Isa::amx);
+  return best_allowed(kRows + 1);
+}
+
+bool has_pixel_kernels() { return isa() >= kRows[1].isa; }
 
 }  // namespace prunekernels
