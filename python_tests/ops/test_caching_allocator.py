@@ -12,6 +12,7 @@ import torch
 
 import prunekernels as pk
 from cases.conv import ConvCase, assert_same, assert_zero, capped, expected, inputs, isas, masks, only, run
+from harness.memory import peak_mb
 from prunekernels import reference
 
 if not pk.has_extension():
@@ -216,3 +217,21 @@ def test_nothing_is_read_before_or_behind_an_operand():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, tests])}
     done = subprocess.run([sys.executable, "-c", GUARDED], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("dead", [only(16), only(16, 3)], ids=["nothing", "a filter"])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_sizes_of_a_gradient_take_no_memory(layout, dead):
+    case = ConvCase(n=2, c=16, k=16, h=64, w=64, r=1, s=1, padding=0)
+    x, weight, _, grad_out = inputs(case, layout=layout)
+    table = pk.ConvMask(filter_mask=~dead, in_channels=16).table(16, 16, 1)
+    sizes = (layout == "channels_last", [1, 1], [0, 0], [1, 1])
+
+    def ours():
+        return torch.ops.prunekernels.masked_conv2d_grad_input(grad_out, weight, table, x.shape, *sizes, 1, "dense")
+
+    def plain():
+        args = (*sizes[1:], False, [0, 0], 1, [True, False, False])
+        return torch.ops.aten.convolution_backward(grad_out, x, weight, None, *args)
+
+    assert peak_mb(ours) < peak_mb(plain) + 0.1 * x.nbytes / 1e6

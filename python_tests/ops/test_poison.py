@@ -47,6 +47,19 @@ def test_poison_in_dead_numbers(case, poison, weight_grad, layout, plan):
     assert_same(run((x, weight, bias, grad_out), case, plan, **dead, weight_grad=weight_grad), want)
 
 
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("dead", ["filters", "inputs", "both"])
+@pytest.mark.parametrize("case", [PLAIN, *HEAVY], ids=str)
+def test_poison_in_weights_of_dead_filters_and_channels(case, dead, layout, plan):
+    made = {"filter_mask": ~only(case.k, 0, 3), "input_mask": ~only(case.c, 1)}
+    made = {name: mask for name, mask in made.items() if dead == "both" or name.startswith(dead[:-1])}
+    x, weight, bias, grad_out = inputs(case, layout=layout)
+    want = reference.gradients(x, weight, bias, grad_out, **made, **case.conv_args)
+    weight[~reference.live_masks(weight, made.get("filter_mask"), None, made.get("input_mask"), case.groups)[2]] = NAN
+    assert_same(run((x, weight, bias, grad_out), case, plan, **made), want)
+
+
 @pytest.mark.thinned(2)
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
