@@ -36,7 +36,7 @@ at::Tensor run_conv(const Conv& conv, const at::Tensor& operand, const at::Tenso
   const auto floats_of = [](int64_t elements) { return (elements + 1) / 2; };
   std::vector<float> start(conv.width());
   for (int64_t i = 0; bias && i < results.live; ++i)
-    start[i] = static_cast<float>(const_elements<BFloat16>(*bias)[results.index[i]]);
+    start[conv.place(i)] = static_cast<float>(const_elements<BFloat16>(*bias)[results.index[i]]);
   const at::Tensor rows = weight.contiguous(at::MemoryFormat::ChannelsLast);
   const Workspace packed(conv.weight_words());
   auto* const words = reinterpret_cast<uint32_t*>(packed.data());

@@ -100,12 +100,22 @@ def test_short_rows(isa, height, width, taps):
 
 
 @every_isa
-@pytest.mark.parametrize("width", [32, 64, 96])
+@pytest.mark.parametrize("width", [16, 32, 48, 64, 96])
+@pytest.mark.parametrize("dead", [0, 1, 15, 16])
 @pytest.mark.parametrize("taps", [1, 3])
-def test_all_filters_of_whole_blocks_are_written_in_place(isa, width, taps):
+def test_results_of_nearly_all_channels_are_written_in_place(isa, width, dead, taps):
+    """Where dead ones fill up the last 16, and those are whole."""
     case = ConvCase(n=2, c=width, k=width, h=3, w=15, r=taps, s=taps, padding=taps // 2)
-    assert check(case, isa, width, width // 2) == SERVED
-    assert check(case, isa, width // 2, width) == SERVED
+    few = (width + 1) // 3
+    assert check(case, isa, max(1, width - dead), few) == SERVED
+    assert check(case, isa, few, max(1, width - dead)) == SERVED
+
+
+@every_isa
+@pytest.mark.parametrize("width", [3, 6, 15])
+def test_strided_results_are_written_in_place(isa, width):
+    case = ConvCase(n=2, c=48, k=32, h=5, w=width, stride=2)
+    assert check(case, isa, 20, 39) == SERVED
 
 
 @every_isa
@@ -260,11 +270,14 @@ def test_weights_of_either_layout(isa, layout):
 
 
 @every_isa
+@pytest.mark.parametrize("sizes", [(20, 9, 33, 17), (32, 19, 48, 35)], ids=["scattered", "in place"])
 @pytest.mark.parametrize("taps", [1, 3])
-def test_what_is_dead_does_not_show(isa, taps):
-    """NaN in dead channels, filters and their gradients; infinities of a pixel stay with it and its neighbours."""
-    case = ConvCase(n=2, c=33, k=20, h=5, w=15, r=taps, s=taps, padding=taps // 2)
-    made = both(case, 9, 17)
+def test_what_is_dead_does_not_show(isa, taps, sizes):
+    """NaN in dead channels, filters and their gradients; infinities of a pixel stay with it and its neighbours, and out
+    of dead channels."""
+    filters, live_filters, channels, live_channels = sizes
+    case = ConvCase(n=2, c=channels, k=filters, h=5, w=15, r=taps, s=taps, padding=taps // 2)
+    made = both(case, live_filters, live_channels)
     x, weight, bias, grad = inputs(case, BF16, FORMAT)
     dead_in, dead_out = ~made["input_mask"], ~made["filter_mask"]
     x[:, dead_in] = weight[dead_out] = weight[:, dead_in] = grad[:, dead_out] = float("nan")
@@ -279,14 +292,17 @@ def test_what_is_dead_does_not_show(isa, taps):
         assert_zero(grad_w[dead_out]),
         assert_zero(grad_w[:, dead_in]),
     )
-    x[:] = x.nan_to_num(0)
+    x[:], grad[:] = x.nan_to_num(0), grad.nan_to_num(0)
     x[0, int(made["input_mask"].nonzero()[0]), 2, 7] = float("inf")
+    grad[0, int(made["filter_mask"].nonzero()[0]), 2, 7] = float("inf")
     with capped(isa):
-        y = run((x, weight, bias, grad), case, "direct", **made)[0]
-    spoiled = ~y.isfinite().all(1)
-    reach = torch.zeros_like(spoiled)
-    reach[0, 2 - taps // 2 : 3 + taps // 2, 7 - taps // 2 : 8 + taps // 2] = True
-    assert bool(spoiled.any()) and not bool((spoiled & ~reach).any())
+        y, grad_x, _, _ = run((x, weight, bias, grad), case, "direct", **made)
+    assert_zero(y[:, dead_out]), assert_zero(grad_x[:, dead_in])
+    for t in (y, grad_x):
+        spoiled = ~t.isfinite().all(1)
+        reach = torch.zeros_like(spoiled)
+        reach[0, 2 - taps // 2 : 3 + taps // 2, 7 - taps // 2 : 8 + taps // 2] = True
+        assert bool(spoiled.any()) and not bool((spoiled & ~reach).any())
 
 
 @every_isa

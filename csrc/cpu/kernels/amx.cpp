@@ -39,12 +39,12 @@ struct AmxInstructions {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kA), "i"(kB));
   }
   template <int kVectors>
-  static void narrow(const float* sums, uint16_t* y) {
+  static void narrow(const float* sums, uint32_t lanes, uint16_t* y) {
     if constexpr (kVectors == 2) {
-      const __m512bh v = _mm512_cvtne2ps_pbh(_mm512_load_ps(sums + 16), _mm512_load_ps(sums));
+      const __m512bh v = _mm512_maskz_cvtne2ps_pbh(lanes, _mm512_load_ps(sums + 16), _mm512_load_ps(sums));
       _mm512_storeu_si512(y, reinterpret_cast<__m512i>(v));
     } else {
-      const __m256bh v = _mm512_cvtneps_pbh(_mm512_load_ps(sums));
+      const __m256bh v = _mm512_maskz_cvtneps_pbh(static_cast<__mmask16>(lanes), _mm512_load_ps(sums));
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), reinterpret_cast<__m256i>(v));
     }
   }

@@ -26,8 +26,8 @@ struct AmxModel {
     state().dot(kSums, kA, kB);
   }
   template <int kVectors>
-  static void narrow(const float* sums, uint16_t* y) {
-    for (int i = 0; i < 16 * kVectors; ++i) y[i] = narrowed_to_bfloat16(sums[i]);
+  static void narrow(const float* sums, uint32_t lanes, uint16_t* y) {
+    for (int i = 0; i < 16 * kVectors; ++i) y[i] = lanes >> i & 1 ? narrowed_to_bfloat16(sums[i]) : 0;
   }
 };
 

@@ -103,6 +103,7 @@ struct AmxPixels {
     constexpr int64_t kWeightsRow = kPixelBlock * sizeof(uint32_t);
     const int64_t x_pixel = t.x_pixel * static_cast<int64_t>(sizeof(uint16_t)), pairs = t.pairs, step_pairs = t.step;
     const int64_t tap_count = t.tap_count;
+    const uint32_t lanes = t.lanes;
     const int32_t* const taps = t.taps;
     const uint16_t* const pixels = t.x;
     const char* weights = reinterpret_cast<const char*>(t.weights);
@@ -116,7 +117,7 @@ struct AmxPixels {
     }
     alignas(64) float sums[kRows * kTileRows][kColumns * kVector];
     store_sums<kRows, kColumns>(sums[0], sizeof(sums[0]));
-    for (int64_t p = 0; p < t.pixels; ++p) Tiles::template narrow<kColumns>(sums[p], t.y + p * t.y_pixel);
+    for (int64_t p = 0; p < t.pixels; ++p) Tiles::template narrow<kColumns>(sums[p], lanes, t.y + p * t.y_pixel);
   }
 
   template <int kColumns>

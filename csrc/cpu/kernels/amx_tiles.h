@@ -5,7 +5,7 @@
 //   load<t>(from, stride)     tile t = rows at from, from + stride bytes, ...
 //   store<t>(to, stride)
 //   dot<c, a, b>()            c[m][n] += sum over pairs k of a[m][k] . b[k][n], of bfloat16
-//   narrow<vectors>(sums, y)  16 * vectors floats to bfloat16
+//   narrow<vectors>(sums, lanes, y)  16 * vectors floats to bfloat16, zeros where lanes has no bit
 #pragma once
 
 #include <cstdint>

@@ -87,8 +87,11 @@ void conv(const PixelTile& t) {
       PK_UNROLL for (int s = 0; s < All::kCount; ++s, w += kPixelBlock) add_pair(x, step, 4 * (j + s), w, sums.of[s]);
     for (; All::kCount > 1 && j < t.pairs; ++j, w += kPixelBlock) add_pair(x, step, 4 * j, w, sums.of[0]);
   }
-  PK_UNROLL for (int p = 0; p < kPixels; ++p) PK_UNROLL for (int v = 0; v < kVectors; ++v)
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(t.y + p * t.y_pixel + 16 * v), narrowed(sums.total(p, v)));
+  PK_UNROLL for (int p = 0; p < kPixels; ++p) PK_UNROLL for (int v = 0; v < kVectors; ++v) {
+    const auto lanes = static_cast<__mmask16>(t.lanes >> 16 * v);
+    const __m256bh y = _mm512_maskz_cvtneps_pbh(lanes, sums.total(p, v));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(t.y + p * t.y_pixel + 16 * v), reinterpret_cast<__m256i>(y));
+  }
 }
 
 template <int kFilters, int kVectors>

@@ -30,16 +30,25 @@ bool read_all(const ResultBlocks& all, int64_t operands) {
 
 }  // namespace
 
+EveryChannel::EveryChannel(int64_t channels) : index(channels), bits((channels + 63) / 64, ~uint64_t{0}) {
+  std::iota(index.begin(), index.end(), 0);
+}
+
 PixelConv::PixelConv(Direction direction, const ConvShape& s, const MaskTable* mask, ResultBlocks blocks,
                      const ChannelList& filters, const ChannelList& channels, int64_t threads)
     : forward_(direction == kForward),
       in_(forward_ ? channels : filters),
-      out_(forward_ ? filters : channels),
+      live_(forward_ ? filters : channels),
+      spread_(!mask && live_.channels % kHalf == 0 && live_.channels < live_.live + kHalf &&
+              read_all(blocks, in_.live)),
+      every_(spread_ ? live_.channels : 0),
+      out_(spread_ ? every_.list() : live_),
       kernels_(read_all(blocks, in_.live) ? pixel_kernels() : vector_pixel_kernels()),
       mask_(mask ? std::optional<MaskTable>(*mask) : std::nullopt),
       rows_(s, 0, forward_),
       columns_(s, 1, forward_),
       images_(s.N) {
+  if (spread_) blocks = whole_blocks(out_.live, in_.live);
   const bool flat = flatten(s, rows_, columns_, images_);
   const bool phases = rows_.phase_count() * columns_.phase_count() > 1;
   const bool patches = !flat && !phases && columns_.result <= kShortRow && blocks.blocks.size() > 1;
@@ -388,6 +397,7 @@ void PixelConv::finish(Work& work) const {
   for (const Block& block : blocks_) {
     const auto& kernels = block.half() ? kernels_.conv_half : kernels_.conv;
     tile.start = work.start + block.first;
+    tile.lanes = spread_ ? static_cast<uint32_t>(live_.bits[block.first >> 6] >> (block.first & 63)) : ~0u;
     for (const Tile& t : work.tiles) {
       const Part& part = parts_[block.first_part + t.part];
       tile.x = t.x, tile.y = t.y + block.first, tile.pixels = t.pixels;

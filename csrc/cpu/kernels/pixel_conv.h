@@ -24,6 +24,17 @@
 
 namespace prunekernels {
 
+struct EveryChannel {
+  explicit EveryChannel(int64_t channels);
+  ChannelList list() const {
+    const auto channels = static_cast<int64_t>(index.size());
+    return {index.data(), index.data(), bits.data(), channels, channels};
+  }
+
+  std::vector<int32_t> index;
+  std::vector<uint64_t> bits;
+};
+
 class PixelConv {
  public:
   enum Direction { kForward, kGradInput };
@@ -34,6 +45,7 @@ class PixelConv {
             const ChannelList& filters, const ChannelList& channels, int64_t threads);
 
   int64_t width() const { return width_; }  // of all results, with what fills up the last block
+  int64_t place(int64_t i) const { return spread_ ? live_.index[i] : i; }  // of the i-th live result in them
   int64_t weight_words() const { return words_; }
   // [K, R, S, C] in memory -> packed [weight_words()], in packs() pieces: those from begin to end. scratch:
   // [pack_scratch()]
@@ -112,8 +124,13 @@ class PixelConv {
   void finish(Work& work) const;
 
   const bool forward_;
-  const ChannelList &in_, &out_;  // of the operand and of the result
-  const PixelKernels& kernels_;   // those of tiles only if every block reads all operands
+  const ChannelList &in_, &live_;  // of the operand and of the result
+  // Whether results are those of all channels, dead ones zeros, since that makes no more of them: then they are written
+  // in place.
+  const bool spread_;
+  const EveryChannel every_;
+  const ChannelList out_;        // of the results: the live ones, or all
+  const PixelKernels& kernels_;  // those of tiles only if every block reads all operands
   const std::optional<MaskTable> mask_;
   PixelAxis rows_, columns_;
   int64_t images_, width_;

@@ -45,7 +45,7 @@ void conv(const PixelTile& t) {
           std::memcpy(&x, t.x + t.taps[tap] + p * t.x_pixel + 2 * j, sizeof(x));
           sum = dot(t.weights[(tap * t.pairs + j) * kPixelBlock + i], x, sum);
         }
-      t.y[p * t.y_pixel + i] = narrowed(sum);
+      t.y[p * t.y_pixel + i] = t.lanes >> i & 1 ? narrowed(sum) : 0;
     }
 }
 

@@ -13,8 +13,8 @@ constexpr int kPixelBlock = 32;        // filters of a tile of a convolution, ch
 
 // One call of a convolution: a tile of a few pixels p and up to kPixelBlock filters i.
 //   y[p][i] = start[i] + sum over taps t and pairs j of channels of weights[t][j][i] . x[taps[t] + p * x_pixel + 2 j]
-// Distances are in elements. All kPixelBlock results of a pixel are written. What lies in x where as many pixels would
-// be as the largest tile has may be read.
+// Distances are in elements. All kPixelBlock results of a pixel are written, as zeros where `lanes` has no bit. What
+// lies in x where as many pixels would be as the largest tile has may be read.
 struct PixelTile {
   const uint16_t* x;
   int64_t x_pixel;
@@ -22,6 +22,7 @@ struct PixelTile {
   int64_t tap_count, pairs;
   const uint32_t* weights;
   const float* start;  // [kPixelBlock]
+  uint32_t lanes;
   uint16_t* y;
   int64_t y_pixel;
   int64_t pixels, step;  // step: PixelSection's

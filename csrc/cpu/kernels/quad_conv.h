@@ -22,6 +22,7 @@ class QuadConv {
 
   int64_t quads() const { return lists_.tiles(); }
   int64_t width() const { return quads() * kQuad; }  // of all results, with what fills up the last quad
+  static int64_t place(int64_t i) { return i; }      // of the i-th live result in them
   int64_t weight_words() const { return static_cast<int64_t>(lists_.chunks.size()) * taps_ * kQuad; }
   // [K, R, S, C] in memory -> packed [weight_words()], in packs() pieces: those from begin to end.
   int64_t packs() const { return (quads() + kPackQuads - 1) / kPackQuads; }
