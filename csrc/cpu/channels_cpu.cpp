@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "check.h"
+#include "cpu/caching_allocator.h"
 #include "cpu/channel_map.h"
 #include "ops/conv_args.h"
 
@@ -27,8 +28,7 @@ at::Tensor gather_channels(const at::Tensor& x, const at::Tensor& index) {
   PK_CHECK(x.dim() == 4, op, "x", "a 4-D tensor [N, C, H, W]", x.sizes());
   const at::Tensor list = check_index(op, index, x.size(1));
   const at::MemoryFormat format = x.suggest_memory_format();
-  const at::Tensor compact =
-      at::empty({x.size(0), list.numel(), x.size(2), x.size(3)}, x.options().memory_format(format));
+  const at::Tensor compact = empty_cached({x.size(0), list.numel(), x.size(2), x.size(3)}, x.options(), format);
   if (compact.numel() == 0) return compact;
   ChannelMap(list.const_data_ptr<int32_t>(), list.numel(), x.size(1), false).gather(x.contiguous(format), compact);
   return compact;
@@ -41,7 +41,7 @@ at::Tensor scatter_channels(const at::Tensor& x, const at::Tensor& index, int64_
   const at::Tensor list = check_index(op, index, channels);
   PK_CHECK(x.size(1) == list.numel(), op, "x", std::to_string(list.numel()) + " channels, one per index", x.sizes());
   const at::MemoryFormat format = x.suggest_memory_format();
-  const at::Tensor full = at::empty({x.size(0), channels, x.size(2), x.size(3)}, x.options().memory_format(format));
+  const at::Tensor full = empty_cached({x.size(0), channels, x.size(2), x.size(3)}, x.options(), format);
   if (full.numel() == 0) return full;
   ChannelMap(list.const_data_ptr<int32_t>(), list.numel(), channels, false).scatter(x.contiguous(format), full);
   return full;
