@@ -241,7 +241,9 @@ def _mode_and_counts(layer: nn.Conv2d, call: _Call) -> dict[str, Any]:
         if small and live:
             read = read & torch.from_numpy(live.mask())
         mode, inputs = "live" if small else "masked", int(read.sum())
-        filters = small.out.count if small else int(mask_table.live_filters(layer._mask_table, K).sum())
+        filters = int(mask_table.live_filters(layer._mask_table, K).sum())
+        if small and not small.out.full:  # it may be full although some are dead, see LiveList.widened
+            filters = small.out.count
         kernels = int(live_kernels(layer, live if small else None).sum())
     elif live and layer.groups == 1:
         inputs, kernels = live.count, K * live.count

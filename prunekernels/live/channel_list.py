@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 _captured: dict[int, Tensor] = {}  # by address: CUDA graphs go on reading these after their lists are gone
+ALMOST = 8  # a list is almost full where one channel in so many, or less, is dead
 _MAX_DERIVED = 256  # of a list: one that outlives many mask changes must not collect what was derived with every other
 
 
@@ -69,6 +70,17 @@ class LiveList:
     def full(self) -> bool:
         """Whether nothing is dead."""
         return self.count == self.channels
+
+    @property
+    def almost_full(self) -> bool:
+        """Whether so little is dead that to leave it out costs more than it saves: odd numbers of channels slow down
+        whatever works on vectors of them.
+        """
+        return ALMOST * (self.channels - self.count) <= self.channels
+
+    def widened(self) -> LiveList:
+        """The list that a layer makes live: this one, or all channels where it is almost full."""
+        return LiveList.all(self.channels) if self.almost_full else self
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What make() gives, cached under a key."""

@@ -66,11 +66,11 @@ def _lower_dense(masks: LayerMasks, live: LiveList, rows: np.ndarray, kernels: n
     out = LiveList.of(np.flatnonzero(rows), K)
     if not out.count or not live.count:
         return FullWidth("nothing is live", out)
-    pick = None
+    out, pick = out.widened(), None
     if not (out.full and live.full):
-        pick = (_table(masks.device, rows, None, live.mask(), K, C, 1), out.count, live.count)
+        pick = (_table(masks.device, out.mask(), None, live.mask(), K, C, 1), out.count, live.count)
     small, read = kernels[out.host][:, live.host], masks.inputs[live.host]
-    return _lowered(masks, out, None, pick, small, read, (out.count, live.count, 1))
+    return _lowered(masks, out, None, pick, rows[out.host], small, read, (out.count, live.count, 1))
 
 
 def _lower_depthwise(masks: LayerMasks, live: LiveList, rows: np.ndarray, kernels: np.ndarray) -> Lowered | FullWidth:
@@ -79,9 +79,11 @@ def _lower_depthwise(masks: LayerMasks, live: LiveList, rows: np.ndarray, kernel
     out = LiveList.of(np.flatnonzero(rows), K)
     if not out.count:
         return FullWidth("nothing is live", out)
-    remap = None if live is out else live.remap(out, masks.device)
-    pick = None if out.full else (_table(masks.device, rows, None, rows, K, K, K), out.count, 1)
-    return _lowered(masks, out, remap, pick, kernels[out.host][:, None], masks.inputs[out.host], (out.count,) * 3)
+    out = out.widened()
+    remap, mask = None if live is out else live.remap(out, masks.device), out.mask()
+    pick = None if out.full else (_table(masks.device, mask, None, mask, K, K, K), out.count, 1)
+    small, read = kernels[out.host][:, None], masks.inputs[out.host]
+    return _lowered(masks, out, remap, pick, rows[out.host], small, read, (out.count,) * 3)
 
 
 def _lowered(
@@ -89,16 +91,18 @@ def _lowered(
     out: LiveList,
     remap: ChannelRemap | None,
     pick: tuple[Tensor, int, int] | None,
-    kernels: np.ndarray,  # bool [K, C / groups] of the small convolution
-    inputs: np.ndarray,  # bool [C] of the small convolution
+    filters: np.ndarray,  # bool [K] of the small convolution
+    kernels: np.ndarray,  # bool [K, C / groups] of it
+    inputs: np.ndarray,  # bool [C] of it
     size: tuple[int, int, int],  # its K, C, groups
 ) -> Lowered:
     """Makes the tables of the small convolution."""
     device = masks.device
-    table = None if kernels.all() and inputs.all() else _table(device, None, kernels, inputs, *size)
+    nothing_dead = bool(filters.all()) and bool(inputs.all())
+    table = None if nothing_dead and kernels.all() else _table(device, filters, kernels, inputs, *size)
     grad_table = table
     if masks.dense_grad:
-        grad_table = None if inputs.all() else _table(device, None, None, inputs, *size)
+        grad_table = None if nothing_dead else _table(device, filters, None, inputs, *size)
     return Lowered(out, remap, pick, table, grad_table, _table(device, None, None, None, *size), size[2])
 
 

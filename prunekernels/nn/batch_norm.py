@@ -101,7 +101,7 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         if self._all_live and type(input) is not LiveTensor:
             return super().forward(input)
         self._check_channels(input)
-        makes_live = self._flow and not self._forward_hooks and can_flow(input)
+        makes_live = self._flow and not self._forward_hooks and can_flow(input) and not self._channels.almost_full
         if type(input) is LiveTensor:
             # A channel that is live here but arrives dead is normalized too: its zeros become the bias.
             compact = regroup(input.compact, input.live, self._channels)
