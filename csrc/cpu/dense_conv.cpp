@@ -306,8 +306,23 @@ void mask_grad_weight(const char*, const at::Tensor& grad, const MaskTable* mask
   if (mask || scale) write_masked(grad, grad, mask, const_floats(scale));
 }
 
+// NHWC: one pass over all channels, as above.
 void write_constants(const ConvCall<MaskTable>& call, const at::Tensor& y, const OptionalTensor& bias) {
-  if (call.mask[kConstants]) fill(y, call.mask.out_slot(), kConstant, bias ? &*bias : nullptr);
+  const int32_t* slot = call.mask.out_slot();
+  if (!call.mask[kConstants]) return;
+  if (y.is_contiguous()) return fill(y, slot, kConstant, bias ? &*bias : nullptr);
+  with_element(y.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    std::vector<T> keep(y.size(1)), values(y.size(1), zero);
+    for (int64_t k = 0; k < y.size(1); ++k) {
+      std::memset(&keep[k], slot[k] == kConstant ? 0 : 0xff, sizeof(T));
+      if (bias && slot[k] == kConstant) values[k] = const_elements<T>(*bias)[k];
+    }
+    const int64_t pixels = y.size(0) * y.size(2) * y.size(3);
+    at::parallel_for(0, pixels, grain(y, pixels), [&](int64_t begin, int64_t end) {
+      set_channels(elements<T>(y), y.size(1), keep.data(), values.data(), begin, end);
+    });
+  });
 }
 
 at::Tensor channel_sums(const char*, const at::Tensor& x, const MaskTable* mask) {

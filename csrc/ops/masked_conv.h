@@ -119,13 +119,15 @@ at::Tensor masked_conv2d(const at::Tensor& x, const at::Tensor& weight, const Op
       case Plan::sparse:
         return direct_forward(call, dense_x, w, dense_bias, plan == Plan::sparse);
       default:
-        return dense_forward(call, dense_x, w, dense_bias);
+        const at::Tensor y = dense_forward(call, dense_x, w, dense_bias);
+        if (!dense_bias) write_constants(call, y, dense_bias);  // the other plans have written zeros there
+        return y;
     }
   };
   const bool nothing_live = Device::table(*mask)[kLivePairs] == 0;
   const at::Tensor y = nothing_live ? zeros({s.N, s.K, s.P, s.Q}, x.options(), format)
                                     : choose_and_run<Device>(call, asked, Direction::forward, x.device(), run);
-  write_constants(call, y, dense_bias);
+  if (dense_bias) write_constants(call, y, dense_bias);
   return y;
 }
 

@@ -113,6 +113,14 @@ void keep_channels(const T* from, T* to, int64_t channels, const T* keep, int64_
 }
 
 template <typename T>
+void set_channels(T* x, int64_t channels, const T* keep, const T* values, int64_t begin, int64_t end) {
+  BitsOf<T>* bits = reinterpret_cast<BitsOf<T>*>(x);
+  const BitsOf<T>*mask = reinterpret_cast<const BitsOf<T>*>(keep), *set = reinterpret_cast<const BitsOf<T>*>(values);
+  for (int64_t p = begin; p < end; ++p)
+    for (int64_t c = 0; c < channels; ++c) bits[p * channels + c] = (bits[p * channels + c] & mask[c]) | set[c];
+}
+
+template <typename T>
 void fill_channel(const ChannelView<T>& x, int64_t c, T value) {
   for (int64_t n = 0; n < x.batches; ++n) {
     T* at = x.data + n * x.batch + c * x.channel;
@@ -127,6 +135,7 @@ void fill_channel(const ChannelView<T>& x, int64_t c, T value) {
   template void channel_sums(const ChannelView<const T>&, const int32_t*, T*, int64_t, int64_t);                \
   template bool channel_is(Property, const ChannelView<const T>&, int64_t, const PixelList&, int64_t, int64_t); \
   template void keep_channels(const T*, T*, int64_t, const T*, int64_t, int64_t);                               \
+  template void set_channels(T*, int64_t, const T*, const T*, int64_t, int64_t);                                \
   template void fill_channel(const ChannelView<T>&, int64_t, T);
 PK_INSTANTIATE(float)
 PK_INSTANTIATE(double)

@@ -34,6 +34,10 @@ bool channel_is(Property property, const ChannelView<const T>& x, int64_t c, con
 template <typename T>
 void keep_channels(const T* from, T* to, int64_t channels, const T* keep, int64_t begin, int64_t end);
 
+// x[p, c] = x[p, c] & keep[c] | values[c], likewise.
+template <typename T>
+void set_channels(T* x, int64_t channels, const T* keep, const T* values, int64_t begin, int64_t end);
+
 // Sets channel c to a value.
 template <typename T>
 void fill_channel(const ChannelView<T>& x, int64_t c, T value);

@@ -80,8 +80,8 @@ class PixelPlanes {
   const int64_t cell_;   // elements of a cell
   const int64_t pixel_;  // elements of a gathered pixel
   const int64_t count_;
-  std::vector<int32_t> places_;  // [pairs or channels of a pixel as it is], -1: dead; empty where they are gathered
   const QuadKernels& kernels_;
+  std::vector<int32_t> places_;  // [pairs or channels of a pixel as it is], -1: dead; empty where they are gathered
   int64_t image_rows_ = 0, phase_cells_ = 0, plane_ = 0;
 };
 
