@@ -87,9 +87,13 @@ PK_INLINE void transpose(__m512i (&v)[kQuadLanes]) {
 }
 
 // Channels `from` to `from` + 31 of pixels i to i + 15 of a padded row, `some` of them: v[j] = pair j of each pixel.
-PK_INLINE void transposed(const PaddedRow& row, int64_t i, int64_t from, __mmask32 some, __m512i (&v)[kQuadLanes]) {
+// The hardware does not foresee so many lines: they are prefetched, those of pixels `ahead` of these; pixels of the
+// next row follow those of this one.
+PK_INLINE void transposed(const PaddedRow& row, int64_t i, int64_t from, __mmask32 some, int64_t ahead,
+                          __m512i (&v)[kQuadLanes]) {
   const uint16_t* const pixels = row.pixels + (i - row.left) * row.pixel + from;
   const int64_t begin = row.left - i, end = begin + row.count;
+  PK_UNROLL for (int p = 0; p < kQuadLanes; ++p) __builtin_prefetch(pixels + (p + ahead) * row.pixel);
   if (begin <= 0 && end >= kQuadLanes)
     PK_UNROLL for (int p = 0; p < kQuadLanes; ++p) v[p] = _mm512_maskz_loadu_epi16(some, pixels + p * row.pixel);
   else
@@ -120,7 +124,7 @@ void to_pair_planes(const PaddedRow& row, int64_t pairs, const int32_t* places, 
   for (int64_t i = 0; i < length; i += kQuadLanes)
     for (int64_t j = 0; j < pairs; j += kQuadLanes) {
       __m512i v[kQuadLanes];
-      transposed(row, i, 2 * j, first_channels(2 * (pairs - j)), v);
+      transposed(row, i, 2 * j, first_channels(2 * (pairs - j)), kQuadLanes, v);
       store<1>(v, pairs - j, first(length - i), places ? places + j : nullptr, to + (places ? 0 : j * plane) + i,
                plane);
     }
@@ -137,9 +141,9 @@ void to_planes(const PaddedRow& row, int64_t channels, const int32_t* places, ui
       const __mmask16 here = first((length - i + 1) / 2);
       const __mmask32 some = first_channels(channels - c);
       __m512i a[kQuadLanes], b[kQuadLanes];
-      transposed(row, i, c, some, a);
+      transposed(row, i, c, some, 2 * kQuadLanes, a);
       if (length - i > kQuadLanes)
-        transposed(row, i + kQuadLanes, c, some, b);
+        transposed(row, i + kQuadLanes, c, some, 2 * kQuadLanes, b);
       else
         PK_UNROLL for (int k = 0; k < kQuadLanes; ++k) b[k] = _mm512_setzero_si512();
       PK_UNROLL for (int k = 0; k < kQuadLanes; ++k) {
