@@ -24,6 +24,7 @@
 
 namespace prunekernels {
 
+// A list of channels of which none is dead.
 struct EveryChannel {
   explicit EveryChannel(int64_t channels);
   ChannelList list() const {

@@ -68,7 +68,7 @@ Pixels convolve(PixelConv::Direction direction, const ConvShape& s, const List& 
   Pixels scratch(std::max(conv.pack_scratch(), conv.scratch_elements())), result(results);
   conv.pack_weights(weight.data(), packed.data(), 0, conv.packs(), scratch.data());
   std::vector<float> start(conv.width());
-  if (forward) std::copy(bias.begin(), bias.begin() + filters.list.live, start.begin());
+  for (int64_t i = 0; forward && i < filters.list.live; ++i) start[conv.place(i)] = bias[i];
   for (int64_t task = 0; task < conv.tasks(); ++task)
     conv.run(operand.data(), packed.data(), start.data(), result.data(), task, scratch.data());
   return result;
@@ -130,6 +130,7 @@ int main() {
            prunekernels::Case{1, 33, 20, 14, 70, 66, 1, 1, 1},  // the gradient of the weight: x is turned
            prunekernels::Case{5, 7, 20, 11, 40, 20, 3, 1, 1},
            prunekernels::Case{5, 33, 20, 20, 48, 48, 3, 1, 1},   // in place
+           prunekernels::Case{5, 33, 20, 20, 48, 45, 3, 1, 1},   // in place, with zeros
            prunekernels::Case{14, 14, 20, 12, 40, 36, 3, 1, 1},  // rows that share tiles
            prunekernels::Case{4, 4, 20, 12, 80, 70, 3, 1, 1},    // patches
            prunekernels::Case{9, 9, 12, 10, 20, 18, 3, 2, 1},
