@@ -1,6 +1,7 @@
 #include "cpu/kernels/weights.h"
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "core/scalar_types.h"
@@ -26,16 +27,40 @@ void copy_taps(const T* from, int64_t from_stride, T* to, int64_t to_stride, int
   for (int64_t t = 0; t < taps; ++t) to[t * to_stride] = from ? from[t * from_stride] : T{};
 }
 
-// Lists the dead channels of row k in ascending order. 32 live channels cost one step.
-void list_dead_channels(const MaskTable& mask, int64_t k, std::vector<int64_t>& dead_channels) {
-  const int64_t channels = mask.channels_per_group();
-  dead_channels.clear();
-  for (int64_t first = 0; first < channels; first += 32) {
-    const uint32_t valid = channels - first < 32 ? (1u << (channels - first)) - 1 : ~0u;
-    for (uint32_t dead = ~mask.pairs(k)[first >> 5] & valid; dead; dead &= dead - 1)
-      dead_channels.push_back(first + __builtin_ctz(dead));
+// The dead channels of one filter after another.
+class DeadChannels {
+ public:
+  explicit DeadChannels(const MaskTable& mask)
+      : mask_(mask),
+        channels_(mask.channels_per_group()),
+        filters_per_group_(mask[kFilters] / mask[kGroups]),
+        shared_(mask[kPairsFull]) {}
+
+  bool all(int64_t filter) const { return mask_.out_slot()[filter] < 0; }
+  // Ascending; of a filter of which not all are. Where no single kernel is dead, one list serves a group.
+  const std::vector<int32_t>& of(int64_t filter) {
+    const int64_t listed = shared_ ? filter / filters_per_group_ : filter;
+    if (listed != listed_) list(filter);
+    listed_ = listed;
+    return list_;
   }
-}
+
+ private:
+  void list(int64_t filter) {  // 32 live channels cost one step
+    list_.clear();
+    for (int64_t first = 0; first < channels_; first += 32) {
+      const uint32_t valid = channels_ - first < 32 ? (1u << (channels_ - first)) - 1 : ~0u;
+      for (uint32_t dead = ~mask_.pairs(filter)[first >> 5] & valid; dead; dead &= dead - 1)
+        list_.push_back(static_cast<int32_t>(first + __builtin_ctz(dead)));
+    }
+  }
+
+  const MaskTable& mask_;
+  const int64_t channels_, filters_per_group_;
+  const bool shared_;
+  int64_t listed_ = -1;
+  std::vector<int32_t> list_;
+};
 
 // No early exit, so that loads overlap and the loop vectorises.
 template <typename T>
@@ -46,7 +71,7 @@ bool all_zero(const T* run, int64_t count) {
 }
 
 template <typename T>
-bool channels_are_zero(const T* row, const WeightLayout& layout, int64_t taps, const std::vector<int64_t>& channels) {
+bool channels_are_zero(const T* row, const WeightLayout& layout, int64_t taps, const std::vector<int32_t>& channels) {
   bool zero = true;
   if (layout.tap == 1) {
     for (int64_t c : channels) zero &= all_zero(row + c * layout.channel, taps);
@@ -55,6 +80,16 @@ bool channels_are_zero(const T* row, const WeightLayout& layout, int64_t taps, c
       for (int64_t c : channels) zero &= row[t * layout.tap + c * layout.channel] == 0;
   }
   return zero;
+}
+
+template <typename T>
+void zero_channels(T* row, const WeightLayout& layout, int64_t taps, const std::vector<int32_t>& channels) {
+  if (layout.tap == 1) {
+    for (int64_t c : channels) std::fill_n(row + c * layout.channel, taps, T{});
+  } else {
+    for (int64_t t = 0; t < taps; ++t)
+      for (int64_t c : channels) row[t * layout.tap + c * layout.channel] = T{};
+  }
 }
 
 }  // namespace
@@ -120,15 +155,16 @@ void unpack_grad_weight(const T* compact, T* full, const WeightMove& move, const
 template <typename T>
 void mask_weight(const T* from, T* to, const WeightLayout& layout, int64_t channels, int64_t taps,
                  const MaskTable* mask, const float* scale, int64_t begin, int64_t end) {
-  std::vector<int64_t> dead;
+  std::optional<DeadChannels> dead;
+  if (mask) dead.emplace(*mask);
   for (int64_t k = begin; k < end; ++k) {
     T* row = to + k * layout.row;
-    if (to != from) std::copy(from + k * layout.row, from + (k + 1) * layout.row, row);
-    if (mask) {
-      list_dead_channels(*mask, k, dead);
-      for (int64_t t = 0; t < taps; ++t)
-        for (int64_t c : dead) row[t * layout.tap + c * layout.channel] = T{};
+    if (dead && dead->all(k)) {
+      std::fill(row, row + channels * taps, T{});
+      continue;
     }
+    if (to != from) std::copy(from + k * layout.row, from + (k + 1) * layout.row, row);
+    if (dead) zero_channels(row, layout, taps, dead->of(k));
     if (scale)
       for (int64_t e = 0; e < channels * taps; ++e) row[e] = scaled(row[e], scale, k);
   }
@@ -138,12 +174,11 @@ template <typename T>
 bool dead_weights_are_zero(const T* full, const WeightLayout& layout, int64_t taps, const MaskTable& mask,
                            int64_t begin, int64_t end) {
   const int64_t channels = mask.channels_per_group();
-  std::vector<int64_t> dead;
+  DeadChannels dead(mask);
   for (int64_t k = begin; k < end; ++k) {
     const T* row = full + k * layout.row;
-    list_dead_channels(mask, k, dead);
-    const bool whole_row = static_cast<int64_t>(dead.size()) == channels;
-    if (!(whole_row ? all_zero(row, channels * taps) : channels_are_zero(row, layout, taps, dead))) return false;
+    if (!(dead.all(k) ? all_zero(row, channels * taps) : channels_are_zero(row, layout, taps, dead.of(k))))
+      return false;
   }
   return true;
 }
