@@ -9,6 +9,7 @@ constexpr double kTie = 0.97;     // dense wins unless another plan takes less t
 constexpr double kShortMs = 5;    // a first run that takes less is mostly set-up, and decides nothing
 constexpr double kHopeless = 2;   // times the best: a longer first run is the last
 constexpr int32_t kMostRuns = 8;  // of each contender
+constexpr double kNoiseMs = 0.1;  // an interruption; what is slower by less in its first half of runs has not lost yet
 
 // By how much the best of so many runs may be above the best of all: noise is assumed to be less. 0.5, 0.25, ... 0.06.
 double slack(int32_t runs) {
@@ -45,7 +46,7 @@ void Trials::add(Plan plan, double ms) {
   const double best = least();
   for (Trial& t : trials_) {
     if (t.runs == 1 && t.plan != Plan::dense) t.out |= t.ms > std::max(kShortMs, kHopeless * best);
-    if (t.runs >= 2) t.out |= t.ms > best * (1 + slack(t.runs));
+    if (t.runs >= 2 && (t.ms > best + kNoiseMs || 2 * t.runs >= kMostRuns)) t.out |= t.ms > best * (1 + slack(t.runs));
   }
 }
 
