@@ -119,22 +119,6 @@ std::vector<Sentinel> find_sentinels(const Side& result, const Side& operand, in
   return sentinels;
 }
 
-// For NHWC pixels, whose channels share cache lines: all bits where a channel stays, none where it becomes zero.
-template <typename T>
-std::vector<T> keep(const Side& side, bool (*goes)(int32_t slot)) {
-  std::vector<T> bits(side.channels);
-  for (int64_t c = 0; c < side.channels; ++c) std::memset(&bits[c], goes(side.slot[c]) ? 0 : 0xff, sizeof(T));
-  return bits;
-}
-
-template <typename T>
-void keep_pixels(const at::Tensor& from, const at::Tensor& to, const std::vector<T>& keep) {
-  const int64_t pixels = from.size(0) * from.size(2) * from.size(3);
-  at::parallel_for(0, pixels, grain(from, pixels), [&](int64_t begin, int64_t end) {
-    keep_channels(const_elements<T>(from), elements<T>(to), from.size(1), keep.data(), begin, end);
-  });
-}
-
 // The channels whose slot is kind become their bias, or exactly 0 without one.
 void fill(const at::Tensor& x, const int32_t* slot, int32_t kind, const at::Tensor* bias) {
   with_element(x.scalar_type(), [&](auto zero) {
@@ -146,29 +130,29 @@ void fill(const at::Tensor& x, const int32_t* slot, int32_t kind, const at::Tens
   });
 }
 
-// In place: zeros in the dead channels.
-void zero_dead_channels_(const at::Tensor& x, const Side& side) {
-  if (x.is_contiguous()) return fill(x, side.slot, kDead, nullptr);
-  with_element(x.scalar_type(), [&](auto zero) { keep_pixels(x, x, keep<decltype(zero)>(side, is_dead)); });
+// to = from with zeros in the channels whose slot `goes`; in place if to is from.
+void zero_channels(const at::Tensor& from, const at::Tensor& to, const Side& side, bool (*goes)(int32_t slot)) {
+  std::vector<int32_t> gone;
+  for (int32_t c = 0; c < side.channels; ++c)
+    if (goes(side.slot[c])) gone.push_back(c);
+  with_element(from.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const T* source = from.is_same(to) ? nullptr : const_elements<T>(from);
+    const ChannelView<T> x = view<T>(to);
+    const int64_t rows = x.pixel == 1 ? x.batches : x.batches * x.pixels;  // of all channels, side by side
+    at::parallel_for(0, rows, grain(to, rows), [&](int64_t begin, int64_t end) {
+      copy_without(source, x, gone.data(), static_cast<int64_t>(gone.size()), begin, end);
+    });
+  });
 }
+
+// In place: zeros in the dead channels.
+void zero_dead_channels_(const at::Tensor& x, const Side& side) { zero_channels(x, x, side, is_dead); }
 
 // A copy with zeros in the channels that no live kernel reads.
 at::Tensor without_skipped_channels(const at::Tensor& x, const Side& side, at::MemoryFormat format) {
   const at::Tensor copy = empty_cached(x.sizes(), x.options(), format);
-  if (!x.is_contiguous()) {
-    with_element(x.scalar_type(), [&](auto zero) { keep_pixels(x, copy, keep<decltype(zero)>(side, is_skipped)); });
-    return copy;
-  }
-  const int64_t planes = x.size(0) * side.channels, plane = bytes(x) / std::max<int64_t>(1, planes);
-  const char* from = static_cast<const char*>(x.const_data_ptr());
-  char* to = static_cast<char*>(copy.mutable_data_ptr());
-  at::parallel_for(0, planes, grain(x, planes), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      if (is_skipped(side.slot[i % side.channels]))
-        std::memset(to + i * plane, 0, plane);
-      else
-        std::memcpy(to + i * plane, from + i * plane, plane);
-  });
+  zero_channels(x, copy, side, is_skipped);
   return copy;
 }
 
@@ -222,7 +206,8 @@ bool operand_is_cheaper(const Pass& pass, const at::Tensor& operand, const at::T
   const int64_t result = pass.result_bytes(), dead = pass.result.count(is_dead);
   int64_t cost = pass.operand.count(is_skipped) ? 3 * bytes(operand) + result / operand.size(0) : 0;
   if (dead) cost += pass.call.channels_last() ? 2 * result : 2 * result * dead / pass.result.channels;
-  return cost < 3 * bytes(weight);
+  const bool serves_both = pass.call.weight.masked_copy != nullptr;  // the weight's, both passes
+  return cost * (serves_both ? 2 : 1) < 3 * bytes(weight);
 }
 
 // Dead channels masked rather than weights: zeros in the operand, and afterwards in the result. A dead weight of a live
@@ -247,12 +232,18 @@ at::Tensor with_masked_weight(const Pass& pass, const at::Tensor& operand, const
 
 at::Tensor run_masked(const Pass& pass, const at::Tensor& operand, const at::Tensor& weight) {
   const MaskTable& mask = pass.call.mask;
+  const WeightFacts& facts = pass.call.weight;
   const at::Tensor full = weight.contiguous(pass.call.format);
-  if (dead_are_zero(full, mask)) return with_masked_weight(pass, operand, full);
-  if (mask[kPairsFull] && operand_is_cheaper(pass, operand, full))
-    if (const auto result = with_masked_operand(pass, operand, full)) return *result;
-  const at::Tensor masked = full.is_same(weight) ? empty_cached(full.sizes(), full.options(), pass.call.format) : full;
-  write_masked(full, masked, &mask, nullptr);
+  at::Tensor masked = full;
+  bool is_own = facts.is_own || !full.is_same(weight);
+  if (!facts.dead_are_zero && !dead_are_zero(full, mask)) {
+    if (mask[kPairsFull] && operand_is_cheaper(pass, operand, full))
+      if (const auto result = with_masked_operand(pass, operand, full)) return *result;
+    if (!is_own) masked = empty_cached(full.sizes(), full.options(), pass.call.format);
+    write_masked(full, masked, &mask, nullptr);
+    is_own = true;
+  }
+  if (facts.masked_copy && is_own) *facts.masked_copy = masked;
   return with_masked_weight(pass, operand, masked);
 }
 

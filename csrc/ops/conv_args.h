@@ -19,6 +19,13 @@ struct ConvParams {  // as the operators receive them
   int64_t groups;
 };
 
+// What is known of the weight that a plan gets.
+struct WeightFacts {
+  bool is_own = false;                // a copy, of which nobody else knows
+  bool dead_are_zero = false;         // those filters, channels and kernels
+  at::Tensor* masked_copy = nullptr;  // where to leave a copy with zeros in what is dead, if one is made
+};
+
 // One call of a masked convolution operator, as every plan takes it. Mask: how the device's plans read a mask table.
 template <typename Mask>
 struct ConvCall {
@@ -28,6 +35,7 @@ struct ConvCall {
   const Mask& mask;
   at::MemoryFormat format;  // of both activations, which are dense in it
   at::ScalarType dtype;
+  WeightFacts weight = {};
 
   bool channels_last() const { return format == at::MemoryFormat::ChannelsLast; }
   at::Tensor empty(at::IntArrayRef size, const at::Tensor& like) const {

@@ -4,9 +4,11 @@
 // where this extension is missing.
 #include <ATen/ops/where.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
 
 #include "core/mask_table.h"
+#include "ops/aside.h"
 
 namespace prunekernels {
 namespace {
@@ -110,13 +112,26 @@ variable_list with_nones(variable_list grads, size_t inputs) {
   return grads;
 }
 
+// The weight as the forward pass has masked it, or an undefined tensor; forgotten, unless the graph is kept.
+Tensor take_masked_weight(AutogradContext* ctx) {
+  const auto found = ctx->saved_data.find("masked_weight");
+  if (found == ctx->saved_data.end()) return {};
+  Tensor weight = found->second.toTensor();
+  if (!torch::autograd::get_current_graph_task_keep_graph()) ctx->saved_data.erase(found);
+  return weight;
+}
+
 struct Conv : Function<Conv> {
   static constexpr bool is_traceable = true;
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                         const OptionalTensor& mask, const OptionalTensor& grad_mask, const OptionalTensor& grad_scale,
                         const Geometry& g) {
     at::AutoDispatchBelowADInplaceOrView below;
+    std::optional<Aside<MaskedCopy>> masked;
+    if (x.requires_grad()) masked.emplace(weight);
     Tensor y = conv(x, weight, bias, mask, grad_mask, grad_scale, g);
+    // Not among the saved variables: checkpoints count those, and another plan would save another number.
+    if (masked && masked->fact.copy.defined()) ctx->saved_data["masked_weight"] = std::move(masked->fact.copy);
     const bool trains = weight.requires_grad();
     ctx->save_for_backward({trains ? x : Tensor(), weight, saved(mask), saved(grad_mask), saved(grad_scale)});
     const auto size = x.sym_sizes();
@@ -132,7 +147,11 @@ struct Conv : Function<Conv> {
     const SymIntArrayRef size = saved.besides().slice(0, 4);
     const bool channels_last = saved.besides()[4] != 0, has_bias = saved.besides()[5] != 0;
     variable_list out(3);
-    if (ctx->needs_input_grad(0)) out[0] = grad_input(grad_out, weight, mask, size, channels_last, g);
+    if (ctx->needs_input_grad(0)) {
+      const Tensor masked = at::GradMode::is_enabled() ? Tensor() : take_masked_weight(ctx);
+      const Aside<DeadAreZero> known(masked);
+      out[0] = grad_input(grad_out, masked.defined() ? masked : weight, mask, size, channels_last, g);
+    }
     if (ctx->needs_input_grad(1)) out[1] = grad_weight(grad_out, x, weight, grad_mask, grad_scale, g);
     // Absent optional tensors are not counted by needs_input_grad: without a bias, 2 would be a mask or nothing.
     if (has_bias && ctx->needs_input_grad(2)) out[2] = grad_bias(grad_out, mask);
@@ -237,6 +256,13 @@ struct Scatter : Function<Scatter> {
   }
 };
 
+// Whether autograd has nothing to do: a backward pass, most often, that is not itself recorded. What its functions cost
+// beside the operators is as much as a short layer's convolution.
+template <typename... Tensors>
+bool goes_unrecorded(const Tensors&... inputs) {
+  return !at::GradMode::is_enabled() && !(inputs._fw_grad(0).defined() || ...);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(prunekernels, Autograd, m) {
@@ -244,20 +270,29 @@ TORCH_LIBRARY_IMPL(prunekernels, Autograd, m) {
                              const OptionalTensor& mask, const OptionalTensor& grad_mask,
                              const OptionalTensor& grad_scale, SymIntArrayRef stride, SymIntArrayRef padding,
                              SymIntArrayRef dilation, SymInt groups, std::string_view plan) {
-    return Conv::apply(x, weight, bias, mask, grad_mask, grad_scale, Geometry{stride, padding, dilation, groups, plan});
+    const Geometry g{stride, padding, dilation, groups, plan};
+    if (!goes_unrecorded(x, weight)) return Conv::apply(x, weight, bias, mask, grad_mask, grad_scale, g);
+    at::AutoDispatchBelowADInplaceOrView below;
+    return conv(x, weight, bias, mask, grad_mask, grad_scale, g);
   });
   m.impl("masked_conv2d_grad_input",
          [](const Tensor& grad_out, const Tensor& weight, const OptionalTensor& mask, SymIntArrayRef x_size,
             bool channels_last, SymIntArrayRef stride, SymIntArrayRef padding, SymIntArrayRef dilation, SymInt groups,
             std::string_view plan) {
-           return GradInput::apply(grad_out, weight, mask, x_size, channels_last,
-                                   Geometry{stride, padding, dilation, groups, plan});
+           const Geometry g{stride, padding, dilation, groups, plan};
+           if (!goes_unrecorded(grad_out, weight))
+             return GradInput::apply(grad_out, weight, mask, x_size, channels_last, g);
+           at::AutoDispatchBelowADInplaceOrView below;
+           return grad_input(grad_out, weight, mask, x_size, channels_last, g);
          });
   m.impl("masked_conv2d_grad_weight", [](const Tensor& grad_out, const Tensor& x, const Tensor& weight,
                                          const OptionalTensor& mask, const OptionalTensor& grad_scale,
                                          SymIntArrayRef stride, SymIntArrayRef padding, SymIntArrayRef dilation,
                                          SymInt groups, std::string_view plan) {
-    return GradWeight::apply(grad_out, x, weight, mask, grad_scale, Geometry{stride, padding, dilation, groups, plan});
+    const Geometry g{stride, padding, dilation, groups, plan};
+    if (!goes_unrecorded(grad_out, x)) return GradWeight::apply(grad_out, x, weight, mask, grad_scale, g);
+    at::AutoDispatchBelowADInplaceOrView below;
+    return grad_weight(grad_out, x, weight, mask, grad_scale, g);
   });
   m.impl("masked_conv2d_grad_bias",
          [](const Tensor& grad_out, const OptionalTensor& mask) { return GradBias::apply(grad_out, mask); });

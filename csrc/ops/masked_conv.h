@@ -30,6 +30,7 @@
 #include <ATen/DeviceGuard.h>
 
 #include "check.h"
+#include "ops/aside.h"
 #include "ops/conv_args.h"
 #include "ops/vendor_conv.h"
 #include "plan/plan_choice.h"
@@ -108,7 +109,9 @@ at::Tensor masked_conv2d(const at::Tensor& x, const at::Tensor& weight, const Op
     return vendor::conv(dense_x, w, bias, params, groups).contiguous(format);
   }
 
-  const ConvCall<typename Device::Mask> call{op, s, params, *mask, format, x.scalar_type()};
+  auto* const kept = Aside<MaskedCopy>::find(weight);
+  const WeightFacts facts{weight.scalar_type() != x.scalar_type(), false, kept ? &kept->copy : nullptr};
+  const ConvCall<typename Device::Mask> call{op, s, params, *mask, format, x.scalar_type(), facts};
   const OptionalTensor dense_bias = contiguous(bias);
   const auto run = [&](Plan plan) {
     const at::Tensor w = operand_weight<Device>(call, weight, plan);
@@ -155,7 +158,8 @@ at::Tensor masked_conv2d_grad_input(const at::Tensor& grad_out, const at::Tensor
     return vendor::grad_input(grad, like_x, w, params, groups).contiguous(format);
   }
 
-  const ConvCall<typename Device::Mask> call{op, s, params, *mask, format, grad.scalar_type()};
+  const WeightFacts facts{weight.scalar_type() != grad.scalar_type(), Aside<DeadAreZero>::find(weight) != nullptr};
+  const ConvCall<typename Device::Mask> call{op, s, params, *mask, format, grad.scalar_type(), facts};
   const auto run = [&](Plan plan) {
     const at::Tensor w = operand_weight<Device>(call, weight, plan);
     switch (plan) {

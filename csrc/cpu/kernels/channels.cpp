@@ -105,11 +105,15 @@ bool channel_is(Property property, const ChannelView<const T>& x, int64_t c, con
 }
 
 template <typename T>
-void keep_channels(const T* from, T* to, int64_t channels, const T* keep, int64_t begin, int64_t end) {
-  const BitsOf<T>*bits = reinterpret_cast<const BitsOf<T>*>(from), *mask = reinterpret_cast<const BitsOf<T>*>(keep);
-  BitsOf<T>* kept = reinterpret_cast<BitsOf<T>*>(to);
-  for (int64_t p = begin; p < end; ++p)
-    for (int64_t c = 0; c < channels; ++c) kept[p * channels + c] = bits[p * channels + c] & mask[c];
+void copy_without(const T* from, const ChannelView<T>& x, const int32_t* gone, int64_t count, int64_t begin,
+                  int64_t end) {
+  const bool nchw = x.pixel == 1;
+  const int64_t row = nchw ? x.batch : x.pixel, run = nchw ? x.pixels : 1;
+  for (int64_t i = begin; i < end; ++i) {
+    T* to = x.data + i * row;
+    if (from) std::copy(from + i * row, from + (i + 1) * row, to);
+    for (int64_t j = 0; j < count; ++j) std::fill_n(to + gone[j] * x.channel, run, T{});
+  }
 }
 
 template <typename T>
@@ -134,7 +138,7 @@ void fill_channel(const ChannelView<T>& x, int64_t c, T value) {
 #define PK_INSTANTIATE(T)                                                                                       \
   template void channel_sums(const ChannelView<const T>&, const int32_t*, T*, int64_t, int64_t);                \
   template bool channel_is(Property, const ChannelView<const T>&, int64_t, const PixelList&, int64_t, int64_t); \
-  template void keep_channels(const T*, T*, int64_t, const T*, int64_t, int64_t);                               \
+  template void copy_without(const T*, const ChannelView<T>&, const int32_t*, int64_t, int64_t, int64_t);       \
   template void set_channels(T*, int64_t, const T*, const T*, int64_t, int64_t);                                \
   template void fill_channel(const ChannelView<T>&, int64_t, T);
 PK_INSTANTIATE(float)

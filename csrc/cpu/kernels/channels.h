@@ -29,12 +29,14 @@ template <typename T>
 bool channel_is(Property property, const ChannelView<const T>& x, int64_t c, const PixelList& list, int64_t begin,
                 int64_t end);
 
-// to[p, c] = from[p, c] & keep[c], bit by bit, for NHWC pixels begin..end: all bits set keep a channel, no bit set
-// makes it +0. In place if to == from.
+// Zeros in the channels gone[count] of x; what else there is comes from a tensor of the same layout, unless from is
+// null. NCHW: images begin..end; NHWC: pixels begin..end of all images.
 template <typename T>
-void keep_channels(const T* from, T* to, int64_t channels, const T* keep, int64_t begin, int64_t end);
+void copy_without(const T* from, const ChannelView<T>& x, const int32_t* gone, int64_t count, int64_t begin,
+                  int64_t end);
 
-// x[p, c] = x[p, c] & keep[c] | values[c], likewise.
+// x[p, c] = x[p, c] & keep[c] | values[c], bit by bit, for NHWC pixels begin..end: all bits set keep a channel, no bit
+// set gives it a value.
 template <typename T>
 void set_channels(T* x, int64_t channels, const T* keep, const T* values, int64_t begin, int64_t end);
 
