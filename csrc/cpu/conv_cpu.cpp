@@ -31,6 +31,9 @@ struct Cpu {
   static at::Tensor widened(const at::Tensor& grad, const at::Tensor& weight, const MaskTable* mask) {
     return prunekernels::widened(grad, weight, mask);
   }
+  static bool shows_finite(const at::Tensor& grad_weight, const ConvShape& s) {
+    return prunekernels::shows_finite(grad_weight, s);
+  }
 };
 
 }  // namespace

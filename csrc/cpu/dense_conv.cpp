@@ -171,6 +171,13 @@ bool all_finite(const at::Tensor& x) {
   });
 }
 
+// covering_pixels; nothing where each pixel is read by one result alone.
+std::optional<std::vector<int32_t>> covering(const Pass& pass) {
+  const ConvShape& s = pass.call.shape;
+  if (s.taps() == 1 && s.in_pixels() == s.out_pixels()) return std::nullopt;
+  return covering_pixels(pass.axis(s, 0), pass.axis(s, 1));
+}
+
 // After a full-width convolution whose dead weights are zeros: did every dead channel of the operand stay without
 // effect, and are the dead channels of the result exactly 0? Zero weights make it so unless the operand holds a NaN or
 // an infinity. That would show in every channel of the result, wherever the window has it, so one sentinel channel a
@@ -178,7 +185,7 @@ bool all_finite(const at::Tensor& x) {
 // or else any one finite. An image's few channels are read whole instead, where that is less.
 bool nothing_leaked(const Pass& pass, const at::Tensor& operand, const at::Tensor& result) {
   const std::vector<Sentinel> sentinels = find_sentinels(pass.result, pass.operand, pass.call.params.groups);
-  const auto chosen = covering_pixels(pass.axis(pass.call.shape, 0), pass.axis(pass.call.shape, 1));
+  const auto chosen = covering(pass);
   const PixelList pixels =
       chosen ? PixelList{chosen->data(), static_cast<int64_t>(chosen->size())} : PixelList{nullptr, 0};
   const int64_t images = result.size(0), checks = static_cast<int64_t>(sentinels.size()) * images;
@@ -224,7 +231,7 @@ std::optional<at::Tensor> with_masked_operand(const Pass& pass, const at::Tensor
 
 at::Tensor with_masked_weight(const Pass& pass, const at::Tensor& operand, const at::Tensor& weight) {
   const at::Tensor result = pass.run(operand, weight);
-  if (nothing_leaked(pass, operand, result)) return result;
+  if (pass.call.operand_is_finite || nothing_leaked(pass, operand, result)) return result;
   const at::Tensor again = pass.run(without_skipped_channels(operand, pass.operand, pass.call.format), weight);
   zero_dead_channels_(again, pass.result);
   return again;
@@ -277,6 +284,7 @@ at::Tensor dense_forward(const ConvCall<MaskTable>& call, const at::Tensor& x, c
   const bool masks = !call.mask.nothing_dead();
   const OptionalTensor b = bias && masks ? OptionalTensor(masked_bias(*bias, call.mask)) : bias;
   const auto run = [&](const at::Tensor& operand, const at::Tensor& w) {
+    if (vendor::is_product(call.shape, call.dtype, x.device())) return vendor::product(operand, w, b, call.format);
     return vendor::conv(operand, w, b, call.params, call.params.groups).contiguous(call.format);
   };
   if (!masks) return run(x, weight.contiguous(call.format));
@@ -285,12 +293,21 @@ at::Tensor dense_forward(const ConvCall<MaskTable>& call, const at::Tensor& x, c
 
 at::Tensor dense_grad_input(const ConvCall<MaskTable>& call, const at::Tensor& grad_out, const at::Tensor& weight) {
   const ConvShape& s = call.shape;
-  const at::Tensor x = vendor::sizes_only({s.N, s.C, s.H, s.W}, grad_out.options(), call.format);
   const auto run = [&](const at::Tensor& operand, const at::Tensor& w) {
+    if (vendor::is_product(s, call.dtype, operand.device())) return vendor::product_grad_input(operand, w, call.format);
+    const at::Tensor x = vendor::sizes_only({s.N, s.C, s.H, s.W}, operand.options(), call.format);
     return vendor::grad_input(operand, x, w, call.params, call.params.groups).contiguous(call.format);
   };
   if (call.mask.nothing_dead()) return run(grad_out, weight.contiguous(call.format));
   return run_masked({call, filters(call.mask), channels(call.mask), grad_input_axis, run}, grad_out, weight);
+}
+
+bool shows_finite(const at::Tensor& grad_weight, const ConvShape& s) {
+  if (s.taps() > 1 || s.K > s.N * s.in_pixels()) return false;
+  return with_element(grad_weight.scalar_type(), [&](auto zero) {
+    const auto kernels = view<const decltype(zero)>(grad_weight);
+    return channel_is(Property::finite, kernels, 0, {nullptr, 0}, 0, kernels.batches);
+  });
 }
 
 void mask_grad_weight(const char*, const at::Tensor& grad, const MaskTable* mask, const OptionalTensor& scale) {

@@ -44,4 +44,10 @@ struct MaskedCopy {
 // Of such a copy.
 struct DeadAreZero {};
 
+// Of the gradient of the output: whether the gradient of the weight has shown that it holds no NaN and no infinity
+// wherever a window has it.
+struct IsFinite {
+  bool known = false;
+};
+
 }  // namespace prunekernels

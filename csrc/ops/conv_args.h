@@ -36,6 +36,7 @@ struct ConvCall {
   at::MemoryFormat format;  // of both activations, which are dense in it
   at::ScalarType dtype;
   WeightFacts weight = {};
+  bool operand_is_finite = false;  // known to be, wherever a window has it
 
   bool channels_last() const { return format == at::MemoryFormat::ChannelsLast; }
   at::Tensor empty(at::IntArrayRef size, const at::Tensor& like) const {

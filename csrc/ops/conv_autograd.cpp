@@ -147,12 +147,13 @@ struct Conv : Function<Conv> {
     const SymIntArrayRef size = saved.besides().slice(0, 4);
     const bool channels_last = saved.besides()[4] != 0, has_bias = saved.besides()[5] != 0;
     variable_list out(3);
+    const Aside<IsFinite> finite(grad_out);  // the weight's gradient tells the input's
+    if (ctx->needs_input_grad(1)) out[1] = grad_weight(grad_out, x, weight, grad_mask, grad_scale, g);
     if (ctx->needs_input_grad(0)) {
       const Tensor masked = at::GradMode::is_enabled() ? Tensor() : take_masked_weight(ctx);
       const Aside<DeadAreZero> known(masked);
       out[0] = grad_input(grad_out, masked.defined() ? masked : weight, mask, size, channels_last, g);
     }
-    if (ctx->needs_input_grad(1)) out[1] = grad_weight(grad_out, x, weight, grad_mask, grad_scale, g);
     // Absent optional tensors are not counted by needs_input_grad: without a bias, 2 would be a mask or nothing.
     if (has_bias && ctx->needs_input_grad(2)) out[2] = grad_bias(grad_out, mask);
     return with_nones(out, 7);

@@ -8,11 +8,11 @@
 //     static auto read_filter_mask(op, argument, table, filters, like);
 //     static const MaskTable& table(const Mask&);                // its words, on the host
 //     static auto plans(const Mask&, at::Device);                // a PlanDevice
-//     // A weight that is kept in float32, as a plan of activations in fewer bits reads it: in their dtype, dead
-//     filters
+//     // A weight that is kept in float32, as a plan of activations in fewer bits reads it: in their dtype, dead filters
 //     // zeros or, unless `whole`, anything; null mask: nothing is dead. And the gradient back in float32.
 //     static at::Tensor narrowed(weight, dtype, format, const Mask*, whole);
 //     static at::Tensor widened(grad, weight, const Mask*);
+//     static bool shows_finite(grad_weight, s);  // of the whole convolution: that grad_out is, where a window has it
 //   };
 //
 // and overloads for ConvCall<Mask>, whose activations are dense in call.format, and whose results are:
@@ -57,12 +57,20 @@ inline at::Tensor weight_like(const at::Tensor& weight, const at::Tensor& x) {
   return at::empty(weight.sizes(), x.options().memory_format(weight.suggest_memory_format()));
 }
 
-template <typename Mask>
-at::Tensor dense_grad_weight(const char* op, const at::Tensor& grad_out, const at::Tensor& x, const at::Tensor& weight,
-                             const Mask* mask, const ConvParams& params, const OptionalTensor& scale) {
-  const at::Tensor like = weight.contiguous(x.suggest_memory_format());
-  const at::Tensor grad =
-      vendor::grad_weight(grad_out, x, like, params, params.groups).contiguous(weight.suggest_memory_format());
+// Null mask: nothing is dead. finite: where to tell whether grad_out is, or null.
+template <typename Device>
+at::Tensor dense_grad_weight(const char* op, const ConvShape& s, const at::Tensor& grad_out, const at::Tensor& x,
+                             const at::Tensor& weight, const typename Device::Mask* mask, const ConvParams& params,
+                             const OptionalTensor& scale, IsFinite* finite) {
+  const at::MemoryFormat format = weight.suggest_memory_format();
+  const auto run = [&] {
+    if (mask && vendor::is_product(s, x.scalar_type(), x.device()))
+      return vendor::product_grad_weight(grad_out, x, format);
+    const at::Tensor like = weight.contiguous(x.suggest_memory_format());
+    return vendor::grad_weight(grad_out, x, like, params, params.groups).contiguous(format);
+  };
+  const at::Tensor grad = run();
+  if (finite) finite->known = Device::shows_finite(grad, s);
   mask_grad_weight(op, grad, mask, scale);
   return grad;
 }
@@ -159,7 +167,9 @@ at::Tensor masked_conv2d_grad_input(const at::Tensor& grad_out, const at::Tensor
   }
 
   const WeightFacts facts{weight.scalar_type() != grad.scalar_type(), Aside<DeadAreZero>::find(weight) != nullptr};
-  const ConvCall<typename Device::Mask> call{op, s, params, *mask, format, grad.scalar_type(), facts};
+  const IsFinite* const finite = Aside<IsFinite>::find(grad_out);
+  const ConvCall<typename Device::Mask> call{
+      op, s, params, *mask, format, grad.scalar_type(), facts, finite && finite->known};
   const auto run = [&](Plan plan) {
     const at::Tensor w = operand_weight<Device>(call, weight, plan);
     switch (plan) {
@@ -199,8 +209,10 @@ at::Tensor masked_conv2d_grad_weight(const at::Tensor& grad_out, const at::Tenso
   const at::MemoryFormat format = x.suggest_memory_format();
   const at::Tensor dense_x = x.contiguous(format), grad = grad_out.contiguous(format);
   const at::Tensor like = weight_like(weight, x);
+  IsFinite* const finite = Aside<IsFinite>::find(grad_out);
   if (!mask || asked.settled(Device::table(*mask)))
-    return Device::widened(dense_grad_weight<Mask>(op, grad, dense_x, like, nullptr, params, scale), weight, nullptr);
+    return Device::widened(
+        dense_grad_weight<Device>(op, s, grad, dense_x, like, nullptr, params, scale, finite), weight, nullptr);
 
   const ConvCall<Mask> call{op, s, params, *mask, format, x.scalar_type()};
   const auto grad_of = [&](Plan plan) {
@@ -211,7 +223,7 @@ at::Tensor masked_conv2d_grad_weight(const at::Tensor& grad_out, const at::Tenso
       case Plan::sparse:
         return direct_grad_weight(call, grad, dense_x, like, scale, plan == Plan::sparse);
       default:
-        return dense_grad_weight<Mask>(op, grad, dense_x, like, &*mask, params, scale);
+        return dense_grad_weight<Device>(op, s, grad, dense_x, like, &*mask, params, scale, finite);
     }
   };
   const auto run = [&](Plan plan) { return Device::widened(grad_of(plan), weight, &*mask); };

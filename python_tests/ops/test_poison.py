@@ -25,6 +25,9 @@ from prunekernels import reference
 WIDE = ConvCase(n=3, c=12, k=6, h=5, w=19, groups=2)
 # More weights than pixels: the dense plan masks dead channels of its operand rather than weights.
 HEAVY = [ConvCase(n=2, c=8, k=12, h=2, w=3), ConvCase(n=2, c=8, k=12, h=2, w=3, groups=2)]
+# A product of matrices; and one whose weight's gradient shows that the output's is finite.
+ONE_PIXEL = ConvCase(n=5, c=8, k=12, h=1, w=1, r=1, s=1, padding=0)
+HEAVY += [ONE_PIXEL, ConvCase(n=5, c=8, k=6, h=3, w=4, r=1, s=1, padding=0)]
 NAN, INF = float("nan"), float("inf")
 
 
