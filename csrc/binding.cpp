@@ -17,6 +17,9 @@ void bind_plans(py::module_& m);  // plan_binding.cpp
 
 namespace {
 
+// extension.py reads it in the file, before the library is loaded: torch keeps no ABI from one release to the next.
+[[gnu::used]] const char kBuiltFor[] = "prunekernels built for torch=" PRUNEKERNELS_TORCH_VERSION;
+
 std::map<std::string, std::string> build_info() {
   return {
 #if defined(__VERSION__)
@@ -71,6 +74,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", build_info,
         "Compiler, torch version, CUDA version ('' without) and the CPU instruction set in force.");
   m.def("kernels", kernels, "The rows of the kernel table.");
+  m.def("cpu_isa", [] { return std::string(isa_name(cpu_isa())); }, "The best instruction set that this CPU has.");
   m.def("cap_isa", cap_isa, py::arg("name"), "Caps the instruction set of the CPU kernels; '' lifts the cap.");
   bind_plans(m);
 }

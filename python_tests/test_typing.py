@@ -1,5 +1,7 @@
 """The types that users see: mypy --strict accepts a script that uses every public name, and knows what comes back."""
 
+import ast
+
 import pytest
 
 import prunekernels as pk
@@ -30,3 +32,25 @@ def test_the_script_uses_every_public_name():
 
 def test_types_are_shipped():
     assert (ROOT / "prunekernels" / "py.typed").exists()
+
+
+STUB = ROOT / "prunekernels" / "_C.pyi"
+
+
+@pytest.mark.skipif(not pk.has_extension(), reason="the compiled extension is not there")
+def test_the_stub_names_what_the_extension_has():
+    from prunekernels import _C
+
+    names = {node.name for node in ast.parse(STUB.read_text()).body if hasattr(node, "name")} | {"plan_key_words"}
+    assert names == {name for name in dir(_C) if not name.startswith("__")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_examples_are_strictly_typed(script, monkeypatch):
+    api = pytest.importorskip("mypy.api")
+    monkeypatch.setenv("MYPYPATH", f"{ROOT}:{ROOT / 'examples'}")
+    cache = ROOT / ".mypy_cache" / "strict"
+    options = ["--strict", "--config-file=", "--follow-imports=silent", "--cache-dir", str(cache)]
+    out, error, status = api.run([*options, str(script)])
+    assert status == 0 and not error, out + error

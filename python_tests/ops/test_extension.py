@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import prunekernels as pk
 from cases.without_extension import python
+from prunekernels.ops import extension
 
 PACKAGE = pathlib.Path(pk.__file__).parent
 SCRIPT = """
@@ -67,13 +69,41 @@ def test_a_checkout_and_no_installed_package(checkout, tmp_path):
 def test_an_installed_package_without_the_extension(checkout, tmp_path):
     (checkout / "setup.py").unlink()
     warned = run(checkout, tmp_path / "site")[1]
-    assert f"{checkout / 'prunekernels'} is without it, install prunekernels again" in warned
+    assert f"{checkout / 'prunekernels'} is without it, as the wheel for any machine is: `pip install " in warned
+    assert "--no-build-isolation --no-binary prunekernels prunekernels` where there is a C++ compiler" in warned
 
 
 def test_an_extension_that_does_not_load(checkout, tmp_path):
     (checkout / "prunekernels" / "_C.abi3.so").write_text("not a library")
     warned = run(checkout, tmp_path / "site")[1]
     assert "if it was built for another version of torch, build it again" in warned
+
+
+def test_an_extension_for_another_torch(checkout, tmp_path):
+    """It is not even loaded: torch keeps no ABI, so what it registers might stop the process."""
+    content = b"\x7fELF, in which stands: prunekernels built for torch=1.13.0+cpu\0"
+    (checkout / "prunekernels" / "_C.abi3.so").write_bytes(content)
+    out, warned = run(checkout, tmp_path / "site")
+    assert out.startswith("False ")
+    assert f"it was built for torch 1.13.0+cpu, and this is torch {torch.__version__}: " in warned
+    assert f'`pip install "torch==1.13.*"`, or `cd {checkout} && python setup.py build_ext --inplace`' in warned
+    (checkout / "setup.py").unlink()
+    warned = run(checkout, tmp_path / "site")[1]
+    assert "or `pip install --force-reinstall --no-deps --no-build-isolation --no-binary prunekernels" in warned
+
+
+@pytest.mark.skipif(not pk.has_extension(), reason="the compiled extension is not there")
+def test_an_extension_says_which_torch_it_is_for():
+    assert extension.torch_of(pathlib.Path(extension._C.__file__)) == pk.build_info()["torch"]
+    assert extension.release(pk.build_info()["torch"]) == extension.release(torch.__version__)
+
+
+@pytest.mark.parametrize(
+    ("version", "release"),
+    [("2.13.0", "2.13"), ("2.13.1+cpu", "2.13"), ("2.14.0.dev20261101+cu130", "2.14"), ("2.13.0a0+git1", "2.13")],
+)
+def test_the_release_of_a_version(version, release):
+    assert extension.release(version) == release
 
 
 def test_an_extension_of_another_tree(checkout, tmp_path):

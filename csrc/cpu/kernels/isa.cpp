@@ -81,9 +81,13 @@ std::atomic<bool> modelled{false};
 
 }  // namespace
 
-Isa isa() {
+Isa cpu_isa() {
   static const Isa detected = detect();
-  const Isa allowed = std::min(detected, cap().load(std::memory_order_relaxed));
+  return detected;
+}
+
+Isa isa() {
+  const Isa allowed = std::min(cpu_isa(), cap().load(std::memory_order_relaxed));
   return allowed == Isa::amx && !amx_permitted() ? Isa::avx512bf16 : allowed;
 }
 

@@ -15,7 +15,8 @@ constexpr Isa kBestCompiled = Isa::avx512bf16;
 constexpr Isa kBestCompiled = Isa::scalar;  // the table has its x86 rows here too, but isa() never allows them
 #endif
 
-Isa isa();  // the one in force
+Isa isa();      // the one in force
+Isa cpu_isa();  // what the CPU has, without cap and permission
 const char* isa_name(Isa isa);
 // "" lifts the cap; throws std::invalid_argument on an unknown name. For tests, "amx_model": as "", and kernels for
 // AMX run on a model of its instructions, on any CPU.
