@@ -1,26 +1,22 @@
-"""Builds prunekernels._C. Everything else about the package stands in pyproject.toml.
-
-PRUNEKERNELS_CUDA=0|1   force the CUDA kernels off or on (default: on when nvcc and a CUDA build of torch are there)
-PRUNEKERNELS_DEBUG=1    -O0 -g
-PRUNEKERNELS_NO_EXT=1   no extension: the package runs in pure torch, or build_ext builds it later
-TORCH_CUDA_ARCH_LIST    as in torch.utils.cpp_extension; default: ARCHITECTURES below
-MAX_JOBS                as in torch.utils.cpp_extension
-"""
+"""The extension, and how it is compiled: what setup.py gives to setuptools unless PRUNEKERNELS_NO_EXT=1."""
 
 import functools
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from setuptools import setup
 from torch.utils import cpp_extension
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parents[1]
 # Machine code for the A100 and the H100 kind (every sm_8x runs the first), and PTX for whatever comes after them.
 ARCHITECTURES = "8.0+PTX;9.0a"
 # torch's own function, not public: where a version of torch lacks it, nothing is precompiled.
@@ -67,16 +63,40 @@ def extension():
     )
 
 
+class Target(NamedTuple):
+    include: str  # folder of Python.h
+    suffix: str  # of extension modules
+    tag: str  # of wheels, such as cp312
+
+
+@functools.cache
+def target() -> Target:
+    """The Python that the extension is for: PRUNEKERNELS_PYTHON, or the one that builds it."""
+    command = [os.environ.get("PRUNEKERNELS_PYTHON") or sys.executable, "-c", ASK]
+    return Target(*json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
+
+
+ASK = """import json, sys, sysconfig
+tag = "cp%d%d" % sys.version_info[:2] + ("t" if sysconfig.get_config_var("Py_GIL_DISABLED") else "")
+print(json.dumps([sysconfig.get_path("include"), sysconfig.get_config_var("EXT_SUFFIX"), tag]))"""
+
+
 class FastBuild(BuildExtension):
     """BuildExtension, silent unless it fails (torch has ninja print every command), and with torch's headers parsed
     once: csrc/precompiled.h is compiled while ninja compiles the files without torch, and serves all others.
+
+    Two files know Python. They are compiled for each Python, everything else once.
     """
+
+    def get_ext_filename(self, name: str) -> str:
+        own = sysconfig.get_config_var("EXT_SUFFIX")
+        return super().get_ext_filename(name).removesuffix(own) + target().suffix
 
     def build_extensions(self) -> None:
         sys.stdout.flush()
         terminal, compile_objects = os.dup(1), getattr(cpp_extension, COMPILE_OBJECTS, None)
         if compile_objects is not None:
-            setattr(cpp_extension, COMPILE_OBJECTS, functools.partial(compile_twice, compile_objects))
+            setattr(cpp_extension, COMPILE_OBJECTS, functools.partial(compile_parts, compile_objects))
         with tempfile.TemporaryFile("w+", errors="replace") as log:
             os.dup2(log.fileno(), 1)
             try:
@@ -91,21 +111,36 @@ class FastBuild(BuildExtension):
                     setattr(cpp_extension, COMPILE_OBJECTS, compile_objects)
 
 
-def compile_twice(compile_objects, *, sources, objects, cflags, post_cflags, build_directory, **others):
-    """torch's function that compiles with ninja, first for the files without torch, then for those that include it."""
-    pairs = list(zip(sources, objects, strict=True))
-    without_torch = [pair for pair in pairs if re.search(r"csrc/(core|plan|cpu/kernels)/", str(pair[0]))]
-    with_torch = [pair for pair in pairs if pair not in without_torch]
+def compile_parts(compile_objects, *, sources, objects, cflags, post_cflags, build_directory, **others):
+    """torch's function that compiles with ninja: first for the files without torch, then for those that include it, at
+    last for those that know Python.
+    """
+    parts: dict[str, list] = {"plain": [], "torch": [], target().tag: []}
+    for pair in zip(sources, objects, strict=True):
+        name = str(pair[0])
+        without_torch = re.search(r"csrc/(core|plan|cpu/kernels)/", name)
+        parts[target().tag if name.endswith("binding.cpp") else "plain" if without_torch else "torch"].append(pair)
     header = PrecompiledHeader(Path(build_directory), cflags, post_cflags)
-    for part, name, flags in ((without_torch, "plain", list), (with_torch, "torch", header.flags)):
+    own = f"-I{sysconfig.get_path('include')}"
+    for name, pairs in parts.items():
+        folder, flags = os.path.join(build_directory, name), cflags
+        built = [object for _, object in pairs]
+        if name == "torch":
+            flags = cflags + header.flags()
+        elif name == target().tag:  # each Python's objects stay, so that they are not compiled again
+            flags = [f"-I{target().include}" if flag == own else flag for flag in cflags]
+            built = [os.path.join(folder, os.path.basename(object)) for object in built]
         compile_objects(
-            sources=[source for source, _ in part],
-            objects=[built for _, built in part],
-            cflags=cflags + flags(),
+            sources=[source for source, _ in pairs],
+            objects=built,
+            cflags=flags,
             post_cflags=post_cflags,
-            build_directory=os.path.join(build_directory, name),
+            build_directory=folder,
             **others,
         )
+        for made, (_, expected) in zip(built, pairs, strict=True):
+            if made != expected:
+                shutil.copyfile(made, expected)
 
 
 class PrecompiledHeader:
@@ -132,5 +167,21 @@ class PrecompiledHeader:
         return ["-include", str(self.header)] if self.stamp.exists() else []
 
 
-without = os.environ.get("PRUNEKERNELS_NO_EXT", "0") not in ("", "0")
-setup(ext_modules=[] if without else [extension()], cmdclass={"build_ext": FastBuild})
+def commands() -> dict:
+    """setuptools' commands: the build, and wheels whose name tells which Python they are for."""
+    try:
+        from setuptools.command.bdist_wheel import bdist_wheel
+    except ImportError:  # setuptools before 70.1
+        from wheel.bdist_wheel import bdist_wheel
+
+    class WheelForTarget(bdist_wheel):
+        def get_tag(self) -> tuple[str, str, str]:
+            return target().tag.removesuffix("t"), target().tag, super().get_tag()[2]
+
+    return {"build_ext": FastBuild, "bdist_wheel": WheelForTarget}
+
+
+def built_for() -> tuple[str, str]:
+    """Major and minor version of the torch that the extension is built for, and cpu or, say, cu130."""
+    release = ".".join(torch.__version__.split("+")[0].split(".")[:2])
+    return release, f"cu{torch.version.cuda.replace('.', '')}" if wants_cuda() else "cpu"
