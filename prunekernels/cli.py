@@ -1,4 +1,4 @@
-"""The command line: python -m prunekernels demo | train | bench | shrink | sensitivity | info."""
+"""The command line: python -m prunekernels demo | train | bench | shrink | sensitivity | info | doctor."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from json import dumps
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import __version__, build_info, has_extension, kernels
+from . import __version__, build_info, doctor, has_extension, kernels
 from .train import demo, run
 from .train.config import MODE_OF_GEAR
 from .train.distributed import LostRank
@@ -30,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: As on the command line. None: sys.argv.
 
     Returns:
-        The exit status: 0; 2 after an error of the user's, which is printed; 130 after Ctrl-C.
+        The exit status: 0; 1 where the doctor finds something wrong; 2 after an error of the user's, which is printed;
+        130 after Ctrl-C.
     """
     parser = _parser()
     asked, rest = parser.parse_known_args(arguments)
@@ -75,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     parts.add_argument("out", type=Path, metavar="run", help="folder of the run, for sensitivity.json, .md and .png")
     parts.add_argument("--images", type=int, default=1024, help="images to evaluate: validation, or training (1024)")
     add("info", _info, "print versions, build and kernels")
+    text = "check the installation, and name the command that mends what is wrong; exit status 1 if anything is"
+    add("doctor", _doctor, text).add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -198,6 +202,17 @@ def _shrink(out: Path, onnx: bool) -> None:
 def _sensitivity(out: Path, images: int) -> None:
     found, paths = run.sensitivity_run(out, images)
     print(found, *paths, sep="\n")
+
+
+def _doctor(json: bool = False) -> int:
+    found = doctor.findings()
+    wrong = any(finding.state == "wrong" for finding in found)
+    if json:
+        checks = [finding._asdict() for finding in found]
+        print(dumps({"version": __version__, "ok": not wrong, "checks": checks}, indent=2))
+    else:
+        print(f"prunekernels {__version__} in {Path(__file__).parent}", doctor.report(found), sep="\n")
+    return int(wrong)
 
 
 def _info() -> None:

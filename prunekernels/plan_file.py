@@ -38,6 +38,12 @@ def start() -> None:
     atexit.register(_write_at_exit, path, {tuple(key) for key, *_ in known})
 
 
+def known(path: Path) -> tuple[int, int]:
+    """How many plans a file holds for this machine, and how many machines it knows; ValueError for another file."""
+    machines = _read(path)
+    return len(_plans_of(machines)), len(machines)
+
+
 def machine() -> str:
     """What plans depend on beside the problem: the processor, the extension and torch."""
     build = extension._C.build_info() if extension._C else {}
