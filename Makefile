@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inc' 'csrc/*.cu' 'csrc/*.cuh')
 
-.PHONY: demo test lint format build bench cuda-check docs clean
+.PHONY: demo test lint format build bench wheel wheel-check cuda-check docs clean
 
 # Threads that spin while they wait are a fifth faster alone, and many times slower beside other processes.
 demo: $(VENV)/.ready build
@@ -31,6 +31,15 @@ format: $(VENV)/.ready
 bench: $(VENV)/.ready build
 	$(BIN)/python benchmarks/conv.py --suite resnet50 vgg16_cifar resnet56_cifar --kept 0.7 0.5 0.3
 
+# dist/: the source archive, the wheel for any machine, and a CPU wheel for each Python >= 3.10 of this machine
+# (PYTHONS="cp311 cp312": for these).
+wheel: $(VENV)/.ready
+	$(BIN)/python wheels/build.py $(if $(PYTHONS),--only $(PYTHONS))
+
+# Each of them in an environment of its own, without a compiler: what pip takes, and a part of the suite.
+wheel-check: $(VENV)/.ready
+	$(BIN)/python wheels/check.py $(if $(PYTHONS),--only $(PYTHONS))
+
 # Every CUDA kernel for every architecture, registers and spills; needs nvcc, but no GPU.
 cuda-check: $(VENV)/.ready
 	$(BIN)/python csrc/cuda/cuda_check.py
@@ -50,4 +59,4 @@ $(VENV)/.ready: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf build out site $(VENV) *.egg-info prunekernels/_C*.so
+	rm -rf build dist out site $(VENV) *.egg-info prunekernels/_C*.so
