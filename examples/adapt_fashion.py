@@ -56,9 +56,11 @@ class Classifier(nn.Module):
 
 def new_weights(model: nn.Module) -> nn.Module:
     for module in model.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-    return model.to(memory_format=torch.channels_last)
+        reset = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            reset()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types lack it
+    return model
 
 
 def plain(images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import os
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -57,15 +57,16 @@ def main(arguments: list[str] | None = None) -> nn.Module:
     method = pk.methods.GHFP(  # of net: scores are averaged over the ranks
         net, optimizer, rate=0.5, epochs=given.epochs, duty=0.1, example_input=images, mode="compacted"
     )
-    wrapped_cut, model = None, None
-    sampler = DistributedSampler(data, drop_last=True)
+    model: nn.Module = net
+    cut: object = None
+    sampler: DistributedSampler[tuple[Tensor, ...]] = DistributedSampler(data, drop_last=True)
     for epoch in range(given.epochs):
         sampler.set_epoch(epoch)
         for x, y in DataLoader(data, given.batch, sampler=sampler, drop_last=True):
             small, opt = method.net, method.opt  # the small network, or net and optimizer where nothing is dead
-            cut = method.compaction.cut if method.is_compacted else "whole"
-            if cut is not wrapped_cut:  # other masks, other parameters
-                model, wrapped_cut = DistributedDataParallel(small, init_sync=False), cut
+            now = method.compaction.cut if method.is_compacted and method.compaction else "whole"
+            if now is not cut:  # other masks, other parameters
+                model, cut = DistributedDataParallel(small, init_sync=False), now
             opt.zero_grad()
             loss = F.cross_entropy(model(x.to(device)), y.to(device))
             loss.backward()

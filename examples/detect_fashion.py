@@ -94,20 +94,22 @@ def detect(model: nn.Module, images: Tensor, best: int = 40) -> list[Objects]:
     logits, edges = model(images)
     scores, labels = logits.sigmoid().flatten(2).max(1)
     boxes = boxes_of(edges)
-    found = []
+    found: list[Objects] = []
     for image, cells in enumerate(scores.topk(min(best, scores.shape[1])).indices):
         objects = boxes[image, cells], labels[image, cells], scores[image, cells]
         kept = suppress(*objects)
-        found.append(tuple(part[kept] for part in objects))
+        found.append((objects[0][kept], objects[1][kept], objects[2][kept]))
     return found
 
 
 def new_weights(model: nn.Module) -> nn.Module:
     for module in model.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-    nn.init.constant_(model.classes.bias, -4.0)  # at first nearly no cell has an object
-    return model.to(memory_format=torch.channels_last)
+        reset = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            reset()
+    nn.init.constant_(model.get_parameter("classes.bias"), -4.0)  # at first nearly no cell has an object
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's types lack it
+    return model
 
 
 def train(

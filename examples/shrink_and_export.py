@@ -18,7 +18,7 @@ def prune(model: nn.Module, images: torch.Tensor, rate: float) -> None:
     """Masks the shortest filters; those that meet in an addition by the sum of their lengths."""
     pk.convert(model)
     for group in pk.coupled_groups(model, images):
-        lengths = {name: model.get_submodule(name).weight.flatten(1).norm(dim=1) for name in group.layers}
+        lengths = {name: model.get_parameter(f"{name}.weight").flatten(1).norm(dim=1) for name in group.layers}
         scores = group.combine(lengths)
         group.set_masks(model, scores.argsort().argsort() >= round(rate * group.width))
 

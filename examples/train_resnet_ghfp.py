@@ -6,7 +6,7 @@ python examples/train_resnet_ghfp.py --epochs 20
 import argparse
 
 import torch
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset

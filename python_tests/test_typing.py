@@ -52,5 +52,6 @@ def test_examples_are_strictly_typed(script, monkeypatch):
     monkeypatch.setenv("MYPYPATH", f"{ROOT}:{ROOT / 'examples'}")
     cache = ROOT / ".mypy_cache" / "strict"
     options = ["--strict", "--config-file=", "--follow-imports=silent", "--cache-dir", str(cache)]
+    options += ["--untyped-calls-exclude", "torch"]
     out, error, status = api.run([*options, str(script)])
     assert status == 0 and not error, out + error

@@ -21,10 +21,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def setup(*commands: str, **env: str) -> None:
-    """Runs setup.py."""
-    done = subprocess.run([sys.executable, "setup.py", "-q", *commands], cwd=ROOT, env={**os.environ, **env})
+    """Runs setup.py, silent unless it fails."""
+    command = [sys.executable, "setup.py", "-q", *commands]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(done.returncode)
+        sys.exit(done.stdout + done.stderr)
 
 
 def source_archive(out: Path) -> Path:
@@ -40,7 +41,8 @@ def wheel(out: Path, python: pythons.Python | None) -> Path:
         env = {"PRUNEKERNELS_NO_EXT": "0", "PRUNEKERNELS_WHEEL": "1", "PRUNEKERNELS_PYTHON": str(python.path)}
         env["PRUNEKERNELS_CUDA"] = os.environ.get("PRUNEKERNELS_CUDA") or "0"
     with tempfile.TemporaryDirectory() as made:
-        setup("build", "--build-lib", f"{made}/lib", "bdist_wheel", "--dist-dir", made, "-b", f"{made}/whl", **env)
+        packed = ("bdist_wheel", "--skip-build", "--dist-dir", made, "--bdist-dir", f"{made}/whl")
+        setup("build", "--build-lib", f"{made}/lib", *packed, **env)
         if python and sys.platform == "linux":
             (raw,) = Path(made).glob("*.whl")
             return repair.repair(raw, out)
