@@ -260,6 +260,15 @@ class Method(Running, Budgeted, Checkpoints, FilterTensors, metaclass=WithDefaul
 
     # ---- what a training loop calls
 
+    def clip_soft(self) -> None:
+        """Scales gradients of soft-dead filters down now, where `clip` is on. Call before clip_grad_norm_ and its like.
+
+        The step does it as well, but then these gradients have had their part in the norm, and the others are the
+        shorter for it.
+        """
+        if self.clip is not None:
+            self.clip.clip()
+
     def step(self) -> None:
         """Counts an optimizer step, and begins the next phase when its time has come. Call after optimizer.step()."""
         self.steps += 1

@@ -26,9 +26,17 @@ class SoftClip:
         self._seen: list[Tensor] | None = None  # FilterStates.dead, as of the last look
         self._soft: dict[str, Masks] = {}  # by layer that has both
         self._narrow: dict[str, tuple[Tensor, Masks]] = {}  # by layer: the small network's rows, and theirs of _soft
-        self._hook = method.before_step(
-            self._clip, when=lambda: not (method.finished or method.hides_soft), full_width=False
-        )
+        self._hook = method.before_step(self._clip, when=lambda: self.is_due, full_width=False)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether soft-dead filters train at this step."""
+        return not (self.method.finished or self.method.hides_soft)
+
+    def clip(self) -> None:
+        """Scales the gradients down now, if that is due; once more before the step changes nothing."""
+        if self.is_due:
+            self._clip()
 
     def stop(self) -> None:
         """Removes the hook."""

@@ -11,6 +11,7 @@ import torch
 
 from cases.idx import write_idx
 from cases.pages import ROOT
+from cases.yolo import go_offline, write_model
 
 SCRIPTS = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
 
@@ -26,7 +27,8 @@ def load(name):
 
 def test_every_script_has_a_test():
     assert SCRIPTS == [
-        "adapt_fashion", "ddp", "detect_fashion", "prune_one_layer", "shrink_and_export", "train_resnet_ghfp",
+        "adapt_fashion", "ddp", "detect_fashion", "hf_prune", "lightning_prune", "prune_one_layer", "shrink_and_export",
+        "train_resnet_ghfp", "yolo_prune",
     ]  # fmt: skip
 
 
@@ -138,3 +140,27 @@ def test_a_comparison_tells_means_and_spreads(capsys):
         "| scratch | 79.25 | 4.50 | 0.40 | 0.25 | 0.20 |",
     ]
     assert comparison.by_seed(rows) == "PGP over scratch: +0.25 points; by seed +1.00, -0.50"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, libraries", [("lightning", ["lightning"]), ("hf", ["transformers", "accelerate"])])
+@pytest.mark.filterwarnings("ignore:.*(num_workers|LeafSpec|isinstance)")
+def test_trainers_of_libraries(name, libraries, capsys):
+    for library in libraries:
+        pytest.importorskip(library, reason=f"needs {library}: pip install prunekernels[integrations]")
+    small = load(f"{name}_prune").main(["--epochs", "4", "--images", "128"])
+    filters = [m.out_channels for m in small.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert filters == ([8, 16, 16] if name == "lightning" else [8, 8, 8, 16, 16, 16][: len(filters)])
+    assert "accuracy of the small network: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_yolo(tmp_path, capsys):
+    go_offline()
+    ultralytics = pytest.importorskip("ultralytics", reason="needs ultralytics: pip install prunekernels[ultralytics]")
+    model = str(write_model(tmp_path))
+    small = load("yolo_prune").main(["--model", model, "--epochs", "3", "--images", "8", "--out", str(tmp_path)])
+    assert (tmp_path / "small.torchscript").exists()
+    assert "of " in capsys.readouterr().out
+    again = ultralytics.YOLO(tmp_path / "small.pt").model
+    assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in small.parameters())

@@ -20,6 +20,8 @@ from prunekernels import cli
 SHELL = ("bash", "sh", "shell", "console")
 SHOWN = ("", "text", "cpp")  # not code, or code that a page's Python blocks compile
 WITH_PYTHON = [page for page in PAGES if any(b.language == "python" for b in blocks(page))]
+LIBRARIES = {f"docs/integrations/{name}.md": (name,) for name in ("lightning", "ultralytics", "accelerate", "timm")}
+LIBRARIES["docs/integrations/transformers.md"] = ("transformers", "accelerate")
 COMMANDS = [
     (name_of(page), block.line + number, command)
     for page in PAGES
@@ -33,6 +35,8 @@ COMMANDS = [
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     """In order, in one namespace, in a folder that holds the page's titled blocks as files."""
+    for library in LIBRARIES.get(name_of(page), ()):
+        pytest.importorskip(library, reason=f"needs {library}: pip install prunekernels[{page.stem}]")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names: dict = {"__name__": "__main__"}

@@ -1,0 +1,3 @@
+"""Callbacks for training libraries, one module each: lightning, transformers, ultralytics. None is imported before it
+is asked for.
+"""
