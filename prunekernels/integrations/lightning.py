@@ -60,8 +60,8 @@ class PruningCallback(Callback):
             example_input=getattr(pl_module, "example_input_array", None), followers=_averaging(trainer),
         )  # fmt: skip
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.pruning.begin_epoch(trainer.current_epoch)
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.pruning.begin_epoch(trainer.current_epoch)  # no hook of an epoch's start is called after each resumption
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         if self.method is not None and optimizer is self.method.optimizer:

@@ -130,7 +130,7 @@ class Pruning:
     # ---- while it lasts
 
     def begin_epoch(self, epoch: int) -> None:
-        """An epoch begins, of which `epoch` are over. A checkpoint may be from just before the last one's end."""
+        """An epoch goes on, of which `epoch` are over: a checkpoint may be from just before the end of the last one."""
         assert self.method is not None
         if self._may_lag and self._before + self.method.epoch < epoch:
             self.end_epoch()

@@ -26,7 +26,8 @@ class SoftClip:
         self._seen: list[Tensor] | None = None  # FilterStates.dead, as of the last look
         self._soft: dict[str, Masks] = {}  # by layer that has both
         self._narrow: dict[str, tuple[Tensor, Masks]] = {}  # by layer: the small network's rows, and theirs of _soft
-        self._hook = method.before_step(self._clip, when=lambda: self.is_due, full_width=False)
+        self._is_done = False  # for the step to come
+        self._hook = method.before_step(self._at_step, when=lambda: self.is_due, full_width=False)
 
     @property
     def is_due(self) -> bool:
@@ -34,9 +35,15 @@ class SoftClip:
         return not (self.method.finished or self.method.hides_soft)
 
     def clip(self) -> None:
-        """Scales the gradients down now, if that is due; once more before the step changes nothing."""
+        """Scales the gradients down now, if that is due, and not once more when the step comes."""
         if self.is_due:
             self._clip()
+            self._is_done = True
+
+    def _at_step(self) -> None:
+        if not self._is_done:
+            self._clip()
+        self._is_done = False
 
     def stop(self) -> None:
         """Removes the hook."""

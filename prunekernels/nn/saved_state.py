@@ -47,7 +47,9 @@ def put_dead_values(layer: nn.Module, values: DeadValues) -> None:
         parameter = layer._parameters.get(name)
         if parameter is None or parameter.is_meta or dead.shape[:2] != parameter.shape[:2]:
             continue  # of another size: load_state_dict says so
-        parameter[dead.to(parameter.device).expand_as(parameter)] = entries.to(parameter)
+        at, entries = dead.to(parameter.device).expand_as(parameter), entries.to(parameter)
+        if not torch.equal(parameter[at], entries):  # a write moves the version, although nothing changed
+            parameter[at] = entries
 
 
 def _version(tensor: Tensor) -> int:

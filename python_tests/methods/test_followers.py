@@ -62,6 +62,22 @@ def test_a_run_goes_on_to_the_bit_from_a_checkpoint_in_the_sparse_phase(plain):
     assert all(map(torch.equal, method.states.values(), resumed.states.values()))
 
 
+def test_norms_behind_filters_of_zeros_get_their_values_back():
+    """The filters are zeros in any file, so their weights do not tell whether the norms' values are missing."""
+    net, again = chain(), chain(seed=3)
+    options = {"duty": 0.5, "steps_per_epoch": 4, "wake": "together", "warm_up": 0, "fine_tune": 0, "alpha": 0.0}
+    method = pk.methods.SFP(net, sgd(net), rate=0.5, epochs=4, criterion="l2", **options)
+    epoch_of(net, method, 0)
+    method.end_epoch()
+    dead = ~net[0].filter_mask
+    assert dead.any() and not net[0].weight[dead].any() and net[1].bias[dead].all()
+    again.load_state_dict(dict(copy.deepcopy(net.state_dict())))  # as through safetensors
+    resumed = pk.methods.SFP(
+        again, sgd(again), rate=0.5, epochs=4, criterion="l2", state=copy.deepcopy(method.state_dict()), **options
+    )
+    assert resumed.epoch == 1 and all(map(torch.equal, net.parameters(), again.parameters()))
+
+
 def test_states_from_before_have_no_dead_values():
     _, method = made()
     state = method.state_dict()
