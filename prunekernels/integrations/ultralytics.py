@@ -128,8 +128,11 @@ def shrink(model: Any, *, imgsz: int | None = None) -> nn.Module:
     size = imgsz if imgsz is not None else int(model.overrides.get("imgsz", 640))
     first = next(p for p in network.parameters() if p.dim() == 4)
     image = torch.zeros(1, first.shape[1], size, size, device=first.device)
-    model.model, model.predictor = shrink_network(network.eval(), image), None
-    small: nn.Module = model.model
+    small: Any = shrink_network(network.eval(), image)
+    for block in small.modules():
+        if hasattr(block, "forward_split"):  # takes the place of forward in exports, and splits in halves by number
+            block.c = block.cv1.conv.out_channels // 2
+    model.model, model.predictor = small, None
     return small
 
 

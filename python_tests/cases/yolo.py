@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 import prunekernels as pk
 from cases.trainers import live_counts
@@ -93,8 +94,14 @@ def two_ranks(rank, folder):
         def _setup_ddp(self):
             pass
 
-    wrap, barrier = engine.nn.parallel.DistributedDataParallel, torch.distributed.barrier
-    engine.nn.parallel.DistributedDataParallel = lambda model, device_ids, **options: wrap(model, **options)
+        def final_eval(self):  # on a GPU
+            pass
+
+    class Wrapper(nn.parallel.DistributedDataParallel):
+        def __init__(self, model, device_ids, **options):
+            super().__init__(model, **options)
+
+    engine.nn.parallel.DistributedDataParallel, barrier = Wrapper, torch.distributed.barrier
     torch.distributed.barrier = lambda **options: barrier()
     callback = PruningCallback("pgp", mode="auto", duty=0.5, fine_tune=1)
     training = OnCpu(overrides={**arguments(folder), "model": str(write_model(folder))})
