@@ -1,6 +1,7 @@
 import gc
 import itertools
 import os
+import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads that spin make a busy machine ten times slower
 
@@ -74,3 +75,5 @@ def _leave_torch_as_it_was(request):
         yield
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)
+    if "accelerate.state" in sys.modules:  # one state a process
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)

@@ -120,7 +120,10 @@ def _dead_entries(module: nn.Module) -> list[Tensor]:
 
 def plain_copy(model: nn.Module, op: str = "plain_copy") -> nn.Module:
     """An independent network of plain layers, in eval mode, with zeros for everything that is dead."""
-    return make_plain(deep_copy(model), op)
+    plain = deep_copy(model)
+    if plain.__dict__.pop("_original_forward", None) is not None:  # Accelerate's autocast, around the class's forward
+        plain.__dict__.pop("forward", None)
+    return make_plain(plain, op)
 
 
 def make_plain(plain: nn.Module, op: str = "plain_copy") -> nn.Module:

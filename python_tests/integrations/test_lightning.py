@@ -16,6 +16,7 @@ from cases.trainers import BATCH, EPOCHS, SOFT, STEPS, Net, assert_same_networks
 pl = pytest.importorskip("lightning.pytorch", reason="needs lightning: pip install prunekernels[lightning]")
 pytestmark = pytest.mark.filterwarnings("ignore:.*(num_workers|ModelCheckpoint|LeafSpec|isinstance|exists and is not)")
 
+
 class Module(pl.LightningModule):
     def __init__(self, calls="forward"):
         super().__init__()
