@@ -18,17 +18,25 @@ namespace prunekernels {
 namespace {
 
 constexpr int64_t kGrainFloats = 16 << 10;    // less than this per thread is not worth waking it
+constexpr double kFilled = 1.6;               // lanes of images pay if at least 1 / kFilled of them hold something
 constexpr int64_t kPartialFloats = 32 << 20;  // limit for all partial gradients together
 
 // What a vector's lanes hold: neighbouring pixels, or the same pixel of as many images. Lanes of images need that many
-// images, and a transposition that pays off if several taps read each value. For the gradient of the weight it always
-// does, since every tap adds into every row.
-LaneAxis choose_lane_axis(const ConvShape& s, Direction direction, bool sparse) {
+// images (or bands of rows of fewer), and a transposition that pays off if several taps read each value. For the
+// gradient of the weight it always does, since every tap adds into every row.
+Lanes choose_lanes(const ConvShape& s, Direction direction, bool sparse) {
   const int64_t lanes = microkernels().lanes, groups = (s.N + lanes - 1) / lanes;
-  const bool filled = lanes > 1 && s.N * 4 >= groups * lanes * 3;
-  if (!filled || s.taps() == 1) return LaneAxis::pixels;
-  const bool shares = groups >= at::get_num_threads() || s.Q < 14;
-  return direction == Direction::grad_weight || sparse || shares ? LaneAxis::images : LaneAxis::pixels;
+  const Lanes pixels{LaneAxis::pixels, 1}, images{LaneAxis::images, 1};
+  if (lanes == 1 || s.taps() == 1) return pixels;
+  if (!sparse) {
+    const bool filled = s.N * 4 >= groups * lanes * 3, shares = groups >= at::get_num_threads() || s.Q < 14;
+    return filled && (direction == Direction::grad_weight || shares) ? images : pixels;
+  }
+  const bool turned = direction == Direction::grad_input;
+  const int64_t step = s.stride[0], rows = turned ? divide_up(s.H, step) : s.P;
+  const int64_t bands = best_bands(s.N, rows, (s.R - 1) * s.dilation[0] / step, lanes);
+  const int64_t filled = divide_up(s.N * bands, lanes) * lanes * divide_up(rows, bands);
+  return s.N * rows * kFilled >= filled ? Lanes{LaneAxis::images, bands} : pixels;
 }
 
 at::Tensor run(const PlaneConv& conv, const at::Tensor& operand, const at::Tensor& weight, const at::Tensor* bias,
@@ -45,8 +53,7 @@ at::Tensor run(const PlaneConv& conv, const at::Tensor& operand, const at::Tenso
   at::parallel_for(0, conv.tasks(), 1, [&](int64_t begin, int64_t end) {
     const FlushDenormals flush;
     const Workspace scratch(conv.scratch_floats());
-    for (int64_t task = begin; task < end; ++task)
-      conv.run(const_elements<float>(operand), packed.data(), elements<float>(result), start, task, scratch.data());
+    conv.run(const_elements<float>(operand), packed.data(), elements<float>(result), start, begin, end, scratch.data());
   });
   return result;
 }
@@ -58,7 +65,7 @@ at::Tensor direct_forward(const ConvCall<MaskTable>& call, const at::Tensor& x, 
   if (call.dtype == at::kBFloat16)
     return sparse ? sparse_pixels_forward(call, x, weight, bias) : pixels_forward(call, x, weight, bias);
   const ConvShape& s = call.shape;
-  const PlaneConv conv(PlaneConv::kForward, s, call.mask, !sparse, choose_lane_axis(s, Direction::forward, sparse),
+  const PlaneConv conv(PlaneConv::kForward, s, call.mask, !sparse, choose_lanes(s, Direction::forward, sparse),
                        at::get_num_threads());
   return run(conv, x, weight, bias ? &*bias : nullptr, {s.N, s.K, s.P, s.Q});
 }
@@ -68,7 +75,7 @@ at::Tensor direct_grad_input(const ConvCall<MaskTable>& call, const at::Tensor& 
   if (call.dtype == at::kBFloat16)
     return sparse ? sparse_pixels_grad_input(call, grad_out, weight) : pixels_grad_input(call, grad_out, weight);
   const ConvShape& s = call.shape;
-  const PlaneConv conv(PlaneConv::kGradInput, s, call.mask, !sparse, choose_lane_axis(s, Direction::grad_input, sparse),
+  const PlaneConv conv(PlaneConv::kGradInput, s, call.mask, !sparse, choose_lanes(s, Direction::grad_input, sparse),
                        at::get_num_threads());
   return run(conv, grad_out, weight, nullptr, {s.N, s.C, s.H, s.W});
 }
@@ -80,10 +87,11 @@ at::Tensor direct_grad_weight(const ConvCall<MaskTable>& call, const at::Tensor&
                   : pixels_grad_weight(call, grad_out, x, weight, scale);
   const ConvShape& s = call.shape;
   const int64_t threads = at::get_num_threads();
-  const PlaneGradWeight work(s, call.mask, !sparse, choose_lane_axis(s, Direction::grad_weight, sparse), threads);
+  const PlaneGradWeight work(s, call.mask, !sparse, choose_lanes(s, Direction::grad_weight, sparse), threads);
   // Threads share out the blocks, each with a gradient of its own to add to, or else the filters.
   const int64_t floats = work.partial_floats(), fit = kPartialFloats / std::max<int64_t>(1, floats);
-  const int64_t shares = std::clamp<int64_t>(fit, 1, std::min(threads, work.blocks()));
+  const int64_t shares =
+      work.stretches() >= threads ? 1 : std::clamp<int64_t>(fit, 1, std::min(threads, work.blocks()));
   const int64_t parts = (threads + shares - 1) / shares;
   const Workspace partial(shares * floats);
   at::parallel_for(0, shares * parts, 1, [&](int64_t begin, int64_t end) {

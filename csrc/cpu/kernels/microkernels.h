@@ -14,12 +14,15 @@ constexpr int kMaxRows = 4;      // rows of output positions (conv_rows, window)
 constexpr int kMaxWindowVectors = 8;
 constexpr int kMaxDotFilters = 4;
 constexpr int kMaxDotXs = 6;
+constexpr int kMaxLanes = 16;
 
 // One call of a convolution: a tile of `vectors` vectors of outputs (positions p) for each of a few filters i.
 //   y[i][p] = start[i] + sum over channels c and taps t of weights[c, t, i] * x[channels[c] + taps[t] + p]
 struct ConvTile {
   const float* x;
   int64_t x_row, y_row;            // floats from one row of the tile to the next (conv_rows, window)
+  int64_t x_phase, y_class;        // window2: from one phase of x to the next; window_turned: from one class of y
+  bool adds;                       // to what y holds, instead of start (conv_rows, window)
   const int32_t *channels, *taps;  // offsets in floats
   int64_t channel_count, tap_count;
   const float* weights;
@@ -34,10 +37,18 @@ struct DotTile {
   const float* const* g;
   const float* const* x;
   int64_t planes, g_plane, x_plane;
-  int64_t rows, g_row, x_row;
+  int64_t rows, g_row, x_row, x_phase;
   int64_t vectors;  // of positions
   int last;         // lanes of the last vector that are read
   float* out;
+};
+
+// Where the lanes of a vector read or write, pixel after pixel: lane n has pixels begin[n]..end[n] of those from at[n]
+// on.
+struct LaneRuns {
+  int64_t at[kMaxLanes];
+  int32_t begin[kMaxLanes], end[kMaxLanes];
+  int32_t any_begin, any_end, all_begin, all_end;  // pixels that some lane has, and those that each has
 };
 
 struct Microkernels {
@@ -56,8 +67,12 @@ struct Microkernels {
   // not suffice. _whole: the tile is the whole plane. dot_window: of `down` times `across` tiles from g and x on; out
   // is [9].
   using DotWindow = void (*)(const DotTile&, const float* g, const float* x, int64_t down, int64_t across, float* out);
+  // window2 and dot_window2: at stride 2. window_turned: the input gradient at stride 2 and padding 1; a tile has the
+  // [rows][vectors] of the output's gradient and four times as many results.
   Conv window[kMaxRows + 1][kMaxWindowVectors + 1], window_whole[kMaxRows + 1][kMaxRows + 1];
+  Conv window2[kMaxRows + 1][kMaxWindowVectors + 1], window_turned[kMaxRows + 1][kMaxWindowVectors + 1];
   DotWindow dot_window[kMaxRows + 1][kMaxWindowVectors + 1], dot_window_whole[kMaxRows + 1][kMaxRows + 1];
+  DotWindow dot_window2[kMaxRows + 1][kMaxWindowVectors + 1];
   int dot_filters, dot_xs;
   Dot dot[kMaxDotFilters + 1][kMaxDotXs + 1];  // [filters][xs]
   // Every x stands for three operands, x and its two neighbours to the right: one float apart (dot3), or one vector
@@ -75,12 +90,11 @@ struct Microkernels {
   void (*split)(const float* from, float* even, float* odd, int64_t count);
   // to[2 i] = even[i], to[2 i + 1] = odd[i]; writes exactly count floats
   void (*merge)(const float* even, const float* odd, float* to, int64_t count);
-  // One vector a pixel, one lane an image: to[cells[p]][n] = from[n * image + p], 0 for n >= images
-  void (*images_to_lanes)(const float* from, int64_t image, int images, int64_t pixels, const int32_t* cells,
-                          float* to);
-  // to[n * image + p] = from[cells[p]][n]
-  void (*lanes_to_images)(const float* from, const int32_t* cells, int64_t pixels, float* to, int64_t image,
-                          int images);
+  // One vector a pixel: to[cells[p]][n] = from[runs.at[n] + p], 0 where lane n lacks pixel p; of pixels that some lane
+  // has. The next call will read from + ahead: the hardware does not foresee so many lanes.
+  void (*images_to_lanes)(const float* from, const LaneRuns& runs, const int32_t* cells, float* to, int64_t ahead);
+  // to[runs.at[n] + p] = from[cells[p]][n]. The next call will write to + ahead.
+  void (*lanes_to_images)(const float* from, const int32_t* cells, float* to, const LaneRuns& runs, int64_t ahead);
 };
 
 const Microkernels& microkernels();  // the best the instruction set in force allows

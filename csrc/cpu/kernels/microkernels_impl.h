@@ -70,8 +70,8 @@ struct MicrokernelSet {
   template <int R, int V>
   static void conv_rows(const ConvTile& a) {
     Vector sums[R][V];
-    const Vector start = a.start ? S::set(a.start[0]) : S::zero();
-    PK_UNROLL for (int r = 0; r < R; ++r) PK_UNROLL for (int v = 0; v < V; ++v) sums[r][v] = start;
+    PK_UNROLL for (int r = 0; r < R; ++r) PK_UNROLL for (int v = 0; v < V; ++v) sums[r][v] =
+        WindowMicrokernels<S>::first(a, a.y[0] + r * a.y_row + v * L);
     const float *x = a.x, *w = a.weights;
     for (int64_t c = 0; c < a.channel_count; ++c) {
       const float* channel = x + a.channels[c];
@@ -157,17 +157,19 @@ struct MicrokernelSet {
     if (i < count) S::store_first(to + i, S::zero(), static_cast<int>(count - i));
   }
 
-  static void images_to_lanes(const float* from, int64_t image, int images, int64_t pixels, const int32_t* cells,
-                              float* to) {
-    for (int64_t p = 0; p < pixels; p += L) {
-      const int count = pixels - p < L ? static_cast<int>(pixels - p) : L;
+  static constexpr int kAhead = 4 * L;
+
+  static void images_to_lanes(const float* from, const LaneRuns& runs, const int32_t* cells, float* to, int64_t ahead) {
+    for (int32_t p = runs.any_begin; p < runs.any_end; p += L) {
+      const int count = runs.any_end - p < L ? runs.any_end - p : L;
+      const int64_t later = p + kAhead < runs.any_end ? p + kAhead : ahead + runs.any_begin + p + kAhead - runs.any_end;
+      PK_UNROLL for (int n = 0; n < L; ++n) __builtin_prefetch(from + later + runs.at[n], 0, 2);
       Vector v[L];
-      if (images == L && count == L) PK_UNROLL for (int n = 0; n < L; ++n) {
-          v[n] = S::load(from + n * image + p);
-        }
+      if (p >= runs.all_begin && p + L <= runs.all_end)
+        PK_UNROLL for (int n = 0; n < L; ++n) v[n] = S::load(from + runs.at[n] + p);
       else
         PK_UNROLL for (int n = 0; n < L; ++n) v[n] =
-            n < images ? S::load_first(from + n * image + p, count) : S::zero();
+            S::load_between(from + runs.at[n] + p, runs.begin[n] - p, runs.end[n] - p);
       S::transpose(v);
       if (count == L)
         PK_UNROLL for (int i = 0; i < L; ++i) S::store(to + static_cast<int64_t>(cells[p + i]) * L, v[i]);
@@ -177,10 +179,11 @@ struct MicrokernelSet {
     }
   }
 
-  static void lanes_to_images(const float* from, const int32_t* cells, int64_t pixels, float* to, int64_t image,
-                              int images) {
-    for (int64_t p = 0; p < pixels; p += L) {
-      const int count = pixels - p < L ? static_cast<int>(pixels - p) : L;
+  static void lanes_to_images(const float* from, const int32_t* cells, float* to, const LaneRuns& runs, int64_t ahead) {
+    for (int32_t p = runs.any_begin; p < runs.any_end; p += L) {
+      const int count = runs.any_end - p < L ? runs.any_end - p : L;
+      const int64_t later = p + kAhead < runs.any_end ? p + kAhead : ahead + runs.any_begin + p + kAhead - runs.any_end;
+      PK_UNROLL for (int n = 0; n < L; ++n) __builtin_prefetch(to + later + runs.at[n], 1, 2);
       Vector v[L];
       if (count == L)
         PK_UNROLL for (int i = 0; i < L; ++i) v[i] = S::load(from + static_cast<int64_t>(cells[p + i]) * L);
@@ -188,10 +191,11 @@ struct MicrokernelSet {
         PK_UNROLL for (int i = 0; i < L; ++i) v[i] =
             i < count ? S::load(from + static_cast<int64_t>(cells[p + i]) * L) : S::zero();
       S::transpose(v);
-      if (images == L && count == L)
-        PK_UNROLL for (int n = 0; n < L; ++n) S::store(to + n * image + p, v[n]);
+      if (p >= runs.all_begin && p + L <= runs.all_end)
+        PK_UNROLL for (int n = 0; n < L; ++n) S::store(to + runs.at[n] + p, v[n]);
       else
-        PK_UNROLL for (int n = 0; n < L; ++n) if (n < images) S::store_first(to + n * image + p, v[n], count);
+        PK_UNROLL for (int n = 0; n < L; ++n)
+            S::store_between(to + runs.at[n] + p, v[n], runs.begin[n] - p, runs.end[n] - p);
     }
   }
 

@@ -1,7 +1,8 @@
-// 3x3 convolutions at stride 1 of one filter (the sparse plan); a vector (a cell) holds the same pixel of several
+// 3x3 convolutions at stride 1 and 2 of one filter (the sparse plan); a vector (a cell) holds the same pixel of several
 // images. One filter alone would need a load for each multiply-add. Here each cell of the tile's input is loaded once
 // and added into every output within its reach, while the nine weights (in the weight gradient: nine sums) stay in
 // registers.
+// At stride 2 the cells lie apart in four phases (plane_layout.h), of even and odd rows and columns.
 // kWhole: the tile is the whole plane, with one cell of padding around it that is neither read nor multiplied.
 #pragma once
 
@@ -28,12 +29,24 @@ struct WindowMicrokernels {
     return kWhole && (row == 0 || row == R + 1 || column == 0 || column == V + 1);
   }
 
+  // What a sum begins with.
+  PK_INLINE Vector first(const ConvTile& a, const float* y) {
+    return a.adds ? S::load(y) : a.start ? S::set(a.start[0]) : S::zero();
+  }
+
+  // Cell (row, column) of a window's input at stride kStep.
+  template <int kStep, typename Tile>
+  PK_INLINE const float* cell(const Tile& a, const float* x, int row, int column) {
+    const int phase = row % kStep * kStep + column % kStep;
+    return x + (kStep > 1 ? phase * a.x_phase : 0) + row / kStep * a.x_row + column / kStep * L;
+  }
+
   // y[r][v] = start + sum over channels and taps of weights[channel, tap] * x[r + tap / 3][v + tap % 3]
-  template <int R, int V, bool kWhole>
+  template <int R, int V, int kStep, bool kWhole>
   static void conv(const ConvTile& a) {
     Vector sums[R][V];
-    const Vector start = a.start ? S::set(a.start[0]) : S::zero();
-    PK_UNROLL for (int r = 0; r < R; ++r) PK_UNROLL for (int v = 0; v < V; ++v) sums[r][v] = start;
+    PK_UNROLL for (int r = 0; r < R; ++r) PK_UNROLL for (int v = 0; v < V; ++v) sums[r][v] =
+        first(a, a.y[0] + r * a.y_row + v * L);
     const float* w = a.weights;
     for (int64_t c = 0; c < a.channel_count; ++c, w += kTaps) {
       const float* channel = a.x + a.channels[c];
@@ -42,13 +55,14 @@ struct WindowMicrokernels {
         weights[t] = S::set(w[t]);
         S::keep(weights[t]);
       }
-      PK_UNROLL for (int r = 0; r < R + 2; ++r) PK_UNROLL for (int v = 0; v < V + 2; ++v) {
+      PK_UNROLL for (int r = 0; r < kStep * (R - 1) + 3; ++r) PK_UNROLL for (int v = 0; v < kStep * (V - 1) + 3; ++v) {
         if (padding<R, V, kWhole>(r, v)) continue;
-        Vector x = S::load(channel + r * a.x_row + v * L);
+        Vector x = S::load(cell<kStep>(a, channel, r, v));
         S::keep(x);
         PK_UNROLL for (int t = 0; t < kTaps; ++t) {
           const int p = r - t / 3, q = v - t % 3;
-          if (p >= 0 && p < R && q >= 0 && q < V) sums[p][q] = S::fma(weights[t], x, sums[p][q]);
+          if (p >= 0 && p < kStep * R && q >= 0 && q < kStep * V && p % kStep == 0 && q % kStep == 0)
+            sums[p / kStep][q / kStep] = S::fma(weights[t], x, sums[p / kStep][q / kStep]);
         }
       }
     }
@@ -56,8 +70,39 @@ struct WindowMicrokernels {
         S::store(a.y[0] + r * a.y_row + v * L, sums[r][v]);
   }
 
+  // y[2 r + t / 3 - 1][2 v + t % 3 - 1] = sum over channels and taps t of weights[channel, t] * x[r][v]: 2 R times 2 V
+  // results, of which those of even and odd rows and columns lie apart.
+  template <int R, int V>
+  static void conv_turned(const ConvTile& a) {
+    const auto result = [&](int p, int q) {
+      return a.y[0] + (p % 2 * 2 + q % 2) * a.y_class + p / 2 * a.y_row + q / 2 * L;
+    };
+    Vector sums[2 * R][2 * V];
+    PK_UNROLL for (int p = 0; p < 2 * R; ++p) PK_UNROLL for (int q = 0; q < 2 * V; ++q) sums[p][q] =
+        first(a, result(p, q));
+    const float* w = a.weights;
+    for (int64_t c = 0; c < a.channel_count; ++c, w += kTaps) {
+      const float* channel = a.x + a.channels[c];
+      Vector weights[kTaps];
+      PK_UNROLL for (int t = 0; t < kTaps; ++t) {
+        weights[t] = S::set(w[t]);
+        S::keep(weights[t]);
+      }
+      PK_UNROLL for (int r = 0; r < R + 1; ++r) PK_UNROLL for (int v = 0; v < V + 1; ++v) {
+        Vector x = S::load(channel + r * a.x_row + v * L);
+        S::keep(x);
+        PK_UNROLL for (int t = 0; t < kTaps; ++t) {
+          const int p = 2 * r + t / 3 - 1, q = 2 * v + t % 3 - 1;
+          if (p >= 0 && p < 2 * R && q >= 0 && q < 2 * V) sums[p][q] = S::fma(weights[t], x, sums[p][q]);
+        }
+      }
+    }
+    PK_UNROLL for (int p = 0; p < 2 * R; ++p) PK_UNROLL for (int q = 0; q < 2 * V; ++q)
+        S::store(result(p, q), sums[p][q]);
+  }
+
   // out[t] += sum over planes and over tiles, `down` times `across` of them, of g[r][v] * x[r + t / 3][v + t % 3]
-  template <int R, int V, bool kWhole>
+  template <int R, int V, int kStep, bool kWhole>
   static void dot(const DotTile& a, const float* g, const float* x, int64_t down, int64_t across, float* out) {
     Vector sum[kTaps];
     PK_UNROLL for (int t = 0; t < kTaps; ++t) sum[t] = S::zero();
@@ -71,13 +116,15 @@ struct WindowMicrokernels {
             gs[r][v] = S::load(g_tile + r * a.g_row + v * L);
             S::keep(gs[r][v]);
           }
-          PK_UNROLL for (int r = 0; r < R + 2; ++r) PK_UNROLL for (int v = 0; v < V + 2; ++v) {
+          PK_UNROLL for (int r = 0; r < kStep * (R - 1) + 3; ++r)
+              PK_UNROLL for (int v = 0; v < kStep * (V - 1) + 3; ++v) {
             if (padding<R, V, kWhole>(r, v)) continue;
-            Vector cell = S::load(x_tile + r * a.x_row + v * L);
-            S::keep(cell);
+            Vector xs = S::load(cell<kStep>(a, x_tile, r, v));
+            S::keep(xs);
             PK_UNROLL for (int t = 0; t < kTaps; ++t) {
               const int p = r - t / 3, q = v - t % 3;
-              if (p >= 0 && p < R && q >= 0 && q < V) sum[t] = S::fma(gs[p][q], cell, sum[t]);
+              if (p >= 0 && p < kStep * R && q >= 0 && q < kStep * V && p % kStep == 0 && q % kStep == 0)
+                sum[t] = S::fma(gs[p / kStep][q / kStep], xs, sum[t]);
             }
           }
         }
@@ -88,11 +135,16 @@ struct WindowMicrokernels {
   template <int R, int V>
   static void fill(Microkernels& k) {
     if constexpr (fits(R, V)) {
-      k.window[R][V] = conv<R, V, false>;
-      k.dot_window[R][V] = dot<R, V, false>;
+      k.window[R][V] = conv<R, V, 1, false>;
+      k.dot_window[R][V] = dot<R, V, 1, false>;
+      if constexpr (V < kMaxWindowVectors) {  // or else there are more cells than PK_UNROLL unrolls
+        k.window2[R][V] = conv<R, V, 2, false>;
+        k.dot_window2[R][V] = dot<R, V, 2, false>;
+      }
+      if constexpr (4 * R * V <= kMostCells) k.window_turned[R][V] = conv_turned<R, V>;
       if constexpr (V <= kMaxRows) {
-        k.window_whole[R][V] = conv<R, V, true>;
-        k.dot_window_whole[R][V] = dot<R, V, true>;
+        k.window_whole[R][V] = conv<R, V, 1, true>;
+        k.dot_window_whole[R][V] = dot<R, V, 1, true>;
       }
     }
     if constexpr (V < kMaxWindowVectors)

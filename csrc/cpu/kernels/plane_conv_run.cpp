@@ -1,6 +1,7 @@
 // What one task of a plane convolution does: pack, compute block after block, unpack, write the zeros.
 #include <algorithm>
 #include <cstring>
+#include <tuple>
 
 #include "cpu/kernels/plane_conv.h"
 
@@ -36,13 +37,12 @@ void PlaneConv::own_tiles(ConvTile tile, const Class& c, int64_t rows, float* y)
   const float* x = tile.x;
   float* to;
   tile.x_row = tile.y_row = layout_.pitch * kernels_.lanes;
+  tile.x_phase = planes_.phase_floats(), tile.y_class = class_floats_;
   tile.y = &to;
   const int64_t lanes = kernels_.lanes, pitch = layout_.pitch;
   c.grid[rows].each(rows, c.columns->count,
                     [&](int64_t row, int64_t height, int64_t down, int64_t column, int64_t width, int64_t across) {
-                      const auto kernel = c.whole    ? kernels_.window_whole[height][width]
-                                          : c.window ? kernels_.window[height][width]
-                                                     : kernels_.conv_rows[height][width];
+                      const auto kernel = own_kernel(c, height, width);
                       for (int64_t i = 0; i < down; ++i)
                         for (int64_t j = 0; j < across; ++j) {
                           const int64_t at = ((row + i * height) * pitch + column + j * width) * lanes;
@@ -58,18 +58,26 @@ void PlaneConv::compute(const Block& block, const Pass& pass) const {
   float start[kMaxFilters], *y[kMaxFilters];
   for (int i = 0; i < block.filters; ++i) start[i] = pass.start ? pass.start[block.filter[i]] : 0.f;
   float* sums = pass.sums;
+  const int64_t skipped = chunks_ > 1 ? cuts_[block.cuts + pass.chunk] : 0,
+                count = chunks_ > 1 ? cuts_[block.cuts + pass.chunk + 1] - skipped : block.list.count;
+  if (count == 0 && pass.chunk > 0 && pass.chunk + 1 < chunks_) return;
   for (const Class& c : classes_) {
-    const int64_t rows = std::min(pass.rows, c.rows->count - pass.first_row), columns = c.columns->count;
+    // Of bands, the last one is shorter; what is computed below it is not written.
+    const bool bands = planes_.bands().bands > 1;
+    const int64_t rows = bands ? pass.in.rows : std::min(pass.in.rows, c.rows->count - pass.in.first_row);
+    const int64_t columns = c.columns->count;
     const int64_t taps = static_cast<int64_t>(c.tap.size());
     int64_t positions = taps ? layout_.positions(rows, columns) : 0;
-    if (positions > 0 && lane_axis_ == LaneAxis::pixels) positions += (pass.images - 1) * pass.rows * layout_.pitch;
+    if (positions > 0 && lane_axis_ == LaneAxis::pixels)
+      positions += (pass.in.count - 1) * pass.in.rows * layout_.pitch;
     ConvTile tile{};
-    tile.x = pass.x, tile.weights = weights, tile.start = pass.start ? start : nullptr;
-    tile.channels = channels_.data() + block.list.first, tile.channel_count = block.list.count;
+    tile.x = pass.x, tile.weights = weights + skipped * taps * block.filters;
+    tile.start = pass.start ? start : nullptr, tile.adds = pass.chunk > 0;
+    tile.channels = channels_.data() + block.list.first + skipped, tile.channel_count = count;
     tile.taps = c.offset.data(), tile.tap_count = taps;
     tile.last = lanes;
     for (int i = 0; i < block.filters; ++i)
-      y[i] = stores_in_place_ ? pass.result + block.filter[i] * result_pixels() + pass.first_row * layout_.pitch
+      y[i] = stores_in_place_ ? pass.result + block.filter[i] * result_pixels() + pass.in.first_row * layout_.pitch
                               : sums + i * class_floats_;
     if (positions < 1) {
     } else if (lane_axis_ == LaneAxis::pixels) {
@@ -88,8 +96,9 @@ void PlaneConv::compute(const Block& block, const Pass& pass) const {
       }
     }
     weights += block.list.count * taps * block.filters;
-    sums += kMaxFilters * class_floats_;
+    sums += list_filters_ * class_floats_;
   }
+  if (pass.chunk + 1 < chunks_) return;
   if (lane_axis_ == LaneAxis::images)
     unpack_images(block, pass);
   else if (!stores_in_place_)
@@ -102,20 +111,20 @@ void PlaneConv::unpack_pixels(const Block& block, const Pass& pass) const {
   const int64_t length = layout_.columns.result, pitch = layout_.pitch;
   for (int i = 0; i < block.filters; ++i)
     for (size_t first = 0; first < classes_.size(); first += columns)
-      for (int64_t n = 0; n < pass.images; ++n) {
+      for (int64_t n = 0; n < pass.in.count; ++n) {
         const AxisClass& rows = *classes_[first].rows;
-        const int64_t count = std::min(pass.rows, rows.count - pass.first_row);
+        const int64_t first_row = pass.in.first_row, count = std::min(pass.in.rows, rows.count - first_row);
         const auto from = [&](size_t f, int64_t p) {
-          const float* sums = pass.sums + (static_cast<int64_t>(first + f) * kMaxFilters + i) * class_floats_;
-          return classes_[first + f].tap.empty() ? pass.zeros : sums + (n * pass.rows + p) * pitch;
+          const float* sums = pass.sums + (static_cast<int64_t>(first + f) * list_filters_ + i) * class_floats_;
+          return classes_[first + f].tap.empty() ? pass.zeros : sums + (n * pass.in.rows + p) * pitch;
         };
         float* plane = pass.result + n * pass.result_image + block.filter[i] * result_pixels();
         if (classes_.size() == 1 && pitch == length && layout_.phases > 0) {
-          kernels_.copy(from(0, 0), plane + pass.first_row * length, count * length);
+          kernels_.copy(from(0, 0), plane + first_row * length, count * length);
           continue;
         }
         for (int64_t p = 0; p < count; ++p) {
-          float* row = plane + (rows.first + rows.every * (pass.first_row + p)) * length;
+          float* row = plane + (rows.first + rows.every * (first_row + p)) * length;
           if (columns == 1)
             kernels_.copy(from(0, p), row, length);
           else if (columns == 2)
@@ -126,55 +135,88 @@ void PlaneConv::unpack_pixels(const Block& block, const Pass& pass) const {
       }
 }
 
-std::pair<int64_t, int64_t> PlaneConv::result_rows(const Pass& pass) const {
-  const int64_t every = layout_.rows.classes[0].every;
-  return {pass.first_row * every, std::min((pass.first_row + pass.rows) * every, layout_.rows.result)};
-}
-
 void PlaneConv::unpack_images(const Block& block, const Pass& pass) const {
-  const auto [begin, end] = result_rows(pass);
-  const int64_t width = layout_.columns.result;
-  for (int i = 0; i < block.filters; ++i)
-    kernels_.lanes_to_images(pass.sums + i * class_floats_, cells_.data(), (end - begin) * width,
-                             pass.result + block.filter[i] * result_pixels() + begin * width, pass.result_image,
-                             pass.images);
+  for (int i = 0; i < block.filters; ++i) {
+    const int32_t filter = block.filter[i], next = i + 1 < block.filters     ? block.filter[i + 1]
+                                                   : &block + 1 != pass.last ? (&block + 1)->filter[0]
+                                                                             : filter;
+    kernels_.lanes_to_images(pass.sums + i * class_floats_, cells_.data(), pass.result + filter * result_pixels(),
+                             pass.out, (next - filter) * result_pixels());
+  }
 }
 
 void PlaneConv::write_zeros(int32_t filter, const Pass& pass) const {
-  const auto [begin, end] = result_rows(pass);
-  const int64_t width = layout_.columns.result;
-  float* rows = pass.result + filter * result_pixels() + begin * width;
-  for (int n = 0; n < pass.images; ++n)
-    std::memset(rows + n * pass.result_image, 0, (end - begin) * width * sizeof(float));
+  float* plane = pass.result + filter * result_pixels();
+  for (int n = 0; n < pass.in.count; ++n)
+    if (lane_axis_ == LaneAxis::images) {
+      std::memset(plane + pass.out.at[n], 0, pass.out.end[n] * sizeof(float));
+    } else {
+      const int64_t every = layout_.rows.classes[0].every, begin = pass.in.first_row * every;
+      const int64_t end = std::min(begin + pass.in.rows * every, layout_.rows.result), width = layout_.columns.result;
+      std::memset(plane + n * pass.result_image + begin * width, 0, (end - begin) * width * sizeof(float));
+    }
 }
 
-void PlaneConv::run(const float* operand, const float* weights, float* result, const float* start, int64_t task,
-                    float* scratch) const {
-  const int64_t part = task % parts_, row_block = task / parts_ % row_blocks_, group = task / parts_ / row_blocks_;
-  const int64_t operand_image = (forward() ? shape_.C : shape_.K) * layout_.rows.operand * layout_.columns.operand;
-  const int64_t image = group * group_images_;
-  const float* x = operand + image * operand_image;
-  float *sums = scratch + planes_.floats(), *lines = sums + sums_floats_, *zeros = lines + planes_.line_floats();
-  Pass pass;
-  pass.images = static_cast<int>(std::min(group_images_, shape_.N - image));
-  pass.first_row = row_block * block_rows_;
-  pass.rows = std::min(block_rows_, layout_.rows.longest() - pass.first_row);
-  pass.x = planes_.start(x, pass.first_row, scratch);
+void PlaneConv::run(const float* operand, const float* weights, float* result, const float* start, int64_t begin,
+                    int64_t end, float* scratch) const {
+  Pass pass{};
   pass.weights = weights;
   pass.start = start;
   pass.result_image = (forward() ? shape_.K : shape_.C) * result_pixels();
-  pass.result = result + image * pass.result_image;
-  pass.sums = sums;
-  pass.zeros = zeros;
+  pass.sums = scratch + planes_.floats(divide_up(most_channels_, chunks_));
+  float *lines = pass.sums + sums_blocks_ * block_sums_, *zeros = lines + planes_.line_floats();
   std::fill(zeros, zeros + layout_.columns.result, 0.f);
+  pass.zeros = zeros;
+  const int64_t class_sums = list_filters_ * class_floats_;
   for (size_t i = 0; i < classes_.size() && lane_axis_ == LaneAxis::images; ++i)
-    if (classes_[i].tap.empty()) kernels_.zero(sums + i * kMaxFilters * class_floats_, kMaxFilters * class_floats_);
-  if (!planes_.in_place()) planes_.pack(x, operand_image, pass.images, pass.first_row, pass.rows, scratch, lines);
-  const auto share = [&](int64_t count, int64_t p) { return count * p / parts_; };
-  pass.first = blocks_.data() + share(blocks(), part);
-  for (int64_t b = share(blocks(), part); b < share(blocks(), part + 1); ++b) compute(blocks_[b], pass);
-  const int64_t dead = static_cast<int64_t>(dead_.size());
-  for (int64_t d = share(dead, part); d < share(dead, part + 1); ++d) write_zeros(dead_[d], pass);
+    for (int64_t b = 0; classes_[i].tap.empty() && b < sums_blocks_; ++b)
+      kernels_.zero(pass.sums + b * block_sums_ + static_cast<int64_t>(i) * class_sums, class_sums);
+  planes_.pad(divide_up(most_channels_, chunks_), scratch);
+  for (int64_t task = begin; task < end; ++task) run_task(operand, result, task, task > begin, pass, scratch, lines);
+}
+
+// follows: the task before has left its packed planes.
+void PlaneConv::run_task(const float* operand, float* result, int64_t task, bool follows, Pass pass, float* packed,
+                         float* lines) const {
+  const int64_t part = task % parts_, row_block = task / parts_ % row_blocks_, outer = task / parts_ / row_blocks_;
+  const int64_t stretch = outer % stretches(), first = outer / stretches() * group_images_;
+  const Stretch& s = stretches_[stretch];
+  pass.in = {first,
+             static_cast<int>(std::min(group_images_, planes_.bands().units() - first)),
+             row_block * block_rows_,
+             0,
+             s.place,
+             s.end_place};
+  pass.in.rows = std::min(block_rows_, planes_.bands().rows - pass.in.first_row);
+  const int64_t operand_image = (forward() ? shape_.C : shape_.K) * layout_.rows.operand * layout_.columns.operand;
+  pass.x = planes_.start(operand + first * operand_image, pass.in.first_row, packed);
+  pass.result = result;
+  if (lane_axis_ == LaneAxis::images) {
+    const int64_t every = layout_.rows.classes[0].every;
+    pass.out = planes_.bands().runs(first, pass.in.count, every, pass.in.first_row * every,
+                                    (pass.in.first_row + pass.in.rows) * every, layout_.rows.result,
+                                    layout_.columns.result, pass.result_image, kernels_.lanes);
+  } else {
+    pass.result += first * pass.result_image;
+  }
+  const auto share = [](int64_t count, int64_t p, int64_t parts) { return count * p / parts; };
+  const int64_t count = s.end_block - s.block;
+  const Block *begin = blocks_.data() + s.block + share(count, part, parts_),
+              *end = blocks_.data() + s.block + share(count, part + 1, parts_);
+  pass.first = begin, pass.last = end;
+  float* const sums = pass.sums;
+  for (pass.chunk = 0; pass.chunk < chunks_; ++pass.chunk) {
+    std::tie(pass.in.place, pass.in.end_place) = chunk(s, pass.chunk);
+    const bool packed_before = follows && part > 0 && chunks_ == 1;
+    if (!planes_.in_place() && !packed_before)
+      planes_.pack(operand, pass.in, follows && row_block > 0 && chunks_ == 1, packed, lines);
+    for (const Block* b = begin; b < end; ++b) {
+      if (chunks_ > 1) pass.sums = sums + (b - begin) * block_sums_;
+      compute(*b, pass);
+    }
+  }
+  const int64_t dead = static_cast<int64_t>(dead_.size()), parts = stretches() * parts_, own = stretch * parts_ + part;
+  for (int64_t d = share(dead, own, parts); d < share(dead, own + 1, parts); ++d) write_zeros(dead_[d], pass);
 }
 
 }  // namespace prunekernels

@@ -1,5 +1,6 @@
 // A vector of floats and the operations that the microkernels need, one struct for each instruction set. Include inside
-// a region that is compiled for that instruction set. load_first and store_first touch the first `count` lanes only.
+// a region that is compiled for that instruction set. load_first and store_first touch the first `count` lanes only,
+// load_between and store_between lanes begin..end, which may lie outside of the vector.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +25,10 @@ struct ScalarFloat {
   PK_INLINE void store(float* p, Vector v) { *p = v; }
   PK_INLINE Vector load_first(const float* p, int) { return *p; }
   PK_INLINE void store_first(float* p, Vector v, int) { *p = v; }
+  PK_INLINE Vector load_between(const float* p, int begin, int end) { return begin <= 0 && end > 0 ? *p : 0; }
+  PK_INLINE void store_between(float* p, Vector v, int begin, int end) {
+    if (begin <= 0 && end > 0) *p = v;
+  }
   PK_INLINE Vector fma(Vector a, Vector b, Vector c) { return a * b + c; }
   PK_INLINE float sum(Vector v) { return v; }
   PK_INLINE void keep(Vector&) {}
@@ -51,6 +56,13 @@ struct Avx2Float {
   PK_INLINE void store(float* p, Vector v) { _mm256_storeu_ps(p, v); }
   PK_INLINE Vector load_first(const float* p, int count) { return _mm256_maskload_ps(p, first(count)); }
   PK_INLINE void store_first(float* p, Vector v, int count) { _mm256_maskstore_ps(p, first(count), v); }
+  PK_INLINE __m256i between(int begin, int end) { return _mm256_andnot_si256(first(begin), first(end)); }
+  PK_INLINE Vector load_between(const float* p, int begin, int end) {
+    return _mm256_maskload_ps(p, between(begin, end));
+  }
+  PK_INLINE void store_between(float* p, Vector v, int begin, int end) {
+    _mm256_maskstore_ps(p, between(begin, end), v);
+  }
   PK_INLINE Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
   PK_INLINE float sum(Vector v) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -104,6 +116,16 @@ struct Avx512Float {
   PK_INLINE void store(float* p, Vector v) { _mm512_storeu_ps(p, v); }
   PK_INLINE Vector load_first(const float* p, int count) { return _mm512_maskz_loadu_ps(first(count), p); }
   PK_INLINE void store_first(float* p, Vector v, int count) { _mm512_mask_storeu_ps(p, first(count), v); }
+  PK_INLINE __mmask16 between(int begin, int end) {
+    const auto clamped = [](int i) { return i < 0 ? 0 : i > kLanes ? kLanes : i; };
+    return static_cast<__mmask16>(first(clamped(end)) & ~first(clamped(begin)));
+  }
+  PK_INLINE Vector load_between(const float* p, int begin, int end) {
+    return _mm512_maskz_loadu_ps(between(begin, end), p);
+  }
+  PK_INLINE void store_between(float* p, Vector v, int begin, int end) {
+    _mm512_mask_storeu_ps(p, between(begin, end), v);
+  }
   PK_INLINE Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
   PK_INLINE float sum(Vector v) { return _mm512_reduce_add_ps(v); }
   // Lane i of the result: the sum of v[i]. Each level halves the number of vectors and doubles the sums in each.

@@ -25,11 +25,12 @@ struct TileGrid {
   }
 };
 
-// The cheapest grid for tiles that read `over` rows and `beside` columns more than they have, with `taps` multiply-adds
-// a cell. has(height, width): whether there is a microkernel for such a tile.
+// The cheapest grid for tiles that read `step` rows and columns for each of their own, and `over` and `beside` more,
+// with `taps` multiply-adds a cell; `wait`: cycles between the multiply-adds of one tap if the tile is small.
+// has(height, width): whether there is a microkernel for such a tile.
 template <typename Has>
 TileGrid best_grid(int64_t rows, int64_t columns, int64_t over, int64_t beside, int64_t taps, int64_t most_rows,
-                   int64_t most_columns, Has has) {
+                   int64_t most_columns, Has has, int64_t step = 1, double wait = 4) {
   TileGrid best{0, 0};
   double least = 0;
   for (int64_t width = 1; width <= std::min(columns, most_columns); ++width)
@@ -37,8 +38,9 @@ TileGrid best_grid(int64_t rows, int64_t columns, int64_t over, int64_t beside, 
       const TileGrid grid{(rows + height - 1) / height, (columns + width - 1) / width};
       const double tiles = static_cast<double>(grid.down * grid.across);
       // Each cell is fetched from L2 once and read at every tap. A tile of fewer than 8 sums waits for its own sums.
-      const double cells = rows * columns + tiles * (over * width + beside * height + over * beside);
-      const double cost = 1.7 * cells + taps * std::max(0.5 * rows * columns, 4.0 * tiles);
+      const double around = step * (over * width + beside * height) + over * beside;
+      const double cells = step * step * rows * columns + tiles * around;
+      const double cost = 1.7 * cells + taps * std::max(0.5 * rows * columns, wait * tiles);
       if (!best.down || cost < least) best = grid, least = cost;
     }
   return best;
