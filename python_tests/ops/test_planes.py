@@ -21,6 +21,9 @@ PLANS = ("direct", "sparse")
 PIXELS = [(isa, 2) for isa in ISAS]
 IMAGES = [(isa, LANES[isa] - 2) for isa in WIDE]
 
+# Fewer: bands of the rows of each image fill the lanes.
+BANDS = [(isa, n) for isa in WIDE for n in (1, 3, LANES[isa] // 2, LANES[isa] // 2 + 1)]
+
 every_plan = pytest.mark.parametrize("plan", PLANS)
 
 
@@ -85,6 +88,38 @@ def test_tiles_of_images(height, width, isa, n, plan):
 def test_windows_of_other_paddings(h, w, padding, isa, n, plan):
     """One tile of outputs, or of input gradients, but not from a plane with one cell of padding around it."""
     check(ConvCase(n=n, c=9, k=8, h=h, w=w, padding=padding), "kernel", plan, isa)
+
+
+@pytest.mark.thinned(2)
+@pytest.mark.parametrize(("isa", "n"), IMAGES)
+@pytest.mark.parametrize("padding", [1, 0, 2, (1, 0)], ids=str)
+@pytest.mark.parametrize("width", [*range(3, 17), 29])
+@pytest.mark.parametrize("height", [3, 4, 6, 7, 9])
+def test_windows_of_stride_2(height, width, padding, isa, n):
+    """Tiles of up to 4 rows and 7 columns of outputs, of 4 and of 5 of the output's gradient."""
+    check(ConvCase(n=n, c=5, k=6, h=height, w=width, stride=2, padding=padding), "kernel", "sparse", isa)
+
+
+@pytest.mark.thinned(2)
+@every_plan
+@pytest.mark.parametrize(("isa", "n"), BANDS)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"stride": 2},
+        {"stride": (3, 2), "padding": 2},
+        {"dilation": 2, "padding": 2},
+        {"stride": 2, "dilation": 2, "padding": 1},
+        {"r": 2, "s": 2, "stride": 3, "padding": 0},
+        {"r": 5, "s": 3, "padding": (4, 1)},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("h", "w"), [(7, 7), (16, 5), (33, 17)])
+def test_bands_of_rows(h, w, sizes, isa, n, plan):
+    """The last band of an image has fewer rows, or as many; images begin within a vector."""
+    check(ConvCase(n=n, c=4, k=6, h=h, w=w, groups=2, **sizes), "all", plan, isa)
 
 
 def dots():
@@ -218,6 +253,28 @@ LARGE = [
     ConvCase(n=15, c=2, k=3, h=83, w=31, stride=2),
     ConvCase(n=15, c=40, k=12, h=41, w=3, r=5, s=2, padding=(2, 1)),
 ]
+
+
+# Of the sparse plan: planes packed a few groups at a time, or a few channels; blocks that go on where one has ended.
+STRETCHES = [
+    ConvCase(n=8, c=3 * 48, k=3 * 5, h=14, w=14, groups=3),
+    ConvCase(n=8, c=3 * 48, k=3 * 5, h=27, w=28, groups=3, stride=2),
+    ConvCase(n=15, c=5 * 12, k=5 * 2, h=14, w=14, groups=5),
+    ConvCase(n=15, c=130, k=7, h=7, w=56, stride=2),
+    ConvCase(n=15, c=7, k=130, h=9, w=56, stride=2),
+    ConvCase(n=15, c=257, k=3, h=6, w=28),
+    ConvCase(n=15, c=257, k=3, h=5, w=28, dilation=2, padding=2),
+    ConvCase(n=15, c=2, k=3, h=61, w=14, dilation=(3, 1), padding=(3, 1)),
+    ConvCase(n=15, c=2, k=3, h=130, w=40, r=2, s=2, stride=3, padding=0),
+]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("case", STRETCHES, ids=str)
+def test_planes_packed_in_parts(case, threads, isa):
+    torch.set_num_threads(threads)
+    check(case, "all", "sparse", isa)
 
 
 @every_plan
