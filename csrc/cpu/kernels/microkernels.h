@@ -41,6 +41,10 @@ struct DotTile {
   int64_t vectors;  // of positions
   int last;         // lanes of the last vector that are read
   float* out;
+  // dot_window: several calls in a row may share sums, which the first begins, all but the last leave in carry [9]
+  // [lanes] and the last adds to out.
+  float* carry;
+  bool begins, ends;
 };
 
 // Where the lanes of a vector read or write, pixel after pixel: lane n has pixels begin[n]..end[n] of those from at[n]

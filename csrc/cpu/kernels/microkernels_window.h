@@ -105,7 +105,7 @@ struct WindowMicrokernels {
   template <int R, int V, int kStep, bool kWhole>
   static void dot(const DotTile& a, const float* g, const float* x, int64_t down, int64_t across, float* out) {
     Vector sum[kTaps];
-    PK_UNROLL for (int t = 0; t < kTaps; ++t) sum[t] = S::zero();
+    PK_UNROLL for (int t = 0; t < kTaps; ++t) sum[t] = a.begins ? S::zero() : S::load(a.carry + t * L);
     for (int64_t n = 0; n < a.planes; ++n)
       for (int64_t i = 0; i < down; ++i) {
         const float* g_tile = g + n * a.g_plane + i * R * a.g_row;
@@ -129,7 +129,10 @@ struct WindowMicrokernels {
           }
         }
       }
-    HorizontalSums<S>::add(sum, out, std::integral_constant<int, kTaps>());
+    if (a.ends)
+      HorizontalSums<S>::add(sum, out, std::integral_constant<int, kTaps>());
+    else
+      PK_UNROLL for (int t = 0; t < kTaps; ++t) S::store(a.carry + t * L, sum[t]);
   }
 
   template <int R, int V>

@@ -2,6 +2,7 @@
 #include "cpu/kernels/plane_conv.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace prunekernels {
 namespace {
@@ -304,29 +305,27 @@ void PlaneConv::add_shared(int64_t group) {
 
 void PlaneConv::add_own() {
   const int32_t Cg = static_cast<int32_t>(shape_.channels_per_group()), Kg = static_cast<int32_t>(shape_.K / shape_.G);
-  const int32_t filters = static_cast<int32_t>(forward() ? shape_.K : shape_.C);
-  std::vector<int32_t> end(filters + 1, 0);  // of each list; while they grow, where the next operand goes
-  operands_.resize(mask_[kLivePairs]);
+  const int32_t K = static_cast<int32_t>(shape_.K), C = static_cast<int32_t>(shape_.C);
+  std::vector<int32_t> channels(mask_[kLivePairs]), end(K + 1, 0);  // of the kernels of each filter
   int32_t at = 0;
-  for (int32_t k = 0; k < shape_.K; ++k) {
-    if (forward()) {
-      mask_.each_live_channel(k, [&](int64_t c) { operands_[at++] = k / Kg * Cg + static_cast<int32_t>(c); });
-      end[k + 1] = at;
-    } else {
-      int32_t* counts = &end[k / Kg * Cg + 1];
-      mask_.each_live_channel(k, [&](int64_t c) { ++counts[c]; });
-    }
+  for (int32_t k = 0; k < K; ++k) {
+    mask_.each_live_channel(k, [&](int64_t c) { channels[at++] = k / Kg * Cg + static_cast<int32_t>(c); });
+    end[k + 1] = at;
   }
-  if (!forward()) {
-    for (int32_t f = 0; f < filters; ++f) end[f + 1] += end[f];
-    std::vector<int32_t> next(end);
-    for (int32_t k = 0; k < shape_.K; ++k) {
-      int32_t* to = &next[k / Kg * Cg];
-      mask_.each_live_channel(k, [&](int64_t c) { operands_[to[c]++] = k; });
-    }
+  if (forward()) {
+    operands_ = std::move(channels);
+  } else {
+    std::vector<int32_t> next(C + 1, 0);
+    for (const int32_t c : channels) ++next[c + 1];
+    for (int32_t c = 0; c < C; ++c) next[c + 1] += next[c];
+    std::vector<int32_t> ends(next);
+    operands_.resize(channels.size());
+    for (int32_t k = 0; k < K; ++k)
+      for (int32_t i = end[k]; i < end[k + 1]; ++i) operands_[next[channels[i]]++] = k;
+    end = std::move(ends);
   }
-  for (int32_t f = 0; f < filters; ++f)
-    if (end[f] < end[f + 1]) blocks_.push_back({1, {f}, {end[f], end[f + 1] - end[f]}, 0, 0});
+  for (size_t f = 0; f + 1 < end.size(); ++f)
+    if (end[f] < end[f + 1]) blocks_.push_back({1, {static_cast<int32_t>(f)}, {end[f], end[f + 1] - end[f]}, 0, 0});
 }
 
 void PlaneConv::pack_weights(const float* weight, const WeightLayout& layout, float* packed, int64_t begin,

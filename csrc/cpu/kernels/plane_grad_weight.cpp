@@ -16,6 +16,7 @@ PlaneGradWeight::PlaneGradWeight(const ConvShape& shape, const MaskTable& mask, 
                                  int64_t threads)
     : shape_(shape),
       mask_(mask),
+      shared_(shared),
       lane_axis_(lane_use.axis),
       kernels_(microkernels()),
       x_({forward_axis(shape, 0), forward_axis(shape, 1)}, without_padding(mask.in_index(), 0, mask.in_count()),
@@ -77,9 +78,18 @@ void PlaneGradWeight::find_window(bool shared) {
   const bool around = step == 1 && s.padding[0] == 1 && s.padding[1] == 1 && row_blocks_ == 1 && x_.bands().bands == 1;
   whole_ = around && s.P <= kMaxRows && s.Q <= kMaxRows && kernels_.dot_window_whole[s.P][s.Q];
   const auto has = [&](int64_t h, int64_t w) { return dot_window(h, w) != nullptr; };
-  for (int64_t rows = 0; rows <= block_rows_; ++rows)
-    grid_.push_back(whole_ ? TileGrid{1, 1}
-                           : best_grid(rows, s.Q, 3 - step, 3 - step, 9, kMaxRows, kMaxWindowVectors, has, step));
+  const int64_t lanes = kernels_.lanes, pitch = x_.layout().pitch;
+  for (int64_t rows = 0; rows <= block_rows_; ++rows) {
+    rectangles_.emplace_back();
+    const TileGrid grid =
+        whole_ ? TileGrid{1, 1} : best_grid(rows, s.Q, 3 - step, 3 - step, 9, kMaxRows, kMaxWindowVectors, has, step);
+    if (rows > 0)
+      grid.each(rows, s.Q,
+                [&](int64_t row, int64_t height, int64_t down, int64_t column, int64_t width, int64_t across) {
+                  rectangles_[rows].push_back({dot_window(height, width), (row * s.Q + column) * lanes,
+                                               (row * pitch + column) * lanes, down, across});
+                });
+  }
 }
 
 // Null where there is none.
@@ -147,26 +157,31 @@ void PlaneGradWeight::add_shared(int64_t group) {
 
 void PlaneGradWeight::add_own() {
   for (const int32_t c : x_.live()) add_operands(&c, 1);
-  const int32_t Cg = static_cast<int32_t>(shape_.channels_per_group()), Kg = static_cast<int32_t>(shape_.K / shape_.G);
   // Channel after channel, all have equally many.
   const int32_t tiles =
       x_.live().empty() ? 0 : static_cast<int32_t>(operands_.size()) / static_cast<int32_t>(x_.live().size());
+  const int32_t Cg = static_cast<int32_t>(shape_.channels_per_group()), Kg = static_cast<int32_t>(shape_.K / shape_.G);
   order_.resize(mask_[kLivePairs] * tiles);
+  std::vector<int64_t> end(shape_.K + 1, 0);
   int64_t at = 0;
+  for (int32_t k = 0; k < shape_.K; ++k) {
+    const int32_t first = k / Kg * Cg;
+    mask_.each_live_channel(k, [&](int64_t c) {
+      const int32_t place = x_.place(first + static_cast<int32_t>(c));
+      for (int32_t t = 0; t < tiles; ++t) order_[at++] = place * tiles + t;
+    });
+    end[k + 1] = at;
+  }
+  std::vector<int64_t> next(end.begin(), end.end() - 1);  // of each filter, what no stretch has taken yet
   for (int64_t i = 0; i < stretches(); ++i) {
     Stretch& s = stretches_[i];
     s.tile = static_cast<int64_t>(filters_.size());
-    if (s.place < s.end_place) {
-      const int32_t group = x_.live()[s.place] / Cg, end_group = x_.live()[s.end_place - 1] / Cg + 1;
-      for (int32_t k = group * Kg; k < end_group * Kg; ++k) {
-        const int64_t own = at;
-        mask_.each_live_channel(k, [&](int64_t c) {
-          const int32_t place = x_.place(k / Kg * Cg + static_cast<int32_t>(c));
-          if (place < s.place || place >= s.end_place) return;
-          for (int32_t t = 0; t < tiles; ++t) order_[at++] = place * tiles + t;
-        });
-        if (at > own) add_filters(&k, 1, own, at, i);
-      }
+    const bool any = s.place < s.end_place;
+    const int32_t group = any ? x_.live()[s.place] / Cg : 0, end_group = any ? x_.live()[s.end_place - 1] / Cg + 1 : 0;
+    for (int32_t k = group * Kg; k < end_group * Kg; ++k) {
+      const int64_t own = next[k];
+      while (next[k] < end[k + 1] && order_[next[k]] < s.end_place * tiles) ++next[k];
+      if (next[k] > own) add_filters(&k, 1, own, next[k], i);
     }
     s.end_tile = static_cast<int64_t>(filters_.size());
   }
@@ -201,13 +216,12 @@ void PlaneGradWeight::pack_grad(const float* plane, int64_t first, int images, c
 }
 
 // All nine taps of one filter and channel.
-void PlaneGradWeight::dot_windows(const DotTile& tile, float* out) const {
-  const int64_t lanes = kernels_.lanes;
-  grid_[tile.rows].each(tile.rows, tile.vectors,
-                        [&](int64_t row, int64_t height, int64_t down, int64_t column, int64_t width, int64_t across) {
-                          dot_window(height, width)(tile, tile.g[0] + row * tile.g_row + column * lanes,
-                                                    tile.x[0] + row * tile.x_row + column * lanes, down, across, out);
-                        });
+void PlaneGradWeight::dot_windows(DotTile& tile, float* out) const {
+  const std::vector<Rectangle>& all = rectangles_[tile.rows];
+  for (const Rectangle& r : all) {
+    tile.begins = &r == &all.front(), tile.ends = &r == &all.back();
+    r.kernel(tile, tile.g[0] + r.g, tile.x[0] + r.x, r.down, r.across, out);
+  }
 }
 
 void PlaneGradWeight::compute(const Filters& f, const Block& block, float* partial) const {
@@ -243,6 +257,8 @@ void PlaneGradWeight::compute(const Filters& f, const Block& block, float* parti
                         : lane_axis_ == LaneAxis::images ? kernels_.dot3_images[f.count]
                                                          : kernels_.dot3[f.count];
   tile.out = partial + f.dot;
+  alignas(64) float carry[9 * kMaxLanes];
+  tile.carry = carry;
   for (int64_t o = f.operands; o < f.end; ++o) {
     const Operands& operands = operands_[order_[o]];
     for (int j = 0; j < operands.count; ++j) xs[j] = block.x + operands.offset[j];
@@ -317,12 +333,18 @@ void PlaneGradWeight::write_tile(const Filters& f, int64_t k, const float* parti
   for (int64_t o = f.operands; o < f.end; ++o) {
     const Operands& operands = operands_[order_[o]];
     for (int64_t j = 0; j < operands.count; ++j) {
-      if (!mask_[kPairsFull] && !mask_.pair(k, operands.channel[j])) continue;
+      if (shared_ && !mask_[kPairsFull] && !mask_.pair(k, operands.channel[j])) continue;
+      const float* dot = tile + (i * operands.count + j) * taps_per_operand_;
+      float* kernel = to + operands.channel[j] * layout.channel + operands.tap[j] * layout.tap;
+      if (count == 1 && taps_per_operand_ == 9 && layout.tap == 1) {
+        const float times = scale ? scale[k] : 1.f;
+        for (int64_t s = 0; s < 9; ++s) kernel[s] = dot[s] * times;
+        continue;
+      }
       for (int64_t s = 0; s < taps_per_operand_; ++s) {
-        const float* dot = tile + (i * operands.count + j) * taps_per_operand_ + s;
         float sum = 0;
-        for (int64_t p = 0; p < count; ++p) sum += dot[p * partial_floats_];
-        to[operands.channel[j] * layout.channel + (operands.tap[j] + s) * layout.tap] = scale ? sum * scale[k] : sum;
+        for (int64_t p = 0; p < count; ++p) sum += dot[p * partial_floats_ + s];
+        kernel[s * layout.tap] = scale ? sum * scale[k] : sum;
       }
     }
     tile += f.count * operands.count * taps_per_operand_;

@@ -48,6 +48,10 @@ class PlaneGradWeight {
   struct Stretch {  // channels of a few groups, or some of one group, and the tiles of filters that read them
     int64_t place, end_place, tile, end_tile;
   };
+  struct Rectangle {  // of equal tiles, and where it begins
+    Microkernels::DotWindow kernel;
+    int64_t g, x, down, across;
+  };
   struct Block {  // of images and rows, packed
     const float *x, *grad;
     int64_t first, images;  // images, or bands of images
@@ -69,10 +73,11 @@ class PlaneGradWeight {
   void write_tile(const Filters& filters, int64_t k, const float* partial, int64_t count, const float* scale,
                   const WeightLayout& layout, float* to) const;
   void compute(const Filters& filters, const Block& block, float* partial) const;
-  void dot_windows(const DotTile& tile, float* out) const;
+  void dot_windows(DotTile& tile, float* out) const;
 
   const ConvShape shape_;
   const MaskTable mask_;
+  const bool shared_;
   const LaneAxis lane_axis_;
   const Microkernels& kernels_;
   PackedPlanes x_;
@@ -89,8 +94,8 @@ class PlaneGradWeight {
   int64_t group_planes_, groups_;  // images (or vectors of them) of a block; how many such groups there are
   int64_t grad_floats_;            // of a packed plane
   int64_t partial_floats_ = 0;
-  std::vector<TileGrid> grid_;  // window_: [rows of a block]
-  std::vector<int32_t> cells_;  // LaneAxis::images: 0, 1, 2, ...
+  std::vector<std::vector<Rectangle>> rectangles_;  // window_: [rows of a block]
+  std::vector<int32_t> cells_;                      // LaneAxis::images: 0, 1, 2, ...
 };
 
 }  // namespace prunekernels
