@@ -34,11 +34,11 @@ struct WindowMicrokernels {
     return a.adds ? S::load(y) : a.start ? S::set(a.start[0]) : S::zero();
   }
 
-  // Cell (row, column) of a window's input at stride kStep.
+  // Row `row` of a window's input at stride kStep: where its even and its odd columns begin.
   template <int kStep, typename Tile>
-  PK_INLINE const float* cell(const Tile& a, const float* x, int row, int column) {
-    const int phase = row % kStep * kStep + column % kStep;
-    return x + (kStep > 1 ? phase * a.x_phase : 0) + row / kStep * a.x_row + column / kStep * L;
+  PK_INLINE void find_row(const Tile& a, const float* x, int row, const float* (&columns)[kStep]) {
+    columns[0] = x + (kStep > 1 ? row % kStep * kStep * a.x_phase : 0) + row / kStep * a.x_row;
+    if constexpr (kStep == 2) columns[1] = columns[0] + a.x_phase;
   }
 
   // y[r][v] = start + sum over channels and taps of weights[channel, tap] * x[r + tap / 3][v + tap % 3]
@@ -55,14 +55,18 @@ struct WindowMicrokernels {
         weights[t] = S::set(w[t]);
         S::keep(weights[t]);
       }
-      PK_UNROLL for (int r = 0; r < kStep * (R - 1) + 3; ++r) PK_UNROLL for (int v = 0; v < kStep * (V - 1) + 3; ++v) {
-        if (padding<R, V, kWhole>(r, v)) continue;
-        Vector x = S::load(cell<kStep>(a, channel, r, v));
-        S::keep(x);
-        PK_UNROLL for (int t = 0; t < kTaps; ++t) {
-          const int p = r - t / 3, q = v - t % 3;
-          if (p >= 0 && p < kStep * R && q >= 0 && q < kStep * V && p % kStep == 0 && q % kStep == 0)
-            sums[p / kStep][q / kStep] = S::fma(weights[t], x, sums[p / kStep][q / kStep]);
+      PK_UNROLL for (int r = 0; r < kStep * (R - 1) + 3; ++r) {
+        const float* columns[kStep];
+        find_row<kStep>(a, channel, r, columns);
+        PK_UNROLL for (int v = 0; v < kStep * (V - 1) + 3; ++v) {
+          if (padding<R, V, kWhole>(r, v)) continue;
+          Vector x = S::load(columns[v % kStep] + v / kStep * L);
+          S::keep(x);
+          PK_UNROLL for (int t = 0; t < kTaps; ++t) {
+            const int p = r - t / 3, q = v - t % 3;
+            if (p >= 0 && p < kStep * R && q >= 0 && q < kStep * V && p % kStep == 0 && q % kStep == 0)
+              sums[p / kStep][q / kStep] = S::fma(weights[t], x, sums[p / kStep][q / kStep]);
+          }
         }
       }
     }
@@ -116,15 +120,18 @@ struct WindowMicrokernels {
             gs[r][v] = S::load(g_tile + r * a.g_row + v * L);
             S::keep(gs[r][v]);
           }
-          PK_UNROLL for (int r = 0; r < kStep * (R - 1) + 3; ++r)
-              PK_UNROLL for (int v = 0; v < kStep * (V - 1) + 3; ++v) {
-            if (padding<R, V, kWhole>(r, v)) continue;
-            Vector xs = S::load(cell<kStep>(a, x_tile, r, v));
-            S::keep(xs);
-            PK_UNROLL for (int t = 0; t < kTaps; ++t) {
-              const int p = r - t / 3, q = v - t % 3;
-              if (p >= 0 && p < kStep * R && q >= 0 && q < kStep * V && p % kStep == 0 && q % kStep == 0)
-                sum[t] = S::fma(gs[p / kStep][q / kStep], xs, sum[t]);
+          PK_UNROLL for (int r = 0; r < kStep * (R - 1) + 3; ++r) {
+            const float* columns[kStep];
+            find_row<kStep>(a, x_tile, r, columns);
+            PK_UNROLL for (int v = 0; v < kStep * (V - 1) + 3; ++v) {
+              if (padding<R, V, kWhole>(r, v)) continue;
+              Vector cell = S::load(columns[v % kStep] + v / kStep * L);
+              S::keep(cell);
+              PK_UNROLL for (int t = 0; t < kTaps; ++t) {
+                const int p = r - t / 3, q = v - t % 3;
+                if (p >= 0 && p < kStep * R && q >= 0 && q < kStep * V && p % kStep == 0 && q % kStep == 0)
+                  sum[t] = S::fma(gs[p / kStep][q / kStep], cell, sum[t]);
+              }
             }
           }
         }
