@@ -55,6 +55,7 @@ std::vector<py::dict> kernels() {
 #define PK_CHANNEL_COPY(operation, element, isa) \
   add(#operation "_" #element "_" #isa, #operation, "cpu", #element, "isa", #isa, true);
 #define PK_MICROKERNELS(isa) add("microkernels_" #isa, "microkernels", "cpu", "f32", "isa", #isa, true);
+#define PK_DEPTHWISE(isa) add("depthwise_" #isa, "depthwise", "cpu", "f32", "isa", #isa, true);
 #define PK_OPTIM(isa) add("optim_" #isa, "optim", "cpu", "f32", "isa", #isa, true);
 #define PK_MASK_GRAD(isa) add("mask_grad_" #isa, "mask_grad", "cpu", "f32", "isa", #isa, true);
 #define PK_NORM(element, isa) add("norm_" #element "_" #isa, "norm", "cpu", #element, "isa", #isa, true);

@@ -6,7 +6,9 @@
 
 #include "cpu/caching_allocator.h"
 #include "cpu/denormals.h"
+#include "cpu/depthwise.h"
 #include "cpu/direct_pixels.h"
+#include "cpu/kernels/depthwise_conv.h"
 #include "cpu/kernels/plane_conv.h"
 #include "cpu/kernels/plane_grad_weight.h"
 #include "cpu/sparse_pixels.h"
@@ -62,6 +64,7 @@ at::Tensor run(const PlaneConv& conv, const at::Tensor& operand, const at::Tenso
 
 at::Tensor direct_forward(const ConvCall<MaskTable>& call, const at::Tensor& x, const at::Tensor& weight,
                           const OptionalTensor& bias, bool sparse) {
+  if (is_depthwise(call.shape)) return depthwise_forward(call, x, weight, bias);
   if (call.dtype == at::kBFloat16)
     return sparse ? sparse_pixels_forward(call, x, weight, bias) : pixels_forward(call, x, weight, bias);
   const ConvShape& s = call.shape;
@@ -72,6 +75,7 @@ at::Tensor direct_forward(const ConvCall<MaskTable>& call, const at::Tensor& x, 
 
 at::Tensor direct_grad_input(const ConvCall<MaskTable>& call, const at::Tensor& grad_out, const at::Tensor& weight,
                              bool sparse) {
+  if (is_depthwise(call.shape)) return depthwise_grad_input(call, grad_out, weight);
   if (call.dtype == at::kBFloat16)
     return sparse ? sparse_pixels_grad_input(call, grad_out, weight) : pixels_grad_input(call, grad_out, weight);
   const ConvShape& s = call.shape;
@@ -82,6 +86,7 @@ at::Tensor direct_grad_input(const ConvCall<MaskTable>& call, const at::Tensor& 
 
 at::Tensor direct_grad_weight(const ConvCall<MaskTable>& call, const at::Tensor& grad_out, const at::Tensor& x,
                               const at::Tensor& weight, const OptionalTensor& scale, bool sparse) {
+  if (is_depthwise(call.shape)) return depthwise_grad_weight(call, grad_out, x, weight, scale);
   if (call.dtype == at::kBFloat16)
     return sparse ? sparse_pixels_grad_weight(call, grad_out, x, weight, scale)
                   : pixels_grad_weight(call, grad_out, x, weight, scale);

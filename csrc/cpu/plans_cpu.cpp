@@ -5,7 +5,9 @@
 #include <chrono>
 #include <cmath>
 
+#include "cpu/depthwise.h"
 #include "cpu/direct_pixels.h"
+#include "cpu/kernels/depthwise_conv.h"
 #include "cpu/kernels/pixel_kernels.h"
 #include "cpu/sparse_pixels.h"
 
@@ -27,9 +29,11 @@ bool planes_serve(const PlanCase& c) {
 class CpuPlans : public PlanDevice {
   bool serves(Plan plan, const PlanCase& c) const override {
     if (plan == Plan::compact) return !c.mask.nothing_dead();  // or else it is dense
+    if (is_depthwise(c.shape)) return plan == Plan::dense || (plan == Plan::direct && depthwise_serves(c));
     return plan == Plan::dense || planes_serve(c) || (plan == Plan::direct ? pixels_serve(c) : sparse_pixels_serve(c));
   }
   double cost(Plan plan, const PlanCase& c) const override {
+    if (is_depthwise(c.shape)) return depthwise_cost(plan, c);
     const bool own = c.dtype == at::kBFloat16 && (plan == Plan::direct || plan == Plan::sparse);
     const double slower = own && !has_pixel_kernels() ? kScalarCost : 1;
     return kCallCost[static_cast<int>(plan)] +

@@ -101,6 +101,15 @@ def tiles(channels, index, dtype, gen):
     assert torch.equal(y.double(), reference.masked_conv2d(x, weight, **live, padding=1))
 
 
+def depthwise(channels, index, dtype, gen):
+    """One case; the others are in test_depthwise.py."""
+    x, weight = (torch.randint(-4, 5, (n, c, 3, 5), generator=gen).to(dtype) for n, c in ((2, channels), (channels, 1)))
+    live = {"filter_mask": only(channels, *index.tolist())}
+    with pk.plan.force("direct"):
+        y = pk.masked_conv2d(x, weight, **live, padding=(1, 2), groups=channels)
+    assert torch.equal(y.double(), reference.masked_conv2d(x, weight, **live, padding=(1, 2), groups=channels))
+
+
 def pixels(channels, index, dtype, gen, plan="direct"):
     """One case; the others are in test_pixels.py."""
     x = torch.randint(-2, 3, (2, channels, 3, 5), generator=gen).to(dtype).contiguous(memory_format=torch.channels_last)
@@ -139,6 +148,7 @@ OPERATIONS = {
     "gather_pixels": gather,
     "scatter_pixels": scatter,
     "microkernels": tiles,
+    "depthwise": depthwise,
     "pixels": pixels,
     "quads": quads,
     "optim": step,

@@ -1,6 +1,7 @@
 // The avx2 rows of kernel_table.inc; channel_copy.cpp has its own.
 #include "cpu/kernels/batch_norm.h"
 #include "cpu/kernels/cast.h"
+#include "cpu/kernels/depthwise_kernels.h"
 #include "cpu/kernels/mask_grad.h"
 #include "cpu/kernels/microkernels.h"
 #include "cpu/kernels/optim.h"
@@ -22,6 +23,7 @@
 #endif
 
 #define PK_AVX2
+#include "cpu/kernels/depthwise_impl.h"
 #include "cpu/kernels/mask_grad_impl.h"
 #include "cpu/kernels/microkernels_impl.h"
 #include "cpu/kernels/optim_impl.h"
@@ -32,6 +34,7 @@ namespace {
 #include "cpu/kernels/cast_impl.h"
 }  // namespace
 
+DepthwiseKernels depthwise_kernels_avx2() { return DepthwiseSet<Avx2Float>::table(); }
 Microkernels microkernels_avx2() { return MicrokernelSet<Avx2Float>::table(); }
 OptimKernels optim_kernels_avx2() { return optim_kernels_of<MaskedAvx2>(); }
 MaskGradKernels mask_grad_kernels_avx2() { return mask_grad_kernels_of<MaskedAvx2>(); }

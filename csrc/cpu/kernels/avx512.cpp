@@ -1,6 +1,7 @@
 // The avx512 rows of kernel_table.inc; channel_copy.cpp has its own.
 #include "cpu/kernels/batch_norm.h"
 #include "cpu/kernels/cast.h"
+#include "cpu/kernels/depthwise_kernels.h"
 #include "cpu/kernels/mask_grad.h"
 #include "cpu/kernels/microkernels.h"
 #include "cpu/kernels/optim.h"
@@ -24,6 +25,7 @@
 #endif
 
 #define PK_AVX512
+#include "cpu/kernels/depthwise_impl.h"
 #include "cpu/kernels/mask_grad_impl.h"
 #include "cpu/kernels/microkernels_impl.h"
 #include "cpu/kernels/optim_impl.h"
@@ -34,6 +36,7 @@ namespace {
 #include "cpu/kernels/cast_impl.h"
 }  // namespace
 
+DepthwiseKernels depthwise_kernels_avx512() { return DepthwiseSet<Avx512Float>::table(); }
 Microkernels microkernels_avx512() { return MicrokernelSet<Avx512Float>::table(); }
 OptimKernels optim_kernels_avx512() { return optim_kernels_of<MaskedAvx512>(); }
 MaskGradKernels mask_grad_kernels_avx512() { return mask_grad_kernels_of<MaskedAvx512>(); }

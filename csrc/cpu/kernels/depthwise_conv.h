@@ -1,0 +1,93 @@
+// Depthwise convolutions, NCHW, float: a filter reads one channel, so live channels are computed plane by plane, and
+// dead ones are zeros in the result.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/mask_table.h"
+#include "cpu/kernels/depthwise_kernels.h"
+#include "cpu/kernels/padded_plane.h"
+#include "cpu/kernels/weights.h"
+
+namespace prunekernels {
+
+// A filter for each channel.
+inline bool is_depthwise(const ConvShape& s) { return s.G > 1 && s.G == s.C && s.C == s.K; }
+
+// Planes that are packed before the first of them is read: a load that follows the stores it needs too closely waits.
+constexpr int kMostPlanes = 8;
+
+class DepthwiseConv {
+ public:
+  enum Direction { kForward, kGradInput };
+
+  DepthwiseConv(Direction direction, const ConvShape& shape, const MaskTable& mask, int64_t threads);
+
+  int64_t channels() const { return shape_.C; }
+  int64_t taps() const { return static_cast<int64_t>(tap_.size()); }
+  int64_t weight_floats() const { return shape_.C * taps(); }
+  // [K, 1, R, S] -> packed [K, taps()], of the live channels of begin..end
+  void pack_weights(const float* weight, const WeightLayout& layout, float* packed, int64_t begin, int64_t end) const;
+
+  int64_t tasks() const { return shape_.N * parts_; }
+  int64_t scratch_floats() const { return planes_ * plane_.floats() + sums_floats_; }
+  // Writes the task's share of the result, zeros of dead channels included. start: [channels] or null.
+  void run(const float* operand, const float* weights, float* result, const float* start, int64_t task,
+           float* scratch) const;
+
+ private:
+  struct Class {  // the outputs of one class of rows and one class of columns (core/conv_axes.h)
+    const AxisClass *rows, *columns;
+    std::vector<DepthwisePart> parts;
+    int64_t first_tap;  // of its taps in a channel's packed weights
+  };
+
+  void compute(const Class& c, const DepthwiseTile& tile, int64_t rows, int64_t columns, bool is_exact) const;
+  void compute_rows(const float* packed, const float* weights, float start, int64_t first_row, int64_t rows,
+                    float* plane, float* sums) const;
+  void compute_planes(const float* operand, const float* weights, float* result, const float* start,
+                      const int32_t* channels, int count, float* scratch) const;
+
+  const ConvShape shape_;
+  const MaskTable mask_;
+  const DepthwiseKernels& kernels_;
+  PaddedPlane plane_;
+  std::vector<Class> classes_;  // [class of rows][class of columns]
+  std::vector<int32_t> tap_;    // [taps()]: which tap, r * S + s
+  int64_t block_rows_;
+  int planes_;                          // that are packed together
+  int64_t sums_row_, sums_floats_ = 0;  // of the outputs of a class of columns, where there are several
+  int64_t parts_;                       // tasks of an image
+};
+
+// Weight gradient: for each live channel and tap, the dot product of the output's gradient with the shifted input.
+class DepthwiseGradWeight {
+ public:
+  DepthwiseGradWeight(const ConvShape& shape, const MaskTable& mask, int64_t threads);
+
+  int64_t tasks() const { return chunks_ * shares_; }
+  int64_t partial_floats() const { return shares_ * static_cast<int64_t>(live_.size()) * taps(); }
+  int64_t scratch_floats() const { return planes_ * (plane_.floats() + sums_floats_); }
+  // Writes its own share of partial.
+  void run(const float* x, const float* grad, int64_t task, float* partial, float* scratch) const;
+  // Every element of grad_weight: the sum of partial gradients times scale.
+  void write(const float* partial, const float* scale, const WeightLayout& layout, float* grad_weight) const;
+
+ private:
+  int64_t taps() const { return static_cast<int64_t>(tap_.size()); }
+  void add_rows(const float* packed, const float* grad, int64_t rows, float* sums) const;
+
+  const ConvShape shape_;
+  const DepthwiseKernels& kernels_;
+  PaddedPlane plane_;
+  std::vector<int32_t> live_;
+  std::vector<DepthwisePart> parts_;
+  std::vector<int32_t> tap_;
+  int64_t block_rows_;
+  int planes_;
+  int64_t sums_floats_;      // of a channel
+  int64_t chunks_, shares_;  // channels are shared out in chunks, images only where there are few of those
+};
+
+}  // namespace prunekernels
