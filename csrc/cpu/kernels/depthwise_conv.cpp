@@ -58,17 +58,21 @@ void DepthwiseConv::pack_weights(const float* weight, const WeightLayout& layout
   }
 }
 
-// is_exact: nothing is written behind the last column; else whole vectors are.
+// is_exact: nothing is written behind the last row; rows that follow one another without a gap may overwrite what was
+// written behind the one before. Else whole vectors are written.
 void DepthwiseConv::compute(const Class& c, const DepthwiseTile& tile, int64_t rows, int64_t columns,
                             bool is_exact) const {
   const int lanes = kernels_.lanes;
   const int64_t vectors = divide_up(columns, lanes);
+  const bool overwrites = tile.y_row == columns && vectors <= kMostTileVectors;
   each_tile(kernels_.columns, rows, vectors, [&](int64_t row, int64_t height, int64_t vector, int64_t width) {
     DepthwiseTile here = tile;
     here.parts = c.parts.data(), here.part_count = static_cast<int64_t>(c.parts.size());
     here.x += row * tile.x_row + vector * lanes;
     here.y += row * tile.y_row + vector * lanes;
     here.last = is_exact && vector + width == vectors ? static_cast<int>(columns - (vectors - 1) * lanes) : lanes;
+    // The vector behind a row's end must not reach past the rows' end.
+    here.whole_rows = overwrites ? rows - row - divide_up(vectors * lanes, columns) + 1 : 0;
     kernels_.columns.conv[height][width](here);
   });
 }
@@ -154,8 +158,9 @@ DepthwiseGradWeight::DepthwiseGradWeight(const ConvShape& shape, const MaskTable
   shares_ = std::clamp<int64_t>(threads / std::max<int64_t>(1, chunks_), 1, shape.N);
 }
 
-// packed: x as these rows of grad need it.
-void DepthwiseGradWeight::add_rows(const float* packed, const float* grad, int64_t rows, float* sums) const {
+// packed: x as these rows of grad need it. end: of the plane of grad.
+void DepthwiseGradWeight::add_rows(const float* packed, const float* grad, int64_t rows, const float* end,
+                                   float* sums) const {
   const int lanes = kernels_.lanes;
   const int64_t vectors = divide_up(shape_.Q, lanes);
   DepthwiseDots tile{};
@@ -166,6 +171,8 @@ void DepthwiseGradWeight::add_rows(const float* packed, const float* grad, int64
     tile.g = grad + row * shape_.Q + vector * lanes;
     tile.x = packed + row * tile.x_row + vector * lanes;
     tile.last = vector + width == vectors ? static_cast<int>(shape_.Q - (vectors - 1) * lanes) : lanes;
+    const int64_t behind = end - tile.g - width * lanes;
+    tile.whole_rows = behind < 0 ? 0 : behind / shape_.Q + 1;
     kernels_.columns.dots[height][width](tile);
   });
 }
@@ -181,9 +188,10 @@ void DepthwiseGradWeight::run(const float* x, const float* grad, int64_t task, f
       const int64_t rows = std::min(block_rows_, shape_.P - row);
       for (int64_t i = 0; i < count; ++i)
         plane_.pack(x + (n * C + live_[first + i]) * in, row, rows, scratch + i * floats);
-      for (int64_t i = 0; i < count; ++i)
-        add_rows(scratch + i * floats, grad + (n * C + live_[first + i]) * out + row * shape_.Q, rows,
-                 sums + i * sums_floats_);
+      for (int64_t i = 0; i < count; ++i) {
+        const float* plane = grad + (n * C + live_[first + i]) * out;
+        add_rows(scratch + i * floats, plane + row * shape_.Q, rows, plane + out, sums + i * sums_floats_);
+      }
     }
   float* to = partial + (share * live + first) * taps();
   std::fill(to, to + count * taps(), 0.f);

@@ -76,7 +76,7 @@ class DepthwiseGradWeight {
 
  private:
   int64_t taps() const { return static_cast<int64_t>(tap_.size()); }
-  void add_rows(const float* packed, const float* grad, int64_t rows, float* sums) const;
+  void add_rows(const float* packed, const float* grad, int64_t rows, const float* end, float* sums) const;
 
   const ConvShape shape_;
   const DepthwiseKernels& kernels_;

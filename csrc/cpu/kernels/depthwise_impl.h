@@ -22,6 +22,11 @@ struct DepthwiseSet {
     return rows < most ? rows : most;
   }
 
+  // What masked loads read is not fetched ahead, so they are for places where a whole load may not be.
+  PK_INLINE Vector first_of(const float* p, int count, bool is_whole) {
+    return is_whole ? S::keep_first(S::load(p), count) : S::load_first(p, count);
+  }
+
   template <bool kChannels>
   PK_INLINE int64_t distance(int v, int64_t vector) {
     return kChannels ? v * vector : static_cast<int64_t>(v) * L;
@@ -83,7 +88,7 @@ struct DepthwiseSet {
     PK_UNROLL for (int r = 0; r < R; ++r) {
       PK_UNROLL for (int v = 0; v < V; ++v) {
         float* y = t.y + r * t.y_row + distance<kChannels>(v, t.y_vector);
-        if ((!kChannels && v < V - 1) || t.last == L)
+        if ((!kChannels && v < V - 1) || t.last == L || r < t.whole_rows)
           S::store(y, sums[r][v]);
         else
           S::store_first(y, sums[r][v], t.last);
@@ -126,7 +131,7 @@ struct DepthwiseSet {
     Vector g[R][V];
     PK_UNROLL for (int r = 0; r < R; ++r) PK_UNROLL for (int v = 0; v < V; ++v) {
       const float* from = d.g + r * d.g_row + distance<kChannels>(v, d.g_vector);
-      g[r][v] = !kChannels && v == V - 1 ? S::load_first(from, d.last) : S::load(from);
+      g[r][v] = !kChannels && v == V - 1 ? first_of(from, d.last, r < d.whole_rows) : S::load(from);
       S::keep(g[r][v]);
     }
     float* sums = d.sums;
@@ -162,17 +167,18 @@ struct DepthwiseSet {
     }
   }
 
-  static void copy_rows(const float* from, int64_t from_row, int64_t rows, int64_t count, float* to, int64_t to_row) {
+  static void copy_rows(const float* from, int64_t from_row, int64_t rows, int64_t count, const float* end, float* to,
+                        int64_t to_row) {
     const int rest = static_cast<int>(count % L);
     const int64_t whole = count - rest;
     for (int64_t r = 0; r < rows; ++r, from += from_row, to += to_row) {
       for (int64_t i = 0; i < whole; i += L) S::store(to + i, S::load(from + i));
-      if (rest) S::store(to + whole, S::load_first(from + whole, rest));
+      if (rest) S::store(to + whole, first_of(from + whole, rest, end - from >= whole + L));
     }
   }
 
-  static void split_rows(const float* from, int64_t from_row, int64_t rows, int64_t count, float* even, float* odd,
-                         int64_t to_row) {
+  static void split_rows(const float* from, int64_t from_row, int64_t rows, int64_t count, const float* end,
+                         float* even, float* odd, int64_t to_row) {
     const int rest = static_cast<int>(count % (2 * L));
     const int64_t whole = count - rest;
     for (int64_t r = 0; r < rows; ++r, from += from_row, even += to_row, odd += to_row) {
@@ -183,13 +189,17 @@ struct DepthwiseSet {
         S::store(odd + i / 2, b);
       }
       if (!rest) continue;
-      float line[2 * L];
       const float* last = from + whole;
-      S::store(line, rest < L ? S::load_first(last, rest) : S::load(last));
-      S::store(line + L, rest > L ? S::load_first(last + L, rest - L) : S::zero());
-      S::split(line, a, b);
-      S::store(even + whole / 2, a);
-      S::store(odd + whole / 2, b);
+      if (end - last >= 2 * L) {
+        S::split(last, a, b);
+      } else {
+        float line[2 * L];
+        S::store(line, rest < L ? S::load_first(last, rest) : S::load(last));
+        S::store(line + L, rest > L ? S::load_first(last + L, rest - L) : S::zero());
+        S::split(line, a, b);
+      }
+      S::store(even + whole / 2, S::keep_first(a, (rest + 1) / 2));
+      S::store(odd + whole / 2, rest > 1 ? S::keep_first(b, rest / 2) : S::zero());
     }
   }
 

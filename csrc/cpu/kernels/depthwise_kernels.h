@@ -28,7 +28,8 @@ struct DepthwiseTile {
   const float *weights, *start;  // numbers; vectors, where lanes are channels
   float* y;
   int64_t y_row, y_vector;
-  int last;  // lanes that are written: of the last vector of a row; of all, where lanes are channels
+  int last;            // lanes that are written: of the last vector of a row; of all, where lanes are channels
+  int64_t whole_rows;  // so many rows may be written with the other lanes, too: later tiles overwrite them
 };
 
 // One call of a weight gradient. Sums are vectors, whose lanes are still to be added up unless they are channels.
@@ -39,7 +40,8 @@ struct DepthwiseDots {
   const DepthwisePart* parts;
   int64_t part_count;
   float* sums;
-  int last;  // lanes of the last vector of a row that are read, where lanes are columns
+  int last;            // lanes of the last vector of a row that count, where lanes are columns;
+  int64_t whole_rows;  // in so many rows the others may be read from g
 };
 
 struct DepthwiseTiles {
@@ -57,11 +59,13 @@ struct DepthwiseKernels {
   // out[i] += the sum of the lanes of sums[i]; reads a multiple of 16 vectors
   void (*add_lanes)(const float* sums, int64_t count, float* out);
 
-  // `rows` rows of `count` floats; up to a vector of zeros is written behind each, before the next row is.
-  void (*copy_rows)(const float* from, int64_t from_row, int64_t rows, int64_t count, float* to, int64_t to_row);
+  // `rows` rows of `count` floats; up to a vector of zeros is written behind each, before the next row is. end: where
+  // memory ends that may be read.
+  void (*copy_rows)(const float* from, int64_t from_row, int64_t rows, int64_t count, const float* end, float* to,
+                    int64_t to_row);
   // The same, even[i] = from[2 i], odd[i] = from[2 i + 1]
-  void (*split_rows)(const float* from, int64_t from_row, int64_t rows, int64_t count, float* even, float* odd,
-                     int64_t to_row);
+  void (*split_rows)(const float* from, int64_t from_row, int64_t rows, int64_t count, const float* end, float* even,
+                     float* odd, int64_t to_row);
   // to[2 i] = even[i], to[2 i + 1] = odd[i]; writes exactly `count` floats a row, may read a vector behind those of one
   void (*merge_rows)(const float* even, const float* odd, int64_t from_row, int64_t rows, int64_t count, float* to,
                      int64_t to_row);

@@ -54,13 +54,14 @@ float* PaddedPlane::phase(float* packed, int64_t row_phase, int64_t column_phase
 }
 
 // `rows` rows that lie from_row apart, to those of a row phase from `to` on, a distance from the start of each phase.
-void PaddedPlane::pack_columns(const float* row, int64_t from_row, int64_t rows, int64_t row_phase, float* to) const {
+void PaddedPlane::pack_columns(const float* row, int64_t from_row, int64_t rows, int64_t row_phase, const float* end,
+                               float* to) const {
   const int64_t step = layout_.columns.step, first = first_column_ - layout_.low_column;
   const int64_t count = end_column_ - first_column_, pitch = layout_.pitch;
   const auto at = [&](int64_t position) { return phase(to, row_phase, position % step) + position / step; };
   const float* from = row + first_column_;
-  if (step == 1) return kernels_.copy_rows(from, from_row, rows, count, at(first), pitch);
-  if (step == 2) return kernels_.split_rows(from, from_row, rows, count, at(first), at(first + 1), pitch);
+  if (step == 1) return kernels_.copy_rows(from, from_row, rows, count, end, at(first), pitch);
+  if (step == 2) return kernels_.split_rows(from, from_row, rows, count, end, at(first), at(first + 1), pitch);
   for (int64_t r = 0; r < rows; ++r, from += from_row)
     for (int64_t i = 0; i < count; ++i) at(first + i)[r * pitch] = from[i];
 }
@@ -85,7 +86,7 @@ void PaddedPlane::pack(const float* plane, int64_t first_row, int64_t rows, floa
     for (int64_t u = 0; !is_whole && u < begin; ++u) zero(u);
     if (end > begin)
       pack_columns(plane + (top + begin * down.step) * across.operand, down.step * across.operand, end - begin, f,
-                   packed + begin * layout_.pitch);
+                   plane + down.operand * across.operand, packed + begin * layout_.pitch);
     for (int64_t u = end; !is_whole && u < packed_rows; ++u) zero(u);
   }
 }

@@ -28,7 +28,8 @@ class PaddedPlane {
   void pack(const float* plane, int64_t first_row, int64_t rows, float* packed) const;
 
  private:
-  void pack_columns(const float* row, int64_t from_row, int64_t rows, int64_t row_phase, float* to) const;
+  void pack_columns(const float* row, int64_t from_row, int64_t rows, int64_t row_phase, const float* end,
+                    float* to) const;
   float* phase(float* packed, int64_t row_phase, int64_t column_phase) const;
 
   PlaneLayout layout_;

@@ -1,6 +1,7 @@
 // A vector of floats and the operations that the microkernels need, one struct for each instruction set. Include inside
 // a region that is compiled for that instruction set. load_first and store_first touch the first `count` lanes only,
-// load_between and store_between lanes begin..end, which may lie outside of the vector.
+// load_between and store_between lanes begin..end, which may lie outside of the vector; keep_first makes lanes after the
+// first `count` 0.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +30,7 @@ struct ScalarFloat {
   PK_INLINE void store_between(float* p, Vector v, int begin, int end) {
     if (begin <= 0 && end > 0) *p = v;
   }
+  PK_INLINE Vector keep_first(Vector v, int) { return v; }
   PK_INLINE Vector fma(Vector a, Vector b, Vector c) { return a * b + c; }
   PK_INLINE float sum(Vector v) { return v; }
   PK_INLINE void keep(Vector&) {}
@@ -63,6 +65,7 @@ struct Avx2Float {
   PK_INLINE void store_between(float* p, Vector v, int begin, int end) {
     _mm256_maskstore_ps(p, between(begin, end), v);
   }
+  PK_INLINE Vector keep_first(Vector v, int count) { return _mm256_and_ps(v, _mm256_castsi256_ps(first(count))); }
   PK_INLINE Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
   PK_INLINE float sum(Vector v) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -126,6 +129,7 @@ struct Avx512Float {
   PK_INLINE void store_between(float* p, Vector v, int begin, int end) {
     _mm512_mask_storeu_ps(p, between(begin, end), v);
   }
+  PK_INLINE Vector keep_first(Vector v, int count) { return _mm512_maskz_mov_ps(first(count), v); }
   PK_INLINE Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
   PK_INLINE float sum(Vector v) { return _mm512_reduce_add_ps(v); }
   // Lane i of the result: the sum of v[i]. Each level halves the number of vectors and doubles the sums in each.
