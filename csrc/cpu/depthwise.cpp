@@ -13,22 +13,16 @@
 namespace prunekernels {
 namespace {
 
-constexpr int64_t kPackGrain = 16 << 10;  // floats of packed weights; less is not worth waking a thread
-
 at::Tensor run_planes(const ConvCall<MaskTable>& call, DepthwiseConv::Direction direction, const at::Tensor& operand,
                       const at::Tensor& kernels, const float* bias, at::IntArrayRef size) {
   const DepthwiseConv conv(direction, call.shape, call.mask, at::get_num_threads());
-  const Workspace packed(conv.weight_floats());
-  at::parallel_for(0, conv.channels(), std::max<int64_t>(1, kPackGrain / std::max<int64_t>(1, conv.taps())),
-                   [&](int64_t begin, int64_t end) {
-                     conv.pack_weights(const_elements<float>(kernels), layout_of(kernels), packed.data(), begin, end);
-                   });
   const at::Tensor result = empty_cached(size, operand.options(), call.format);
   at::parallel_for(0, conv.tasks(), 1, [&](int64_t begin, int64_t end) {
     const FlushDenormals flush;
     const Workspace scratch(conv.scratch_floats());
     for (int64_t task = begin; task < end; ++task)
-      conv.run(const_elements<float>(operand), packed.data(), elements<float>(result), bias, task, scratch.data());
+      conv.run(const_elements<float>(operand), const_elements<float>(kernels), elements<float>(result), bias, task,
+               scratch.data());
   });
   return result;
 }
@@ -38,11 +32,12 @@ at::Tensor run_pixels(const ConvCall<MaskTable>& call, DepthwiseConv::Direction 
   const ChannelMap channels(call.mask.out_index(), call.mask.out_count(), call.shape.K, false);
   const DepthwisePixels conv(direction, call.shape, channels.list(), at::get_num_threads());
   const Workspace packed(conv.weight_floats());
-  conv.pack_weights(const_elements<float>(kernels), layout_of(kernels), bias, packed.data());
+  conv.pack_weights(const_elements<float>(kernels), bias, packed.data());
   const at::Tensor result = empty_cached(size, operand.options(), call.format);
   at::parallel_for(0, conv.tasks(), 1, [&](int64_t begin, int64_t end) {
     const FlushDenormals flush;
     const Workspace scratch(conv.scratch_floats());
+    conv.clear(scratch.data());
     for (int64_t task = begin; task < end; ++task)
       conv.run(const_elements<float>(operand), packed.data(), elements<float>(result), task, scratch.data());
   });
@@ -57,7 +52,7 @@ at::Tensor run(const ConvCall<MaskTable>& call, DepthwiseConv::Direction directi
 
 template <typename Work>
 void write_gradient(const Work& work, const Workspace& partial, const OptionalTensor& scale, const at::Tensor& grad) {
-  work.write(partial.data(), const_floats(scale), layout_of(grad), elements<float>(grad));
+  work.write(partial.data(), const_floats(scale), elements<float>(grad));
 }
 
 void planes_grad_weight(const ConvCall<MaskTable>& call, const float* grad_out, const float* x,

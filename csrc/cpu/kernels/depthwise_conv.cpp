@@ -41,21 +41,10 @@ DepthwiseConv::DepthwiseConv(Direction direction, const ConvShape& shape, const 
   planes_ = planes_that_fit(block_rows_ == rows, plane_.floats());
   for (const AxisClass& r : layout.rows.classes)
     for (const AxisClass& c : layout.columns.classes) {
-      classes_.push_back({&r, &c, {}, taps()});
-      plane_.find_parts(r, c, shape.S, classes_.back().parts, tap_);
+      classes_.push_back({&r, &c, plane_.parts(r, c, shape.S)});
     }
   const int64_t most = std::max<int64_t>(1, shape.C / kMostPlanes);
   parts_ = shape.N % threads == 0 ? 1 : std::min(most, divide_up(kTasksPerThread * threads, shape.N));
-}
-
-void DepthwiseConv::pack_weights(const float* weight, const WeightLayout& layout, float* packed, int64_t begin,
-                                 int64_t end) const {
-  for (int64_t c = begin; c < end; ++c) {
-    if (mask_.out_slot()[c] < 0) continue;
-    const float* kernel = weight + c * layout.row;
-    float* to = packed + c * taps();
-    for (const int32_t t : tap_) *to++ = kernel[t * layout.tap];
-  }
 }
 
 // is_exact: nothing is written behind the last row; rows that follow one another without a gap may overwrite what was
@@ -87,10 +76,10 @@ void DepthwiseConv::compute_rows(const float* packed, const float* weights, floa
     if (count < 1) continue;
     float* y = plane + (down.first + down.every * first_row) * width;
     DepthwiseTile tile{};
-    tile.x = packed, tile.x_row = plane_.pitch(), tile.start = &start;
+    tile.x = packed, tile.x_row = plane_.pitch();
+    tile.weights = weights, tile.start = &start;
     for (int64_t c = 0; c < across; ++c) {
       const Class& here = classes_[i + c];
-      tile.weights = weights + here.first_tap;
       tile.y = across > 1 ? sums + c * block_rows_ * sums_row_ : y;
       tile.y_row = across > 1 ? sums_row_ : y_row;
       compute(here, tile, count, here.columns->count, across == 1);
@@ -113,8 +102,8 @@ void DepthwiseConv::compute_planes(const float* operand, const float* weights, f
     for (int i = 0; i < count; ++i)
       plane_.pack(operand + channels[i] * operand_plane, first, block, scratch + i * floats);
     for (int i = 0; i < count; ++i)
-      compute_rows(scratch + i * floats, weights + channels[i] * taps(), start ? start[channels[i]] : 0, first, block,
-                   result + channels[i] * result_plane, scratch + planes_ * floats);
+      compute_rows(scratch + i * floats, weights + channels[i] * shape_.taps(), start ? start[channels[i]] : 0, first,
+                   block, result + channels[i] * result_plane, scratch + planes_ * floats);
   }
 }
 
@@ -150,7 +139,7 @@ DepthwiseGradWeight::DepthwiseGradWeight(const ConvShape& shape, const MaskTable
   const PlaneLayout& layout = plane_.layout();
   block_rows_ = even_rows(shape.P, rows_that_fit(plane_.row_floats(), layout.extra_rows, kBlockFloats));
   plane_.set_rows(block_rows_);
-  plane_.find_parts(layout.rows.classes[0], layout.columns.classes[0], shape.S, parts_, tap_);
+  parts_ = plane_.parts(layout.rows.classes[0], layout.columns.classes[0], shape.S);
   sums_floats_ = divide_up(taps(), 16) * 16 * kernels_.lanes;  // as add_lanes() reads them
   planes_ = planes_that_fit(block_rows_ == shape.P, plane_.floats() + sums_floats_);
   const int64_t live = static_cast<int64_t>(live_.size());
@@ -198,17 +187,16 @@ void DepthwiseGradWeight::run(const float* x, const float* grad, int64_t task, f
   for (int64_t i = 0; i < count; ++i) kernels_.add_lanes(sums + i * sums_floats_, taps(), to + i * taps());
 }
 
-void DepthwiseGradWeight::write(const float* partial, const float* scale, const WeightLayout& layout,
-                                float* grad_weight) const {
+void DepthwiseGradWeight::write(const float* partial, const float* scale, float* grad_weight) const {
   const int64_t live = static_cast<int64_t>(live_.size());
-  std::fill(grad_weight, grad_weight + shape_.K * shape_.taps(), 0.f);
+  std::fill(grad_weight, grad_weight + shape_.K * taps(), 0.f);
   for (int64_t i = 0; i < live; ++i) {
     const int64_t k = live_[i];
     if (scale && scale[k] == 0) continue;
     for (int64_t t = 0; t < taps(); ++t) {
       float sum = 0;
       for (int64_t s = 0; s < shares_; ++s) sum += partial[(s * live + i) * taps() + t];
-      grad_weight[k * layout.row + tap_[t] * layout.tap] = scale ? sum * scale[k] : sum;
+      grad_weight[k * taps() + t] = scale ? sum * scale[k] : sum;
     }
   }
 }

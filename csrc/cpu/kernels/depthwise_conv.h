@@ -8,7 +8,6 @@
 #include "core/mask_table.h"
 #include "cpu/kernels/depthwise_kernels.h"
 #include "cpu/kernels/padded_plane.h"
-#include "cpu/kernels/weights.h"
 
 namespace prunekernels {
 
@@ -24,15 +23,9 @@ class DepthwiseConv {
 
   DepthwiseConv(Direction direction, const ConvShape& shape, const MaskTable& mask, int64_t threads);
 
-  int64_t channels() const { return shape_.C; }
-  int64_t taps() const { return static_cast<int64_t>(tap_.size()); }
-  int64_t weight_floats() const { return shape_.C * taps(); }
-  // [K, 1, R, S] -> packed [K, taps()], of the live channels of begin..end
-  void pack_weights(const float* weight, const WeightLayout& layout, float* packed, int64_t begin, int64_t end) const;
-
   int64_t tasks() const { return shape_.N * parts_; }
   int64_t scratch_floats() const { return planes_ * plane_.floats() + sums_floats_; }
-  // Writes the task's share of the result, zeros of dead channels included. start: [channels] or null.
+  // Writes the task's share of the result, zeros of dead channels included. weights: [K, R * S]. start: [K] or null.
   void run(const float* operand, const float* weights, float* result, const float* start, int64_t task,
            float* scratch) const;
 
@@ -40,7 +33,6 @@ class DepthwiseConv {
   struct Class {  // the outputs of one class of rows and one class of columns (core/conv_axes.h)
     const AxisClass *rows, *columns;
     std::vector<DepthwisePart> parts;
-    int64_t first_tap;  // of its taps in a channel's packed weights
   };
 
   void compute(const Class& c, const DepthwiseTile& tile, int64_t rows, int64_t columns, bool is_exact) const;
@@ -54,7 +46,6 @@ class DepthwiseConv {
   const DepthwiseKernels& kernels_;
   PaddedPlane plane_;
   std::vector<Class> classes_;  // [class of rows][class of columns]
-  std::vector<int32_t> tap_;    // [taps()]: which tap, r * S + s
   int64_t block_rows_;
   int planes_;                          // that are packed together
   int64_t sums_row_, sums_floats_ = 0;  // of the outputs of a class of columns, where there are several
@@ -71,11 +62,11 @@ class DepthwiseGradWeight {
   int64_t scratch_floats() const { return planes_ * (plane_.floats() + sums_floats_); }
   // Writes its own share of partial.
   void run(const float* x, const float* grad, int64_t task, float* partial, float* scratch) const;
-  // Every element of grad_weight: the sum of partial gradients times scale.
-  void write(const float* partial, const float* scale, const WeightLayout& layout, float* grad_weight) const;
+  // grad_weight [K, R * S]: the sum of partial gradients times scale; zeros where the filter is dead.
+  void write(const float* partial, const float* scale, float* grad_weight) const;
 
  private:
-  int64_t taps() const { return static_cast<int64_t>(tap_.size()); }
+  int64_t taps() const { return shape_.taps(); }
   void add_rows(const float* packed, const float* grad, int64_t rows, const float* end, float* sums) const;
 
   const ConvShape shape_;
@@ -83,7 +74,6 @@ class DepthwiseGradWeight {
   PaddedPlane plane_;
   std::vector<int32_t> live_;
   std::vector<DepthwisePart> parts_;
-  std::vector<int32_t> tap_;
   int64_t block_rows_;
   int planes_;
   int64_t sums_floats_;      // of a channel

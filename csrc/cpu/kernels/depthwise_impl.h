@@ -41,10 +41,10 @@ struct DepthwiseSet {
   }
 
   template <bool kChannels, int R, int V, int K>
-  PK_INLINE void add_part(Vector (&sums)[R][V], const float* x, const DepthwiseTile& t, const float* w) {
+  PK_INLINE void add_part(Vector (&sums)[R][V], const float* x, const DepthwiseTile& t, const float* w, int64_t step) {
     Vector weights[K];
     PK_UNROLL for (int k = 0; k < K; ++k) {
-      weights[k] = number<kChannels>(w + k * (kChannels ? L : 1));
+      weights[k] = number<kChannels>(w + k * step);
       S::keep(weights[k]);
     }
     PK_UNROLL for (int i = 0; i < R + K - 1; ++i) {
@@ -64,29 +64,31 @@ struct DepthwiseSet {
     Vector sums[R][V];
     const Vector start = number<kChannels>(t.start);
     PK_UNROLL for (int r = 0; r < R; ++r) PK_UNROLL for (int v = 0; v < V; ++v) sums[r][v] = start;
-    const float* w = t.weights;
+    constexpr int64_t kUnit = kChannels ? L : 1;
     for (const DepthwisePart *part = t.parts, *end = part + t.part_count; part < end; ++part) {
-      const float* x = t.x + part->offset;
+      const float *x = t.x + part->offset, *w = t.weights + part->tap * kUnit;
+      const int64_t step = part->tap_step * kUnit;
       switch (part->rows) {
         case 1:
-          add_part<kChannels, R, V, 1>(sums, x, t, w);
+          add_part<kChannels, R, V, 1>(sums, x, t, w, step);
           break;
         case 2:
-          add_part<kChannels, R, V, 2>(sums, x, t, w);
+          add_part<kChannels, R, V, 2>(sums, x, t, w, step);
           break;
         case 3:
-          add_part<kChannels, R, V, 3>(sums, x, t, w);
+          add_part<kChannels, R, V, 3>(sums, x, t, w, step);
           break;
         case 4:
-          add_part<kChannels, R, V, 4>(sums, x, t, w);
+          add_part<kChannels, R, V, 4>(sums, x, t, w, step);
           break;
         default:
-          add_part<kChannels, R, V, 5>(sums, x, t, w);
+          add_part<kChannels, R, V, 5>(sums, x, t, w, step);
       }
-      w += part->rows * (kChannels ? L : 1);
     }
+    const auto live = S::lanes(kChannels ? t.live : ~0u);
     PK_UNROLL for (int r = 0; r < R; ++r) {
       PK_UNROLL for (int v = 0; v < V; ++v) {
+        if constexpr (kChannels) sums[r][v] = S::keep_lanes(sums[r][v], live);
         float* y = t.y + r * t.y_row + distance<kChannels>(v, t.y_vector);
         if ((!kChannels && v < V - 1) || t.last == L || r < t.whole_rows)
           S::store(y, sums[r][v]);
@@ -98,11 +100,11 @@ struct DepthwiseSet {
 
   // Each tap has several sums, since a multiply-add has to wait for the one before it.
   template <bool kChannels, int R, int V, int K>
-  PK_INLINE void dot_part(const Vector (&g)[R][V], const float* x, const DepthwiseDots& d, float* sums) {
+  PK_INLINE void dot_part(const Vector (&g)[R][V], const float* x, const DepthwiseDots& d, float* sums, int64_t step) {
     constexpr int kFit = (kMany ? 12 : 6) / K, kChains = kFit < 1 ? 1 : kFit < 4 ? kFit : 4;
     Vector chains[K][kChains];
     PK_UNROLL for (int k = 0; k < K; ++k) {
-      chains[k][0] = S::load(sums + k * L);
+      chains[k][0] = S::load(sums + k * step);
       PK_UNROLL for (int j = 1; j < kChains; ++j) chains[k][j] = S::zero();
     }
     PK_UNROLL for (int i = 0; i < R + K - 1; ++i) {
@@ -122,7 +124,7 @@ struct DepthwiseSet {
     const Vector one = S::set(1);
     PK_UNROLL for (int k = 0; k < K; ++k) {
       PK_UNROLL for (int j = 1; j < kChains; ++j) chains[k][0] = S::fma(one, chains[k][j], chains[k][0]);
-      S::store(sums + k * L, chains[k][0]);
+      S::store(sums + k * step, chains[k][0]);
     }
   }
 
@@ -134,26 +136,26 @@ struct DepthwiseSet {
       g[r][v] = !kChannels && v == V - 1 ? first_of(from, d.last, r < d.whole_rows) : S::load(from);
       S::keep(g[r][v]);
     }
-    float* sums = d.sums;
     for (const DepthwisePart *part = d.parts, *end = part + d.part_count; part < end; ++part) {
       const float* x = d.x + part->offset;
+      float* sums = d.sums + part->tap * L;
+      const int64_t step = part->tap_step * L;
       switch (part->rows) {
         case 1:
-          dot_part<kChannels, R, V, 1>(g, x, d, sums);
+          dot_part<kChannels, R, V, 1>(g, x, d, sums, step);
           break;
         case 2:
-          dot_part<kChannels, R, V, 2>(g, x, d, sums);
+          dot_part<kChannels, R, V, 2>(g, x, d, sums, step);
           break;
         case 3:
-          dot_part<kChannels, R, V, 3>(g, x, d, sums);
+          dot_part<kChannels, R, V, 3>(g, x, d, sums, step);
           break;
         case 4:
-          dot_part<kChannels, R, V, 4>(g, x, d, sums);
+          dot_part<kChannels, R, V, 4>(g, x, d, sums, step);
           break;
         default:
-          dot_part<kChannels, R, V, 5>(g, x, d, sums);
+          dot_part<kChannels, R, V, 5>(g, x, d, sums, step);
       }
-      sums += part->rows * L;
     }
   }
 

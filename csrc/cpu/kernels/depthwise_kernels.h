@@ -13,27 +13,29 @@ constexpr int kMostPartRows = 5;
 constexpr int kMostTileRows = 8, kMostTileVectors = 4;
 
 struct DepthwisePart {
-  int64_t offset;  // where the part's first tap reads, in floats from the output's position
-  int64_t rows;    // taps, 1 to kMostPartRows; each reads a row below the one before
+  int64_t offset;         // where the part's first tap reads, in floats from the output's position
+  int64_t rows;           // taps, 1 to kMostPartRows; each reads a row below the one before
+  int64_t tap, tap_step;  // which tap the first one is, r * S + s, and from one to the next
 };
 
 // One call of a convolution: a tile of rows r of vectors v of outputs.
-//   y[r][v] = start + sum over parts and rows i of them of weights[part][i] * x[offset][r + i][v]
+//   y[r][v] = start + sum over parts and rows i of them of weights[tap + i * tap_step] * x[offset][r + i][v]
 // Vectors of a row are x_vector and y_vector floats apart, where lanes are channels; else they are neighbours.
 struct DepthwiseTile {
   const float* x;
   int64_t x_row, x_vector;
   const DepthwisePart* parts;
   int64_t part_count;
-  const float *weights, *start;  // numbers; vectors, where lanes are channels
+  const float *weights, *start;  // by tap numbers, or vectors where lanes are channels
   float* y;
   int64_t y_row, y_vector;
   int last;            // lanes that are written: of the last vector of a row; of all, where lanes are channels
   int64_t whole_rows;  // so many rows may be written with the other lanes, too: later tiles overwrite them
+  uint32_t live;       // where lanes are channels: a bit for each that is written, the others are zeros
 };
 
 // One call of a weight gradient. Sums are vectors, whose lanes are still to be added up unless they are channels.
-//   sums[part][i] += sum over rows r and vectors v of g[r][v] * x[offset][r + i][v]
+//   sums[tap + i * tap_step] += sum over rows r and vectors v of g[r][v] * x[offset][r + i][v]
 struct DepthwiseDots {
   const float *g, *x;
   int64_t g_row, g_vector, x_row, x_vector;

@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
+#include "core/conv_axes.h"
 #include "cpu/kernels/depthwise_kernels.h"
 #include "cpu/kernels/packed_planes.h"
 
@@ -21,6 +23,32 @@ void each_tile(const DepthwiseTiles& tiles, int64_t rows, int64_t vectors, Visit
       visit(row, rows * (i + 1) / down - row, vector, width);
     }
   }
+}
+
+// The taps of these rows and columns as parts. offset(row, column): where a tap reads, in floats from the output's
+// position. S: columns of the kernel.
+template <typename Offset>
+std::vector<DepthwisePart> parts_of(std::vector<Tap> rows, const std::vector<Tap>& columns, int64_t row_step, int64_t S,
+                                    Offset offset) {
+  // Outputs step through rows of one residue, one after the other.
+  const auto residue = [&](const Tap& t) { return (t.at % row_step + row_step) % row_step; };
+  std::sort(rows.begin(), rows.end(), [&](const Tap& a, const Tap& b) {
+    return residue(a) != residue(b) ? residue(a) < residue(b) : a.at < b.at;
+  });
+  std::vector<DepthwisePart> parts;
+  for (const Tap& column : columns)
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const int64_t tap = rows[i].index * S + column.index;
+      const bool follows = i > 0 && rows[i].at == rows[i - 1].at + row_step;
+      if (!follows || parts.back().rows == kMostPartRows) {
+        parts.push_back({offset(rows[i], column), 1, tap, 0});
+        continue;
+      }
+      DepthwisePart& part = parts.back();
+      if (part.rows == 1) part.tap_step = tap - part.tap;  // the same for all, as taps are evenly spaced
+      ++part.rows;
+    }
+  return parts;
 }
 
 // Rows that fit into `floats`, where each takes row_floats and all together `over` rows more.

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "cpu/kernels/packed_planes.h"
+#include "cpu/kernels/depthwise_tiles.h"
 
 namespace prunekernels {
 namespace {
@@ -29,23 +29,10 @@ void PaddedPlane::set_rows(int64_t rows) {
   phase_floats_ = round_up(used + kernels_.lanes, kernels_.lanes);
 }
 
-void PaddedPlane::find_parts(const AxisClass& rows, const AxisClass& columns, int64_t kernel_columns,
-                             std::vector<DepthwisePart>& parts, std::vector<int32_t>& taps) const {
-  for (const Tap& column : columns.taps) {
-    std::vector<std::pair<int64_t, int32_t>> found;
-    for (const Tap& row : rows.taps)
-      found.emplace_back(base_ + layout_.offset(row, column, phase_floats_),
-                         static_cast<int32_t>(row.index * kernel_columns + column.index));
-    std::sort(found.begin(), found.end());
-    for (size_t i = 0; i < found.size(); ++i) {
-      const bool follows = i > 0 && found[i].first == found[i - 1].first + layout_.pitch;
-      if (follows && parts.back().rows < kMostPartRows)
-        ++parts.back().rows;
-      else
-        parts.push_back({found[i].first, 1});
-      taps.push_back(found[i].second);
-    }
-  }
+std::vector<DepthwisePart> PaddedPlane::parts(const AxisClass& rows, const AxisClass& columns,
+                                              int64_t kernel_columns) const {
+  return parts_of(rows.taps, columns.taps, layout_.rows.step, kernel_columns,
+                  [&](const Tap& r, const Tap& c) { return base_ + layout_.offset(r, c, phase_floats_); });
 }
 
 float* PaddedPlane::phase(float* packed, int64_t row_phase, int64_t column_phase) const {

@@ -20,9 +20,7 @@ class PaddedPlane {
   int64_t row_floats() const { return layout_.phases * layout_.pitch; }
   int64_t floats() const { return (layout_.phases + 1) * phase_floats_; }  // the last phase takes what no tap reads
 
-  // The taps of one class of outputs as parts, and which tap each of their rows is, as r * kernel_columns + s.
-  void find_parts(const AxisClass& rows, const AxisClass& columns, int64_t kernel_columns,
-                  std::vector<DepthwisePart>& parts, std::vector<int32_t>& taps) const;
+  std::vector<DepthwisePart> parts(const AxisClass& rows, const AxisClass& columns, int64_t kernel_columns) const;
   // plane [rows, columns] -> packed, as output rows first_row..first_row + rows need it. packed held zeros or another
   // block before.
   void pack(const float* plane, int64_t first_row, int64_t rows, float* packed) const;

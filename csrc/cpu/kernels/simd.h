@@ -1,7 +1,7 @@
 // A vector of floats and the operations that the microkernels need, one struct for each instruction set. Include inside
 // a region that is compiled for that instruction set. load_first and store_first touch the first `count` lanes only,
-// load_between and store_between lanes begin..end, which may lie outside of the vector; keep_first makes lanes after the
-// first `count` 0.
+// load_between and store_between lanes begin..end, which may lie outside of the vector. keep_first makes lanes after the
+// first `count` 0, keep_lanes those whose bit is not set.
 #pragma once
 
 #include <cstdint>
@@ -31,6 +31,8 @@ struct ScalarFloat {
     if (begin <= 0 && end > 0) *p = v;
   }
   PK_INLINE Vector keep_first(Vector v, int) { return v; }
+  PK_INLINE bool lanes(uint32_t bits) { return bits & 1; }
+  PK_INLINE Vector keep_lanes(Vector v, bool lanes) { return lanes ? v : 0; }
   PK_INLINE Vector fma(Vector a, Vector b, Vector c) { return a * b + c; }
   PK_INLINE float sum(Vector v) { return v; }
   PK_INLINE void keep(Vector&) {}
@@ -66,6 +68,11 @@ struct Avx2Float {
     _mm256_maskstore_ps(p, between(begin, end), v);
   }
   PK_INLINE Vector keep_first(Vector v, int count) { return _mm256_and_ps(v, _mm256_castsi256_ps(first(count))); }
+  PK_INLINE __m256i lanes(uint32_t bits) {
+    const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), bit), bit);
+  }
+  PK_INLINE Vector keep_lanes(Vector v, __m256i lanes) { return _mm256_and_ps(v, _mm256_castsi256_ps(lanes)); }
   PK_INLINE Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
   PK_INLINE float sum(Vector v) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -130,6 +137,8 @@ struct Avx512Float {
     _mm512_mask_storeu_ps(p, between(begin, end), v);
   }
   PK_INLINE Vector keep_first(Vector v, int count) { return _mm512_maskz_mov_ps(first(count), v); }
+  PK_INLINE __mmask16 lanes(uint32_t bits) { return static_cast<__mmask16>(bits); }
+  PK_INLINE Vector keep_lanes(Vector v, __mmask16 lanes) { return _mm512_maskz_mov_ps(lanes, v); }
   PK_INLINE Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
   PK_INLINE float sum(Vector v) { return _mm512_reduce_add_ps(v); }
   // Lane i of the result: the sum of v[i]. Each level halves the number of vectors and doubles the sums in each.
