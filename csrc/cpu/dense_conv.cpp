@@ -98,12 +98,7 @@ struct Pass {
   }
 };
 
-// A channel of the result, and what it has to be if nothing leaked.
-struct Sentinel {
-  Property property;
-  int64_t channel;
-};
-
+// Of the result: what its channels have to be if nothing leaked.
 std::vector<Sentinel> find_sentinels(const Side& result, const Side& operand, int64_t groups) {
   std::vector<Sentinel> sentinels;
   for (int64_t g = 0; g < groups; ++g) {
@@ -188,20 +183,17 @@ bool nothing_leaked(const Pass& pass, const at::Tensor& operand, const at::Tenso
   const auto chosen = covering(pass);
   const PixelList pixels =
       chosen ? PixelList{chosen->data(), static_cast<int64_t>(chosen->size())} : PixelList{nullptr, 0};
-  const int64_t images = result.size(0), checks = static_cast<int64_t>(sentinels.size()) * images;
-  const int64_t pixel_bytes =
-      result.is_contiguous() ? result.element_size() : std::min(kLine, pass.result.channels * result.element_size());
-  const int64_t check_bytes = pixel_bytes * (chosen ? pixels.count : result.size(2) * result.size(3));
-  if (bytes(operand) < checks * check_bytes && all_finite(operand)) return true;
+  const int64_t images = result.size(0), count = static_cast<int64_t>(sentinels.size());
+  const int64_t pixel_bytes = result.is_contiguous()
+                                  ? count * result.element_size()
+                                  : std::min(count * kLine, pass.result.channels * result.element_size());
+  const int64_t image_bytes = pixel_bytes * (chosen ? pixels.count : result.size(2) * result.size(3));
+  if (bytes(operand) < images * image_bytes && all_finite(operand)) return true;
   return with_element(result.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
+    const auto x = view<const decltype(zero)>(result);
     std::atomic<bool> hold{true};
-    at::parallel_for(0, checks, kGrainBytes / (check_bytes + 1) + 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; hold && i < end; ++i) {
-        const Sentinel& s = sentinels[i / images];
-        const int64_t image = i % images;
-        if (!channel_is(s.property, view<const T>(result), s.channel, pixels, image, image + 1)) hold = false;
-      }
+    at::parallel_for(0, images, kGrainBytes / (image_bytes + 1) + 1, [&](int64_t begin, int64_t end) {
+      if (!sentinels_hold(sentinels.data(), count, x, pixels, begin, end)) hold = false;
     });
     return hold.load();
   });
@@ -303,7 +295,10 @@ at::Tensor dense_grad_input(const ConvCall<MaskTable>& call, const at::Tensor& g
 }
 
 bool shows_finite(const at::Tensor& grad_weight, const ConvShape& s) {
-  if (s.taps() > 1 || s.K > s.N * s.in_pixels()) return false;
+  constexpr int64_t kLineFloats = kLine / sizeof(float);
+  const int64_t lines = s.channels_per_group() == 1 ? s.K * s.taps() / kLineFloats : s.K * s.taps();
+  const int64_t lines_a_pixel = std::min(s.G, (s.C + kLineFloats - 1) / kLineFloats);
+  if (lines > s.N * s.in_pixels() / s.taps() * lines_a_pixel) return false;
   return with_element(grad_weight.scalar_type(), [&](auto zero) {
     const auto kernels = view<const decltype(zero)>(grad_weight);
     return channel_is(Property::finite, kernels, 0, {nullptr, 0}, 0, kernels.batches);

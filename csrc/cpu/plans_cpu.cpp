@@ -10,13 +10,14 @@
 #include "cpu/kernels/depthwise_conv.h"
 #include "cpu/kernels/pixel_kernels.h"
 #include "cpu/sparse_pixels.h"
+#include "ops/vendor_conv.h"
 
 namespace prunekernels {
 namespace {
 
 // What a call costs whatever its size, in multiply-adds of the vendor's convolution, of which a core does some 50 in a
 // nanosecond: by plan. Where there are few pixels this is all that counts.
-constexpr double kCallCost[] = {0.8e6, 1e6, 0.3e6, 0.3e6};
+constexpr double kCallCost[] = {0.8e6, 1e6, 0.3e6, 0.3e6}, kProductCallCost = 0.2e6;
 constexpr double kScalarCost = 50;  // of the pixel kernels without instructions for them, in those with
 
 // The plane kernels: floats, NCHW, offsets that fit 32 bits. A tensor dense in both formats is NCHW to them.
@@ -36,7 +37,8 @@ class CpuPlans : public PlanDevice {
     if (is_depthwise(c.shape)) return depthwise_cost(plan, c);
     const bool own = c.dtype == at::kBFloat16 && (plan == Plan::direct || plan == Plan::sparse);
     const double slower = own && !has_pixel_kernels() ? kScalarCost : 1;
-    return kCallCost[static_cast<int>(plan)] +
+    const bool is_product = plan == Plan::dense && vendor::is_product(c.shape, c.dtype, at::kCPU);
+    return (is_product ? kProductCallCost : kCallCost[static_cast<int>(plan)]) +
            slower * (own && plan == Plan::sparse ? sparse_pixels_cost(c)
                                                  : prunekernels::cost(plan, c.shape, c.mask, c.direction));
   }

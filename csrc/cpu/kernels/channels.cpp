@@ -105,6 +105,27 @@ bool channel_is(Property property, const ChannelView<const T>& x, int64_t c, con
 }
 
 template <typename T>
+bool sentinels_hold(const Sentinel* sentinels, int64_t count, const ChannelView<const T>& x, const PixelList& list,
+                    int64_t begin, int64_t end) {
+  if (x.pixel == 1 || count == 1) {
+    for (int64_t i = 0; i < count; ++i)
+      if (!channel_is(sentinels[i].property, x, sentinels[i].channel, list, begin, end)) return false;
+    return true;
+  }
+  const int64_t pixels = list.pixels ? list.count : x.pixels;
+  for (int64_t n = begin; n < end; ++n) {
+    BitsOf<T> offence = 0;
+    for (int64_t i = 0; i < pixels; ++i) {
+      const int64_t pixel = list.pixels ? list.pixels[i] : i;
+      const BitsOf<T>* at = reinterpret_cast<const BitsOf<T>*>(x.data + n * x.batch + pixel * x.pixel);
+      for (int64_t j = 0; j < count; ++j) offence |= offends<T>(sentinels[j].property, at[sentinels[j].channel]);
+    }
+    if (offence) return false;
+  }
+  return true;
+}
+
+template <typename T>
 void copy_without(const T* from, const ChannelView<T>& x, const int32_t* gone, int64_t count, int64_t begin,
                   int64_t end) {
   const bool nchw = x.pixel == 1;
@@ -138,6 +159,8 @@ void fill_channel(const ChannelView<T>& x, int64_t c, T value) {
 #define PK_INSTANTIATE(T)                                                                                       \
   template void channel_sums(const ChannelView<const T>&, const int32_t*, T*, int64_t, int64_t);                \
   template bool channel_is(Property, const ChannelView<const T>&, int64_t, const PixelList&, int64_t, int64_t); \
+  template bool sentinels_hold(const Sentinel*, int64_t, const ChannelView<const T>&, const PixelList&, int64_t, \
+                               int64_t);                                                                        \
   template void copy_without(const T*, const ChannelView<T>&, const int32_t*, int64_t, int64_t, int64_t);       \
   template void set_channels(T*, int64_t, const T*, const T*, int64_t, int64_t);                                \
   template void fill_channel(const ChannelView<T>&, int64_t, T);

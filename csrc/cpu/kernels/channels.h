@@ -19,6 +19,12 @@ void channel_sums(const ChannelView<const T>& x, const int32_t* slot, T* sums, i
 
 enum class Property { finite, zero };
 
+// A channel, and what it has to be.
+struct Sentinel {
+  Property property;
+  int64_t channel;
+};
+
 struct PixelList {
   const int32_t* pixels;  // null: all
   int64_t count;
@@ -28,6 +34,11 @@ struct PixelList {
 template <typename T>
 bool channel_is(Property property, const ChannelView<const T>& x, int64_t c, const PixelList& list, int64_t begin,
                 int64_t end);
+
+// Whether all sentinels hold, likewise. NHWC: pixel by pixel, since channels share lines and pages.
+template <typename T>
+bool sentinels_hold(const Sentinel* sentinels, int64_t count, const ChannelView<const T>& x, const PixelList& list,
+                    int64_t begin, int64_t end);
 
 // Zeros in the channels gone[count] of x; what else there is comes from a tensor of the same layout, unless from is
 // null. NCHW: images begin..end; NHWC: pixels begin..end of all images.
