@@ -12,8 +12,9 @@ at::Tensor dense_forward(const ConvCall<MaskTable>& call, const at::Tensor& x, c
                          const OptionalTensor& bias);
 at::Tensor dense_grad_input(const ConvCall<MaskTable>& call, const at::Tensor& grad_out, const at::Tensor& weight);
 
-// Whether the gradient of the whole weight [K, C / G, R, S] shows, at less cost than the gradient of the input will, that
-// grad_out is finite wherever a window is not all padding: each number there is a term of one in the first channels.
+// Whether the gradient of the whole weight [K, C / G, R, S] shows, at less cost than the gradient of the input will,
+// that grad_out is finite wherever a window is not all padding: each number there is a term of one in the first
+// channels.
 bool shows_finite(const at::Tensor& grad_weight, const ConvShape& shape);
 
 // In place: where(live, grad * scale, 0). Null mask: nothing is dead.

@@ -267,15 +267,15 @@ bool goes_unrecorded(const Tensors&... inputs) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(prunekernels, Autograd, m) {
-  m.impl("masked_conv2d", [](const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                             const OptionalTensor& mask, const OptionalTensor& grad_mask,
-                             const OptionalTensor& grad_scale, SymIntArrayRef stride, SymIntArrayRef padding,
-                             SymIntArrayRef dilation, SymInt groups, std::string_view plan) {
-    const Geometry g{stride, padding, dilation, groups, plan};
-    if (!goes_unrecorded(x, weight)) return Conv::apply(x, weight, bias, mask, grad_mask, grad_scale, g);
-    at::AutoDispatchBelowADInplaceOrView below;
-    return conv(x, weight, bias, mask, grad_mask, grad_scale, g);
-  });
+  m.impl("masked_conv2d",
+         [](const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& mask,
+            const OptionalTensor& grad_mask, const OptionalTensor& grad_scale, SymIntArrayRef stride,
+            SymIntArrayRef padding, SymIntArrayRef dilation, SymInt groups, std::string_view plan) {
+           const Geometry g{stride, padding, dilation, groups, plan};
+           if (!goes_unrecorded(x, weight)) return Conv::apply(x, weight, bias, mask, grad_mask, grad_scale, g);
+           at::AutoDispatchBelowADInplaceOrView below;
+           return conv(x, weight, bias, mask, grad_mask, grad_scale, g);
+         });
   m.impl("masked_conv2d_grad_input",
          [](const Tensor& grad_out, const Tensor& weight, const OptionalTensor& mask, SymIntArrayRef x_size,
             bool channels_last, SymIntArrayRef stride, SymIntArrayRef padding, SymIntArrayRef dilation, SymInt groups,
@@ -286,15 +286,15 @@ TORCH_LIBRARY_IMPL(prunekernels, Autograd, m) {
            at::AutoDispatchBelowADInplaceOrView below;
            return grad_input(grad_out, weight, mask, x_size, channels_last, g);
          });
-  m.impl("masked_conv2d_grad_weight", [](const Tensor& grad_out, const Tensor& x, const Tensor& weight,
-                                         const OptionalTensor& mask, const OptionalTensor& grad_scale,
-                                         SymIntArrayRef stride, SymIntArrayRef padding, SymIntArrayRef dilation,
-                                         SymInt groups, std::string_view plan) {
-    const Geometry g{stride, padding, dilation, groups, plan};
-    if (!goes_unrecorded(grad_out, x)) return GradWeight::apply(grad_out, x, weight, mask, grad_scale, g);
-    at::AutoDispatchBelowADInplaceOrView below;
-    return grad_weight(grad_out, x, weight, mask, grad_scale, g);
-  });
+  m.impl("masked_conv2d_grad_weight",
+         [](const Tensor& grad_out, const Tensor& x, const Tensor& weight, const OptionalTensor& mask,
+            const OptionalTensor& grad_scale, SymIntArrayRef stride, SymIntArrayRef padding, SymIntArrayRef dilation,
+            SymInt groups, std::string_view plan) {
+           const Geometry g{stride, padding, dilation, groups, plan};
+           if (!goes_unrecorded(grad_out, x)) return GradWeight::apply(grad_out, x, weight, mask, grad_scale, g);
+           at::AutoDispatchBelowADInplaceOrView below;
+           return grad_weight(grad_out, x, weight, mask, grad_scale, g);
+         });
   m.impl("masked_conv2d_grad_bias",
          [](const Tensor& grad_out, const OptionalTensor& mask) { return GradBias::apply(grad_out, mask); });
   m.impl("gather_channels", [](const Tensor& x, const Tensor& index) { return Gather::apply(x, index); });

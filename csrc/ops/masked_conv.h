@@ -8,7 +8,8 @@
 //     static auto read_filter_mask(op, argument, table, filters, like);
 //     static const MaskTable& table(const Mask&);                // its words, on the host
 //     static auto plans(const Mask&, at::Device);                // a PlanDevice
-//     // A weight that is kept in float32, as a plan of activations in fewer bits reads it: in their dtype, dead filters
+//     // A weight that is kept in float32, as a plan of activations in fewer bits reads it: in their dtype, dead
+//     filters
 //     // zeros or, unless `whole`, anything; null mask: nothing is dead. And the gradient back in float32.
 //     static at::Tensor narrowed(weight, dtype, format, const Mask*, whole);
 //     static at::Tensor widened(grad, weight, const Mask*);
@@ -211,8 +212,8 @@ at::Tensor masked_conv2d_grad_weight(const at::Tensor& grad_out, const at::Tenso
   const at::Tensor like = weight_like(weight, x);
   IsFinite* const finite = Aside<IsFinite>::find(grad_out);
   if (!mask || asked.settled(Device::table(*mask)))
-    return Device::widened(
-        dense_grad_weight<Device>(op, s, grad, dense_x, like, nullptr, params, scale, finite), weight, nullptr);
+    return Device::widened(dense_grad_weight<Device>(op, s, grad, dense_x, like, nullptr, params, scale, finite),
+                           weight, nullptr);
 
   const ConvCall<Mask> call{op, s, params, *mask, format, x.scalar_type()};
   const auto grad_of = [&](Plan plan) {

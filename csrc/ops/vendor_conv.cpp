@@ -68,8 +68,8 @@ at::Tensor sizes_only(at::IntArrayRef sizes, const at::TensorOptions& options, a
 }
 
 bool is_product(const ConvShape& s, at::ScalarType dtype, at::Device device) {
-  return (dtype == at::kBFloat16 || (dtype == at::kFloat && products_are_exact())) && device.is_cpu() && s.G == 1 && s.taps() == 1 && s.in_pixels() == 1 && s.out_pixels() == 1 &&
-         s.padding[0] == 0 && s.padding[1] == 0;
+  return (dtype == at::kBFloat16 || (dtype == at::kFloat && products_are_exact())) && device.is_cpu() && s.G == 1 &&
+         s.taps() == 1 && s.in_pixels() == 1 && s.out_pixels() == 1 && s.padding[0] == 0 && s.padding[1] == 0;
 }
 
 at::Tensor product(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,

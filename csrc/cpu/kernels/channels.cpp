@@ -156,13 +156,13 @@ void fill_channel(const ChannelView<T>& x, int64_t c, T value) {
   }
 }
 
-#define PK_INSTANTIATE(T)                                                                                       \
-  template void channel_sums(const ChannelView<const T>&, const int32_t*, T*, int64_t, int64_t);                \
-  template bool channel_is(Property, const ChannelView<const T>&, int64_t, const PixelList&, int64_t, int64_t); \
+#define PK_INSTANTIATE(T)                                                                                        \
+  template void channel_sums(const ChannelView<const T>&, const int32_t*, T*, int64_t, int64_t);                 \
+  template bool channel_is(Property, const ChannelView<const T>&, int64_t, const PixelList&, int64_t, int64_t);  \
   template bool sentinels_hold(const Sentinel*, int64_t, const ChannelView<const T>&, const PixelList&, int64_t, \
-                               int64_t);                                                                        \
-  template void copy_without(const T*, const ChannelView<T>&, const int32_t*, int64_t, int64_t, int64_t);       \
-  template void set_channels(T*, int64_t, const T*, const T*, int64_t, int64_t);                                \
+                               int64_t);                                                                         \
+  template void copy_without(const T*, const ChannelView<T>&, const int32_t*, int64_t, int64_t, int64_t);        \
+  template void set_channels(T*, int64_t, const T*, const T*, int64_t, int64_t);                                 \
   template void fill_channel(const ChannelView<T>&, int64_t, T);
 PK_INSTANTIATE(float)
 PK_INSTANTIATE(double)
