@@ -114,7 +114,7 @@ def test_other_dtypes_do_not_mix(weight_dtype):
 
 
 def test_autocast_keeps_the_weight():
-    """What backward keeps of a weight is the parameter itself, not a copy in bfloat16."""
+    """What autograd saves of a weight is the parameter itself, not a copy in bfloat16."""
     x, weight, _, _ = inputs(PLAIN)
     saved = []
     weight.requires_grad_()
