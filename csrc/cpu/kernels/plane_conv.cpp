@@ -109,7 +109,8 @@ void PlaneConv::add_taps(Class& c) const {
   for (const auto& [offset, tap] : taps) c.offset.push_back(offset), c.tap.push_back(tap);
 }
 
-// Class (1, 1) of the results has the taps of even rows and columns, as microkernels_window.h has it.
+// Whether the four classes of results, of even and odd rows and columns, are computed as one. Padding 1 alone gives
+// each the taps that microkernels_window.h expects.
 bool PlaneConv::turns_window() const {
   const ConvShape& s = shape_;
   bool fits = direction_ == kGradInput && !shared_ && lane_axis_ == LaneAxis::images && kernels_.window_turned[1][1];
@@ -324,6 +325,7 @@ void PlaneConv::add_own() {
       for (int32_t i = end[k]; i < end[k + 1]; ++i) operands_[next[channels[i]]++] = k;
     end = std::move(ends);
   }
+  blocks_.reserve(end.size());
   for (size_t f = 0; f + 1 < end.size(); ++f)
     if (end[f] < end[f + 1]) blocks_.push_back({1, {static_cast<int32_t>(f)}, {end[f], end[f + 1] - end[f]}, 0, 0});
 }

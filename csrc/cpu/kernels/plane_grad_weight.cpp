@@ -103,8 +103,7 @@ int64_t PlaneGradWeight::scratch_floats() const {
   return copies * (x_.floats(most_channels_) + grads) + x_.line_floats();
 }
 
-void PlaneGradWeight::add_operands(const int32_t* channels, size_t count) {
-  const int64_t first = stretches_[stretch_of(channels[0])].place;
+void PlaneGradWeight::add_operands(const int32_t* channels, size_t count, const Stretch& stretch) {
   const auto &down = x_.layout().rows.classes[0].taps, &across = x_.layout().columns.classes[0].taps;
   const int64_t per_channel = shape_.taps() / taps_per_operand_, most = taps_per_operand_ > 1 ? 3 : kernels_.dot_xs;
   const int64_t all = static_cast<int64_t>(count) * per_channel, tiles = divide_up(all, most);
@@ -116,7 +115,7 @@ void PlaneGradWeight::add_operands(const int32_t* channels, size_t count) {
       const Tap &r = down[tap / shape_.S], &s = across[tap % shape_.S];
       o.channel[o.count] = static_cast<int32_t>(c % shape_.channels_per_group());
       o.tap[o.count] = static_cast<int32_t>(r.index * shape_.S + s.index);
-      o.offset[o.count] = x_.channel_offset(x_.place(c), first) + x_.tap_offset(r, s);
+      o.offset[o.count] = x_.channel_offset(x_.place(c), stretch.place) + x_.tap_offset(r, s);
     }
     operands_.push_back(o);
   }
@@ -145,7 +144,7 @@ void PlaneGradWeight::add_shared(int64_t group) {
   const auto channels = without_padding(mask_.in_index(), group * mask_[kInPerGroup], (group + 1) * mask_[kInPerGroup]);
   const int64_t first = static_cast<int64_t>(order_.size()), count = static_cast<int64_t>(filters.size());
   const int64_t stretch = stretch_of(channels[0]);
-  add_operands(channels.data(), channels.size());
+  add_operands(channels.data(), channels.size(), stretches_[stretch]);
   while (order_.size() < operands_.size()) order_.push_back(static_cast<int32_t>(order_.size()));
   const int64_t tiles = divide_up(count, filters_per_tile_);
   if (stretches_[stretch].end_tile == 0) stretches_[stretch].tile = static_cast<int64_t>(filters_.size());
@@ -156,7 +155,10 @@ void PlaneGradWeight::add_shared(int64_t group) {
 }
 
 void PlaneGradWeight::add_own() {
-  for (const int32_t c : x_.live()) add_operands(&c, 1);
+  operands_.reserve(x_.live().size());
+  filters_.reserve(shape_.K);
+  for (const Stretch& s : stretches_)
+    for (int64_t place = s.place; place < s.end_place; ++place) add_operands(&x_.live()[place], 1, s);
   // Channel after channel, all have equally many.
   const int32_t tiles =
       x_.live().empty() ? 0 : static_cast<int32_t>(operands_.size()) / static_cast<int32_t>(x_.live().size());

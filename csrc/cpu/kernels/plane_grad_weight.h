@@ -67,7 +67,7 @@ class PlaneGradWeight {
   int64_t stretch_of(int32_t channel) const;
   void add_shared(int64_t group);
   void add_own();
-  void add_operands(const int32_t* channels, size_t count);
+  void add_operands(const int32_t* channels, size_t count, const Stretch& stretch);
   void add_filters(const int32_t* filters, int count, int64_t operands, int64_t end, int64_t stretch);
   void pack_grad(const float* plane, int64_t first, int images, const Block& block, float* packed) const;
   void write_tile(const Filters& filters, int64_t k, const float* partial, int64_t count, const float* scale,
