@@ -37,6 +37,18 @@ def test_no_mask_is_dense(direction):
 
 
 @needs_extension
+@pytest.mark.skipif(pk.build_info().get("isa") == "scalar", reason="windows need vectors")
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(("dead", "plan"), [(1, "dense"), (5, "sparse"), (9, "sparse")])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_choice_with_masks_of_kernels(stride, dead, plan, direction):
+    """Of ten kernels so many are dead, in every row and column: plans that skip whole filters have nothing to skip."""
+    kernels = (torch.arange(256)[:, None] + torch.arange(256)) % 10 >= dead
+    chosen = pk.plan.choose(direction, mask=pk.ConvMask(kernel_mask=kernels), stride=(stride, stride), **LARGE)
+    assert chosen == plan
+
+
+@needs_extension
 @pytest.mark.parametrize("plan", ["dense", "compact"])
 def test_force_decides_and_nests(plan):
     with pk.plan.force(plan):

@@ -8,6 +8,7 @@
 #include "cpu/depthwise.h"
 #include "cpu/direct_pixels.h"
 #include "cpu/kernels/depthwise_conv.h"
+#include "cpu/kernels/microkernels.h"
 #include "cpu/kernels/pixel_kernels.h"
 #include "cpu/sparse_pixels.h"
 #include "ops/vendor_conv.h"
@@ -19,6 +20,24 @@ namespace {
 // nanosecond: by plan. Where there are few pixels this is all that counts.
 constexpr double kCallCost[] = {0.8e6, 1e6, 0.3e6, 0.3e6}, kProductCallCost = 0.2e6;
 constexpr double kScalarCost = 50;  // of the pixel kernels without instructions for them, in those with
+
+// What the sparse plan's 3x3 windows take, in the vendor's multiply-adds: one of a live kernel, and, whatever is dead,
+// this share of those of the live filters and channels.
+constexpr double kWindowCost = 1.15, kWindowShare = 0.1;
+
+bool has_windows(const PlanCase& c) {
+  const ConvShape& s = c.shape;
+  const auto fits = [&](int axis) { return s.stride[axis] == s.stride[0] && s.dilation[axis] == 1; };
+  return c.dtype == at::kFloat && s.R == 3 && s.S == 3 && s.stride[0] <= 2 && fits(0) && fits(1) &&
+         microkernels().window[1][1];
+}
+
+double windows_cost(const PlanCase& c) {
+  const MaskTable& mask = c.mask;
+  const double pixels = static_cast<double>(c.shape.N) * c.shape.out_pixels() * c.shape.taps();
+  return pixels * (kWindowCost * mask[kLivePairs] + kWindowShare * mask.out_count() * mask[kInPerGroup]) +
+         elements_copied(c.shape, mask, c.direction) * kMultiplyAddsPerElement / 2;
+}
 
 // The plane kernels: floats, NCHW, offsets that fit 32 bits. A tensor dense in both formats is NCHW to them.
 bool planes_serve(const PlanCase& c) {
@@ -38,9 +57,10 @@ class CpuPlans : public PlanDevice {
     const bool own = c.dtype == at::kBFloat16 && (plan == Plan::direct || plan == Plan::sparse);
     const double slower = own && !has_pixel_kernels() ? kScalarCost : 1;
     const bool is_product = plan == Plan::dense && vendor::is_product(c.shape, c.dtype, at::kCPU);
-    return (is_product ? kProductCallCost : kCallCost[static_cast<int>(plan)]) +
-           slower * (own && plan == Plan::sparse ? sparse_pixels_cost(c)
-                                                 : prunekernels::cost(plan, c.shape, c.mask, c.direction));
+    const double call = is_product ? kProductCallCost : kCallCost[static_cast<int>(plan)];
+    if (own && plan == Plan::sparse) return call + slower * sparse_pixels_cost(c);
+    if (plan == Plan::sparse && has_windows(c)) return call + windows_cost(c);
+    return call + slower * prunekernels::cost(plan, c.shape, c.mask, c.direction);
   }
   double milliseconds(c10::function_ref<void()> work) const override {
     const auto start = std::chrono::steady_clock::now();
