@@ -1,7 +1,6 @@
 #include "cpu/kernels/depthwise_pixels.h"
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "cpu/kernels/depthwise_tiles.h"
 
@@ -17,12 +16,14 @@ Axis axis_of(DepthwiseConv::Direction direction, const ConvShape& s, int axis) {
   return direction == DepthwiseConv::kForward ? forward_axis(s, axis) : grad_input_axis(s, axis);
 }
 
-// Whether to compute all channels rather than to copy the live ones.
+// Whether to compute all channels rather than to copy the live ones. Tiles of wide pixels read many short runs, which
+// are not fetched ahead: that takes longer than copies unless an image lies in L2.
 bool pays_in_place(const ConvShape& s, const ChannelList& list, int lanes) {
-  if (const char* e = std::getenv("DW")) return *e == '1' && list.channels >= lanes;
-  constexpr double kCopyCycles = 9, kTapCycles = 0.75;  // of a vector: there and back; a multiply-add
+  constexpr double kCopyCycles = 7, kTapCycles = 0.75;  // of a vector: there and back; a multiply-add
+  constexpr int64_t kImageFloats = 256 << 10, kNarrow = 64;
   const double dead = static_cast<double>(list.channels - list.live) / static_cast<double>(list.channels);
-  return list.channels >= lanes && dead * kTapCycles * static_cast<double>(s.taps()) < kCopyCycles;
+  const bool is_near = list.channels * s.in_pixels() <= kImageFloats || (list.channels <= kNarrow && dead < 0.25);
+  return list.channels >= lanes && is_near && dead * kTapCycles * static_cast<double>(s.taps()) < kCopyCycles;
 }
 
 // Outputs of a class that have the same taps inside the operand.

@@ -11,16 +11,16 @@
 
 namespace prunekernels {
 
-// visit(row, rows, vector, vectors): tiles of about equal size
+// visit(row, rows, vector, vectors): tiles of about equal size, row by row, as memory is fetched ahead.
 template <typename Visit>
 void each_tile(const DepthwiseTiles& tiles, int64_t rows, int64_t vectors, Visit visit) {
   const int64_t across = divide_up(vectors, kMostTileVectors);
-  for (int64_t j = 0; j < across; ++j) {
-    const int64_t vector = vectors * j / across, width = vectors * (j + 1) / across - vector;
-    const int64_t down = divide_up(rows, tiles.most_rows[width]);
-    for (int64_t i = 0; i < down; ++i) {
-      const int64_t row = rows * i / down;
-      visit(row, rows * (i + 1) / down - row, vector, width);
+  const int64_t down = divide_up(rows, tiles.most_rows[divide_up(vectors, across)]);
+  for (int64_t i = 0; i < down; ++i) {
+    const int64_t row = rows * i / down, height = rows * (i + 1) / down - row;
+    for (int64_t j = 0; j < across; ++j) {
+      const int64_t vector = vectors * j / across;
+      visit(row, height, vector, vectors * (j + 1) / across - vector);
     }
   }
 }
