@@ -18,8 +18,7 @@ ISAS = [row["isa"] for row in pk.kernels() if row["operation"] == "depthwise" an
 
 every_isa = pytest.mark.parametrize("isa", ISAS)
 every_layout = pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-# In channels_last fewer channels than a vector has lanes are gathered; others are computed where they lie, unless the
-# kernel is large and many are dead.
+# In channels_last live channels are gathered; 16 to 64 channels, few of them dead, are computed where they lie.
 layouts_and_channels = pytest.mark.parametrize(
     ("layout", "c"), [("nchw", 3), ("channels_last", 3), ("channels_last", 19)]
 )
@@ -32,7 +31,8 @@ def case(c=3, n=2, **sizes):
 def check(case, isa, made=None, layout="nchw", **args):
     """Equal to the reference (on integers, so exactly); new memory is filled with NaN, and so are dead operands."""
     torch.use_deterministic_algorithms(True)
-    made = masks(case, "all") if made is None else made
+    if made is None:
+        made = {"filter_mask": ~only(19, 1, 17)} if case.c == 19 else masks(case, "all")
     x, weight, bias, grad_out = inputs(case, layout=layout)
     want = reference.gradients(x, weight, bias, grad_out, **made, **case.conv_args, **args)
     if not args:
@@ -102,7 +102,7 @@ def test_planes_in_blocks_of_rows(size, stride, isa, layout, c):
 @every_layout
 @every_isa
 @pytest.mark.parametrize("r", [3, 5])
-@pytest.mark.parametrize("live", [1, 2, 7, 8, 9, 17, 40])
+@pytest.mark.parametrize("live", [1, 2, 7, 8, 9, 17, 33])
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_planes_that_are_packed_together(n, live, r, isa, layout):
     """In channels_last: whole vectors without a live channel, and more than one vector of live ones."""

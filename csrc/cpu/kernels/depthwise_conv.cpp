@@ -9,6 +9,7 @@ namespace prunekernels {
 namespace {
 
 constexpr int64_t kBlockFloats = 8 << 10;  // packed planes and sums: two thirds of L1
+constexpr int64_t kFetched = 1024;         // floats of a plane that are fetched ahead
 constexpr int64_t kTasksPerThread = 4;     // where images do not divide among the threads
 
 Axis axis_of(DepthwiseConv::Direction direction, const ConvShape& s, int axis) {
@@ -17,6 +18,13 @@ Axis axis_of(DepthwiseConv::Direction direction, const ConvShape& s, int axis) {
 
 int64_t even_rows(int64_t rows, int64_t fit) {
   return divide_up(rows, divide_up(rows, std::clamp<int64_t>(fit, 1, rows)));
+}
+
+// Small planes end before the hardware would fetch ahead, and live ones lie apart. Of a large one only the beginning.
+template <bool kToWrite = false>
+void fetch_plane(const float* plane, int64_t floats) {
+  constexpr int64_t kLine = 16;
+  for (int64_t i = 0; i < std::min(floats, kFetched); i += kLine) __builtin_prefetch(plane + i, kToWrite);
 }
 
 int planes_that_fit(bool is_whole, int64_t plane_floats) {
@@ -91,6 +99,12 @@ void DepthwiseConv::compute_rows(const float* packed, const float* weights, floa
   }
 }
 
+// The plane that follows this one by as many live channels as are packed together.
+void DepthwiseConv::fetch_next(const float* operand, int64_t plane, int32_t channel) const {
+  const int64_t next = mask_.out_slot()[channel] + planes_;
+  if (next < mask_.out_count()) fetch_plane(operand + mask_.out_index()[next] * plane, plane);
+}
+
 void DepthwiseConv::compute_planes(const float* operand, const float* weights, float* result, const float* start,
                                    const int32_t* channels, int count, float* scratch) const {
   const PlaneLayout& layout = plane_.layout();
@@ -99,8 +113,10 @@ void DepthwiseConv::compute_planes(const float* operand, const float* weights, f
   const int64_t result_plane = layout.rows.result * layout.columns.result;
   for (int64_t first = 0; first < rows; first += block_rows_) {
     const int64_t block = std::min(block_rows_, rows - first);
-    for (int i = 0; i < count; ++i)
+    for (int i = 0; i < count; ++i) {
+      if (first == 0) fetch_next(operand, operand_plane, channels[i]);
       plane_.pack(operand + channels[i] * operand_plane, first, block, scratch + i * floats);
+    }
     for (int i = 0; i < count; ++i)
       compute_rows(scratch + i * floats, weights + channels[i] * shape_.taps(), start ? start[channels[i]] : 0, first,
                    block, result + channels[i] * result_plane, scratch + planes_ * floats);
@@ -119,6 +135,8 @@ void DepthwiseConv::run(const float* operand, const float* weights, float* resul
   int32_t batch[kMostPlanes];
   int count = 0;
   for (int64_t c = C * part / parts_; c < C * (part + 1) / parts_; ++c) {
+    if (result_plane <= kFetched && c + kMostPlanes < C)
+      fetch_plane<true>(result + (c + kMostPlanes) * result_plane, result_plane);
     if (mask_.out_slot()[c] < 0) {
       std::memset(result + c * result_plane, 0, result_plane * sizeof(float));
       continue;
@@ -175,8 +193,13 @@ void DepthwiseGradWeight::run(const float* x, const float* grad, int64_t task, f
   for (int64_t n = shape_.N * share / shares_; n < shape_.N * (share + 1) / shares_; ++n)
     for (int64_t row = 0; row < shape_.P; row += block_rows_) {
       const int64_t rows = std::min(block_rows_, shape_.P - row);
-      for (int64_t i = 0; i < count; ++i)
+      for (int64_t i = 0; i < count; ++i) {
+        if (row == 0 && n + 1 < shape_.N) {
+          fetch_plane(x + ((n + 1) * C + live_[first + i]) * in, in);
+          fetch_plane(grad + ((n + 1) * C + live_[first + i]) * out, out);
+        }
         plane_.pack(x + (n * C + live_[first + i]) * in, row, rows, scratch + i * floats);
+      }
       for (int64_t i = 0; i < count; ++i) {
         const float* plane = grad + (n * C + live_[first + i]) * out;
         add_rows(scratch + i * floats, plane + row * shape_.Q, rows, plane + out, sums + i * sums_floats_);

@@ -38,6 +38,7 @@ class DepthwiseConv {
   void compute(const Class& c, const DepthwiseTile& tile, int64_t rows, int64_t columns, bool is_exact) const;
   void compute_rows(const float* packed, const float* weights, float start, int64_t first_row, int64_t rows,
                     float* plane, float* sums) const;
+  void fetch_next(const float* operand, int64_t plane, int32_t channel) const;
   void compute_planes(const float* operand, const float* weights, float* result, const float* start,
                       const int32_t* channels, int count, float* scratch) const;
 

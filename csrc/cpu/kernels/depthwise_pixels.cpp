@@ -16,14 +16,12 @@ Axis axis_of(DepthwiseConv::Direction direction, const ConvShape& s, int axis) {
   return direction == DepthwiseConv::kForward ? forward_axis(s, axis) : grad_input_axis(s, axis);
 }
 
-// Whether to compute all channels rather than to copy the live ones. Tiles of wide pixels read many short runs, which
-// are not fetched ahead: that takes longer than copies unless an image lies in L2.
-bool pays_in_place(const ConvShape& s, const ChannelList& list, int lanes) {
-  constexpr double kCopyCycles = 7, kTapCycles = 0.75;  // of a vector: there and back; a multiply-add
-  constexpr int64_t kImageFloats = 256 << 10, kNarrow = 64;
-  const double dead = static_cast<double>(list.channels - list.live) / static_cast<double>(list.channels);
-  const bool is_near = list.channels * s.in_pixels() <= kImageFloats || (list.channels <= kNarrow && dead < 0.25);
-  return list.channels >= lanes && is_near && dead * kTapCycles * static_cast<double>(s.taps()) < kCopyCycles;
+// Whether to compute all channels rather than to copy the live ones. A tile reads and writes a short run of each
+// pixel's channels, which is not fetched ahead unless pixels are narrow; copies are.
+bool pays_in_place(const ChannelList& list, int lanes) {
+  constexpr int64_t kNarrow = 64;  // channels
+  const int64_t dead = list.channels - list.live;
+  return lanes <= list.channels && list.channels <= kNarrow && 4 * dead < list.channels;
 }
 
 // Outputs of a class that have the same taps inside the operand.
@@ -130,7 +128,7 @@ DepthwisePixels::DepthwisePixels(DepthwiseConv::Direction direction, const ConvS
     : shape_(shape),
       list_(list),
       kernels_(depthwise_kernels()),
-      in_place_(pays_in_place(shape, list, kernels_.lanes)),
+      in_place_(pays_in_place(list, kernels_.lanes)),
       vectors_(list, kernels_.lanes, in_place_),
       scatter_(pick_scatter_pixels(sizeof(float), list)),
       x_(axis_of(direction, shape, 0), axis_of(direction, shape, 1), shape.S, list, in_place_) {
@@ -199,7 +197,7 @@ DepthwisePixelsGradWeight::DepthwisePixelsGradWeight(const ConvShape& shape, con
     : shape_(shape),
       list_(list),
       kernels_(depthwise_kernels()),
-      in_place_(pays_in_place(shape, list, kernels_.lanes)),
+      in_place_(pays_in_place(list, kernels_.lanes)),
       vectors_(list, kernels_.lanes, in_place_),
       gather_(pick_gather_pixels(sizeof(float), list)),
       x_(forward_axis(shape, 0), forward_axis(shape, 1), shape.S, list, in_place_) {
