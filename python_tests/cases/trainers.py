@@ -40,9 +40,12 @@ def sgd(net):
 
 
 def loop(
-    method, *, rate=0.5, bf16=False, max_norm=None, accumulate=1, live=False, average=None, epochs=EPOCHS, **options
-):
-    """The training by hand. Returns the network and the method."""
+    method, *, rate=0.5, bf16=False, max_norm=None, accumulate=1, live=False, average=None, scaler=None, epochs=EPOCHS,
+    **options,
+):  # fmt: skip
+    """The training by hand. scaler: a GradScaler, with float16. Returns the network, the method and the average."""
+    scaler = torch.amp.GradScaler("cpu", enabled=False) if scaler is None else scaler
+    dtype = torch.float16 if scaler.is_enabled() else torch.bfloat16
     net = Net()
     pk.convert(net)
     pk.flow(net, live)
@@ -53,15 +56,17 @@ def loop(
     )
     for _ in range(epochs):
         for step, (x, y) in enumerate(zip(images.split(BATCH), labels.split(BATCH), strict=True)):
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            with torch.autocast("cpu", dtype, enabled=bf16 or scaler.is_enabled()):
                 loss = F.cross_entropy(net(x), y)
-            (loss / accumulate).backward()
+            scaler.scale(loss / accumulate).backward()
             if (step + 1) % accumulate:
                 continue
+            scaler.unscale_(optimizer)
             if max_norm is not None:
                 pruning.clip_soft()
                 nn.utils.clip_grad_norm_(net.parameters(), max_norm)
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             optimizer.zero_grad()
             pruning.step()
             if average is not None:

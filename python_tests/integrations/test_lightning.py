@@ -111,6 +111,21 @@ def test_is_the_loop(form, options, tmp_path):
     assert live_counts(module) == [4, 3]
 
 
+def test_float16(tmp_path):
+    """With a scale at first so large that steps are left out."""
+    from lightning.pytorch.plugins.precision import MixedPrecision
+
+    def scaler():
+        return torch.amp.GradScaler("cpu", init_scale=2.0**26)
+
+    module, pruned = Module(), callback(**SOFT)
+    plugin = MixedPrecision("16-mixed", "cpu", scaler())
+    trainer(tmp_path, pruned, plugins=[plugin], gradient_clip_val=0.5).fit(module, loader())
+    net, _, _ = loop("SFP", scaler=scaler(), max_norm=0.5, **SOFT)
+    assert 1 < plugin.scaler.get_scale() < 2.0**26
+    assert_same_networks(module.net, net)
+
+
 def test_live_mode(tmp_path):
     module = Module()
     trainer(tmp_path, callback(mode="live", **SOFT)).fit(module, loader())

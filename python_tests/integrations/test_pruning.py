@@ -1,5 +1,7 @@
 """What the callbacks share."""
 
+import copy
+import pickle
 import subprocess
 import sys
 
@@ -37,6 +39,12 @@ def test_errors_come_at_once(arguments, text):
 
 def test_takes_a_class():
     assert Pruning(pk.methods.ASFP).cls is Pruning("asfp").cls is pk.methods.ASFP
+
+
+def test_is_sent_to_other_processes():
+    """ultralytics and Lightning's spawn pickle callbacks before training begins."""
+    again = pickle.loads(pickle.dumps(Pruning("pgp", rate=0.25, duty=0.5)))
+    assert again.cls is pk.methods.PGP and (again.rate, again.options) == (0.25, {"duty": 0.5})
 
 
 def begun(net, **options):
@@ -90,8 +98,6 @@ def test_auto_does_not_measure_where_runs_are_to_repeat():
 
 
 def test_what_waits_for_a_call_is_not_copied():
-    import copy
-
     net = Net()
     pruning, optimizer = begun(net)
     pruning.end_epoch()
