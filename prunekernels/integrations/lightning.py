@@ -54,7 +54,7 @@ class PruningCallback(Callback):
         averages = (average.module for callback in _averaging(trainer) if (average := callback._average_model))
         self.pruning.convert(pl_module, *averages)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         layers = {p for module in pl_module.modules() if isinstance(module, MaskedConv2d) for p in module.parameters()}
         held = [sum(p in layers for group in o.param_groups for p in group["params"]) for o in trainer.optimizers]
         optimizer = trainer.optimizers[held.index(max(held))] if held else None

@@ -33,7 +33,8 @@ class Pruning:
     Args:
         method: The method, by its name on the command line ("ghfp", "prune-while-training") or by its class.
         rate: The share of filters that is pruned in the end.
-        epochs: How many epochs the training has. None: as many as the trainer says.
+        epochs: How many epochs prune. None: as many as the trainer has, or has left where pruning comes to a training
+            that resumes.
         mode: "masked" or "live"; "auto" measures both on a step of the training, when masks leave another tenth of the
             filters live. Compacted mode trains a network that these trainers do not hold.
         followers: Averages of the model that get every change of masks as well. Those that a trainer keeps by itself
@@ -104,24 +105,28 @@ class Pruning:
         Args:
             model: The network, converted.
             optimizer: Its optimizer, in whatever wrapper.
-            epochs: What the trainer says, if the user said nothing.
+            epochs: What the trainer says, if the user said nothing; those that are over count.
             epoch: Epochs that are over.
             example_input: What the trainer knows that the network takes, if the user said nothing.
             followers: Averages that the trainer keeps.
         """
-        epochs = self.epochs if self.epochs is not None else epochs
+        state = self._state
+        before = epoch if state is None else state["before"]
+        if self.epochs is not None:
+            epochs = self.epochs
+        elif isinstance(epochs, int) and epochs > 0:
+            epochs -= before
         is_known = isinstance(epochs, int) and epochs > 0
         expect(OP, is_known, "epochs", "a number of epochs, as the trainer has none", epochs)
         options = {"example_input": example_input, **self.options}
         if options["example_input"] is not None:
             device = next(model.parameters()).device
             options["example_input"] = Example.of(OP, options["example_input"]).map(lambda x: x.to(device))
-        state = self._state
         self.method = self.cls(
             model, optimizer, self.rate, epochs, followers=[*self.followers, *followers],  # type: ignore[arg-type]
             state=None if state is None else state["method"], **options,
         )  # fmt: skip
-        self._state, self._before = None, epoch
+        self._state, self._before = None, before
         self._take(state)
         self._run_in("live" if self.mode == "live" else "masked")
         self._masks_changed()

@@ -27,7 +27,7 @@ class PruningCallback(TrainerCallback):
         rate: The share of filters that is pruned in the end.
         mode: "auto", "masked" or "live".
         resume_from: The folder of the checkpoint to resume from, where that is neither in the Trainer's output_dir nor
-            in its arguments.
+            in its arguments. False: pruning begins now, whatever the Trainer resumes from.
         options: The others of `prunekernels.integrations.pruning.Pruning`: epochs (the Trainer's by default),
             followers, filter_fn, and keywords of the method.
     """
@@ -38,7 +38,7 @@ class PruningCallback(TrainerCallback):
         *,
         rate: float = 0.5,
         mode: str = "auto",
-        resume_from: str | os.PathLike[str] | None = None,
+        resume_from: str | os.PathLike[str] | bool | None = None,
         **options: Any,
     ) -> None:
         self.pruning, self.resume_from = Pruning(method, rate=rate, mode=mode, **options), resume_from
@@ -59,9 +59,9 @@ class PruningCallback(TrainerCallback):
         model: nn.Module = kwargs["model"]
         self.pruning.reset()
         self.pruning.convert(model)
-        if state.global_step > 0:
+        if state.global_step > 0 and self.resume_from is not False:
             self.pruning.load_state_dict(self._saved(args, state.global_step))
-        self.pruning.begin(model, kwargs["optimizer"], state.num_train_epochs)
+        self.pruning.begin(model, kwargs["optimizer"], state.num_train_epochs, epoch=_epochs_over(state))
 
     def _saved(self, args: TrainingArguments, step: int) -> dict[str, Any]:
         folders = [self.resume_from, args.resume_from_checkpoint, Path(str(args.output_dir), f"checkpoint-{step}")]
@@ -76,7 +76,7 @@ class PruningCallback(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.pruning.begin_epoch(int((state.epoch or 0) + 1e-6))
+        self.pruning.begin_epoch(_epochs_over(state))
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -108,3 +108,7 @@ class PruningCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             torch.save(self.pruning.state_dict(), Path(str(args.output_dir), f"checkpoint-{state.global_step}", FILE))
+
+
+def _epochs_over(state: TrainerState) -> int:
+    return int((state.epoch or 0) + 1e-6)

@@ -179,6 +179,21 @@ def test_resume(when, options, tmp_path):
     assert_same_networks(resumed, whole)
 
 
+def test_begins_in_a_training_that_resumes(tmp_path):
+    """It then has the epochs that are left; and it resumes as any other."""
+    plain = trainer(tmp_path, max_epochs=1)
+    plain.fit(Module(), loader())
+    plain.save_checkpoint(tmp_path / "plain.ckpt")
+    pruned, again, modules = callback(), callback(), (Module(), Module())
+    half = trainer(tmp_path, pruned, max_epochs=4, limit_train_batches=STEPS)
+    half.fit(modules[0], loader(), ckpt_path=tmp_path / "plain.ckpt")
+    assert pruned.method.all_epochs == 3 and pruned.method.finished and live_counts(modules[0]) == [4, 3]
+    half.save_checkpoint(tmp_path / "pruned.ckpt")
+    longer = trainer(tmp_path, again, max_epochs=5)
+    longer.fit(modules[1], loader(), ckpt_path=tmp_path / "pruned.ckpt")
+    assert again.method.all_epochs == again.method.epoch == 4
+
+
 @pytest.mark.parametrize("first", ["average", "pruning"])
 def test_weight_averaging_follows(first, tmp_path):
     from lightning.pytorch.callbacks import WeightAveraging

@@ -122,6 +122,14 @@ def test_resume_from_elsewhere(tmp_path):
     assert_same_networks(resumed, whole)
 
 
+def test_begins_in_a_training_that_resumes(tmp_path):
+    """It then has the epochs that are left."""
+    trainer(tmp_path, Net(), epochs=EPOCHS, save_strategy="epoch").train()
+    net, pruned = Net(seed=1), callback(resume_from=False)
+    trainer(tmp_path, net, pruned).train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{STEPS}"))
+    assert pruned.method.all_epochs == EPOCHS - 1 and pruned.method.finished and live_counts(net) == [4, 3]
+
+
 class Averaging(transformers.TrainerCallback):
     def __init__(self, average):
         self.average = average
