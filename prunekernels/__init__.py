@@ -10,6 +10,7 @@ from .inspect.flops import Flops, count_flops
 from .inspect.modes import ModeTimes, time_modes
 from .live import LiveTensor
 from .masks import ConvMask
+from .methods.uniform_rate import rate_for
 from .nn.adapters import register_adapter
 from .nn.batch_norm import MaskedBatchNorm2d
 from .nn.conv import MaskedConv2d
@@ -49,6 +50,7 @@ __all__ = [
     "methods",
     "optim",
     "plan",
+    "rate_for",
     "reference",
     "register_adapter",
     "restore",

@@ -52,8 +52,9 @@ def check_options(
     expect(op, is_share(rate) and rate != 1, "rate", "a number in [0, 1)", rate)
     expect(op, is_share(duty), "duty", "a number in [0, 1]", duty)
     expect(op, coupling in COUPLINGS, "coupling", f"one of {', '.join(COUPLINGS)}", repr(coupling))
-    expect(op, budget in BUDGETS, "budget", f"one of {', '.join(BUDGETS)}", repr(budget))
-    is_floor = floor is None or (is_share(floor) and budget != "layer")
+    is_left = isinstance(budget, Mapping)  # of what is to be left: see uniform_rate.Left
+    expect(op, is_left or budget in BUDGETS, "budget", f"one of {', '.join(BUDGETS)}, or a dict", repr(budget))
+    is_floor = floor is None or (is_share(floor) and budget in ("global", "flops"))
     expect(op, is_floor, "floor", "a share in [0, 1] with budget='global' or 'flops'; 'layer' has rates", floor)
     for name, value in (("round_to", round_to), ("steps_per_epoch", steps_per_epoch)):
         expect(op, value is None or (isinstance(value, int) and value >= 1), name, "an integer from 1", value)
@@ -61,15 +62,11 @@ def check_options(
     expect(op, wake is None or wake in WAKES, "wake", f"one of {', '.join(WAKES)}", repr(wake))
     expect(op, clip is None or isinstance(clip, bool), "clip", "True, False or None", repr(clip))
     expect(op, isinstance(seed, int), "seed", "an integer", repr(seed))
-    expect(
-        op,
-        budget != "flops" or norms is True,
-        "norms",
-        "True with budget='flops': else norms keep dead channels",
-        norms,
-    )
-    is_known = budget != "flops" or example_input is not None
-    expect(op, is_known, "example_input", "an input, from which budget='flops' counts multiply-adds", None)
+    needs_graph = budget == "flops" or is_left
+    expected = f"True with budget={budget!r}: else norms keep dead channels"
+    expect(op, not needs_graph or norms is True, "norms", expected, norms)
+    expected = f"an input, from which budget={budget!r} counts {'what is left' if is_left else 'multiply-adds'}"
+    expect(op, not needs_graph or example_input is not None, "example_input", expected, None)
     is_known = coupling == "independent" or example_input is not None
     expect(op, is_known, "example_input", "an input, which joint coupling needs", None)
 

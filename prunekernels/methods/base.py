@@ -57,7 +57,9 @@ class Method(Running, Budgeted, Checkpoints, FilterTensors, metaclass=WithDefaul
             as behind a shortcut that pads: filters then compete with those that the same layers have. "global": that
             share of all filters together, by their scores over their layer's mean score. "flops" (needs example_input):
             as many filters of all layers as save that share of the network's multiply-adds, by scores over the sum of
-            those that are left of their layer.
+            those that are left of their layer. A dict, {"flops": 0.5}, {"params": 0.5} or {"latency": 0.5} (needs
+            example_input): what is left of the network in the end. The method then finds the rate, the same in each
+            layer, as rate_for does, whose `timer` the dict may have; `rate` has no effect.
         rates: By name or pattern of names ("stage1.*"), a rate for these layers; the last pattern that matches counts.
             The other layers have `rate`, or meet the budget of all.
         floor: The smallest share of a layer's filters that stays with budget "global" or "flops", unless rates has the
@@ -132,7 +134,7 @@ class Method(Running, Budgeted, Checkpoints, FilterTensors, metaclass=WithDefaul
         prune_outputs: bool | Sequence[str] = False,
         round_to: int = 1,
         coupling: str = "independent",
-        budget: str = "layer",
+        budget: str | Mapping[str, Any] = "layer",
         rates: Mapping[str, float] | None = None,
         floor: float | None = None,
         example_input: Any = None,
@@ -177,7 +179,7 @@ class Method(Running, Budgeted, Checkpoints, FilterTensors, metaclass=WithDefaul
         names = {name for unit in units for name in unit.layers}
         self.layers = {name: layer for name, layer in masked.items() if name in names}
         arguments.check_optimizer(op, optimizer, self.layers, self.left_out)
-        self._start_budget(units, budget, rates, floor, round_to, example_input)
+        self._start_budget(units, budget, rates, floor, example_input)
         self.followers = arguments.checked_followers(op, model, followers)
         self._finder: NormFinder | None = None
         self._masks_all = False

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..graph import Group
 from ..nn.conv import MaskedConv2d
+from . import ranks
 from .budgets import Budget
 from .channel_masks import ChannelMasks
 from .costs import Costs
 from .filter_states import FilterStates
 from .ranking import Ranking
 from .rates import rates_of_layers, rates_of_units
+from .uniform_rate import Left, uniform_rate
 
 
 class Budgeted:
@@ -22,31 +24,55 @@ class Budgeted:
 
     Attributes:
         rates: By name, the rates of the layers that `rates` gives one.
+        rate: The share of filters that is pruned in the end; with a budget of what is left, the one that meets it.
     """
 
     model: nn.Module
     rate: float
     rates: dict[str, float]
+    round_to: int
     epochs: int
     prunes_first: bool
     layers: dict[str, MaskedConv2d]
     left_out: dict[str, str]
     channel_masks: ChannelMasks
     filters: FilterStates
+    process_group: Any
 
     def pruned_share(self, epoch: int) -> float:
         raise NotImplementedError
 
     def _start_budget(
-        self, units: Sequence[Group], kind: str, rates: object, floor: float | None, round_to: int, example_input: Any
+        self,
+        units: Sequence[Group],
+        budget: str | Mapping[str, Any],
+        rates: object,
+        floor: float | None,
+        example_input: Any,
     ) -> None:
         op = type(self).__name__
+        self._left = None if isinstance(budget, str) else Left.of(op, budget)
+        kind = budget if isinstance(budget, str) else "layer"
         self.rates = rates_of_layers(op, rates, self.layers, self.left_out)
         costs = Costs(self.model, self.channel_masks.groups, units, example_input) if kind == "flops" else None
         own = rates_of_units(op, self.rates, units, self.rate)
-        self._budget = Budget(op, kind, units, self.rate, own, floor=floor, round_to=round_to, costs=costs)
+        self._budget = Budget(op, kind, units, self.rate, own, floor=floor, round_to=self.round_to, costs=costs)
+        self._find_rate(example_input)
         epochs = range(-1 if self.prunes_first else 0, self.epochs)
         self._budget.check(lambda rate: [max(self._share(rate, epoch) for epoch in epochs)])
+
+    def _find_rate(self, example_input: Any) -> None:
+        """With a budget of what is left, the rate that meets it takes the place of the one that was given."""
+        if self._left is not None:
+            op, units = type(self).__name__, self.filters.units
+            own = rates_of_units(op, self.rates, units, self.rate)
+            found = uniform_rate(
+                op, self._left, self.model, self.channel_masks, units, own, self.round_to, example_input
+            )
+            self._set_rate(ranks.of_rank_0(found, self.process_group))
+
+    def _set_rate(self, rate: float) -> None:
+        self.rate = self._budget.rate = rate
 
     def _ranked(self, scores: Sequence[Tensor]) -> list[Ranking]:
         """By unit, its filters from the first to go to the last.

@@ -77,7 +77,7 @@ class CSGD(Method):
             trains as any other network.
         coupling: "joint": filters that meet in an add take the clusters of the one convolution among them that is
             nearest to the input (a stage's first, or its projection). "independent": they are left alone.
-        **options: Keywords of Method. criterion has no effect, duty only on defaults; budget must be "layer".
+        **options: Keywords of Method. criterion has no effect, duty only on defaults; budget must be "layer" or a dict.
 
     Attributes:
         left_out: By name, the layers whose filters cannot be merged, and why.
@@ -132,7 +132,8 @@ class CSGD(Method):
         self._expect(-1 <= start <= last, "start", f"an epoch from -1 to {last}", start)
         self._expect(example_input is not None, "example_input", "an input, as merging needs the graph", None)
         budget = options.get("budget", "layer")
-        self._expect(budget == "layer", "budget", "layer, as clusters do not compare", repr(budget))
+        is_uniform = budget == "layer" or isinstance(budget, Mapping)
+        self._expect(is_uniform, "budget", "layer or a dict, as clusters do not compare", repr(budget))
         self.strength, self.exact = strength, bool(exact)
         self.start, self._alone = start, coupling == "independent"
         self.clustering: Clustering = CLUSTERINGS[clusters] if isinstance(clusters, str) else clusters
@@ -180,6 +181,7 @@ class CSGD(Method):
         self.merge_groups: list[MergeGroup] = [found[unit.layers] for unit in self.units]
         self.layers = {name: layer for name, layer in self.layers.items() if name not in self.left_out}
         self._expect(bool(self.layers), "model", "layers whose filters can be merged", f"{self.left_out}")
+        self._find_rate(example_input)
 
     def _serves(self) -> bool:
         return self.merged  # before, the rule moves all entries, those that the small network lacks too

@@ -19,6 +19,7 @@ from .filter_states import FilterStates
 from .first_pruning import FirstPruning
 from .phases import Phases
 from .ranking import Counts
+from .uniform_rate import Left
 
 
 class Checkpoints:
@@ -33,8 +34,10 @@ class Checkpoints:
     phases: Phases
     generator: torch.Generator
     history: list[dict[str, Counts]]
+    rate: float
     epoch: int
     steps: int
+    _left: Left | None
     _first: FirstPruning | None
     _fixed_steps: bool
 
@@ -51,6 +54,8 @@ class Checkpoints:
 
         def _set_masks(self) -> None: ...
 
+        def _set_rate(self, rate: float) -> None: ...
+
     def _identity(self) -> dict[str, Any]:
         """What must be the same in the method that a state is loaded into."""
         layers = {name: layer.out_channels for name, layer in self.layers.items()}
@@ -60,6 +65,7 @@ class Checkpoints:
         """Returns all that training needs to go on where it stopped, as plain values and tensors."""
         self.write_back()
         return self._identity() | {
+            "rate": self.rate,
             "epoch": self.epoch,
             "steps": self.steps,
             **self.phases.state_dict(),
@@ -84,6 +90,8 @@ class Checkpoints:
         if self._first is not None:
             self._first.take_back(state_dict.get("checksums", {}), checksums(self.layers, self.optimizer))
             self._first = None
+        if self._left is not None and "rate" in state_dict:  # weights and times may be others than they were
+            self._set_rate(state_dict["rate"])
         self.epoch, self.steps = state_dict["epoch"], state_dict["steps"]
         self.phases.load_state_dict(state_dict, keeps_length=self._fixed_steps)
         self.filters.dead = [dead.cpu().clone() for dead in state_dict["dead"]]

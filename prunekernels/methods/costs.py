@@ -1,8 +1,8 @@
-"""Costs: the multiply-adds of the small network, by which filters are dead."""
+"""Costs: the multiply-adds or the parameters of the small network, by which filters are dead."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -19,17 +19,31 @@ Ints = npt.NDArray[np.int64]
 
 
 class Costs:
-    """Multiply-adds of convolutions and linear layers without the channels that are dead.
+    """Multiply-adds of convolutions and linear layers, or parameters, without the channels that are dead.
 
     A joint channel of a group (see coupled_groups) is computed where a filter of one of its convolutions is live. A
     layer costs its multiply-adds times the share of its filters, and of the channels that it reads, that are computed.
     Layers that the graph does not follow, and channels that are not zero behind dead filters, cost what they do today.
 
+    Args:
+        model: The network.
+        groups: Its groups, as the graph has them.
+        units: Filters that are pruned together.
+        example_input: What the model takes.
+        kind: "flops" or "params".
+
     Attributes:
-        dense: The multiply-adds of the whole network.
+        dense: The multiply-adds, or the parameters, of the whole network.
     """
 
-    def __init__(self, model: nn.Module, groups: Sequence[Group], units: Sequence[Group], example_input: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Sequence[Group],
+        units: Sequence[Group],
+        example_input: Any,
+        kind: str = "flops",
+    ) -> None:
         first = [0, *accumulate(group.width for group in groups)]
         at = {n: place + c.numpy() for place, g in zip(first, groups, strict=False) for n, c in g.filters.items()}
         starts = [0, *accumulate(unit.width for unit in units)]
@@ -44,23 +58,42 @@ class Costs:
 
         prices, widths, reads, rows, columns = [], [], [], [], []
         flops = count_flops(model, example_input)
-        self.dense = flops.dense
-        for row in flops.rows:
-            layer: Any = model.get_submodule(row["layer"])
+        self._of_channel = np.zeros(first[-1], dtype=np.int64)  # parameters of a channel that are not in weights
+        layers: list[Any] = [model.get_submodule(row["layer"]) for row in flops.rows]
+        for row, layer in zip(flops.rows, layers, strict=True):
             name, (K, Cg) = row["layer"], layer.weight.shape[:2]
             is_plain = isinstance(layer, (nn.Conv2d, nn.Linear))
             readers = zip(first, groups, strict=False) if is_plain and getattr(layer, "groups", 1) == 1 else ()
             found = [place + c[c >= 0].numpy() for place, g in readers if (c := g.readers.get(name)) is not None]
             rows.append(at.get(name, np.zeros(0, dtype=np.int64)))
             columns.append(_joined(found))
-            prices.append(row["dense"] // (K * Cg))  # of one filter and one channel that it reads
+            whole = row["dense"] if kind == "flops" else layer.weight.numel()
+            prices.append(whole // (K * Cg))  # of one filter and one channel that it reads
             widths.append(K - len(rows[-1]))  # those that are always computed
             reads.append(Cg - len(columns[-1]))
         self._prices, self._widths, self._reads = (np.array(n, dtype=np.int64) for n in (prices, widths, reads))
+        self._weights = self.dense = flops.dense  # those of weights, and all
+        if kind == "params":
+            self._weights = sum(layer.weight.numel() for layer in layers)
+            self.dense = sum(p.numel() for p in model.parameters())
+            self._count_vectors(model, groups, first, at)
         (self._rows, self._row_layers), (self._columns, self._column_layers) = _flat(rows), _flat(columns)
 
+    def _count_vectors(
+        self, model: nn.Module, groups: Sequence[Group], first: Sequence[int], at: Mapping[str, Ints]
+    ) -> None:
+        """Counts biases of convolutions, and what norms have for each channel."""
+        modules: dict[str, Any] = dict(model.named_modules())
+        places = [channels for name, channels in at.items() if modules[name].bias is not None]
+        for start, group in zip(first, groups, strict=False):
+            for name, channels in group.norms.items():
+                vectors = list(modules[name].parameters(recurse=False))
+                places += [start + channels[channels >= 0].numpy()] * len(vectors)
+        for place in places:
+            np.add.at(self._of_channel, place, 1)
+
     def saved(self, dead: Bools) -> int:
-        """What the small network saves of the multiply-adds.
+        """What the small network saves.
 
         Args:
             dead: bool [sum of the widths of all units].
@@ -70,7 +103,7 @@ class Costs:
         layers = len(self._prices)
         rows = self._widths + np.bincount(self._row_layers[kept[self._rows]], minlength=layers)
         columns = self._reads + np.bincount(self._column_layers[kept[self._columns]], minlength=layers)
-        return self.dense - int((self._prices * rows * columns).sum())
+        return self._weights - int((self._prices * rows * columns).sum()) + int(self._of_channel[~kept].sum())
 
     def of_filters(self) -> Floats:
         """[sum of the widths of all units]: the multiply-adds of what each filter computes, and of what reads it."""

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .. import plan
 from ..graph import Group
 from ..inspect.flops import count_flops
 from ..live.tensor import full_width
-from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
 from ..nn.example import Example
-from ..nn.mask_buffers import MaskBuffers
 from .arguments import COUPLINGS, check_prune_outputs, expect, is_share, masked_layers, unwrapped
 from .channel_masks import ChannelMasks, find_norms, units_of
 from .criteria import OfWeights, make_criterion
+from .evaluating import evaluating
 from .ranking import Ranking, of_unit, pruned_count
 from .sensitivity_table import Row, Sensitivity
 from .trials import batch_statistics
@@ -127,7 +125,7 @@ def sensitivity(
     if first is None:
         raise ValueError(f"{OP}: data: expected batches with images, got none")
     x = first[0][0]
-    with _evaluating(model):
+    with evaluating(model):
         example = x if example_input is None and coupling == "joint" else example_input
         masks = ChannelMasks(model, example)
         if masks.norms is None:
@@ -237,34 +235,3 @@ def _parts(data: Iterable[Any], device: torch.device) -> Iterator[list[Batch]]:
         size += x.nbytes
     if part:
         yield part
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and live mode inside the block; afterwards masks, modes and training flags are as before.
-
-    Plans are chosen by cost, not by time: a mask is tried too few times to be worth timing plans for.
-    """
-    training = {module: module.training for module in model.modules()}
-    layers = {m: (m._flow, _masks_of(m)) for m in model.modules() if isinstance(m, MaskBuffers)}
-    model.eval()
-    try:
-        for layer in layers:
-            layer._flow = True
-        with torch.no_grad(), plan.measure(False):
-            yield
-    finally:
-        for layer, (is_live, masks) in layers.items():
-            layer._flow = is_live
-            if isinstance(layer, MaskedConv2d):
-                layer.set_masks(**masks)
-            elif isinstance(layer, MaskedBatchNorm2d):
-                layer.set_mask(**masks)
-        for module, mode in training.items():
-            module.training = mode
-
-
-def _masks_of(layer: MaskBuffers) -> dict[str, Tensor]:
-    """The masks that a trial changes, by the names that set them."""
-    kinds = ("filter", "hard", "input") if isinstance(layer, MaskedConv2d) else ("channel",)
-    return {kind: getattr(layer, f"{kind}_mask").clone() for kind in kinds}
