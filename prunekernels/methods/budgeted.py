@@ -16,7 +16,7 @@ from .costs import Costs
 from .filter_states import FilterStates
 from .ranking import Ranking
 from .rates import rates_of_layers, rates_of_units
-from .uniform_rate import Left, uniform_rate
+from .uniform_rate import Left, by_weights, uniform_rate
 
 
 class Budgeted:
@@ -58,8 +58,26 @@ class Budgeted:
         own = rates_of_units(op, self.rates, units, self.rate)
         self._budget = Budget(op, kind, units, self.rate, own, floor=floor, round_to=self.round_to, costs=costs)
         self._find_rate(example_input)
-        epochs = range(-1 if self.prunes_first else 0, self.epochs)
-        self._budget.check(lambda rate: [max(self._share(rate, epoch) for epoch in epochs)])
+        self._budget.check(self._most)
+
+    def forecast(self) -> dict[str, Tensor]:
+        """Tells which filters would live in the end if they were ranked by the norms of their weights as they are now.
+
+        Nothing changes. How many filters each layer keeps is then what the method will do; with budget "global" or
+        "flops" it depends on the scores that it will have.
+
+        Returns:
+            By layer name, bool [K] on the CPU: True for those that live.
+        """
+        units = self.filters.units
+        rankings = by_weights(self.model, units, self._budget.takes_evenly)
+        counts = self._budget.counts(rankings, self._most)
+        gone = [ranking.first(count) for ranking, count in zip(rankings, counts, strict=True)]
+        return {n: ~dead[c] for unit, dead in zip(units, gone, strict=True) for n, c in unit.filters.items()}
+
+    def _most(self, rate: float) -> list[float]:
+        """The largest share that goes at any epoch's end, by a rate."""
+        return [max(self._share(rate, epoch) for epoch in range(-1 if self.prunes_first else 0, self.epochs))]
 
     def _find_rate(self, example_input: Any) -> None:
         """With a budget of what is left, the rate that meets it takes the place of the one that was given."""

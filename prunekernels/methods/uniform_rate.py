@@ -155,7 +155,7 @@ def uniform_rate(
         example_input: What the model takes.
     """
     budget = Budget(op, "layer", units, 0.0, rates, round_to=round_to)
-    rankings = _by_weights(model, units)
+    rankings = by_weights(model, units)
     grid = GRID[left.kind]
 
     def dead_at(rate: float) -> list[Tensor]:
@@ -189,15 +189,18 @@ def uniform_rate(
         return found_by(lambda dead: timer(small(dead), example_input) / whole)
 
 
-def _by_weights(model: nn.Module, units: Sequence[Group]) -> list[Ranking]:
-    """By unit, its filters in the order of their weights' norms."""
+def by_weights(
+    model: nn.Module, units: Sequence[Group], takes_evenly: Callable[[int], bool] = lambda unit: True
+) -> list[Ranking]:
+    """By unit, its filters in the order of their weights' norms. takes_evenly: whether a unit does (see Ranking.of)."""
     layers: dict[str, Any] = dict(model.named_modules())
     rankings = []
-    for unit in units:
+    for u, unit in enumerate(units):
         weights = {name: layers[name].weight.detach().double() for name in unit.layers}
         scores = {name: weight.flatten(1).norm(dim=1).cpu() for name, weight in weights.items()}
         none = torch.zeros(unit.width, dtype=torch.bool)
-        rankings.append(Ranking.of(of_unit(unit, scores), none, none, list(unit.filters.values()), evenly=True))
+        members, evenly = list(unit.filters.values()), takes_evenly(u)
+        rankings.append(Ranking.of(of_unit(unit, scores), none, none, members, evenly=evenly))
     return rankings
 
 

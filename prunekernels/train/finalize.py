@@ -116,9 +116,9 @@ def _epoch_times(run: Trainer, plain: nn.Module, small: nn.Module, x: Tensor, y:
     bf16 = run.modes.bf16
     with setup.numerics(run.config), _in_last_mode(run, x) as (net, optimizer):
         steps = {
-            "dense": _stepper(run.dense.bf16, plain, setup.optimizer_of(run.config, plain), x, y),
-            "this": _stepper(bf16, net, optimizer, run.modes.laid_out(x), y),
-            "small": _stepper(bf16, small, setup.optimizer_of(run.config, small), x, y),
+            "dense": stepper(run.dense.bf16, plain, setup.optimizer_of(run.config, plain), x, y),
+            "this": stepper(bf16, net, optimizer, run.modes.laid_out(x), y),
+            "small": stepper(bf16, small, setup.optimizer_of(run.config, small), x, y),
         }
         for _ in range(2):  # warm-up: plans are chosen, memory is allocated
             round_time = sum(seconds(step, run.device) for step in steps.values())
@@ -139,7 +139,7 @@ def _in_last_mode(run: Trainer, x: Tensor) -> Iterator[tuple[nn.Module, Optimize
         yield (Compiled(net) if run.modes.is_compiled else net), opt
 
 
-def _stepper(bf16: bool, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Callable[[], None]:
+def stepper(bf16: bool, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> Callable[[], None]:
     """Returns a function that trains this model, and nothing else, for one step, in bfloat16 or float32."""
     model.train()
 

@@ -11,6 +11,7 @@ EXTRAS = {
     "matplotlib": ("matplotlib", "cli"),
     "tqdm": ("tqdm", "cli"),
     "PIL": ("Pillow", "cli"),
+    "yaml": ("PyYAML", "cli"),
     "onnx": ("onnx", "onnx"),
     "onnxscript": ("onnxscript", "onnx"),
 }

@@ -17,6 +17,7 @@ from .config import Config
 from .plots import History, plot_accuracy, plot_filters, plot_time
 
 PICTURES = ("accuracy.png", "filters.png", "time.png")
+KINDS = {"flops": "multiply-adds", "params": "parameters"}  # of budgets
 CAPTIONS = {
     "accuracy.png": "Accuracy of an epoch is measured with all dead filters masked, even if training steps let them "
     "train.",
@@ -69,7 +70,7 @@ def write_report(
     plot_accuracy(out / "accuracy.png", history, states, beside, images)
     plot_filters(out / "filters.png", layers, states)
     plot_time(out / "time.png", history, summary["epoch_of"], config.method)
-    what = "" if config.method == "none" else f": {config.method} at {config.rate:g}"
+    what = "" if config.method == "none" else f": {config.method} at {rate_text(config)}"
     if config.small_of is not None:
         what = f": the small network of {config.small_of}, from scratch"
     title = f"{config.arch} on {config.data}{what}"
@@ -81,6 +82,14 @@ def write_report(
     page = PAGE.format(title=html.escape(title), subtitle=html.escape(subtitle), body="\n".join(parts))
     write_atomically(out / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
     return out / "report.html"
+
+
+def rate_text(config: Config) -> str:
+    """What is pruned: the rate, or what a budget leaves."""
+    budget = config.options.get("budget")
+    if isinstance(budget, Mapping):
+        return ", ".join(f"{share:g} of the {KINDS.get(kind, kind)}" for kind, share in budget.items())
+    return f"{config.rate:g}"
 
 
 def _results(s: Mapping[str, Any], beside: Mapping[str, History]) -> str:

@@ -36,9 +36,9 @@ def train(given: Mapping[str, Any], *, resume: bool = False, overwrite: bool = F
     out = Path(given["out"])
     with distributed.joined(given.get("device"), given.get("timeout", TIMEOUT)):
         is_first = distributed.rank() == 0
-        distributed.from_rank_0(lambda: _check_out(out, resume or overwrite))
+        distributed.from_rank_0(lambda: check_out(out, resume or overwrite))
         run = resumed_run(out, given) if resume else begun_run(given)
-        distributed.from_rank_0(lambda: _check_optional_deps(run.config))
+        distributed.from_rank_0(lambda: check_packages(run.config))
         beside = distributed.from_rank_0(lambda: _histories(run.config))
         run.run()
         run.modes.end()
@@ -105,7 +105,7 @@ def sensitivity_run(out: Path, images: int) -> tuple[Sensitivity, list[Path]]:
     return found, paths
 
 
-def _check_out(out: Path, may_exist: bool) -> None:
+def check_out(out: Path, may_exist: bool) -> None:
     path = out / CHECKPOINT
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"train: out: expected a folder, got the file {out}")
@@ -113,7 +113,7 @@ def _check_out(out: Path, may_exist: bool) -> None:
         raise FileExistsError(f"train: out: expected a folder without a run, or --resume or --overwrite, got {path}")
 
 
-def _check_optional_deps(config: Config) -> None:
+def check_packages(config: Config) -> None:
     """Raises ImportError for a missing package before the first epoch, not after the last."""
     if not config.quiet:
         need("tqdm", "train: the progress bar")
