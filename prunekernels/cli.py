@@ -1,4 +1,4 @@
-"""The command line: python -m prunekernels demo | train | bench | shrink | sensitivity | info | doctor.
+"""The command line: python -m prunekernels demo | train | bench | shrink | sensitivity | report | info | doctor.
 
 A command ends with 0; with 1 after a fault of the program, whose traceback it shows, and where the doctor finds
 something wrong; with 2 after a wrong argument, setting or file, which one line names; with 130 after Ctrl-C.
@@ -21,6 +21,7 @@ import torch
 
 from . import __version__, build_info, doctor, has_extension, kernels
 from .train import demo, run
+from .train.compare import compare_runs
 from .train.config import MODE_OF_GEAR
 from .train.config_file import options_of, read_settings
 from .train.distributed import LostRank
@@ -31,6 +32,7 @@ EXAMPLES = """examples:
   python -m prunekernels train --out runs/a --method ghfp --rate 0.5
   python -m prunekernels train --config run.yaml --lr 0.05
   python -m prunekernels shrink runs/a --onnx
+  python -m prunekernels report runs/dense runs/a
 
 exit status: 0 done; 1 a fault of the program, with its traceback; 2 a wrong argument, setting or file, named in one
 line; 130 Ctrl-C. bench: that of the benchmark."""
@@ -123,6 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     parts = add("sensitivity", _sensitivity, text, "example: sensitivity runs/dense --images 512")
     parts.add_argument("out", type=Path, metavar="run", help="folder of the run, for sensitivity.json, .md and .png")
     parts.add_argument("--images", type=int, default=1024, help="images to evaluate: validation, or training (1024)")
+    parts = add("report", _report, "compare runs in one HTML page with plots", "example: report runs/dense runs/ghfp")
+    parts.add_argument("runs", type=Path, nargs="+", metavar="run", help="folders of runs, finished or not")
+    parts.add_argument("--out", type=Path, default=Path("report.html"), help="the file to write (report.html)")
     add("info", _info, "print versions, build and kernels", "example: info")
     text = "check the installation, and name the command that mends what is wrong; exit status 1 if anything is"
     parts = add("doctor", _doctor, text, "example: doctor --json")
@@ -206,6 +211,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("beside", str, "folders of other runs to compare with in the report", nargs="+", metavar="RUN")
     group.add_argument("--no-report", dest="report", action="store_false", help="write no report.html, no pictures")
     group.add_argument("--report", action="store_true", help="write the report of a run that was started without one")
+    where = "send each epoch's numbers to tensorboard (files in the run's folder), wandb or mlflow as well"
+    add("log", str, where, nargs="+", metavar="LOGGER")
     add("quiet", None, "print no progress")
 
 
@@ -295,6 +302,10 @@ def _shrink(out: Path, onnx: bool) -> None:
 def _sensitivity(out: Path, images: int) -> None:
     found, paths = run.sensitivity_run(out, images)
     print(found, *paths, sep="\n")
+
+
+def _report(runs: Sequence[Path], out: Path) -> None:
+    print(compare_runs(runs, out))
 
 
 def _doctor(json: bool = False) -> int:

@@ -23,7 +23,7 @@ def run_train(out, *arguments):
 @pytest.fixture(autouse=True)
 def _extras(monkeypatch):
     monkeypatch.setattr(finalize, "SECONDS", 0.1)
-    for name in ("sklearn", "matplotlib", "tqdm"):
+    for name in ("sklearn", "matplotlib"):
         pytest.importorskip(name)
 
 
@@ -166,7 +166,7 @@ def test_out_is_a_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("module", "name", "extra"),
-    [("matplotlib", "matplotlib", "cli"), ("tqdm", "tqdm", "cli"), ("sklearn.datasets", "scikit-learn", "demo")],
+    [("matplotlib", "matplotlib", "cli"), ("sklearn.datasets", "scikit-learn", "demo")],
 )
 def test_missing_packages_are_named_before_the_first_epoch(tmp_path, monkeypatch, capsys, module, name, extra):
     monkeypatch.setitem(sys.modules, module, None)

@@ -15,6 +15,7 @@ import prunekernels as pk
 from harness.contender import Wrong
 from harness.gpu import alive
 from harness.record import Record
+from prunekernels.train.progress import Progress
 
 LOST = 3  # exit code: the device was lost on the way; --resume in a new process does the rest
 
@@ -87,16 +88,15 @@ def deadline(args: argparse.Namespace) -> Callable[[Any], bool]:
 
 def progress(items: Sequence[T], label: str) -> Iterator[T]:
     """Yields the items, with a bar on a terminal and a line for each item elsewhere."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        tqdm = None
-    if tqdm and sys.stderr.isatty():
-        yield from tqdm(items, desc=label, unit="case")
+    if not sys.stderr.isatty():
+        for i, item in enumerate(items, 1):
+            print(f"{label} {i}/{len(items)}: {item}", file=sys.stderr, flush=True)
+            yield item
         return
-    for i, item in enumerate(items, 1):
-        print(f"{label} {i}/{len(items)}: {item}", file=sys.stderr, flush=True)
-        yield item
+    with Progress(len(items), label) as bar:
+        for i, item in enumerate(items):
+            bar.update(i, str(item))
+            yield item
 
 
 def stop(*_: object) -> None:

@@ -25,6 +25,7 @@ from .filter_tensors import FilterTensors
 from .first_pruning import FirstPruning
 from .phases import Phases
 from .ranking import Counts, Ranking, of_unit
+from .reporting import report_of
 from .running import Running
 from .schedules import Schedule
 
@@ -300,6 +301,25 @@ class Method(Running, Budgeted, Checkpoints, FilterTensors, metaclass=WithDefaul
         self._set_masks()
         self.history.append({name: self.filters.counts(name, was_dead) for name, was_dead in before.items()})
         return self.history[-1]
+
+    def report(self) -> dict[str, float]:
+        """Returns where the method is, as numbers by name for any logger.
+
+        Returns:
+            "epoch", "filters" and how many of them are "live", "soft" (dead, may come back) and "hard"; "returned" at
+            the last epoch's end; "live_share", and "live_share_of/NAME" by layer; "target_share", what the schedule
+            wants dead, of the filters or of what the budget is of.
+
+        Examples:
+            >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
+            >>> report = pk.convert(net)
+            >>> method = pk.methods.SFP(net, torch.optim.SGD(net.parameters(), 0.1), rate=0.5, epochs=2)
+            >>> counts = method.end_epoch()
+            >>> method.report()["live"], method.report()["soft"], method.report()["live_share_of/0"]
+            (3, 3, 0.5)
+        """
+        share = self.pruned_share(min(self.epoch, self.epochs) - 1) if self.epoch or self.prunes_first else 0.0
+        return report_of(self.states, self.history, self.epoch, share)
 
     @contextmanager
     def masked(self) -> Iterator[None]:

@@ -68,6 +68,7 @@ def sensitivity(
     statistics: str = "stored",
     metric: Measure | None = None,
     loss: Measure | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Sensitivity:
     """Measures what each layer costs when it is pruned alone, without training.
 
@@ -93,6 +94,8 @@ def sensitivity(
         metric: From outputs and y, a number or a tensor of them, of which the mean is taken; more is better. None: the
             share of labels y that are the largest of outputs.
         loss: The same, less is better; in the place of metric.
+        progress: Is called after each trial on a part of the data with the number of images evaluated so far, each once
+            for each trial, and the number of trials.
 
     Returns:
         A Sensitivity.
@@ -138,7 +141,8 @@ def sensitivity(
         trial = _Trial(masks, masked)
         units = [_unit(group, scores, trial.live, rates) for group in groups]
         with batch_statistics(model) if statistics == "batch" else nullcontext():
-            base, values, images = _measured(model, trial, units, chain([first], parts), metric or loss or _accuracy)
+            measure = metric or loss or _accuracy
+            base, values, images = _measured(model, trial, units, chain([first], parts), measure, progress)
         saved = _saved(model, trial, units, x[:1])
     rows = [unit.row(base, *by_count) for unit, *by_count in zip(units, values, saved, strict=True)]
     kind = "accuracy" if metric is loss else "metric" if loss is None else "loss"
@@ -179,19 +183,34 @@ def _accuracy(outputs: Any, y: Any) -> Tensor:
 
 
 def _measured(
-    model: nn.Module, trial: _Trial, units: Sequence[_Unit], parts: Iterable[list[Batch]], measure: Measure
+    model: nn.Module,
+    trial: _Trial,
+    units: Sequence[_Unit],
+    parts: Iterable[list[Batch]],
+    measure: Measure,
+    progress: Callable[[int, int], None] | None,
 ) -> tuple[float, list[dict[int, float]], int]:
     """The measure as the network is; by unit and number of dead filters; over how many images."""
-    images, base = 0, 0.0
+    images, base, done = 0, 0.0, 0
     sums: list[dict[int, float]] = [dict.fromkeys(unit.trials, 0.0) for unit in units]
+    trials = 1 + sum(len(unit.trials) for unit in units)
     for part in parts:
-        images += sum(len(x) for x, _ in part)
+        count = sum(len(x) for x, _ in part)
+        images += count
+
+        def told(value: float, count: int = count) -> float:
+            nonlocal done
+            done += count
+            if progress is not None:
+                progress(done, trials)
+            return value
+
         trial.set(None)
-        base += _sum(model, part, measure)
+        base += told(_sum(model, part, measure))
         for unit, values in zip(units, sums, strict=True):
-            for count in values:
-                trial.set(unit, count)
-                values[count] += _sum(model, part, measure)
+            for dead in values:
+                trial.set(unit, dead)
+                values[dead] += told(_sum(model, part, measure))
     return base / images, [{count: value / images for count, value in values.items()} for values in sums], images
 
 

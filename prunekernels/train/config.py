@@ -32,6 +32,7 @@ FREE = (
     "report",
     "beside",
     "timeout",
+    "log",
 )  # may change when a run resumes: they move no weight
 
 
@@ -86,6 +87,7 @@ class Config:
         beside: Folders of other runs, to compare with in the report: a dense one, one from scratch.
         small_of: Folder of a run: its small network trains, from new weights, in the place of arch. `train` makes it,
             and takes from that run what is not given. None: the network is arch.
+        log: Where each epoch's numbers go beside the history: some of "tensorboard", "wandb" and "mlflow".
         timeout: Seconds that a rank waits for the others before its run ends with an error.
         gear: Deprecated: the former name of mode, with the values in MODE_OF_GEAR.
     """
@@ -125,6 +127,7 @@ class Config:
     quiet: bool = False
     beside: list[str] | None = None
     small_of: str | None = None
+    log: list[str] | None = None
     timeout: float = TIMEOUT
     gear: InitVar[str | None] = None
 
@@ -135,6 +138,8 @@ class Config:
         self._take_preset()
         if isinstance(self.beside, str):
             self.beside = [self.beside]
+        if isinstance(self.log, str):
+            self.log = [self.log]
         if self.small_of is not None and self.method != "none":
             raise ValueError(f"train: method: expected none, as the run trains a small network, got {self.method!r}")
         self._among("arch", tuple(MODELS))

@@ -21,6 +21,7 @@ from .compiling import seconds
 from .data import steps_per_epoch
 from .finalize import stepper, timed_batch
 from .loop import Trainer
+from .progress import Progress
 from .report import rate_text
 from .run import check_out, check_packages
 from .scratch import begun_run, resumed_run
@@ -40,9 +41,14 @@ def dry_run(given: Mapping[str, Any], *, resume: bool = False, overwrite: bool =
         A table of layers, and lines with the network's multiply-adds, parameters and times.
     """
     check_out(Path(given["out"]), resume or overwrite)
-    given = {**given, "quiet": True}
+    with Progress(3, "dry run", enabled=not given.get("quiet", False)) as bar:
+        return _told({**given, "quiet": True}, resume, bar)
+
+
+def _told(given: Mapping[str, Any], resume: bool, bar: Progress) -> str:
     run = resumed_run(given["out"], given) if resume else begun_run(given)
     check_packages(run.config)
+    bar.update(1, "the run is made")
     plain = copy.deepcopy(run.model) if run.method is None else run.dense.of(setup.network(run.config, run.data))
     small, table = None, "no method: nothing is pruned"
     if run.method is not None:
@@ -53,6 +59,7 @@ def dry_run(given: Mapping[str, Any], *, resume: bool = False, overwrite: bool =
                  if (why := run.method.left_out.get(name)) is not None]  # fmt: skip
         table = text_table(["layer", "filters", "live in the end"], rows)
         small = run.dense.of(_small(run))
+    bar.update(2, "timing steps")
     return "\n".join([_head(run), "", table, "", *_costs(run, plain, small), "nothing was trained, nothing written"])
 
 

@@ -25,6 +25,7 @@ from .compiling import Compiled, seconds
 from .data import steps_per_epoch
 from .dense_step import autocast
 from .loop import Trainer, predictions
+from .progress import Progress
 
 SECONDS = 4.0  # about how long steps are timed
 ROUNDS = (3, 15)  # at least, at most
@@ -36,8 +37,15 @@ def finalize_run(run: Trainer) -> dict[str, Any]:
     Returns:
         What is in summary.json.
     """
+    with Progress(4, "small network", enabled=not run.config.quiet) as bar:
+        return _finalized(run, bar)
+
+
+def _finalized(run: Trainer, bar: Progress) -> dict[str, Any]:
     small, checked = shrunk(run)
+    bar.update(1, "saving it")
     save_small(run, small)
+    bar.update(2, "testing it")
     x, y = timed_batch(run)
     with setup.numerics(run.config):
         run.modes.end()
@@ -48,6 +56,7 @@ def finalize_run(run: Trainer) -> dict[str, Any]:
         answers = predictions(run.model, run.data, run.device, split=test)
     small_answers = predictions(small, run.data, run.device, split=test)
     agreed = answers == small_answers
+    bar.update(3, "timing it")
     summary: dict[str, Any] = {
         "accuracy": _share(answers == test.labels), "small_accuracy": _share(small_answers == test.labels),
         "validation_accuracy": None if run.data.validation is None else run.history[-1]["accuracy"],

@@ -27,8 +27,9 @@ from . import checkpoint, distributed, setup
 from .config import FREE, Config
 from .data import Data, Split, load, steps_per_epoch, train_batches
 from .dense_step import DenseStep, choose, chosen_before
+from .loggers import Loggers
 from .modes import Modes, computed_share
-from .optional_deps import need
+from .progress import Progress, say
 from .subsets import chosen
 
 CHECKPOINT = "checkpoint.pt"
@@ -88,6 +89,7 @@ class Trainer:
         self.states: list[Tensor] = []  # uint8 [filters], an epoch each
         self.epoch, self.recalibrate_seconds = 0, 0.0
         self.augment = config.augment or self.data.augment
+        self._loggers = Loggers(config.log or (), self.out, config.as_dict())
         self.modes = Modes(config, self.model, self.optimizer, self.method, self._say, self.dense)
         if state is not None:
             self._restore(state)
@@ -145,9 +147,16 @@ class Trainer:
 
     def run(self) -> None:
         """Trains the epochs that are left, or those up to stop_after, and writes a checkpoint after each."""
-        while self.epoch < min(self.config.epochs, self.config.stop_after or self.config.epochs):
-            self.run_epoch()
-            distributed.from_rank_0(self._save)
+        try:
+            while self.epoch < self._last_epoch:
+                self.run_epoch()
+                distributed.from_rank_0(self._save)
+        finally:
+            self._loggers.close()
+
+    @property
+    def _last_epoch(self) -> int:
+        return min(self.config.epochs, self.config.stop_after or self.config.epochs)
 
     def _save(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
@@ -169,7 +178,10 @@ class Trainer:
         self.states.append(states)
         if not self.quiet:
             ranks = f"  masks equal on all {self.ranks} ranks" if self.ranks > 1 else ""
-            print(_line(self.epoch, self.config.epochs, row) + ranks, flush=True)
+            say(_line(self.epoch, self.config.epochs, row) + ranks)
+        if distributed.rank() == 0:
+            report = self.method.report() if self.method is not None else {}
+            self._loggers.log({**row, **{f"method/{name}": value for name, value in report.items()}}, self.epoch)
 
     def _accuracy(self) -> float:
         """The share of right answers with all dead filters masked; each rank answers for its share of the images."""
@@ -217,7 +229,8 @@ class Trainer:
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, right answers
         images, computed, begun = 0, [], time.perf_counter()
         reads_each = self.device.type == "cpu" and self.ranks == 1
-        with _bar(config, self.quiet, self.epoch, steps) as bar:
+        text, more = f"epoch {self.epoch + 1}/{config.epochs}", (self._last_epoch - self.epoch - 1) * steps
+        with Progress(steps, text, more=more, enabled=not self.quiet) as bar:
             for step, (x, y) in enumerate(batches):
                 totals += self._step(x, y, learning_rate(config, self.epoch + step / steps))
                 images += self.batch
@@ -227,12 +240,9 @@ class Trainer:
                 if is_time or reads_each:
                     loss, right = (distributed.summed(totals) / images).tolist()
                     self._check_loss(loss, step)
-                    if bar is not None:
-                        rate = images / (time.perf_counter() - begun)
-                        bar.set_postfix_str(
-                            f"loss {loss:.3f}  accuracy {right:.3f}  live {computed[-1]:.2f}  {rate:.0f} images/s"
-                        )
-                        bar.update(step + 1 - bar.n)
+                    rate = images / (time.perf_counter() - begun)
+                    note = f"loss {loss:.3f}  accuracy {right:.3f}  live {computed[-1]:.2f}  {rate:.0f} images/s"
+                    bar.update(step + 1, note)
             if self.method is not None:
                 self.method.leave()
             distributed.average_statistics(self.model)
@@ -290,7 +300,7 @@ class Trainer:
     def _say(self, line: str) -> None:
         """Prints a line, above the progress bar."""
         if not self.quiet:
-            need("tqdm", "train: the progress bar").tqdm.write(line)
+            say(line)
 
     def _check_loss(self, loss: float, step: int) -> None:
         if math.isfinite(loss):
@@ -358,14 +368,6 @@ def predictions(
         answers = [model(data.normalised(x.to(device))).argmax(1).cpu() for x in images.split(EVALUATION_BATCH)]
     model.train(training)
     return torch.cat(answers)
-
-
-def _bar(config: Config, quiet: bool, epoch: int, steps: int) -> AbstractContextManager[Any]:
-    if quiet:
-        return nullcontext()
-    tqdm = need("tqdm", "train: the progress bar").tqdm
-    layout = "{desc} {bar:20}{postfix}"
-    return tqdm(total=steps, desc=f"epoch {epoch + 1}/{config.epochs}", leave=False, bar_format=layout, disable=None)
 
 
 def _line(epoch: int, epochs: int, row: Mapping[str, float]) -> str:

@@ -9,9 +9,11 @@ from typing import Any
 EXTRAS = {
     "sklearn": ("scikit-learn", "demo"),
     "matplotlib": ("matplotlib", "cli"),
-    "tqdm": ("tqdm", "cli"),
     "PIL": ("Pillow", "cli"),
     "yaml": ("PyYAML", "cli"),
+    "tensorboard": ("tensorboard", "log"),
+    "wandb": ("wandb", "log"),
+    "mlflow": ("mlflow", "log"),
     "onnx": ("onnx", "onnx"),
     "onnxscript": ("onnxscript", "onnx"),
 }

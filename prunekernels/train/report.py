@@ -125,7 +125,7 @@ def _results(s: Mapping[str, Any], beside: Mapping[str, History]) -> str:
     note = f"Masked and small network agree on {agreed}. {html.escape(s['checked'])}."
     head = ("", "dense", "this run", "small network", *others)
     filled = [(*row, *[""] * (len(head) - len(row))) for row in rows]
-    return _table(head, filled) + f'<p class="dim">{note}</p>'
+    return html_table(head, filled) + f'<p class="dim">{note}</p>'
 
 
 def _accuracy(history: History) -> str:
@@ -148,14 +148,14 @@ def _layers(layers: Mapping[str, int], states: Tensor) -> str:
         counts = torch.bincount(block[-1].long(), minlength=3).tolist()
         returned = int(((block[1:] == 0) & (block[:-1] == 1)).any(0).sum())
         rows.append((name, *map(str, (filters, *counts, returned))))
-    return _table(("layer", "filters", "live", "soft-dead", "hard-dead", "came back at least once"), rows)
+    return html_table(("layer", "filters", "live", "soft-dead", "hard-dead", "came back at least once"), rows)
 
 
 def _settings(config: Config) -> str:
-    return _table(("setting", "value"), [(name, str(value)) for name, value in config.as_dict().items()])
+    return html_table(("setting", "value"), [(name, str(value)) for name, value in config.as_dict().items()])
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     def line(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 

@@ -15,8 +15,10 @@ from ..nn.convert import convert
 from . import checkpoint, distributed
 from .config import TIMEOUT, Config
 from .finalize import finalize_run, save_small, shrunk
+from .loggers import check_loggers
 from .loop import CHECKPOINT, EVALUATION_BATCH
 from .optional_deps import need
+from .progress import Progress
 from .report import write_report
 from .scratch import begun_run, resumed_run
 
@@ -62,9 +64,12 @@ def shrink_run(out: Path, onnx: bool = False) -> tuple[str, list[Path]]:
     Returns:
         The line that says how the small network was checked, and the files written.
     """
-    run = resumed_run(out, {"onnx": onnx, "quiet": True})
-    small, checked = shrunk(run)
-    return checked, save_small(run, small)
+    with Progress(3, "shrink") as bar:
+        run = resumed_run(out, {"onnx": onnx, "quiet": True})
+        bar.update(1, "the run is loaded")
+        small, checked = shrunk(run)
+        bar.update(2, "the network is small")
+        return checked, save_small(run, small)
 
 
 def sensitivity_run(out: Path, images: int) -> tuple[Sensitivity, list[Path]]:
@@ -92,10 +97,14 @@ def sensitivity_run(out: Path, images: int) -> tuple[Sensitivity, list[Path]]:
             yield run.on_device(x, y)
 
     coupling = run.config.options.get("coupling", "joint")
-    with run.masked():
+    with run.masked(), Progress(1, "sensitivity") as bar:
         convert(run.model)
         example = next(batches())[0][:2]
-        found = sensitivity(run.model, batches, coupling=coupling, example_input=example, statistics="batch")
+        count = len(split.labels[chosen])
+        found = sensitivity(
+            run.model, batches, coupling=coupling, example_input=example, statistics="batch",
+            progress=lambda done, trials: bar.update(done, "images", total=trials * count),
+        )  # fmt: skip
     paths = [out / f"sensitivity.{kind}" for kind in ("json", "md", "png")]
     text = json.dumps(found.to_dict(), indent=1)
     checkpoint.write_atomically(paths[0], lambda path: path.write_text(text))
@@ -115,8 +124,7 @@ def check_out(out: Path, may_exist: bool) -> None:
 
 def check_packages(config: Config) -> None:
     """Raises ImportError for a missing package before the first epoch, not after the last."""
-    if not config.quiet:
-        need("tqdm", "train: the progress bar")
+    check_loggers(config.log or ())
     if config.report:
         need("matplotlib", "train: report")
     if config.onnx:

@@ -424,3 +424,23 @@ def test_adamw():
     for state in ("exp_avg", "exp_avg_sq"):
         values = optimizer.state[net[3].weight][state].flatten(1).any(1)
         assert torch.equal(values, ~dead)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_report_is_of_plain_numbers(name):
+    options = {"duty": 0.5, "steps_per_epoch": 4, "coupling": "joint", "example_input": torch.randn(2, 3, 6, 6)}
+    _, _, method = run(EVERY[name], 4, net=residual(), total=4, **options)
+    report = method.report()
+    assert all(type(value) in (int, float) for value in report.values())
+    counts = method.history[-1].values()
+    assert report["live"] == sum(c.live for c in counts) and report["hard"] == sum(c.hard for c in counts)
+    assert report["filters"] == report["live"] + report["soft"] + report["hard"] and report["epoch"] == 4
+    assert report["target_share"] == pytest.approx(0.5)
+    for layer, c in method.history[-1].items():
+        assert report[f"live_share_of/{layer}"] == c.live / (c.live + c.soft + c.hard)
+
+
+def test_a_report_before_the_first_epoch():
+    net = chain()
+    method = GHFP(net, sgd(net), 0.5, 4)
+    assert (method.report()["live_share"], method.report()["target_share"], method.report()["epoch"]) == (1.0, 0.0, 0)

@@ -275,3 +275,11 @@ def test_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r'Sensitivity.plot: expected matplotlib: pip install "prunekernels\[cli\]"'):
         FOUND.plot(tmp_path / "s.png")
+
+
+def test_progress_counts_each_image_once_for_each_trial():
+    net, told = chain(), []
+    data = [(torch.randn(n, 3, 6, 6), torch.randint(4, (n,))) for n in (4, 3)]
+    sensitivity(net, data, rates=(0.25, 0.5), progress=lambda *counts: told.append(counts))
+    done, trials = zip(*told, strict=True)
+    assert set(trials) == {7} and list(done) == sorted(done) and done[-1] == 7 * 7

@@ -63,7 +63,6 @@ def inputs_of_convs(run):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_auto_takes_the_faster_layout(timed, capsys, layout):
-    pytest.importorskip("tqdm")
     timed.ms = {f"{layout} fp32": 2.0}
     run = tiny_run("unused", layout="auto", quiet=False)
     other = {"contiguous": "9.0", "channels_last": "9.0", layout: "2.0"}
@@ -184,7 +183,6 @@ def by_form(monkeypatch):
 
 @pytest.mark.parametrize("best", ["live channels_last", "live", "masked channels_last", "compacted"])
 def test_auto_tries_the_other_layout_of_what_is_fast(tmp_path, timed, by_form, capsys, best):
-    pytest.importorskip("tqdm")
     by_form.update({"masked": 4.0, "live": 4.0, "compacted": 5.0, best: 2.0})
     run = tiny_run(tmp_path, layout="auto", quiet=False, batch=2, **GHFP)
     run.run()
@@ -264,7 +262,6 @@ def test_auto_takes_bf16_where_that_is_faster(tmp_path, timed, by_numbers, mode,
 
 
 def test_auto_says_the_times_of_both(tmp_path, timed, by_numbers, capsys):
-    pytest.importorskip("tqdm")
     by_numbers.update({(False, "masked", True): 4.0, (False, "live", False): 2.0})
     run = tiny_run(tmp_path, amp=True, quiet=False, batch=2, **GHFP)
     run.run()
@@ -310,7 +307,6 @@ def test_amp_is_bf16_where_nothing_is_chosen(tmp_path, given):
 
 
 def test_auto_measures_both_for_real(tmp_path, capsys, monkeypatch):
-    pytest.importorskip("tqdm")
     monkeypatch.setattr("prunekernels.train.finalize.SECONDS", 0.05)
     run = tiny_run(tmp_path, amp=True, layout="auto", quiet=False, epochs=4, batch=2, **GHFP)
     run.run()

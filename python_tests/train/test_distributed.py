@@ -113,8 +113,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(folder):
-    for name in ("sklearn", "tqdm"):
-        pytest.importorskip(name)
+    pytest.importorskip("sklearn")
     with pk.plan.measure(False):
         trained(folder / "first 1", stop_after=2)
     return run_ranks(several, 2, folder)
@@ -259,7 +258,6 @@ def run_command(out, act, *arguments):
 @pytest.mark.parametrize("act", [killed, hanging])
 def test_a_lost_rank_ends_the_run(tmp_path, act):
     """Rank 1 joins late, trains an epoch and is lost; rank 0 says so, and its checkpoint stays."""
-    pytest.importorskip("tqdm")
     status, said = run_command(tmp_path, act, "--epochs", "3")
     assert said[0].count("masks equal on all 2 ranks") == 1 and said[1] == ""
     assert status == 2 and "error: train: rank 0: expected all 2 ranks to answer within 4 s, got: " in said[0]
@@ -269,15 +267,13 @@ def test_a_lost_rank_ends_the_run(tmp_path, act):
 
 def test_the_command(tmp_path):
     """The group is left before rank 0 shrinks and times the network."""
-    pytest.importorskip("tqdm")
     status, said = run_command(tmp_path, None, "--method", "ghfp", "--epochs", "2")
     assert status == 0 and said[0].count("masks equal on all 2 ranks") == 2 and said[1] == ""
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"checkpoint.pt", "small.pt", "summary.json"}
 
 
 def test_torchrun(tmp_path):
-    for name in ("sklearn", "tqdm"):
-        pytest.importorskip(name)
+    pytest.importorskip("sklearn")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [
         "-m",

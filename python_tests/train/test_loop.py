@@ -132,7 +132,6 @@ def test_it_learns(tmp_path):
 
 
 def test_progress_is_printed(capsys):
-    pytest.importorskip("tqdm")
     tiny_run("unused", quiet=False).run_epoch()
     assert capsys.readouterr().out.startswith("epoch 1/3  loss ")
 

@@ -79,7 +79,6 @@ def test_auto_takes_the_fastest_mode(tmp_path, timed, times, mode):
 
 
 def test_auto_says_the_times(tmp_path, timed, capsys):
-    pytest.importorskip("tqdm")
     tiny_run(tmp_path, quiet=False, batch=2, **(GHFP | {"duty": 0, "epochs": 1})).run()
     said = [line for line in capsys.readouterr().out.splitlines() if "a step" in line]
     if not said:
@@ -88,7 +87,6 @@ def test_auto_says_the_times(tmp_path, timed, capsys):
 
 
 def test_auto_says_why_compacted_mode_is_not_possible(tmp_path, timed, capsys, monkeypatch):
-    pytest.importorskip("tqdm")
     refused = ValueError("it has a forward of its own\nand more")
     monkeypatch.setattr(Compaction, "enter", lambda *_, **__: (_ for _ in ()).throw(refused))
     tiny_run(tmp_path, quiet=False, batch=2, **GHFP).run()
@@ -98,7 +96,6 @@ def test_auto_says_why_compacted_mode_is_not_possible(tmp_path, timed, capsys, m
 
 
 def test_auto_measures_for_real(tmp_path, capsys):
-    pytest.importorskip("tqdm")
     run = tiny_run(tmp_path, quiet=False, batch=2, **(GHFP | {"epochs": 4}))
     run.run()
     said = [line for line in capsys.readouterr().out.splitlines() if "a step" in line and "1.00 of" not in line]
@@ -164,7 +161,6 @@ def test_a_checkpoint_without_choices_resumes(tmp_path, timed):
 
 
 def test_a_deterministic_run_measures_nothing(tmp_path, timed, capsys):
-    pytest.importorskip("tqdm")
     run = tiny_run(tmp_path, deterministic=True, quiet=False, **GHFP)
     seen = watched(run)
     run.run()
@@ -173,7 +169,6 @@ def test_a_deterministic_run_measures_nothing(tmp_path, timed, capsys):
 
 
 def test_a_deterministic_run_without_a_small_form_is_masked(tmp_path, timed, capsys, monkeypatch):
-    pytest.importorskip("tqdm")
     refused = ValueError("compacted: model: expected another network\nand more")
     monkeypatch.setattr(Compaction, "enter", lambda *_, **__: (_ for _ in ()).throw(refused))
     run = tiny_run(tmp_path, deterministic=True, quiet=False, **GHFP)
@@ -270,7 +265,6 @@ def forms(run):
 
 @pytest.mark.parametrize("mode", ["compacted", "masked"])
 def test_compiles_once_masks_stand_still(tmp_path, backend, step_ms, capsys, mode):
-    pytest.importorskip("tqdm")
     twice = {"method": "pgp", "options": {"fine_tune": 3}, "epochs": 5}
     run = tiny_run(tmp_path, mode=mode, quiet=False, **(COMPILED | twice))
     seen = forms(run)
@@ -301,7 +295,6 @@ def test_a_compiled_run_trains_as_an_eager_one(tmp_path, backend, step_ms):
 
 
 def test_eager_stays_where_compacted_steps_are_no_faster(tmp_path, backend, step_ms, capsys):
-    pytest.importorskip("tqdm")
     step_ms["compiled"] = 3.0
     run = tiny_run(tmp_path, mode="compacted", quiet=False, **(COMPILED | {"compile_after": 1}))
     seen = forms(run)
@@ -310,7 +303,6 @@ def test_eager_stays_where_compacted_steps_are_no_faster(tmp_path, backend, step
 
 
 def test_live_mode_is_not_compiled(tmp_path, backend, step_ms, capsys):
-    pytest.importorskip("tqdm")
     run = tiny_run(tmp_path, mode="live", quiet=False, **(COMPILED | {"compile_after": 1}))
     seen = forms(run)
     run.run()
@@ -319,7 +311,6 @@ def test_live_mode_is_not_compiled(tmp_path, backend, step_ms, capsys):
 
 
 def test_a_compiler_that_fails_leaves_compacted_steps_eager(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("tqdm")
 
     def failing(graph, inputs):
         raise RuntimeError("no compiler here\nof many lines")

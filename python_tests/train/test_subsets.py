@@ -203,7 +203,6 @@ def test_evaluation_at_the_end(tmp_path, method):
 
 
 def test_an_epoch_without_evaluation_is_told_without_accuracy(tmp_path, capsys):
-    pytest.importorskip("tqdm")
     run = tiny_run(tmp_path, quiet=False, evaluate="end", epochs=2)
     run.run()
     first, last = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
