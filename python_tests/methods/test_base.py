@@ -442,5 +442,8 @@ def test_a_report_is_of_plain_numbers(name):
 
 def test_a_report_before_the_first_epoch():
     net = chain()
-    method = GHFP(net, sgd(net), 0.5, 4)
-    assert (method.report()["live_share"], method.report()["target_share"], method.report()["epoch"]) == (1.0, 0.0, 0)
+    report = PGP(net, sgd(net), 0.5, 4).report()
+    assert (report["live_share"], report["target_share"], report["epoch"]) == (1.0, 0.0, 0)
+    net = chain()
+    report = GHFP(net, sgd(net), 0.5, 4).report()  # prunes before the first epoch
+    assert report["target_share"] == report["live_share"] == 0.5
