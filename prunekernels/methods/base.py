@@ -308,7 +308,7 @@ class Method(Running, Budgeted, Checkpoints, FilterTensors, metaclass=WithDefaul
         Returns:
             "epoch", "filters" and how many of them are "live", "soft" (dead, may come back) and "hard"; "returned" at
             the last epoch's end; "live_share", and "live_share_of/NAME" by layer; "target_share", what the schedule
-            wants dead, of the filters or of what the budget is of.
+            wants dead now, of the filters or of what the budget is of; "rate", what it wants dead in the end.
 
         Examples:
             >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
@@ -319,7 +319,7 @@ class Method(Running, Budgeted, Checkpoints, FilterTensors, metaclass=WithDefaul
             (3, 3, 0.5)
         """
         share = self.pruned_share(min(self.epoch, self.epochs) - 1) if self.epoch or self.prunes_first else 0.0
-        return report_of(self.states, self.history, self.epoch, share)
+        return report_of(self.states, self.history, self.epoch, self.rate, share)
 
     @contextmanager
     def masked(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from .ranking import Counts
 
 
 def report_of(
-    states: Mapping[str, Tensor], history: list[dict[str, Counts]], epoch: int, share: float
+    states: Mapping[str, Tensor], history: list[dict[str, Counts]], epoch: int, rate: float, share: float
 ) -> dict[str, float]:
     """What Method.report returns.
 
@@ -18,6 +18,7 @@ def report_of(
         states: By layer name, int8 [K]: 0 live, 1 soft-dead, 2 hard-dead.
         history: By epoch, and in it by layer name, Counts.
         epoch: How many epochs are over.
+        rate: The method's.
         share: The share of what the budget is of that is to be dead now.
     """
     counts = {name: [int((state == value).sum()) for value in range(3)] for name, state in states.items()}
@@ -25,6 +26,6 @@ def report_of(
     returned = sum(c.returned for c in history[-1].values()) if history else 0
     found: dict[str, float] = {
         "epoch": epoch, "filters": live + soft + hard, "live": live, "soft": soft, "hard": hard, "returned": returned,
-        "live_share": live / max(1, live + soft + hard), "target_share": share,
+        "live_share": live / max(1, live + soft + hard), "target_share": share, "rate": rate,
     }  # fmt: skip
     return found | {f"live_share_of/{name}": row[0] / max(1, sum(row)) for name, row in counts.items()}

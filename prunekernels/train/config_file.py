@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import difflib
 import importlib
 import json
+import re
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .optional_deps import need
 
+NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 KINDS: dict[Any, str] = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
 
 
@@ -93,20 +94,27 @@ def _near(name: str, options: Mapping[str, Any]) -> str:
     return f"; do you mean {near[0]}?" if near else f"; there are {', '.join(sorted(options))}"
 
 
+def _numbers(value: Any) -> Any:
+    """The value with numbers such as 1e-3, which YAML 1.1 reads as text, as numbers."""
+    if isinstance(value, Mapping):
+        return {name: _numbers(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_numbers(each) for each in value]
+    return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
+
+
 def _read(where: str, value: Any, kind: Any, is_list: bool) -> Any:
     """The value, as the option would have it."""
     if kind is dict:
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
             raise ValueError(f"{where}: expected names and values, got {value!r}")
-        return dict(value)
+        return _numbers(value)
     if is_list:
         values = value if isinstance(value, list) else [value]
         return [_read(where, each, kind, False) for each in values]
     if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)
-    if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        with contextlib.suppress(ValueError):
-            value = float(value)
+    value = _numbers(value) if kind is float else value
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     fits = is_number if kind is float else isinstance(value, kind) and not (kind is int and isinstance(value, bool))
     if not fits:

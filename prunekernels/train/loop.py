@@ -179,7 +179,7 @@ class Trainer:
         if not self.quiet:
             ranks = f"  masks equal on all {self.ranks} ranks" if self.ranks > 1 else ""
             say(_line(self.epoch, self.config.epochs, row) + ranks)
-        if distributed.rank() == 0:
+        if self.config.log and distributed.rank() == 0:
             report = self.method.report() if self.method is not None else {}
             self._loggers.log({**row, **{f"method/{name}": value for name, value in report.items()}}, self.epoch)
 

@@ -19,11 +19,12 @@ amp: true
 report: false
 beside: runs/dense
 seed:
-set: {coupling: joint, budget: {flops: 0.5}}
+set: {coupling: joint, strength: 1e-3, rates: {"stage1*": 2.5e-1}, budget: {flops: 0.5}}
 """
 SETTINGS = {
     "out": "runs/a", "method": "ghfp", "lr": 0.01, "weight_decay": 1e-4, "epochs": 3, "amp": True, "report": False,
-    "beside": ["runs/dense"], "options": {"coupling": "joint", "budget": {"flops": 0.5}},
+    "beside": ["runs/dense"],
+    "options": {"coupling": "joint", "strength": 1e-3, "rates": {"stage1*": 0.25}, "budget": {"flops": 0.5}},
 }  # fmt: skip
 
 
@@ -58,7 +59,8 @@ def test_json_and_toml(tmp_path, trained):
         text = (
             'out = "runs/a"\nmethod = "ghfp"\nlr = 1e-2\nweight-decay = 1e-4\nepochs = 3\namp = true\nreport = false\n'
         )
-        text += 'beside = ["runs/dense"]\n[set]\ncoupling = "joint"\nbudget = {flops = 0.5}\n'
+        text += 'beside = ["runs/dense"]\n[set]\ncoupling = "joint"\nbudget = {flops = 0.5}\nstrength = 1e-3\n'
+        text += '[set.rates]\n"stage1*" = 0.25\n'
         assert train(written(tmp_path, text, ".toml")) == 0
     assert all(settings == SETTINGS for settings, _ in trained)
 
@@ -77,7 +79,7 @@ def test_options_come_first(tmp_path, trained):
         "--resume",
     )
     assert train(written(tmp_path, TEXT), *given) == 0
-    options = {"coupling": "independent", "budget": {"flops": 0.5}, "floor": 0.1}
+    options = SETTINGS["options"] | {"coupling": "independent", "floor": 0.1}
     changed = {"out": "runs/b", "lr": 1.0, "report": True, "options": options}
     assert trained == [(SETTINGS | changed, {"resume": True, "overwrite": False})]
 
