@@ -83,7 +83,7 @@ BAD = {
     "round_to": ({"round_to": 0}, "SFP: round_to: expected an integer from 1, got 0"),
     "steps": ({"steps_per_epoch": 2.5}, "SFP: steps_per_epoch: expected an integer from 1, got 2.5"),
     "coupling": ({"coupling": "both"}, "SFP: coupling: expected one of independent, joint, got 'both'"),
-    "budget": ({"budget": "all"}, "SFP: budget: expected one of layer, global, flops, got 'all'"),
+    "budget": ({"budget": "all"}, "SFP: budget: expected one of layer, global, flops, or a dict, got 'all'"),
     "joint": ({"coupling": "joint"}, "SFP: example_input: expected an input, which joint coupling needs, got None"),
     "skip": ({"skip": ["1"]}, "SFP: skip: expected names of MaskedConv2d layers, got '1'"),
     "skip a string": ({"skip": "0"}, "SFP: skip: expected a list of names, got '0'"),
