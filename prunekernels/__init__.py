@@ -2,6 +2,8 @@
 
 from . import methods, optim, plan, reference
 from .compaction.context import compacted
+from .deploy.load import load_small
+from .deploy.save import save_small
 from .functional import gather_channels, masked_conv2d, scatter_channels
 from .graph import Group, Tidied, coupled_groups, tidy_masks
 from .graph.shrink import shrink
@@ -46,6 +48,7 @@ __all__ = [
     "gather_channels",
     "has_extension",
     "kernels",
+    "load_small",
     "masked_conv2d",
     "methods",
     "optim",
@@ -54,6 +57,7 @@ __all__ = [
     "reference",
     "register_adapter",
     "restore",
+    "save_small",
     "scatter_channels",
     "shrink",
     "tidy_masks",

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from . import __version__, build_info, doctor, has_extension, kernels
+from .deploy import save
 from .train import demo, run
 from .train.compare import compare_runs
 from .train.config import MODE_OF_GEAR
@@ -121,6 +122,8 @@ def _parser() -> argparse.ArgumentParser:
     parts = add("shrink", _shrink, text, "example: shrink runs/a --onnx")
     parts.add_argument("out", type=Path, metavar="run", help="folder of the run")
     parts.add_argument("--onnx", action="store_true", default=False, help="write small.onnx as well")
+    kinds = "also write the folder small: safetensors (for pk.load_small), pt2 (torch.export), onnx, and a model card"
+    parts.add_argument("--format", nargs="+", choices=save.FORMATS, dest="formats", default=(), help=kinds)
     text = "prune each layer of a run's network alone and tell what that costs"
     parts = add("sensitivity", _sensitivity, text, "example: sensitivity runs/dense --images 512")
     parts.add_argument("out", type=Path, metavar="run", help="folder of the run, for sensitivity.json, .md and .png")
@@ -294,8 +297,8 @@ def _bench(which: str, rest: Sequence[str]) -> int:
     return subprocess.run([sys.executable, str(script), *arguments]).returncode
 
 
-def _shrink(out: Path, onnx: bool) -> None:
-    checked, paths = run.shrink_run(out, onnx)
+def _shrink(out: Path, onnx: bool, formats: Sequence[str]) -> None:
+    checked, paths = run.shrink_run(out, onnx, formats)
     print(checked, *paths, sep="\n")
 
 

@@ -11,10 +11,11 @@ from torch import fx, nn
 
 from .analysis import ChannelAnalysis
 from .build import Builder
+from .known_example import remember_example
 from .layer_uses import any_weights
 from .narrow import Narrowing, kept_in_forward, multiply_adds
 from .optimizer import Origin, gather_optimizer
-from .trace import Traced, plain_copy, trace
+from .trace import Traced, plain_copy, read_example, trace
 from .verify import Misfit, verify, verify_module
 
 Form = Literal["auto", "module", "graph"]
@@ -102,6 +103,7 @@ def shrink(
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in small.named_modules():
         module.training = modes.get(name, model.training)
+    remember_example(small, read_example("shrink", example_input))
     if optimizer is None:
         return small
     return small, gather_optimizer(optimizer, model, small, origins)

@@ -159,7 +159,7 @@ def trace(op: str, model: nn.Module, example_input: Any, free: Freedom = "batch"
     check_shared(op, model)
     plain = plain_copy(model, op)
     check_forward(op, plain, inputs)
-    exported, inputs = _export(op, plain, inputs, free)
+    exported, inputs = export_network(op, plain, inputs, free)
     specs = exported.call_spec
     traced = Traced(plain, exported.graph_module.graph, inputs, specs.in_spec, specs.out_spec)
     traced.computed = computed_layers(model)
@@ -181,7 +181,7 @@ def trace(op: str, model: nn.Module, example_input: Any, free: Freedom = "batch"
 _SIZE = re.compile(r"size\(\)\[(\d+)\]")
 
 
-def _export(op: str, plain: nn.Module, inputs: Example, free: Freedom) -> tuple[Any, Example]:
+def export_network(op: str, plain: nn.Module, inputs: Example, free: Freedom) -> tuple[Any, Example]:
     # The exporter takes a size of 1 for a constant, so a batch of one image is doubled.
     doubled = inputs.map(lambda x: torch.cat([x, x]) if x.dim() and x.shape[0] == 1 else x)
     errors = []
@@ -190,7 +190,7 @@ def _export(op: str, plain: nn.Module, inputs: Example, free: Freedom) -> tuple[
     }  # fmt: skip
     for given, freedom in attempts[free]:
         try:
-            with _quiet(), torch.no_grad():
+            with quiet(), torch.no_grad():
                 copies = given.map(torch.clone)
                 shapes = None if freedom == "none" else _free_sizes(plain, copies, freedom)
                 exported = torch.export.export(plain, copies.args, copies.kwargs, dynamic_shapes=shapes, strict=False)
@@ -233,7 +233,7 @@ def _free_sizes(plain: nn.Module, inputs: Example, free: Freedom) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences the exporter, which warns and prints graphs: one of several attempts may fail without harm."""
     logger = logging.getLogger("torch")
     level = logger.level

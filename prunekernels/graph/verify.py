@@ -33,7 +33,7 @@ def verify(model: nn.Module, network: nn.Module, builder: Builder, why: str = ""
     why: why it is the graph form, for the line.
     """
     inputs = builder.traced.inputs
-    eps = torch.finfo(_dtype_of(model, inputs)).eps
+    eps = torch.finfo(dtype_of(model, inputs)).eps
     masked: nn.Module = deep_copy(model).eval()
     small = network.eval()
     doubled = _doubled(masked, small, inputs)
@@ -44,13 +44,13 @@ def verify(model: nn.Module, network: nn.Module, builder: Builder, why: str = ""
     worst = [0.0, 0.0]
     for i, given in enumerate((inputs, *_random_inputs(builder, inputs))):
         with torch.no_grad(), plan.measure(False):  # too few runs to be worth it
-            want = _run(masked, given) if i == 0 else _outcome(masked, given)
+            want = _run(masked, given) if i == 0 else outcome(masked, given)
             if isinstance(want, Exception):  # model itself does not take this size
                 continue
             got = _run(small, given) if i == 0 else _checked(small, given)
         if got is None:
             continue
-        difference, magnitude = _compare(want, got)
+        difference, magnitude = compare(want, got)
         tolerance = ROUNDING * eps * magnitude
         if not difference <= tolerance:
             name, there = _first_difference(network, builder, given, ROUNDING * eps)
@@ -91,19 +91,19 @@ def verify_module(
         pairs.append((full, small))
     worst = [0.0, 0.0]
     for masked, small in pairs:
-        eps, given = torch.finfo(_dtype_of(model, inputs)).eps, inputs
+        eps, given = torch.finfo(dtype_of(model, inputs)).eps, inputs
         doubled = _doubled(masked, small, inputs)
         if doubled is not None:
             (masked, small), given = doubled, inputs.double()
             eps = eps if traced.computed else torch.finfo(torch.float64).eps  # weights stored in the model's dtype
-        for i, trial in enumerate((given, *_resized_inputs(given))):
-            want = _outcome(masked, trial)
+        for i, trial in enumerate((given, *resized_inputs(given))):
+            want = outcome(masked, trial)
             if isinstance(want, Exception):  # model itself does not take this size
                 continue
-            got = _outcome(small, trial)
+            got = outcome(small, trial)
             if isinstance(got, Exception):
                 raise Misfit(f"its forward fails on small layers: {str(got).splitlines()[0]}") from got
-            difference, magnitude = _compare(want, got)
+            difference, magnitude = compare(want, got)
             if not difference <= ROUNDING * eps * magnitude:
                 raise Misfit(f"its forward gives other outputs on small layers, by {difference:.3g}")
             worst[i > 0] = max(worst[i > 0], difference)
@@ -117,17 +117,17 @@ def check_alike(model: nn.Module, network: nn.Module, inputs: Example) -> None:
     copies: list[nn.Module] = [deep_copy(model).eval(), deep_copy(network).eval()]
     for copied in copies:
         flow(copied, False) if any(isinstance(m, MaskBuffers) for m in copied.modules()) else None
-    eps, given = torch.finfo(_dtype_of(model, inputs)).eps, inputs
+    eps, given = torch.finfo(dtype_of(model, inputs)).eps, inputs
     doubled = _doubled(copies[0], copies[1], inputs)
     if doubled is not None:
         copies, given = list(doubled), inputs.double()
         eps = torch.finfo(torch.float64).eps
-    want, got = _outcome(copies[0], given), _outcome(copies[1], given)
+    want, got = outcome(copies[0], given), outcome(copies[1], given)
     if isinstance(want, Exception):
         raise want
     if isinstance(got, Exception):
         raise Misfit(f"its forward fails on small layers: {str(got).splitlines()[0]}") from got
-    difference, magnitude = _compare(want, got)
+    difference, magnitude = compare(want, got)
     if not difference <= ROUNDING * eps * magnitude:
         raise Misfit(f"its forward gives other outputs on small layers, by {difference:.3g}")
 
@@ -140,8 +140,8 @@ def only_trains(traced: Traced) -> bool:
 
 def check_training(model: nn.Module, network: nn.Module, traced: Traced) -> None:
     """Raises Misfit if the training forward of a small network fails where that of model does not."""
-    want = _outcome(deep_copy(model).train(), traced.inputs)
-    got = _outcome(copy.deepcopy(network).train(), traced.inputs)
+    want = outcome(deep_copy(model).train(), traced.inputs)
+    got = outcome(copy.deepcopy(network).train(), traced.inputs)
     if isinstance(got, Exception) and not isinstance(want, Exception):
         raise Misfit(f"its forward fails on small layers when it trains: {str(got).splitlines()[0]}") from got
 
@@ -154,7 +154,7 @@ def _checked(small: nn.Module, inputs: Example) -> list[Any] | None:
         return None
 
 
-def _outcome(network: nn.Module, inputs: Example) -> list[Any] | Exception:
+def outcome(network: nn.Module, inputs: Example) -> list[Any] | Exception:
     """The outputs, or the error."""
     try:
         with torch.no_grad(), plan.measure(False):
@@ -176,7 +176,7 @@ def _fill_zeros(plain: nn.Module, weights: Mapping[str, Tensor]) -> bool:
     return found
 
 
-def _resized_inputs(inputs: Example) -> list[Example]:
+def resized_inputs(inputs: Example) -> list[Example]:
     """Random inputs: a batch of 3, a single one of other height, one of other height and width."""
     generator = torch.Generator().manual_seed(0)
 
@@ -199,7 +199,7 @@ def _another(size: int) -> int:
     return size - 32 if size > 96 else size + 32
 
 
-def _dtype_of(model: nn.Module, inputs: Example) -> torch.dtype:
+def dtype_of(model: nn.Module, inputs: Example) -> torch.dtype:
     dtypes = [t.dtype for t in (*model.parameters(), *inputs.tensors) if t.is_floating_point()]
     return dtypes[0] if dtypes else torch.get_default_dtype()
 
@@ -235,7 +235,7 @@ def _random_inputs(builder: Builder, inputs: Example) -> list[Example]:
         result.append(inputs.with_leaves(given))
     values = [value_of(node) for node in builder.traced.placeholders]
     if any(fixed_size(size) is None for value in values if value is not None for size in value.shape[1:]):
-        result += _resized_inputs(inputs)[1:]
+        result += resized_inputs(inputs)[1:]
     return result
 
 
@@ -244,7 +244,7 @@ def _run(network: nn.Module, inputs: Example) -> list[Any]:
     return [leaf for leaf in pytree.tree_leaves(inputs.call(network)) if leaf is not None]
 
 
-def _compare(want: list[Any], got: list[Any]) -> tuple[float, float]:
+def compare(want: list[Any], got: list[Any]) -> tuple[float, float]:
     """Largest difference and largest value. Another structure or shape, or a NaN on one side, counts as infinite."""
     difference = magnitude = 0.0
     if len(want) != len(got):
@@ -291,7 +291,7 @@ def _first_difference(network: nn.Module, builder: Builder, inputs: Example, rou
         want, x = original.env[source], builder.net.tracked(source)
         if x is not None:
             want = want.index_select(x.axis, builder.kept.of(x).to(want.device))
-        difference, magnitude = _compare([want], [small.env[node]])
+        difference, magnitude = compare([want], [small.env[node]])
         if not difference <= rounding * magnitude:
             return traced.describe(source), difference
     return "output", float("nan")

@@ -7,7 +7,7 @@ import copy
 import io
 import json
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..compaction.context import compacted
+from ..deploy.save import save_small
 from ..graph.shrink import shrink
 from ..inspect.flops import count_flops
 from . import setup
@@ -44,7 +45,7 @@ def finalize_run(run: Trainer) -> dict[str, Any]:
 def _finalized(run: Trainer, bar: Progress) -> dict[str, Any]:
     small, checked = shrunk(run)
     bar.update(1, "saving it")
-    save_small(run, small)
+    write_small(run, small)
     bar.update(2, "testing it")
     x, y = timed_batch(run)
     with setup.numerics(run.config):
@@ -82,7 +83,7 @@ def shrunk(run: Trainer) -> tuple[nn.Module, str]:
     return small.train(), said.getvalue().strip()
 
 
-def save_small(run: Trainer, small: nn.Module) -> list[Path]:
+def write_small(run: Trainer, small: nn.Module) -> list[Path]:
     """Writes small.pt, a whole module of plain torch.nn layers, and if configured small.onnx, for any batch size.
 
     Returns:
@@ -98,6 +99,26 @@ def save_small(run: Trainer, small: nn.Module) -> list[Path]:
         paths.append(run.out / "small.onnx")
         write_atomically(paths[1], lambda path: torch.onnx.export(module, (example,), path, **options))
     return paths
+
+
+def write_folder(run: Trainer, small: nn.Module, formats: Sequence[str]) -> list[Path]:
+    """Writes the small network to the run's folder "small", in any formats of deploy.save_small.
+
+    Returns:
+        The files written.
+    """
+    config = run.config
+    accuracy: dict[str, float] = {}
+    with contextlib.suppress(OSError, ValueError):
+        summary = json.loads((run.out / "summary.json").read_text())
+        accuracy = {"accuracy on the test set": float(summary["small_accuracy"])} if "small_accuracy" in summary else {}
+    method = None if config.method == "none" else f"{config.method}, rate {config.rate:g}, {config.epochs} epochs"
+    notes = f"{config.arch}, trained on {config.data}."
+    with run.masked():
+        return save_small(
+            small, run.out / "small", formats=formats, model=run.model, accuracy=accuracy, method=method, notes=notes,
+            overwrite=True,
+        )  # fmt: skip
 
 
 def _share(right: Tensor) -> float:

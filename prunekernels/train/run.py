@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..methods import Sensitivity, sensitivity
 from ..nn.convert import convert
 from . import checkpoint, distributed
 from .config import TIMEOUT, Config
-from .finalize import finalize_run, save_small, shrunk
+from .finalize import finalize_run, shrunk, write_folder, write_small
 from .loggers import check_loggers
 from .loop import CHECKPOINT, EVALUATION_BATCH
 from .optional_deps import need
@@ -58,8 +58,13 @@ def train(given: Mapping[str, Any], *, resume: bool = False, overwrite: bool = F
     return summary
 
 
-def shrink_run(out: Path, onnx: bool = False) -> tuple[str, list[Path]]:
+def shrink_run(out: Path, onnx: bool = False, formats: Sequence[str] = ()) -> tuple[str, list[Path]]:
     """Shrinks the network of a run's checkpoint.
+
+    Args:
+        out: The run's folder.
+        onnx: Whether to write small.onnx.
+        formats: Of save_small, for the folder "small" in that of the run; none: no such folder.
 
     Returns:
         The line that says how the small network was checked, and the files written.
@@ -69,7 +74,8 @@ def shrink_run(out: Path, onnx: bool = False) -> tuple[str, list[Path]]:
         bar.update(1, "the run is loaded")
         small, checked = shrunk(run)
         bar.update(2, "the network is small")
-        return checked, save_small(run, small)
+        paths = write_small(run, small)
+        return checked, [*paths, *(write_folder(run, small, formats) if formats else ())]
 
 
 def sensitivity_run(out: Path, images: int) -> tuple[Sensitivity, list[Path]]:

@@ -1,0 +1,76 @@
+"""A small network as a program of torch.export, and as ONNX."""
+
+from __future__ import annotations
+
+import importlib.util
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..graph.trace import Freedom, export_network, fixed_size, quiet, value_of
+from ..graph.verify import compare, outcome, resized_inputs
+from ..nn.example import Example
+
+
+def export_program(op: str, network: nn.Module, example: Example) -> Any:
+    """Exports a network in eval mode: for any batch and image size, for any batch, or for the example's sizes alone.
+
+    Returns:
+        The torch.export.ExportedProgram, without the example.
+    """
+    errors: list[Exception] = []
+    tries: tuple[Freedom, ...] = ("images", "batch", "none")
+    for free in tries:
+        try:
+            program, _ = export_network(op, network, example, free)
+            if free == "none" or _runs_alike(network, program, example):
+                program.example_inputs = None  # it would be a pickle, and somebody's images
+                return program
+        except Exception as error:
+            errors.append(error)
+    raise ValueError(f"{op}: expected a network that torch.export can trace, got: {errors[-1]}") from errors[-1]
+
+
+def _runs_alike(network: nn.Module, program: Any, example: Example) -> bool:
+    """Whether a program takes the sizes that the network takes, where it leaves them free."""
+    module = program.module()
+    for given in (example, *resized_inputs(example)):
+        want = outcome(network, given)
+        if isinstance(want, Exception):
+            continue
+        got = outcome(module, given)
+        if isinstance(got, Exception) or compare(want, got)[0] > 1e-3 * max(compare(want, got)[1], 1e-30):
+            return False
+    return True
+
+
+def free_sizes(program: Any) -> list[tuple[str, list[int | None]]]:
+    """Of each tensor that a program takes, its name and its sizes; None: any size."""
+    own = set(program.graph_signature.user_inputs)
+    nodes = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in own]
+    return [
+        (node.name, [fixed_size(size) for size in value_of(node).shape]) for node in nodes if value_of(node) is not None
+    ]
+
+
+def write_program(path: Path, program: Any) -> None:
+    """Writes model.pt2."""
+    with quiet():
+        torch.export.save(program, path)
+
+
+def check_onnx(op: str) -> None:
+    """Raises ImportError if what writes ONNX is missing."""
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f'{op}: formats: onnx needs {" and ".join(missing)}: pip install "prunekernels[onnx]"')
+
+
+def write_onnx(path: Path, program: Any) -> None:
+    """Writes model.onnx, with the sizes free that the program leaves free."""
+    with quiet(), redirect_stdout(StringIO()):
+        torch.onnx.export(program, f=path, dynamo=True, external_data=False, verbose=False)

@@ -1,0 +1,156 @@
+"""What other runtimes make of a saved network: the same outputs as the small network."""
+
+import os
+import zipfile
+
+import pytest
+import torch
+from torch import nn
+
+import prunekernels as pk
+from cases.deploy import small_network, small_reference
+
+NAMES = ["resnet20", "mobilenet_v2", "vgg_small", "densenet40"]
+SIZES = [(1, 16, 16), (3, 16, 16), (2, 32, 48)]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def saved(request, tmp_path_factory):
+    """(small network in eval mode, folder with model.pt2, images of a size)."""
+    small, x = small_reference(request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    pk.save_small(small, folder)
+    return small.eval(), folder, lambda n, h, w: torch.randn(n, 3, 2 * h, 2 * w)
+
+
+def program(folder):
+    return torch.export.load(folder / "model.pt2")
+
+
+def assert_close(got, want):
+    torch.testing.assert_close(torch.as_tensor(got), want, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_any_batch_and_size(saved):
+    small, folder, images = saved
+    module = program(folder).module()
+    for size in SIZES:
+        x = images(*size)
+        assert_close(module(x), small(x))
+
+
+def test_program_without_pickles(saved):
+    """torch.export.load unpickles tensors of kinds that it stores so, and example inputs: there are none."""
+    _, folder, _ = saved
+    with zipfile.ZipFile(folder / "model.pt2") as archive:
+        assert not [name for name in archive.namelist() if archive.read(name)[:2] in (b"PK", b"\x80\x02")]
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled(saved):
+    small, folder, images = saved
+    compiled = torch.compile(pk.load_small(folder), fullgraph=True, dynamic=True)
+    for size in SIZES:
+        x = images(*size)
+        assert_close(compiled(x), small(x))
+
+
+@pytest.mark.slow
+def test_compiled_training(tmp_path):
+    small, x = small_network("excite")
+    pk.save_small(small, tmp_path, formats=["safetensors"])
+    loaded, plain = pk.load_small(tmp_path).train(), pk.load_small(tmp_path).train()
+    for net in (torch.compile(loaded, fullgraph=True), plain):
+        torch.manual_seed(0)
+        for module in net.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        net(x).square().sum().backward()
+    for a, b in zip(loaded.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_ahead_of_time_package(saved, tmp_path):
+    small, folder, images = saved
+    path = torch._inductor.aoti_compile_and_package(program(folder), package_path=str(tmp_path / "net.pt2"))
+    run = torch._inductor.aoti_load_package(path)
+    for size in SIZES:
+        x = images(*size)
+        assert_close(run(x), small(x))
+
+
+@pytest.fixture(scope="module")
+def onnx_file(saved, tmp_path_factory):
+    for name in ("onnx", "onnxscript"):
+        pytest.importorskip(name)
+    small, folder, images = saved
+    place = tmp_path_factory.mktemp("onnx")
+    pk.save_small(pk.load_small(folder), place, formats=["onnx"])
+    assert {path.name for path in place.iterdir()} == {"model.onnx", "README.md"}
+    return small, place / "model.onnx", images
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_onnx_runtime(onnx_file):
+    runtime = pytest.importorskip("onnxruntime")
+    small, path, images = onnx_file
+    session = runtime.InferenceSession(path)
+    for size in SIZES:
+        x = images(*size)
+        (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        assert_close(got, small(x))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_openvino(onnx_file):
+    openvino = pytest.importorskip("openvino")
+    small, path, images = onnx_file
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(str(path), "CPU", exact)
+    for size in SIZES:
+        x = images(*size)
+        assert_close(compiled(x.numpy())[0], small(x))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_int8(saved):
+    """Quantized after training (PT2E): the outputs differ by what eight bits make of them, and rank the classes alike."""
+    pytest.importorskip("torchao")
+    quantize = pytest.importorskip("torchao.quantization.pt2e.quantize_pt2e")
+    x86 = pytest.importorskip("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
+    small, folder, images = saved
+    quantizer = x86.X86InductorQuantizer().set_global(x86.get_default_x86_inductor_quantization_config())
+    x = images(16, 16, 16)
+    prepared = quantize.prepare_pt2e(program(folder).module(), quantizer)
+    prepared(x)
+    int8 = quantize.convert_pt2e(prepared)
+    assert any("quantize_per_tensor" in str(node.target) for node in int8.graph.nodes)
+    got, want = int8(x), small(x)
+    assert (got - want).norm() < 0.1 * want.norm()
+
+
+def test_sizes_that_the_forward_fixes(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    pk.save_small(net, tmp_path, x)
+    module = program(tmp_path).module()
+    for n in (1, 2, 5):
+        x = torch.randn(n, 3, 8, 8)
+        assert_close(module(x), net(x))
+    with pytest.raises(Exception, match="8"):
+        module(torch.randn(2, 3, 9, 9))
+    assert "any x 3 x 8 x 8" in (tmp_path / "README.md").read_text()
+
+
+def test_permissions(tmp_path):
+    pk.save_small(nn.Conv2d(3, 4, 1), tmp_path / "net", torch.randn(2, 3, 4, 4), formats=["safetensors"])
+    mask = os.umask(0)
+    os.umask(mask)
+    assert (tmp_path / "net").stat().st_mode & 0o777 == 0o777 & ~mask

@@ -1,0 +1,285 @@
+"""save_small, load_small: the loaded network is the saved one, to the bit, in eval mode and in training."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+import prunekernels as pk
+from cases.blocks import BLOCKS, block
+from cases.deploy import (
+    REFERENCE,
+    assert_same_network,
+    outputs_of,
+    round_trip,
+    small_network,
+    small_reference,
+)
+from cases.networks import NETWORKS
+
+WITH_ONE_SIZE = {"positions_added", "biases"}  # their forward takes no other
+NOT_TRAINED = {"plain_norm"}  # SyncBatchNorm trains on GPUs alone
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks(name, form, tmp_path):
+    small, x = small_network(name, form)
+    loaded = round_trip(small, tmp_path / "net")
+    assert type(loaded) is not type(small) or form == "graph"
+    assert_same_network(small, loaded, x, sizes=name not in WITH_ONE_SIZE)
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_reference_networks(name, tmp_path):
+    small, x = small_reference(name)
+    assert_same_network(small, round_trip(small, tmp_path / "net"), x)
+
+
+@pytest.mark.thinned(3)
+@pytest.mark.parametrize("name", sorted(set(BLOCKS) - NOT_TRAINED))
+def test_blocks(name, tmp_path):
+    torch.manual_seed(0)
+    net, x = block(name).float(), torch.randn(3, 3, 6, 6)
+    small = pk.shrink(net, x, form="module")
+    loaded = round_trip(small, tmp_path / "net")
+    own = {key: value for key, value in small.state_dict().items()}
+    assert all(torch.equal(own[key], value) for key, value in loaded.state_dict().items())
+    for images in (x, x[:1]):
+        for got, want in zip(outputs_of(loaded, images), outputs_of(small.eval(), images), strict=True):
+            assert torch.equal(got, want)
+
+
+# ---- what trains otherwise than it evaluates
+
+
+class Functional(nn.Module):
+    """Dropout as a function, a norm that averages all batches, a shared layer, frozen and own parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6, momentum=None)
+        self.scale = nn.Parameter(torch.rand(6, 1, 1))
+        self.twice, self.head = nn.Conv2d(6, 6, 1), nn.Linear(6, 4)
+        self.register_buffer("mean", torch.rand(3, 1, 1), persistent=False)
+        self.conv.bias.requires_grad_(False)
+
+    def forward(self, x, more=None):
+        x = self.norm(self.conv(x - self.mean)) * self.scale
+        x = F.dropout(self.twice(F.relu(self.twice(x), inplace=True)), 0.3, self.training)
+        return self.head(x.mean((2, 3))) + (0 if more is None else more)
+
+
+class Paths(nn.Module):
+    """Drops a path, and has a head that only trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.path, self.head, self.more = nn.Conv2d(6, 6, 1), nn.Linear(6, 4), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x))
+        path = self.path(x)
+        if self.training:
+            path = path * x.new_empty((x.shape[0], 1, 1, 1)).bernoulli_(0.5) / 0.5
+        x = (x + path).mean((2, 3))
+        return {"out": self.head(x), "more": self.more(x)} if self.training else {"out": self.head(x)}
+
+
+@pytest.mark.parametrize("make", [Functional, Paths])
+def test_training_forward(make, tmp_path):
+    torch.manual_seed(0)
+    net, x = make(), torch.randn(3, 3, 8, 8)
+    loaded = round_trip(net, tmp_path / "net", x)
+    assert_same_network(net, loaded, x)
+    loaded.train()
+    assert not torch.equal(next(iter(outputs_of(loaded, x))), next(iter(outputs_of(loaded.eval(), x))))
+
+
+def test_graph_of_its_own_for_training_survives_copies(tmp_path):
+    torch.manual_seed(0)
+    net, x = Paths(), torch.randn(3, 3, 8, 8)
+    loaded = copy.deepcopy(round_trip(net, tmp_path / "net", x)).double()
+    assert_same_network(copy.deepcopy(net).double(), loaded, x.double())
+    again = round_trip(loaded, tmp_path / "again", x.double())
+    assert_same_network(net.double(), again, x.double())
+
+
+def test_flags_of_tensors(tmp_path):
+    net = Functional()
+    loaded = round_trip(net, tmp_path / "net", torch.randn(2, 3, 8, 8))
+    assert {n: p.requires_grad for n, p in loaded.named_parameters()} == {
+        n: p.requires_grad for n, p in net.named_parameters()
+    }
+    assert loaded.state_dict().keys() == net.state_dict().keys() and "mean" in dict(loaded.named_buffers())
+
+
+def test_tied_tensors_and_channels_last(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 3, padding=1))
+    net[2].weight = net[0].weight
+    net = net.to(memory_format=torch.channels_last)
+    loaded = round_trip(net, tmp_path / "net", torch.randn(2, 3, 8, 8))
+    assert loaded.get_parameter("2.weight") is loaded.get_parameter("0.weight")
+    assert loaded.get_parameter("0.weight").is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_dtypes(dtype, tmp_path):
+    small, x = small_network("basic", dtype=torch.float32)
+    small = small.to(dtype)
+    loaded = round_trip(small, tmp_path / "net", x.to(dtype))
+    assert torch.equal(loaded(x.to(dtype)), small.eval()(x.to(dtype)))
+    assert {p.dtype for p in loaded.parameters()} == {dtype}
+
+
+# ---- arguments and outputs
+
+
+class Several(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+
+    def forward(self, batch, scale=1.0, *, shift=None):
+        out = self.a(batch["image"]) * scale + self.b(batch["pair"][1])
+        return {"out": out if shift is None else out + shift, "pair": (out, [out.mean(), None, 3])}
+
+
+@pytest.mark.parametrize("form", ["forward", "graph"])
+def test_nested_arguments_and_outputs(form, tmp_path):
+    torch.manual_seed(0)
+    batch = {"image": torch.randn(2, 3, 4, 4), "pair": (torch.zeros(1), torch.randn(2, 3, 4, 4))}
+    example = pk.Example(batch, scale=2.0, shift=torch.randn(4, 1, 1))
+    net = Several()
+    if form == "graph":
+        pk.convert(net)
+        net = pk.shrink(net.eval(), example, form="graph")
+    loaded = round_trip(net, tmp_path / "net", None if form == "graph" else example)
+    got, want = example.call(loaded), example.call(net.eval())
+    assert torch.equal(got["out"], want["out"]) and torch.equal(got["pair"][1][0], want["pair"][1][0])
+    assert got["pair"][1][1:] == [None, 3] and isinstance(got["pair"], tuple)
+
+
+def test_forward_that_fx_cannot_follow_becomes_a_graph(tmp_path):
+    class Odd(nn.Sequential):
+        def forward(self, x):
+            for _ in range(x.shape[2] // 4):
+                x = super().forward(x)
+            return x
+
+    net, x = Odd(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)), torch.randn(2, 3, 8, 8)
+    loaded = round_trip(net, tmp_path / "net", x)
+    assert torch.equal(loaded(x), net.eval()(x))
+    with pytest.raises(AssertionError, match="expected"):
+        loaded(torch.randn(2, 3, 12, 12))
+
+
+def test_without_the_class_and_without_pickle(tmp_path):
+    """In another process, which has no module to import it from, and in which unpickling is an error."""
+    net, x = Functional().eval(), torch.randn(2, 3, 8, 8)
+    pk.save_small(net, tmp_path / "net", x, formats=["safetensors"])
+    torch.save({"x": x, "out": net(x).detach()}, tmp_path / "want.pt")
+    code = f"""
+import pickle, torch, prunekernels as pk
+want = torch.load({str(tmp_path / "want.pt")!r})
+def refuse(*args, **kwargs): raise RuntimeError("unpickled")
+pickle.load = pickle.loads = pickle.Unpickler = torch.load = refuse
+loaded = pk.load_small({str(tmp_path / "net")!r})
+assert torch.equal(loaded(want["x"]), want["out"])
+assert type(loaded).__mro__[1].__module__.startswith("torch.fx"), type(loaded).__mro__
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+# ---- what comes after
+
+
+def test_loaded_network_is_saved_again(tmp_path):
+    small, x = small_network("excite")
+    loaded = round_trip(small, tmp_path / "one")
+    assert_same_network(small, round_trip(loaded, tmp_path / "two"), x)
+
+
+def test_loaded_network_is_pruned_again(tmp_path):
+    small, x = small_network("inverted")
+    loaded = round_trip(small, tmp_path / "net")
+    assert isinstance(loaded, fx.GraphModule)
+    pk.convert(loaded)
+    for group in pk.coupled_groups(loaded, x):
+        group.set_masks(loaded, torch.arange(group.width) > 0)
+    smaller = pk.shrink(loaded.eval(), x)
+    torch.testing.assert_close(smaller(x), loaded(x), rtol=1e-4, atol=1e-5)
+    assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in small.parameters())
+
+
+def test_optimizer_state_fits(tmp_path):
+    small, x = small_network("basic")
+    optimizer = torch.optim.SGD(small.parameters(), lr=0.1, momentum=0.9)
+    small.train()(x).square().sum().backward()
+    optimizer.step()
+    loaded = round_trip(small, tmp_path / "net").train()
+    its = torch.optim.SGD(loaded.parameters(), lr=0.1, momentum=0.9)
+    its.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for net, opt in ((small, optimizer), (loaded, its)):
+        opt.zero_grad()
+        torch.manual_seed(0)
+        net.train()(x).square().sum().backward()
+        opt.step()
+    state = loaded.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in small.state_dict().items())
+
+
+def test_small_stays_as_it_was(tmp_path):
+    net, x = Paths(), torch.randn(3, 3, 8, 8)
+    net.train()
+    net.norm.eval()
+    before = copy.deepcopy(net.state_dict())
+    names = set(vars(net))
+    round_trip(net, tmp_path / "net", x)
+    assert all(torch.equal(net.state_dict()[key], value) for key, value in before.items())
+    assert net.training and not net.norm.training and set(vars(net)) == names
+
+
+# ---- refused
+
+
+class Hidden(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return torch.linalg.svdvals(self.conv(x))
+
+
+def test_unknown_operation():
+    with pytest.raises(ValueError, match=r"save_small: small: expected a network that a graph can describe; .*svd"):
+        pk.save_small(Hidden(), "never", torch.randn(2, 3, 4, 4))
+
+
+def test_hook_that_changes_outputs():
+    net = nn.Sequential(nn.Conv2d(3, 3, 1))
+    net[0].register_forward_hook(lambda module, args, out: out * 2)
+    with pytest.raises(ValueError, match="another output"):
+        pk.save_small(net, "never", torch.randn(2, 3, 4, 4))
+
+
+def test_masked_network():
+    with pytest.raises(ValueError, match="expected plain layers, as of pk.shrink, got masks in 0"):
+        pk.save_small(nn.Sequential(pk.MaskedConv2d(3, 3, 1)), "never", torch.randn(2, 3, 4, 4))
+
+
+def test_example_is_missing():
+    with pytest.raises(ValueError, match="example_input: expected what the network takes"):
+        pk.save_small(nn.Sequential(nn.Conv2d(3, 3, 1)), "never")
+
+
+@pytest.mark.parametrize("formats", [(), "pt2", ["pt2", "tflite"]])
+def test_formats(formats):
+    with pytest.raises(ValueError, match="formats: expected some of safetensors, pt2, onnx, got"):
+        pk.save_small(nn.Conv2d(3, 3, 1), "never", torch.randn(2, 3, 4, 4), formats=formats)
