@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..inspect.flops import count_flops
+from ..nn.conv import MaskedConv2d
 from ..nn.example import Example
-from ..nn.mask_buffers import MaskBuffers
 
 _LOADED = {
     "safetensors": (
@@ -98,10 +98,9 @@ def _layers(model: nn.Module, small: nn.Module) -> str:
     after = dict(small.named_modules())
     rows = [["layer", "filters", "of", "live"]]
     for name, layer in model.named_modules():
-        weight = getattr(layer, "weight", None)
-        if isinstance(layer, MaskBuffers) and isinstance(weight, Tensor) and weight.dim() > 1:
+        if isinstance(layer, MaskedConv2d):
             left = getattr(after.get(name), "weight", None)
             count = str(left.shape[0]) if isinstance(left, Tensor) else "none"
-            live = int((layer.filter_mask & layer.hard_mask).sum()) if hasattr(layer, "filter_mask") else "-"
-            rows.append([f"`{name}`", count, str(weight.shape[0]), str(live)])
+            live = int((layer.filter_mask & layer.hard_mask).sum())
+            rows.append([f"`{name}`", count, str(layer.out_channels), str(live)])
     return f"## Masks\n\nWhat is left of each masked convolution.\n\n{_table(rows)}" if len(rows) > 1 else ""

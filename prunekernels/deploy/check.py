@@ -62,7 +62,7 @@ def training_step(network: nn.Module, example: Example) -> tuple[Tensors, Tensor
         outputs = [leaf for leaf in pytree.tree_leaves(example.call(own)) if isinstance(leaf, Tensor)]
         losses = [out.double().square().sum() for out in outputs if out.requires_grad]
         if losses:
-            torch.stack(losses).sum().backward()
+            torch.autograd.backward(losses)
     gradients = {name: [p.grad] for name, p in own.named_parameters() if p.grad is not None}
     return {"": [out.detach() for out in outputs]}, gradients, {name: [b] for name, b in own.named_buffers()}
 

@@ -123,7 +123,7 @@ def _describe_graph(module: nn.Module, graph: fx.Graph) -> dict[str, Any]:
 
 
 def _is_one_leaf(spec: Any) -> bool:
-    return spec.num_leaves == 1 and spec.num_nodes == 1
+    return bool(spec.num_leaves == 1 and spec.num_nodes == 1)
 
 
 def _describe_node(module: nn.Module, node: fx.Node) -> dict[str, Any]:

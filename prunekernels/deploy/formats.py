@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..graph.trace import Freedom, export_network, fixed_size, quiet, value_of
 from ..graph.verify import compare, outcome, resized_inputs
@@ -20,7 +20,7 @@ def export_program(op: str, network: nn.Module, example: Example) -> Any:
     """Exports a network in eval mode: for any batch and image size, for any batch, or for the example's sizes alone.
 
     Returns:
-        The torch.export.ExportedProgram, without the example.
+        The torch.export.ExportedProgram, with an example of other numbers: the caller's may be private.
     """
     errors: list[Exception] = []
     tries: tuple[Freedom, ...] = ("images", "batch", "none")
@@ -28,11 +28,20 @@ def export_program(op: str, network: nn.Module, example: Example) -> Any:
         try:
             program, _ = export_network(op, network, example, free)
             if free == "none" or _runs_alike(network, program, example):
-                program.example_inputs = None  # it would be a pickle, and somebody's images
+                other = example.map(_drawn)
+                program.example_inputs = other.args, other.kwargs
                 return program
         except Exception as error:
             errors.append(error)
     raise ValueError(f"{op}: expected a network that torch.export can trace, got: {errors[-1]}") from errors[-1]
+
+
+def _drawn(x: Tensor) -> Tensor:
+    return (
+        torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x.dtype)
+        if x.is_floating_point()
+        else torch.zeros_like(x)
+    )
 
 
 def _runs_alike(network: nn.Module, program: Any, example: Example) -> bool:

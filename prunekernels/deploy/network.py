@@ -18,6 +18,8 @@ class ByMode(nn.Module):
         evaluating: The graph in eval mode.
     """
 
+    _graphs: tuple[fx.GraphModule, fx.GraphModule]  # in eval mode, in training
+
     def __init__(self, root: nn.Module, train: fx.GraphModule, evaluating: fx.GraphModule) -> None:
         super().__init__()
         for name in SHARED:
@@ -33,11 +35,10 @@ class ByMode(nn.Module):
 
     def graph_of(self, training: bool) -> fx.GraphModule:
         """The graph of a mode."""
-        graph: fx.GraphModule = self._graphs[training]
-        return graph
+        return self._graphs[training]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._share()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

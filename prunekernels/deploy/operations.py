@@ -36,7 +36,7 @@ TENSOR_OPERATIONS = frozenset(
     "softshrink softsign split split_with_sizes sqrt square squeeze stack std std_mean sub subtract sum swapaxes "
     "sym_float sym_max sym_min sym_size t tanh tanhshrink tensor_split threshold tile to topk transpose tril triu "
     "true_divide type_as unbind unflatten unfold unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_nearest2d "
-    "var var_mean vector_norm view view_as where zero zeros zeros_like _to_copy _unsafe_view".split()
+    "var var_mean view view_as where zero zeros zeros_like _to_copy _unsafe_view".split()
 )
 OPERATORS = frozenset(
     "add sub mul truediv floordiv mod pow matmul neg pos abs getitem eq ne lt le gt ge is_ is_not and_ or_ xor invert "

@@ -175,7 +175,7 @@ def _target(root: nn.Module, op: Any, target: Any, args: tuple[Any, ...]) -> Any
         for part in path:
             owner = owner._modules.get(part) if isinstance(owner, nn.Module) else None
         if isinstance(owner, nn.Module):
-            held = owner._modules if op == "call_module" else owner._parameters | owner._buffers
+            held: dict[str, Any] = owner._modules if op == "call_module" else {**owner._parameters, **owner._buffers}
             if held.get(last) is not None:
                 return target
     raise Unsupported(f"a node {str(op)[:100]} {target[:100]!r}")

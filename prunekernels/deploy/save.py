@@ -45,12 +45,12 @@ def save_small(
 ) -> list[Path]:
     """Writes a small network as files that need neither its class nor, but for load_small, this package.
 
-    | file | format | what it is |
+    | format | files | what they are |
     |---|---|---|
-    | config.json, model.safetensors | "safetensors" | layers of torch.nn, the graph between them, and their tensors: load_small makes a network of it that trains |
-    | model.pt2 | "pt2" | a program of torch.export, in eval mode; for any batch and image size where torch.export allows that |
-    | model.onnx | "onnx" | the same as ONNX; needs onnx and onnxscript |
-    | README.md | always | a model card |
+    | "safetensors" | config.json, model.safetensors | layers, graph and tensors, for load_small |
+    | "pt2" | model.pt2 | a program of torch.export in eval mode, for any batch and size where that allows it |
+    | "onnx" | model.onnx | the same as ONNX; needs onnx and onnxscript |
+    | always | README.md | a model card |
 
     The network is saved as torch.fx sees it: the forward is followed once in each mode, so a path that depends on
     values or on other arguments than the example's is not in the files. What is saved is read back and compared with
@@ -63,7 +63,7 @@ def save_small(
         example_input: What small takes (see Example). None: arguments of the sizes and kinds that shrink or load_small
             had for it.
         formats: Any of "safetensors", "pt2" and "onnx".
-        model: The masked network, for the model card: its parameters, its multiply-adds, and what is left of each layer.
+        model: The masked network, for the model card: parameters, multiply-adds, what is left of each layer.
         accuracy: For the model card: a number, or several by name.
         method: For the model card: how the network was pruned, a method of pk.methods or any text.
         notes: For the model card: more text, in Markdown.

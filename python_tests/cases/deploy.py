@@ -61,8 +61,8 @@ def assert_same_network(small, loaded, x, sizes=True):
     small, loaded = copy.deepcopy(small).eval(), copy.deepcopy(loaded).eval()
     assert [name for name, _ in loaded.named_parameters()] == [name for name, _ in small.named_parameters()]
     others = [x[:1], torch.cat([x, x])] + ([torch.randn(2, *x.shape[1:2], 32, 48, dtype=x.dtype)] if sizes else [])
-    for images in (x, *others):
-        for got, want in zip(outputs_of(loaded, images), outputs_of(small, images), strict=True):
+    for given in (x, *others):
+        for got, want in zip(outputs_of(loaded, given), outputs_of(small, given), strict=True):
             assert torch.equal(got, want)
     got, want = step(loaded, x), step(small, x)
     for name, gradient in want.items():

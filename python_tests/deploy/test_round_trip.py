@@ -179,6 +179,14 @@ def test_forward_that_fx_cannot_follow_becomes_a_graph(tmp_path):
         loaded(torch.randn(2, 3, 12, 12))
 
 
+def test_hook_that_changes_outputs(tmp_path):
+    """The symbolic trace does not see it, a run does."""
+    net, x = nn.Sequential(nn.Conv2d(3, 3, 1)), torch.randn(2, 3, 4, 4)
+    net[0].register_forward_hook(lambda module, args, out: out * 2)
+    loaded = round_trip(net, tmp_path / "net", x)
+    assert torch.equal(loaded(x), net(x)) and not loaded.get_submodule("0")._forward_hooks
+
+
 def test_without_the_class_and_without_pickle(tmp_path):
     """In another process, which has no module to import it from, and in which unpickling is an error."""
     net, x = Functional().eval(), torch.randn(2, 3, 8, 8)
@@ -262,11 +270,18 @@ def test_unknown_operation():
         pk.save_small(Hidden(), "never", torch.randn(2, 3, 4, 4))
 
 
-def test_hook_that_changes_outputs():
-    net = nn.Sequential(nn.Conv2d(3, 3, 1))
-    net[0].register_forward_hook(lambda module, args, out: out * 2)
-    with pytest.raises(ValueError, match="another output"):
-        pk.save_small(net, "never", torch.randn(2, 3, 4, 4))
+def test_forward_of_its_own_in_training_that_no_graph_holds(tmp_path):
+    """Not even fx follows it, and a run in eval mode does not see it."""
+
+    class Odd(nn.Sequential):
+        def forward(self, x):
+            if self.training and x.shape[2] > 2:
+                x = x + 1
+            return super().forward(x)
+
+    with pytest.raises(ValueError, match="a forward that torch.fx cannot follow .*; in the graph form: another output"):
+        pk.save_small(Odd(nn.Conv2d(3, 3, 1)), tmp_path / "net", torch.randn(2, 3, 4, 4))
+    assert not list(tmp_path.iterdir())
 
 
 def test_masked_network():
