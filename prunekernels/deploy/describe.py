@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,11 +13,11 @@ from torch.fx.graph import _PyTreeCodeGen
 from torch.utils import _pytree as pytree
 
 from ..nn.example import Example
-from ..nn.reparametrized import deep_copy
 from .errors import Unsupported
 from .layers import describe_layer, is_layer
 from .network import ByMode
 from .operations import check_attribute, check_method, name_of
+from .symbolic import trace_forward
 from .values import DTYPE_NAMES, encode
 
 Nodes = list[dict[str, Any]]
@@ -49,7 +47,7 @@ def describe(network: nn.Module, example: Example) -> Description:
     elif isinstance(network, fx.GraphModule):
         graphs, used = {"both": _describe_graph(network, network.graph)}, [network.graph]
     else:
-        traced = {mode: _trace(network, example, mode == "train") for mode in ("train", "eval")}
+        traced = {mode: trace_forward(network, example, mode == "train") for mode in ("train", "eval")}
         graphs = {mode: _describe_graph(module, graph) for mode, (module, graph) in traced.items()}
         with suppress(_Differ):
             graphs = {"both": _merge(graphs["train"], graphs["eval"])}
@@ -60,48 +58,6 @@ def describe(network: nn.Module, example: Example) -> Description:
 
 
 # ---- the graph
-
-
-class _Tracer(fx.Tracer):
-    """Follows the forward of every module but layers of torch.nn."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_layer(m)
-
-
-def _trace(network: nn.Module, example: Example, training: bool) -> tuple[nn.Module, fx.Graph]:
-    """A copy of the network and the graph of its forward, for the arguments that the example gives."""
-    own = deep_copy(network).train(training)
-    bound = inspect.signature(own.forward).bind(*example.args, **example.kwargs).arguments
-    left_out = {
-        name: parameter.default
-        for name, parameter in inspect.signature(own.forward).parameters.items()
-        if name not in bound and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    }
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            graph = _Tracer().trace(own, left_out or None)
-    except Exception as error:
-        raise Unsupported(f"a forward that torch.fx cannot follow ({str(error).splitlines()[0][:200]})") from error
-    given = set(bound)
-    for node in [node for node in graph.nodes if node.op == "placeholder" and str(node.target) not in given]:
-        for user in reversed(_only_checked(node)):
-            graph.erase_node(user)
-        graph.erase_node(node)
-    return own, graph
-
-
-def _only_checked(node: fx.Node) -> list[fx.Node]:
-    """What reads a placeholder that the tracer made a constant: it compares the argument with that."""
-    found, waiting = [], [node]
-    while waiting:
-        users = list(waiting.pop().users)
-        found += users
-        waiting += users
-    if any(user.op != "call_function" or user.users and user.target is torch._assert for user in found):
-        raise Unsupported(f"the argument {node.target}")
-    return found
 
 
 def _describe_graph(module: nn.Module, graph: fx.Graph) -> dict[str, Any]:

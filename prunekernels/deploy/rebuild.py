@@ -20,7 +20,7 @@ from .operations import check_attribute, check_method, function_of
 from .values import decode
 
 # Names become code of a torch.fx.GraphModule, so nothing else may be in them.
-_PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", re.ASCII)
+_PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _RESERVED = frozenset(dir(nn.Module()))
 _RESERVED_AT_ROOT = frozenset(dir(fx.GraphModule))
 

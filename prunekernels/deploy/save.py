@@ -134,7 +134,8 @@ def _write(small: nn.Module, example: Example, folder: Path) -> nn.Module:
             check_same(plain, rebuilt, example)
             return rebuilt
         except (Unsupported, Different, ValueError, RuntimeError) as error:
-            reasons.append(f"{'as it is' if form == 'forward' else 'in the graph form'}: {error}")
+            reason = error.__cause__ if isinstance(error.__cause__, Unsupported) else error  # without a temporary path
+            reasons.append(f"{'as it is' if form == 'forward' else 'in the graph form'}: {reason}")
     raise ValueError(f"{OP}: small: expected a network that a graph can describe; {'; '.join(reasons)}")
 
 

@@ -18,6 +18,7 @@ from cases.deploy import (
     round_trip,
     small_network,
     small_reference,
+    step,
 )
 from cases.networks import NETWORKS
 
@@ -91,11 +92,36 @@ class Paths(nn.Module):
         return {"out": self.head(x), "more": self.more(x)} if self.training else {"out": self.head(x)}
 
 
-@pytest.mark.parametrize("make", [Functional, Paths])
+class Buffers(nn.Module):
+    """Computes from buffers, and changes them in training; a norm of another class, which counts its batches."""
+
+    class Norm(nn.BatchNorm2d):
+        def forward(self, x):
+            if self.training:
+                self.num_batches_tracked.add_(1)
+            mean, var = self.running_mean, self.running_var
+            return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, self.eps)
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 1), Buffers.Norm(4)
+        self.register_buffer("scale", torch.full((4, 1, 1), 0.5))
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)) * (1 + self.scale.sqrt())
+        if self.training:
+            self.scale.mul_(0.9)
+        return x
+
+
+@pytest.mark.parametrize("make", [Functional, Paths, Buffers])
 def test_training_forward(make, tmp_path):
     torch.manual_seed(0)
     net, x = make(), torch.randn(3, 3, 8, 8)
     loaded = round_trip(net, tmp_path / "net", x)
+    assert_same_network(net, loaded, x)
+    for given in (net, loaded):  # the second step reads what the first has changed
+        step(given, x)
     assert_same_network(net, loaded, x)
     loaded.train()
     assert not torch.equal(next(iter(outputs_of(loaded, x))), next(iter(outputs_of(loaded.eval(), x))))
@@ -240,6 +266,13 @@ def test_optimizer_state_fits(tmp_path):
         opt.step()
     state = loaded.state_dict()
     assert all(torch.equal(state[key], value) for key, value in small.state_dict().items())
+
+
+def test_odd_names(tmp_path):
+    net = nn.Sequential()
+    net.add_module("block-1", nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))
+    x = torch.randn(2, 3, 4, 4)
+    assert_same_network(net, round_trip(net, tmp_path / "net", x), x)
 
 
 def test_small_stays_as_it_was(tmp_path):
