@@ -28,7 +28,7 @@ TRAINING = {"training": True}  # in a graph: whether the network trains
 class Description:
     """What rebuilds a network: values for JSON, and tensors by name."""
 
-    layers: dict[str, Any]  # by name: see describe_layer
+    layers: dict[str, Any]  # by name: see describe_layer; or "as", the name of the same layer in another place
     tensors: dict[str, Any]  # by name: "as" (the name in the file), "parameter", ...; None where a layer has none
     graphs: dict[str, Any]  # "both", or "train" and "eval": see _describe_graph
     values: dict[str, Tensor]
@@ -158,6 +158,10 @@ def _with_tensors(network: nn.Module, graphs: Iterable[fx.Graph], described: dic
         held |= {f"{name}.{last}": t for last, t in (modules[name]._parameters | modules[name]._buffers).items()}
     for name in attributes - held.keys():
         held[name] = _attribute(modules, name)
+    first = {id(modules[name]): name for name in own}
+    for name, module in modules.items():  # a layer in several places stays one
+        if name not in own and id(module) in first:
+            own[name] = {"as": first[id(module)]}
     tensors, values = _describe_tensors(network, modules, held)
     return Description(own, tensors, described, values)
 

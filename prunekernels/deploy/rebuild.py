@@ -29,7 +29,10 @@ def rebuild(described: Description) -> nn.Module:
     """Builds a network in eval mode; raises Unsupported with what no network may hold."""
     root = _Tree()
     for name, layer in described.layers.items():
-        root.put(name, nn.Module() if layer["type"] == "Module" else build_layer(layer))
+        if "as" in layer:
+            root.put_again(name, layer["as"])
+        else:
+            root.put(name, nn.Module() if layer["type"] == "Module" else build_layer(layer))
     _put_tensors(root, described)
     graphs = {mode: _graph(root.module, graph) for mode, graph in described.graphs.items()}
     if set(graphs) == {"both"}:
@@ -49,15 +52,27 @@ class _Tree:
 
     def __init__(self) -> None:
         self.module = nn.Module()
-        self.layers: dict[str, nn.Module] = {}
+        self.layers: dict[str, nn.Module] = {}  # those of torch.nn
+        self.all: dict[str, nn.Module] = {}
 
     def put(self, name: str, layer: nn.Module) -> None:
         owner, last = self.owner_of(name)
         if last in owner._modules:
             raise Unsupported(f"the name {name!r} in two places")
         owner.add_module(last, layer)
+        self.all[name] = layer
         if type(layer) is not nn.Module:
             self.layers[name] = layer
+
+    def put_again(self, name: str, other: str) -> None:
+        """Puts the module of another name in one more place."""
+        owner, last = self.owner_of(name)
+        layer = self.all.get(other)
+        if layer is None or owner is layer or owner in layer.modules():
+            raise Unsupported(f"the layer {str(other)[:100]!r} again as {name!r}")
+        if owner._modules.get(last, layer) is not layer:
+            raise Unsupported(f"the name {name!r} in two places")
+        owner.add_module(last, layer)
 
     def owner_of(self, name: str) -> tuple[nn.Module, str]:
         """The module that holds what has this name, made if there is none, and the last part of the name."""

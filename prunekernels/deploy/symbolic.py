@@ -14,6 +14,7 @@ from ..nn.example import Example
 from ..nn.reparametrized import deep_copy
 from .errors import Unsupported
 from .layers import is_layer
+from .norms import put_norms_back
 
 
 class _Tracer(fx.Tracer):
@@ -61,6 +62,7 @@ def trace_forward(network: nn.Module, example: Example, training: bool) -> tuple
         for user in reversed(_only_checked(node)):
             graph.erase_node(user)
         graph.erase_node(node)
+    put_norms_back(own, graph)
     return own, graph
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 
 import pytest
@@ -194,6 +195,8 @@ REFUSED = {
     "huge layer": (setting("layers", "0", "arguments", "in_channels", to=10**12), "of [4, 3, 1, 1] in place of"),
     "path": (setting("layers", "a..b", to={"type": "ReLU", "arguments": {}}), "the name 'a..b'"),
     "special path": (setting("layers", "forward", to={"type": "ReLU", "arguments": {}}), "the name 'forward'"),
+    "layer in itself": (setting("layers", "0.more", to={"as": "0"}), "the layer '0' again as '0.more'"),
+    "layer that is not there": (setting("layers", "9", to={"as": "8"}), "the layer '8' again as '9'"),
     "tensor of another layer": (setting("tensors", "0.more", to=None), "the tensor 0.more of a Conv2d"),
     "no tensor": (without("tensors", "0.weight"), "a layer without the tensor 0.weight"),
     "tensor that the file lacks": (setting("tensors", "0.weight", "as", to="x"), "a network without the tensor 'x'"),
@@ -214,6 +217,40 @@ def test_description_is_refused(name, saved, monkeypatch):
         pk.load_small(saved)
     assert str(error.value).startswith(f"load_small: {saved / 'config.json'}: expected")
     assert not (saved / "pwned").exists()
+
+
+PARTS = [None, True, -1, 10**30, 0.5, "", "x", "0", "forward", "__class__", [], [[]], {}, {"node": "x"}, {"tuple": []}]
+
+
+def mutated(value, generator):
+    """A copy with one of its parts removed, doubled or replaced."""
+    if isinstance(value, dict) and value and generator.random() < 0.9:
+        key = generator.choice(sorted(value))
+        if generator.random() < 0.1:
+            return {k: v for k, v in value.items() if k != key}
+        return value | {key: mutated(value[key], generator)}
+    if isinstance(value, list) and value and generator.random() < 0.9:
+        at = generator.randrange(len(value))
+        part = [] if generator.random() < 0.1 else [mutated(value[at], generator)]
+        return value[:at] + part * generator.choice([1, 1, 2]) + value[at + 1 :]
+    return generator.choice(PARTS)
+
+
+def test_any_description_is_a_network_or_a_value_error(saved, fuzz_seed):
+    generator = random.Random(fuzz_seed)
+    config = json.loads((saved / "config.json").read_text())
+    refused = 0
+    for _ in range(30):
+        changed = config
+        for _ in range(generator.choice([1, 1, 3])):
+            changed = mutated(changed, generator) if isinstance(changed, dict) else changed
+        (saved / "config.json").write_text(json.dumps(changed))
+        try:
+            pk.load_small(saved)
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith("load_small: "), changed
+    assert refused >= 5
 
 
 @pytest.mark.parametrize("name", ["0.weight", "1.running_var", "1.num_batches_tracked"])

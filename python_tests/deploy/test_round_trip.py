@@ -127,6 +127,39 @@ def test_training_forward(make, tmp_path):
     assert not torch.equal(next(iter(outputs_of(loaded, x))), next(iter(outputs_of(loaded.eval(), x))))
 
 
+class NormOfItsOwn(nn.BatchNorm2d):
+    """As timm's: a norm that ends in an activation."""
+
+    def __init__(self, width):
+        super().__init__(width, momentum=0.2)
+        self.act = nn.LeakyReLU(0.2)
+
+    def forward(self, x):
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        mean, var = self.running_mean, self.running_var
+        return self.act(F.batch_norm(x, mean, var, self.weight, self.bias, self.training, self.momentum, self.eps))
+
+
+def test_norm_of_another_class_is_a_layer_again(tmp_path):
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 1), NormOfItsOwn(4), nn.Conv2d(4, 3, 1)), torch.randn(3, 3, 4, 4)
+    loaded = round_trip(net, tmp_path / "net", x)
+    assert_same_network(net, loaded, x)
+    assert type(loaded.get_submodule("1")) is nn.BatchNorm2d and isinstance(loaded, fx.GraphModule)
+    pk.convert(loaded)
+    assert isinstance(loaded.get_submodule("1"), pk.MaskedBatchNorm2d)
+
+
+def test_norm_that_is_read_elsewhere_stays(tmp_path):
+    class Twice(NormOfItsOwn):
+        def forward(self, x):
+            return super().forward(x) + F.batch_norm(x, self.running_mean, self.running_var, eps=0.5)
+
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 1), Twice(4), Twice(4)), torch.randn(3, 3, 4, 4)
+    net[2] = net[1]
+    assert_same_network(net, round_trip(net, tmp_path / "net", x), x)
+
+
 def test_graph_of_its_own_for_training_survives_copies(tmp_path):
     torch.manual_seed(0)
     net, x = Paths(), torch.randn(3, 3, 8, 8)
