@@ -18,13 +18,15 @@ def remember_example(network: nn.Module, example: Example) -> None:
 
 
 def recall_example(network: nn.Module) -> Example | None:
-    """Arguments of the kind that was remembered, on the CPU, with numbers drawn at random; None if there is none."""
+    """Arguments of the kind that was remembered, on the CPU, with numbers drawn at random, zeros for integers."""
     example = _examples.get(network)
     generator = torch.Generator().manual_seed(0)
 
     def drawn(x: Tensor) -> Tensor:
         if not x.is_meta:
             return x.cpu()
+        if not x.is_floating_point():
+            return torch.zeros(x.shape, dtype=x.dtype)
         return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype)
 
     return None if example is None else example.map(drawn)

@@ -35,6 +35,7 @@ def test_networks(name, form, tmp_path):
     assert_same_network(small, loaded, x, sizes=name not in WITH_ONE_SIZE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFERENCE)
 def test_reference_networks(name, tmp_path):
     small, x = small_reference(name)
@@ -270,6 +271,21 @@ def test_loaded_network_is_saved_again(tmp_path):
     small, x = small_network("excite")
     loaded = round_trip(small, tmp_path / "one")
     assert_same_network(small, round_trip(loaded, tmp_path / "two"), x)
+
+
+def test_integers_among_the_arguments(tmp_path):
+    class Chosen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.table = nn.Conv2d(3, 4, 1), nn.Embedding(5, 4)
+
+        def forward(self, x, which):
+            return self.conv(x) + self.table(which)[:, :, None, None]
+
+    net, given = Chosen().eval(), (torch.randn(2, 3, 4, 4), torch.tensor([4, 1]))
+    loaded = round_trip(net, tmp_path / "net", given)
+    again = round_trip(loaded, tmp_path / "again")
+    assert torch.equal(again(*given), net(*given))
 
 
 def test_loaded_network_is_pruned_again(tmp_path):
