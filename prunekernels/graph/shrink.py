@@ -60,7 +60,7 @@ def shrink(
     go. Batch and image size are free where torch.export allows it; another size is an error. It exports to ONNX.
 
     The result is compared with model before it is returned, at several sizes and batches: one line is printed, and a
-    difference beyond rounding raises RuntimeError. model itself does not change.
+    difference beyond rounding raises RuntimeError. model itself does not change. save_small writes the result to files.
 
     Args:
         model: The masked network; any network that torch.export can trace.

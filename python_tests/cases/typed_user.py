@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -88,6 +89,9 @@ def networks(model: nn.Module) -> None:
     small, moved = pk.shrink(model, x, optimizer=torch.optim.SGD(model.parameters(), 0.1))
     assert_type(small, nn.Module)
     assert_type(moved, torch.optim.Optimizer)
+    paths = pk.save_small(small, "small", x, formats=["pt2", "onnx"], model=model, accuracy=0.9, overwrite=True)
+    assert_type(paths, list[Path])
+    assert_type(pk.load_small(Path("small"), "cpu"), nn.Module)
     average = torch.optim.swa_utils.AveragedModel(model)
     pk.copy_masks(model, average)
     pk.check_same_masks(model)
