@@ -158,6 +158,31 @@ def test_int8(tiny):
     assert (got - want).norm() < 0.1 * want.norm()
 
 
+class Paths(nn.Module):
+    """Computes something else in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.path = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return x + self.path(x) if self.training else x
+
+
+def test_graph_of_its_own_for_training(tmp_path):
+    net, x = Paths(), torch.randn(2, 3, 8, 8)
+    pk.save_small(net, tmp_path, x)
+    loaded = pk.load_small(tmp_path)
+    compiled = torch.compile(loaded, backend="eager", fullgraph=True)
+    for training in (False, True):
+        assert torch.equal(compiled.train(training)(x), net.train(training)(x))
+    y = torch.randn(3, 3, 9, 12)
+    assert_close(program(tmp_path).module()(y), net.eval()(y))
+    moved = loaded.to(torch.float64).train()
+    assert torch.equal(moved(x.double()), net.double().train()(x.double()))
+
+
 def test_sizes_that_the_forward_fixes(tmp_path):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 2)).eval()
     x = torch.randn(2, 3, 8, 8)
