@@ -12,6 +12,7 @@ from .. import plan
 from ..graph.verify import ROUNDING, compare, dtype_of, outcome, resized_inputs
 from ..nn.example import Example
 from ..nn.reparametrized import deep_copy
+from .errors import first_line
 
 
 class Different(Exception):
@@ -35,7 +36,7 @@ def check_same(network: nn.Module, rebuilt: nn.Module, example: Example) -> None
         if isinstance(got, AssertionError) and i > 0:
             continue
         if isinstance(got, Exception):
-            raise Different(f"an error: {str(got).splitlines()[0][:200]}") from got
+            raise Different(f"an error: {first_line(got)}") from got
         _check("another output", {"": want}, {"": got}, eps)
     for given in (example, example.map(lambda x: torch.cat([x, x]) if x.dim() else x)):  # norms may need a batch
         try:
@@ -45,7 +46,7 @@ def check_same(network: nn.Module, rebuilt: nn.Module, example: Example) -> None
         try:
             found = training_step(rebuilt, given)
         except Exception as error:
-            raise Different(f"an error when it trains: {str(error).splitlines()[0][:200]}") from error
+            raise Different(f"an error when it trains: {first_line(error)}") from error
         for what, a, b in zip(("output", "gradient", "statistic"), wanted, found, strict=True):
             _check(f"another {what} when it trains", a, b, eps)
         return

@@ -94,7 +94,7 @@ def _describe_node(module: nn.Module, node: fx.Node) -> dict[str, Any]:
     elif node.op == "get_attr" and target == "training":
         return {"name": node.name, "op": "training"}
     described = {"name": node.name, "op": node.op, "target": target}
-    if node.op != "output" and any(isinstance(value, Tensor) for value in (*node.args, *node.kwargs.values())):
+    if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((node.args, node.kwargs))):
         raise Unsupported(f"a tensor as an argument of {target}")
     try:
         args, kwargs = [encode(value) for value in node.args], encode(dict(node.kwargs))["dict"]
@@ -194,7 +194,7 @@ def _describe_tensors(
             raise Unsupported(f"the tensor {name}, a {type(tensor).__name__} of {tensor.dtype}, {tensor.layout}")
         first = names.setdefault(id(tensor), name)
         described[name] = _describe_tensor(modules, name, tensor) | {"as": first}
-        values.setdefault(first, tensor.detach())
+        values.setdefault(first, tensor.detach().cpu())
     return described, values
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..graph.known_example import recall_example
 from ..graph.shrink import shrink
-from ..graph.trace import read_example
+from ..graph.trace import check_forward, read_example
 from ..nn.example import Example
 from ..nn.mask_buffers import MaskBuffers
 from ..nn.reparametrized import deep_copy
@@ -125,6 +125,7 @@ def _write(small: nn.Module, example: Example, folder: Path) -> nn.Module:
     Either as the forward is, or as shrink writes it in its graph form.
     """
     plain = deep_copy(small).cpu()
+    check_forward(OP, deep_copy(plain).eval(), example)
     reasons = []
     for form in ("forward", "graph"):
         try:

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from ..nn.example import Example
 from ..nn.reparametrized import deep_copy
-from .errors import Unsupported
+from .errors import Unsupported, first_line
 from .layers import is_layer
 from .norms import put_norms_back
 
@@ -56,7 +56,7 @@ def trace_forward(network: nn.Module, example: Example, training: bool) -> tuple
             warnings.simplefilter("ignore")
             graph = _Tracer().trace(own, left_out or None)
     except Exception as error:
-        raise Unsupported(f"a forward that torch.fx cannot follow ({str(error).splitlines()[0][:200]})") from error
+        raise Unsupported(f"a forward that torch.fx cannot follow ({first_line(error)})") from error
     given = set(bound)
     for node in [node for node in graph.nodes if node.op == "placeholder" and str(node.target) not in given]:
         for user in reversed(_only_checked(node)):

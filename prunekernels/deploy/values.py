@@ -92,7 +92,7 @@ def decode(value: Any, node: Callable[[str], Any] | None = None, training: Calla
         return slice(*each(content))
     if kind == "dict" and isinstance(content, Mapping):
         return {key: decode(part, node, training) for key, part in content.items()}
-    if kind == "tensor" and isinstance(content, list) and content and content[0] in DTYPES:
+    if kind == "tensor" and node is None and isinstance(content, list) and content and content[0] in DTYPES:
         if all(type(size) is int and size >= 0 for size in content[1:]):
             return torch.empty(content[1:], dtype=DTYPES[content[0]], device="meta")
     if kind == "ellipsis":

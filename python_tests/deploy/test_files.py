@@ -187,6 +187,7 @@ REFUSED = {
     "op": (call("torch.relu", op="call_code"), "a node call_code"),
     "node that is not there": (call("torch.relu", {"node": "later"}), "the node 'later' before it is computed"),
     "value": (call("torch.relu", {"python": INJECTED}), "the value {'python'"),
+    "tensor": (call("torch.relu", {"tensor": ["float32", 2]}), "the value {'tensor'"),
     "dtype": (call("torch.relu", {"dtype": "load"}), "the value {'dtype'"),
     "device": (call("torch.relu", {"device": "nothing"}), "got RuntimeError"),
     "layer": (setting("layers", "0", "type", to="ModuleList"), "a layer of the class 'ModuleList'"),

@@ -376,6 +376,13 @@ def test_example_is_missing():
         pk.save_small(nn.Sequential(nn.Conv2d(3, 3, 1)), "never")
 
 
+@pytest.mark.parametrize("example", [torch.randn(2, 4, 4, 4), (torch.randn(2, 3, 4, 4), 1)])
+def test_example_that_the_network_does_not_take(example, tmp_path):
+    with pytest.raises(ValueError, match="save_small: example_input: expected an input that the network takes"):
+        pk.save_small(nn.Sequential(nn.Conv2d(3, 3, 1)), tmp_path / "net", example)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("formats", [(), "pt2", ["pt2", "tflite"]])
 def test_formats(formats):
     with pytest.raises(ValueError, match="formats: expected some of safetensors, pt2, onnx, got"):
