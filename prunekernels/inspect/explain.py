@@ -259,15 +259,14 @@ def _plans(layer: nn.Conv2d, call: _Call) -> LayerPlan:
 
 def _small_plans(layer: MaskedConv2d, call: _Call, small: Lowered) -> LayerPlan:
     """Of the convolution of live sizes that the layer runs in live mode."""
-    N, C, *space = call.shape
-    C = C if layer.groups == 1 else small.out.count  # brought to the live filters, which are the channels
-    x = torch.empty((N, C, *space), dtype=call.dtype, device=call.device, memory_format=call.memory_format)
+    N, _, *space = call.shape
+    x = torch.empty((N, small.channels, *space), dtype=call.dtype, device=call.device, memory_format=call.memory_format)
     x, padding = layer._pad(x)
     if small.table is None and layer.grad_scale is None and not has_other_plans(x, small.groups, call.computes):
         return SMALL
     if isinstance(padding, str):
         x, padding = pad_string("explain", x, padding, layer.kernel_size, layer.stride, layer.dilation)
-    weight_shape = (small.out.count, C // small.groups, *layer.kernel_size)
+    weight_shape = (small.filters, small.channels // small.groups, *layer.kernel_size)
     table = small.all_live if small.table is None else small.table
     grad_table = small.all_live if small.grad_table is None else small.grad_table
     problem = ((*layer.stride, *padding, *layer.dilation), small.groups, call.computes, call.memory_format)

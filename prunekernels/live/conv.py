@@ -25,6 +25,14 @@ class LayerMasks(NamedTuple):
     device: torch.device  # where the tables go
 
 
+class Evened(NamedTuple):
+    """Groups brought to as many filters and channels as the largest has: the others get zeros for what they lack."""
+
+    weight: ChannelRemap  # of the kernels, weight seen as [1, K * C / groups, R, S]
+    rows: Tensor  # int64 [K of the small convolution]: its filters; where there is none, any
+    result: ChannelRemap | None  # leaves the zeros out of the result; None: there are none
+
+
 class Lowered(NamedTuple):
     """The small convolution that a layer makes of an input with certain live channels."""
 
@@ -34,7 +42,10 @@ class Lowered(NamedTuple):
     table: Tensor | None  # mask table of the small convolution; None: nothing is dead in it
     grad_table: Tensor | None  # the same for the gradient of its weight
     all_live: Tensor  # a table of its size with nothing dead, for plans that need a table
+    filters: int  # K, C and groups of the small convolution
+    channels: int
     groups: int
+    evened: Evened | None = None
 
 
 class FullWidth(NamedTuple):
@@ -55,7 +66,9 @@ def lower(masks: LayerMasks, live: LiveList) -> Lowered | FullWidth:
         rows = masks.filters if masks.has_bias or masks.dense_grad else kernels.any(1)
         return _lower_dense(masks, live, rows, kernels)
     if not masks.groups == K == C:
-        return FullWidth("groups", LiveList.of(np.flatnonzero(masks.filters), K))
+        kernels = kernels & (masks.inputs & live.mask()).reshape(masks.groups, -1).repeat(K // masks.groups, 0)
+        rows = masks.filters if masks.has_bias or masks.dense_grad else kernels.any(1)
+        return _lower_groups(masks, live, rows, kernels)
     rows = masks.filters if masks.dense_grad else kernels[:, 0] & masks.inputs
     return _lower_depthwise(masks, live, masks.filters if masks.has_bias else rows & live.mask(), kernels[:, 0])
 
@@ -86,6 +99,65 @@ def _lower_depthwise(masks: LayerMasks, live: LiveList, rows: np.ndarray, kernel
     return _lowered(masks, out, remap, pick, rows[out.host], small, read, (out.count,) * 3)
 
 
+def _lower_groups(masks: LayerMasks, live: LiveList, rows: np.ndarray, kernels: np.ndarray) -> Lowered | FullWidth:
+    """Groups of any size, those without filters left out. rows: bool [K]; kernels: bool [K, C / groups]."""
+    (K, Cg), G = kernels.shape, masks.groups
+    out = LiveList.of(np.flatnonzero(rows), K)
+    read = (masks.inputs & live.mask()).reshape(G, Cg)
+    if not masks.dense_grad:
+        read = read & kernels.reshape(G, -1, Cg).any(1)
+    if not out.count or not read.any():
+        return FullWidth("nothing is live", out)
+    out = out.widened()
+    if live.full and LiveList.of(np.flatnonzero(read), G * Cg).almost_full:
+        read = np.ones_like(read)
+    computed = out.mask().reshape(G, -1)
+    groups = np.flatnonzero(computed.any(1))
+    outs, ins = _evened(computed, groups), _evened(read, groups)
+    size = (outs.size, ins.size, len(groups))
+    row, column = outs.reshape(-1, 1), ins.repeat(outs.shape[1], 0)  # of each kernel of the small convolution
+    at = np.where((row >= 0) & (column >= 0), row * Cg + column % Cg, -1)
+    outs, ins = outs.reshape(-1), ins.reshape(-1)
+    remap = _remap(_places(live, ins), live.count, masks.device)
+    # What a group lacks is dead in the tables: kernels that skip single filters and channels then skip it.
+    filters, inputs = (outs >= 0) & rows[outs], (ins >= 0) & masks.inputs[ins]
+    lowered = _lowered(masks, out, remap, None, filters, (at >= 0) & kernels.reshape(-1)[at], inputs, size)
+    if out.full and read.all():
+        return lowered
+    weight = _to_places(at.reshape(-1), K * Cg, masks.device)
+    result = _remap(np.flatnonzero(outs >= 0), outs.size, masks.device)
+    return lowered._replace(evened=Evened(weight, torch.from_numpy(outs.clip(0)).to(masks.device), result))
+
+
+def _evened(members: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """int64 [groups, most]: the members of each of these groups, then -1 up to as many as the largest of them has.
+
+    members: bool [G, any].
+    """
+    members = members[groups]
+    most = members.sum(1).max()
+    order = np.argsort(~members, axis=1, kind="stable")[:, :most]
+    return np.where(np.take_along_axis(members, order, 1), order + groups[:, None] * members.shape[1], -1)
+
+
+def _places(live: LiveList, channels: np.ndarray) -> np.ndarray:
+    """The place of each channel among the live ones, -1 where it is none."""
+    places = np.full(live.channels + 1, -1)  # the last is that of channel -1
+    places[live.host] = np.arange(live.count)
+    return places[channels]
+
+
+def _remap(index: np.ndarray, count: int, device: torch.device) -> ChannelRemap | None:
+    """Takes channels `index` out of `count`, zeros for -1; None where it takes all of them in order."""
+    return None if np.array_equal(index, np.arange(count)) else _to_places(index, count, device)
+
+
+def _to_places(index: np.ndarray, count: int, device: torch.device) -> ChannelRemap:
+    inverse = np.full(count, -1, np.int32)
+    inverse[index[index >= 0]] = np.flatnonzero(index >= 0)
+    return ChannelRemap(*(torch.from_numpy(each.astype(np.int32)).to(device) for each in (index, inverse)))
+
+
 def _lowered(
     masks: LayerMasks,
     out: LiveList,
@@ -103,7 +175,7 @@ def _lowered(
     grad_table = table
     if masks.dense_grad:
         grad_table = None if nothing_dead else _table(device, filters, None, inputs, *size)
-    return Lowered(out, remap, pick, table, grad_table, _table(device, None, None, None, *size), size[2])
+    return Lowered(out, remap, pick, table, grad_table, _table(device, None, None, None, *size), *size)
 
 
 def _table(

@@ -414,15 +414,20 @@ def _small_conv(layer: MaskedConv2d, x: Tensor, small: Lowered) -> Tensor:
         x = ops.regroup_channels(x, *small.remap)
     if small.pick is not None:
         weight = ops.pack_weight(weight, *small.pick)
-    if not small.out.full and (bias is not None or scale is not None):
-        rows = small.out.rows(x.device)
+    even = small.evened
+    if even is not None:
+        kernels = ops.regroup_channels(weight.flatten(0, 1).unsqueeze(0), *even.weight)
+        weight = kernels.reshape(small.filters, small.channels // small.groups, *weight.shape[2:])
+    if (even is not None or not small.out.full) and (bias is not None or scale is not None):
+        rows = small.out.rows(x.device) if even is None else even.rows
         bias = bias if bias is None else bias.index_select(0, rows)
         scale = scale if scale is None else scale.index_select(0, rows)
     x, padding = layer._pad(x)
     if small.table is None and scale is None and not has_other_plans(x, small.groups):
-        return F.conv2d(x, weight, bias, layer.stride, padding, layer.dilation, small.groups)
-    table = small.all_live if small.table is None else small.table
-    grad_table = small.all_live if small.grad_table is None else small.grad_table
-    return conv2d_with_tables(
-        x, weight, bias, table, grad_table, scale, layer.stride, padding, layer.dilation, small.groups, small=True
-    )
+        y = F.conv2d(x, weight, bias, layer.stride, padding, layer.dilation, small.groups)
+    else:
+        table = small.all_live if small.table is None else small.table
+        grad_table = small.all_live if small.grad_table is None else small.grad_table
+        geometry = (layer.stride, padding, layer.dilation, small.groups)
+        y = conv2d_with_tables(x, weight, bias, table, grad_table, scale, *geometry, small=True)
+    return y if even is None or even.result is None else ops.regroup_channels(y, *even.result)
