@@ -49,6 +49,11 @@ def operators(*kinds: str) -> list[str]:
     return [name for name, fact in FACTS.items() if fact.kind in kinds]
 
 
+def keeps_constant(*kinds: str) -> list[str]:
+    """Names of the operators of these kinds behind which a channel that holds one number still holds it."""
+    return [name for name in operators(*kinds) if FACTS[name].keeps == "constant"]
+
+
 def keeps_zero(*kinds: str) -> list[str]:
     """Names of the operators of these kinds behind which a channel of zeros is one of zeros."""
     return [name for name in operators(*kinds) if FACTS[name].keeps != "nothing"]

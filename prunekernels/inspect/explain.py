@@ -74,13 +74,13 @@ class Explanation:
             known. Live mode computes without them.
 
     Examples:
-        >>> model = torch.nn.Sequential(pk.MaskedConv2d(3, 8, 3), torch.nn.Sigmoid())
+        >>> model = torch.nn.Sequential(pk.MaskedConv2d(3, 8, 3), torch.nn.Softmax(1))
         >>> model[0].set_masks(filter=torch.arange(8) < 6)
         >>> explanation = pk.explain(pk.flow(model), torch.randn(2, 3, 16, 16))
         >>> explanation.rows[0]["mode"], explanation.rows[0]["live_filters"]
         ('live', 6)
         >>> explanation.fallbacks
-        [{'op': 'sigmoid', 'module': '1', 'count': 1}]
+        [{'op': 'softmax', 'module': '1', 'count': 1}]
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)

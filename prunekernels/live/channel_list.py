@@ -132,6 +132,10 @@ class LiveList:
             return self
         return self._once(("&", other), lambda: LiveList.of(np.intersect1d(self.host, other.host), self.channels))
 
+    def holes(self, to: LiveList) -> LiveList:
+        """The places, among the channels of `to`, of those that this list lacks."""
+        return self._once(("holes", to), lambda: LiveList.of(np.flatnonzero(_positions(self, to) < 0), to.count))
+
     def spread(self, size: int) -> LiveList:
         """The list after flattening: each channel becomes `size` neighbouring columns."""
         if size == 1:

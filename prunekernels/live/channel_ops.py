@@ -15,10 +15,12 @@ ops = autograd.ops
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # what the operators take
 
 
-def to_dense(compact: Tensor, live: LiveList) -> Tensor:
-    """compact [N, live.count, ...] -> [N, live.channels, ...], zeros in the dead channels."""
+def to_dense(compact: Tensor, live: LiveList, fill: float = 0.0) -> Tensor:
+    """compact [N, live.count, ...] -> [N, live.channels, ...], `fill` in the dead channels."""
     if live.full:
         return compact
+    if fill:
+        return regroup(compact, live, LiveList.all(live.channels), fill)
     size = compact.shape
     if compact.dtype not in FLOATS:
         dense = compact.new_zeros(size[0], live.channels, *size[2:])
@@ -28,10 +30,13 @@ def to_dense(compact: Tensor, live: LiveList) -> Tensor:
     return dense if compact.dim() == 4 else dense.reshape(size[0], live.channels, *size[2:])
 
 
-def regroup(compact: Tensor, live: LiveList, to: LiveList) -> Tensor:
-    """[N, live.count, ...] -> [N, to.count, ...]: drops the channels that `to` lacks and puts in zeros for new ones."""
+def regroup(compact: Tensor, live: LiveList, to: LiveList, fill: float = 0.0) -> Tensor:
+    """[N, live.count, ...] -> [N, to.count, ...]: drops channels that `to` lacks and puts in `fill` for new ones."""
     if to is live:
         return compact
+    if fill:
+        holes, y = live.holes(to), regroup(compact, live, to)
+        return y.index_fill_(1, holes.rows(y.device), fill) if holes.count else y
     if compact.dtype not in FLOATS:
         return to_dense(compact, live).index_select(1, to.rows(compact.device))
     remap = live.remap(to, compact.device)

@@ -62,12 +62,12 @@ def recording(model: nn.Module | None = None) -> Iterator[list[dict[str, Any]]]:
 
     Examples:
         >>> from prunekernels.live import recording
-        >>> model = torch.nn.Sequential(pk.MaskedConv2d(3, 8, 3), torch.nn.Sigmoid())
+        >>> model = torch.nn.Sequential(pk.MaskedConv2d(3, 8, 3), torch.nn.Softmax(1))
         >>> model[0].set_masks(filter=torch.arange(8) > 3)
         >>> with recording(pk.flow(model)) as fallbacks:
         ...     y = model(torch.randn(2, 3, 6, 6))
         >>> fallbacks
-        [{'op': 'sigmoid', 'module': '1', 'count': 1}]
+        [{'op': 'softmax', 'module': '1', 'count': 1}]
     """
     global _current
     rows: list[dict[str, Any]] = []

@@ -19,11 +19,14 @@ from .channel_ops import to_dense
 _without_rules = torch._C.DisableTorchFunctionSubclass
 _transforms_active = torch._C._are_functorch_transforms_active
 RULES: dict[Any, Any] = {}  # torch function -> rule(func, args, kwargs); NotImplemented: not these arguments
+FILLED_RULES: dict[Any, Any] = {}  # the same, of functions of which a FilledTensor is among the arguments
 ABOUT: set[Any] = set()  # those that tell a property of a tensor and compute nothing
 
 
 class LiveTensor(Tensor):
     """A tensor [N, C, ...] of which only the live channels are stored; every other channel is exactly zero.
+
+    Behind a sigmoid, or another function of which f(0) is not 0, every other channel holds the number `fill` instead.
 
     It behaves as the full-width tensor: shape, dtype, device, isinstance and autograd are those of [N, C, ...]. An
     operation that has a rule (prunekernels/live/rules) computes the live channels alone and gives a live tensor. Any
@@ -34,6 +37,7 @@ class LiveTensor(Tensor):
 
     Attributes:
         live: The sorted list of the live channels (`live.count` of `live.channels`).
+        fill: What every other channel holds, 0.0 unless said above.
 
     Examples:
         >>> layer = pk.MaskedConv2d(3, 8, 3)
@@ -47,6 +51,8 @@ class LiveTensor(Tensor):
     """
 
     live: LiveList
+    fill: float = 0.0
+    _rules: dict[Any, Any] = RULES
     _compact: Tensor
     _dense: Tensor | None  # what to_dense() made
     _dense_version: int  # of compact, when _dense was made
@@ -87,11 +93,12 @@ class LiveTensor(Tensor):
         with _without_rules():
             if self.grad_fn is not self._history:
                 self._compact = self.index_select(1, self.live.rows(self._compact.device))
+                self._dense = None  # made of what had no history
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        rule = RULES.get(func)
+        rule = cls._rules.get(func)
         if rule is not None and _transforms_active() and func not in ABOUT:  # C++ operators cannot be transformed
             rule = None
         if rule is not None and args and not (kwargs and "out" in kwargs):
@@ -113,7 +120,7 @@ class LiveTensor(Tensor):
             return func(*args, **kwargs)
 
     def to_dense(self, dtype: torch.dtype | None = None, *, masked_grad: bool | None = None) -> Tensor:
-        """The full-width tensor [N, C, ...], with exact zeros in dead channels. Kept, so that a second call is free.
+        """The full-width tensor [N, C, ...], with `fill` (zeros) in dead channels. Kept, so that a second call is free.
 
         Args:
             dtype: Of the result; None: that of this tensor.
@@ -144,7 +151,7 @@ class LiveTensor(Tensor):
         # of inference mode, so that writes to it change its version, and not as a tensor of a torch.func transform.
         mode = torch.inference_mode(False) if torch.is_inference_mode_enabled() else torch.enable_grad()
         with _without_rules(), mode, torch._C._DisableFuncTorch():
-            dense = to_dense(compact, self.live)
+            dense = to_dense(compact, self.live, self.fill)
         if dense.requires_grad == compact.requires_grad and not compact.is_inference():
             self._dense, self._dense_version = dense, compact._version
         return dense
@@ -235,13 +242,27 @@ class LiveTensor(Tensor):
         """
         if self.live.full:
             return compact
-        with _without_rules():
-            view = LiveTensor(compact, live)
+        view = _hollow(compact, live, self.fill)
         (self._group() or ViewGroup(self)).add(view, self, replay)
         return view
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"LiveTensor({self.live.count}/{self.live.channels} live, {self.to_dense()!r})"
+
+
+class FilledTensor(LiveTensor):
+    """A LiveTensor whose other channels hold the number `fill`, which is not zero: sigmoid(0), say.
+
+    Only rules that are registered with filled=True get it. A product with a live tensor is live again: what is zero
+    there stays zero.
+    """
+
+    _rules = FILLED_RULES
+
+    def unfilled(self, op: str) -> Tensor:
+        """The full-width tensor, recorded as a fallback of an operation that reads channels of zeros alone."""
+        fallbacks.record(f"{op} (channels that hold {self.fill:.4g})")
+        return self.to_dense()
 
 
 class ViewGroup:
@@ -286,12 +307,21 @@ def can_flow(x: Tensor) -> bool:
     return (type(x) is Tensor or type(x) is LiveTensor) and not torch._C._is_tracing()
 
 
-def wrap(compact: Tensor, live: LiveList) -> Tensor:
-    """The tensor [N, live.channels, ...] whose live channels are `compact`; compact itself if nothing is dead."""
-    if live.full:
-        return compact
+def wrap(compact: Tensor, live: LiveList, fill: float = 0.0) -> Tensor:
+    """The tensor [N, live.channels, ...] whose live channels are `compact`; compact itself if nothing is dead.
+
+    fill: The number in the other channels.
+    """
+    return compact if live.full else _hollow(compact, live, fill)
+
+
+def _hollow(compact: Tensor, live: LiveList, fill: float) -> LiveTensor:
     with _without_rules():
-        return LiveTensor(compact, live)
+        if not fill:
+            return LiveTensor(compact, live)
+        filled = FilledTensor(compact, live)
+        filled.fill = fill
+        return filled
 
 
 def full_width(tree: Any) -> Any:
@@ -338,7 +368,7 @@ def _write_below(func: Any, args: Any, kwargs: Any) -> Any:
     names = [argument.name for argument in func._schema.arguments]
     given = dict(zip(names, args, strict=False)) | kwargs
     to_write = [given.get(a.name) for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    written = [(x, x.to_dense().clone()) for x in to_write if type(x) is LiveTensor]
+    written = [(x, x.to_dense().clone()) for x in to_write if isinstance(x, LiveTensor)]
     if any(x.shares_memory() for x, _ in written):
         raise NotImplementedError(f"{func}: expected a tensor without views to write to, got a live tensor with some")
 

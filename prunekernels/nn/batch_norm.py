@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..functional import gather_channels
 from ..live import LiveList, LiveTensor
 from ..live.channel_ops import regroup, to_dense
-from ..live.tensor import can_flow, wrap
+from ..live.tensor import FilledTensor, can_flow, wrap
 from ..ops.extension import has_extension, ops
 from ..ops.transforms import is_recorded_or_transformed
 from .mask_buffers import MaskBuffers, _check_plain, public_mask
@@ -98,6 +98,8 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         if is_recorded_or_transformed():
             return self._recorded_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
         self._bring_up_to_date()
+        if type(input) is FilledTensor:
+            input = input.unfilled("batch_norm")
         if self._all_live and type(input) is not LiveTensor:
             return super().forward(input)
         self._check_channels(input)

@@ -13,7 +13,7 @@ from torch._prims_common import suggest_memory_format
 from ..functional import WEIGHT_GRADS, check_conv, check_grad_scale, conv2d_with_tables, pad_string, transformed_conv2d
 from ..live import LiveList, LiveTensor, fallbacks
 from ..live.conv import FullWidth, LayerMasks, Lowered, lower
-from ..live.tensor import can_flow, wrap
+from ..live.tensor import FilledTensor, can_flow, wrap
 from ..masks import live_counts, make_table
 from ..ops import mask_table
 from ..ops.autograd import ops
@@ -233,6 +233,8 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         if is_recorded_or_transformed():
             return self._masked_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
         self._bring_up_to_date()
+        if type(input) is FilledTensor:
+            input = input.unfilled("conv2d")
         if (self._flow or type(input) is LiveTensor) and can_flow(input):
             return live_conv(self, input)
         return self._full_forward(input.to_dense() if isinstance(input, LiveTensor) else input)

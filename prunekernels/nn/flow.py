@@ -21,7 +21,7 @@ def _result_to_dense(module: nn.Module, args: Any, result: Any) -> Any:
 
 def _inputs_to_dense(module: nn.Module, args: Any, kwargs: Any) -> Any:
     """torch.compile would have to compile its code again for each list of live channels."""
-    if torch.compiler.is_compiling() or not any(type(x) is LiveTensor for x in tree_leaves((args, kwargs))):
+    if torch.compiler.is_compiling() or not any(isinstance(x, LiveTensor) for x in tree_leaves((args, kwargs))):
         return None
     fallbacks.record("torch.compile")
     return store_full_width((args, kwargs))

@@ -85,7 +85,7 @@ def test_layers_run_at_the_size_and_layout_of_their_input(layout, monkeypatch):
 
 
 class Gated(nn.Module):
-    """conv -> masked norm -> conv -> sigmoid -> conv: the sigmoid takes all channels."""
+    """conv -> masked norm -> conv -> sigmoid -> conv: behind the sigmoid no channel is zero."""
 
     def __init__(self, **second):
         super().__init__()
@@ -115,8 +115,8 @@ def test_live_mode():
         ("second", "live", 3, 2, 6, "small", "small", "small"),
         ("last", "live", 2, 4, 8, "small", "small", "small"),
     ]
-    assert live.fallbacks == [{"op": "sigmoid", "module": "gate.0", "count": 1}]
-    assert str(live).endswith("full width: sigmoid in gate.0, 1 x")
+    assert live.fallbacks == [{"op": "conv2d (channels that hold 0.5)", "module": "last", "count": 1}]
+    assert str(live).endswith("full width: conv2d (channels that hold 0.5) in last, 1 x")
     assert all(row["ms"] > 0 for row in live.rows)
 
 

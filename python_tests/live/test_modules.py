@@ -336,7 +336,7 @@ def test_fallbacks_are_named():
         for _ in range(2):
             net(torch.zeros(1, 3, 4, 4))
     assert {(row["op"], row["module"], row["count"]) for row in fallbacks} == {
-        ("sigmoid", "1", 2),
+        ("conv2d (channels that hold 0.5)", "2", 2),
         ("group_norm", "3", 2),
     }
 

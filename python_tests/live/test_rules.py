@@ -79,12 +79,10 @@ IN_PLACE = {
     "tanh_": torch.tanh_,
 }  # fmt: skip
 FULL_WIDTH = {
-    "sigmoid": torch.sigmoid, "softmax": lambda x: x.softmax(1), "exp": torch.exp, "softplus": F.softplus,
-    "+ 1": lambda x: x + 1, "1 - x": lambda x: 1 - x, "hardsigmoid": F.hardsigmoid, "mean of all": lambda x: x.mean(),
+    "softmax": lambda x: x.softmax(1), "mean of all": lambda x: x.mean(),
     "mean over channels": lambda x: x.mean(1), "sum over batch": lambda x: x.sum(0), "max": lambda x: x.max(),
-    "clamp above": lambda x: x.clamp(1, 2), "clamp tensor": lambda x: x.clamp(torch.zeros(()).double()),
-    "clamp_min above": lambda x: x.clamp_min(0.1), "pow 0": lambda x: x.pow(0), "2 ** x": lambda x: 2**x,
-    "hardtanh above": lambda x: F.hardtanh(x, 0.5, 1), "layer_norm": lambda x: F.layer_norm(x, (W,)),
+    "clamp tensor": lambda x: x.clamp(torch.zeros(()).double()),
+    "layer_norm": lambda x: F.layer_norm(x, (W,)),
     "group_norm": lambda x: F.group_norm(x, 2), "batch_norm": lambda x: F.batch_norm(x, None, None, training=True),
     "batch_norm eval": lambda x: F.batch_norm(x, torch.ones(C).double(), torch.ones(C).double()),
     "indices": lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
@@ -149,7 +147,7 @@ def test_without_a_rule(name):
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("name", ["sigmoid", "softmax", "+ 1", "view groups", "relu_", "flatten", "mean", "mul_"])
+@pytest.mark.parametrize("name", ["softmax", "view groups", "relu_", "flatten", "mean", "mul_"])
 def test_without_gradients(name, mode):
     with mode():
         assert_as_plain(lambda o: (FULL_WIDTH | IN_PLACE | SHAPE | SPACE)[name](o.x), grad=False)

@@ -286,5 +286,9 @@ def test_autograd_functions(name):
     assert_as_plain(f)
 
 
+def test_the_full_width_of_a_functions_result_has_its_history():
+    assert_as_plain(lambda o: SavesInput.apply(o.x))
+
+
 def test_a_function_that_writes_to_a_live_tensor():
     assert_as_plain(lambda o: InPlace.apply(o.x) * 3)

@@ -22,7 +22,7 @@ _OWN += [Tensor.register_post_accumulate_grad_hook, Tensor.numpy, Tensor.__array
 _OWN += [Tensor.untyped_storage, Tensor.__dlpack__]
 
 
-@rule(*_OWN)
+@rule(*_OWN, filled=True)
 def _own(func: Any, args: Any, kwargs: Any) -> Any:
     """The tensor itself stores its full-width values from now on."""
     x = args[0]
@@ -35,7 +35,7 @@ def _own(func: Any, args: Any, kwargs: Any) -> Any:
     return x if result is full else result
 
 
-@rule(Tensor.register_hook, Tensor.retain_grad)
+@rule(Tensor.register_hook, Tensor.retain_grad, filled=True)
 def _hook(func: Any, args: Any, kwargs: Any) -> Any:
     """The tensor stores its full-width values from now on; the hook also gets the gradients of earlier uses."""
     x, live, compact = args[0], args[0].live, args[0].compact
@@ -88,7 +88,7 @@ def _hook_earlier_uses(compact: Tensor, live: LiveList, full: Tensor, hook: Call
     compact.register_hook(on_compact)
 
 
-@rule(torch.autograd.grad)
+@rule(torch.autograd.grad, filled=True)
 def _autograd_grad(func: Any, args: Any, kwargs: Any) -> Any:
     """The gradient with respect to a live tensor: known in its live channels, taken as zero in the others."""
     given = dict(zip(("outputs", "inputs", "grad_outputs"), args, strict=False)) | kwargs
@@ -96,7 +96,7 @@ def _autograd_grad(func: Any, args: Any, kwargs: Any) -> Any:
     inputs = given.pop("inputs")
     inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     given = full_width(given)
-    compact = [x.compact if type(x) is LiveTensor else x for x in inputs]
+    compact = [x.compact if isinstance(x, LiveTensor) else x for x in inputs]
     grads = func(given.pop("outputs"), compact, given.pop("grad_outputs", None), *rest, **given)
     pairs = zip(inputs, grads, strict=True)
-    return tuple(g if type(x) is not LiveTensor or g is None else to_dense(g, x.live) for x, g in pairs)
+    return tuple(g if not isinstance(x, LiveTensor) or g is None else to_dense(g, x.live) for x, g in pairs)

@@ -12,43 +12,39 @@ from torch import Tensor
 from ..channel_list import LiveList
 from ..channel_ops import FLOATS, ops, regroup
 from ..tensor import LiveTensor, wrap
-from .pointwise import in_place_or_wrapped, rule
+from .pointwise import constant, in_place_or_wrapped, rule, writes
 
 
-def _parts(x: Tensor) -> tuple[Tensor, LiveList]:
+def parts(x: Tensor) -> tuple[Tensor, LiveList]:
     """The stored values of a live or plain tensor, and their channels."""
-    return (x.compact, x.live) if type(x) is LiveTensor else (x, LiveList.all(x.shape[1]))
-
-
-def _writes(func: Any) -> bool:
-    """Whether a torch function is in place: its name ends in one underscore."""
-    return func.__name__.endswith("_") and not func.__name__.endswith("__")
+    return (x.compact, x.live) if isinstance(x, LiveTensor) else (x, LiveList.all(x.shape[1]))
 
 
 def _sum(func: Any, args: Any, kwargs: Any, sign: int) -> Any:
     a, b = args[0], args[1] if len(args) > 1 else kwargs.get("other")
     if len(args) > 2 or not isinstance(a, Tensor) or not isinstance(b, Tensor):
-        return NotImplemented
+        return constant(func, args, kwargs)
     if type(a) is LiveTensor and type(b) is LiveTensor and a.live is b.live:
         x, y = a.compact, b.compact
-        if x.dim() == y.dim() and (x.shape == y.shape or not _writes(func)):
-            return in_place_or_wrapped(a, func(x, y, **_rest(kwargs)))
+        if x.dim() == y.dim() and (x.shape == y.shape or not writes(func)):
+            return in_place_or_wrapped(a, func(x, y, **rest(kwargs)))
     alpha = kwargs.get("alpha", 1)
     if a.shape != b.shape or a.dim() < 2 or not isinstance(alpha, (int, float)):
         return NotImplemented
     if a.dtype != b.dtype or a.dtype not in FLOATS or _writes_elsewhere(func, a):
         return NotImplemented
-    y, live = join(*_parts(a), *_parts(b), sign * alpha)
-    return a.replace_storage(y, live) if _writes(func) else wrap(y, live)
+    y, live = join(*parts(a), *parts(b), sign * alpha)
+    return a.replace_storage(y, live) if writes(func) else wrap(y, live)
 
 
-def _rest(kwargs: Any) -> Any:
+def rest(kwargs: Any) -> Any:
+    """The keyword arguments of a sum or product but its second operand."""
     return {name: value for name, value in kwargs.items() if name != "other"} if kwargs else kwargs
 
 
 def _writes_elsewhere(func: Any, a: Tensor) -> bool:
     """Whether func is in place and its result cannot go to new memory, because other tensors share the memory of a."""
-    return _writes(func) and (type(a) is not LiveTensor or a.live.full or a.shares_memory())
+    return writes(func) and (type(a) is not LiveTensor or a.live.full or a.shares_memory())
 
 
 def join(a: Tensor, a_live: LiveList, b: Tensor, b_live: LiveList, alpha: float) -> tuple[Tensor, LiveList]:
@@ -103,7 +99,7 @@ def _mul(func: Any, args: Any, kwargs: Any) -> Any:
     if len(args) > 2:
         return NotImplemented
     if type(a) is not LiveTensor:
-        if _writes(func) or not isinstance(a, (Tensor, Number)):
+        if writes(func) or not isinstance(a, (Tensor, Number)):
             return NotImplemented
         a, b = b, a
     if _is_scalar(b):
@@ -115,11 +111,11 @@ def _mul(func: Any, args: Any, kwargs: Any) -> Any:
             return NotImplemented
         if a.live is b.live:
             return in_place_or_wrapped(a, func(a.compact, b.compact))
-        if _writes(func) and (a.shape != b.shape or a.dtype != b.dtype or _writes_elsewhere(func, a)):
+        if writes(func) and (a.shape != b.shape or a.dtype != b.dtype or _writes_elsewhere(func, a)):
             return NotImplemented
         both = a.live.intersection(b.live)
         y = torch.mul(regroup(a.compact, a.live, both), regroup(b.compact, b.live, both))
-        return a.replace_storage(y, both) if _writes(func) else wrap(y, both)
+        return a.replace_storage(y, both) if writes(func) else wrap(y, both)
     factor = _factor(a, b)
     return NotImplemented if factor is None else in_place_or_wrapped(a, func(a.compact, factor))
 
@@ -130,7 +126,7 @@ def _div(func: Any, args: Any, kwargs: Any) -> Any:
     if type(a) is not LiveTensor or type(b) is LiveTensor:
         return NotImplemented
     factor = b if _is_scalar(b) else _factor(a, b) if isinstance(b, Tensor) else None
-    return NotImplemented if factor is None else in_place_or_wrapped(a, func(a.compact, factor, **_rest(kwargs)))
+    return NotImplemented if factor is None else in_place_or_wrapped(a, func(a.compact, factor, **rest(kwargs)))
 
 
 @rule(torch.cat, torch.concat, torch.concatenate)
@@ -142,13 +138,13 @@ def _cat(func: Any, args: Any, kwargs: Any) -> Any:
     rank = tensors[0].dim()
     if rank < 2 or not -rank <= dim < rank or any(t.dim() != rank for t in tensors):
         return NotImplemented
-    parts = [_parts(t) for t in tensors]
-    lists = [live for _, live in parts]
+    operands = [parts(t) for t in tensors]
+    lists = [live for _, live in operands]
     if dim % rank == 1:
-        return wrap(torch.cat([compact for compact, _ in parts], 1), LiveList.cat(lists))
+        return wrap(torch.cat([compact for compact, _ in operands], 1), LiveList.cat(lists))
     if any(live.channels != lists[0].channels for live in lists):
         return NotImplemented
     union = lists[0]
     for live in lists[1:]:
         union = union.union(live)
-    return wrap(torch.cat([regroup(compact, live, union) for compact, live in parts], dim), union)
+    return wrap(torch.cat([regroup(compact, live, union) for compact, live in operands], dim), union)

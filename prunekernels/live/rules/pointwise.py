@@ -5,25 +5,33 @@ A rule is called as rule(func, args, kwargs). If it returns NotImplemented, the 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from numbers import Number
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
-from ...op_facts import keeps_zero
-from ..tensor import ABOUT, RULES, LiveTensor, _without_rules, wrap
+from ...op_facts import keeps_constant, keeps_zero, operators
+from ..channel_ops import FLOATS
+from ..tensor import ABOUT, FILLED_RULES, RULES, LiveTensor, _without_rules, wrap
 
 Rule = Callable[[Any, Any, Any], Any]
 
 
-def rule(*funcs: Any) -> Callable[[Rule], Rule]:
-    """Decorator: registers a function as the rule of these torch functions."""
+def rule(*funcs: Any, zero: bool = True, filled: bool = False) -> Callable[[Rule], Rule]:
+    """Decorator: registers a function as the rule of these torch functions.
+
+    zero: Where dead channels hold zero in all arguments. filled: where they hold another number in some.
+    """
+    tables = [RULES] * zero + [FILLED_RULES] * filled
 
     def register(body: Rule) -> Rule:
-        for func in funcs:
-            RULES[func] = body
+        for table in tables:
+            table.update(dict.fromkeys(funcs, body))
         return body
 
     return register
@@ -49,13 +57,60 @@ def in_place_or_wrapped(x: LiveTensor, y: Tensor) -> Tensor:
 
 
 def has_live(*values: Any) -> bool:
-    return LiveTensor in map(type, values)
+    return any(isinstance(value, LiveTensor) for value in values)
 
 
 def in_space(x: LiveTensor, dims: Sequence[Any]) -> bool:
     """Whether these dimensions all lie behind the channels."""
     rank = x.dim()
     return all(isinstance(d, int) and -rank <= d < rank and d % rank >= 2 for d in dims)
+
+
+# ---- f of a constant ------------------------------------------------------------------------------------------------
+
+_POINTWISE = [
+    *methods(*operators("pointwise")), *functions(*operators("pointwise"), "logsigmoid"), torch.special.expit,
+    *methods("rsub"), Tensor.__pow__, *(getattr(Tensor, f"__r{name}__") for name in ("sub", "div", "truediv", "pow")),
+]  # fmt: skip
+
+
+@rule(*_POINTWISE, filled=True)
+def constant(func: Any, args: Any, kwargs: Any) -> Any:
+    """f of each element alone: all dead channels become f(0), or f(fill)."""
+    x, behind = args[0], tuple(args[1:])
+    if not isinstance(x, LiveTensor) or writes(func):
+        return NotImplemented
+    value = value_of(func, (x.fill,), x.compact.dtype, behind, kwargs)
+    return NotImplemented if value is None else wrap(func(x.compact, *behind, **kwargs), x.live, value)
+
+
+def writes(func: Any) -> bool:
+    """Whether a torch function is in place by its name: relu_, __imul__."""
+    name = func.__name__
+    return name.startswith("__i") if name.endswith("__") else name.endswith("_")
+
+
+def value_of(
+    func: Any, fills: tuple[float, ...], dtype: torch.dtype, args: tuple[Any, ...], kwargs: Any
+) -> float | None:
+    """func(*fills, *args, **kwargs) in this dtype; None where the channel itself must show what it is: where that or a
+    derivative is not finite, or an argument is not a number (or True, as in inplace=True).
+    """
+    if not all(isinstance(v, (Number, str, type(None))) and v is not True for v in (*args, *kwargs.values())):
+        return None
+    return _value(func, fills, dtype, args, tuple(kwargs.items()))
+
+
+@functools.lru_cache(maxsize=1024, typed=True)
+def _value(
+    func: Any, fills: tuple[float, ...], dtype: torch.dtype, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]
+) -> float | None:
+    with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad(), torch._C._DisableFuncTorch():
+        leaves = [torch.tensor([fill], dtype=dtype, device="cpu", requires_grad=True) for fill in fills]
+        y = func(*leaves, *args, **dict(kwargs))
+        slopes = torch.autograd.grad(y, leaves) if y.requires_grad else ()
+    finite = y.dtype in FLOATS and all(bool(t.isfinite()) for t in (y, *slopes))
+    return y.item() if finite else None
 
 
 # ---- f(0) = 0 -------------------------------------------------------------------------------------------------------
@@ -75,7 +130,7 @@ def _keeps_zero(func: Any, args: Any, kwargs: Any) -> Any:
     return in_place_or_wrapped(x, func(x.compact, *args[1:], **kwargs))
 
 
-@rule(Tensor.detach, torch.detach)
+@rule(Tensor.detach, torch.detach, filled=True)
 def _detach(func: Any, args: Any, kwargs: Any) -> Any:
     x = args[0]
     return x.view_of(x.compact.detach(), x.live, torch.detach)
@@ -87,13 +142,14 @@ def _to(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 @rule(*functions(*keeps_zero("pool")), torch.max_pool2d)
+@rule(*functions(*keeps_constant("pool")), torch.max_pool2d, zero=False, filled=True)
 def _pool(func: Any, args: Any, kwargs: Any) -> Any:
     x = args[0]
-    if type(x) is not LiveTensor or x.dim() != 4 or kwargs.get("return_indices") or has_live(*args[1:]):
+    if not isinstance(x, LiveTensor) or x.dim() != 4 or kwargs.get("return_indices") or has_live(*args[1:]):
         return NotImplemented
     if not x.live.count:  # torch refuses to pool a tensor without channels
-        return wrap(func(x.to_dense(), *args[1:], **kwargs)[:, :0], x.live)
-    return wrap(func(x.compact, *args[1:], **kwargs), x.live)
+        return wrap(func(x.to_dense(), *args[1:], **kwargs)[:, :0], x.live, x.fill)
+    return wrap(func(x.compact, *args[1:], **kwargs), x.live, x.fill)
 
 
 @rule(*functions("hardtanh"), *methods("clamp", "clip"))
@@ -105,7 +161,7 @@ def _clamp(func: Any, args: Any, kwargs: Any) -> Any:
             bounds.append(next((kwargs[n] for n in names if n in kwargs), default))
     low, high = bounds
     if any(isinstance(b, Tensor) for b in bounds) or (low is not None and low > 0) or (high is not None and high < 0):
-        return NotImplemented
+        return constant(func, args, kwargs)
     return _keeps_zero(func, args, kwargs)
 
 
@@ -116,7 +172,7 @@ _HARDTANH = set(functions("hardtanh"))
 def _clamp_one(func: Any, args: Any, kwargs: Any) -> Any:
     bound = args[1] if len(args) > 1 else kwargs.get("min", kwargs.get("max"))
     keeps = isinstance(bound, (int, float)) and (bound <= 0 if func.__name__.startswith("clamp_min") else bound >= 0)
-    return _keeps_zero(func, args, kwargs) if keeps else NotImplemented
+    return (_keeps_zero if keeps else constant)(func, args, kwargs)
 
 
 @rule(*methods("pow"), Tensor.__pow__, Tensor.__ipow__)
@@ -124,7 +180,7 @@ def _pow(func: Any, args: Any, kwargs: Any) -> Any:
     exponent = args[1] if len(args) > 1 else kwargs.get("exponent")
     if isinstance(exponent, (int, float)) and exponent > 0:
         return _keeps_zero(func, args, kwargs)
-    return NotImplemented
+    return constant(func, args, kwargs)
 
 
 @rule(F.prelu, torch.prelu)
@@ -141,14 +197,15 @@ def _prelu(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 @rule(*methods(*keeps_zero("reduction")))
+@rule(*methods(*keeps_constant("reduction")), zero=False, filled=True)
 def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
     """A reduction over dimensions behind the channels reduces each live channel by itself."""
     x, *rest = args
     dims = rest[0] if rest else kwargs.get("dim", kwargs.get("axis"))
     dims = [dims] if isinstance(dims, int) and not isinstance(dims, bool) else dims
-    if type(x) is not LiveTensor or not isinstance(dims, (list, tuple)) or not dims or not in_space(x, dims):
+    if not isinstance(x, LiveTensor) or not isinstance(dims, (list, tuple)) or not dims or not in_space(x, dims):
         return NotImplemented
-    return wrap(func(x.compact, *rest, **kwargs), x.live)
+    return wrap(func(x.compact, *rest, **kwargs), x.live, x.fill)
 
 
 # ---- weights that read channels -------------------------------------------------------------------------------------
@@ -201,7 +258,7 @@ _ABOUT += [torch.numel, torch.is_floating_point, torch.is_complex, torch.is_sign
 ABOUT.update(_ABOUT)
 
 
-@rule(*_ABOUT)
+@rule(*_ABOUT, filled=True)
 def _about(func: Any, args: Any, kwargs: Any) -> Any:
     x = args[0]
     if len(args) > 1 and func is Tensor.type:
@@ -210,8 +267,10 @@ def _about(func: Any, args: Any, kwargs: Any) -> Any:
         return func(x.compact if x.live.full and func is not Tensor.__hash__ else x, *args[1:], **kwargs)
 
 
-@rule(*methods("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"))
-@rule(*(getattr(Tensor, name) for name in ("new_zeros", "new_ones", "new_empty", "new_full")), Tensor.type_as)
+@rule(*methods("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"), filled=True)
+@rule(
+    *(getattr(Tensor, name) for name in ("new_zeros", "new_ones", "new_empty", "new_full")), Tensor.type_as, filled=True
+)
 def _about_another(func: Any, args: Any, kwargs: Any) -> Any:
     """A new tensor with the shape, dtype or device of a live tensor: its values do not matter."""
     if func is Tensor.type_as:

@@ -54,25 +54,25 @@ def _reshaped(x: LiveTensor, shape: list[int], replay: Callable[[Tensor], Tensor
     return NotImplemented
 
 
-@rule(Tensor.view, Tensor.reshape, torch.reshape)
+@rule(Tensor.view, Tensor.reshape, torch.reshape, filled=True)
 def _view(func: Any, args: Any, kwargs: Any) -> Any:
     shape = _numbers(args, kwargs, "size" if func is Tensor.view else "shape")
-    if shape is None or type(args[0]) is not LiveTensor:
+    if shape is None or not isinstance(args[0], LiveTensor):
         return NotImplemented
     return _reshaped(args[0], shape, _replay(func, args, kwargs))
 
 
-@rule(Tensor.view_as, Tensor.reshape_as)
+@rule(Tensor.view_as, Tensor.reshape_as, filled=True)
 def _view_as(func: Any, args: Any, kwargs: Any) -> Any:
     x, other = args[0], _argument(args, kwargs, 1, "other")
     shape = list(other.shape)
     plain = Tensor.view if func is Tensor.view_as else Tensor.reshape
-    if type(x) is not LiveTensor:
+    if not isinstance(x, LiveTensor):
         return plain(x, shape)
     return _reshaped(x, shape, _replay(plain, (x, shape), {}))
 
 
-@rule(torch.flatten, Tensor.flatten)
+@rule(torch.flatten, Tensor.flatten, filled=True)
 def _flatten(func: Any, args: Any, kwargs: Any) -> Any:
     x, start, end = args[0], _argument(args, kwargs, 1, "start_dim", 0), _argument(args, kwargs, 2, "end_dim", -1)
     if not (isinstance(start, int) and isinstance(end, int)):
@@ -87,7 +87,7 @@ def _flatten(func: Any, args: Any, kwargs: Any) -> Any:
     return _reshaped(x, flat, _replay(func, args, kwargs))
 
 
-@rule(torch.squeeze, Tensor.squeeze)
+@rule(torch.squeeze, Tensor.squeeze, filled=True)
 def _squeeze(func: Any, args: Any, kwargs: Any) -> Any:
     x, dims = args[0], _argument(args, kwargs, 1, "dim")
     shape = list(x.shape)
@@ -100,7 +100,7 @@ def _squeeze(func: Any, args: Any, kwargs: Any) -> Any:
     return _reshaped(x, [size for d, size in enumerate(shape) if d not in ones], _replay(func, args, kwargs))
 
 
-@rule(torch.unsqueeze, Tensor.unsqueeze)
+@rule(torch.unsqueeze, Tensor.unsqueeze, filled=True)
 def _unsqueeze(func: Any, args: Any, kwargs: Any) -> Any:
     x, dim = args[0], _argument(args, kwargs, 1, "dim")
     rank = x.dim() + 1
@@ -109,15 +109,21 @@ def _unsqueeze(func: Any, args: Any, kwargs: Any) -> Any:
     return x.view_of(x.compact.unsqueeze(dim % rank), x.live, _replay(func, args, kwargs))
 
 
-@rule(*methods("transpose", "swapaxes", "swapdims"))
+@rule(*methods("transpose", "swapaxes", "swapdims"), filled=True)
 def _transpose(func: Any, args: Any, kwargs: Any) -> Any:
     x, *dims = args
-    if type(x) is not LiveTensor or kwargs or len(dims) != 2 or not in_space(x, dims) or func.__name__.endswith("_"):
+    if (
+        not isinstance(x, LiveTensor)
+        or kwargs
+        or len(dims) != 2
+        or not in_space(x, dims)
+        or func.__name__.endswith("_")
+    ):
         return NotImplemented
     return x.view_of(func(x.compact, *dims), x.live, _replay(func, args, kwargs))
 
 
-@rule(torch.permute, Tensor.permute)
+@rule(torch.permute, Tensor.permute, filled=True)
 def _permute(func: Any, args: Any, kwargs: Any) -> Any:
     dims = _numbers(args, kwargs, "dims")
     x = args[0]
@@ -126,7 +132,7 @@ def _permute(func: Any, args: Any, kwargs: Any) -> Any:
     return x.view_of(torch.permute(x.compact, dims), x.live, _replay(func, args, kwargs))
 
 
-@rule(Tensor.expand)
+@rule(Tensor.expand, filled=True)
 def _expand(func: Any, args: Any, kwargs: Any) -> Any:
     sizes, x = _numbers(args, kwargs, "size"), args[0]
     if sizes is None or len(sizes) != x.dim() or sizes[1] not in (-1, x.shape[1]):
@@ -135,7 +141,7 @@ def _expand(func: Any, args: Any, kwargs: Any) -> Any:
     return x.view_of(x.compact.expand(sizes), x.live, _replay(func, args, kwargs))
 
 
-@rule(Tensor.expand_as)
+@rule(Tensor.expand_as, filled=True)
 def _expand_as(func: Any, args: Any, kwargs: Any) -> Any:
     x, other = args[0], _argument(args, kwargs, 1, "other")
     return x.expand(other.shape)
@@ -164,7 +170,7 @@ def _channels(x: LiveTensor, start: int, stop: int) -> tuple[Tensor, LiveList]:
     return x.compact.narrow(1, first, count), live
 
 
-@rule(torch.narrow, Tensor.narrow)
+@rule(torch.narrow, Tensor.narrow, filled=True)
 def _narrow(func: Any, args: Any, kwargs: Any) -> Any:
     if len(args) != 4 or not all(isinstance(v, int) for v in args[1:]):
         return NotImplemented
@@ -179,7 +185,7 @@ def _narrow(func: Any, args: Any, kwargs: Any) -> Any:
     return x.view_of(*part, _replay(func, args, kwargs))
 
 
-@rule(torch.chunk, Tensor.chunk)
+@rule(torch.chunk, Tensor.chunk, filled=True)
 def _chunk(func: Any, args: Any, kwargs: Any) -> Any:
     x, chunks, dim = args[0], _argument(args, kwargs, 1, "chunks"), _argument(args, kwargs, 2, "dim", 0)
     if not isinstance(chunks, int) or chunks < 1:
@@ -187,7 +193,7 @@ def _chunk(func: Any, args: Any, kwargs: Any) -> Any:
     return _split_by(x, max(1, -(-x.shape[dim] // chunks)), dim, _replay_part(func, args, kwargs))
 
 
-@rule(torch.split, Tensor.split)
+@rule(torch.split, Tensor.split, filled=True)
 def _split(func: Any, args: Any, kwargs: Any) -> Any:
     sizes = args[1] if len(args) > 1 else kwargs.get("split_size_or_sections", kwargs.get("split_size"))
     return _split_by(args[0], sizes, _argument(args, kwargs, 2, "dim", 0), _replay_part(func, args, kwargs))
@@ -214,16 +220,16 @@ def _split_by(x: LiveTensor, sizes: Any, dim: int, replay: Callable[[int], Calla
     return tuple(x.view_of(*part, replay(i)) for i, part in enumerate(parts))
 
 
-@rule(Tensor.__getitem__)
+@rule(Tensor.__getitem__, filled=True)
 def _getitem(func: Any, args: Any, kwargs: Any) -> Any:
     """Slices of any dimension; numbers and new dimensions behind the channels; a 1-D tensor that picks images."""
     x, index = args
-    if type(x) is not LiveTensor:
+    if not isinstance(x, LiveTensor):
         return NotImplemented
     parts = list(index) if isinstance(index, tuple) else [index]
     if len(parts) == 1 and isinstance(parts[0], Tensor):
-        one = type(parts[0]) is not LiveTensor and parts[0].dim() == 1
-        return wrap(x.compact[index], x.live) if one else NotImplemented
+        one = not isinstance(parts[0], LiveTensor) and parts[0].dim() == 1
+        return wrap(x.compact[index], x.live, x.fill) if one else NotImplemented
     parts = _spelled_out(parts, x.dim())
     if len(parts) < 2 or not all(isinstance(part, slice) for part in parts[:2]):
         return NotImplemented
