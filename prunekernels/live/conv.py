@@ -29,7 +29,7 @@ class Evened(NamedTuple):
     """Groups brought to as many filters and channels as the largest has: the others get zeros for what they lack."""
 
     weight: ChannelRemap  # of the kernels, weight seen as [1, K * C / groups, R, S]
-    rows: Tensor  # int64 [K of the small convolution]: its filters; where there is none, any
+    filters: ChannelRemap  # of bias and grad_scale, seen as [1, K, 1, 1]
     result: ChannelRemap | None  # leaves the zeros out of the result; None: there are none
 
 
@@ -124,9 +124,9 @@ def _lower_groups(masks: LayerMasks, live: LiveList, rows: np.ndarray, kernels: 
     lowered = _lowered(masks, out, remap, None, filters, (at >= 0) & kernels.reshape(-1)[at], inputs, size)
     if out.full and read.all():
         return lowered
-    weight = _to_places(at.reshape(-1), K * Cg, masks.device)
+    weight, per_filter = _to_places(at.reshape(-1), K * Cg, masks.device), _to_places(outs, K, masks.device)
     result = _remap(np.flatnonzero(outs >= 0), outs.size, masks.device)
-    return lowered._replace(evened=Evened(weight, torch.from_numpy(outs.clip(0)).to(masks.device), result))
+    return lowered._replace(evened=Evened(weight, per_filter, result))
 
 
 def _evened(members: np.ndarray, groups: np.ndarray) -> np.ndarray:

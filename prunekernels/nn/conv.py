@@ -409,21 +409,9 @@ def _at_full_width(layer: MaskedConv2d, x: Tensor, reason: str) -> Tensor:
 
 def _small_conv(layer: MaskedConv2d, x: Tensor, small: Lowered) -> Tensor:
     """x [N, live, H, W] -> [N, small.out.count, P, Q]."""
-    weight: Tensor = layer._computed_weight()
-    bias: Tensor | None = layer.bias
-    scale = layer._grad_scale
+    weight, bias, scale = _small_parameters(layer, small)
     if small.remap is not None:
         x = ops.regroup_channels(x, *small.remap)
-    if small.pick is not None:
-        weight = ops.pack_weight(weight, *small.pick)
-    even = small.evened
-    if even is not None:
-        kernels = ops.regroup_channels(weight.flatten(0, 1).unsqueeze(0), *even.weight)
-        weight = kernels.reshape(small.filters, small.channels // small.groups, *weight.shape[2:])
-    if (even is not None or not small.out.full) and (bias is not None or scale is not None):
-        rows = small.out.rows(x.device) if even is None else even.rows
-        bias = bias if bias is None else bias.index_select(0, rows)
-        scale = scale if scale is None else scale.index_select(0, rows)
     x, padding = layer._pad(x)
     if small.table is None and scale is None and not has_other_plans(x, small.groups):
         y = F.conv2d(x, weight, bias, layer.stride, padding, layer.dilation, small.groups)
@@ -432,4 +420,27 @@ def _small_conv(layer: MaskedConv2d, x: Tensor, small: Lowered) -> Tensor:
         grad_table = small.all_live if small.grad_table is None else small.grad_table
         geometry = (layer.stride, padding, layer.dilation, small.groups)
         y = conv2d_with_tables(x, weight, bias, table, grad_table, scale, *geometry, small=True)
+    even = small.evened
     return y if even is None or even.result is None else ops.regroup_channels(y, *even.result)
+
+
+def _small_parameters(layer: MaskedConv2d, small: Lowered) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Weight, bias and grad_scale of the small convolution."""
+    weight: Tensor = layer._computed_weight()
+    bias: Tensor | None = layer.bias
+    scale, even = layer._grad_scale, small.evened
+    if even is not None:
+        kernels = ops.regroup_channels(weight.flatten(0, 1).unsqueeze(0), *even.weight)
+        weight = kernels.reshape(small.filters, small.channels // small.groups, *weight.shape[2:])
+        bias, scale = (
+            None if t is None else ops.regroup_channels(t.view(1, -1, 1, 1), *even.filters).flatten()
+            for t in (bias, scale)
+        )
+        return weight, bias, scale
+    if small.pick is not None:
+        weight = ops.pack_weight(weight, *small.pick)
+    if not small.out.full and (bias is not None or scale is not None):
+        rows = small.out.rows(weight.device)
+        bias = bias if bias is None else bias.index_select(0, rows)
+        scale = scale if scale is None else scale.index_select(0, rows)
+    return weight, bias, scale

@@ -203,8 +203,9 @@ def test_bad_arguments(text):
 def test_without_the_extension():
     """The tests of operators, rules and tensors that need no compiled operator also pass on the fallbacks."""
     chosen = "every_dtype or gradients or packed or in_place or aliases or alias or autograd or leaf or hooks_on"
+    chosen += " or products_are or geometry"
     select = f"({chosen}) and not bad_arguments and not without_the_extension"
-    files = ["test_ops.py", "test_tensor.py", "test_rules.py"]
+    files = ["test_ops.py", "test_tensor.py", "test_rules.py", "test_filled.py", "test_groups.py"]
     paths = [f"python_tests/live/{file}" for file in files]
     flags = ["-q", "--no-header", "-p", "no:cacheprovider", *paths, "-k", select]
     done = python(f"import sys, pytest; sys.exit(pytest.main({flags!r}))")
