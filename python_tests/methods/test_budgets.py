@@ -348,5 +348,7 @@ def test_filters_of_several_layers_may_keep_a_budget_from_being_met():
 
 def test_csgd_refuses_it():
     net = chain()
-    with pytest.raises(ValueError, match="CSGD: budget: expected layer or a dict, as clusters do not compare, got 'flops'"):
+    with pytest.raises(
+        ValueError, match="CSGD: budget: expected layer or a dict, as clusters do not compare, got 'flops'"
+    ):
         methods.CSGD(net, sgd(net), example_input=IMAGES, budget="flops")
