@@ -1,7 +1,7 @@
 // A vector of floats and the operations that the microkernels need, one struct for each instruction set. Include inside
 // a region that is compiled for that instruction set. load_first and store_first touch the first `count` lanes only,
-// load_between and store_between lanes begin..end, which may lie outside of the vector. keep_first makes lanes after the
-// first `count` 0, keep_lanes those whose bit is not set.
+// load_between and store_between lanes begin..end, which may lie outside of the vector. keep_first makes lanes after
+// the first `count` 0, keep_lanes those whose bit is not set.
 #pragma once
 
 #include <cstdint>
