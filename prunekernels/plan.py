@@ -269,7 +269,9 @@ def has_other_plans(x: torch.Tensor, groups: int, dtype: torch.dtype | None = No
             dtype = torch.get_autocast_dtype("cpu")
     if dtype == torch.bfloat16:
         return groups == 1 and extension._C.has_pixel_kernels() and x.is_contiguous(memory_format=torch.channels_last)
-    return dtype == torch.float32 and x.is_contiguous()
+    is_depthwise = 1 < groups == x.size(1)
+    in_pixels = is_depthwise and x.is_contiguous(memory_format=torch.channels_last)
+    return dtype == torch.float32 and (x.is_contiguous() or in_pixels)
 
 
 def table() -> list[dict[str, Any]]:

@@ -154,3 +154,17 @@ def test_the_plan_that_serves(layout):
             assert pk.plan.choose(direction, *sizes, mask, **args) == "direct"
         with pk.plan.force("model"):
             assert pk.plan.choose(direction, *sizes, mask, **args) == "direct"
+
+
+@every_layout
+def test_live_mode_has_them_too(layout):
+    net = torch.nn.Sequential(pk.MaskedConv2d(5, 24, 1), pk.MaskedConv2d(24, 24, 3, padding=1, groups=24, bias=False))
+    for layer in net:
+        layer.set_masks(filter=torch.arange(24) % 3 > 0)
+    net[1].set_masks(input=torch.arange(24) % 3 > 0)
+    x = lay_out(torch.randn(2, 5, 9, 8), layout)
+    assert pk.plan.has_other_plans(lay_out(torch.empty(2, 16, 9, 8), layout), groups=16)
+    want = net(x)
+    pk.flow(net)
+    with pk.plan.force("direct"):
+        torch.testing.assert_close(net(x).to_dense(), want)
