@@ -92,6 +92,7 @@ def networks(model: nn.Module) -> None:
     paths = pk.save_small(small, "small", x, formats=["pt2", "onnx"], model=model, accuracy=0.9, overwrite=True)
     assert_type(paths, list[Path])
     assert_type(pk.load_small(Path("small"), "cpu"), nn.Module)
+    assert_type(pk.rate_for(model, x, flops=0.5, round_to=8), float)
     average = torch.optim.swa_utils.AveragedModel(model)
     pk.copy_masks(model, average)
     pk.check_same_masks(model)

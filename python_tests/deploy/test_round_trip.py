@@ -254,6 +254,7 @@ def test_without_the_class_and_without_pickle(tmp_path):
     torch.save({"x": x, "out": net(x).detach()}, tmp_path / "want.pt")
     code = f"""
 import pickle, torch, prunekernels as pk
+torch.set_num_threads({torch.get_num_threads()})
 want = torch.load({str(tmp_path / "want.pt")!r})
 def refuse(*args, **kwargs): raise RuntimeError("unpickled")
 pickle.load = pickle.loads = pickle.Unpickler = torch.load = refuse
