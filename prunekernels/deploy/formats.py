@@ -53,7 +53,8 @@ def _runs_alike(network: nn.Module, program: Any, example: Example, images: bool
     images: sizes of images are free, so the network has to take others.
     """
     module, sizes = program.module(), 0
-    for i, given in enumerate((example, *resized_inputs(example))):
+    trials = (example, *resized_inputs(example))
+    for i, given in enumerate(trials if images else trials[: BATCH + 1]):
         want = outcome(network, given)
         if isinstance(want, Exception):
             continue

@@ -13,16 +13,16 @@ import prunekernels as pk
 from cases.deploy import small_reference
 
 NAMES = ["resnet20", "mobilenet_v2", "vgg_small", "densenet40"]
-SIZES = [(1, 16, 16), (3, 16, 16), (2, 32, 48)]
+SIZES = [(1, 64, 64), (3, 64, 64), (2, 64, 96)]
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def saved(request, tmp_path_factory):
     """(small network in eval mode, folder with model.pt2, images of a size)."""
-    small, x = small_reference(request.param)
+    small, _ = small_reference(request.param)
     folder = tmp_path_factory.mktemp(request.param)
-    pk.save_small(small, folder)
-    return small.eval(), folder, lambda n, h, w: torch.randn(n, 3, 2 * h, 2 * w)
+    pk.save_small(small, folder, torch.randn(2, 3, 64, 64))
+    return small.eval(), folder, lambda n, h, w: torch.randn(n, 3, h, w)
 
 
 def program(folder):
@@ -181,6 +181,15 @@ def test_graph_of_its_own_for_training(tmp_path):
     assert_close(program(tmp_path).module()(y), net.eval()(y))
     moved = loaded.to(torch.float64).train()
     assert torch.equal(moved(x.double()), net.double().train()(x.double()))
+
+
+def test_images_of_which_the_exporter_takes_the_size_for_a_constant(tmp_path):
+    """The last map of the example has one pixel: any batch, but no other size."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1), nn.AdaptiveAvgPool2d(1)).eval()
+    pk.save_small(net, tmp_path, torch.randn(2, 3, 4, 4), formats=["pt2"])
+    for n in (1, 2, 5):
+        x = torch.randn(n, 3, 4, 4)
+        assert_close(program(tmp_path).module()(x), net(x))
 
 
 def test_sizes_that_the_forward_fixes(tmp_path):
