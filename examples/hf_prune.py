@@ -23,10 +23,12 @@ def main(arguments: list[str] | None = None) -> nn.Module:
 
     torch.manual_seed(0)
     config = ResNetConfig(
-        num_channels=1, embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic", num_labels=4
-    )
+        num_channels=1, embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic",
+        id2label={label: str(label) for label in range(4)},
+    )  # fmt: skip
     model, data = ResNetForImageClassification(config), stripes(given.images)
-    rows = [{"pixel_values": image, "labels": label} for image, label in data]
+    images, labels = data.tensors
+    rows = [{"pixel_values": image, "labels": label} for image, label in zip(images, labels, strict=True)]
     example = {"pixel_values": torch.randn(2, 1, 16, 16)}
     pruning = PruningCallback("ghfp", rate=0.5, mode="auto", duty=0.2, coupling="joint", example_input=example)
     with tempfile.TemporaryDirectory() as folder:
@@ -38,7 +40,6 @@ def main(arguments: list[str] | None = None) -> nn.Module:
     print(pruning.method)
     small = pk.shrink(model.eval(), example)
     print(f"parameters: {sum(p.numel() for p in small.parameters())} of {sum(p.numel() for p in model.parameters())}")
-    images, labels = data.tensors
     with torch.no_grad():
         right = small(pixel_values=images).logits.argmax(1) == labels
     print(f"accuracy of the small network: {right.float().mean():.3f}")
