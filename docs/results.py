@@ -21,14 +21,16 @@ from figures import GREY, new_figure, save, ticks
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 ASSETS = ROOT / "docs" / "assets"
+TRAINING = "2026-11-28-epyc-2core-395d407-network"
 NETWORKS = "2026-11-24-epyc-2core-a2b5f66-network"
 INDEPENDENT = "2026-11-24-epyc-2core-3533bc9-network-independent"
-GOALS = ("2026-11-28-epyc-2core-03b48f5-network-goals", "2026-11-28-epyc-2core-61617c9-mobilenet-goals")
-MASK_CHANGE = "2026-11-28-epyc-2core-03b48f5-mask-change"
+MASK_CHANGE = "2026-11-28-epyc-2core-a646ebc-mask-change"
 WHOLE_RUN = "2026-11-28-epyc-2core-03b48f5-whole-run"
 FILTERS = "2026-11-24-epyc-2core-eda2bad-filters"
-KERNELS = "2026-11-24-epyc-2core-eda2bad-kernels"
-ALMOST_FULL = "2026-11-20-xeon-2core-3bb8e70-almost-full"
+FILTERS_BF16 = "2026-11-28-epyc-2core-a646ebc-filters-bf16"
+NEW_SHAPES = "2026-11-28-epyc-2core-a646ebc-new-shapes"
+KERNELS = "2026-11-28-epyc-2core-a646ebc-kernels"
+BLOCKS = ("2026-11-28-epyc-2core-a646ebc-blocks-16x32", "2026-11-28-epyc-2core-a646ebc-blocks-4x4")
 OPTIMIZERS = "2026-11-24-epyc-2core-f486e33-optim"
 METHODS = ("2026-11-24-epyc-2core-9f10d70-methods", "2026-11-24-epyc-2core-4b4d01a-methods-pgp")
 EVIDENCE = "2026-11-28-epyc-2core-7e132bd-methods-fashion"
@@ -92,13 +94,7 @@ def _networks(rows: Iterable[Row]) -> str:
     return markdown(head, cells)
 
 
-def networks_short() -> str:
-    """A training step at keep ratio 0.5, and the two rows that are slower than dense."""
-    rows = network_rows("train")
-    return _networks(r for r in rows if r["kept"] == 0.5 or (r["network"], r["kept"]) == ("resnet56", 0.95))
-
-
-def networks_train() -> str:
+def networks_ratios() -> str:
     return _networks(network_rows("train"))
 
 
@@ -106,34 +102,47 @@ def networks_infer() -> str:
     return _networks(network_rows("infer"))
 
 
-def _goal_rows() -> list[Row]:
-    rows = [row for stem in GOALS for row in load(stem)["rows"]]
-    return [row for row in rows if (row["direction"], row["masks"], row["kept"]) == ("train", "joint", 0.5)]
+def training_rows() -> list[Row]:
+    """By network, then by keep ratio, the smallest first."""
+    rows = load(TRAINING)["rows"]
+    order = list(MORE_NAMES)
+    return sorted(rows, key=lambda row: (order.index(row["network"]), row["kept"], row["dtype"] != "float32"))
 
 
-def networks_compacted() -> str:
-    """Training steps at keep ratio 0.5 over the fastest dense: of each mode, and of the small network."""
-    head = ("network", "dtype", "fastest dense", "masked", "live", "compacted", "compacted, compiled", "small",
-            "small, compiled")  # fmt: skip
-    cells = []
-    for row in _goal_rows():
+def _forms(forms: Sequence[str]) -> list[tuple[object, ...]]:
+    """Of each training row, the speed-ups of these forms over the fastest dense."""
+    cells: list[tuple[object, ...]] = []
+    for row in training_rows():
         dense = fastest_dense(row)
-        forms = ("masked", "live", "compacted", "compacted_compile", "small", "small_compile")
         ratios = [ratio(None if row[f"{form}_ms"] is None else dense / row[f"{form}_ms"]) for form in forms]
-        form = f"{row['fastest_dense']}, {dense:.0f} ms"
-        cells.append((MORE_NAMES[row["network"]], DTYPES[row["dtype"]], form, *ratios))
-    return markdown(head, cells)
+        which = f"{DTYPES.get(row['fastest_dense'], row['fastest_dense'])}, {dense:.0f} ms"
+        cells.append((MORE_NAMES[row["network"]], DTYPES[row["dtype"]], row["kept"], which, *ratios))
+    return cells
+
+
+def networks_short() -> str:
+    """Training steps over the fastest dense, of each mode and of the small network."""
+    head = ("network", "dtype", "keep ratio", "masked mode", "live mode", "compacted mode", "small network")
+    return markdown(head, [(*row[:3], *row[4:]) for row in _forms(("masked", "live", "compacted", "small"))])
+
+
+def networks_train() -> str:
+    """The same with compiled forms, and which dense was the fastest."""
+    head = ("network", "dtype", "keep ratio", "fastest dense", "masked", "live", "compacted", "compacted, compiled",
+            "small", "small, compiled")  # fmt: skip
+    return markdown(head, _forms(("masked", "live", "compacted", "compacted_compile", "small", "small_compile")))
 
 
 def networks_of_small() -> str:
     """The same rows, as shares of the small network's speed."""
-    head = ("network", "dtype", "live", "compacted", "both compiled", "best mode", "best mode is")
+    head = ("network", "dtype", "keep ratio", "live", "compacted", "both compiled", "best mode", "best mode is")
     columns = ("of_limit", "compacted_of_small", "compiled_of_small", "best_of_small")
     names = {"compiled": "compacted, compiled"}
     cells = [
-        (MORE_NAMES[r["network"]], DTYPES[r["dtype"]], *(ratio(r[c]) for c in columns), names.get(r["best"], r["best"]))
-        for r in _goal_rows()
-    ]
+        (MORE_NAMES[r["network"]], DTYPES[r["dtype"]], r["kept"], *(ratio(r[c]) for c in columns),
+         names.get(r["best"], r["best"]))
+        for r in training_rows()
+    ]  # fmt: skip
     return markdown(head, cells)
 
 
@@ -158,36 +167,43 @@ def networks_independent() -> str:
     return _networks(network_rows("train", INDEPENDENT))
 
 
-def _memory(row: Row) -> tuple[object, ...]:
-    masked = row.get("masked_peak_mb", row.get("layer_peak_mb"))
-    live = row.get("live_peak_mb", row.get("network_peak_mb"))
-    return (NAMES[row["network"]], row["kept"], *(f"{mb:.0f}" for mb in (row["dense_peak_mb"], masked, live)))
-
-
 def networks_memory() -> str:
-    rows = [row for row in network_rows("train") if row["masks"] == "joint"]
-    return markdown(("network", "keep ratio", "dense", "masked mode", "live mode"), map(_memory, rows))
+    forms = ("dense", "masked", "live", "compacted")
+    cells = [
+        (MORE_NAMES[r["network"]], DTYPES[r["dtype"]], r["kept"], *(f"{r[f'{form}_peak_mb']:.0f}" for form in forms))
+        for r in training_rows()
+    ]
+    return markdown(("network", "dtype", "keep ratio", "dense", "masked mode", "live mode", "compacted mode"), cells)
 
 
 def _layer_summary(name: str, what: str) -> list[tuple[object, ...]]:
     return [
-        (what, s["kept"], s["problems"], ratio(s["vs_dense"]), ratio(s["vs_compaction"]), ratio(s["vs_sparseprop"]),
-         ratio(s["of_limit"]), s["lost_to_dense"])
+        (what, DTYPES[s.get("dtype", "float32")], s["kept"], s["problems"], ratio(s["vs_dense"]),
+         ratio(s["vs_compaction"]), ratio(s["vs_sparseprop"]), ratio(s["of_limit"]), s["lost_to_dense"])
         for s in load(name)["summary"]
     ]  # fmt: skip
 
 
 def layers_summary() -> str:
-    head = ("masks", "keep ratio", "layers", "over dense", "over compaction", "over SparseProp",
+    head = ("masks", "dtype", "keep ratio", "layers", "over dense", "over compaction", "over SparseProp",
             "of the upper bound", "layers slower than dense")  # fmt: skip
-    return markdown(head, _layer_summary(FILTERS, "filters, inputs") + _layer_summary(KERNELS, "3x3 kernels"))
+    files = ((FILTERS, "filters, inputs"), (FILTERS_BF16, "filters, inputs"),
+             (NEW_SHAPES, "filters, inputs: RegNet, EfficientNet"), (KERNELS, "single kernels"),
+             (BLOCKS[0], "blocks of 16 x 32 kernels"), (BLOCKS[1], "blocks of 4 x 4 kernels"))  # fmt: skip
+    return markdown(head, [row for name, what in files for row in _layer_summary(name, what)])
 
 
-def layers_almost_full() -> str:
-    rows = [(s["kept"], s["problems"], ratio(s["vs_dense"]), f"{s['worst']}: {s['worst_ratio']:.2f}",
-             s["lost_to_dense"]) for s in load(ALMOST_FULL)["summary"]]  # fmt: skip
-    head = ("keep ratio", "layers", "over dense", "worst, of the upper bound", "layers slower than dense")
-    return markdown(head, rows)
+def layers_goals() -> str:
+    """The goals, held or missed, as the results files say."""
+    files = (FILTERS_BF16, NEW_SHAPES, KERNELS, *BLOCKS)
+    names = ("bf16", "fp32, RegNet and EfficientNet", "fp32", "bf16, 16 x 32", "bf16, 4 x 4")
+    head = ("of", "goal", "target", "reached", "layers that fail", "verdict")
+    cells = [
+        (what, g["goal"], g["target"], ratio(g["reached"]), f"{g['failing']} of {g['rows']}", g["verdict"])
+        for name, what in zip(files, names, strict=True)
+        for g in load(name)["goals"]
+    ]
+    return markdown(head, cells)
 
 
 def _layers(name: str, columns: Sequence[str], head: Sequence[str], wanted: Callable[[Row], bool]) -> str:
@@ -204,16 +220,37 @@ def layers_filters() -> str:
     return _layers(FILTERS, columns, (*OVER, "of the upper bound"), lambda r: True)
 
 
+def layers_filters_bf16() -> str:
+    columns = ("vs_dense", "vs_compaction", "of_limit")
+    return _layers(FILTERS_BF16, columns, (*OVER, "of the upper bound"), lambda r: True)
+
+
+def layers_new_shapes() -> str:
+    columns = ("vs_dense", "vs_compaction", "of_limit")
+    return _layers(NEW_SHAPES, columns, (*OVER, "of the upper bound"), lambda r: True)
+
+
 def layers_losing() -> str:
-    """Rows slower than dense, and those that reach less than 0.8 of the upper bound."""
+    """Rows slower than dense, and those of few live filters that reach less than 0.8 of the upper bound."""
     columns = ("vs_dense", "vs_compaction", "of_limit")
     head = (*OVER, "of the upper bound")
-    return _layers(FILTERS, columns, head, lambda r: r["vs_dense"] < 1 or r["of_limit"] < 0.8)
+    return _layers(FILTERS, columns, head, lambda r: r["vs_dense"] < 1 or (r["kept"] <= 0.5 and r["of_limit"] < 0.8))
 
 
 def layers_kernels() -> str:
     columns = ("vs_dense", "vs_compaction", "vs_sparseprop")
     return _layers(KERNELS, columns, (*OVER, "over SparseProp"), lambda r: True)
+
+
+def layers_blocks() -> str:
+    """Both sizes of blocks."""
+    rows = [row for name in BLOCKS for row in load(name)["rows"]]
+    cells = [
+        (r["name"], r["side"], r["kept"], ratio(r["density"]), r["plan"], ratio(r["vs_dense"]),
+         ratio(r["vs_dense"] * r["density"]))
+        for r in rows
+    ]  # fmt: skip
+    return markdown(("layer", "block", "keep ratio", "density", "plans", "over dense", "times density"), cells)
 
 
 def methods_short() -> str:
@@ -336,9 +373,10 @@ def methods_goals() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
-        networks_short, networks_train, networks_compacted, networks_of_small, mask_changes, whole_runs,
+        networks_short, networks_train, networks_of_small, networks_ratios, mask_changes, whole_runs,
         networks_infer, networks_independent, networks_memory, layers_summary,
-        layers_almost_full, layers_filters, layers_losing, layers_kernels, methods_short, methods_resnet20,
+        layers_goals, layers_filters, layers_filters_bf16, layers_new_shapes, layers_losing, layers_kernels,
+        layers_blocks, methods_short, methods_resnet20,
         methods_vgg_small, optimizers, pgp_detection, pgp_adaptation,
         methods_resnet20_evidence, methods_vgg_small_evidence, methods_goals,
     )
@@ -392,7 +430,7 @@ def draw_speed_up(path: Path) -> None:
 def draw_layers(path: Path) -> None:
     """Speed-up of single layers over dense: a dot a layer, the geometric mean as a line."""
     figure, axis = new_figure(7.2, 3.6)
-    for name, label, color in ((FILTERS, "filters and inputs", "#0072B2"), (KERNELS, "single 3x3 kernels", "#D55E00")):
+    for name, label, color in ((FILTERS, "filters and inputs", "#0072B2"), (KERNELS, "single kernels", "#D55E00")):
         rows, summary = load(name)["rows"], load(name)["summary"]
         axis.scatter(
             [r["kept"] for r in rows], [r["vs_dense"] for r in rows], s=16, color=color, alpha=0.35, linewidths=0
@@ -403,9 +441,9 @@ def draw_layers(path: Path) -> None:
             axis.annotate(f"{mean:.2f}x", (kept, mean), xytext=(6, -13), textcoords="offset points", color=color)
     axis.axhline(1, color=GREY, linewidth=1)
     axis.legend(frameon=False, labelcolor=GREY, loc="upper left")
-    axis.set(xlim=(0.73, 0.12), xlabel="keep ratio", yscale="log")
+    axis.set(xlim=(0.99, 0.03), xlabel="keep ratio", yscale="log")
     axis.set_title("Forward and backward of one layer, speed-up over dense", loc="left", color=GREY, fontsize=11)
-    ticks(axis, (0.7, 0.5, 0.3, 0.15), (1, 2, 4, 8, 16))
+    ticks(axis, (0.95, 0.7, 0.5, 0.3, 0.15, 0.05), (1, 2, 4, 8, 16))
     save(figure, path)
 
 

@@ -20,6 +20,7 @@ from prunekernels import cli
 SHELL = ("bash", "sh", "shell", "console")
 SHOWN = ("", "text", "cpp")  # not code, or code that a page's Python blocks compile
 WITH_PYTHON = [page for page in PAGES if any(b.language == "python" for b in blocks(page))]
+SETTINGS = [(page, block) for page in PAGES for block in blocks(page) if block.language == "yaml"]
 LIBRARIES = {f"docs/integrations/{name}.md": (name,) for name in ("lightning", "ultralytics", "accelerate", "timm")}
 LIBRARIES["docs/integrations/transformers.md"] = ("transformers", "accelerate")
 COMMANDS = [
@@ -50,10 +51,20 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
                 exec(compile(code, str(page), "exec"), names)
 
 
+@pytest.mark.parametrize("page,block", SETTINGS, ids=lambda value: getattr(value, "stem", None))
+def test_settings_are_those_of_train(page, block, tmp_path):
+    """YAML blocks are files for train --config."""
+    pytest.importorskip("yaml")
+    (tmp_path / "run.yaml").write_text(block.text)
+    asked = cli._parser().parse_args(["train", "--config", str(tmp_path / "run.yaml")])
+    settings = cli._with_file(asked.parser, {"config": asked.config})
+    assert settings["options"] and settings["method"]
+
+
 def test_languages():
     """A fence in a language that no test looks at would hide what it holds."""
     found = {(name_of(page), block.language) for page in PAGES for block in blocks(page)}
-    unknown = sorted(pair for pair in found if pair[1] not in ("python", *SHELL, *SHOWN))
+    unknown = sorted(pair for pair in found if pair[1] not in ("python", "yaml", *SHELL, *SHOWN))
     assert not unknown
 
 
