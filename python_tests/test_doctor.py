@@ -223,13 +223,13 @@ def test_a_damaged_file_of_plans(tmp_path, monkeypatch):
 
 def test_optional_packages(monkeypatch):
     def version(name):
-        if name in ("tqdm", "onnx"):
+        if name in ("Pillow", "onnx"):
             raise importlib.metadata.PackageNotFoundError
         return "1.0"
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     found = finding("optional")
     assert found.state == "note" and found.mend == 'pip install "prunekernels[cli,onnx]"'
-    assert "no tqdm" in found.found and "matplotlib 1.0" in found.found
+    assert "no Pillow" in found.found and "matplotlib 1.0" in found.found
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0")
     assert finding("optional").state == "ok" and not finding("optional").mend

@@ -10,7 +10,7 @@ from prunekernels.graph.analysis import ChannelAnalysis
 from prunekernels.graph.rules.table import RULES
 from prunekernels.graph.trace import op_name, trace
 from prunekernels.live.channel_list import LiveList
-from prunekernels.live.tensor import LiveTensor, wrap
+from prunekernels.live.tensor import FilledTensor, LiveTensor, wrap
 from prunekernels.op_facts import FACTS, keeps_zero, operators
 
 # Arguments behind the first; of operators that keep nothing such that zero moves, of random ones such that they draw.
@@ -80,9 +80,13 @@ def test_live_mode_stays_live_exactly_there(name):
 
 
 @pytest.mark.parametrize("name", [name for name in operators("pointwise", "random") if FACTS[name].keeps == "nothing"])
-def test_live_mode_goes_to_full_width_elsewhere(name):
+def test_live_mode_makes_no_channel_zero_elsewhere(name):
+    """It goes to full width, or knows what a dead channel has become."""
     x = wrap(torch.rand(2, 2, 4, 4), LiveList.of([0, 2], 3))
-    assert type(behind(name, x)) is torch.Tensor
+    y = behind(name, x)
+    assert type(y) in (torch.Tensor, FilledTensor)
+    if type(y) is FilledTensor:
+        torch.testing.assert_close(y.to_dense(), behind(name, x.full()), equal_nan=True)
 
 
 class All(nn.Module):

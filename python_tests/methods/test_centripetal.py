@@ -330,7 +330,7 @@ def test_goes_on_where_it_stopped(cls, epochs):
         ({"strength": "much"}, "CSGD: strength: expected a number, at least 0, or auto, got much"),
         ({"strength": -1}, "CSGD: strength: expected a number, at least 0, or auto, got -1"),
         ({"start": 2}, "CSGD: start: expected an epoch from -1 to 1, got 2"),
-        ({"budget": "global"}, "CSGD: budget: expected layer, as clusters do not compare, got 'global'"),
+        ({"budget": "global"}, "CSGD: budget: expected layer or a dict, as clusters do not compare, got 'global'"),
         ({"rate": 1.0}, r"CSGD: rate: expected a number in \[0, 1\), got 1.0"),
         ({"clusters": lambda rows, count, generator: rows[:, 0, 0, 0]}, "CSGD: clusters: expected 4 clusters of 8"),
         ({"cls": FPAGL, "adaptive": "layer"}, "FPAGL: adaptive: expected filter, element or None, got 'layer'"),
