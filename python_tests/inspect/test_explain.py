@@ -132,7 +132,7 @@ def test_live_mode_tells_the_plans_that_were_measured(groups, layout):
     model = pk.flow(nn.Sequential(nn.Conv2d(3, 8, 1), layer)).to(memory_format=layout)
     row = explain(model, torch.randn(2, 3, 16, 16).to(memory_format=layout)).rows[1]
     measured = {row["direction"]: row["plan"] for row in pk.plan.table()}
-    assert bool(measured) == (layout == torch.contiguous_format)
+    assert bool(measured) == (layout == torch.contiguous_format or groups == 8)
     told = {direction: measured.get(direction, "dense") for direction in pk.plan.DIRECTIONS}
     assert row["mode"] == "live"
     assert {d: row[d] for d in told} == {d: "small" if plan == "dense" else plan for d, plan in told.items()}
