@@ -303,12 +303,10 @@ class Method(Running, Budgeted, Checkpoints, FilterTensors, metaclass=WithDefaul
         return self.history[-1]
 
     def report(self) -> dict[str, float]:
-        """Returns where the method is, as numbers by name for any logger.
-
-        Returns:
-            "epoch", "filters" and how many of them are "live", "soft" (dead, may come back) and "hard"; "returned" at
-            the last epoch's end; "live_share", and "live_share_of/NAME" by layer; "target_share", what the schedule
-            wants dead now, of the filters or of what the budget is of; "rate", what it wants dead in the end.
+        """Returns where the method is, as numbers by name for any logger: "epoch", "filters" and how many of them are
+        "live", "soft" (dead, may come back) and "hard"; "returned" at the last epoch's end; "live_share", and
+        "live_share_of/NAME" by layer; "target_share", what the schedule wants dead now, of the filters or of what the
+        budget is of; "rate", what it wants dead in the end.
 
         Examples:
             >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
@@ -416,20 +414,6 @@ class Method(Running, Budgeted, Checkpoints, FilterTensors, metaclass=WithDefaul
             self._expect(not wrong, name, "finite scores", f"others for filters {wrong}")
         return self._ranked([of_unit(unit, scores) for unit in self.units])
 
-    @property
-    def _has_soft(self) -> bool:
-        """Whether any filter is soft-dead: only then do phases differ."""
-        return any(bool(soft.any()) for soft in self.filters.soft)
-
-    @property
-    def _on_device(self) -> Tensor:
-        """A tensor on the network's device."""
-        return next(iter(self.layers.values())).weight
-
-    def _rows(self, by_unit: list[Tensor], name: str) -> Tensor:
-        """int64: indices of a layer's filters that are True in these unit masks, on the layer's device."""
-        return self.filters.of_layer(by_unit, name).nonzero().flatten().to(self.layers[name].weight.device)
-
     # ---- masks
 
     def _set_masks(self) -> None:
@@ -443,13 +427,6 @@ class Method(Running, Budgeted, Checkpoints, FilterTensors, metaclass=WithDefaul
         self.channel_masks.set_masks(live, not_hard, self.with_norms)
         for follower in self.followers:
             copy_masks(self.model, follower)
-
-    def _find_norms(self) -> bool:
-        """Ends the search for norms; True if there was one and they are now known."""
-        if self._finder is None:
-            return False
-        self.channel_masks.norms, self._finder = self._finder.stop(), None
-        return True
 
     # ---- the end
 

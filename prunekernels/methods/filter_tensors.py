@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.conv import MaskedConv2d
-from .channel_masks import ChannelMasks
+from .channel_masks import ChannelMasks, NormFinder
+from .filter_states import FilterStates
 
 
 class FilterTensors:
@@ -16,8 +17,10 @@ class FilterTensors:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     layers: dict[str, MaskedConv2d]
+    filters: FilterStates
     channel_masks: ChannelMasks
     with_norms: bool
+    _finder: NormFinder | None
 
     def _zero(self, name: str, rows: Tensor) -> None:
         """Zeroes filters (rows: int64 indices) that became hard-dead, with bias, norm and optimizer state."""
@@ -44,3 +47,24 @@ class FilterTensors:
         """Zeroes the optimizer's state (momentum, averages) of some rows of a parameter."""
         for state in self.optimizer_states(parameter):
             state[rows] = 0
+
+    @property
+    def _has_soft(self) -> bool:
+        """Whether any filter is soft-dead: only then do phases differ."""
+        return any(bool(soft.any()) for soft in self.filters.soft)
+
+    @property
+    def _on_device(self) -> Tensor:
+        """A tensor on the network's device."""
+        return next(iter(self.layers.values())).weight
+
+    def _rows(self, by_unit: list[Tensor], name: str) -> Tensor:
+        """int64: indices of a layer's filters that are True in these unit masks, on the layer's device."""
+        return self.filters.of_layer(by_unit, name).nonzero().flatten().to(self.layers[name].weight.device)
+
+    def _find_norms(self) -> bool:
+        """Ends the search for norms; True if there was one and they are now known."""
+        if self._finder is None:
+            return False
+        self.channel_masks.norms, self._finder = self._finder.stop(), None
+        return True
