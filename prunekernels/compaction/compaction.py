@@ -14,10 +14,10 @@ from ..graph.narrower import Narrower, read_masks
 from ..graph.trace import trace
 from ..graph.verify import Misfit, check_alike, check_training, only_trains
 from ..nn.adapted import computed_layers
-from ..nn.batch_norm import MaskedBatchNorm2d
-from ..nn.conv import MaskedConv2d
 from ..nn.example import Example
 from ..nn.mask_buffers import MaskBuffers
+from ..nn.masked_filters import MaskedFilters
+from ..nn.masked_norm import MaskedNorm
 from ..ops.parts import gather_parts, scatter_parts
 from ..optim.unwrap import unwrap
 from .cut import Block, Cut, has_holes
@@ -137,11 +137,11 @@ class Compaction:
             owner: Any = next(base for base in cls.__mro__ if "plain_class" in vars(base))
             if cls.forward is not owner.forward:
                 found[name] = f"{cls.__name__} has a forward of its own"
-            elif isinstance(layer, MaskedConv2d) and layer.grad_scale is not None:
+            elif isinstance(layer, MaskedFilters) and layer.grad_scale is not None:
                 found[name] = "its gradients are scaled, by grad_scale"
             elif layer._all_live:
                 continue
-            elif isinstance(layer, MaskedBatchNorm2d):
+            elif isinstance(layer, MaskedNorm):
                 if not layer.affine:
                     found[name] = "it has no weight that could be zero"
             elif layer.weight_grad == "dense":

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..graph.narrow import Narrowing
-from ..nn.batch_norm import MaskedBatchNorm2d
-from ..nn.conv import MaskedConv2d
+from ..nn.masked_filters import MaskedFilters
+from ..nn.masked_norm import MaskedNorm
 from ..ops import mask_table
 from ..ops.parts import gather_parts
 
@@ -114,10 +114,10 @@ class Sides:
 
 def masked_sides(layer: nn.Module) -> dict[str, Sides]:
     """By attribute of a masked layer, what its masks leave live."""
-    if isinstance(layer, MaskedBatchNorm2d):
+    if isinstance(layer, MaskedNorm):
         live = _read(layer, "channel_mask")
         return {} if layer._all_live else dict.fromkeys(NORM, Sides(live, hard=live))
-    if not isinstance(layer, MaskedConv2d) or layer._all_live:
+    if not isinstance(layer, MaskedFilters) or layer._all_live:
         return {}
     hard = _read(layer, "hard_mask")
     rows, hard_rows = _unless_full(_read(layer, "filter_mask") & hard), _unless_full(hard)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..graph.narrow import adjust_sizes
-from ..nn.batch_norm import MaskedBatchNorm2d
-from ..nn.conv import MaskedConv2d
 from ..nn.flow import flow
 from ..nn.mask_buffers import MaskBuffers
+from ..nn.masked_filters import MaskedFilters
+from ..nn.masked_norm import MaskedNorm
 from ..nn.reparametrized import deep_copy, set_layer_class
 
 HOOKS = (
@@ -122,7 +122,7 @@ class Tree:
             twin = twins.get(name)
             if twin is None or twin is module:
                 continue
-            if isinstance(twin, (MaskedConv2d, MaskedBatchNorm2d)):
+            if isinstance(twin, (MaskedFilters, MaskedNorm)):
                 cls = twin.plain_class
                 twin._drop_masks()
                 set_layer_class(twin, cls)

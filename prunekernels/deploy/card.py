@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..inspect.flops import count_flops
-from ..nn.conv import MaskedConv2d
 from ..nn.example import Example
+from ..nn.masked_filters import MaskedFilters
 
 _LOADED = {
     "safetensors": (
@@ -98,7 +98,7 @@ def _layers(model: nn.Module, small: nn.Module) -> str:
     after = dict(small.named_modules())
     rows = [["layer", "filters", "of", "live"]]
     for name, layer in model.named_modules():
-        if isinstance(layer, MaskedConv2d):
+        if isinstance(layer, MaskedFilters):
             left = getattr(after.get(name), "weight", None)
             count = str(left.shape[0]) if isinstance(left, Tensor) else "none"
             live = int((layer.filter_mask & layer.hard_mask).sum())

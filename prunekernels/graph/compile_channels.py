@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
-from ..nn.batch_norm import MaskedBatchNorm2d
-from ..nn.conv import MaskedConv2d
+from ..nn.masked_filters import MaskedFilters
+from ..nn.masked_norm import MaskedNorm
 from .analysis import ChannelAnalysis
 from .channel_program import (
     Input,
@@ -68,7 +68,7 @@ class Compiler:
         self.sharing: list[tuple[str, str]] = []  # masked layers that have a parameter in common
         self._owners: dict[int, str] = {}  # by id of a parameter of the traced model
         for name, layer in model.named_modules():
-            if isinstance(layer, (MaskedConv2d, MaskedBatchNorm2d)):
+            if isinstance(layer, (MaskedFilters, MaskedNorm)):
                 self.masks[name] = MaskArrays()
                 plain = analysis.traced.model.get_submodule(name)
                 for attribute in ("weight", "bias"):

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nn.batch_norm import MaskedBatchNorm2d
-from ..nn.conv import MaskedConv2d
 from ..nn.convert import convert
+from ..nn.masked_filters import MaskedFilters
+from ..nn.masked_norm import MaskedNorm
 from ..nn.reparametrized import deep_copy
 from .analysis import ChannelAnalysis
 from .channels import Channels
@@ -109,15 +109,15 @@ class Group:
             raise ValueError(f"Group.set_masks: keep: expected torch.bool [{self.width}], got {got}")
         for name, channels in self.filters.items():
             layer = model.get_submodule(name)
-            if isinstance(layer, MaskedConv2d):
+            if isinstance(layer, MaskedFilters):
                 layer.set_masks(filter=self._spread(keep, channels, layer.filter_mask) & layer.hard_mask)
         for name, channels in self.norms.items():
             layer = model.get_submodule(name)
-            if isinstance(layer, MaskedBatchNorm2d):
+            if isinstance(layer, MaskedNorm):
                 layer.set_mask(self._spread(keep, channels, layer.channel_mask))
         for name, channels in self.readers.items():
             layer = model.get_submodule(name)
-            if isinstance(layer, MaskedConv2d):
+            if isinstance(layer, MaskedFilters):
                 layer.set_masks(input=self._spread(keep, channels, layer.input_mask))
 
     @staticmethod
@@ -150,7 +150,7 @@ def coupled_groups(model: nn.Module, example_input: Any) -> list[Group]:
         >>> model[0].filter_mask.sum(), model[1].input_mask.sum()
         (tensor(5), tensor(5))
     """
-    if not any(isinstance(module, (MaskedConv2d, MaskedBatchNorm2d)) for module in model.modules()):
+    if not any(isinstance(module, (MaskedFilters, MaskedNorm)) for module in model.modules()):
         model = deep_copy(model)
         convert(model)
     traced = trace("coupled_groups", model, example_input)

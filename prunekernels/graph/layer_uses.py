@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from ..nn.batch_norm import MaskedBatchNorm2d
-from ..nn.conv import MaskedConv2d
 from ..nn.mask_buffers import MaskBuffers
+from ..nn.masked_filters import MaskedFilters
+from ..nn.masked_norm import MaskedNorm
 from ..nn.reparametrized import deep_copy
 from .analysis import ChannelAnalysis
 from .channels import Channels
@@ -29,9 +29,9 @@ def any_weights(model: nn.Module, traced: Traced, all_dead: bool = False) -> dic
                 if tensor is not None and tensor.is_floating_point():
                     tensor.fill_(torch.nan)
         for module in blank.modules() if all_dead else ():
-            if isinstance(module, MaskedConv2d):
+            if isinstance(module, MaskedFilters):
                 module.set_masks(filter=torch.zeros_like(module.filter_mask))
-            elif isinstance(module, MaskedBatchNorm2d):
+            elif isinstance(module, MaskedNorm):
                 module.set_mask(torch.zeros_like(module.channel_mask))
     make_plain(blank)
     named = dict(blank.named_buffers(remove_duplicate=False)) | dict(blank.named_parameters(remove_duplicate=False))

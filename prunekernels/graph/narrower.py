@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..nn.batch_norm import MaskedBatchNorm2d
-from ..nn.conv import MaskedConv2d
+from ..nn.masked_filters import MaskedFilters
+from ..nn.masked_norm import MaskedNorm
 from .analysis import ChannelAnalysis
 from .channel_program import Bools, MaskArrays
 from .compile_channels import Compiler, Ints, weights_without_masks
@@ -25,14 +25,14 @@ def read_masks(model: nn.Module, layers: Iterable[tuple[str, nn.Module]] | None 
     """
     masks: dict[str, MaskArrays] = {}
     wanted: list[tuple[MaskArrays, str, Tensor]] = []
-    convs: list[tuple[MaskArrays, MaskedConv2d]] = []
+    convs: list[tuple[MaskArrays, MaskedFilters]] = []
     for name, layer in model.named_modules() if layers is None else layers:
-        if not isinstance(layer, (MaskedConv2d, MaskedBatchNorm2d)):
+        if not isinstance(layer, (MaskedFilters, MaskedNorm)):
             continue
         layer._refresh_if_edited()
         of, own = MaskArrays(), layer._masks
         masks[name] = of
-        if isinstance(layer, MaskedConv2d):
+        if isinstance(layer, MaskedFilters):
             convs.append((of, layer))
             wanted.append((of, "rows", own["filter_mask"] & own["hard_mask"]))
             wanted.append((of, "columns", own["input_mask"]))
@@ -43,7 +43,7 @@ def read_masks(model: nn.Module, layers: Iterable[tuple[str, nn.Module]] | None 
     return masks
 
 
-def _has_dead_kernels(masks: MaskArrays, layer: MaskedConv2d) -> bool:
+def _has_dead_kernels(masks: MaskArrays, layer: MaskedFilters) -> bool:
     """Whether single kernels are dead, beyond those of dead filters and inputs."""
     assert masks.rows is not None and masks.columns is not None
     rows, columns = (mask.reshape(layer.groups, -1).sum(1) for mask in (masks.rows, masks.columns))

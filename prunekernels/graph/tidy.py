@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nn.batch_norm import MaskedBatchNorm2d
-from ..nn.conv import MaskedConv2d
+from ..nn.masked_filters import MaskedFilters
+from ..nn.masked_norm import MaskedNorm
 from .analysis import ChannelAnalysis
 from .channels import Channels
 from .layer_uses import any_weights, layer_uses
@@ -83,22 +83,22 @@ def tidy_masks(model: nn.Module, example_input: Any) -> Tidied:
         analysis = ChannelAnalysis(traced, any_weights(model, traced))
         for name, uses in layer_uses(analysis, WeightRule).items():
             layer = modules.get(name)
-            if isinstance(layer, MaskedConv2d):
+            if isinstance(layer, MaskedFilters):
                 _tidy_conv(name, layer, uses, report)
         for name, uses in layer_uses(analysis, NormRule).items():
             layer = modules.get(name)
-            if isinstance(layer, MaskedBatchNorm2d):
+            if isinstance(layer, MaskedNorm):
                 _tidy_norm(name, layer, uses, report)
     return report
 
 
-def _tidy_norm(name: str, layer: MaskedBatchNorm2d, uses: Uses, report: Tidied) -> None:
+def _tidy_norm(name: str, layer: MaskedNorm, uses: Uses, report: Tidied) -> None:
     live = layer.channel_mask & _any(out.read for _, out in uses).to(layer.channel_mask.device)
     _record(report.channels, name, layer.channel_mask, live)
     layer.set_mask(live)
 
 
-def _tidy_conv(name: str, layer: MaskedConv2d, uses: Uses, report: Tidied) -> None:
+def _tidy_conv(name: str, layer: MaskedFilters, uses: Uses, report: Tidied) -> None:
     device = layer.filter_mask.device
     keeps = _any(out.read & (out.values != 0) if layer.bias is None else out.read for _, out in uses).to(device)
     filters = layer.filter_mask & keeps

@@ -15,9 +15,10 @@ from torch import Tensor, fx, nn
 
 from ..nn.adapted import computed_layers
 from ..nn.batch_norm import MaskedBatchNorm2d
-from ..nn.conv import MaskedConv2d
 from ..nn.convert import bake_all
 from ..nn.example import Example
+from ..nn.masked_filters import MaskedFilters
+from ..nn.masked_norm import MaskedNorm
 from ..nn.reparametrized import deep_copy
 
 
@@ -111,10 +112,10 @@ def check_shared(op: str, model: nn.Module) -> None:
 
 
 def _dead_entries(module: nn.Module) -> list[Tensor]:
-    if isinstance(module, MaskedConv2d):
+    if isinstance(module, MaskedFilters):
         masks = [module.filter_mask & module.hard_mask, module.kernel_mask, module.input_mask]
     else:
-        masks = [module.channel_mask] if isinstance(module, MaskedBatchNorm2d) else []
+        masks = [module.channel_mask] if isinstance(module, MaskedNorm) else []
     return [torch.nonzero(~mask) for mask in masks] if not all(bool(mask.all()) for mask in masks) else []
 
 

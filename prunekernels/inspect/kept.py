@@ -16,7 +16,7 @@ from ..graph.narrow import kept_in_forward
 from ..graph.rules.base import UNKNOWN
 from ..graph.rules.layers import ConvRule, NormRule, WeightRule
 from ..graph.trace import Traced, trace
-from ..nn.conv import MaskedConv2d
+from ..nn.masked_filters import MaskedFilters
 from .flops import count_flops
 
 SHOWN = 3  # names of a list, before it is cut short
@@ -68,7 +68,7 @@ def _reasons(model: nn.Module, traced: Traced, names: Collection[str]) -> dict[s
     found = {}
     for name, uses in layer_uses(analysis, ConvRule).items():
         layer = model.get_submodule(name) if name in names else None
-        if isinstance(layer, MaskedConv2d):
+        if isinstance(layer, MaskedFilters):
             live = (layer.filter_mask & layer.hard_mask).tolist()
             out = uses[0][1]
             staying = [i for i in kept.of(out).tolist() if not live[i]]

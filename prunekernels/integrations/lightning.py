@@ -13,7 +13,7 @@ else:
         from pytorch_lightning import Callback, LightningModule, Trainer
 
 from ..methods import Method
-from ..nn.conv import MaskedConv2d
+from ..nn.masked_filters import MaskedFilters
 from ..optim.unwrap import unwrap
 from .pruning import OP, Pruning
 
@@ -55,7 +55,7 @@ class PruningCallback(Callback):
         self.pruning.convert(pl_module, *averages)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        layers = {p for module in pl_module.modules() if isinstance(module, MaskedConv2d) for p in module.parameters()}
+        layers = {p for module in pl_module.modules() if isinstance(module, MaskedFilters) for p in module.parameters()}
         held = [sum(p in layers for group in o.param_groups for p in group["params"]) for o in trainer.optimizers]
         optimizer = trainer.optimizers[held.index(max(held))] if held else None
         self.pruning.begin(

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..nn.conv import MaskedConv2d
 from ..nn.copy_masks import matched_layers
+from ..nn.masked_filters import MaskedFilters
 from ..nn.reparametrized import is_reparametrized
 from ..nn.sharding import check_whole
 from .phases import WAKES
@@ -96,9 +96,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def masked_layers(op: str, model: nn.Module, skip: Iterable[str]) -> dict[str, MaskedConv2d]:
+def masked_layers(op: str, model: nn.Module, skip: Iterable[str]) -> dict[str, MaskedFilters]:
     """The network's masked convolutions by name, among which all of skip must be."""
-    masked = {name: m for name, m in model.named_modules() if isinstance(m, MaskedConv2d)}
+    masked = {name: m for name, m in model.named_modules() if isinstance(m, MaskedFilters)}
     expect(op, bool(masked), "model", "MaskedConv2d layers (see pk.convert)", "none")
     expect(op, not isinstance(skip, str), "skip", "a list of names", repr(skip))
     for name in skip:
@@ -126,7 +126,7 @@ def checked_followers(op: str, model: nn.Module, followers: Any) -> list[Any]:
 
 
 def check_optimizer(
-    op: str, optimizer: torch.optim.Optimizer, layers: dict[str, MaskedConv2d], left_out: Mapping[str, str]
+    op: str, optimizer: torch.optim.Optimizer, layers: dict[str, MaskedFilters], left_out: Mapping[str, str]
 ) -> None:
     """There are layers to prune, and the optimizer trains all their weights."""
     held = {p for group in optimizer.param_groups for p in group["params"]}

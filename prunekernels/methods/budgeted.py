@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..graph import Group
-from ..nn.conv import MaskedConv2d
+from ..nn.masked_filters import MaskedFilters
 from . import ranks
 from .budgets import Budget
 from .channel_masks import ChannelMasks
@@ -33,7 +33,7 @@ class Budgeted:
     round_to: int
     epochs: int
     prunes_first: bool
-    layers: dict[str, MaskedConv2d]
+    layers: dict[str, MaskedFilters]
     left_out: dict[str, str]
     channel_masks: ChannelMasks
     filters: FilterStates

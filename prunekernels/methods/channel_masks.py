@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import Group, coupled_groups
-from ..nn.batch_norm import MaskedBatchNorm2d
-from ..nn.conv import MaskedConv2d
 from ..nn.example import Example
+from ..nn.masked_filters import MaskedFilters
+from ..nn.masked_norm import MaskedNorm
 
 OUTPUT = "its channels are outputs of the network (see prune_outputs)"
 
@@ -29,11 +29,11 @@ class NormFinder:
         self._sources: dict[str, set[str | None]] = {}
         self._hooks: list[Any] = []
         for name, module in model.named_modules():
-            if isinstance(module, MaskedConv2d):
+            if isinstance(module, MaskedFilters):
                 self._hooks.append(
                     module.register_forward_hook(lambda *args, name=name: self._note_output(name, args[2]))
                 )
-            elif isinstance(module, MaskedBatchNorm2d):
+            elif isinstance(module, MaskedNorm):
                 self._hooks.append(
                     module.register_forward_pre_hook(lambda *args, name=name: self._note_input(name, args[1]))
                 )
@@ -105,7 +105,7 @@ class ChannelMasks:
         """
         for name, keep in live.items():
             layer = self.model.get_submodule(name)
-            assert isinstance(layer, MaskedConv2d)
+            assert isinstance(layer, MaskedFilters)
             new = {"filter": keep & not_hard[name], "hard": not_hard[name]}
             new = {kind: mask.to(layer.weight.device) for kind, mask in new.items()}
             if any(not torch.equal(mask, getattr(layer, f"{kind}_mask")) for kind, mask in new.items()):
@@ -131,25 +131,25 @@ class ChannelMasks:
         for name, channels in group.norms.items():
             if name not in seen:
                 norm = self.model.get_submodule(name)
-                if isinstance(norm, MaskedBatchNorm2d):
+                if isinstance(norm, MaskedNorm):
                     self._set_norm(name, Group._spread(keep, channels, norm.channel_mask))
         for name, channels in group.readers.items():
             layer = self.model.get_submodule(name)
-            if isinstance(layer, MaskedConv2d):
+            if isinstance(layer, MaskedFilters):
                 mask = Group._spread(keep, channels, layer.input_mask)
                 if not torch.equal(mask, layer.input_mask):
                     layer.set_masks(input=mask)
 
     def _set_norm(self, name: str, keep: Tensor) -> None:
         norm = self.model.get_submodule(name)
-        assert isinstance(norm, MaskedBatchNorm2d)
+        assert isinstance(norm, MaskedNorm)
         keep = keep.to(norm.channel_mask.device)
         if not torch.equal(keep, norm.channel_mask):
             norm.set_mask(keep)
 
 
 def units_of(
-    layers: Mapping[str, MaskedConv2d],
+    layers: Mapping[str, MaskedFilters],
     groups: list[Group],
     skip: Iterable[str],
     *,
@@ -193,5 +193,5 @@ def _outputs(groups: Iterable[Group], prune_outputs: bool | Iterable[str], joint
     return kept
 
 
-def _among(layers: Mapping[str, MaskedConv2d], reasons: Mapping[str, str]) -> dict[str, str]:
+def _among(layers: Mapping[str, MaskedFilters], reasons: Mapping[str, str]) -> dict[str, str]:
     return {name: why for name, why in reasons.items() if name in layers}

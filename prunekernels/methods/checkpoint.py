@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import Group
-from ..nn.conv import MaskedConv2d
 from ..nn.mask_buffers import MaskBuffers
+from ..nn.masked_filters import MaskedFilters
 from ..nn.saved_state import dead_values, put_dead_values
 from .channel_masks import ChannelMasks
 from .criteria import Criterion
@@ -27,7 +27,7 @@ class Checkpoints:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    layers: dict[str, MaskedConv2d]
+    layers: dict[str, MaskedFilters]
     filters: FilterStates
     channel_masks: ChannelMasks
     criterion: Criterion
@@ -132,7 +132,7 @@ def dead_values_of(model: nn.Module) -> dict[str, Any]:
     return {name: values for name, layer in layers if (values := dead_values(layer))}
 
 
-def put_back_dead_values(model: nn.Module, layers: Mapping[str, MaskedConv2d], state: Mapping[str, Any]) -> None:
+def put_back_dead_values(model: nn.Module, layers: Mapping[str, MaskedFilters], state: Mapping[str, Any]) -> None:
     """Writes what dead entries held into a network that was loaded from a file without it.
 
     It does so only if the network then has the weights that the state was saved with; any other stays as it is. Norms
@@ -153,7 +153,7 @@ def put_back_dead_values(model: nn.Module, layers: Mapping[str, MaskedConv2d], s
             put_dead_values(model.get_submodule(name), of_layer)
 
 
-def checksums(layers: Mapping[str, MaskedConv2d], optimizer: torch.optim.Optimizer) -> dict[str, int]:
+def checksums(layers: Mapping[str, MaskedFilters], optimizer: torch.optim.Optimizer) -> dict[str, int]:
     """By part, a number that tells whether the layers' tensors are those that a state was saved with."""
     weights = [layer.weight for layer in layers.values()]
     states = [value for weight in weights for value in optimizer.state.get(weight, {}).values()]

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from .. import plan
 from ..nn.adapted import computes_weight
-from ..nn.conv import MaskedConv2d
 from ..nn.example import Example
 from ..nn.flow import flow
 from ..nn.mask_buffers import MaskBuffers
+from ..nn.masked_filters import MaskedFilters
 from . import ranks
 from .arguments import is_share
 from .base import Method
@@ -206,7 +206,7 @@ class CoarsePruning(Method):
             for state in self.optimizer_states(layer.weight):
                 state[~keep] = 0
 
-    def _kernels_of(self, layer: MaskedConv2d) -> Kernels:
+    def _kernels_of(self, layer: MaskedFilters) -> Kernels:
         """The layer's live kernels and their blocks, which count live rows and columns only."""
         K, Cg = layer.kernel_mask.shape
         inputs = layer.input_mask.view(layer.groups, 1, Cg).expand(-1, K // layer.groups, -1).reshape(K, Cg)

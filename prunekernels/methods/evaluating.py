@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import plan
-from ..nn.batch_norm import MaskedBatchNorm2d
-from ..nn.conv import MaskedConv2d
 from ..nn.mask_buffers import MaskBuffers
+from ..nn.masked_filters import MaskedFilters
+from ..nn.masked_norm import MaskedNorm
 
 
 @contextmanager
@@ -31,9 +31,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, (is_live, masks) in layers.items():
             layer._flow = is_live
-            if isinstance(layer, MaskedConv2d):
+            if isinstance(layer, MaskedFilters):
                 layer.set_masks(**masks)
-            elif isinstance(layer, MaskedBatchNorm2d):
+            elif isinstance(layer, MaskedNorm):
                 layer.set_mask(**masks)
         for module, mode in training.items():
             module.training = mode
@@ -41,5 +41,5 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _masks_of(layer: MaskBuffers) -> dict[str, Tensor]:
     """The masks that a trial changes, by the names that set them."""
-    kinds = ("filter", "hard", "input") if isinstance(layer, MaskedConv2d) else ("channel",)
+    kinds = ("filter", "hard", "input") if isinstance(layer, MaskedFilters) else ("channel",)
     return {kind: getattr(layer, f"{kind}_mask").clone() for kind in kinds}

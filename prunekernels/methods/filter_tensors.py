@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..nn.batch_norm import MaskedBatchNorm2d
-from ..nn.conv import MaskedConv2d
+from ..nn.masked_filters import MaskedFilters
+from ..nn.masked_norm import MaskedNorm
 from .channel_masks import ChannelMasks, NormFinder
 from .filter_states import FilterStates
 
@@ -16,7 +16,7 @@ class FilterTensors:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    layers: dict[str, MaskedConv2d]
+    layers: dict[str, MaskedFilters]
     filters: FilterStates
     channel_masks: ChannelMasks
     with_norms: bool
@@ -28,10 +28,10 @@ class FilterTensors:
             parameter[rows] = 0
             self.forget(parameter, rows)
 
-    def norms_of(self, name: str) -> list[MaskedBatchNorm2d]:
+    def norms_of(self, name: str) -> list[MaskedNorm]:
         """The masked norms that see a layer's output as it is and die with its filters."""
         names = (self.channel_masks.norms or {}).get(name, []) if self.with_norms else []
-        return [m for n in names if isinstance(m := self.model.get_submodule(n), MaskedBatchNorm2d)]
+        return [m for n in names if isinstance(m := self.model.get_submodule(n), MaskedNorm)]
 
     def parameters_of(self, name: str) -> list[nn.Parameter]:
         """The parameters with a row per filter of a layer: its own and those of its norms."""

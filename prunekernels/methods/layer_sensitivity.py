@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..graph import Group
 from ..inspect.flops import count_flops
 from ..live.tensor import full_width
-from ..nn.conv import MaskedConv2d
 from ..nn.example import Example
+from ..nn.masked_filters import MaskedFilters
 from .arguments import COUPLINGS, check_prune_outputs, expect, is_share, masked_layers, unwrapped
 from .channel_masks import ChannelMasks, find_norms, units_of
 from .criteria import OfWeights, make_criterion
@@ -152,7 +152,7 @@ def sensitivity(
 class _Trial:
     """Sets the masks under which one unit is pruned, over those that the network had."""
 
-    def __init__(self, masks: ChannelMasks, layers: Mapping[str, MaskedConv2d]) -> None:
+    def __init__(self, masks: ChannelMasks, layers: Mapping[str, MaskedFilters]) -> None:
         self.masks = masks
         self.live = {name: layer.filter_mask.cpu().clone() for name, layer in layers.items()}
         self.not_hard = {name: layer.hard_mask.cpu().clone() for name, layer in layers.items()}

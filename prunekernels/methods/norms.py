@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import plan
-from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.example import Example
+from ..nn.masked_norm import MaskedNorm
 from . import ranks
 from .arguments import expect, unwrapped
 
@@ -119,5 +119,5 @@ def _average(norms: list[Any], before: list[_Before], process_group: Any) -> Non
     for i, (norm, old) in enumerate(zip(norms, before, strict=True)):
         for name, dead in zip(names, (old.mean, old.var), strict=True):
             mean = means[f"{name} {i}"].to(dead)
-            live = norm.channel_mask if isinstance(norm, MaskedBatchNorm2d) else torch.ones_like(mean, dtype=torch.bool)
+            live = norm.channel_mask if isinstance(norm, MaskedNorm) else torch.ones_like(mean, dtype=torch.bool)
             getattr(norm, name).copy_(torch.where(live, mean, dead))

@@ -99,8 +99,8 @@ class PGP(Method):
             p[rows] = 0
             self.forget(p, rows)
         for norm in self.norms_of(name):
-            for statistics in (norm.running_mean, norm.running_var):
-                if statistics is not None:
+            for statistics in (norm._buffers.get("running_mean"), norm._buffers.get("running_var")):
+                if statistics is not None:  # of a batch norm
                     statistics[rows] = 0
 
     def measure(self, losses: Iterable[Tensor]) -> None:

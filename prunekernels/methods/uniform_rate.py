@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ..graph import Group
 from ..graph.shrink import shrink
-from ..nn.conv import MaskedConv2d
 from ..nn.convert import convert
 from ..nn.example import Example
+from ..nn.masked_filters import MaskedFilters
 from .arguments import COUPLINGS, check_prune_outputs, expect, is_share, masked_layers, unwrapped
 from .budgets import Budget
 from .channel_masks import ChannelMasks, units_of
@@ -118,7 +118,7 @@ def rate_for(
     expect(op, isinstance(round_to, int) and round_to >= 1, "round_to", "an integer from 1", round_to)
     expect(op, coupling in COUPLINGS, "coupling", f"one of {', '.join(COUPLINGS)}", repr(coupling))
     model = unwrapped(model)
-    if not any(isinstance(module, MaskedConv2d) for module in model.modules()):
+    if not any(isinstance(module, MaskedFilters) for module in model.modules()):
         model = copy.deepcopy(model)
         convert(model)
     layers = masked_layers(op, model, skip)

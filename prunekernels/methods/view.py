@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..nn.conv import MaskedConv2d
+from ..nn.masked_filters import MaskedFilters
 from .channel_masks import ChannelMasks
 from .filter_states import FilterStates
 
@@ -19,7 +19,7 @@ class MethodView(Protocol):
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    layers: dict[str, MaskedConv2d]
+    layers: dict[str, MaskedFilters]
     filters: FilterStates
     channel_masks: ChannelMasks
     generator: torch.Generator

@@ -9,21 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional import gather_channels
-from ..live import LiveList, LiveTensor
+from ..live import LiveTensor
 from ..live.channel_ops import regroup, to_dense
 from ..live.tensor import FilledTensor, can_flow, wrap
 from ..ops.extension import has_extension, ops
 from ..ops.transforms import is_recorded_or_transformed
-from .mask_buffers import MaskBuffers, _check_plain, public_mask
+from .mask_buffers import _check_plain
+from .masked_norm import MaskedNorm
 from .reparametrized import deep_copy, is_reparametrized, remove_reparametrization
-from .sharding import check_whole
 from .tracing import as_leaf, is_exported, is_traced_by_fx, zeroed
 
 _BATCHES = "num_batches_tracked"
 _SERVED = (torch.float32, torch.bfloat16)  # inputs that masked_batch_norm takes
 
 
-class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
+class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
     """nn.BatchNorm2d in which a dead channel gives exact 0, keeps its running statistics and gets no gradient.
 
     Behind a plain norm the channel of a dead filter is a constant (in training, the bias of the norm), so the layers
@@ -46,48 +46,14 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
     """
 
     plain_class: type[nn.Module] = nn.BatchNorm2d
-    _mask_names = ("channel_mask",)
-    _own_state = ("channel_mask", "_seen", "_channels", "_all_live")
-    channel_mask: Tensor = public_mask("channel_mask")
-    _channels: LiveList
+    _called = "MaskedBatchNorm2d"
+    num_features: int
+    weight: nn.Parameter
+    bias: nn.Parameter
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._init_masks()
-
-    def _init_masks(self) -> None:
-        self._add_masks(((self.num_features,),), self._device_of_parameters())
-
-    def _derive(self) -> None:
-        mask = self._masks["channel_mask"]
-        # Not a buffer: its length changes with the mask, and DDP broadcasts buffers, whose sizes must agree.
-        self._channels = LiveList.all(mask.numel()) if mask.is_meta else LiveList.of_mask(mask)
-        self._all_live = self._channels.full
-
-    def _dead_entries(self) -> dict[str, Tensor]:
-        if self._all_live:
-            return {}
-        dead = ~self._masks["channel_mask"]
-        return {"weight": dead, "bias": dead}
-
-    def set_mask(self, channel: Tensor | str) -> None:
-        """Changes the mask in place. An error changes nothing.
-
-        Args:
-            channel: Bool [C], True = live, on the device of the layer; or "all": everything live.
-
-        Examples:
-            >>> norm = pk.MaskedBatchNorm2d(4)
-            >>> norm.set_mask(torch.arange(4) > 0)
-            >>> norm.set_mask("all")
-        """
-        op = "MaskedBatchNorm2d.set_mask"
-        mask = self._parse(op, "channel", channel, self.channel_mask)
-        if mask is None:
-            raise ValueError(f"{op}: channel: expected a bool tensor or 'all', got None")
-        with torch.no_grad():
-            self._masks["channel_mask"].copy_(mask)
-        self._store_all()
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalizes the live channels. input and result: [N, C, H, W], plain or live."""
@@ -238,37 +204,6 @@ class MaskedBatchNorm2d(MaskBuffers, nn.BatchNorm2d):
         norm = plain._plain_copy(nn.BatchNorm2d)
         self.zero_dead(norm.weight, norm.bias)
         return norm
-
-    @torch.no_grad()
-    def zero_dead(self, weight: Tensor | None = None, bias: Tensor | None = None) -> None:
-        """Writes exact zeros into the dead entries of weight and bias, in place.
-
-        Args:
-            weight: [C]; None: the weight and bias of the layer.
-            bias: [C].
-
-        Examples:
-            >>> norm = pk.MaskedBatchNorm2d(4)
-            >>> norm.set_mask(torch.arange(4) > 0)
-            >>> norm.zero_dead()
-            >>> norm.weight.tolist()
-            [0.0, 1.0, 1.0, 1.0]
-        """
-        if weight is None:
-            weight, bias = self.weight, self.bias
-        check_whole("zero_dead", "MaskedBatchNorm2d", self, weight)
-        self._look()
-        if self._all_live:
-            return
-        if weight is None:
-            raise ValueError("MaskedBatchNorm2d: affine: expected True, got dead channels no plain norm can zero")
-        weight.masked_fill_(~self.channel_mask, 0)
-        if bias is not None:
-            bias.masked_fill_(~self.channel_mask, 0)
-
-    def extra_repr(self) -> str:
-        live = "" if self._all_live else f", channels={self._channels.count}/{self.num_features}"
-        return super().extra_repr() + live
 
 
 def _by_torch(

@@ -10,25 +10,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
 
-from ..functional import WEIGHT_GRADS, check_conv, check_grad_scale, conv2d_with_tables, pad_string, transformed_conv2d
+from ..functional import check_conv, conv2d_with_tables, pad_string, transformed_conv2d
 from ..live import LiveList, LiveTensor, fallbacks
 from ..live.conv import FullWidth, LayerMasks, Lowered, lower
 from ..live.tensor import FilledTensor, can_flow, wrap
-from ..masks import live_counts, make_table
-from ..ops import mask_table
 from ..ops.autograd import ops
 from ..ops.transforms import ConvLive, is_recorded_or_transformed, is_transformed
 from ..plan import LayerPlan, has_other_plans
-from .mask_buffers import MaskBuffers, _check_plain, public_mask
+from .mask_buffers import _check_plain
+from .masked_filters import MaskedFilters
 from .reparametrized import deep_copy, is_reparametrized, remove_reparametrization
-from .sharding import check_whole
 from .tracing import as_leaf, is_exported, is_traced_by_fx, zeroed
 
-MaskArgument = Tensor | str | None
 _MAX_LOWERED = 64  # of a layer: the lists that arrive change with the masks of the layers before it
 
 
-class MaskedConv2d(MaskBuffers, nn.Conv2d):
+class MaskedConv2d(MaskedFilters, nn.Conv2d):
     """nn.Conv2d in which dead filters, input channels and kernels are skipped, forward and backward.
 
     Weight, bias and their state-dict keys are those of `nn.Conv2d`. The masks are bool, True = live; a new layer has
@@ -56,147 +53,16 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
     """
 
     plain_class: type[nn.Module] = nn.Conv2d
-    _mask_names = ("filter_mask", "kernel_mask", "input_mask", "hard_mask")
-    _own_state = (
-        *_mask_names, "_mask_table", "_grad_table", "_grad_scale", "_weight_grad", "_seen", "_live", "_all_live",
-        "_last_input", "_lowered",
-    )  # fmt: skip
-    filter_mask: Tensor = public_mask("filter_mask")
-    kernel_mask: Tensor = public_mask("kernel_mask")
-    input_mask: Tensor = public_mask("input_mask")
-    hard_mask: Tensor = public_mask("hard_mask")
+    _called = "MaskedConv2d"
+    in_channels: int
+    out_channels: int
+    groups: int
+    weight: nn.Parameter
     bias: nn.Parameter | None
-    _mask_table: Tensor
-    _grad_table: Tensor
-    _grad_scale: Tensor | None
-    _live: tuple[int, int, int]  # counts of live filters, inputs and kernels
-    _lowered: dict[Any, Lowered | FullWidth]  # by the live channels of an input, and by device
-    _last_input: tuple[torch.Size, tuple[int, ...], torch.dtype] | None = (
-        None  # its size and stride, and the dtype of the result
-    )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._init_masks()
-
-    def _init_masks(self) -> None:
-        K, Cg, device = self.out_channels, self.in_channels // self.groups, self._device_of_parameters()
-        self._weight_grad, self._grad_scale = "masked", None
-        # Of fixed size, written in place: torch.compile and CUDA graphs go on reading them when masks change.
-        self._mask_table = torch.zeros(
-            mask_table.words(K, self.in_channels, self.groups), dtype=torch.int32, device=device
-        )
-        self._grad_table = self._mask_table.clone()
-        self._add_masks(((K,), (K, Cg), (self.in_channels,), (K,)), device)
-
-    def _derive(self) -> None:
-        filters, kernels, inputs, hard = self._masks.values()
-        sizes = (self.out_channels, self.in_channels, self.groups)
-        table, grad_table = make_table(filters & hard, kernels, inputs, *sizes), make_table(hard, None, inputs, *sizes)
-        if table.device == self._mask_table.device:
-            self._mask_table.copy_(table)
-            self._grad_table.copy_(grad_table)
-        else:
-            self._mask_table, self._grad_table = table, grad_table
-            if self._grad_scale is not None:
-                self._grad_scale = None if self._grad_scale.is_meta else self._grad_scale.to(table.device)
-        if table.is_meta:
-            self._live = (self.out_channels, self.in_channels, kernels.numel())
-        else:
-            self._live = live_counts(table)
-        self._all_live = self._live[2] == kernels.numel()
-        self._lowered = {}
-
-    def _dead_entries(self) -> dict[str, Tensor]:
-        if self._all_live:
-            return {}
-        K, C, Cg = self.out_channels, self.in_channels, self.in_channels // self.groups
-        kernels = mask_table.live_kernels(self._mask_table, K, C, Cg).view(K, Cg, 1, 1)
-        return {"weight": ~kernels, "bias": ~mask_table.live_filters(self._mask_table, K)}
-
-    @torch.no_grad()
-    def set_masks(
-        self,
-        filter: MaskArgument = None,
-        kernel: MaskArgument = None,
-        input: MaskArgument = None,
-        hard: MaskArgument = None,
-    ) -> None:
-        """Changes masks in place. An error changes nothing.
-
-        Each argument is a bool tensor on the device of the layer (True = live), "all" (everything live) or None (no
-        change).
-
-        Args:
-            filter: [K]. A live entry for a hard-dead filter is an error; "all" revives the filters that are not
-                hard-dead.
-            kernel: [K, C / groups].
-            input: [C].
-            hard: [K]. What is dead here becomes dead in filter_mask too.
-
-        Examples:
-            >>> layer = pk.MaskedConv2d(4, 8, 3)
-            >>> layer.set_masks(filter=torch.arange(8) > 1, input=torch.arange(4) > 0)
-            >>> layer.density  # 6 of 8 filters, 3 of 4 channels
-            0.5625
-            >>> layer.set_masks(filter="all", input="all")
-        """
-        op = "MaskedConv2d.set_masks"
-        given = {"filter": filter, "kernel": kernel, "input": input, "hard": hard}
-        new = {name: self._parse(op, name, mask, getattr(self, f"{name}_mask")) for name, mask in given.items()}
-        hard_mask = self.hard_mask if new["hard"] is None else new["hard"]
-        if isinstance(filter, Tensor) and bool((filter & ~hard_mask).any()):
-            revived = torch.nonzero(filter & ~hard_mask).flatten().tolist()
-            raise ValueError(f"{op}: filter: expected hard-dead filters to stay dead, got filters {revived} live")
-        new["filter"] = (self.filter_mask if new["filter"] is None else new["filter"]) & hard_mask
-        for name, mask in new.items():
-            if mask is not None:
-                self._masks[f"{name}_mask"].copy_(mask)
-        self._store_all()
-
-    @property
-    def weight_grad(self) -> str:
-        """The gradient of dead weights: "masked" (zero) or "dense" (as if they were live, so soft-dead filters train).
-
-        Examples:
-            >>> layer = pk.MaskedConv2d(4, 8, 3)
-            >>> layer.weight_grad = "dense"
-        """
-        return self._weight_grad
-
-    @weight_grad.setter
-    def weight_grad(self, value: str) -> None:
-        if value not in WEIGHT_GRADS:
-            raise ValueError(f"MaskedConv2d: weight_grad: expected one of {', '.join(WEIGHT_GRADS)}, got {value!r}")
-        self._weight_grad = value
-        self._lowered = {}
-
-    @property
-    def grad_scale(self) -> Tensor | None:
-        """None, or float32 [K]: row k of the gradient of weight is multiplied by entry k.
-
-        Examples:
-            >>> layer = pk.MaskedConv2d(4, 8, 3)
-            >>> layer.grad_scale = torch.linspace(0, 1, 8)
-        """
-        return self._grad_scale
-
-    @grad_scale.setter
-    def grad_scale(self, value: Tensor | None) -> None:
-        if value is not None:
-            check_grad_scale("MaskedConv2d", value, self.out_channels, self.filter_mask.device)
-        self._grad_scale = value
-
-    @property
-    def density(self) -> float:
-        """The share of kernels that are live, from 0 to 1.
-
-        Examples:
-            >>> pk.MaskedConv2d(4, 8, 3).density
-            1.0
-        """
-        self._refresh_if_edited()
-        return self._live[2] / max(1, self.kernel_mask.numel())
 
     @property
     def plan(self) -> LayerPlan | None:
@@ -270,14 +136,6 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         masks = (filters, self.kernel_mask, self.input_mask)
         return ConvLive.of_masks(*masks, *sizes, dense_grad=dense_grad, hard_mask=self.hard_mask)
 
-    def _prepared(self, x: Tensor) -> Tensor:
-        """What the convolution itself gets of the layer's input; see register_adapter."""
-        return x
-
-    def _computed_weight(self) -> Tensor:
-        """The weight that the convolution computes with, before masks; read once a run, since it may be computed."""
-        return self.weight
-
     def _exported_conv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer in torch's own operators: a convolution with zeros for what is dead, as pk.restore leaves it."""
         filters = self.filter_mask & self.hard_mask
@@ -327,41 +185,6 @@ class MaskedConv2d(MaskBuffers, nn.Conv2d):
         conv = plain._plain_copy(nn.Conv2d)
         self.zero_dead(conv.weight, conv.bias)
         return conv
-
-    @torch.no_grad()
-    def zero_dead(self, weight: Tensor | None = None, bias: Tensor | None = None) -> None:
-        """Writes exact zeros into the dead entries of weight and bias, in place.
-
-        Args:
-            weight: [K, C / groups, R, S]; None: the weight and bias of the layer.
-            bias: [K].
-
-        Examples:
-            >>> layer = pk.MaskedConv2d(4, 8, 3)
-            >>> layer.set_masks(filter=torch.arange(8) > 3)
-            >>> layer.zero_dead()
-            >>> layer.weight[:4].any().item()
-            False
-        """
-        if weight is None:
-            if is_reparametrized(self):
-                raise ValueError("MaskedConv2d.zero_dead: weight: expected a parameter, got one that is computed: see "
-                                 "pk.restore(model, bake=True)")  # fmt: skip
-            weight, bias = self.weight, self.bias
-        check_whole("zero_dead", "MaskedConv2d", self, weight)
-        self._look()
-        dead = MaskedConv2d._dead_entries(self)  # of the weight that masks apply to, which an adapter may compute
-        if dead:
-            weight.masked_fill_(dead["weight"], 0)
-            if bias is not None:
-                bias.masked_fill_(dead["bias"], 0)
-
-    def extra_repr(self) -> str:
-        if self._all_live:
-            return super().extra_repr()
-        filters, inputs, kernels = self._live
-        parts = [f"filters={filters}/{self.out_channels}", f"inputs={inputs}/{self.in_channels}"]
-        return ", ".join([super().extra_repr(), *parts, f"kernels={kernels}/{self.kernel_mask.numel()}"])
 
 
 def live_conv(layer: MaskedConv2d, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from .adapted import computes_weight
-from .batch_norm import MaskedBatchNorm2d
+from .masked_norm import MaskedNorm
 from .reparametrized import is_reparametrized
 
 Pruned = dict[str, Tensor]  # "weight", "bias" -> bool mask of its shape, True = kept
@@ -51,8 +51,8 @@ def take_off(layer: nn.Module) -> Pruned:
 @torch.no_grad()
 def take_over(layer: Any, pruned: Pruned) -> str:
     """Gives a masked layer the masks that take_off found, as far as it computes the same; says what it could not."""
-    if isinstance(layer, MaskedBatchNorm2d):
-        channels = ~_dead_rows(layer, pruned, layer.num_features)
+    if isinstance(layer, MaskedNorm):
+        channels = ~_dead_rows(layer, pruned, layer._channel_count())
         layer.set_mask(layer.channel_mask & channels)
         return _describe({"channels": channels}, _zeros_outside(pruned, channels, channels))
     K, G = layer.out_channels, layer.groups

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ..masks import live_counts, make_table
 from ..nn.adapted import computes_weight
-from ..nn.batch_norm import MaskedBatchNorm2d
-from ..nn.conv import MaskedConv2d
 from ..nn.mask_buffers import MaskBuffers, _version
+from ..nn.masked_filters import MaskedFilters
+from ..nn.masked_norm import MaskedNorm
 
 FREEZES = ("hard", "dead")
-MaskedLayer = MaskedConv2d | MaskedBatchNorm2d
+MaskedLayer = MaskedFilters | MaskedNorm
 
 
 def check_freeze(op: str, freeze: str) -> str:
@@ -23,7 +23,7 @@ def check_freeze(op: str, freeze: str) -> str:
     return freeze
 
 
-def _conv_tables(layer: MaskedConv2d, freeze: str) -> tuple[Tensor | None, Tensor | None]:
+def _conv_tables(layer: MaskedFilters, freeze: str) -> tuple[Tensor | None, Tensor | None]:
     """Mask tables of weight and bias, dead = frozen; None: nothing is frozen."""
     layer._refresh_if_edited()
     sizes = (layer.out_channels, layer.in_channels, layer.groups)
@@ -42,9 +42,9 @@ def _conv_tables(layer: MaskedConv2d, freeze: str) -> tuple[Tensor | None, Tenso
     return None if full else layer._grad_table, bias
 
 
-def _norm_table(layer: MaskedBatchNorm2d) -> Tensor | None:
+def _norm_table(layer: MaskedNorm) -> Tensor | None:
     layer._refresh_if_edited()
-    return None if layer._all_live else make_table(layer.channel_mask, None, None, layer.num_features, 1, 1)
+    return None if layer._all_live else make_table(layer.channel_mask, None, None, layer._channel_count(), 1, 1)
 
 
 class DeadRows:
@@ -57,13 +57,13 @@ class DeadRows:
     def __init__(self, layers: Sequence[MaskedLayer], freeze: str) -> None:
         self._layers, self._freeze = layers, freeze
         self._watched = [(layer, name) for layer in layers for name in self._names(layer)]
-        self._convs = [layer for layer in layers if isinstance(layer, MaskedConv2d)]
+        self._convs = [layer for layer in layers if isinstance(layer, MaskedFilters)]
         self._buffers: list[Tensor] = []
         self._seen: object = None
         self._tables: Mapping[Tensor, Tensor] = {}
 
     def _names(self, layer: MaskedLayer) -> tuple[str, ...]:
-        return ("hard_mask",) if isinstance(layer, MaskedConv2d) and self._freeze == "hard" else layer._mask_names
+        return ("hard_mask",) if isinstance(layer, MaskedFilters) and self._freeze == "hard" else layer._mask_names
 
     def tables(self) -> Mapping[Tensor, Tensor]:
         """Parameter -> table, for parameters with something frozen. The same object as long as no mask changes."""
@@ -81,9 +81,9 @@ class DeadRows:
 
     def _prepare(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         for layer in self._layers:
-            if not isinstance(layer, (MaskedConv2d, MaskedBatchNorm2d)):  # pk.restore has made it a plain layer since
+            if not isinstance(layer, (MaskedFilters, MaskedNorm)):  # pk.restore has made it a plain layer since
                 continue
-            if isinstance(layer, MaskedConv2d):
+            if isinstance(layer, MaskedFilters):
                 weight, bias = _conv_tables(layer, self._freeze)
             else:
                 weight = bias = _norm_table(layer)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nn.batch_norm import MaskedBatchNorm2d
-from ..nn.conv import MaskedConv2d
+from ..nn.masked_filters import MaskedFilters
+from ..nn.masked_norm import MaskedNorm
 from ..nn.sharding import check_whole
 from ..ops import mask_table
 from .binding import Binding
@@ -21,7 +21,7 @@ Index = tuple[Tensor, ...]
 
 
 def _masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, (MaskedConv2d, MaskedBatchNorm2d))}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, (MaskedFilters, MaskedNorm))}
     if not layers:
         raise ValueError("bind: model: expected masked layers (see pk.convert), got none")
     owner: dict[Tensor, str] = {}

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..methods import Method
-from ..nn.conv import MaskedConv2d
 from ..nn.flow import flow
 from ..nn.mask_buffers import MaskBuffers
+from ..nn.masked_filters import MaskedFilters
 from ..nn.ranks import world_size
 from . import distributed
 from .compiling import Compiled, step_times
@@ -377,7 +377,7 @@ def computed_share(layers: Iterable[nn.Conv2d]) -> float:
     live = total = 0
     for layer in layers:
         total += layer.out_channels
-        live += int(layer.filter_mask.sum()) if isinstance(layer, MaskedConv2d) else layer.out_channels
+        live += int(layer.filter_mask.sum()) if isinstance(layer, MaskedFilters) else layer.out_channels
     return live / total
 
 

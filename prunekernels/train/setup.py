@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from .. import methods, plan
 from ..methods import Method
 from ..methods.arguments import keyword_options
-from ..nn.conv import MaskedConv2d
 from ..nn.convert import convert
 from ..nn.flow import flow
+from ..nn.masked_filters import MaskedFilters
 from ..optim import MaskedSGD, bind
 from . import distributed
 from .config import Config
@@ -78,7 +78,7 @@ def numerics(config: Config) -> Iterator[None]:
 def optimizer_of(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """MaskedSGD, bound to the model, for a masked network; torch.optim.SGD for a plain one."""
     numbers: dict[str, Any] = {"momentum": config.momentum, "weight_decay": config.weight_decay}
-    if not any(isinstance(module, MaskedConv2d) for module in model.modules()):
+    if not any(isinstance(module, MaskedFilters) for module in model.modules()):
         return torch.optim.SGD(model.parameters(), config.lr, **numbers, foreach=True)
     optimizer = MaskedSGD(model.parameters(), config.lr, **numbers)
     bind(optimizer, model)
