@@ -6,8 +6,8 @@ namespace prunekernels {
 namespace {
 
 constexpr double kTie = 0.97;     // dense wins unless another plan takes less than this share of its time
-constexpr double kShortMs = 5;    // a first run that takes less is mostly set-up, and decides nothing
 constexpr double kHopeless = 2;   // times the best: a longer first run is the last
+constexpr double kPauseMs = 10;   // what set-up, or another process on the core, may have added to a first run
 constexpr int32_t kMostRuns = 8;  // of each contender
 constexpr double kNoiseMs = 0.1;  // an interruption; what is slower by less in its first half of runs has not lost yet
 
@@ -45,7 +45,7 @@ void Trials::add(Plan plan, double ms) {
     if (t.plan == plan) t.ms = std::min(t.ms, ms), ++t.runs;
   const double best = least();
   for (Trial& t : trials_) {
-    if (t.runs == 1 && t.plan != Plan::dense) t.out |= t.ms > std::max(kShortMs, kHopeless * best);
+    if (t.runs == 1 && t.plan != Plan::dense) t.out |= t.ms - kPauseMs > kHopeless * best;
     if (t.runs >= 2 && (t.ms > best + kNoiseMs || 2 * t.runs >= kMostRuns)) t.out |= t.ms > best * (1 + slack(t.runs));
   }
 }
