@@ -89,6 +89,12 @@ base=$OUT/$(date +%F)-$machine-${COMMIT//[^A-Za-z0-9_.-]/-}${quick:+-quick}
 export PYTHON COMMIT PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 CUDA_MODULE_LOADING=LAZY
 export MAX_JOBS=${MAX_JOBS:-$(nproc)}
 
+# nvcc on PATH may be a wrapper outside the toolkit.
+if [[ ! $dry ]]; then
+  CUDA_HOME=$("$PYTHON" csrc/find_toolkit.py) || stop "$CUDA_HOME"
+  export CUDA_HOME PATH=$CUDA_HOME/bin:$PATH
+fi
+
 header() {
   nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,temperature.gpu,utilization.gpu --format=csv
   nvcc --version | tail -2
@@ -138,7 +144,6 @@ sanitize() {
   # First without a sanitizer: it reports no error either where the kernels that it should watch never run.
   seconds=$(share 20 30)
   step "kernels that run" "$seconds" "$PYTHON" benchmarks/sanitize.py --kernels --minutes "$(minutes "$seconds")"
-  command -v $tool >/dev/null || tool=/usr/local/cuda/bin/compute-sanitizer
   if [[ ! $dry && ! -x $(command -v $tool) ]]; then
     note sanitizer 0 "not run: no compute-sanitizer"
     failed=1

@@ -13,8 +13,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.utils import cpp_extension
-from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+from find_toolkit import find_toolkit
+
+TOOLKIT = find_toolkit()
+if TOOLKIT:  # torch takes the folder above that of nvcc, which may be a wrapper without headers beside it
+    os.environ["CUDA_HOME"] = str(TOOLKIT)
+
+from torch.utils import cpp_extension  # noqa: E402
+from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 # Machine code for the A100 and the H100 kind (every sm_8x runs the first), and PTX for whatever comes after them.
@@ -28,7 +34,9 @@ def wants_cuda() -> bool:
     if asked not in ("", "0", "1"):
         sys.exit(f"PRUNEKERNELS_CUDA: expected 0 or 1, got {asked!r}")
     missing = [
-        what for what, there in (("nvcc", CUDA_HOME), ("a CUDA build of torch", torch.version.cuda)) if not there
+        what
+        for what, there in (("nvcc with its headers", TOOLKIT), ("a CUDA build of torch", torch.version.cuda))
+        if not there
     ]
     if asked == "1" and missing:
         sys.exit(f"PRUNEKERNELS_CUDA=1, but {' and '.join(missing)} cannot be found")

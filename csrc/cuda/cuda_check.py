@@ -22,6 +22,10 @@ import time
 from pathlib import Path
 
 CSRC = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(CSRC))
+
+from find_toolkit import find_toolkit  # noqa: E402
+
 BUILD = CSRC.parent / "build" / "cuda-check"
 CXX = os.environ.get("CXX", "g++")
 ARCHITECTURES = ("80", "90a", "100")
@@ -208,20 +212,6 @@ class Job:
         if not self.failed:
             kept.write_text(head + self.log)
         return self
-
-
-def find_toolkit() -> Path | None:
-    """The folder with bin/nvcc and include/, from CUDA_HOME, PATH (nvcc may be a wrapper) or /usr/local/cuda."""
-    home = os.environ.get("CUDA_HOME")
-    candidates = [home and f"{home}/bin/nvcc", shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"]
-    for nvcc in candidates:
-        if nvcc and os.access(nvcc, os.X_OK):
-            told = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True)
-            top = re.search(r"^#\$ TOP=(.+)$", told.stderr, re.MULTILINE)
-            root = Path(top[1]) if top else Path(nvcc).parent.parent
-            if (root / "include" / "cuda_runtime.h").exists():
-                return root.resolve()
-    return None
 
 
 def kernel_jobs(toolkit: Path) -> list[Job]:

@@ -62,7 +62,8 @@ def test_gpu_script_refuses(argv):
 PY = """#!/usr/bin/env bash
 case "$*" in
   *get_device_capability*) echo 9.0a ;;
-  *setup.py*) echo "builds for $TORCH_CUDA_ARCH_LIST"; sleep "${SLOW:-0}" ;;
+  *find_toolkit*) [[ -z ${NO_TOOLKIT-} ]] && echo /a/toolkit || { echo no nvcc; exit 1; } ;;
+  *setup.py*) echo "builds for $TORCH_CUDA_ARCH_LIST with $CUDA_HOME"; sleep "${SLOW:-0}" ;;
   *"import pytest"*) exit 1 ;;
   *conv.py*) [[ -e $OUT/lost ]] && exit 0; touch "$OUT/lost"; exit 3 ;;
 esac
@@ -96,12 +97,17 @@ def results(done):
 def test_gpu_script_goes_on_after_a_lost_device(gpu_machine, tmp_path):
     done = script("--only", "bench", **gpu_machine)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "builds for 9.0a" in done.stdout and "-h100-80gb-hbm3-abc1234-bf16.json" in done.stdout
+    assert "builds for 9.0a with /a/toolkit" in done.stdout and "-h100-80gb-hbm3-abc1234-bf16.json" in done.stdout
     assert done.stdout.count("\n=== bench bf16") == 2 and "failed, exit code 3" in done.stdout
     assert {name: text for name, text in results(done).items() if name.startswith("bench")} == dict.fromkeys(
         ("bench bf16", "bench fp32", "bench calls"), "ok"
     )
     assert "=== bench calls" in (tmp_path / "out" / "log.txt").read_text()
+
+
+def test_gpu_script_wants_a_toolkit(gpu_machine):
+    done = script(**gpu_machine, NO_TOOLKIT="1")
+    assert (done.returncode, done.stderr) == (2, "gpu.sh: no nvcc\n")
 
 
 def test_gpu_script_reports_every_tool(gpu_machine):

@@ -135,6 +135,25 @@ def test_without_nvcc(monkeypatch, capsys, arguments, status, word):
     assert f"{word}: nvcc" in capsys.readouterr().out
 
 
+def test_the_toolkit_of_a_wrapper(monkeypatch, tmp_path):
+    """nvcc may be a script in a folder without headers; it tells where the toolkit is."""
+    toolkit, folder = tmp_path / "cuda", tmp_path / "bin"
+    for path in (toolkit / "include", toolkit / "bin", folder):
+        path.mkdir(parents=True)
+    (folder / "nvcc").write_text(f"#!/bin/sh\necho '#$ TOP={toolkit}' >&2\n")
+    (folder / "nvcc").chmod(0o755)
+    monkeypatch.setattr(cuda_check.find_toolkit.__globals__["shutil"], "which", lambda name, path=None: (
+        str(folder / name) if path in (None, str(folder)) else None
+    ))  # fmt: skip
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    assert cuda_check.find_toolkit() is None
+    (toolkit / "include" / "cuda_runtime.h").touch()
+    assert cuda_check.find_toolkit() == toolkit
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "elsewhere"))
+    assert cuda_check.find_toolkit() == toolkit
+
+
 def test_included(monkeypatch, tmp_path):
     monkeypatch.setattr(cuda_check, "CSRC", tmp_path)
     for name, text in {

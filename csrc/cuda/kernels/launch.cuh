@@ -40,13 +40,23 @@ cudaError_t launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStre
 
 constexpr size_t kSharedWithoutAsking = 48 << 10;
 
+// Lets a kernel have all the shared memory of a block that the device has. Less would do for one launch, but another
+// thread may launch the same kernel between this call and that launch, and ask for more.
+inline cudaError_t allow_all_shared_memory(const void* kernel) {
+  int device = 0, most = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (status == cudaSuccess) status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  if (status != cudaSuccess) cudaGetLastError();  // else the next caller of it takes this error for its own
+  return status;
+}
+
 // An empty grid launches nothing. Returns the error of the launch itself, not one that the kernel runs into later.
 template <typename... Params, typename... Args>
 cudaError_t launch(void (*kernel)(Params...), const LaunchShape& shape, cudaStream_t stream, Args... args) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return cudaSuccess;
   if (shape.shared_bytes > kSharedWithoutAsking) {
-    const cudaError_t status =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes));
+    const cudaError_t status = allow_all_shared_memory(reinterpret_cast<const void*>(kernel));
     if (status != cudaSuccess) return status;
   }
   // clang-format off
