@@ -5,9 +5,16 @@
 
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "core/gpu_architectures.h"
 #include "cpu/kernels/isa.h"
+
+// setup.py names what nvcc compiles: sm_80,compute_80,sm_90a
+#if !defined(PRUNEKERNELS_CUDA_ARCHITECTURES)
+#define PRUNEKERNELS_CUDA_ARCHITECTURES ""
+#endif
 
 namespace py = pybind11;
 
@@ -31,6 +38,7 @@ std::map<std::string, std::string> build_info() {
 #else
       {"cuda", ""},
 #endif
+      {"cuda_architectures", PRUNEKERNELS_CUDA_ARCHITECTURES},
       {"isa", isa_name(isa())},
   };
 }
@@ -41,8 +49,15 @@ constexpr bool kWithCuda = true;
 constexpr bool kWithCuda = false;
 #endif
 
+// Whether a CUDA row of the table is in this build. Where it does not know its architectures, it has them all.
+bool has_kernel(const char* oldest) {
+  constexpr std::string_view all = PRUNEKERNELS_CUDA_ARCHITECTURES;
+  return kWithCuda && (all.empty() || has_architecture(all, oldest));
+}
+
 // One dict for each row of kernel_table.inc. CPU rows name the instruction set that they need, CUDA rows the oldest
-// architecture. Every build lists the CUDA rows; "compiled" says whether it has them.
+// architecture, and those that this build has them for. Every build lists the CUDA rows; "compiled" says whether it has
+// them.
 std::vector<py::dict> kernels() {
   std::vector<py::dict> rows;
   const auto add = [&](const char* name, const char* operation, const char* device, const char* element,
@@ -50,6 +65,7 @@ std::vector<py::dict> kernels() {
     py::dict row;
     row["name"] = name, row["operation"] = operation, row["device"] = device, row["element"] = element;
     row[needs] = what, row["compiled"] = compiled;
+    if (std::string_view(device) == "cuda") row["architectures"] = architectures_in(PRUNEKERNELS_CUDA_ARCHITECTURES);
     rows.push_back(row);
   };
 #define PK_CHANNEL_COPY(operation, element, isa) \
@@ -63,7 +79,7 @@ std::vector<py::dict> kernels() {
 #define PK_PIXELS(isa) add("pixels_" #isa, "pixels", "cpu", "bf16", "isa", #isa, true);
 #define PK_QUADS(isa) add("quads_" #isa, "quads", "cpu", "bf16", "isa", #isa, true);
 #define PK_CUDA(operation, element, arch) \
-  add(#operation "_" #element "_" #arch, #operation, "cuda", #element, "arch", #arch, kWithCuda);
+  add(#operation "_" #element "_" #arch, #operation, "cuda", #element, "arch", #arch, has_kernel(#arch));
 #include "kernel_table.inc"
   return rows;
 }
@@ -73,7 +89,12 @@ std::vector<py::dict> kernels() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of prunekernels: registers torch.ops.prunekernels.*";
   m.def("build_info", build_info,
-        "Compiler, torch version, CUDA version ('' without) and the CPU instruction set in force.");
+        "Compiler, torch version, CUDA version ('' without), its architectures, and the CPU instruction set in force.");
+  m.def(
+      "runs_on_gpu",
+      [](int major, int minor, const std::string& architectures) { return runs_on(architectures, major, minor); },
+      py::arg("major"), py::arg("minor"), py::arg("architectures") = PRUNEKERNELS_CUDA_ARCHITECTURES,
+      "Whether a GPU of this compute capability runs CUDA kernels for these architectures, those of this build.");
   m.def("kernels", kernels, "The rows of the kernel table.");
   m.def("cpu_isa", [] { return std::string(isa_name(cpu_isa())); }, "The best instruction set that this CPU has.");
   m.def("cap_isa", cap_isa, py::arg("name"), "Caps the instruction set of the CPU kernels; '' lifts the cap.");

@@ -43,6 +43,13 @@ def wants_cuda() -> bool:
     return not missing and asked != "0"
 
 
+def architectures() -> str:
+    """What nvcc will compile for TORCH_CUDA_ARCH_LIST, such as sm_80,compute_80,sm_90a."""
+    if not hasattr(cpp_extension, "_get_cuda_arch_flags"):
+        return ""  # not known
+    return ",".join(re.findall(r"code=(\w+)", " ".join(cpp_extension._get_cuda_arch_flags())))
+
+
 def sources(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob(pattern))
 
@@ -65,7 +72,10 @@ def extension():
     if not (cuda and wants_cuda()):
         return CppExtension(sources=files, extra_compile_args={"cxx": flags + openmp}, **common)
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
-    common["define_macros"].append(("PRUNEKERNELS_WITH_CUDA", f'"{torch.version.cuda}"'))
+    common["define_macros"] += [
+        ("PRUNEKERNELS_WITH_CUDA", f'"{torch.version.cuda}"'),
+        ("PRUNEKERNELS_CUDA_ARCHITECTURES", f'"{architectures()}"'),
+    ]
     return CUDAExtension(
         sources=files + cuda, extra_compile_args={"cxx": flags + openmp, "nvcc": ["-O3", "-lineinfo"]}, **common
     )

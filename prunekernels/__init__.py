@@ -21,6 +21,7 @@ from .nn.copy_masks import copy_masks
 from .nn.example import Example
 from .nn.flow import flow
 from .nn.ranks import check_same_masks
+from .ops import gpus as _gpus  # noqa: F401 (asks for the GPUs once torch starts CUDA)
 from .ops.extension import build_info, has_extension, kernels
 
 __version__ = "0.1.0"

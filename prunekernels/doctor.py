@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from . import plan_file
-from .ops import extension
+from .ops import extension, gpus
 from .train.optional_deps import EXTRAS
 
 OLDEST_TORCH = (2, 8)
@@ -117,17 +117,20 @@ def _cuda() -> Finding:
         return Finding("CUDA", "note", "torch is a build without CUDA")
     if not torch.cuda.is_available():
         return Finding("CUDA", "note", f"torch is built for CUDA {torch.version.cuda}, and finds no GPU")
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     built_for = extension.build_info().get("cuda", "")
     build = f"export PRUNEKERNELS_CUDA=1 && {extension.build_command()}"
     if not built_for:
-        return Finding("CUDA", "wrong", f"{', '.join(gpus)}; this build has no CUDA kernels: pure torch there", build)
+        return Finding("CUDA", "wrong", f"{', '.join(names)}; this build has no CUDA kernels: pure torch there", build)
     if built_for.split(".")[0] != torch.version.cuda.split(".")[0]:
         versions = f"built for CUDA {built_for}, torch has {torch.version.cuda}"
-        return Finding("CUDA", "wrong", f"{', '.join(gpus)}; {versions}", build)
-    if min(torch.cuda.get_device_capability(index) for index in range(len(gpus))) < OLDEST_CAPABILITY:
-        return Finding("CUDA", "note", f"{', '.join(gpus)}; kernels are for compute capability 8.0 and later")
-    return Finding("CUDA", "ok", f"{', '.join(gpus)}; kernels for CUDA {built_for}")
+        return Finding("CUDA", "wrong", f"{', '.join(names)}; {versions}", build)
+    if min(torch.cuda.get_device_capability(index) for index in range(len(names))) < OLDEST_CAPABILITY:
+        return Finding("CUDA", "note", f"{', '.join(names)}; kernels are for compute capability 8.0 and later")
+    if unserved := gpus.unserved():
+        has = f"no kernel for compute capability {', '.join(unserved)}: pure torch there"
+        return Finding("CUDA", "wrong", f"{', '.join(names)}; {has}", gpus.mend(unserved))
+    return Finding("CUDA", "ok", f"{', '.join(names)}; kernels for CUDA {built_for}")
 
 
 def _plans() -> Finding:

@@ -188,7 +188,7 @@ def choose(
         groups: As in `torch.nn.functional.conv2d`.
         dtype: Of the input.
         memory_format: Of the input.
-        device: Where the layer runs; by default where the mask is.
+        device: Where the layer runs; by default where the mask is. A device that torch does not find raises.
 
     Returns:
         "dense", "compact", "direct" or "sparse".
@@ -205,11 +205,16 @@ def choose(
     ):
         if value not in known:
             raise ValueError(f"plan.choose: {name}: expected one of {', '.join(map(str, known))}, got {value!r}")
+    where = None if device is None else torch.device(device)
+    if where is not None and where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ValueError(
+            f"plan.choose: device: expected one that torch finds, got {where}; it finds {found} CUDA devices"
+        )
     if mask is None:
         return "dense"
     table = mask.table(weight_shape[0], x_shape[1], groups)
     geometry = [*stride, *padding, *dilation]
-    where = None if device is None else torch.device(device)
     return choose_for_table(direction, x_shape, weight_shape, table, geometry, groups, dtype, memory_format, where)
 
 

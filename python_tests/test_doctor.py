@@ -178,6 +178,17 @@ def test_gpus(monkeypatch, built_for, capability, state, text):
     assert (state == "wrong") == ("PRUNEKERNELS_CUDA=1" in found.mend)
 
 
+@needs_extension
+def test_a_gpu_without_kernels(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch, "cuda", Gpu((8, 0)))
+    monkeypatch.setattr(extension, "build_info", lambda: {"cuda": "13.0", "torch": "2.13.0", "isa": "avx2"})
+    monkeypatch.setattr(extension._C, "runs_on_gpu", lambda *capability: capability == (9, 0))
+    found = finding("CUDA")
+    assert found.state == "wrong" and "no kernel for compute capability 8.0" in found.found
+    assert 'TORCH_CUDA_ARCH_LIST="8.0"' in found.mend
+
+
 def test_no_gpu(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

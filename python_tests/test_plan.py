@@ -62,8 +62,17 @@ def test_force_decides_and_nests(plan):
 def test_the_device_is_that_of_the_mask_unless_said():
     with pk.plan.force("compact"):
         assert pk.plan.choose("forward", mask=mask(64), **LARGE, device="cpu") == "compact"
-        there = "compact" if pk.build_info()["cuda"] and torch.cuda.is_available() else "dense"
-        assert pk.plan.choose("forward", mask=mask(64), **LARGE, device="cuda") == there
+        if torch.cuda.is_available():
+            there = "compact" if pk.build_info()["cuda"] else "dense"
+            assert pk.plan.choose("forward", mask=mask(64), **LARGE, device="cuda") == there
+
+
+@pytest.mark.parametrize("name", ["cuda:99"] if torch.cuda.is_available() else ["cuda", "cuda:99"])
+def test_a_device_that_is_not_there(name):
+    with pytest.raises(
+        ValueError, match=rf"plan.choose: device: expected one that torch finds, got {name}; it finds \d"
+    ):
+        pk.plan.choose("forward", mask=mask(64), **LARGE, device=name)
 
 
 def test_unknown_direction():

@@ -10,8 +10,17 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <string>
 #include <type_traits>
+
+#include "core/gpu_architectures.h"
+
+// setup.py names what nvcc compiles: sm_80,compute_80,sm_90a
+#if !defined(PRUNEKERNELS_CUDA_ARCHITECTURES)
+#define PRUNEKERNELS_CUDA_ARCHITECTURES ""
+#endif
 
 namespace prunekernels::device {
 namespace {
@@ -29,6 +38,10 @@ bool allows_tf32_for_conv(bool (at::Context::*allows)(Op) const) {
   else
     return (at::globalContext().*allows)(Name::value_type::CONV);
 }
+
+// Waiting for the device and allocating would break off the capture of a graph by another thread, unless this thread
+// says that it knows what it does.
+using DisturbsNoCapture = c10::cuda::CUDAStreamCaptureModeGuard;
 
 struct Event {
   cudaEvent_t event = nullptr;
@@ -81,7 +94,8 @@ void hold_in(cudaGraph_t graph, Hold kept) {
 }  // namespace
 
 void check_launch(cudaError_t status, const char* op, const char* launcher) {
-  TORCH_CHECK(status == cudaSuccess, op, ": ", launcher, ": ", cudaGetErrorString(status));
+  TORCH_CHECK(status == cudaSuccess, op, ": ", launcher, ": ", cudaGetErrorString(status),
+              status == cudaErrorNoKernelImageForDevice ? "; this build has " PRUNEKERNELS_CUDA_ARCHITECTURES : "");
 }
 
 cudaStream_t current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
@@ -93,6 +107,21 @@ int multiprocessors() {
   return count;
 }
 
+bool runs_kernels() {
+  enum : int8_t { kUnknown, kYes, kNo };
+  static std::array<std::atomic<int8_t>, 64> known{};
+  int device = 0;
+  C10_CUDA_CHECK(cudaGetDevice(&device));
+  std::atomic<int8_t>& answer = known[static_cast<size_t>(device) % known.size()];
+  if (answer == kUnknown) {
+    int major = 0, minor = 0;
+    C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+    answer = runs_on(PRUNEKERNELS_CUDA_ARCHITECTURES, major, minor) ? kYes : kNo;
+  }
+  return answer == kYes;
+}
+
 bool capturing() { return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None; }
 
 bool allows_tf32() { return allows_tf32_for_conv(&at::Context::allowTF32CuDNN); }
@@ -100,6 +129,7 @@ bool allows_tf32() { return allows_tf32_for_conv(&at::Context::allowTF32CuDNN); 
 bool tunes_vendor() { return at::globalContext().benchmarkCuDNN(); }
 
 double milliseconds(c10::function_ref<void()> work) {
+  const DisturbsNoCapture guard(cudaStreamCaptureModeRelaxed);
   const Event start, end;
   at::cuda::sleep(kHeadStartCycles);
   C10_CUDA_CHECK(cudaEventRecord(start.event, current_stream()));
@@ -112,6 +142,7 @@ double milliseconds(c10::function_ref<void()> work) {
 }
 
 at::Tensor upload(const std::vector<int32_t>& words, at::Device device) {
+  const DisturbsNoCapture guard(cudaStreamCaptureModeRelaxed);
   const auto host = at::from_blob(const_cast<int32_t*>(words.data()), {static_cast<int64_t>(words.size())}, at::kInt);
   const at::Tensor there = host.to(device);
   C10_CUDA_CHECK(cudaStreamSynchronize(current_stream()));  // other streams do not wait for this one
@@ -119,6 +150,7 @@ at::Tensor upload(const std::vector<int32_t>& words, at::Device device) {
 }
 
 std::vector<int32_t> download(const at::Tensor& words) {
+  const DisturbsNoCapture guard(cudaStreamCaptureModeRelaxed);
   const at::Tensor here = words.to(at::kCPU).contiguous();
   return {here.const_data_ptr<int32_t>(), here.const_data_ptr<int32_t>() + here.numel()};
 }

@@ -28,14 +28,16 @@ void check_launch(cudaError_t status, const char* op, const char* launcher);
 // Of the current device, which the operators set to that of their tensors.
 cudaStream_t current_stream();
 int multiprocessors();
-bool capturing();  // the current stream, into a graph
+bool runs_kernels();  // whether this build has kernels that the device can run
+bool capturing();     // the current stream, into a graph
 
 // Whether torch lets convolutions of floats run on tensor cores.
 bool allows_tf32();
 // cudnn.benchmark: the vendor's convolutions are then tuned for each size.
 bool tunes_vendor();
 
-// Time of one run of work on the current stream, without what the host takes to enqueue it. Waits for the device.
+// Time of one run of work on the current stream, without what the host takes to enqueue it. Waits for the device. A
+// graph that another thread captures is not disturbed, whatever work does.
 double milliseconds(c10::function_ref<void()> work);
 
 // Copies that wait until the data is there, for every stream.

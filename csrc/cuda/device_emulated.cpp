@@ -12,7 +12,7 @@
 namespace prunekernels::device {
 namespace {
 
-bool pretends_to_capture = false;
+bool pretends_to_capture = false, runs_nothing = false;
 std::string events;  // what happened since the tests last asked: launchers, "upload", "download"
 
 void note(const char* event) { events.append(events.empty() ? "" : " ").append(event); }
@@ -23,6 +23,9 @@ void note(const char* event) { events.append(events.empty() ? "" : " ").append(e
 
 // From now on, what CUDA refuses while a graph is captured raises.
 PK_FOR_TESTS void pk_pretend_to_capture(bool pretend) { pretends_to_capture = pretend; }
+
+// From now on, the device is one that this build has no kernels for.
+PK_FOR_TESTS void pk_pretend_another_gpu(bool pretend) { runs_nothing = pretend; }
 
 PK_FOR_TESTS const char* pk_take_events() {
   static std::string taken;
@@ -39,6 +42,8 @@ void check_launch(cudaError_t status, const char* op, const char* launcher) {
 cudaStream_t current_stream() { return nullptr; }
 
 int multiprocessors() { return 4; }  // few, so that small problems are cut into several slices
+
+bool runs_kernels() { return !runs_nothing; }
 
 bool capturing() { return pretends_to_capture; }
 

@@ -11,6 +11,7 @@
 namespace prunekernels {
 
 bool DevicePlans::serves(Plan plan, const PlanCase& c) const {
+  if (!device::runs_kernels()) return plan == Plan::dense;
   switch (plan) {
     case Plan::dense:
       return true;

@@ -141,8 +141,8 @@ def build_info() -> dict[str, str]:
     """How the extension was built, and the CPU instruction set that it uses.
 
     Returns:
-        A dict of strings, among them the compiler and the versions of torch and CUDA ("" for none); {} without the
-        extension.
+        A dict of strings, among them the compiler, the versions of torch and CUDA ("" for none) and the GPU
+        architectures compiled for, such as "sm_80,compute_80,sm_90a"; {} without the extension.
 
     Examples:
         >>> all(isinstance(value, str) for value in pk.build_info().values())
@@ -156,7 +156,8 @@ def kernels() -> list[dict[str, Any]]:
 
     Returns:
         A dict for each kernel: "name", "operation", "device", "element", "isa" (CPU) or "arch" (CUDA: the oldest that
-        has it), and "compiled" (whether this build holds it); [] without the extension.
+        has it) and "architectures" (CUDA: those that this build is for), and "compiled" (whether this build holds it);
+        [] without the extension.
 
     Examples:
         >>> all({"name", "operation", "device", "compiled"} <= kernel.keys() for kernel in pk.kernels())

@@ -54,6 +54,19 @@ def test_what_is_launched(plan, layout, events):
 
 
 @pytest.mark.parametrize("plan", FORCED)
+def test_plans_that_no_kernel_of_the_build_serves(plan, library, events):
+    """What a forced plan falls back to on a GPU that this build was not compiled for."""
+    library.pk_pretend_another_gpu(True)
+    try:
+        run(inputs(WIDE, layout="channels_last"), WIDE, plan, **masks(WIDE, "all"))
+    finally:
+        library.pk_pretend_another_gpu(False)
+    assert not any(
+        "igemm" in each or "sparse" in each or each in (GATHER, SCATTER) for each in set(launched(events)) - {BIAS}
+    )
+
+
+@pytest.mark.parametrize("plan", FORCED)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_double_goes_through_torch(layout, plan, events):
     case = GROUPED
