@@ -132,7 +132,8 @@ tests() {
     failed=1
   elif [[ $dry ]] || "$PYTHON" -c 'import pytest' 2>/dev/null; then
     step tests "$seconds" "$PYTHON" -m pytest -q --maxfail=25 \
-      python_tests/cuda/test_conv.py python_tests/cuda/test_steps.py python_tests/cuda/test_step_ops.py
+      python_tests/cuda/test_instructions.py python_tests/cuda/test_conv.py python_tests/cuda/test_steps.py \
+      python_tests/cuda/test_step_ops.py
   else
     note tests 0 "no pytest here: small problems instead"
     step "small problems" "$seconds" "$PYTHON" benchmarks/sanitize.py --minutes "$(minutes "$seconds")"

@@ -8,6 +8,7 @@ python benchmarks/sanitize.py --kernels      # without a sanitizer: which kernel
 from __future__ import annotations
 
 import argparse
+import ctypes
 import random
 import sys
 import time
@@ -23,6 +24,7 @@ from layers.baselines import Ours
 from layers.case import Case
 from layers.masks import make_masks
 from layers.problems import Problem
+from prunekernels.ops import extension
 
 # Odd counts, a tile and one more, strides, dilation, groups, depthwise, an image, padding beyond the kernel.
 LINES = (
@@ -65,7 +67,18 @@ def trials() -> list[Trial]:
     return found
 
 
+def force_tiles(trial: Trial, device: str) -> None:
+    """Has the kernels take tiles and slices that these sizes would not get on a large GPU, others in each trial."""
+    if device != "cuda" or extension._C is None or not extension.build_info()["cuda"]:
+        return
+    draw = random.Random(repr(trial))
+    tile = draw.choice((1, 2) if trial[-1] == "sparse" else (0, 1, 2))  # as csrc/cuda/kernels/igemm.h counts them
+    grad_tile, slices = draw.choice((0, 1)), draw.choice((-1, 1, 3))
+    ctypes.CDLL(extension._C.__file__).pk_force_tiles(tile, grad_tile, ctypes.c_int64(slices), -1)
+
+
 def attempt(trial: Trial, device: str) -> None:
+    force_tiles(trial, device)
     line, dtype, (mask, side), layout, plan = trial
     problem = Problem.parse(line)
     case = Case.make(problem, make_masks(problem, mask, side, KEEP_RATIO), getattr(torch, dtype), device)

@@ -221,6 +221,13 @@ def kernel_jobs(toolkit: Path) -> list[Job]:
     return [Job(source, [nvcc, *flags, str(source)]) for source in sorted((CSRC / "cuda" / "kernels").glob("*.cu"))]
 
 
+def instructions_job(toolkit: Path) -> Job:
+    """The library that a test has nvcc compile on a GPU machine; no kernel of the table."""
+    source = CSRC / "cuda" / "emulator" / "instructions.cu"
+    flags = ["-std=c++17", f"-I{CSRC}", "-gencode=arch=compute_90a,code=sm_90a", "-fatbin", "-o", os.devnull]
+    return Job(source, [str(toolkit / "bin" / "nvcc"), *flags, str(source)])
+
+
 def host_jobs(toolkit: Path, python_torch: Path) -> list[Job]:
     include = BUILD / "include"
     torch = [python_torch / "include", python_torch / "include/torch/csrc/api/include"]
@@ -246,7 +253,7 @@ def find_torch() -> Path | None:
 def compile_changed(toolkit: Path, torch: Path) -> tuple[list[Job], list[Job]]:
     """The jobs of the kernels and of the device implementation, done."""
     BUILD.mkdir(parents=True, exist_ok=True)
-    kernels, host = kernel_jobs(toolkit), host_jobs(toolkit, torch)
+    kernels, host = kernel_jobs(toolkit), [*host_jobs(toolkit, torch), instructions_job(toolkit)]
     versions = [
         subprocess.run([program, "--version"], capture_output=True, text=True).stdout
         for program in (str(toolkit / "bin" / "nvcc"), CXX)

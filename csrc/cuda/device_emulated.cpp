@@ -9,6 +9,8 @@
 #include <chrono>
 #include <string>
 
+#include "cuda/forced_tiles.h"
+
 namespace prunekernels::device {
 namespace {
 
@@ -18,8 +20,6 @@ std::string events;  // what happened since the tests last asked: launchers, "up
 void note(const char* event) { events.append(events.empty() ? "" : " ").append(event); }
 
 }  // namespace
-
-#define PK_FOR_TESTS extern "C" __attribute__((visibility("default")))
 
 // From now on, what CUDA refuses while a graph is captured raises.
 PK_FOR_TESTS void pk_pretend_to_capture(bool pretend) { pretends_to_capture = pretend; }

@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 
+#include "cuda/forced_tiles.h"
 #include "cuda/kernels/igemm.h"
 #include "cuda/kernels/sparse_conv.h"
 
@@ -16,10 +17,10 @@ IgemmTile pick_tile(const CudaCall& call, bool forward, bool listed) {
   const ConvShape& s = call.shape;
   const int64_t pixels = s.N * (forward ? s.out_pixels() : s.in_pixels());
   const int64_t live = (forward ? call.mask.out() : call.mask.in()).live;
-  const int multiprocessors = device::multiprocessors();
-  return listed
-             ? block_sparse_tile(pixels, live, mask_block(call.mask, forward, element_of(call.dtype)), multiprocessors)
-             : igemm_tile(pixels, live, multiprocessors);
+  const int multiprocessors = forced_tiles::multiprocessors();
+  return forced_tiles::tile(
+      listed ? block_sparse_tile(pixels, live, mask_block(call.mask, forward, element_of(call.dtype)), multiprocessors)
+             : igemm_tile(pixels, live, multiprocessors));
 }
 
 at::Tensor igemm(const CudaCall& call, bool forward, const at::Tensor& operand, const at::Tensor& weight,
@@ -57,8 +58,8 @@ at::Tensor igemm_weights(const CudaCall& call, const at::Tensor& grad_out, const
                          const at::Tensor& weight, const OptionalTensor& scale, bool listed) {
   const ChannelSide &filters = call.mask.out(), &channels = call.mask.in();
   const Element element = element_of(call.dtype);
-  const GradWeightPlan plan =
-      plan_grad_weight(call.shape, element, filters.live, channels.live, device::multiprocessors());
+  const GradWeightPlan plan = forced_tiles::plan(
+      plan_grad_weight(call.shape, element, filters.live, channels.live, forced_tiles::multiprocessors()));
   const at::Tensor partial =
       at::empty({plan.partial_floats}, x.options().dtype(at::kFloat).memory_format(at::MemoryFormat::Contiguous));
   IgemmGradWeightArgs args{call.shape, element, runs_tf32(call), plan.tile, plan.splits};
@@ -79,7 +80,8 @@ at::Tensor igemm_weights(const CudaCall& call, const at::Tensor& grad_out, const
 
 SparseConv sparse_conv(const CudaCall& call, const at::Tensor& weight) {
   const WeightStrides strides = strides_of(weight);
-  SparseConv conv{call.shape, nullptr, nullptr, strides.row, strides.channel, strides.tap, device::multiprocessors()};
+  SparseConv conv{
+      call.shape, nullptr, nullptr, strides.row, strides.channel, strides.tap, forced_tiles::multiprocessors()};
   conv.lists = &call.mask.sparse_lists(call.op, &conv.device_words);
   return conv;
 }

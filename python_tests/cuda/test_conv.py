@@ -4,10 +4,13 @@ tf32, tensors of more than 2^31 elements. Streams, graphs and steps: test_steps.
 Our own kernels are exact on integers. cuDNN may use Winograd's algorithm, which is not: there a tolerance, and zeros.
 """
 
+import ctypes
+
 import pytest
 import torch
 
 import prunekernels as pk
+from cases import tiles
 from cases.conv import (
     CASES,
     FEW_CASES,
@@ -47,6 +50,7 @@ from cases.cuda import (  # noqa: F401
 )
 from prunekernels import reference
 from prunekernels.live import LiveList
+from prunekernels.ops import extension
 from prunekernels.plan import DIRECTIONS
 
 if WHY_NOT:
@@ -106,6 +110,16 @@ def test_tensor_core_kernels_run_where_they_should():
     assert chosen(WIDE, BF16, "channels_last", "direct", wide) == ["direct"] * 3
     assert chosen(WIDE, F32, "channels_last", "sparse", masks(WIDE, "kernel")) == ["sparse"] * 3
     assert chosen(WIDE, F32, "nchw", "sparse", wide) == ["sparse"] * 3
+
+
+@tiles.TESTED
+@pytest.mark.parametrize("dtype", tiles.DTYPES)
+@pytest.mark.parametrize("vectors", [True, False])
+@pytest.mark.parametrize("name", tiles.CASES)
+def test_every_tile(name, vectors, dtype, plan, tile, grad_tile, splits):
+    """On a GPU of many multiprocessors, the problems above get the smallest tile."""
+    library = ctypes.CDLL(extension._C.__file__)
+    tiles.check(library, name, vectors, dtype, plan, tile, grad_tile, splits, there)
 
 
 @pytest.mark.parametrize("layout", FORMATS)

@@ -139,6 +139,17 @@ def test_ldmatrix(matrices, transposed, lib):
         assert np.array_equal(fragments[:, m], want[:, 0] | want[:, 1] << 16)
 
 
+@pytest.mark.parametrize("bytes_", [4, 8, 16])
+def test_cp_async(bytes_, lib):
+    """A copy that is not valid writes zeros; neighbours swap pieces after the barrier."""
+    rng = np.random.default_rng(bytes_)
+    pieces, valid = words(rng.integers(0, 1 << 32, (64, bytes_ // 4))), arrays.guarded(rng.integers(0, 2, 64), np.int32)
+    to = arrays.poison((64, bytes_ // 4), np.uint32)
+    lib.call("pk_copy", pieces, valid, to, bytes_, 64)
+    copied = np.where(valid[:, None], pieces, 0)
+    assert np.array_equal(to, copied.reshape(32, 2, -1)[:, ::-1].reshape(to.shape))
+
+
 def mma_m16n8k16_layout():
     """(row, column) of a's elements a0 ... a7, b's b0 ... b3 and d's d0 ... d3 in each lane, as the PTX manual says."""
     for lane in range(32):

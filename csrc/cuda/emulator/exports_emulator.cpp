@@ -1,60 +1,9 @@
-// Kernels for the tests of the emulator itself: single instructions, and programs of reads, writes and barriers.
+// Kernels for the tests of the emulator itself: warps, and programs of reads, writes and barriers. Single instructions
+// are in instructions.cu.
 #include "cuda/kernels/ptx.cuh"
 
 namespace prunekernels {
 namespace {
-
-__global__ void ldmatrix_kernel(const uint32_t* image,      // [words]
-                                const uint32_t* addresses,  // [32]
-                                uint32_t* fragments,        // [32, 4]
-                                int words, int matrices, bool transposed) {
-  const Shared<uint32_t> shared(0);
-  const int lane = static_cast<int>(threadIdx.x);
-  for (int i = lane; i < words; i += kWarp) shared.set(i, image[i]);
-  __syncwarp();
-  uint32_t two[2], four[4];
-  const SharedAddress row = shared.address(0) + addresses[lane];
-  if (matrices == 2) {
-    transposed ? ldmatrix_x2_trans(two, row) : ldmatrix_x2(two, row);
-    for (int i = 0; i < 2; ++i) fragments[4 * lane + i] = two[i];
-  } else {
-    transposed ? ldmatrix_x4_trans(four, row) : ldmatrix_x4(four, row);
-    for (int i = 0; i < 4; ++i) fragments[4 * lane + i] = four[i];
-  }
-}
-
-enum Type : int { kBf16, kF16, kTf32 };
-
-__global__ void mma_kernel(const uint32_t* a,  // [32, 4]
-                           const uint32_t* b,  // [32, 2]
-                           float* d,           // [32, 4]
-                           int type) {
-  const int lane = static_cast<int>(threadIdx.x);
-  uint32_t mine_a[4], mine_b[2];
-  float mine_d[4];
-  for (int i = 0; i < 4; ++i) mine_a[i] = a[4 * lane + i];
-  for (int i = 0; i < 2; ++i) mine_b[i] = b[2 * lane + i];
-  for (int i = 0; i < 4; ++i) mine_d[i] = d[4 * lane + i];
-  if (type == kBf16) mma_m16n8k16(mine_d, mine_a, mine_b, BFloat16{});
-  if (type == kF16) mma_m16n8k16(mine_d, mine_a, mine_b, Half{});
-  if (type == kTf32) mma_m16n8k8_tf32(mine_d, mine_a, mine_b);
-  for (int i = 0; i < 4; ++i) d[4 * lane + i] = mine_d[i];
-}
-
-__global__ void convert_kernel(const float* from,  // [n]
-                               uint16_t* bf16,     // [n]
-                               uint16_t* f16,      // [n]
-                               uint32_t* tf32,     // [n]
-                               float* from_bf16,   // [n], of the low half of from's bits
-                               float* from_f16) {  // [n]
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const auto low = static_cast<uint16_t>(__float_as_uint(from[i]));
-  bf16[i] = from_float<BFloat16>(from[i]).bits;
-  f16[i] = from_float<Half>(from[i]).bits;
-  tf32[i] = round_to_tf32(from[i]);
-  from_bf16[i] = to_float(BFloat16{low});
-  from_f16[i] = to_float(Half{low});
-}
 
 enum Warpwide : int { kIndex, kXor, kDown, kUp, kBallot, kAny, kAll };
 
@@ -121,22 +70,6 @@ __global__ void votes_kernel(const int* from,  // [threads]
 using namespace prunekernels;
 
 extern "C" {
-
-int pk_ldmatrix(const uint32_t* image, const uint32_t* addresses, uint32_t* fragments, int words, int matrices,
-                bool transposed) {
-  return launch(ldmatrix_kernel, {1, 32, static_cast<size_t>(words) * 4}, nullptr, image, addresses, fragments, words,
-                matrices, transposed);
-}
-
-int pk_mma(const uint32_t* a, const uint32_t* b, float* d, int type) {
-  return launch(mma_kernel, {1, 32, 0}, nullptr, a, b, d, type);
-}
-
-int pk_convert(const float* from, uint16_t* bf16, uint16_t* f16, uint32_t* tf32, float* from_bf16, float* from_f16,
-               int n) {  // a multiple of 256
-  return launch(convert_kernel, {static_cast<unsigned>(n / 256), 256, 0}, nullptr, from, bf16, f16, tf32, from_bf16,
-                from_f16);
-}
 
 int pk_warp(const int64_t* from, int64_t* to, int threads, int what, int argument, int width, unsigned mask) {
   return launch(warp_kernel, {1, static_cast<unsigned>(threads), 0}, nullptr, from, to, what, argument, width, mask);

@@ -32,7 +32,7 @@ def machine_sources() -> list[pathlib.Path]:
 
 
 def _own_sources(family: str) -> list[pathlib.Path]:
-    return [EMULATOR / f"exports_{family}.cpp", *(EMULATOR.glob("planted_*.cu") if family == "emulator" else ())]
+    return [EMULATOR / f"exports_{family}.cpp", *(EMULATOR.glob("*.cu") if family == "emulator" else ())]
 
 
 def _includes(source: pathlib.Path) -> set[str]:
