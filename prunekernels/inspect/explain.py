@@ -239,14 +239,14 @@ def _mode_and_counts(layer: nn.Conv2d, call: _Call) -> dict[str, Any]:
         small = lowered(layer, live, len(call.shape))
         read = layer.input_mask.cpu()
         if small and live:
-            read = read & torch.from_numpy(live.mask())
+            read = read & torch.from_numpy(live.unpadded.mask())
         mode, inputs = "live" if small else "masked", int(read.sum())
         filters = int(mask_table.live_filters(layer._mask_table, K).sum())
         if small and not small.out.full:  # it may be full although some are dead, see LiveList.widened
-            filters = small.out.count
+            filters = small.out.unpadded.count
         kernels = int(live_kernels(layer, live if small else None).sum())
     elif live and layer.groups == 1:
-        inputs, kernels = live.count, K * live.count
+        inputs, kernels = live.unpadded.count, K * live.unpadded.count
     return {"mode": mode} | row | {"live_filters": filters, "live_inputs": inputs, "live_kernels": kernels}
 
 

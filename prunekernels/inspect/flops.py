@@ -112,7 +112,7 @@ def _multiply_adds(layer: nn.Module, x: Tensor, y: Tensor) -> tuple[int, int]:
         return dense, dense // max(1, kernels.numel()) * int(kernels.sum())
     if live is None or (x.dim() != 2 if isinstance(layer, nn.Linear) else layer.groups != 1):
         return dense, dense
-    return dense, dense // live.channels * live.count
+    return dense, dense // live.channels * live.unpadded.count
 
 
 def lowered(layer: MaskedConv2d, live: LiveList | None, dims: int = 4) -> Lowered | None:
@@ -131,7 +131,7 @@ def live_kernels(layer: MaskedConv2d, live: LiveList | None) -> Tensor:
     K, C, G = layer.out_channels, layer.in_channels, layer.groups
     kernels = mask_table.live_kernels(layer._mask_table.cpu(), K, C, C // G)
     if live is not None:
-        kernels = kernels & torch.from_numpy(live.mask()).view(G, C // G).repeat_interleave(K // G, 0)
+        kernels = kernels & torch.from_numpy(live.unpadded.mask()).view(G, C // G).repeat_interleave(K // G, 0)
     return kernels
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 _captured: dict[int, Tensor] = {}  # by address: CUDA graphs go on reading these after their lists are gone
+ALIGN = {"cuda": 8}  # by type of device: lists grow to a multiple, without which cuDNN leaves the tensor cores
 ALMOST = 8  # a list is almost full where one channel in so many, or less, is dead
 _MAX_DERIVED = 256  # of a list: one that outlives many mask changes must not collect what was derived with every other
 
@@ -25,8 +26,22 @@ class ChannelRemap(NamedTuple):
     inverse: Tensor  # int32 [source.count]: the place that each compact channel goes to, -1 where it is dropped
 
 
+def outlives_lists(tensor: Tensor) -> Tensor:
+    """The tensor, which a CUDA graph that is captured now goes on reading when what it was cached in is gone."""
+    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+        _captured[tensor.data_ptr()] = tensor
+    return tensor
+
+
+def align_of(device: torch.device, wanted: int | None = None) -> int:
+    """What the length of lists on a device should be a multiple of: as wanted, or by ALIGN."""
+    return wanted or ALIGN.get(device.type, 1)
+
+
 class LiveList:
     """Which of `channels` channels are live, ascending. Made by LiveList.of and the methods below, never directly.
+
+    A list may be padded with dead channels, see aligned(); what they hold is that of all dead channels.
 
     Whatever is derived from a list (unions, remaps, copies on a device) is cached in it, so a training step only looks
     it up.
@@ -35,24 +50,32 @@ class LiveList:
         channels: How many channels there are, live and dead.
         count: How many are live.
         host: The live channels, int32 [count], ascending.
+        is_padded: Whether dead channels are among them.
     """
 
-    __slots__ = ("__weakref__", "_derived", "channels", "count", "host")
-    _known: WeakValueDictionary[tuple[int, bytes], LiveList] = WeakValueDictionary()
+    __slots__ = ("__weakref__", "_derived", "_unpadded", "channels", "count", "host", "is_padded")
+    _known: WeakValueDictionary[tuple[int, bytes, bytes], LiveList] = WeakValueDictionary()
     channels: int
     count: int
     host: np.ndarray  # int32 [count]
+    is_padded: bool
     _derived: dict[Any, Any]
+    _unpadded: LiveList | None
 
     @staticmethod
-    def of(host: np.ndarray, channels: int) -> LiveList:
-        """The list of the channels `host`, int [count] and ascending, among `channels`."""
+    def of(host: np.ndarray, channels: int, unpadded: LiveList | None = None) -> LiveList:
+        """The list of the channels `host`, int [count] and ascending, among `channels`.
+
+        unpadded: The list of those that are not dead, if some are.
+        """
         host = np.ascontiguousarray(host, dtype=np.int32)
-        key = (channels, host.tobytes())
+        unpadded = None if unpadded is None or unpadded.count == len(host) else unpadded
+        key = (channels, host.tobytes(), b"" if unpadded is None else unpadded.host.tobytes())
         known = LiveList._known.get(key)
         if known is None:
             known = LiveList._known[key] = object.__new__(LiveList)
             known.channels, known.count, known.host, known._derived = channels, len(host), host, {}
+            known._unpadded, known.is_padded = unpadded, unpadded is not None
         return known
 
     @staticmethod
@@ -78,9 +101,40 @@ class LiveList:
         """
         return ALMOST * (self.channels - self.count) <= self.channels
 
-    def widened(self) -> LiveList:
-        """The list that a layer makes live: this one, or all channels where it is almost full."""
-        return LiveList.all(self.channels) if self.almost_full else self
+    @property
+    def unpadded(self) -> LiveList:
+        """The list without the dead channels that it is padded with."""
+        return self if self._unpadded is None else self._unpadded
+
+    def aligned(self, align: int) -> LiveList:
+        """The list padded with the first dead channels, until its length is a multiple of align; all channels where
+        there are not as many.
+        """
+        live = self.unpadded
+        missing = -live.count % align
+        if not missing or live.full:
+            return live
+        if live.count + missing >= live.channels:
+            return LiveList.all(live.channels)
+
+        def make() -> LiveList:
+            dead = np.flatnonzero(~live.mask())[:missing]
+            return LiveList.of(np.union1d(live.host, dead), live.channels, live)
+
+        return live._once(("aligned", align), make)
+
+    def widened(self, align: int = 1) -> LiveList:
+        """The list that a layer makes live: this one, padded, or all channels where it is almost full."""
+        return LiveList.all(self.channels) if self.almost_full else self.aligned(align)
+
+    def is_live(self, device: torch.device) -> Tensor:
+        """Bool [count] on a device: False for what the list is padded with."""
+        live = lambda: torch.from_numpy(self.unpadded.mask()[self.host]).to(device)  # noqa: E731
+        return outlives_lists(self._once(("is_live", device), live))
+
+    def _padded_as(self, host: np.ndarray, channels: int, change: Callable[[LiveList], LiveList]) -> LiveList:
+        """The list of channels `host` that change() makes of this one."""
+        return LiveList.of(host, channels, None if self._unpadded is None else change(self._unpadded))
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         """What make() gives, cached under a key."""
@@ -100,10 +154,7 @@ class LiveList:
 
     def rows(self, device: torch.device) -> Tensor:
         """The live channels on a device, int64 [count]: what torch's own indexing takes."""
-        rows: Tensor = self._once(("rows", device), lambda: torch.from_numpy(self.host).to(device, torch.int64))
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            _captured[rows.data_ptr()] = rows
-        return rows
+        return outlives_lists(self._once(("rows", device), lambda: torch.from_numpy(self.host).to(device, torch.int64)))
 
     def mask(self) -> np.ndarray:
         """The list as a mask, bool [channels], True = live."""
@@ -124,13 +175,15 @@ class LiveList:
         """The channels live in either list."""
         if other is self:
             return self
-        return self._once(("|", other), lambda: LiveList.of(np.union1d(self.host, other.host), self.channels))
+        a, b = self.unpadded.host, other.unpadded.host
+        return self._once(("|", other), lambda: LiveList.of(np.union1d(a, b), self.channels))
 
     def intersection(self, other: LiveList) -> LiveList:
         """The channels live in both lists."""
         if other is self:
             return self
-        return self._once(("&", other), lambda: LiveList.of(np.intersect1d(self.host, other.host), self.channels))
+        a, b = self.unpadded.host, other.unpadded.host
+        return self._once(("&", other), lambda: LiveList.of(np.intersect1d(a, b), self.channels))
 
     def holes(self, to: LiveList) -> LiveList:
         """The places, among the channels of `to`, of those that this list lacks."""
@@ -143,21 +196,27 @@ class LiveList:
 
         def make() -> LiveList:
             columns = self.host[:, None].astype(np.int64) * size + np.arange(size)
-            return LiveList.of(columns.reshape(-1), self.channels * size)
+            return self._padded_as(columns.reshape(-1), self.channels * size, lambda live: live.spread(size))
 
         return self._once(("spread", size), make)
 
     def pad(self, before: int, after: int) -> LiveList:
         """The list after dead channels are added in front and behind."""
         channels = self.channels + before + after
-        return self._once(("pad", before, after), lambda: LiveList.of(self.host + before, channels))
+
+        def make() -> LiveList:
+            return self._padded_as(self.host + before, channels, lambda live: live.pad(before, after))
+
+        return self._once(("pad", before, after), make)
 
     def slice(self, start: int, stop: int) -> tuple[LiveList, int, int]:
         """The list of channels start to stop - 1, where they begin among the compact channels, and their count."""
 
         def make() -> tuple[LiveList, int, int]:
             first, last = np.searchsorted(self.host, (start, stop)).tolist()
-            return LiveList.of(self.host[first:last] - start, stop - start), first, last - first
+            host = self.host[first:last] - start
+            part = self._padded_as(host, stop - start, lambda live: live.slice(start, stop)[0])
+            return part, first, last - first
 
         return self._once(("slice", start, stop), make)
 
@@ -168,19 +227,27 @@ class LiveList:
         def make() -> LiveList:
             starts = np.cumsum([0] + [each.channels for each in lists])
             parts = [each.host + start for each, start in zip(lists, starts, strict=False)]
-            return LiveList.of(np.concatenate(parts), int(starts[-1]))
+            unpadded = None
+            if any(each.is_padded for each in lists):
+                unpadded = LiveList.cat([each.unpadded for each in lists])
+            return LiveList.of(np.concatenate(parts), int(starts[-1]), unpadded)
 
         return lists[0]._once(("cat", *lists[1:]), make)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LiveList.of, (self.host, self.channels)  # copying and unpickling give the interned list too
+        return LiveList.of, (
+            self.host,
+            self.channels,
+            self._unpadded,
+        )  # copying and unpickling give the interned list too
 
     def __repr__(self) -> str:
         return f"LiveList({self.count}/{self.channels})"
 
 
 def _positions(source: LiveList, to: LiveList) -> np.ndarray:
-    """int32 [to.count]: the place of each channel of `to` among those of `source`, -1 where `source` lacks it."""
+    """int32 [to.count]: the place of each channel of `to` in `source`, -1 where `source` lacks it or it is padding."""
     slot = np.full(source.channels, -1, np.int32)
     slot[source.host] = np.arange(source.count, dtype=np.int32)
+    slot[~(source.unpadded.mask() & to.unpadded.mask())] = -1
     return slot[to.host]

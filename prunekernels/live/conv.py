@@ -23,6 +23,7 @@ class LayerMasks(NamedTuple):
     has_bias: bool
     dense_grad: bool  # weight_grad="dense": dead weights get a gradient, unless hard-dead
     device: torch.device  # where the tables go
+    align: int = 1  # the number of live filters is padded to a multiple of it, except between groups
 
 
 class Evened(NamedTuple):
@@ -31,6 +32,13 @@ class Evened(NamedTuple):
     weight: ChannelRemap  # of the kernels, weight seen as [1, K * C / groups, R, S]
     filters: ChannelRemap  # of bias and grad_scale, seen as [1, K, 1, 1]
     result: ChannelRemap | None  # leaves the zeros out of the result; None: there are none
+
+
+class Padding(NamedTuple):
+    """Which parts of a small convolution are not padding: weights and biases get zeros there, and no gradient."""
+
+    kernels: Tensor  # bool [K, C / groups, 1, 1]
+    filters: Tensor  # bool [K]
 
 
 class Lowered(NamedTuple):
@@ -46,6 +54,7 @@ class Lowered(NamedTuple):
     channels: int
     groups: int
     evened: Evened | None = None
+    padding: Padding | None = None  # None: no list is padded
 
 
 class FullWidth(NamedTuple):
@@ -62,15 +71,17 @@ def lower(masks: LayerMasks, live: LiveList) -> Lowered | FullWidth:
     if masks.dense_grad and bool((masks.hard & ~masks.filters).any()):
         return FullWidth('weight_grad="dense" trains dead filters', LiveList.all(K))
     if masks.groups == 1:
-        kernels = kernels & (masks.inputs & live.mask())[None, :]
+        kernels = kernels & (masks.inputs & live.unpadded.mask())[None, :]
         rows = masks.filters if masks.has_bias or masks.dense_grad else kernels.any(1)
         return _lower_dense(masks, live, rows, kernels)
     if not masks.groups == K == C:
-        kernels = kernels & (masks.inputs & live.mask()).reshape(masks.groups, -1).repeat(K // masks.groups, 0)
+        kernels = kernels & (masks.inputs & live.unpadded.mask()).reshape(masks.groups, -1).repeat(K // masks.groups, 0)
         rows = masks.filters if masks.has_bias or masks.dense_grad else kernels.any(1)
         return _lower_groups(masks, live, rows, kernels)
     rows = masks.filters if masks.dense_grad else kernels[:, 0] & masks.inputs
-    return _lower_depthwise(masks, live, masks.filters if masks.has_bias else rows & live.mask(), kernels[:, 0])
+    return _lower_depthwise(
+        masks, live, masks.filters if masks.has_bias else rows & live.unpadded.mask(), kernels[:, 0]
+    )
 
 
 def _lower_dense(masks: LayerMasks, live: LiveList, rows: np.ndarray, kernels: np.ndarray) -> Lowered | FullWidth:
@@ -79,11 +90,11 @@ def _lower_dense(masks: LayerMasks, live: LiveList, rows: np.ndarray, kernels: n
     out = LiveList.of(np.flatnonzero(rows), K)
     if not out.count or not live.count:
         return FullWidth("nothing is live", out)
-    out, pick = out.widened(), None
+    out, pick = out.widened(masks.align), None
     if not (out.full and live.full):
         pick = (_table(masks.device, out.mask(), None, live.mask(), K, C, 1), out.count, live.count)
     small, read = kernels[out.host][:, live.host], masks.inputs[live.host]
-    return _lowered(masks, out, None, pick, rows[out.host], small, read, (out.count, live.count, 1))
+    return _lowered(masks, out, None, pick, rows[out.host], small, read, (out.count, live.count, 1), (out, live))
 
 
 def _lower_depthwise(masks: LayerMasks, live: LiveList, rows: np.ndarray, kernels: np.ndarray) -> Lowered | FullWidth:
@@ -92,18 +103,18 @@ def _lower_depthwise(masks: LayerMasks, live: LiveList, rows: np.ndarray, kernel
     out = LiveList.of(np.flatnonzero(rows), K)
     if not out.count:
         return FullWidth("nothing is live", out)
-    out = out.widened()
+    out = out.widened(masks.align)
     remap, mask = None if live is out else live.remap(out, masks.device), out.mask()
     pick = None if out.full else (_table(masks.device, mask, None, mask, K, K, K), out.count, 1)
     small, read = kernels[out.host][:, None], masks.inputs[out.host]
-    return _lowered(masks, out, remap, pick, rows[out.host], small, read, (out.count,) * 3)
+    return _lowered(masks, out, remap, pick, rows[out.host], small, read, (out.count,) * 3, (out, LiveList.all(1)))
 
 
 def _lower_groups(masks: LayerMasks, live: LiveList, rows: np.ndarray, kernels: np.ndarray) -> Lowered | FullWidth:
     """Groups of any size, those without filters left out. rows: bool [K]; kernels: bool [K, C / groups]."""
     (K, Cg), G = kernels.shape, masks.groups
     out = LiveList.of(np.flatnonzero(rows), K)
-    read = (masks.inputs & live.mask()).reshape(G, Cg)
+    read = (masks.inputs & live.unpadded.mask()).reshape(G, Cg)
     if not masks.dense_grad:
         read = read & kernels.reshape(G, -1, Cg).any(1)
     if not out.count or not read.any():
@@ -167,15 +178,23 @@ def _lowered(
     kernels: np.ndarray,  # bool [K, C / groups] of it
     inputs: np.ndarray,  # bool [C] of it
     size: tuple[int, int, int],  # its K, C, groups
+    sides: tuple[LiveList, LiveList] | None = None,  # of its filters and of the channels that one filter reads
 ) -> Lowered:
-    """Makes the tables of the small convolution."""
-    device = masks.device
+    """Makes the tables of the small convolution. What lists are padded with counts as live: its weights are zeros."""
+    device, padding = masks.device, None
+    if sides is not None and any(side.is_padded for side in sides):
+        of_filters, of_channels = (side.unpadded.mask()[side.host] for side in sides)
+        of_kernels = of_filters[:, None] & of_channels
+        filters, kernels = filters | ~of_filters, kernels | ~of_kernels
+        inputs = inputs | ~(of_channels if size[2] == 1 else of_filters)
+        padding = Padding(*(torch.from_numpy(each).to(device) for each in (of_kernels[:, :, None, None], of_filters)))
     nothing_dead = bool(filters.all()) and bool(inputs.all())
     table = None if nothing_dead and kernels.all() else _table(device, filters, kernels, inputs, *size)
     grad_table = table
     if masks.dense_grad:
         grad_table = None if nothing_dead else _table(device, filters, None, inputs, *size)
-    return Lowered(out, remap, pick, table, grad_table, _table(device, None, None, None, *size), *size)
+    all_live = _table(device, None, None, None, *size)
+    return Lowered(out, remap, pick, table, grad_table, all_live, *size, padding=padding)
 
 
 def _table(

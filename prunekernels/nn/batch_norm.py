@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional import gather_channels
-from ..live import LiveTensor
+from ..live import LiveList, LiveTensor
+from ..live.channel_list import align_of
 from ..live.channel_ops import regroup, to_dense
 from ..live.tensor import FilledTensor, can_flow, wrap
 from ..ops.extension import has_extension, ops
@@ -70,15 +71,21 @@ class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
             return super().forward(input)
         self._check_channels(input)
         makes_live = self._flow and not self._forward_hooks and can_flow(input) and not self._channels.almost_full
+        channels = self._channels
+        if makes_live:
+            padded = channels.aligned(align_of(input.device, self._align))
+            makes_live, channels = not padded.full, channels if padded.full else padded
         if type(input) is LiveTensor:
             # A channel that is live here but arrives dead is normalized too: its zeros become the bias.
-            compact = regroup(input.compact, input.live, self._channels)
+            compact = regroup(input.compact, input.live, channels)
         elif not makes_live and self._has_kernel(input):
-            return self._normalize(input)
+            return self._normalize(input, channels)
+        elif channels.is_padded:
+            compact = regroup(input, LiveList.all(self.num_features), channels)
         else:
-            compact = gather_channels(input, self._channels.index(input.device))
-        y = self._normalize(compact)
-        return wrap(y, self._channels) if makes_live else to_dense(y, self._channels)
+            compact = gather_channels(input, channels.index(input.device))
+        y = self._normalize(compact, channels)
+        return wrap(y, channels) if makes_live else to_dense(y, channels)
 
     def _check_channels(self, input: Tensor) -> None:
         self._check_input_dim(input)
@@ -139,9 +146,9 @@ class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
                 running.copy_(torch.where(live, factor * new + (1 - factor) * running, running))
         return zeroed(live.view(1, -1, 1, 1), y)
 
-    def _normalize(self, x: Tensor) -> Tensor:
-        """The norm of the live channels, [N, live, H, W], which have been gathered; where there is a kernel for x, also
-        of full width, with zeros in dead channels.
+    def _normalize(self, x: Tensor, channels: LiveList) -> Tensor:
+        """The norm of the live channels, [N, channels.count, H, W], which have been gathered; where there is a kernel
+        for x, also of full width, with zeros in dead channels.
         """
         buffers, weight, bias = self._buffers, self.weight, self.bias  # Module's __getattr__ costs 0.5 us a name
         running_mean, running_var, batches = (buffers[n] for n in ("running_mean", "running_var", _BATCHES))
@@ -155,12 +162,12 @@ class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
         if not (update or not by_batch):
             running_mean = running_var = None
         statistics = (running_mean, running_var, weight, bias)
-        if self._has_kernel(x):
-            index = self._channels.index(x.device)
+        if not channels.is_padded and self._has_kernel(x):
+            index = channels.index(x.device)
             return ops.masked_batch_norm(
                 x, weight, bias, running_mean, running_var, index, self.num_features, by_batch, factor, self.eps
             )[0]
-        return _by_torch(x, *statistics, self._channels.rows(x.device), by_batch, factor, self.eps, update)
+        return _by_torch(x, *statistics, channels, by_batch, factor, self.eps, update)
 
     def _has_kernel(self, x: Tensor) -> bool:
         """Whether the operator serves this input; otherwise torch's batch norm does."""
@@ -212,21 +219,31 @@ def _by_torch(
     var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    rows: Tensor,
+    channels: LiveList,
     by_batch: bool,
     factor: float,
     eps: float,
     update: bool,
 ) -> Tensor:
-    """masked_batch_norm by torch's batch norm of gathered parameters. live [N, live, H, W]; rows: int64 [live]."""
+    """masked_batch_norm by torch's batch norm of gathered parameters. live [N, channels.count, H, W]."""
+    rows = channels.rows(live.device)
+    is_live = channels.is_live(live.device) if channels.is_padded else None
     weight, bias = (None if p is None else p.index_select(0, rows) for p in (weight, bias))
+    if is_live is not None:  # padding is zeros, which a norm without a bias leaves as they are
+        weight, bias = (None if p is None else zeroed(is_live, p) for p in (weight, bias))
     if rows.numel() == 0:  # nothing to normalize, but the parameters stay in the graph, with zero gradients
         live = live if weight is None else live * weight.view(1, -1, 1, 1)
         return live if bias is None else live + bias.view(1, -1, 1, 1)
     live_mean, live_var = (None if t is None else t.index_select(0, rows) for t in (mean, var))
+    if is_live is not None and not by_batch:
+        live_mean = zeroed(is_live, live_mean)  # type: ignore[arg-type]
+        live_var = torch.where(is_live, live_var, torch.ones_like(live_var))  # type: ignore[arg-type]
     y = F.batch_norm(live, live_mean, live_var, weight, bias, by_batch, factor, eps)
     if update and mean is not None and var is not None:
         with torch.no_grad():
+            if is_live is not None:
+                live_mean = torch.where(is_live, live_mean, mean.index_select(0, rows))  # type: ignore[arg-type]
+                live_var = torch.where(is_live, live_var, var.index_select(0, rows))  # type: ignore[arg-type]
             mean.index_copy_(0, rows, live_mean)  # type: ignore[arg-type]
             var.index_copy_(0, rows, live_var)  # type: ignore[arg-type]
     return y

@@ -12,6 +12,7 @@ from torch._prims_common import suggest_memory_format
 
 from ..functional import check_conv, conv2d_with_tables, pad_string, transformed_conv2d
 from ..live import LiveList, LiveTensor, fallbacks
+from ..live.channel_list import align_of, outlives_lists
 from ..live.conv import FullWidth, LayerMasks, Lowered, lower
 from ..live.tensor import FilledTensor, can_flow, wrap
 from ..ops.autograd import ops
@@ -205,7 +206,7 @@ def live_conv(layer: MaskedConv2d, x: Tensor) -> Tensor:
 
 def lowered_for(layer: MaskedConv2d, live: LiveList | None) -> Lowered | FullWidth:
     """How a layer under its present masks serves an input with these live channels (None: all); made once, kept."""
-    key = (live, layer._mask_table.device)
+    key = (live, layer._mask_table.device, layer._align)
     lowered = layer._lowered.get(key)
     if lowered is None:
         if len(layer._lowered) >= _MAX_LOWERED:
@@ -221,7 +222,8 @@ def _layer_masks(layer: MaskedConv2d) -> LayerMasks:
     filters, hard, kernels, inputs = (mask.detach().cpu().numpy() for mask in masks)
     dense_grad = layer.weight_grad == "dense"
     has_bias, device = layer.bias is not None, layer.filter_mask.device
-    return LayerMasks(filters, hard, kernels, inputs, layer.groups, has_bias, dense_grad, device)
+    align = align_of(device, layer._align)
+    return LayerMasks(filters, hard, kernels, inputs, layer.groups, has_bias, dense_grad, device, align)
 
 
 def _at_full_width(layer: MaskedConv2d, x: Tensor, reason: str) -> Tensor:
@@ -266,4 +268,7 @@ def _small_parameters(layer: MaskedConv2d, small: Lowered) -> tuple[Tensor, Tens
         rows = small.out.rows(weight.device)
         bias = bias if bias is None else bias.index_select(0, rows)
         scale = scale if scale is None else scale.index_select(0, rows)
+    if small.padding is not None:
+        kernels, filters = (outlives_lists(each) for each in small.padding)
+        weight, bias = zeroed(kernels, weight), None if bias is None else zeroed(filters, bias)
     return weight, bias, scale

@@ -99,6 +99,7 @@ class MaskBuffers(nn.Module):
     _unsure: bool = False  # whether forward compares contents: a write through .data leaves the version as it was
     _copies: StateCopies | None = None  # of parameters, in state dicts
     _flow: bool = False  # live mode: passes on live tensors
+    _align: int | None = None  # in live mode, what numbers of live channels are padded to; None: by the device
 
     def _init_masks(self) -> None:
         """Adds masks with everything live to a layer that has its parameters."""
@@ -386,7 +387,7 @@ class MaskBuffers(nn.Module):
     def _drop_masks(self) -> None:
         """Removes every buffer and attribute that the plain layer does not have."""
         self._masks.clear()
-        for name in (*self._own_state, "_masks", "_seen", "_unsure", "_ddp", "_copies", "_flow"):
+        for name in (*self._own_state, "_masks", "_seen", "_unsure", "_ddp", "_copies", "_flow", "_align"):
             self._buffers.pop(name, None)
             self._non_persistent_buffers_set.discard(name)
             self.__dict__.pop(name, None)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..channel_list import LiveList
+from ..channel_list import LiveList, align_of
 from ..channel_ops import FLOATS, ops, regroup
 from ..tensor import LiveTensor, wrap
 from .pointwise import constant, in_place_or_wrapped, rule, writes
@@ -49,7 +49,7 @@ def _writes_elsewhere(func: Any, a: Tensor) -> bool:
 
 def join(a: Tensor, a_live: LiveList, b: Tensor, b_live: LiveList, alpha: float) -> tuple[Tensor, LiveList]:
     """a [N, a_live.count, ...] + alpha * b [N, b_live.count, ...] in one pass, over the union of their lists."""
-    live = a_live.union(b_live)
+    live = a_live.union(b_live).aligned(align_of(a.device))
     to_a, to_b = a_live.remap(live, a.device), b_live.remap(live, b.device)
     shape = (a.shape[0], live.count, *a.shape[2:])
     if a.dim() != 4:
@@ -113,7 +113,7 @@ def _mul(func: Any, args: Any, kwargs: Any) -> Any:
             return in_place_or_wrapped(a, func(a.compact, b.compact))
         if writes(func) and (a.shape != b.shape or a.dtype != b.dtype or _writes_elsewhere(func, a)):
             return NotImplemented
-        both = a.live.intersection(b.live)
+        both = a.live.intersection(b.live).aligned(align_of(a.device))
         y = torch.mul(regroup(a.compact, a.live, both), regroup(b.compact, b.live, both))
         return a.replace_storage(y, both) if writes(func) else wrap(y, both)
     factor = _factor(a, b)
@@ -147,4 +147,5 @@ def _cat(func: Any, args: Any, kwargs: Any) -> Any:
     union = lists[0]
     for live in lists[1:]:
         union = union.union(live)
+    union = union.aligned(align_of(tensors[0].device))
     return wrap(torch.cat([regroup(compact, live, union) for compact, live in operands], dim), union)
