@@ -129,8 +129,9 @@ GradWeightPlan plan_grad_weight(const ConvShape& shape, Element element, int64_t
                                 int multiprocessors);
 
 // partial[i, f, t, j] = the i-th range's share of gw[filters[f], t, channels[j]]. unpack_grad_weight adds the slices in
-// order, so that results repeat bit by bit. Every entry of a live kernel is written; with lists, entries of skipped
-// chunks are not, nor is the padding of the channels. No pixels: zeros. No live filter or channel: nothing is launched.
+// a fixed order, so that results repeat bit by bit. Every entry of a live kernel is written; with lists, entries of
+// skipped chunks are not, nor is the padding of the channels. No pixels: zeros. No live filter or channel: nothing is
+// launched.
 cudaError_t igemm_grad_weight(const IgemmGradWeightArgs& args, cudaStream_t stream);
 cudaError_t block_sparse_grad_weight(const IgemmGradWeightArgs& args, cudaStream_t stream);
 

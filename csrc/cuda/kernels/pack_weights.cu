@@ -4,7 +4,7 @@
 namespace prunekernels {
 namespace {
 
-constexpr int kPackThreads = 256, kPackLines = kPackThreads / kWarp;
+constexpr int kPackThreadsLog = 8, kPackThreads = 1 << kPackThreadsLog, kPackLines = kPackThreads / kWarp;
 constexpr int kUnpackSpan = 4;
 
 struct Tf32 {};  // stored as float, rounded to tf32
@@ -112,20 +112,25 @@ cudaError_t pack(const PackJob* jobs, int64_t count, cudaStream_t stream) {
 
 // ---- unpack
 
+constexpr int kUnpackBlocks = 4;    // at least so many on a multiprocessor
+constexpr int kSlicesInFlight = 4;  // of kUnpackSpan elements each
+constexpr int kMaxPartsLog = 3;     // a part is a range of slices; as many warps take one as there are lines for
+
 struct UnpackWork {
   UnpackJob job;
   int32_t elements;    // of the full weight
+  int32_t parts_log;   // log2 of the parts that the slices are cut into
   bool channels_last;  // the order in which it is walked: that of its memory
   bool whole_spans;    // dense and aligned
-  int64_t blocks() const { return (elements + kPackThreads * kUnpackSpan - 1) / (kPackThreads * kUnpackSpan); }
+  int32_t block_elements() const { return (kPackThreads * kUnpackSpan) >> parts_log; }
+  int64_t blocks() const { return (elements + block_elements() - 1) / block_elements(); }
 };
 
-// The gradient of full (filter, channel in its group, tap); 0 if it is dead.
-PK_DEVICE float full_grad(const UnpackJob& job, const Lists& lists, int filter, int channel, int tap) {
+// Where full (filter, channel in its group, tap) lies in a slice; -1: its gradient is 0, and nothing is read.
+PK_DEVICE int64_t packed_place(const UnpackJob& job, const Lists& lists, int filter, int channel, int tap) {
   const PackMask& mask = job.mask;
   const int slot = lists.out_slot[filter];
-  const float scale = job.grad_scale ? job.grad_scale[filter] : 1.0f;
-  if (slot < 0 || scale == 0.0f || !lists.pair(filter, channel)) return 0;
+  if (slot < 0 || (job.grad_scale && job.grad_scale[filter] == 0.0f) || !lists.pair(filter, channel)) return -1;
   int row = slot, column = channel;
   if (mask.groups == 1) {
     column = lists.in_slot[channel];
@@ -135,43 +140,125 @@ PK_DEVICE float full_grad(const UnpackJob& job, const Lists& lists, int filter, 
     row = slot + group * (job.rows_per_group - mask.out_per_group);
     column = lists.in_slot[first + channel] - group * mask.in_per_group;
   }
-  const int64_t at = job.layout == PackLayout::channels
-                         ? (static_cast<int64_t>(row) * job.columns + column) * job.taps + tap
-                         : (static_cast<int64_t>(row) * job.taps + tap) * job.columns + column;
-  float sum = 0;
-  for (int split = 0; split < job.splits; ++split)
-    sum += load_as_float(job.packed, job.packed_element, split * job.slice + at);
-  return sum * scale;
+  return job.layout == PackLayout::channels ? (static_cast<int64_t>(row) * job.columns + column) * job.taps + tap
+                                            : (static_cast<int64_t>(row) * job.taps + tap) * job.columns + column;
+}
+
+using SpanSums = Vector<float, kUnpackSpan>;
+
+// sums[i] += packed[slice, at[i]] for kCount slices, in order; all are loaded before the first is added.
+template <int kCount, typename P>
+PK_DEVICE void add_slices(const P* (&from)[kUnpackSpan], const bool (&live)[kUnpackSpan], int64_t slice,
+                          SpanSums& sums) {
+  float values[kCount][kUnpackSpan];
+#pragma unroll
+  for (int s = 0; s < kCount; ++s)
+#pragma unroll
+    for (int i = 0; i < kUnpackSpan; ++i) {
+      values[s][i] = live[i] ? to_float(*from[i]) : 0.0f;
+      from[i] += slice;
+    }
+#pragma unroll
+  for (int s = 0; s < kCount; ++s)
+#pragma unroll
+    for (int i = 0; i < kUnpackSpan; ++i) sums.lanes[i] += values[s][i];
+}
+
+template <typename P>
+PK_DEVICE SpanSums sum_slices(const UnpackJob& job, const int64_t (&at)[kUnpackSpan], int begin, int end) {
+  const P* from[kUnpackSpan];
+  bool live[kUnpackSpan];
+#pragma unroll
+  for (int i = 0; i < kUnpackSpan; ++i)
+    live[i] = at[i] >= 0, from[i] = static_cast<const P*>(job.packed) + (live[i] ? begin * job.slice + at[i] : 0);
+  SpanSums sums{};
+  int left = end - begin;
+#pragma unroll 1
+  for (; left >= kSlicesInFlight; left -= kSlicesInFlight) add_slices<kSlicesInFlight>(from, live, job.slice, sums);
+#pragma unroll 1
+  for (; left > 0; --left) add_slices<1>(from, live, job.slice, sums);
+  return sums;
+}
+
+// Adds the sums of a span's parts, in the order of the parts, where the thread of the first part gets them. Every
+// thread must call it.
+PK_DEVICE void add_parts(int part, int parts_log, SpanSums& sums) {
+  if (parts_log == 0) return;
+  const Shared<SpanSums> others(0);  // [threads]
+  if (part > 0) others.set(threadIdx.x, sums);
+  __syncthreads();
+  if (part > 0) return;
+  for (int other = 1; other < 1 << parts_log; ++other) {
+    const SpanSums more = others.get(threadIdx.x + (other << (kPackThreadsLog - parts_log)));
+#pragma unroll
+    for (int i = 0; i < kUnpackSpan; ++i) sums.lanes[i] += more.lanes[i];
+  }
 }
 
 // full[k, c, t] = scale[k] * sum over slices of packed[out_slot[k], t, in_slot[c]], dead 0. A thread owns kUnpackSpan
-// neighbours in memory; the last one may have fewer.
+// neighbours in memory (the last one may have fewer) and one part of the slices. Warps lie along the elements first, so
+// that lanes share sectors of a slice.
 template <typename T>
-__global__ void __launch_bounds__(kPackThreads) unpack_grad_weight_kernel(const Batch<UnpackWork> batch) {
+__global__ void __launch_bounds__(kPackThreads, kUnpackBlocks)
+    unpack_grad_weight_kernel(const Batch<UnpackWork> batch) {
   const int item = item_of_block(batch);
   const UnpackWork& work = batch.items[item];
   const UnpackJob& job = work.job;
-  const int first =
-      ((blockIdx.x - batch.first_block[item]) * kPackThreads + static_cast<int>(threadIdx.x)) * kUnpackSpan;
-  if (first >= work.elements) return;
+  const int spans_log = kPackThreadsLog - work.parts_log;
+  const int part = threadIdx.x >> spans_log, block = blockIdx.x - batch.first_block[item];
+  const int first = ((block << spans_log) + (threadIdx.x & ((1 << spans_log) - 1))) * kUnpackSpan;
   const Lists lists(job.mask);
   const int channels = job.mask.channels_per_group, row_elements = channels * job.taps;
   const int inner_count = work.channels_last ? channels : job.taps;
   int filter = first / row_elements, outer = first % row_elements / inner_count, inner = first % inner_count;
-  Vector<T, kUnpackSpan> vector;
+  int64_t at[kUnpackSpan], to[kUnpackSpan];
+  float scale[kUnpackSpan];
 #pragma unroll
   for (int i = 0; i < kUnpackSpan; ++i) {
-    if (first + i >= work.elements) break;
+    at[i] = -1, to[i] = -1, scale[i] = 0;
+    if (first + i >= work.elements) continue;
     const int channel = work.channels_last ? inner : outer, tap = work.channels_last ? outer : inner;
-    vector.lanes[i] = from_float<T>(full_grad(job, lists, filter, channel, tap));
-    if (!work.whole_spans)
-      static_cast<T*>(job.full)[filter * job.strides.row + channel * job.strides.channel + tap * job.strides.tap] =
-          vector.lanes[i];
+    at[i] = packed_place(job, lists, filter, channel, tap);
+    scale[i] = at[i] < 0 || !job.grad_scale ? 1.0f : job.grad_scale[filter];
+    to[i] = filter * job.strides.row + channel * job.strides.channel + tap * job.strides.tap;
     if (++inner < inner_count) continue;
     inner = 0;
     if (++outer == row_elements / inner_count) outer = 0, ++filter;
   }
-  if (work.whole_spans) *reinterpret_cast<Vector<T, kUnpackSpan>*>(static_cast<T*>(job.full) + first) = vector;
+
+  const int begin = static_cast<int>(static_cast<int64_t>(job.splits) * part >> work.parts_log);
+  const int end = static_cast<int>(static_cast<int64_t>(job.splits) * (part + 1) >> work.parts_log);
+  SpanSums sums;
+  switch (job.packed_element) {
+    case Element::bf16:
+      sums = sum_slices<BFloat16>(job, at, begin, end);
+      break;
+    case Element::f16:
+      sums = sum_slices<Half>(job, at, begin, end);
+      break;
+    default:
+      sums = sum_slices<float>(job, at, begin, end);
+  }
+  add_parts(part, work.parts_log, sums);
+  if (part > 0 || first >= work.elements) return;
+
+  Vector<T, kUnpackSpan> vector;
+#pragma unroll
+  for (int i = 0; i < kUnpackSpan; ++i) vector.lanes[i] = from_float<T>(at[i] < 0 ? 0.0f : sums.lanes[i] * scale[i]);
+  if (work.whole_spans) {
+    *reinterpret_cast<Vector<T, kUnpackSpan>*>(static_cast<T*>(job.full) + first) = vector;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kUnpackSpan; ++i)
+    if (to[i] >= 0) static_cast<T*>(job.full)[to[i]] = vector.lanes[i];
+}
+
+// So many parts that each has two rounds of slices or more.
+int32_t parts_log_of(int64_t splits) {
+  int32_t log = 0;
+  while (log < kMaxPartsLog && splits >> log > 2 * kSlicesInFlight) ++log;
+  return log;
 }
 
 template <typename T>
@@ -183,11 +270,12 @@ cudaError_t unpack(const UnpackJob* jobs, int64_t count, cudaStream_t stream) {
     const bool channels_last = s.tap != 1 || (s.channel == 1 && job.taps != 1);
     const bool dense = s.row == row && (channels_last ? s.channel == 1 && s.tap == channels : s.channel == job.taps);
     const bool aligned = reinterpret_cast<uintptr_t>(job.full) % sizeof(Vector<T, kUnpackSpan>) == 0;
-    return UnpackWork{job, static_cast<int32_t>(elements), channels_last,
+    return UnpackWork{job, static_cast<int32_t>(elements), parts_log_of(job.splits), channels_last,
                       dense && aligned && elements % kUnpackSpan == 0};
   };
   return launch_in_batches<UnpackWork>(count, plan, [&](const Batch<UnpackWork>& batch, unsigned grid) {
-    return launch(unpack_grad_weight_kernel<T>, {dim3(grid), dim3(kPackThreads), 0}, stream, batch);
+    return launch(unpack_grad_weight_kernel<T>, {dim3(grid), dim3(kPackThreads), kPackThreads * sizeof(SpanSums)},
+                  stream, batch);
   });
 }
 

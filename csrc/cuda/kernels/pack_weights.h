@@ -7,7 +7,9 @@
 //
 // Least cost: live rows and columns read once, the result written once. Weights are small, so the launch costs most,
 // and one launch serves many layers (about 30: as many descriptors as kernel parameters hold). Large layers are bound
-// by memory sectors: lanes lie along packed columns, which in a contiguous full weight are R S elements apart.
+// by memory sectors: lanes lie along packed columns, which in a contiguous full weight are R S elements apart. A small
+// gradient of many slices (1x1 layers: up to 264 on 132 multiprocessors) would be bound by latency: its slices are cut
+// into up to 8 parts, and a thread has 16 loads in flight.
 #pragma once
 
 #include "core/mask_table.h"
@@ -58,7 +60,7 @@ struct UnpackJob {  // one layer
   PackLayout layout;  // rows or channels
   int32_t rows_per_group, columns;
   WeightStrides strides;
-  int32_t splits;  // slices of packed, added in order
+  int32_t splits;  // slices of packed; the order in which they are added depends on their number alone
   int64_t slice;   // elements between slices
 
   Element packed_element;

@@ -1,6 +1,7 @@
 """pack_weights and unpack_grad_weight, to the bit, with NaN in every dead kernel, full and packed."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -305,9 +306,15 @@ def _unpack(element: str) -> list:
         for shift in (0, 1):
             cases.append(Unpack(element, (Layer(filters, channels, shift=shift, dead_filters=0.1),)))
     cases += [Unpack(element, (Layer(8, 6, taps, memory="last", splits=4),)) for taps in (1, 2, 9)]
+    for i, splits in enumerate((1, 3, 4, 5, 8, 9, 16, 17, 32, 33, 35, 100)):  # slices in flight, parts, their tails
+        memory = ("contiguous", "last", "apart")[i % 3]
+        layer = Layer(20, 17, memory=memory, element=ELEMENTS[i // 3 % 3], splits=splits)
+        cases.append(Unpack(element, (dataclasses.replace(layer, dead_kernels=0.2, scaled=i % 2 == 1),)))
+    for splits, elements in itertools.product((9, 17, 33), (127, 128, 129, 255, 256, 257, 511, 512, 513)):
+        cases.append(Unpack(element, (Layer(1, elements, splits=splits, dead_filters=0.0),)))  # a block's elements
     many = _many(
         lambda i, layer: dataclasses.replace(
-            layer, memory=("contiguous", "last")[i % 2], splits=1 + i % 3, scaled=i % 5 == 2
+            layer, memory=("contiguous", "last")[i % 2], splits=(1, 2, 3, 12, 40)[i % 5], scaled=i % 5 == 2
         )
     )
     return [*cases, Unpack(element, many)]
