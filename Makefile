@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inc' 'csrc/*.cu' 'csrc/*.cuh')
 
-.PHONY: demo test lint format build bench wheel wheel-check cuda-check docs clean
+.PHONY: demo test lint format build bench wheel wheel-check cuda-check cuda-model docs clean
 
 # Threads that spin while they wait are a fifth faster alone, and many times slower beside other processes.
 demo: $(VENV)/.ready build
@@ -40,9 +40,14 @@ wheel: $(VENV)/.ready
 wheel-check: $(VENV)/.ready
 	$(BIN)/python wheels/check.py $(if $(PYTHONS),--only $(PYTHONS))
 
-# Every CUDA kernel for every architecture, registers and spills; needs nvcc, but no GPU.
+# Every CUDA kernel for every architecture, registers, spills and main loops; needs nvcc, but no GPU.
 cuda-check: $(VENV)/.ready
 	$(BIN)/python csrc/cuda/cuda_check.py
+	$(BIN)/python csrc/cuda/model/loops.py
+
+# What the CUDA kernels should take, without a GPU: csrc/cuda/model/prediction.md.
+cuda-model: $(VENV)/.ready
+	$(BIN)/python csrc/cuda/model/cuda_model.py
 
 # The pages of docs/ as site/; a broken link and a public name without a page fail. docs/results.py makes tables and plots.
 docs: $(VENV)/.ready

@@ -1,3 +1,4 @@
+#include "cuda/emulator/traffic.h"
 #include "cuda/kernels/ptx.cuh"
 
 namespace prunekernels::simt {
@@ -16,6 +17,7 @@ struct Pair {  // two elements to a register, the first in the low half
 //   d   element i: row g + 8 (i / 2), column 2 t + i % 2
 template <typename T>
 void mma_m16n8k16_of(void* const* lanes) {
+  traffic::product();
   float a[16][16], b[8][16];
   for (int lane = 0; lane < 32; ++lane) {
     const auto& mine = *static_cast<const Fragments*>(lanes[lane]);
@@ -47,6 +49,7 @@ void mma_m16n8k16_f16(void* const* lanes, uint32_t) { mma_m16n8k16_of<Half>(lane
 //   b   register r: row t + 4 r, column g
 //   d   as above
 void mma_m16n8k8_tf32(void* const* lanes, uint32_t) {
+  traffic::product();
   float a[16][8], b[8][8];
   for (int lane = 0; lane < 32; ++lane) {
     const auto& mine = *static_cast<const Fragments*>(lanes[lane]);

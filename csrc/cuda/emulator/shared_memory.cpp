@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cuda/emulator/block.h"
+#include "cuda/emulator/traffic.h"
 
 namespace prunekernels::simt {
 namespace {
@@ -97,12 +98,14 @@ void forget_shared() { std::memset(cells, 0, sizeof(cells)); }
 
 void load_shared(uint32_t address, void* to, uint32_t bytes, uint32_t alignment) {
   check_place("reads", address, bytes, alignment);
+  if (traffic::on) traffic::shared(address, bytes, __builtin_return_address(0));
   for (uint32_t i = 0; i < bytes; ++i) note_read(cells[address + i], address + i);
   std::memcpy(to, arena + address, bytes);
 }
 
 void store_shared(uint32_t address, const void* from, uint32_t bytes, uint32_t alignment) {
   check_place("writes", address, bytes, alignment);
+  if (traffic::on) traffic::shared(address, bytes, __builtin_return_address(0));
   for (uint32_t i = 0; i < bytes; ++i) note_write(cells[address + i], address + i, false);
   std::memcpy(arena + address, from, bytes);
 }
@@ -111,6 +114,10 @@ void copy_async(uint32_t to, const void* from, uint32_t bytes, bool valid) {
   check_place("cp.async writes", to, bytes, bytes);
   if (reinterpret_cast<uintptr_t>(from) % bytes != 0)  // whether anything is read or not
     fail("cp.async reads %u global bytes at %p: misaligned", bytes, from);
+  if (traffic::on) {
+    if (valid) traffic::global(from, bytes, false, __builtin_return_address(0));
+    traffic::shared(to, bytes, static_cast<const char*>(__builtin_return_address(0)) + 1);
+  }
   Copy copy{to, bytes, block.self->groups, {}};
   if (valid) std::memcpy(copy.data.data(), from, bytes);
   for (uint32_t i = 0; i < bytes; ++i) note_write(cells[to + i], to + i, true);

@@ -7,6 +7,7 @@
 
 #include "cuda/emulator/block.h"
 #include "cuda/emulator/segfault.h"
+#include "cuda/emulator/traffic.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -101,6 +102,7 @@ void run_block() {
     }
   }
   if (block.returned != block.thread_count) note_stuck();
+  if (traffic::on) traffic::end_of_block();
 }
 
 void run_grid() {

@@ -49,8 +49,11 @@ def family_sources(family: str) -> list[pathlib.Path]:
     return found
 
 
-def _ninja_file(families: list[str], sanitized: bool) -> str:
-    sanitizers = SANITIZERS if sanitized else ""
+COUNTED = "-fsanitize=thread -O2"  # inlined, so that each access of the source has a place of its own in the code
+
+
+def _ninja_file(families: list[str], variant: str) -> str:
+    sanitizers = SANITIZERS if variant == "sanitized" else ""
     lines = [
         "rule compile",
         f"  command = {CXX} {FLAGS} {sanitizers} $level -MD -MF $out.d -x c++ -c $in -o $out",
@@ -70,12 +73,14 @@ def _ninja_file(families: list[str], sanitized: bool) -> str:
                 lines.extend([f"build {names[-1]}: compile {source}", f"  level = {level}"])
         return " ".join(names)
 
-    level = "-O0" if sanitized else "-O1"  # with sanitizers -O1 compiles four times as long and runs no faster
-    lines += [f"build libmachine.so: link {objects(machine_sources(), '-O2')}"]
+    # with sanitizers -O1 compiles four times as long and runs no faster
+    level = {"": "-O1", "sanitized": "-O0", "counted": COUNTED}[variant]
+    machine = f"machine{variant}"  # the loader takes libraries of one name for one library
+    lines += [f"build lib{machine}.so: link {objects(machine_sources(), '-O2')}"]
     for family in families:
         lines += [
-            f"build lib{family}.so: link {objects(family_sources(family), level)} | libmachine.so",
-            "  libraries = -L. -lmachine -Wl,-rpath,'$$ORIGIN' -Wl,-z,defs",
+            f"build lib{family}.so: link {objects(family_sources(family), level)} | lib{machine}.so",
+            f"  libraries = -L. -l{machine} -Wl,-rpath,'$$ORIGIN' -Wl,-z,defs",
         ]
     return "\n".join(lines) + "\n"
 
@@ -92,14 +97,18 @@ class Broken(Exception):
     """A family that does not compile, with the output of the compiler."""
 
 
-def build(families: list[str], sanitized: bool = False) -> dict[str, pathlib.Path | Broken]:
-    """Brings the libraries of families up to date. Returns the path of each, or why it does not compile."""
-    folder = ROOT / "build" / ("emulated_sanitized" if sanitized else "emulated")
+def build(families: list[str], sanitized: bool = False, counted: bool = False) -> dict[str, pathlib.Path | Broken]:
+    """Brings the libraries of families up to date. Returns the path of each, or why it does not compile.
+
+    counted: with the hooks of emulator/traffic.cpp.
+    """
+    variant = "sanitized" if sanitized else "counted" if counted else ""
+    folder = ROOT / "build" / ("emulated" + (variant and f"_{variant}"))
     folder.mkdir(parents=True, exist_ok=True)
     libraries: dict[str, pathlib.Path | Broken] = {f: folder / f"lib{f}.so" for f in families}
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        plan, text = folder / "build.ninja", _ninja_file(families, sanitized)
+        plan, text = folder / "build.ninja", _ninja_file(families, variant)
         if not plan.exists() or plan.read_text() != text:
             plan.write_text(text)
         if _ninja(folder, "-k0"):
@@ -132,8 +141,10 @@ class Library:
     def __init__(self, path: pathlib.Path):
         self._library = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
         self._types = _prototypes(path.stem.removeprefix("lib"))
-        machine = ctypes.CDLL(str(path.with_name("libmachine.so")))
-        self._take_report = machine.pk_take_report
+        self.machine = ctypes.CDLL(
+            str(path.with_name(f"libmachine{path.parent.name.removeprefix('emulated').strip('_')}.so"))
+        )
+        self._take_report = self.machine.pk_take_report
         self._take_report.restype = ctypes.c_char_p
 
     def call(self, name: str, *arguments) -> None:
@@ -188,9 +199,9 @@ def _convert(name: str, value, c_type):
 library = functools.cache(Library)
 
 
-def load(family: str, sanitized: bool = False) -> Library:
+def load(family: str, sanitized: bool = False, counted: bool = False) -> Library:
     """The library of a family, built if it is not up to date. Raises Broken."""
-    path = build([family], sanitized)[family]
+    path = build([family], sanitized, counted)[family]
     if isinstance(path, Broken):
         raise path
     return library(path)
