@@ -1,14 +1,24 @@
 #!/usr/bin/env bash
-# One command for a GPU machine: build, GPU tests, compute-sanitizer, benchmarks. Needs no network, installs nothing.
+# One command for a GPU machine, what says most first. Needs no network, installs nothing.
 #
-#     benchmarks/gpu.sh             everything; ends inside 9 minutes
-#     benchmarks/gpu.sh --quick     tests, sanitizer and eight layers, inside 3
-#     benchmarks/gpu.sh --only X    the build and X alone: tests, sanitize or bench; may be repeated
+#     benchmarks/gpu.sh             everything but bench; ends inside 9 minutes
+#     benchmarks/gpu.sh --quick     instructions, tiles and plans, inside 3
+#     benchmarks/gpu.sh --only X    the build and X alone; may be repeated
 #     benchmarks/gpu.sh --dry-run   prints the steps and their limits; needs no GPU
+#
+# The parts, in this order:
+#     instructions  each inline instruction beside the emulator's model of it
+#     tiles         every tile of every family of kernels beside the reference
+#     plans         what the card reaches; eight layers by every plan and tile (plans.py)
+#     networks      steps of ResNet-50: dense, compacted, live, eager and compiled (network.py)
+#     profile       ncu on the kernels that matter
+#     tests         the GPU tests, in six processes where pytest-xdist is there; stopped, they print what failed
+#     sanitize      compute-sanitizer's memcheck and racecheck over small problems (sanitize.py)
+#     bench         many layers (conv.py), for a run of its own
 #
 # Environment: OUT (out/gpu), PYTHON (python3), COMMIT where git cannot tell, LIMIT in seconds (520, quick 160), and
 # MAX_JOBS and TORCH_CUDA_ARCH_LIST for the build.
-# The benchmarks get the time that is left. They write results as they go, and name what was not run.
+# Benchmarks write results as they go, and name what was not run.
 # Exit code: 0 all is well, 1 a step failed or found no time, 2 the machine lacks something or an argument is wrong.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
@@ -16,13 +26,14 @@ cd "$(dirname "$0")/.." || exit 2
 usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' benchmarks/gpu.sh; }
 stop() { echo "gpu.sh: $1" >&2; exit 2; }
 
+parts="instructions tiles plans networks profile tests sanitize bench"
 quick="" dry="" only=""
 while (($#)); do
   case $1 in
     --quick) quick=1 ;;
     --dry-run) dry=1 ;;
     --only)
-      [[ ${2-} =~ ^(tests|sanitize|bench)$ ]] || stop "--only: expected tests, sanitize or bench, got '${2-}'"
+      [[ -n ${2-} && " $parts " == *" $2 "* ]] || stop "--only: expected one of $parts, got '${2-}'"
       only+=" $2"
       shift
       ;;
@@ -36,7 +47,11 @@ done
 limit=${LIMIT:-$([[ $quick ]] && echo 160 || echo 520)}
 failed=0 summary=""
 
-wanted() { [[ ! $only || " $only " == *" $1 "* ]]; }
+wanted() {
+  [[ $only ]] && { [[ " $only " == *" $1 "* ]]; return; }
+  [[ $quick ]] && { [[ $1 =~ ^(instructions|tiles|plans)$ ]]; return; }
+  [[ $1 != bench ]]
+}
 left() { echo $((limit - SECONDS)); }
 # share PERCENT MOST: PERCENT of the seconds that are left, at most MOST.
 share() { local s=$(($(left) * $1 / 100)); echo $((s < $2 ? s : $2)); }
@@ -45,7 +60,7 @@ minutes() { local s=$(($1 > 24 ? $1 - 12 : $1 / 2)); printf '%d.%02d' $((s / 60)
 note() { summary+=$(printf '%-20s %4s s  %s' "$1" "$2" "$3")$'\n'; }
 
 # step NAME SECONDS COMMAND...: runs the command for at most SECONDS or what is left of the limit; its output goes to
-# the log, too.
+# the log, too. Then it gets SIGINT, at which pytest prints what failed and benchmarks write what they have.
 step() {
   local name=$1 most=$2 began=$SECONDS code
   shift 2
@@ -60,11 +75,11 @@ step() {
     return 1
   fi
   printf '\n=== %s, at most %s s: %s\n' "$name" "$most" "$*" | tee -a "$log"
-  timeout -k 10 "$most" "$@" 2>&1 | tee -a "$log"
+  timeout -s INT -k 10 "$most" "$@" 2>&1 | tee -a "$log"
   code=${PIPESTATUS[0]}
   case $code in
     0) note "$name" $((SECONDS - began)) ok ;;
-    124 | 137) note "$name" $((SECONDS - began)) "stopped at its limit" ;;
+    124 | 130 | 137) note "$name" $((SECONDS - began)) "stopped at its limit" ;;
     *) note "$name" $((SECONDS - began)) "failed, exit code $code" ;;
   esac
   ((code == 0)) || failed=1
@@ -124,26 +139,65 @@ architecture() {
 }
 
 # ---- the steps
-tests() {
-  local seconds
-  seconds=$(share 35 110)
+# pytest_step NAME SECONDS ARGUMENTS...: pytest, where it is there.
+pytest_step() {
+  local name=$1 seconds=$2
+  shift 2
   if [[ ! $dry && ! -f python_tests/cuda/test_conv.py ]]; then
-    note tests 0 "not run: no python_tests/cuda/test_conv.py"
+    note "$name" 0 "not run: no python_tests/cuda/test_conv.py"
     failed=1
   elif [[ $dry ]] || "$PYTHON" -c 'import pytest' 2>/dev/null; then
-    step tests "$seconds" "$PYTHON" -m pytest -q --maxfail=25 \
-      python_tests/cuda/test_instructions.py python_tests/cuda/test_conv.py python_tests/cuda/test_steps.py \
-      python_tests/cuda/test_step_ops.py
+    step "$name" "$seconds" "$PYTHON" -m pytest -q --maxfail=25 "$@"
   else
-    note tests 0 "no pytest here: small problems instead"
-    step "small problems" "$seconds" "$PYTHON" benchmarks/sanitize.py --minutes "$(minutes "$seconds")"
+    note "$name" 0 "no pytest here"
+    failed=1
   fi
+}
+
+instructions() { pytest_step instructions "$(share 25 80)" python_tests/cuda/test_instructions.py; }
+
+tiles() { pytest_step tiles "$(share 25 60)" python_tests/cuda/test_conv.py -k test_every_tile; }
+
+plans() {
+  local seconds
+  seconds=$(share 45 110)
+  step plans "$seconds" "$PYTHON" benchmarks/plans.py --device cuda --dtype bfloat16 --seconds 0.1 \
+    --minutes "$(minutes "$seconds")" --json "$base-plans.json"
+}
+
+networks() {
+  local seconds
+  seconds=$(share 50 130)
+  step networks "$seconds" "$PYTHON" benchmarks/network.py --device cuda --suite resnet50 --batch 128 --dtype bfloat16 \
+    --masks joint --kept 0.5 --pass train --keep-going --minutes "$(minutes "$seconds")" \
+    --contenders compacted live small dense+compile compacted+compile \
+    --json "$base-networks.json" --md "$base-networks.md"
+}
+
+profile() {
+  if [[ ! $dry && ! -x $(command -v ncu) ]]; then
+    note profile 0 "not run: no ncu"
+    return
+  fi
+  # The card is not ours alone: its clocks stay as they are.
+  step profile "$(share 40 45)" ncu --clock-control none --target-processes all --set detailed --launch-count 10 \
+    --kernel-name "regex:igemm_fwd|igemm_grad_weight|unpack_grad_weight|scatter_channels" \
+    --log-file "$base-ncu.txt" \
+    "$PYTHON" benchmarks/plans.py --device cuda --clock events --seconds 0.001 --minutes 0.4
+}
+
+tests() {
+  local workers=""
+  [[ ! $dry ]] && "$PYTHON" -c 'import xdist' 2>/dev/null && workers="-n 6"
+  # shellcheck disable=SC2086
+  pytest_step tests "$(share 60 120)" $workers \
+    python_tests/cuda/test_conv.py python_tests/cuda/test_steps.py python_tests/cuda/test_step_ops.py
 }
 
 sanitize() {
   local tool=compute-sanitizer options="" seconds
   # First without a sanitizer: it reports no error either where the kernels that it should watch never run.
-  seconds=$(share 20 30)
+  seconds=$(share 30 30)
   step "kernels that run" "$seconds" "$PYTHON" benchmarks/sanitize.py --kernels --minutes "$(minutes "$seconds")"
   if [[ ! $dry && ! -x $(command -v $tool) ]]; then
     note sanitizer 0 "not run: no compute-sanitizer"
@@ -152,7 +206,7 @@ sanitize() {
   fi
   # Only this package's kernels: watching the libraries' as well takes too long.
   [[ $dry ]] || $tool --help 2>&1 | grep -q -- --kernel-name && options="--kernel-name kns=prunekernels"
-  seconds=$(share 25 50)
+  seconds=$(share 45 50)
   # Without the caching allocator every tensor has an allocation of its own, and an access beside it is seen.
   # shellcheck disable=SC2086
   step memcheck "$seconds" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
@@ -168,27 +222,22 @@ sanitize() {
 conv() {
   local name=$1 end=$((SECONDS + $2)) seconds code
   shift 2
-  rm -f "$base-$name".{csv,json,md}
+  rm -f "$base-$name".{json,md}
   for _ in 1 2 3; do
     seconds=$((end - SECONDS))
     ((seconds > 15)) || { note "bench $name" 0 "not run: out of time"; failed=1; return; }
     step "bench $name" "$seconds" "$PYTHON" benchmarks/conv.py --device cuda --keep-going --resume --seconds 0.1 \
       --baselines compaction limit --minutes "$(minutes "$seconds")" "$@" \
-      --csv "$base-$name.csv" --json "$base-$name.json" --md "$base-$name.md"
+      --json "$base-$name.json" --md "$base-$name.md"
     code=$?
     ((code == 3)) || return
   done
 }
 
 bench() {
-  local most
-  most=$(left)
-  if [[ $quick ]]; then
-    conv bf16 "$most" --suite gpu_quick --dtype bfloat16 --layout channels_last --mask filter block kernel --kept 0.5
-    return
-  fi
   # The keep ratios that say most come first; the batches make most kernels take more than 50 us.
-  local all="--suite resnet50 vgg16_cifar --mask filter block kernel --side both out in --kept 0.5 0.9 0.3 0.7 1.0"
+  local most all="--suite resnet50 vgg16_cifar --mask filter block kernel --side both out in --kept 0.5 0.9 0.3 0.7 1.0"
+  most=$(left)
   # shellcheck disable=SC2086
   conv bf16 $((most * 60 / 100)) $all --dtype bfloat16 --layout channels_last --batch resnet50=128 vgg16_cifar=512
   # shellcheck disable=SC2086
@@ -205,7 +254,7 @@ if ! step build 260 env PRUNEKERNELS_CUDA=1 "$PYTHON" setup.py -q build_ext --in
   printf '\n%s' "$summary"
   exit 1
 fi
-for part in tests sanitize bench; do
+for part in $parts; do
   wanted $part && $part
 done
 [[ $dry ]] && exit

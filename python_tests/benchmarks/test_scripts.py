@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
@@ -11,8 +12,11 @@ import pytest
 import torch
 
 import conv
+import network
+import plans
 import prunekernels as pk
 import sanitize
+from layers.problems import Problem
 
 BENCHMARKS = Path(conv.__file__).parent
 
@@ -30,27 +34,43 @@ def test_gpu_script_is_well_formed():
     assert os.access(BENCHMARKS / "gpu.sh", os.X_OK)
 
 
-@pytest.mark.parametrize("quick", [(), ("--quick",)])
-def test_a_dry_run_prints_the_steps(quick, tmp_path):
-    done = script("--dry-run", *quick, COMMIT="abc1234-dirty", OUT=str(tmp_path / "out"))
-    assert done.returncode == 0 and not (tmp_path / "out").exists()
-    steps = [line.partition(" at most")[0].strip() for line in done.stdout.splitlines() if " at most " in line]
-    assert steps[:2] == ["header", "build"] and {"tests", "memcheck", "racecheck"} < set(steps)
-    assert steps[-1] == ("bench bf16" if quick else "bench calls")
-    assert f"abc1234-dirty{'-quick' if quick else ''}-bf16.json" in done.stdout
-    if not quick:
-        assert "--mask filter block kernel --side both out in" in done.stdout and "bench fp32" in steps
+def dry_run(*argv, **environment):
+    """The lines of the steps."""
+    done = script("--dry-run", *argv, **environment)
+    assert done.returncode == 0, done.stderr
+    return [line for line in done.stdout.splitlines() if " at most " in line]
+
+
+def test_a_dry_run_prints_the_steps(tmp_path):
+    environment = dict(COMMIT="abc1234-dirty", OUT=str(tmp_path / "out"))
+
+    def names(*argv):
+        return [line.partition(" at most")[0].strip() for line in dry_run(*argv, **environment)]
+
+    first = ["header", "build", "instructions", "tiles", "plans"]
+    assert names("--quick") == first
+    assert names() == [*first, "networks", "profile", "tests", "kernels that run", "memcheck", "racecheck"]
+    assert names("--only", "bench") == ["header", "build", "bench bf16", "bench fp32", "bench calls"]
+    assert any("abc1234-dirty-quick-plans.json" in line for line in dry_run("--quick", **environment))
+    assert not (tmp_path / "out").exists()
+
+
+def test_at_most_eight_files_come_back():
+    files = {word for line in dry_run() for word in line.split() if word.startswith("out/gpu/")}
+    assert 3 <= len(files) < 8  # and the log
 
 
 def test_benchmarks_the_script_runs_are_understood():
-    """Its command lines, but for the device."""
-    lines = [line for line in script("--dry-run").stdout.splitlines() if line.startswith("bench ")]
-    assert len(lines) == 3
-    for line in lines:
-        words = line.partition("conv.py ")[2].split()
-        words[words.index("cuda")] = "cpu"
-        words = [word.replace("out/gpu/", "") for word in words]
-        assert conv.parse(words)[1]
+    """Their command lines, but for the device."""
+    lines = [*dry_run(), *dry_run("--only", "bench")]
+    commands = [line.partition("benchmarks/")[2].split() for line in lines if "benchmarks/" in line]
+    scripts = {"conv.py": conv, "network.py": network, "plans.py": plans, "sanitize.py": sanitize}
+    seen = set()
+    for name, *words in commands:
+        words = [word.replace("out/gpu/", "") for word in words if word not in ("--device", "cuda")]
+        assert scripts[name].parse([*words, "--device", "cpu"])
+        seen.add(name)
+    assert seen == set(scripts)
 
 
 @pytest.mark.parametrize("argv", [["--only", "all"], ["--only"], ["--fast"]])
@@ -119,6 +139,13 @@ def test_gpu_script_reports_every_tool(gpu_machine):
     assert "no python_tests/cuda/test_conv.py" in found["tests"] or "no pytest" in found["tests"]
 
 
+def test_gpu_script_runs_the_parts_in_order(gpu_machine):
+    done = script(**gpu_machine)
+    found = results(done)
+    assert list(found)[:5] == ["header", "build", "instructions", "tiles", "plans"]
+    assert found["plans"] == found["networks"] == "ok" and "no ncu" in found["profile"]
+
+
 @pytest.mark.slow
 def test_gpu_script_keeps_to_its_limit(gpu_machine):
     began = time.monotonic()
@@ -147,3 +174,24 @@ def test_a_wrong_trial_is_named(monkeypatch, capsys):
     monkeypatch.setattr(pk, "masked_conv2d", lambda x, w, **_: torch.zeros(2, 40, 9, 7) * w.sum() * x.sum())
     assert sanitize.main(["--device", "cpu"]) == 1
     assert f"failed: {sanitize.LINES[0]} float32 nchw filter masks, plan dense: Wrong: " in capsys.readouterr().out
+
+
+# ---- every plan of a few layers
+
+
+def test_plans_are_timed_and_written(tmp_path, capsys):
+    path = tmp_path / "plans.json"
+    assert plans.main(["--suite", "tiny", "--seconds", "0.001", "--json", str(path)]) == 0
+    body = json.loads(path.read_text())
+    layers = {row["name"] for row in body["rows"]}
+    assert len(body["rows"]) == len(layers) * 2 * 3 and body["header"]["kept"] == 0.5
+    assert all({"dense", "compact"} <= set(row["ms"]) and not row["wrong"] for row in body["rows"])
+    assert "tiny:3x3" in capsys.readouterr().out
+
+
+def test_halves():
+    problem = Problem.parse("n1c24h8k40r3s1p1g1")
+    runs, single = (plans.halves(problem, runs, seed=0) for runs in (True, False))
+    assert runs.filter.view(-1, 8).float().mean(1).unique().tolist() == [0, 1]
+    assert (int(single.filter.sum()), int(single.input.sum())) == (20, 12)
+    assert plans.halves(Problem.parse("n1c3h8k40r3s1p1g1"), True, seed=0).input.all()  # an image
