@@ -20,6 +20,9 @@ constexpr int64_t kLongRun = 8;       // single elements in runs this long on av
 struct List {  // of rows or columns; null: all, in order
   const int64_t* at = nullptr;
   int64_t size = 0;
+  int64_t groups = 1;  // lists of `size` columns one behind the other, each of as many rows of the part
+
+  List of_group(int64_t group) const { return {at == nullptr ? nullptr : at + group * size, size}; }
 };
 
 struct ListFacts {
@@ -29,17 +32,20 @@ struct ListFacts {
 // What is read from each list once, however many tensors have it.
 class Lists {
  public:
-  List of(const char* op, const char* argument, size_t i, const std::optional<at::Tensor>& index, int64_t size) {
+  List rows(const char* op, size_t i, const std::optional<at::Tensor>& index, int64_t size) {
     if (!index) return {nullptr, size};
-    PK_CHECK(index->device().is_cpu() && index->scalar_type() == at::kLong && index->dim() == 1, op,
-             c10::str(argument, "[", i, "]"), "None, or int64 [length] on the CPU", index->dtype(), " ", index->sizes(),
-             " on ", index->device());
-    tensors_.push_back(index->contiguous());
-    const List list{tensors_.back().const_data_ptr<int64_t>(), index->size(0)};
-    const ListFacts& known = facts(list);
-    PK_CHECK(known.least >= -1 && known.most < size, op, c10::str(argument, "[", i, "]"),
-             c10::str("entries from -1 to ", size - 1), known.least < -1 ? known.least : known.most);
-    return list;
+    check_form(op, "rows", i, *index, index->dim() == 1, "None, or int64 [length] on the CPU");
+    return checked(op, "rows", i, *index, size);
+  }
+
+  // rows: how many the part has.
+  List columns(const char* op, size_t i, const std::optional<at::Tensor>& index, int64_t size, int64_t rows) {
+    if (!index) return {nullptr, size};
+    check_form(op, "columns", i, *index, index->dim() == 1 || index->dim() == 2,
+               "None, or int64 [length] or [groups, length] on the CPU");
+    PK_CHECK(index->dim() == 1 || (index->size(0) > 0 && rows % index->size(0) == 0), op, c10::str("columns[", i, "]"),
+             c10::str("as many groups as divide ", rows, " rows"), index->sizes());
+    return checked(op, "columns", i, *index, size);
   }
 
   const ListFacts& facts(const List& list) {
@@ -66,6 +72,23 @@ class Lists {
   }
 
  private:
+  static void check_form(const char* op, const char* argument, size_t i, const at::Tensor& index, bool has_dims,
+                         const char* expected) {
+    PK_CHECK(index.device().is_cpu() && index.scalar_type() == at::kLong && has_dims, op,
+             c10::str(argument, "[", i, "]"), expected, index.dtype(), " ", index.sizes(), " on ", index.device());
+  }
+
+  List checked(const char* op, const char* argument, size_t i, const at::Tensor& index, int64_t size) {
+    tensors_.push_back(index.contiguous());
+    const List list{tensors_.back().const_data_ptr<int64_t>(), index.size(-1), index.dim() == 2 ? index.size(0) : 1};
+    for (int64_t group = 0; group < list.groups; ++group) {
+      const ListFacts& known = facts(list.of_group(group));
+      PK_CHECK(known.least >= -1 && known.most < size, op, c10::str(argument, "[", i, "]"),
+               c10::str("entries from -1 to ", size - 1), known.least < -1 ? known.least : known.most);
+    }
+    return list;
+  }
+
   static bool continues(const List& list, int64_t j) {
     return list.at[j - 1] < 0 ? list.at[j] < 0 : list.at[j] == list.at[j - 1] + 1;
   }
@@ -174,11 +197,11 @@ class Pieces {
     PK_CHECK(whole.dim() > 1 || !columns, op_, c10::str("columns[", i, "]"), "None, for a tensor of one dimension",
              columns->sizes());
     std::vector<int64_t> size = whole.sizes().vec();
-    const List row_list = lists_.of(op_, "rows", i, rows, size[0]);
+    const List row_list = lists_.rows(op_, i, rows, size[0]);
     size[0] = row_list.size;
     List column_list;
     if (whole.dim() > 1) {
-      column_list = lists_.of(op_, "columns", i, columns, size[1]);
+      column_list = lists_.columns(op_, i, columns, size[1], size[0]);
       size[1] = column_list.size;
     }
     PK_CHECK(part.sizes() == size, op_, name(), c10::IntArrayRef(size), part.sizes());
@@ -207,14 +230,21 @@ class Pieces {
     return {part.size(d), whole.stride(d), part.stride(d)};
   }
 
+  // One piece for each group of columns.
   void add_rows(const at::Tensor& part, const at::Tensor& whole, const List& rows, const List& columns) {
     std::vector<PartDim> dims;
     for (int64_t d = columns.at != nullptr ? 2 : 1; d < part.dim(); ++d)
       if (part.size(d) > 1) dims.push_back(dim(part, whole, d));
-    const PartDim column = dim(part, whole, 1);
-    const PartCopy copy = part_copy(dim(part, whole, 0), rows, columns.at != nullptr ? &column : nullptr, columns,
-                                    std::move(dims), lists_);
-    push(copy, part, whole, 0, 0, part.size(0), part.numel());
+    const PartDim row = dim(part, whole, 0), column = dim(part, whole, 1);
+    const int64_t count = part.size(0) / columns.groups;
+    for (int64_t group = 0; group < columns.groups; ++group) {
+      const int64_t begin = group * count;
+      const List own{rows.at != nullptr ? rows.at + begin : nullptr, count};
+      const PartCopy copy =
+          part_copy(row, own, columns.at != nullptr ? &column : nullptr, columns.of_group(group), dims, lists_);
+      push(copy, part, whole, begin * row.part, rows.at != nullptr ? 0 : begin * row.whole, count,
+           part.numel() / columns.groups);
+    }
   }
 
   // One row, whose columns are the rows that were asked for.

@@ -132,8 +132,9 @@ TORCH_LIBRARY(prunekernels, m) {
   // ---- a change of masks: rows and columns of many tensors, into small tensors and back ----
 
   // part[i, j, ...] = whole[rows[i], columns[j], ...], 0 where either is -1. rows, columns: int64 on the CPU, whatever
-  // the device of the tensors; none: all, in order. A tensor of one dimension has rows alone. Tensors may lie in any
-  // way, but no part in the memory of its whole.
+  // the device of the tensors; none: all, in order. A tensor of one dimension has rows alone. columns [groups, length]:
+  // the rows of a part are in as many equal groups, and those of group g take columns[g], as the kernels of a grouped
+  // convolution do. Tensors may lie in any way, but no part in the memory of its whole.
   m.def("gather_parts_(Tensor(a!)[] parts, Tensor[] wholes, Tensor?[] rows, Tensor?[] columns) -> ()", reads_on_host);
 
   // whole[rows[i], columns[j], ...] = part[i, j, ...]; a -1 is left out, and of a place that is listed twice, either

@@ -18,18 +18,23 @@ MOST_DIMENSIONS = 5
 _Choice = tuple[Tensor | None, Tensor | None]  # rows (or columns) of a whole, and where they are in its part; None: all
 
 
-def _check_list(op: str, argument: str, index: Tensor | None, size: int) -> int:
-    """How many entries the list has; size: of the whole."""
+def _check_list(op: str, argument: str, index: Tensor | None, size: int, rows: int | None = None) -> int:
+    """How many entries the list has; size: of the whole. rows: of the part, for columns, which may be in groups."""
     if index is None:
         return size
-    holds = index.device.type == "cpu" and index.dtype == torch.int64 and index.dim() == 1
+    holds = index.device.type == "cpu" and index.dtype == torch.int64
+    holds = holds and (index.dim() == 1 or (index.dim() == 2 and rows is not None))
+    forms = "[length]" if rows is None else "[length] or [groups, length]"
     got = f"{index.dtype} {list(index.shape)} on {index.device}"
-    _expect(holds, op, argument, "None, or int64 [length] on the CPU", got)
-    if len(index):
+    _expect(holds, op, argument, f"None, or int64 {forms} on the CPU", got)
+    if rows is not None and index.dim() == 2:
+        divides = len(index) > 0 and rows % len(index) == 0
+        _expect(divides, op, argument, f"as many groups as divide {rows} rows", list(index.shape))
+    if index.numel():
         least, most = map(int, torch.aminmax(index))
         entries = f"entries from -1 to {size - 1}"
         _expect(-1 <= least and most < size, op, argument, entries, least if least < -1 else most)
-    return len(index)
+    return index.shape[-1]
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:
@@ -66,7 +71,7 @@ def _check(op: str, parts: list[Tensor], wholes: list[Tensor], rows: list, colum
         _expect(holds, op, f"columns[{i}]", "None, for a tensor of one dimension", column_list)
         size = [_check_list(op, f"rows[{i}]", row_list, whole.shape[0])]
         if whole.dim() > 1:
-            size.append(_check_list(op, f"columns[{i}]", column_list, whole.shape[1]))
+            size.append(_check_list(op, f"columns[{i}]", column_list, whole.shape[1], size[0]))
         size += whole.shape[2:]
         _expect(list(part.shape) == size, op, f"parts[{i}]", size, list(part.shape))
         if op == "gather_parts_":
@@ -109,6 +114,27 @@ def _put(tensor: Tensor, rows: Tensor | None, columns: Tensor | None, value: Ten
         tensor.copy_(value)
 
 
+def _by_kernel(part: Tensor, rows: Tensor | None, columns: Tensor) -> tuple[Tensor, ...]:
+    """Of the kernels of a part whose columns are in groups: row and column in the part, and in the whole."""
+    of_row = torch.arange(len(part)) if rows is None else rows
+    of_kernel = columns.repeat_interleave(len(part) // len(columns), 0)
+    row, column = ((of_row >= 0)[:, None] & (of_kernel >= 0)).nonzero(as_tuple=True)
+    return tuple(at.to(part.device) for at in (row, column, of_row[row], of_kernel[row, column]))
+
+
+def _without_groups(parts, wholes, rows, columns):
+    """The arguments without the tensors whose columns are in groups."""
+    one = [n for n, index in enumerate(columns) if index is None or index.dim() == 1]
+    return ([values[n] for n in one] for values in (parts, wholes, rows, columns))
+
+
+def _in_groups(parts, wholes, rows, columns):
+    """Part, whole, and what _by_kernel says, of the tensors whose columns are in groups."""
+    for part, whole, row_list, column_list in zip(parts, wholes, rows, columns, strict=True):
+        if column_list is not None and column_list.dim() == 2:
+            yield part, whole, _by_kernel(part, row_list, column_list)
+
+
 def _chosen(parts, wholes, rows, columns):
     """Part, whole, and what their rows and columns are in each other."""
     count = len(parts)
@@ -118,7 +144,11 @@ def _chosen(parts, wholes, rows, columns):
 
 def gather_parts_(parts, wholes, rows, columns):
     _check("gather_parts_", parts, wholes, rows, columns)
-    for part, whole, (row, row_place), (column, column_place) in _chosen(parts, wholes, rows, columns):
+    for part, whole, (row, column, whole_row, whole_column) in _in_groups(parts, wholes, rows, columns):
+        part.zero_()
+        part[row, column] = whole[whole_row, whole_column]
+    others = _without_groups(parts, wholes, rows, columns)
+    for part, whole, (row, row_place), (column, column_place) in _chosen(*others):
         if row_place is not None or column_place is not None:
             part.zero_()
         _put(part, row_place, column_place, _take(whole, row, column))
@@ -126,7 +156,10 @@ def gather_parts_(parts, wholes, rows, columns):
 
 def scatter_parts_(wholes, parts, rows, columns):
     _check("scatter_parts_", parts, wholes, rows, columns)
-    for part, whole, (row, row_place), (column, column_place) in _chosen(parts, wholes, rows, columns):
+    for part, whole, (row, column, whole_row, whole_column) in _in_groups(parts, wholes, rows, columns):
+        whole[whole_row, whole_column] = part[row, column]
+    others = _without_groups(parts, wholes, rows, columns)
+    for part, whole, (row, row_place), (column, column_place) in _chosen(*others):
         _put(whole, row, column, _take(part, row_place, column_place))
 
 

@@ -21,7 +21,8 @@ def gather_parts(parts: Sequence[Tensor], wholes: Sequence[Tensor], rows: Lists,
             of its whole takes least time.
         wholes: tensors of 1 to 5 dimensions, on any devices and of any dtypes.
         rows, columns: int64 tensors on the CPU, whatever the device of the whole. -1: zeros. None: all, in order; the
-            columns of a whole of one dimension are None.
+            columns of a whole of one dimension are None. columns [groups, length]: the rows of a part are in as many
+            equal groups, and those of group g take columns[g].
     """
     for at in _by_device(parts):
         ops.gather_parts_(*([values[n] for n in at] for values in (parts, wholes, rows, columns)))

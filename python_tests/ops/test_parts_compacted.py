@@ -64,6 +64,10 @@ def draw(shape, dtype=torch.float32, layout="contiguous"):
 
 def gathered(whole, rows, columns):
     """What a part holds: one more row, and one more column, of zeros, are the last, which -1 chooses."""
+    if columns is not None and columns.dim() == 2:
+        rows = torch.arange(len(whole)) if rows is None else rows
+        its = zip(rows.chunk(len(columns)), columns, strict=True)
+        return torch.cat([gathered(whole, *of_group) for of_group in its])
     part = whole
     for dim, index in enumerate((rows, columns)):
         if index is not None:
@@ -76,6 +80,11 @@ def scattered(whole, part, rows, columns):
     whole = whole.clone()
     if whole.dim() == 1:
         return scattered(whole[:, None], part[:, None], rows, None)[:, 0]
+    if columns is not None and columns.dim() == 2:
+        rows = torch.arange(len(whole)) if rows is None else rows
+        for its, own_rows, own in zip(part.chunk(len(columns)), rows.chunk(len(columns)), columns, strict=True):
+            whole = scattered(whole, its, own_rows, own)
+        return whole
     for i in range(len(part)):
         for j in range(part.shape[1]):
             row, column = (at if index is None else int(index[at]) for at, index in ((i, rows), (j, columns)))
@@ -105,6 +114,27 @@ def test_as_indexing(gather, scatter, shape, rows, columns, layout):
     column_list = listed(columns, shape[1]) if len(shape) > 1 else None
     whole = draw(shape, layout=layout)
     assert_agree(gather, scatter, whole, listed(rows, shape[0]), column_list, layout)
+
+
+IN_GROUPS = {  # of the rows of a part: columns of each group
+    "one": [[3, 0, 4]],
+    "alike": [[0, 2], [0, 2]],
+    "runs": [[0, 1, 2], [2, 3, 4]],
+    "padded": [[1, 4, -1], [0, -1, -1]],
+    "nothing in one": [[-1, -1], [0, 3]],
+    "by row": [[0], [4], [2], [-1], [1], [0]],
+}
+
+
+@implementations
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("columns", IN_GROUPS)
+@pytest.mark.parametrize("rows", [None, [0, 2, 3, 5, 6, 7], [5, -1, 0, -1, -1, -1]], ids=str)
+@pytest.mark.parametrize("taps", [(), (1, 1), (3, 3)], ids=str)
+def test_columns_of_groups(gather, scatter, taps, rows, columns, layout):
+    whole = draw((6 if rows is None else 8, 5, *taps), layout=layout)
+    row_list = None if rows is None else torch.tensor(rows)
+    assert_agree(gather, scatter, whole, row_list, torch.tensor(IN_GROUPS[columns]), layout)
 
 
 @implementations
@@ -293,7 +323,11 @@ BAD = {  # argument it is about: what replaces part, whole, rows, columns
     ],
     "columns[1]": [
         {"columns": COLUMNS.int()},
-        {"columns": COLUMNS[None]},
+        {"columns": COLUMNS[None, None]},
+        {"columns": COLUMNS.expand(3, 2)},
+        {"columns": COLUMNS.expand(0, 2)},
+        {"columns": torch.tensor([[0, 1], [3, 0]])},
+        {"columns": torch.tensor([[0, -2], [1, 0]])},
         {"columns": torch.tensor([3, 0])},
         {"columns": torch.tensor([0, -2])},
         {"parts": torch.zeros(2), "wholes": torch.zeros(4)},
