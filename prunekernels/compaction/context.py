@@ -34,9 +34,10 @@ def compacted(
 
     The small network is model's own class with small layers of torch.nn inside: nothing in it is this package's, so
     compilers, DistributedDataParallel and vendors' kernels treat it like any other. Layers whose filters meet in an add
-    keep the union of their live channels; what is dead in one of them stays a zero. Tensors that masks leave whole are
-    the model's own. On leaving, also by an exception, live entries of parameters and statistics, and of the optimizer's
-    state, are back in model and optimizer, and dead ones are as they were.
+    keep the union of their live channels, and groups of a convolution as many as the largest of them; what is dead
+    among those stays a zero. Tensors that masks leave whole are the model's own. On leaving, also by an exception, live
+    entries of parameters and statistics, and of the optimizer's state, are back in model and optimizer, and dead ones
+    are as they were.
 
     The first block traces the network; later ones only gather and scatter, also under other masks. Masks must not
     change inside. Gradients do not cross the border.

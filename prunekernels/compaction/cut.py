@@ -21,6 +21,7 @@ Indices = np.ndarray  # int64
 NORM = ("weight", "bias", "running_mean", "running_var")
 Vectors = dict[tuple[int, int], "Part | None"]
 Rows = Tensor | None  # int64 on the CPU, -1: a frozen zero; None: all, in order
+Columns = Tensor | None  # the same, or [groups, any]: the rows are in as many equal groups, each with its own columns
 
 
 @dataclass(eq=False)
@@ -34,7 +35,7 @@ class Block:
     whole: Tensor
     part: Tensor
     rows: Rows
-    columns: Rows
+    columns: Columns
     merged: int = 0
     holes: Tensor | None = None
 
@@ -43,7 +44,7 @@ class Block:
         cls,
         whole: Tensor,
         rows: Rows,
-        columns: Rows,
+        columns: Columns,
         kind: type[Tensor] = Tensor,
         *,
         merged: int = 0,
@@ -52,7 +53,7 @@ class Block:
         shape = list(whole.shape)
         for dim, index in ((0, rows), (merged + 1, columns)):
             if index is not None:
-                shape[dim] = index.numel()
+                shape[dim] = index.shape[-1]
         nhwc = whole.dim() == 4 and whole.is_contiguous(memory_format=torch.channels_last) and not whole.is_contiguous()
         layout = torch.channels_last if nhwc else torch.contiguous_format
         part = torch.empty(shape, dtype=whole.dtype, device=whole.device, memory_format=layout)
@@ -107,7 +108,7 @@ class Sides:
     """Which entries of a tensor masks leave live: by row, by column, by kernel. None: all."""
 
     rows: Bools | None = None
-    columns: Bools | None = None
+    columns: Bools | None = None  # [C], or [groups, C / groups] of a grouped convolution
     kernels: Bools | None = None
     hard: Bools | None = None  # rows that hard masks leave live; under freeze="hard" no others stand still
 
@@ -124,6 +125,8 @@ def masked_sides(layer: nn.Module) -> dict[str, Sides]:
     weight = Sides(rows, hard=hard_rows)
     if layer.groups == 1:
         weight.columns = _unless_full(_read(layer, "input_mask"))
+    elif layer.groups < layer.in_channels:
+        weight.columns = _unless_full(_read(layer, "input_mask").reshape(layer.groups, -1))
     if has_holes(layer):
         sizes = (layer.out_channels, layer.in_channels, layer.in_channels // layer.groups)
         weight.kernels = mask_table.live_kernels(layer._mask_table, *sizes).cpu().numpy()
@@ -136,10 +139,11 @@ def _read(layer: Any, name: str) -> Bools:
 
 def has_holes(layer: Any) -> bool:
     """Whether a convolution has dead kernels beside those of dead filters and input channels."""
-    if layer.groups > 1:
+    if layer.groups == layer.in_channels > 1:
         return not (_read(layer, "kernel_mask").all() and _read(layer, "input_mask").all())
-    filters = np.count_nonzero(_read(layer, "filter_mask") & _read(layer, "hard_mask"))
-    return layer._live[2] != filters * np.count_nonzero(_read(layer, "input_mask"))
+    filters = _read(layer, "filter_mask") & _read(layer, "hard_mask")
+    rows, columns = (mask.reshape(layer.groups, -1).sum(1) for mask in (filters, _read(layer, "input_mask")))
+    return layer._live[2] != int((rows * columns).sum())
 
 
 def _unless_full(mask: Bools) -> Bools | None:
@@ -222,7 +226,7 @@ def _part(name: str, tensor: Tensor, index: Mapping[int, Tensor], sides: Sides, 
 
 
 def _new_part(name: str, tensor: Tensor, index: Mapping[int, Tensor], sides: Sides) -> Part | None:
-    kept = {dim: rows.numpy() for dim, rows in index.items() if rows.numel() < tensor.shape[dim]}
+    kept = {dim: rows.numpy() for dim, rows in index.items() if rows.dim() > 1 or rows.numel() < tensor.shape[dim]}
     if not kept and sides.rows is None and sides.columns is None and sides.kernels is None:
         return None
     merged = max([0, *(dim - 1 for dim in kept)])
@@ -233,12 +237,14 @@ def _new_part(name: str, tensor: Tensor, index: Mapping[int, Tensor], sides: Sid
         )
     rows = _with_zeros(kept.get(0), sides.rows)
     columns = _with_zeros(kept.get(merged + 1), sides.columns)
+    if columns is not None and columns.ndim == 2:
+        columns = _of_each_group(columns, tensor.shape[merged + 1])
     holes = _holes(sides, rows, columns)
     if rows is None and columns is None and holes is None:
         return None
     kind = nn.Parameter if isinstance(tensor, nn.Parameter) else Tensor
     block = Block.of(tensor, _tensor(rows), _tensor(columns), kind, merged=merged, holes=_tensor(holes))
-    return Part(name, block, _live(tensor.dim(), rows, columns, holes))
+    return Part(name, block, _live(block.part, rows, columns, holes))
 
 
 def _tensor(array: Any) -> Any:
@@ -249,8 +255,22 @@ def _with_zeros(kept: Indices | None, live: Bools | None) -> Indices | None:
     """The indices that are kept, -1 where they are dead."""
     if live is None:
         return kept
-    rows = np.arange(live.size) if kept is None else kept
-    return np.where(live[rows], rows, -1)
+    rows = np.arange(live.size).reshape(live.shape) if kept is None else kept
+    return np.where(live.reshape(-1)[rows], rows, -1)
+
+
+def _of_each_group(columns: Indices, channels: int) -> Indices | None:
+    """Counted in each group alone, instead of over all; None: each group has all of its channels.
+
+    columns: [groups, any].
+    """
+    own = np.where(columns < 0, -1, columns % channels)
+    return None if own.shape[1] == channels and own.min(initial=0) >= 0 else own
+
+
+def _by_row(columns: Indices, rows: int) -> Indices:
+    """[rows, columns] or [1, columns]: those of each row."""
+    return columns[None] if columns.ndim == 1 else columns.repeat(rows // max(len(columns), 1), 0)
 
 
 def _holes(sides: Sides, rows: Indices | None, columns: Indices | None) -> Bools | None:
@@ -261,18 +281,20 @@ def _holes(sides: Sides, rows: Indices | None, columns: Indices | None) -> Bools
     if rows is not None:
         dead[rows < 0] = False
     if columns is not None:
-        dead = dead[:, columns]
-        dead[:, columns < 0] = False
+        its = _by_row(columns, len(dead))
+        dead = np.take_along_axis(dead, np.broadcast_to(its, (len(dead), its.shape[1])), 1) & (its >= 0)
     return dead if dead.any() else None
 
 
-def _live(dims: int, rows: Indices | None, columns: Indices | None, holes: Bools | None) -> Tensor | None:
+def _live(part: Tensor, rows: Indices | None, columns: Indices | None, holes: Bools | None) -> Tensor | None:
     """Bool, expands to the part: what is no frozen zero; None: all of it."""
     live: Any = None
+    dims = part.dim()
     if rows is not None and rows.min(initial=0) < 0:
         live = (rows >= 0).reshape(-1, *(1,) * (dims - 1))
     if columns is not None and columns.min(initial=0) < 0:
-        its = (columns >= 0).reshape(1, -1, *(1,) * (dims - 2))
+        own = _by_row(columns, len(part)) >= 0
+        its = own.reshape(*own.shape, *(1,) * (dims - 2))
         live = its if live is None else live & its
     if holes is not None:
         its = ~holes.reshape(*holes.shape, *(1,) * (dims - 2))
@@ -294,10 +316,54 @@ def _carried(part: Part, sides: Sides, freeze: str) -> Iterator[Block]:
 
     outside = _beyond(block.rows, live_rows, whole.shape[0])
     if outside is not None:
-        yield carry(outside, None if live_columns is None else live_columns.nonzero()[0])
-    beside = None if block.columns is None else _beyond(block.columns, live_columns, whole.shape[block.merged + 1])
-    if beside is not None:
-        yield carry(None if block.rows is None else _indices(block.rows), beside)
+        if live_columns is not None and live_columns.ndim == 2:
+            yield carry(*_rows_of_groups(outside, whole.shape[0], live_columns))
+        else:
+            yield carry(outside, None if live_columns is None else live_columns.nonzero()[0])
+    if block.columns is None:
+        return
+    if block.columns.dim() == 2:
+        rows = None if block.rows is None else block.rows.numpy()
+        beside = _beside_in_groups(rows, block.columns.numpy(), whole.shape, live_columns)
+        if beside.any():
+            yield carry(rows, _evened(beside))
+        return
+    rest = _beyond(block.columns, live_columns, whole.shape[block.merged + 1])
+    if rest is not None:
+        yield carry(None if block.rows is None else _indices(block.rows), rest)
+
+
+def _rows_of_groups(rows: Indices, count: int, live: Bools) -> tuple[Indices, Indices]:
+    """Rows among count, those of each group equally many (-1: none), and their live columns. live: [groups, any]."""
+    chosen = np.zeros(count, dtype=bool)
+    chosen[rows] = True
+    by_group: Bools = chosen.reshape(len(live), -1)
+    groups = np.flatnonzero(by_group.any(1))
+    own = _evened(by_group[groups])
+    return np.where(own < 0, -1, own + groups[:, None] * by_group.shape[1]).reshape(-1), _evened(live[groups])
+
+
+def _beside_in_groups(rows: Indices | None, columns: Indices, shape: torch.Size, live: Bools | None) -> Bools:
+    """Bool [groups, C / groups]: which columns of each group are live but not kept.
+
+    rows, columns: as in a Block. shape: of the whole. live: bool, for all groups of the whole.
+    """
+    last = np.arange(len(columns)) if rows is None else rows.reshape(len(columns), -1).max(1)  # -1: no row is live
+    rest = np.ones((len(columns), shape[1] + 1), dtype=bool)  # one more, for columns that are -1
+    if live is not None:
+        rest[:, :-1] = live if rows is None else live[last * len(live) // shape[0]]
+    np.put_along_axis(rest, columns, False, 1)
+    return rest[:, :-1] & (last >= 0)[:, None]
+
+
+def _evened(members: Bools) -> Indices:
+    """int64 [groups, most]: the members of each group, then -1 up to as many as the largest of them has.
+
+    members: bool [groups, any].
+    """
+    most = members.sum(1).max(initial=0)
+    order = np.argsort(~members, axis=1, kind="stable")[:, :most]
+    return np.where(np.take_along_axis(members, order, 1), order, -1)
 
 
 def _beyond(kept: Rows, live: Bools | None, count: int) -> Indices | None:

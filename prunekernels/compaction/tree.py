@@ -167,6 +167,7 @@ class Tree:
 
     def fill(self, small: Mapping[int, Tensor], numbers: Mapping[tuple[str, str], int]) -> None:
         """Puts small tensors in place of the model's (by their ids), and takes over attributes and hooks."""
+        narrowed: list[nn.Module] = []
         for pair in self.pairs:
             pair.take_over()
             module, twin = pair.module, pair.twin
@@ -176,7 +177,7 @@ class Tree:
                 twin.__dict__[kind][key] = module.__dict__[kind][key] if part is None else part
                 changed |= part is not None
             if changed:
-                adjust_sizes(twin)
+                narrowed.append(twin)
         self._modes = []
         for pair in self.leaves:
             own: nn.Module = pair.module
@@ -185,7 +186,7 @@ class Tree:
                 pair.take_over()
                 for kind, key, identity, _ in pair.tensors:
                     getattr(own, kind)[key] = small.get(identity, getattr(pair.module, kind)[key])
-                adjust_sizes(own)
+                narrowed.append(own)
             else:
                 above = self._parents[id(own)][0][0].module
                 self._modes.append((own, own.training, above, above.training))
@@ -193,6 +194,8 @@ class Tree:
                 parent.twin._modules[key] = own
         for (path, attribute), number in numbers.items():
             setattr(self.network.get_submodule(path), attribute, number)
+        for module in narrowed:
+            adjust_sizes(module)
         for pair in self.pairs:
             pair.remember()
 

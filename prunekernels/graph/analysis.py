@@ -18,6 +18,7 @@ class ChannelAnalysis(NetworkChannels):
     rules: the rule that each operator followed; UNKNOWN where its own did not fit.
     constants: False counts a channel that holds another constant than zero as live, so it is kept where it is read.
     statistics: True counts the live channels of norms as read, since their running statistics move in training.
+    whole_groups: True ties all that a group of a grouped convolution reads and computes.
     """
 
     def __init__(
@@ -27,9 +28,10 @@ class ChannelAnalysis(NetworkChannels):
         *,
         constants: bool = True,
         statistics: bool = False,
+        whole_groups: bool = False,
     ) -> None:
         super().__init__(traced, tensors)
-        self.statistics = statistics
+        self.statistics, self.whole_groups = statistics, whole_groups
         self.rules: dict[fx.Node, Rule] = {}
         for node in traced.graph.nodes:
             if node.op == "placeholder":

@@ -14,11 +14,10 @@ from torch import Tensor, fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
-from .channels import Channels, Kept, NetworkChannels
+from .channels import Channels, Index, Kept, NetworkChannels, take
 from .guards import holds
 from .trace import Traced, argument, fixed_size, op_name, value_of
 
-Index = Mapping[int, Tensor]
 PACK = "_output_structure"
 REMEDY = "; give it an example of this size, or form='module'"
 
@@ -148,10 +147,7 @@ class Builder:
         name = self.traced.names[node]
         if name not in self._gathered:
             full = self.traced.tensors[name]
-            part = full.detach()
-            for dim, rows in index.items():
-                part = part.index_select(dim, rows.to(part.device))
-            part = part.clone(memory_format=torch.preserve_format)
+            part = take(full.detach(), index).clone(memory_format=torch.preserve_format)
             if full.dim() == 4 and full.is_contiguous(memory_format=torch.channels_last) and not full.is_contiguous():
                 part = part.contiguous(memory_format=torch.channels_last)
             self._gathered[name] = nn.Parameter(part, full.requires_grad) if isinstance(full, nn.Parameter) else part

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -67,14 +67,14 @@ class Classes:
         return i
 
     def tie(self, a: Tensor, b: Tensor) -> None:
-        for i, j in zip(a.tolist(), b.tolist(), strict=True):
+        for i, j in zip(a.flatten().tolist(), b.flatten().tolist(), strict=True):
             i, j = self._find(i), self._find(j)
             if i != j:
                 self._parent[max(i, j)] = min(i, j)
 
     def pin(self, ids: Tensor) -> None:
         """Keeps these channels whether they are read or not."""
-        self._pinned.update(ids.tolist())
+        self._pinned.update(ids.flatten().tolist())
 
     @property
     def pinned(self) -> Tensor:
@@ -83,6 +83,29 @@ class Classes:
     def roots(self) -> Tensor:
         """[all ids]: the class of each."""
         return torch.tensor([self._find(i) for i in range(len(self._parent))], dtype=torch.long)
+
+
+class ConvGroups(NamedTuple):
+    """The groups of a convolution: those of which something is kept read equally many channels, and have equally many
+    filters."""
+
+    inputs: Tensor  # ids [groups, C / groups]
+    filters: Tensor  # ids [groups, K / groups]
+
+
+def missing_in_groups(inputs: Any, filters: Any) -> tuple[Any, Any]:
+    """What a grouped convolution has to keep beyond what is kept of its inputs and filters; bool [groups, any] each.
+
+    Groups are evened: those of which something is kept get dead channels, up to as many as the largest of them has.
+    """
+    stays = inputs.any(1) | filters.any(1)
+    return _up_to_largest(inputs, stays), _up_to_largest(filters, stays)
+
+
+def _up_to_largest(kept: Any, stays: Any) -> Any:
+    counts = kept.sum(1)
+    missing = (max(int(counts.max()), 1) - counts) * stays
+    return ~kept & ((~kept).cumsum(1) <= missing[:, None])
 
 
 State = Channels | list[Channels | None] | None  # of a node with one result, with several, with untracked channels
@@ -97,15 +120,18 @@ class NetworkChannels:
     def __init__(self, traced: Traced, tensors: Mapping[str, Tensor] | None = None) -> None:
         self.traced = traced
         self.tensors = traced.tensors if tensors is None else tensors
-        self.statistics = False
+        self.statistics = self.whole_groups = False
         self.classes = Classes()
         self.states: dict[fx.Node, State] = {}
         self.operands: dict[fx.Node, list[Operand]] = {}  # of elementwise operators
         self.weights: dict[fx.Node, tuple[Tensor, Tensor]] = {}  # of layers, what they read of them
         self.alike: list[Sequence[Tensor]] = []  # ids; of each in a list, equally many are to be kept
-        self.numbers: dict[tuple[str, str], Tensor] = {}  # (module, attribute) -> ids that this number counts
+        self.groups: list[ConvGroups] = []
+        # (module, attribute) -> ids that this number counts; of ids [groups, any] it counts the groups
+        self.numbers: dict[tuple[str, str], Tensor] = {}
         self._untracked: dict[tuple[fx.Node, int], Channels] = {}
-        self.tied: dict[tuple[str, int], Tensor] = {}  # (parameter, dimension) -> ids of what it counts
+        # (parameter, dimension) -> ids of what it counts; [groups, C / groups] if filters of each group read others
+        self.tied: dict[tuple[str, int], Tensor] = {}
 
     def tracked(self, node: object) -> Channels | None:
         """The channels of a value; None if they are not followed, and the value has full width."""
@@ -140,8 +166,11 @@ class NetworkChannels:
         """Ties channels that index a dimension of a parameter to those of the other nodes that use it."""
         if node is not None:
             first = self.tied.setdefault((self.traced.names[node], dim), ids)
-            if first is not ids:
+            if first.shape == ids.shape:
                 self.classes.tie(first, ids)
+            else:  # in one place it is the weight of several groups
+                self.classes.pin(first)
+                self.classes.pin(ids)
 
     def pin_parameter(self, node: fx.Node) -> None:
         """Keeps all rows and columns of a parameter, for an operator without a rule."""
@@ -163,7 +192,7 @@ class NetworkChannels:
         self.alike.append([self.numbers.setdefault(where, ids), ids])
 
     def parameter_channels(self, kept: Kept) -> dict[str, dict[int, Tensor]]:
-        """By name of a parameter or buffer, the sorted indices that are kept of each dimension that counts channels."""
+        """By name of a parameter or buffer, what is kept of each dimension that counts channels (see Kept.of_ids)."""
         indices: dict[str, dict[int, Tensor]] = {}
         for (name, dim), ids in self.tied.items():
             indices.setdefault(name, {})[dim] = kept.of_ids(ids)
@@ -176,14 +205,22 @@ class NetworkChannels:
                 self.classes.pin(ids)
 
     def kept(self) -> Kept:
-        """Channels that a small network has: every class with a member that is needed or pinned."""
+        """Channels that a small network has: every class with a member that is needed or pinned, and what makes groups
+        even."""
         roots = self.classes.roots()
         kept = torch.zeros(roots.numel(), dtype=torch.bool)
         kept[roots[self.classes.pinned]] = True
         for state in self.states.values():
             if isinstance(state, Channels):
                 kept[roots[state.ids[state.needed]]] = True
-        return Kept(kept[roots])
+        groups = [ConvGroups(roots[inputs], roots[filters]) for inputs, filters in self.groups]
+        while True:
+            found = [missing_in_groups(kept[inputs], kept[filters]) for inputs, filters in groups]
+            pairs = zip(groups, found, strict=True)
+            added = [ids[missing] for its, sides in pairs for ids, missing in zip(its, sides, strict=True)]
+            if not any(ids.numel() for ids in added):
+                return Kept(kept[roots])
+            kept[torch.cat(added)] = True
 
 
 class Kept:
@@ -197,5 +234,31 @@ class Kept:
         return self.of_ids(channels.ids)
 
     def of_ids(self, ids: Tensor) -> Tensor:
-        """The positions in ids of those that stay, sorted."""
-        return torch.nonzero(self._mask[ids]).flatten()
+        """The positions in ids of those that stay, sorted.
+
+        Of ids [groups, any]: positions in the flattened ids, [groups that stay, those that stay of each].
+        """
+        kept = self._mask[ids]
+        positions = torch.nonzero(kept.flatten()).flatten()
+        return positions if ids.dim() == 1 else in_groups(positions, int(kept.any(1).sum()))
+
+
+def in_groups(positions: Any, groups: int) -> Any:
+    """[groups, equally many] of positions."""
+    return positions.reshape(groups, len(positions) // max(groups, 1))
+
+
+Index = Mapping[int, Tensor]  # by dimension of a tensor, what is kept (see Kept.of_ids)
+
+
+def take(tensor: Tensor, index: Index) -> Tensor:
+    """The part of a tensor that index keeps."""
+    for dim, kept in sorted(index.items()):
+        kept = kept.to(tensor.device)
+        if kept.dim() == 1:
+            tensor = tensor.index_select(dim, kept)
+        elif kept.shape[1] < tensor.shape[dim]:  # the rows of each group have columns of their own
+            rows = torch.arange(len(tensor), device=tensor.device)
+            columns = (kept % tensor.shape[1]).repeat_interleave(len(tensor) // len(kept), 0)
+            tensor = tensor[rows[:, None], columns]
+    return tensor

@@ -25,10 +25,11 @@ Uses = Mapping[str, list[tuple[Channels, Channels]]]
 
 @dataclass(eq=False)
 class Group:
-    """Convolutions whose outputs meet, directly or through others, in adds, products or depthwise layers.
+    """Convolutions whose outputs meet, directly or through others, in adds, products, depthwise or grouped layers.
 
     The channels that meet are the joint channels of the group, numbered from 0 to width - 1. Where a shortcut pads
-    channels, the filters of a narrow layer are only some of them.
+    channels, the filters of a narrow layer are only some of them. All that a group of a grouped convolution reads and
+    computes is one joint channel.
 
     Attributes:
         width: The number of joint channels.
@@ -154,7 +155,7 @@ def coupled_groups(model: nn.Module, example_input: Any) -> list[Group]:
         model = deep_copy(model)
         convert(model)
     traced = trace("coupled_groups", model, example_input)
-    analysis = ChannelAnalysis(traced, any_weights(model, traced, all_dead=True))
+    analysis = ChannelAnalysis(traced, any_weights(model, traced, all_dead=True), whole_groups=True)
     roots = analysis.classes.roots()
     convs, norms, readers = (layer_uses(analysis, kind) for kind in (ConvRule, NormRule, WeightRule))
     convs = {name: uses for name, uses in convs.items() if name in traced.modules}

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from .analysis import ChannelAnalysis
-from .build import Index
-from .channels import Kept
+from .channels import Index, Kept, take
 from .rules.layers import WeightRule
 from .trace import argument, sizes_of
 
@@ -66,7 +65,8 @@ def multiply_adds(analysis: ChannelAnalysis, kept: Kept) -> int:
             x, out = rule.ends(analysis, node)
             places = math.prod(sizes_of(node)) // max(len(out), 1)
             taps = math.prod(sizes_of(argument(node, 1))[1:])
-            columns = kept.of(x).numel() / len(x) if rule.groups(node) == 1 else 1
+            by_group = x.ids.view(rule.groups(node), -1)
+            columns = kept.of_ids(by_group).shape[1] / max(by_group.shape[1], 1)
             total += round(places * kept.of(out).numel() * taps * columns)
     return total
 
@@ -75,18 +75,18 @@ def multiply_adds(analysis: ChannelAnalysis, kept: Kept) -> int:
 class Narrowing:
     """What makes a network small: the channels that are kept, for any network with the modules of the traced one."""
 
-    indices: dict[str, dict[int, Tensor]]  # by name of a parameter or buffer, what is kept of each dimension
+    indices: dict[str, dict[int, Tensor]]  # by name of a parameter or buffer, what is kept (see Kept.of_ids)
     numbers: dict[tuple[str, str], int]  # by module and attribute, a number of channels that the forward asks for
 
     @classmethod
     def of(cls, analysis: ChannelAnalysis, kept: Kept) -> Narrowing:
-        numbers = {where: kept.of_ids(ids).numel() for where, ids in analysis.numbers.items()}
+        numbers = {where: len(kept.of_ids(ids)) for where, ids in analysis.numbers.items()}
         return cls(analysis.parameter_channels(kept), numbers)
 
     @property
-    def counts(self) -> tuple[dict[str, list[int]], dict[tuple[str, str], int]]:
+    def counts(self) -> tuple[dict[str, list[torch.Size]], dict[tuple[str, str], int]]:
         """How many channels are kept of each dimension, by parameter or buffer, and the numbers."""
-        return {name: [len(rows) for rows in index.values()] for name, index in self.indices.items()}, self.numbers
+        return {name: [rows.shape for rows in index.values()] for name, index in self.indices.items()}, self.numbers
 
     def apply(self, plain: nn.Module) -> dict[int, tuple[str, Index | None]]:
         """Makes a network of plain layers small, in place.
@@ -97,7 +97,9 @@ class Narrowing:
         named = [*plain.named_parameters(remove_duplicate=False), *plain.named_buffers(remove_duplicate=False)]
         changed = {}
         for name, tensor in named:
-            index = {dim: rows for dim, rows in self.indices.get(name, {}).items() if rows.numel() < tensor.shape[dim]}
+            index = {
+                dim: rows for dim, rows in self.indices.get(name, {}).items() if rows.shape[-1] < tensor.shape[dim]
+            }
             if index:
                 changed[id(tensor)] = name, index
         made: dict[int, Tensor] = {}  # a tensor in several places stays one
@@ -112,24 +114,23 @@ class Narrowing:
                             made[id(tensor)] = _gather(tensor, index)
                             origins[id(made[id(tensor)])] = name, index
                         tensors[last] = made[id(tensor)]
-            adjust_sizes(module)
         for (path, attribute), number in self.numbers.items():
             setattr(plain.get_submodule(path), attribute, number)
+        for module in plain.modules():
+            adjust_sizes(module)
         return origins
 
 
 def _gather(full: Tensor, index: Index) -> Tensor:
     """The part of a parameter or buffer that index keeps; a parameter gives a parameter of the same memory format."""
-    part = full.detach()
-    for dim, rows in index.items():
-        part = part.index_select(dim, rows.to(part.device))
+    part = take(full.detach(), index)
     if full.dim() == 4 and full.is_contiguous(memory_format=torch.channels_last) and not full.is_contiguous():
         part = part.contiguous(memory_format=torch.channels_last)
     return nn.Parameter(part, full.requires_grad) if isinstance(full, nn.Parameter) else part
 
 
 def adjust_sizes(module: nn.Module) -> None:
-    """Makes the sizes that a layer of torch.nn remembers those of its parameters."""
+    """Makes the sizes that a layer of torch.nn remembers those of its parameters, and of its number of groups."""
     weight = getattr(module, "weight", None)
     if isinstance(module, _NormBase):
         known = [t for t in (weight, module.running_mean) if t is not None]
@@ -137,8 +138,6 @@ def adjust_sizes(module: nn.Module) -> None:
     elif not isinstance(weight, Tensor):
         return
     elif isinstance(module, nn.Conv2d):
-        filters = module.out_channels // module.groups  # of a group, which stays or goes as a whole
-        module.groups = weight.shape[0] // filters if module.groups > 1 else 1
         module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from ..nn.masked_filters import MaskedFilters
 from ..nn.masked_norm import MaskedNorm
 from .analysis import ChannelAnalysis
 from .channel_program import Bools, MaskArrays
+from .channels import in_groups, missing_in_groups
 from .compile_channels import Compiler, Ints, weights_without_masks
 from .narrow import Narrowing, hold_forward
 from .rules.layers import LayerRule
@@ -61,20 +64,20 @@ def _fetch(wanted: Sequence[tuple[MaskArrays, str, Tensor]]) -> None:
 
 
 class _Lists:
-    """Lists of classes of channels, each once."""
+    """Lists of classes of channels, [any] or [groups, any], each once."""
 
     def __init__(self, roots: Tensor) -> None:
         found, self._class_of = np.unique(roots.numpy(), return_inverse=True)
         self.classes = found.size
         self.lists: list[Ints] = []
-        self._known: dict[bytes, int] = {}
+        self._known: dict[tuple[Any, bytes], int] = {}
 
     def __call__(self, ids: Tensor) -> Ints:
         return self._class_of[ids.numpy()]
 
     def number(self, ids: Tensor) -> int:
         classes = self(ids)
-        number = self._known.setdefault(classes.tobytes(), len(self.lists))
+        number = self._known.setdefault((classes.shape, classes.tobytes()), len(self.lists))
         if number == len(self.lists):
             self.lists.append(classes)
         return number
@@ -100,6 +103,8 @@ class Narrower:
         self._tied = [(name, dim, lists.number(ids)) for (name, dim), ids in analysis.tied.items()]
         self._numbers = {where: lists.number(ids) for where, ids in analysis.numbers.items()}
         self._alike = [[lists(ids) for ids in parts] for parts in analysis.alike]
+        self._groups = [(lists(inputs), lists(filters)) for inputs, filters in analysis.groups]
+        self._by_group = {classes.tobytes(): classes for sides in self._groups for classes in sides}
         self._ends: dict[str, list[Ints]] = {}
         self._note_layers(analysis, lists)
         tracked = [value for node in traced.graph.nodes if (value := analysis.tracked(node)) is not None and len(value)]
@@ -129,11 +134,11 @@ class Narrower:
             align: Layers keep channels that are dead too, until their number is a multiple of it, if they have as many.
         """
         kept = self._hold(self._kept(self._needed(masks), self._pinned, stays), align)
-        rows = [torch.from_numpy(np.flatnonzero(kept[classes])) for classes in self._lists]
+        rows = [torch.from_numpy(_positions(kept[classes])) for classes in self._lists]
         indices: dict[str, dict[int, Tensor]] = {}
         for name, dim, number in self._tied:
             indices.setdefault(name, {})[dim] = rows[number]
-        return Narrowing(indices, {where: rows[number].numel() for where, number in self._numbers.items()})
+        return Narrowing(indices, {where: len(rows[number]) for where, number in self._numbers.items()})
 
     def _note_layers(self, analysis: ChannelAnalysis, lists: _Lists) -> None:
         """Writes down which channels each layer has, by its names."""
@@ -174,6 +179,7 @@ class Narrower:
         that make the widths of layers multiples of align.
         """
         while True:
+            self._even_groups(kept)
             empty = (
                 ~np.logical_or.reduceat(kept[self._values], self._starts) if self._values.size else np.zeros(0, bool)
             )
@@ -184,12 +190,41 @@ class Narrower:
                     if count < max(counts):
                         more.append(classes[~kept[classes]][: max(counts) - count])
             outputs = [classes for ends in self._ends.values() for classes in ends[1::2]] if align > 1 else []
-            for classes in outputs:
-                missing = -int(np.count_nonzero(kept[classes])) % align
-                dead = classes[~kept[classes]]
-                if missing <= dead.size:
-                    more.append(dead[:missing])
+            more += [_up_to_multiple(kept, self._by_group.get(c.tobytes(), c), align) for c in outputs]
             added = np.concatenate(more)
             if not added.size:
                 return kept
             kept[added] = True
+
+    def _even_groups(self, kept: Bools) -> None:
+        """Adds what groups of convolutions lack of the largest."""
+        while True:
+            found = [missing_in_groups(kept[inputs], kept[filters]) for inputs, filters in self._groups]
+            pairs = zip(self._groups, found, strict=True)
+            more = [classes[missing] for its, sides in pairs for classes, missing in zip(its, sides, strict=True)]
+            if not any(classes.size for classes in more):
+                return
+            kept[np.concatenate(more)] = True
+
+
+def _positions(kept: Bools) -> Ints:
+    """As Kept.of_ids."""
+    positions = np.flatnonzero(kept)
+    return positions if kept.ndim == 1 else in_groups(positions, int(kept.any(1).sum()))
+
+
+def _up_to_multiple(kept: Bools, classes: Ints, align: int) -> Ints:
+    """Classes that are not kept, as many as a width lacks up to a multiple of align; none if it has too few.
+
+    classes: [any], or [groups, any] where all groups of which something is kept are to have equally many.
+    """
+    by_group = classes[None] if classes.ndim == 1 else classes[kept[classes].any(1)]
+    if not by_group.size:
+        return by_group.reshape(-1)
+    dead = ~kept[by_group]
+    step = align // math.gcd(align, len(by_group))
+    missing = -(by_group.shape[1] - dead.sum(1)) % step
+    if (missing > dead.sum(1)).any():
+        return by_group[:0].reshape(-1)
+    more: Ints = by_group[dead & (dead.cumsum(1) <= missing[:, None])]
+    return more

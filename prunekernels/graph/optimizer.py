@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..nn.adapted import computed_layers
 from ..optim.unwrap import unwrap
+from .channels import Index, take
 
-Origin = tuple[str, Mapping[int, Tensor] | None]
+Origin = tuple[str, Index | None]
 
 
 def gather_optimizer(
@@ -51,13 +52,10 @@ def gather_optimizer(
     return result
 
 
-def _gather(value: Any, parameter: Tensor, index: Mapping[int, Tensor]) -> Any:
+def _gather(value: Any, parameter: Tensor, index: Index) -> Any:
     if not isinstance(value, Tensor):
         return value
-    if value.shape == parameter.shape:
-        for dim, kept in index.items():
-            value = value.index_select(dim, kept.to(value.device))
-    return value.clone()
+    return (take(value, index) if value.shape == parameter.shape else value).clone()
 
 
 def _same_class(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

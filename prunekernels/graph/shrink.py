@@ -47,8 +47,9 @@ def shrink(
     """Builds a small network of plain torch.nn layers with the outputs that model has in eval mode.
 
     Filters that are dead, or whose outputs no layer reads, are gone, and so is everything that processed them. Channels
-    that meet in an add keep the union of what its operands keep. Single dead kernels stay as zeros. Masks alone decide:
-    whatever the weights are, a network without masks keeps everything. The small network comes in one of two forms.
+    that meet in an add keep the union of what its operands keep. Each group of a grouped convolution keeps channels of
+    its own, as many as the group that keeps most. Single dead kernels stay as zeros. Masks alone decide: whatever the
+    weights are, a network without masks keeps everything. The small network comes in one of two forms.
 
     The *module form* is a copy of model in which layers are small: the same class and forward, any image size and batch
     that model takes, keyword arguments, hooks, several outputs. Operators without a rule get all of their channels, and

@@ -65,6 +65,7 @@ def _reasons(model: nn.Module, traced: Traced, names: Collection[str]) -> dict[s
     kept = kept_in_forward(analysis, literal=False)
     roots = analysis.classes.roots()
     classes = _classes(analysis, roots)
+    in_groups = {int(root) for groups in analysis.groups for ids in groups for root in roots[ids].flatten()}
     found = {}
     for name, uses in layer_uses(analysis, ConvRule).items():
         layer = model.get_submodule(name) if name in names else None
@@ -72,8 +73,11 @@ def _reasons(model: nn.Module, traced: Traced, names: Collection[str]) -> dict[s
             live = (layer.filter_mask & layer.hard_mask).tolist()
             out = uses[0][1]
             staying = [i for i in kept.of(out).tolist() if not live[i]]
-            its = [classes.get(int(roots[out.ids[i]]), _Class()) for i in staying]
-            found[name] = _text(name, its, in_groups=1 < layer.groups < layer.out_channels)
+            its = [int(root) for root in roots[out.ids[staying]]]
+            known = [classes.get(root, _Class()) for root in its]
+            beside = 1 < layer.groups == layer.in_channels < layer.out_channels
+            lacking = any(root in in_groups and root not in classes for root in its)
+            found[name] = _text(name, known, beside, lacking)
     return found
 
 
@@ -105,16 +109,18 @@ def _operands(analysis: ChannelAnalysis, node: fx.Node) -> Iterable[Channels]:
         yield from (x for x in (state if isinstance(state, list) else [state]) if x is not None)
 
 
-def _text(name: str, classes: Collection[_Class], in_groups: bool) -> str:
+def _text(name: str, classes: Collection[_Class], beside: bool, lacking: bool) -> str:
+    """beside: several filters of the layer read the same channel. lacking: it is in a group that is not the largest."""
     live = _names((each.live_in for each in classes), name)
     norms = _names((each.constant_in for each in classes), name)
     others = _names((each.nonzero_behind for each in classes), name)
     takers = _names((each.taken_by for each in classes), name)
     told = [
-        "in groups with live ones" if in_groups else f"coupled with live ones of {live}" if live else "",
+        "in groups with live ones" if beside else f"coupled with live ones of {live}" if live else "",
         f"not masked in {norms}" if norms else "",
         f"not zero behind {others}" if others else "",
         f"all channels go into {takers}" if takers else "",
+        "each group has as many as the largest" if lacking else "",
     ]
     return "; ".join(filter(None, told)) or "the forward wants as many channels here as in another place"
 

@@ -141,7 +141,7 @@ def mergeable_groups(
         By a group's layers, its MergeGroup.
     """
     traced = trace(op, model, example_input)
-    flow = ChannelAnalysis(traced, any_weights(model, traced, all_dead=True))
+    flow = ChannelAnalysis(traced, any_weights(model, traced, all_dead=True), whole_groups=True)
     convs, reading, depth = layer_uses(flow, ConvRule), layer_uses(flow, WeightRule), _depths(flow)
     modules, roots = dict(model.named_modules()), flow.classes.roots()
     found = {}

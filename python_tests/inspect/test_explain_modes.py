@@ -157,9 +157,9 @@ class Functional(nn.Module):
         return y
 
 
-def grouped():
-    net = nn.Sequential(pk.MaskedConv2d(4, 8, 1, groups=2), nn.Conv2d(8, 2, 1))
-    net[0].set_masks(filter=torch.arange(8) != 2)
+def grouped(groups=2):
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), pk.MaskedConv2d(4, 8, 1, groups=groups), nn.Conv2d(8, 2, 1))
+    net[1].set_masks(filter=torch.arange(8) != 2)
     return net
 
 
@@ -170,7 +170,8 @@ def grouped():
         (Block, "a", 3, 1, "coupled with live ones of b"),
         (Block, "b", 3, 1, "coupled with live ones of a"),
         (Several, "layers.0", 6, 5, "coupled with live ones of layers.1, layers.2, layers.3 and 2 more"),
-        (grouped, "0", 8, 1, "in groups with live ones"),
+        (grouped, "1", 8, 1, "each group has as many as the largest"),
+        (lambda: grouped(4), "1", 8, 1, "in groups with live ones"),
         (lambda: Functional("sigmoid"), "first", 4, 1, "not zero behind forward (aten.sigmoid.default)"),
         (lambda: Functional("shuffle"), "first", 4, 1, "all channels go into forward (aten.pixel_shuffle.default)"),
         (lambda: Functional("output"), "first", 4, 1, "all channels go into the network's output"),
@@ -178,7 +179,7 @@ def grouped():
     ],
 )
 def test_dead_filters_that_compacted_mode_keeps_are_explained(make, layer, width, count, reason):
-    found = explain(make(), torch.randn(2, 4, 8, 8) if make is grouped else X, modes=["compacted"])
+    found = explain(make(), X, modes=["compacted"])
     assert widths(found)[layer] == width
     assert found.kept[layer] == f"{count} dead filters as zeros: {reason}"
     assert f"compacted mode: {layer} has {found.kept[layer]}" in str(found).splitlines()

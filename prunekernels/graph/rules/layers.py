@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..build import Builder
-from ..channels import Channels, NetworkChannels, State
+from ..channels import Channels, ConvGroups, NetworkChannels, State
 from ..trace import Traced, argument, sizes_of, value_of
 from .base import Rule
 
@@ -104,8 +104,15 @@ class WeightRule(LayerRule):
         if groups == 1:
             net.share(argument(node, 1), 1, x.ids)
             return net.classes.new(K)
-        by_group = x.ids.view(groups, -1)  # a group is kept or removed as a whole, with its filters
-        for c in range(1, by_group.shape[1]):
+        by_group, name = x.ids.view(groups, -1), self.name(net.traced, node)
+        if isinstance(net.traced.modules.get(name), nn.Conv2d):
+            net.numbers.setdefault((name, "groups"), by_group)
+        if by_group.shape[1] > 1 and not net.whole_groups:
+            net.share(argument(node, 1), 1, by_group)
+            filters = net.classes.new(K)
+            net.groups.append(ConvGroups(by_group, filters.view(groups, -1)))
+            return filters
+        for c in range(1, by_group.shape[1]):  # kept or removed as a whole, with its filters
             net.classes.tie(by_group[:, 0], by_group[:, c])
         return by_group[:, 0].repeat_interleave(K // groups)
 
@@ -124,8 +131,9 @@ class WeightRule(LayerRule):
         """The input channels that are kept (their indices), the small weight and the small bias."""
         x, out = self.ends(builder.net, node)
         rows, columns = builder.kept.of(out), builder.kept.of(x)
-        index = {0: rows} if self.groups(node) > 1 else {0: rows, 1: columns}
-        weight = builder.gather(argument(node, 1), index)
+        by_group = x.ids.view(self.groups(node), -1)
+        own = columns if len(by_group) == 1 else builder.kept.of_ids(by_group)
+        weight = builder.gather(argument(node, 1), {0: rows, 1: own})
         bias = argument(node, 2)
         small = None if bias is None else builder.gather(bias, {0: rows})
         if self.foldable(node):
