@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, fx
 
-from .channels import NetworkChannels
-from .rules.base import UNKNOWN, Rule
+from .channels import MOVING, Channels, NetworkChannels
+from .rules.base import INSIDE, UNKNOWN, Rule
 from .rules.table import rule_for
 from .trace import Traced
 
@@ -33,13 +33,20 @@ class ChannelAnalysis(NetworkChannels):
         super().__init__(traced, tensors)
         self.statistics, self.whole_groups = statistics, whole_groups
         self.rules: dict[fx.Node, Rule] = {}
+        self.own_rules = {
+            node: rule_for(node)
+            for node in traced.graph.nodes
+            if node.op != "placeholder" and node not in traced.exposed
+        }
         for node in traced.graph.nodes:
             if node.op == "placeholder":
-                self.states[node] = None
+                self.states[node] = self._parameter(node)
                 continue
-            rule = UNKNOWN if node in traced.exposed else rule_for(node)
-            state = rule.forward(self, node)
-            if state is None and rule.needs_state:
+            rule = self.own_rules.get(node, UNKNOWN)
+            state = MOVING if node in self.moving else rule.forward(self, node)
+            if state is MOVING:
+                rule = INSIDE
+            elif state is None and rule.needs_state:
                 rule = UNKNOWN
             self.rules[node], self.states[node] = rule, state
         if not constants:
@@ -47,3 +54,10 @@ class ChannelAnalysis(NetworkChannels):
         for node in reversed(traced.graph.nodes):
             if node in self.rules:
                 self.rules[node].backward(self, node)
+
+    def _parameter(self, node: fx.Node) -> Channels | None:
+        """The channels of a parameter that operators of one operand read, such as gamma in gamma.view(1, -1, 1, 1)."""
+        reads = [rule for user in node.users if (rule := self.own_rules.get(user)) is not None]
+        if node in self.traced.names and any(rule.takes_parameters for rule in reads):
+            return self.parameter_state(node)
+        return None

@@ -61,6 +61,9 @@ class Builder:
 
     def compact(self, node: Any) -> fx.Node:
         """The value with the channels that are kept."""
+        if node in self.traced.names:
+            x = self.net.tracked(node)
+            return self.parameter(node, {} if x is None else {x.axis: self.kept.of(x)})
         return self._compact[node]
 
     def full(self, node: fx.Node) -> fx.Node:
@@ -98,8 +101,17 @@ class Builder:
         first, count = int(index[0]), index.numel()
         if int(index[-1]) - first + 1 == count:
             return self.call(node, torch.ops.aten.slice.Tensor, (x, axis, first, first + count))
+        return self.gather_channels(node, x, axis, index)
+
+    def gather_channels(self, node: fx.Node, x: fx.Node, axis: int, index: Tensor) -> fx.Node:
+        """Channels of x in any order."""
         at = self.constant(f"{node.name}_channels", index.to(value_of(node).device))
         return self.call(node, torch.ops.aten.index_select.default, (x, axis, at))
+
+    def part(self, node: fx.Node, axis: int, index: Tensor) -> fx.Node:
+        """Some channels, by a sorted index, of a value whose channels are not followed."""
+        at = self.constant(f"{node.name}_kept", index.to(value_of(node).device))
+        return self._node(torch.ops.aten.index_select.default, (self._compact[node], axis, at))
 
     def size(self, size: Any) -> Any:
         """A size argument, which may be a node of the original graph."""

@@ -176,6 +176,21 @@ class MeetStep:
 
 
 @dataclass
+class TogetherStep:
+    """A view behind which several channels share an entry: live where one of them is."""
+
+    index: npt.NDArray[np.int64]  # [entries, n], places of the channels
+    out: slice
+    differs: Bools  # [entries]: they hold several constants where none is live
+
+    def forward(self, live: Bools) -> None:
+        live[self.out] = live[self.index].any(1) | self.differs
+
+    def backward(self, live: Bools, read: Bools) -> None:
+        read[self.index[read[self.out] & live[self.out]]] = True
+
+
+@dataclass
 class Program:
     """live, read: what holds for all masks, [places]. steps: in the order of the network.
 

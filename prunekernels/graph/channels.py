@@ -47,6 +47,18 @@ class Operand:
     whole: bool = False  # broadcast over the channels of the result: all of them read all of it
 
 
+@dataclass
+class Move:
+    """Where a node that moves entries has its channels from."""
+
+    source: fx.Node  # the node whose channels they are: its operand, or that of the first node of a shuffle
+    axis: int
+    index: Tensor  # int64 [size, n]: the channels that lie at each entry along the axis
+    # Of a shuffle. In the module form the channels of each row go together, and views name the sizes of some axes.
+    rectangle: Tensor | None = None  # int64 [C / g, g]
+    named: Sequence[tuple[fx.Node, int]] = ()
+
+
 class Classes:
     """Union-find over the channel ids of the whole network: channels that meet in an add are of one class."""
 
@@ -109,6 +121,7 @@ def _up_to_largest(kept: Any, stays: Any) -> Any:
 
 
 State = Channels | list[Channels | None] | None  # of a node with one result, with several, with untracked channels
+MOVING: State = []  # of a node inside a shuffle: its channels are on several axes
 
 
 class NetworkChannels:
@@ -121,9 +134,12 @@ class NetworkChannels:
         self.traced = traced
         self.tensors = traced.tensors if tensors is None else tensors
         self.statistics = self.whole_groups = False
+        self.own_rules: Mapping[fx.Node, Any] = {}  # of every operator that has one, whether it fits there or not
         self.classes = Classes()
         self.states: dict[fx.Node, State] = {}
         self.operands: dict[fx.Node, list[Operand]] = {}  # of elementwise operators
+        self.moves: dict[fx.Node, Move] = {}
+        self.moving: set[fx.Node] = set()  # nodes inside of shuffles
         self.weights: dict[fx.Node, tuple[Tensor, Tensor]] = {}  # of layers, what they read of them
         self.alike: list[Sequence[Tensor]] = []  # ids; of each in a list, equally many are to be kept
         self.groups: list[ConvGroups] = []
@@ -138,6 +154,12 @@ class NetworkChannels:
         state = self.states.get(node) if isinstance(node, fx.Node) else None
         return state if isinstance(state, Channels) else None
 
+    def channels_of(self, node: object) -> Channels:
+        """The channels of a value that is tracked."""
+        x = self.tracked(node)
+        assert x is not None
+        return x
+
     def channels(self, node: Any, axis: int) -> Channels | None:
         """The channels of a value along axis: live and kept if they are not followed, None if they lie elsewhere."""
         state = self.tracked(node)
@@ -150,9 +172,7 @@ class NetworkChannels:
 
     def ends(self, node: fx.Node) -> tuple[Channels, Channels]:
         """The channels of a node's first argument and of its result."""
-        x, out = self.tracked(argument(node, 0)), self.tracked(node)
-        assert x is not None and out is not None
-        return x, out
+        return self.channels_of(argument(node, 0)), self.channels_of(node)
 
     def new(self, axis: int, count: int) -> Channels:
         """Live channels, each of a class of its own."""
@@ -171,6 +191,17 @@ class NetworkChannels:
             else:  # in one place it is the weight of several groups
                 self.classes.pin(first)
                 self.classes.pin(ids)
+
+    def parameter_state(self, node: fx.Node) -> Channels | None:
+        """The channels of a parameter with one dimension of a size, such as [C] or [1, C, 1, 1]."""
+        value = value_of(node)
+        dims = [dim for dim, size in enumerate(() if value is None else sizes_of(node)) if size > 1]
+        tensor = self.tensor(node) if len(dims) == 1 else None
+        if tensor is None:
+            return None
+        x = self.new(dims[0], tensor.numel())
+        self.share(node, dims[0], x.ids)
+        return Channels.of(dims[0], tensor.flatten(), x.ids)
 
     def pin_parameter(self, node: fx.Node) -> None:
         """Keeps all rows and columns of a parameter, for an operator without a rule."""

@@ -24,16 +24,17 @@ from .channel_program import (
     Program,
     Step,
     Term,
+    TogetherStep,
     WeightStep,
     places,
 )
 from .channels import Channels
-from .rules.base import Rule, SizeRule, TransparentRule
+from .rules.base import InsideRule, Rule, SizeRule, TransparentRule
 from .rules.elementwise import CatRule, ElementwiseRule
 from .rules.layers import NormRule, PReLURule, WeightRule
-from .rules.reshape import ReshapeRule
+from .rules.moves import MoveRule
 from .rules.slicing import CreateRule, ItemRule, PadRule, SliceRule, SplitRule
-from .trace import Traced, argument, sizes_of
+from .trace import Traced, argument
 
 Ints = npt.NDArray[np.int64]
 NAN = torch.full((), torch.nan, dtype=torch.float64)
@@ -107,15 +108,18 @@ class Compiler:
 
     # ---- values
 
-    def _new(self, ids: Tensor, live: bool = False, constant: Tensor | float = 0.0) -> Value:
+    def _new(self, ids: Tensor, live: Tensor | bool = False, constant: Tensor | float = 0.0) -> Value:
         first = len(self._live)
         self._ids.append(ids)
-        self._live += [live] * len(ids)
+        self._live += [live] * len(ids) if isinstance(live, bool) else live.tolist()
         constants = torch.zeros(len(ids), dtype=torch.float64) + constant
         self._constants.append(constants != 0)
         return Value(np.arange(first, first + len(ids)), constants)
 
     def _value(self, node: fx.Node) -> Value:
+        if node not in self._values and self.analysis.traced.is_parameter(node):
+            x = self._channels(node)
+            self._values[node] = self._new(x.ids, live=x.live, constant=x.values.nan_to_num())
         value = self._values[node]
         assert isinstance(value, Value)
         return value
@@ -195,10 +199,6 @@ class Compiler:
         x = argument(node, 0)
         return self._meet([self._value(x)], self._channels(x).ids, lambda given: rule.values(node, given[0]))
 
-    def _reshape(self, rule: ReshapeRule, node: fx.Node) -> Value:
-        x, count = self._transparent(rule, node), len(self._channels(node))
-        return x[np.arange(count) // (count // x.at.size)]
-
     def _elementwise(self, rule: ElementwiseRule, node: fx.Node) -> Value:
         net, out = self.analysis, self._channels(node)
         fixed: dict[fx.Node, Tensor] = {}  # the same whatever the masks are
@@ -213,9 +213,10 @@ class Compiler:
                 tensor = net.tensor(operand.node)
                 is_vector = tensor is not None and tensor.numel() == len(out)
                 fixed[operand.node] = tensor.flatten() if tensor is not None and is_vector else NAN.expand(len(out))
+            elif net.tracked(operand.node) is not None:
+                followed[operand.node] = self._value(operand.node)
             else:
-                dim = len(sizes_of(operand.node)) - (len(sizes_of(node)) - out.axis)
-                followed[operand.node] = self._along(operand.node, dim)
+                followed[operand.node] = self._new(operand.channels.ids, live=True)
 
         def outcome(given: list[Tensor]) -> Tensor:
             return rule.values(node, fixed | dict(zip(followed, given, strict=True)))
@@ -224,7 +225,7 @@ class Compiler:
 
     def _cat(self, rule: CatRule, node: fx.Node) -> Value:
         out = self._channels(node)
-        parts = [self._along(n, out.axis) for n in rule.parts(node)]
+        parts = [self._along(n, rule.axis_of_parts(node, out.axis)) for n in rule.parts(node)]
         if rule.dim(node) == out.axis:
             return _beside(parts)
 
@@ -237,6 +238,21 @@ class Compiler:
         return self._meet(parts, out.ids, same)
 
     # ---- operators that move channels
+
+    def _move(self, rule: MoveRule, node: fx.Node) -> Value:
+        move = self.analysis.moves[node]
+        x, index = self._value(move.source), move.index.numpy()
+        first = x[index[:, 0]]
+        if index.shape[1] == 1:
+            return first
+        constants = x.constant[move.index]
+        differs = (constants != constants[:, :1]).any(1)
+        out = self._new(self._channels(node).ids, constant=first.constant.masked_fill(differs, torch.nan))
+        self._steps.append(TogetherStep(x.at[index], self._slice(out), differs.numpy()))
+        return out
+
+    def _inside(self, rule: InsideRule, node: fx.Node) -> list[Value]:
+        return []
 
     def _split(self, rule: SplitRule, node: fx.Node) -> list[Value]:
         x, state = self._value(argument(node, 0)), self._channels(argument(node, 0))
@@ -292,7 +308,8 @@ def _beside(parts: Sequence[Value]) -> Value:
 
 
 FORMS: Mapping[type[Rule], Callable[[Compiler, Any, fx.Node], Value | list[Value]]] = {
-    ReshapeRule: Compiler._reshape,
+    MoveRule: Compiler._move,
+    InsideRule: Compiler._inside,
     TransparentRule: Compiler._transparent,
     ElementwiseRule: Compiler._elementwise,
     CatRule: Compiler._cat,

@@ -17,6 +17,7 @@ class Rule:
     """The rule of operators that have none, and the base of the others."""
 
     needs_state = True  # if forward() gives None, the operator counts as one without a rule
+    takes_parameters = False  # the channels of a parameter are followed through it
 
     def forward(self, net: NetworkChannels, node: fx.Node) -> State:
         """Channels of the result; None: they are not followed."""
@@ -73,8 +74,23 @@ class SizeRule(Rule):
 SIZE = SizeRule()
 
 
+class InsideRule(Rule):
+    """A node inside of a shuffle: the node that ends the shuffle does it all."""
+
+    def backward(self, net: NetworkChannels, node: fx.Node) -> None:
+        pass
+
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+        pass
+
+
+INSIDE = InsideRule()
+
+
 class TransparentRule(Rule):
     """One operand; each channel of the result is made of one channel of it. Subclasses give the axis and constants."""
+
+    takes_parameters = True
 
     def axis(self, node: fx.Node, x: Channels) -> int | None:
         """The dimension of the channels in the result; None: they are not followed."""

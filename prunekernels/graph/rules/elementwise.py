@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -35,11 +36,15 @@ class ElementwiseRule(Rule):
 
     def sides(self, net: NetworkChannels, node: fx.Node) -> tuple[int, int] | None:
         """The dimension of the channels, counted from the right, and their number; None: the operands do not agree."""
-        followed = [(n, x) for n in node.all_input_nodes if (x := net.tracked(n)) is not None]
-        tracked = [(len(sizes_of(n)) - x.axis, len(x)) for n, x in followed]
-        wide = [side for side in tracked if side[1] > 1] or tracked
-        fits = wide and len(set(wide)) == 1 and len(sizes_of(node)) >= wide[0][0]
-        return wide[0] if fits and sizes_of(node)[-wide[0][0]] == wide[0][1] else None
+        tracked = [n for n in node.all_input_nodes if net.tracked(n) is not None]
+        wide = [n for n in tracked if len(net.channels_of(n)) > 1] or tracked
+        if not wide:
+            return None
+        largest = max(wide, key=lambda n: math.prod(sizes_of(n)))  # another may be broadcast over its channels
+        x = net.channels_of(largest)
+        from_right = len(sizes_of(largest)) - x.axis
+        fits = len(sizes_of(node)) >= from_right and sizes_of(node)[-from_right] == len(x)
+        return (from_right, len(x)) if fits else None
 
     def _operand(self, net: NetworkChannels, node: fx.Node, from_right: int, count: int) -> Operand | None:
         if value_of(node) is None:
@@ -59,8 +64,10 @@ class ElementwiseRule(Rule):
             if tensor is not None and tensor.numel() == count:
                 x.values = tensor.flatten()
             return Operand(node, x)
-        wide = net.channels(node, len(sizes) - from_right)
-        return None if wide is None else Operand(node, wide)
+        dim, x = len(sizes) - from_right, net.tracked(node)
+        if x is None:  # it has all channels, of which the graph form takes those that are kept
+            return Operand(node, net.new(dim, count))
+        return Operand(node, x) if x.axis == dim else None
 
     def values(self, node: fx.Node, known: Mapping[fx.Node, Tensor]) -> Tensor:
         """The constants of the result, from those of each operand; all float64 [C], NaN = live."""
@@ -84,7 +91,9 @@ class ElementwiseRule(Rule):
         return node.all_input_nodes if alone is None else [alone]
 
     def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
-        pass
+        for operand in net.operands[node]:
+            if net.tracked(operand.node) is None and not net.traced.is_parameter(operand.node) and not operand.whole:
+                net.classes.pin(operand.channels.ids)
 
     def _alone(self, builder: Builder, node: fx.Node) -> fx.Node | None:
         """The operand that equals the result because all kept channels of the other one are zero."""
@@ -99,7 +108,8 @@ class ElementwiseRule(Rule):
             if other is first and (op_name(node) == "sub" or node.kwargs):
                 continue
             is_like_result = _shape_and_dtype(one.node) == _shape_and_dtype(node)
-            if is_like_result and not other.whole and not builder.traced.is_parameter(one.node):
+            is_followed = builder.net.tracked(one.node) is not None and not builder.traced.is_parameter(one.node)
+            if is_like_result and is_followed and not other.whole:
                 if bool((other.channels.values[builder.kept.of(other.channels)] == 0).all()):
                     return one.node
         return None
@@ -115,6 +125,10 @@ class ElementwiseRule(Rule):
             elif builder.traced.is_parameter(operand.node):
                 dim = len(sizes_of(operand.node)) - (len(sizes_of(node)) - builder.axis(node))
                 args[operand.node] = builder.parameter(operand.node, {dim: builder.kept.of(operand.channels)})
+            elif builder.net.tracked(operand.node) is None and len(kept := builder.kept.of(operand.channels)) < len(
+                operand.channels
+            ):
+                args[operand.node] = builder.part(operand.node, operand.channels.axis, kept)
             else:
                 args[operand.node] = builder.compact(operand.node)
         return builder.copy(node, args=args)
@@ -137,12 +151,20 @@ class CatRule(Rule):
     def dim(node: fx.Node) -> int:
         return int(argument(node, 1, 0)) % len(sizes_of(node))
 
+    def axis(self, node: fx.Node, axis: int) -> int:
+        """The dimension of the result that is one of the parts."""
+        return axis
+
+    def axis_of_parts(self, node: fx.Node, axis: int) -> int:
+        """The dimension of the parts that is one of the result."""
+        return axis
+
     def forward(self, net: NetworkChannels, node: fx.Node) -> State:
-        axes = {x.axis for n in self.parts(node) if (x := net.tracked(n)) is not None}
+        axes = {self.axis(node, x.axis) for n in self.parts(node) if (x := net.tracked(n)) is not None}
         if len(axes) != 1:
             return None
         axis = axes.pop()
-        parts = [net.channels(n, axis) for n in self.parts(node)]
+        parts = [net.channels(n, self.axis_of_parts(node, axis)) for n in self.parts(node)]
         known = [part for part in parts if part is not None]
         if self.dim(node) == axis:
             return Channels.of(axis, torch.cat([p.values for p in known]), torch.cat([p.ids for p in known]))
@@ -155,7 +177,7 @@ class CatRule(Rule):
     def backward(self, net: NetworkChannels, node: fx.Node) -> None:
         out = net.tracked(node)
         assert out is not None
-        parts = [net.channels(n, out.axis) for n in self.parts(node)]
+        parts = [net.channels(n, self.axis_of_parts(node, out.axis)) for n in self.parts(node)]
         sizes = [len(part) for part in parts if part is not None]
         along = self.dim(node) == out.axis
         for part, needed in zip(parts, out.needed.split(sizes) if along else [out.needed] * len(parts), strict=True):
@@ -172,10 +194,21 @@ class CatRule(Rule):
 
     def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
         parts = [builder.compact(n) for n in self.operands(builder, node)]
-        return builder.call(node, torch.ops.aten.cat.default, (parts, self.dim(node)))
+        return builder.call(node, node.target, (parts, self.dim(node)))
+
+
+class StackRule(CatRule):
+    """stack: the parts meet, along a new dimension."""
+
+    def axis(self, node: fx.Node, axis: int) -> int:
+        return axis + (self.dim(node) <= axis)
+
+    def axis_of_parts(self, node: fx.Node, axis: int) -> int:
+        return axis - (self.dim(node) < axis)
 
 
 ELEMENTWISE: dict[str, Rule] = {
     **dict.fromkeys(("add", "sub", "mul", "div", "maximum", "minimum", "expand_as"), ElementwiseRule()),
     "cat": CatRule(),
+    "stack": StackRule(),
 }

@@ -87,16 +87,40 @@ class PoolRule(SpatialRule):
 class ReduceRule(SpatialRule):
     """Mean, sum, max over other dimensions than the channels."""
 
+    @staticmethod
+    def dims(node: fx.Node) -> list[int]:
+        """The dimensions that it reduces, sorted."""
+        ndim, dims = len(sizes_of(argument(node, 0))), argument(node, 1)
+        return sorted(d % ndim for d in ([dims] if isinstance(dims, int) else dims or []))
+
     def axis(self, node: fx.Node, x: Channels) -> int | None:
-        ndim = len(sizes_of(argument(node, 0)))
-        dims = argument(node, 1)
-        if isinstance(dims, int):
-            dims = [dims]
-        reduced: list[int] = sorted(d % ndim for d in dims) if dims else []
+        reduced = self.dims(node)
         if not reduced or x.axis in reduced:
             return None
-        keepdim = len(sizes_of(node)) == ndim
+        keepdim = len(sizes_of(node)) == len(sizes_of(argument(node, 0)))
         return x.axis if keepdim else x.axis - sum(d < x.axis for d in reduced)
+
+
+class SoftmaxRule(TransparentRule):
+    """softmax over another dimension than the channels."""
+
+    @staticmethod
+    def dims(node: fx.Node) -> list[int]:
+        return [argument(node, 1) % len(sizes_of(argument(node, 0)))]
+
+    def axis(self, node: fx.Node, x: Channels) -> int | None:
+        return None if x.axis in self.dims(node) else x.axis
+
+    def values(self, node: fx.Node, values: Tensor) -> Tensor:
+        return torch.full_like(values, torch.nan)
+
+
+class SelectRule(TransparentRule):
+    """select: one entry of another dimension than the channels."""
+
+    def axis(self, node: fx.Node, x: Channels) -> int | None:
+        dim = argument(node, 1) % len(sizes_of(argument(node, 0)))
+        return None if dim == x.axis else x.axis - (dim < x.axis)
 
 
 POOLS = (
@@ -109,4 +133,6 @@ POINTWISE_RULES: dict[str, Rule] = {
     **dict.fromkeys(DropoutRule.layers, DropoutRule()),
     **dict.fromkeys(POOLS.split(), PoolRule()),
     **dict.fromkeys(("mean", "amax", "amin", "sum"), ReduceRule()),
+    **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax"), SoftmaxRule()),
+    "select": SelectRule(),
 }

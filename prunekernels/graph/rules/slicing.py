@@ -66,6 +66,20 @@ class SplitRule(Rule):
         return builder.call(node, torch.ops.aten.split_with_sizes.default, (given, sizes, x.axis))
 
 
+class UnbindRule(SplitRule):
+    """unbind: the entries of another dimension than the channels, each a result of its own."""
+
+    def forward(self, net: NetworkChannels, node: fx.Node) -> State:
+        x, dim = net.tracked(argument(node, 0)), argument(node, 1, 0) % len(sizes_of(argument(node, 0)))
+        if x is None or dim == x.axis:
+            return None
+        return [Channels.of(x.axis - (dim < x.axis), x.values, x.ids) for _ in node.meta["val"]]
+
+    @staticmethod
+    def along(node: fx.Node, x: Channels) -> bool:
+        return False
+
+
 class ItemRule(Rule):
     def forward(self, net: NetworkChannels, node: fx.Node) -> State:
         parts, i = net.states.get(argument(node, 0)), argument(node, 1)
@@ -227,6 +241,7 @@ class CreateRule(SizeRule):
 
 SLICING: dict[str, Rule] = {
     **dict.fromkeys(("chunk", "split", "split_with_sizes"), SplitRule()),
+    "unbind": UnbindRule(),
     "getitem": ItemRule(),
     "slice": SliceRule(),
     **dict.fromkeys(("pad", "constant_pad_nd"), PadRule()),

@@ -11,18 +11,21 @@ from ..trace import op_name
 from .base import SIZE, UNKNOWN, Rule
 from .elementwise import ELEMENTWISE
 from .layers import LAYERS
+from .moves import MOVES
 from .pointwise import POINTWISE_RULES
-from .reshape import RESHAPES
 from .slicing import SLICING
 
-RULES: dict[str, Rule] = {**POINTWISE_RULES, **RESHAPES, **ELEMENTWISE, **SLICING, **LAYERS}
+RULES: dict[str, Rule] = {**POINTWISE_RULES, **MOVES, **ELEMENTWISE, **SLICING, **LAYERS}
 
 
 def rule_for(node: fx.Node) -> Rule:
-    if node.op == "call_function" and (node.target is torch.ops.aten.sym_size.int or _is_size_arithmetic(node)):
+    if node.op == "call_function" and (_has_only_sizes(node)):
         return SIZE
     return RULES.get("getitem" if node.target is operator.getitem else op_name(node), UNKNOWN)
 
 
-def _is_size_arithmetic(node: fx.Node) -> bool:
+def _has_only_sizes(node: fx.Node) -> bool:
+    """Whether a node reads no channel: sizes, arithmetic on them, the exporter's own checks of types."""
+    if node.target is torch.ops.aten.sym_size.int or op_name(node) == "_assert_tensor_metadata":
+        return True
     return isinstance(node.meta.get("val"), (torch.SymInt, int))

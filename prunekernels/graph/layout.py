@@ -1,0 +1,80 @@
+"""Where the channels of a value lie: each dimension as a product of factors, of which some count channels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Factor(NamedTuple):
+    """A part of a dimension, like one size of a nested loop."""
+
+    size: int
+    stride: int  # between entries of the value that was moved, in its own order
+    step: int  # between channels; 0: it counts none
+
+
+Layout = list[list[Factor]]  # of each dimension, the outermost factor first
+
+
+def layout_of(sizes: Sequence[int], axis: int) -> Layout:
+    """The layout of a value whose channels are the entries of one dimension."""
+    strides = [math.prod(sizes[dim + 1 :]) for dim in range(len(sizes))]
+    return [
+        [Factor(size, stride, int(dim == axis))] for dim, (size, stride) in enumerate(zip(sizes, strides, strict=True))
+    ]
+
+
+def regroup(layout: Layout, sizes: Sequence[int]) -> Layout | None:
+    """What a view of other sizes makes of a layout; None if it cuts a dimension into unequal parts."""
+    waiting = [factor for dim in layout for factor in dim if factor.size > 1 or factor.step]
+    result: Layout = []
+    for size in sizes:
+        factors: list[Factor] = []
+        while size > 1:
+            if not waiting:
+                return None
+            first = waiting.pop(0)
+            if size % first.size == 0:
+                factors.append(first)
+                size //= first.size
+            elif first.size % size == 0:
+                inner = first.size // size
+                factors.append(Factor(size, first.stride * inner, first.step * inner))
+                waiting.insert(0, first._replace(size=inner))
+                size = 1
+            else:
+                return None
+        result.append(factors)
+    return None if waiting else result
+
+
+def axes_of(layout: Layout) -> list[int]:
+    """The dimensions that count channels."""
+    return [dim for dim, factors in enumerate(layout) if any(factor.step for factor in factors)]
+
+
+def positions(factors: Sequence[Factor]) -> Tensor:
+    """Along a dimension, int64 [size], the channel of each entry, as far as this dimension decides."""
+    at = torch.zeros(1, dtype=torch.long)
+    for factor in factors:
+        at = (at[:, None] + torch.arange(factor.size) * factor.step).flatten()
+    return at
+
+
+def channels_along(layout: Layout, axis: int) -> Tensor:
+    """Of each entry along one of the axes, int64 [size, n]: the channels that lie there, along the other axes."""
+    others = torch.zeros(1, dtype=torch.long)
+    for dim in axes_of(layout):
+        if dim != axis:
+            others = (others[:, None] + positions(layout[dim]).unique()).flatten()
+    return positions(layout[axis])[:, None] + others
+
+
+def width(factors: Sequence[Factor]) -> int:
+    """The number of channels that a dimension tells apart."""
+    return math.prod(factor.size for factor in factors if factor.step)
