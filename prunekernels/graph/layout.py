@@ -73,8 +73,3 @@ def channels_along(layout: Layout, axis: int) -> Tensor:
         if dim != axis:
             others = (others[:, None] + positions(layout[dim]).unique()).flatten()
     return positions(layout[axis])[:, None] + others
-
-
-def width(factors: Sequence[Factor]) -> int:
-    """The number of channels that a dimension tells apart."""
-    return math.prod(factor.size for factor in factors if factor.step)

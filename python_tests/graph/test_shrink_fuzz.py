@@ -13,8 +13,17 @@ from prunekernels.graph import coupled_groups, tidy_masks
 from prunekernels.graph.shrink import shrink
 
 WIDTHS = (4, 6, 8)
-STEPS = "conv conv norm norm again depthwise grouped act act join join cat cut pad gate unknown in_place plain"
+STEPS = "conv conv norm norm again depthwise grouped act act join join cat cut pad gate unknown in_place plain "
+STEPS += "move move split scaled"
 JOINS = (torch.add, torch.add, torch.sub, torch.mul, torch.maximum, lambda a, b: a.add(b, alpha=2))
+MOVES = (
+    lambda x: x.permute(0, 2, 3, 1).tanh().permute(0, 3, 1, 2),
+    lambda x: x.unflatten(1, (2, x.shape[1] // 2)).transpose(1, 2).flatten(1, 2),
+    lambda x: x.flatten(1).view(x.shape[0], -1, x.shape[1] * 5, 5).sigmoid().view(x.shape),
+    lambda x: torch.stack([x, x * 2], 1).softmax(1).sum(1) * x,
+    lambda x: F.channel_shuffle(x, 2),
+)
+SPLITS = (lambda x: x.sum(1), lambda x: x.softmax(1)[:, 0], lambda x: x.amax(2), lambda x: x.unbind(1)[1])
 WRITES = (F.relu_, lambda x: x.mul_(0.5), lambda x: x.add_(1), lambda x: x[:, 1:3].mul_(2).sum() + x)
 
 
@@ -105,6 +114,26 @@ class RandomNet(nn.Module):
     def in_place(self, i):
         if i > 1:
             self.apply(self.pick(WRITES), i)
+
+    def move(self, i):
+        if self.widths[i] % 2 == 0:
+            self.apply(self.pick(MOVES), i)
+
+    def split(self, i):
+        """Two parts, or the channels of each, become one."""
+        function = self.pick(SPLITS)
+        if self.widths[i] == 8 and function is not SPLITS[2]:
+            self.add(4, lambda net, x: function(x.view(x.shape[0], 2, 4, *x.shape[2:])), i)
+        elif self.widths[i] % 4 == 0:
+            self.add(4, lambda net, x: SPLITS[2](x.view(x.shape[0], 4, -1, *x.shape[2:])), i)
+
+    def scaled(self, i):
+        """A factor of each channel, as a parameter that is viewed."""
+        scale = nn.Module()
+        scale.gamma = nn.Parameter(torch.randn(self.widths[i], generator=self.random))
+        self.layers.append(scale)
+        at = len(self.layers) - 1
+        self.add(self.widths[i], lambda net, x: x * net.layers[at].gamma.view(1, -1, 1, 1), i)
 
     def plain(self, i):
         layer = self.pick([nn.Dropout(0.3), nn.AvgPool2d(3, 1, 1), nn.MaxPool2d(3, 1, 1), nn.Identity()])

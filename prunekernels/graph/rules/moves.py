@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from ..build import Builder
 from ..channels import MOVING, Channels, Move, NetworkChannels, State
-from ..layout import Layout, axes_of, channels_along, layout_of, regroup, width
+from ..layout import Layout, axes_of, channels_along, layout_of, regroup
 from ..trace import apply, argument, op_name, sizes_of, value_of
 from .base import Rule, TransparentRule, sizes_among
 from .elementwise import CatRule, ElementwiseRule
@@ -38,10 +38,6 @@ class MoveRule(Rule):
         """The sizes among the arguments, and the dimension of the result that the first one is of."""
         return (list(argument(node, SIZED[op_name(node)])), 0) if op_name(node) in SIZED else ([], 0)
 
-    def follows(self, net: NetworkChannels, node: fx.Node) -> bool:
-        """Whether channels that the node splits are worth being tied: nothing behind it needs them all."""
-        return all(_has_rules(net, user) for user in node.users)
-
     def forward(self, net: NetworkChannels, node: fx.Node) -> State:
         move = net.moves.get(node)
         if move is None:
@@ -55,7 +51,7 @@ class MoveRule(Rule):
                 return None
             if len(axes) > 1 and self._put_together(net, node, layout, x):
                 return MOVING
-            axis = self._choose(net, node, layout)
+            axis = self._choose(net, node, layout, x)
             if axis is None:
                 return None
             move = net.moves[node] = Move(source, axis, channels_along(layout, axis))
@@ -71,25 +67,26 @@ class MoveRule(Rule):
         """The dimensions of the result that may become smaller."""
         return axes_of(layout)
 
-    def _choose(self, net: NetworkChannels, node: fx.Node, layout: Layout) -> int | None:
+    def _choose(self, net: NetworkChannels, node: fx.Node, layout: Layout, x: Channels) -> int | None:
         """The axis: that of the most channels, of which nothing behind the node makes one value."""
         axes = self.axes(node, layout)
         if len(axes) == 1:
             return axes[0]
-        if not self.follows(net, node):
+        if not _is_joined(net, node, layout):
             return None
         reduced = {dim for user in node.users for dim in _reduced(net, user)}
         axes = [axis for axis in axes if axis not in reduced]
-        return _widest(layout, axes) if axes else None
+        return _widest(layout, x, axes) if axes else None
 
     def _put_together(self, net: NetworkChannels, node: fx.Node, layout: Layout, x: Channels) -> bool:
         """Whether the nodes behind this one end a shuffle that it begins; notes what each of them does as a whole."""
-        found = _ends_of_shuffle(net, node, layout, _Shuffle(argument(node, 0), x.axis))
+        found = _ends_of_shuffle(net, node, layout, _Shuffle(argument(node, 0), x))
         if not found:
             return False
-        rectangle = channels_along(layout, _widest(layout))
+        widest = _widest(layout, x, axes_of(layout))
+        rectangle = channels_along(layout, widest)
         for end, (axis, index, on_the_way) in found.items():
-            net.moves[end] = Move(argument(node, 0), axis, index, rectangle, [(node, _widest(layout)), *on_the_way])
+            net.moves[end] = Move(argument(node, 0), axis, index, rectangle, [(node, widest), *on_the_way])
             net.moving.update(view for view, _ in on_the_way if view is not end)
         return True
 
@@ -216,9 +213,9 @@ class ExpandRule(TransparentRule):
         return builder.call_method(node, "expand", (x, [builder.size(size) for size in sizes]))
 
 
-def _widest(layout: Layout, among: list[int] | None = None) -> int:
-    """The axis of the most channels, the last of several."""
-    return max(axes_of(layout) if among is None else among, key=lambda axis: (width(layout[axis]), axis))
+def _widest(layout: Layout, x: Channels, axes: list[int]) -> int:
+    """The axis along which the most channels lie, the last of several."""
+    return max(axes, key=lambda axis: (x.ids[channels_along(layout, axis)[:, 0]].unique().numel(), axis))
 
 
 def _are_fixed(node: fx.Node, axes: list[int]) -> bool:
@@ -231,27 +228,47 @@ def _reduced(net: NetworkChannels, node: fx.Node) -> list[int]:
     return rule.dims(node) if isinstance(rule, (ReduceRule, SoftmaxRule)) else []
 
 
-def _has_rules(net: NetworkChannels, node: fx.Node) -> bool:
-    """Whether channels can be followed from this node on to where the dimensions of a split one are joined again."""
-    rule = net.own_rules.get(node)
-    if rule is None or type(rule) is Rule:
-        return False
-    joins = isinstance(rule, MoveRule) and len(sizes_of(node)) < len(sizes_of(argument(node, 0)))
-    passes = isinstance(rule, (TransparentRule, MoveRule, SplitRule, ItemRule, ElementwiseRule, CatRule))
-    if joins or isinstance(rule, ReduceRule) or not passes:
-        return True
-    return all(_has_rules(net, user) for user in node.users)
+def _is_joined(net: NetworkChannels, node: fx.Node, layout: Layout | None) -> bool:
+    """Whether channels that lie on several axes can be followed to where these are one again, or are added up.
+
+    If not, something needs them all, and they are better left apart. layout: None where it is not known.
+    """
+    for user in node.users:
+        rule, after = net.own_rules.get(user), None
+        if rule is None or type(rule) is Rule:
+            return False
+        if isinstance(rule, MoveRule):
+            after = None if layout is None else rule.layout(user, layout)
+            if layout is not None and after is None:
+                return False
+            fewer = len(sizes_of(user)) < len(sizes_of(argument(user, 0)))
+            if fewer if after is None else len(axes_of(after)) == 1:
+                continue
+        elif isinstance(rule, ReduceRule) or not isinstance(rule, PASSING):
+            continue
+        elif _same_sizes(user, node):
+            after = layout
+        if not _is_joined(net, user, after):
+            return False
+    return True
+
+
+def _same_sizes(a: fx.Node, b: fx.Node) -> bool:
+    return value_of(a) is not None and value_of(b) is not None and sizes_of(a) == sizes_of(b)
+
+
+PASSING = (TransparentRule, SplitRule, ItemRule, ElementwiseRule, CatRule)
 
 
 class _Shuffle(NamedTuple):
     source: fx.Node
-    axis: int
+    x: Channels
 
     def ends_at(self, rule: MoveRule, node: fx.Node, layout: Layout) -> bool:
         """Whether a node has the channels in the source's place, on one axis, and all else as it was."""
         axis, sizes = axes_of(layout)[0], sizes_of(self.source)
         others = [factor.stride for factors in layout for factor in factors if not factor.step and factor.size > 1]
-        in_place = math.prod(sizes_of(node)[:axis]) == math.prod(sizes[: self.axis])
+        in_place = math.prod(sizes_of(node)[:axis]) == math.prod(sizes[: self.x.axis])
         named, first = rule.sizes(node)
         can_be_written = sizes_of(node) == sizes or first <= axis < first + len(named)
         return (
@@ -289,7 +306,7 @@ def _ends_of_shuffle(net: NetworkChannels, node: fx.Node, layout: Layout, shuffl
         if not further:
             return {}
         for end, (axis, index, on_the_way) in further.items():
-            ends[end] = axis, index, [(user, _widest(after)), *on_the_way]
+            ends[end] = axis, index, [(user, _widest(after, shuffle.x, axes)), *on_the_way]
     return ends
 
 
