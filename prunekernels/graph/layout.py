@@ -16,21 +16,24 @@ class Factor(NamedTuple):
     size: int
     stride: int  # between entries of the value that was moved, in its own order
     step: int  # between channels; 0: it counts none
+    is_free: bool = False  # any size: what it was in the example does not say how it divides
 
 
 Layout = list[list[Factor]]  # of each dimension, the outermost factor first
 
 
-def layout_of(sizes: Sequence[int], axis: int) -> Layout:
-    """The layout of a value whose channels are the entries of one dimension."""
+def layout_of(sizes: Sequence[int], axis: int, free: Sequence[bool]) -> Layout:
+    """The layout of a value whose channels are the entries of one dimension. free: which dimensions may be any size."""
     strides = [math.prod(sizes[dim + 1 :]) for dim in range(len(sizes))]
-    return [
-        [Factor(size, stride, int(dim == axis))] for dim, (size, stride) in enumerate(zip(sizes, strides, strict=True))
-    ]
+    dims = enumerate(zip(sizes, strides, free, strict=True))
+    return [[Factor(size, stride, int(dim == axis), is_free)] for dim, (size, stride, is_free) in dims]
 
 
-def regroup(layout: Layout, sizes: Sequence[int]) -> Layout | None:
-    """What a view of other sizes makes of a layout; None if it cuts a dimension into unequal parts."""
+def regroup(layout: Layout, sizes: Sequence[int], free: Sequence[bool] | None = None) -> Layout | None:
+    """What a view of other sizes makes of a layout; None if it cuts a dimension into unequal parts, or a free one.
+
+    free: which of the sizes may be others; None: it is known that a cut fits all sizes.
+    """
     waiting = [factor for dim in layout for factor in dim if factor.size > 1 or factor.step]
     result: Layout = []
     for size in sizes:
@@ -42,15 +45,16 @@ def regroup(layout: Layout, sizes: Sequence[int]) -> Layout | None:
             if size % first.size == 0:
                 factors.append(first)
                 size //= first.size
-            elif first.size % size == 0:
+            elif first.size % size == 0 and not (free and first.is_free):
                 inner = first.size // size
-                factors.append(Factor(size, first.stride * inner, first.step * inner))
+                factors.append(first._replace(size=size, stride=first.stride * inner, step=first.step * inner))
                 waiting.insert(0, first._replace(size=inner))
                 size = 1
             else:
                 return None
         result.append(factors)
-    return None if waiting else result
+    has_free = [any(factor.is_free for factor in factors) for factors in result]
+    return None if waiting or (free and has_free != list(free)) else result
 
 
 def axes_of(layout: Layout) -> list[int]:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from ..build import Builder
 from ..channels import MOVING, Channels, Move, NetworkChannels, State
 from ..layout import Layout, axes_of, channels_along, layout_of, regroup
-from ..trace import apply, argument, op_name, sizes_of, value_of
+from ..trace import apply, argument, fixed_size, op_name, sizes_of, value_of
 from .base import Rule, TransparentRule, sizes_among
 from .elementwise import CatRule, ElementwiseRule
 from .pointwise import ReduceRule, SoftmaxRule
@@ -32,7 +32,7 @@ class MoveRule(Rule):
 
     def layout(self, node: fx.Node, x: Layout) -> Layout | None:
         """The layout of the result."""
-        return regroup(x, sizes_of(node))
+        return regroup(x, sizes_of(node), _free(node))
 
     def sizes(self, node: fx.Node) -> tuple[list[Any], int]:
         """The sizes among the arguments, and the dimension of the result that the first one is of."""
@@ -45,7 +45,7 @@ class MoveRule(Rule):
             x = net.tracked(source)
             if x is None or len(node.all_input_nodes) != 1 + len(sizes_among(node)):
                 return None
-            layout = self.layout(node, layout_of(sizes_of(source), x.axis))
+            layout = self.layout(node, layout_of(sizes_of(source), x.axis, _free(source)))
             axes = [] if layout is None else axes_of(layout)
             if layout is None or not axes or not _are_fixed(node, axes):
                 return None
@@ -72,7 +72,7 @@ class MoveRule(Rule):
         axes = self.axes(node, layout)
         if len(axes) == 1:
             return axes[0]
-        if not _is_joined(net, node, layout):
+        if not _is_joined(net, node, layout, set()):
             return None
         reduced = {dim for user in node.users for dim in _reduced(net, user)}
         axes = [axis for axis in axes if axis not in reduced]
@@ -218,6 +218,12 @@ def _widest(layout: Layout, x: Channels, axes: list[int]) -> int:
     return max(axes, key=lambda axis: (x.ids[channels_along(layout, axis)[:, 0]].unique().numel(), axis))
 
 
+def _free(node: fx.Node) -> list[bool]:
+    """Which dimensions may be any size greater than 1."""
+    sizes = zip(value_of(node).shape, sizes_of(node), strict=True)
+    return [fixed_size(size) is None and hint > 1 for size, hint in sizes]
+
+
 def _are_fixed(node: fx.Node, axes: list[int]) -> bool:
     return all(type(value_of(node).shape[axis]) is int for axis in axes)
 
@@ -228,12 +234,13 @@ def _reduced(net: NetworkChannels, node: fx.Node) -> list[int]:
     return rule.dims(node) if isinstance(rule, (ReduceRule, SoftmaxRule)) else []
 
 
-def _is_joined(net: NetworkChannels, node: fx.Node, layout: Layout | None) -> bool:
+def _is_joined(net: NetworkChannels, node: fx.Node, layout: Layout | None, seen: set[fx.Node]) -> bool:
     """Whether channels that lie on several axes can be followed to where these are one again, or are added up.
 
     If not, something needs them all, and they are better left apart. layout: None where it is not known.
     """
-    for user in node.users:
+    for user in set(node.users) - seen:
+        seen.add(user)
         rule, after = net.own_rules.get(user), None
         if rule is None or type(rule) is Rule:
             return False
@@ -248,7 +255,7 @@ def _is_joined(net: NetworkChannels, node: fx.Node, layout: Layout | None) -> bo
             continue
         elif _same_sizes(user, node):
             after = layout
-        if not _is_joined(net, user, after):
+        if not _is_joined(net, user, after, seen):
             return False
     return True
 
