@@ -220,6 +220,36 @@ class LiveList:
 
         return self._once(("slice", start, stop), make)
 
+    def reordered(
+        self, split: tuple[int, ...], order: tuple[int, ...], device: torch.device
+    ) -> tuple[LiveList, Tensor]:
+        """The list after the channels, seen as a tensor of shape `split`, are permuted by `order`; and the place of
+        each of its channels in this one, int64 [count].
+        """
+
+        def make() -> tuple[LiveList, Tensor]:
+            source = np.arange(self.channels).reshape(split).transpose(order).reshape(-1)
+            host = np.flatnonzero(self.mask()[source])
+            live = self._padded_as(host, self.channels, lambda live: live.reordered(split, order, device)[0])
+            slot = np.zeros(self.channels, np.int64)
+            slot[self.host] = np.arange(self.count)
+            return live, torch.from_numpy(slot[source[live.host]]).to(device)
+
+        live, places = self._once(("reordered", split, order, device), make)
+        return live, outlives_lists(places)
+
+    def by_factor(self, factor: int) -> tuple[LiveList, LiveList]:
+        """Of the channels seen as [factor, rest]: those of the rest that are live anywhere, and all channels that have
+        one of these.
+        """
+
+        def make() -> tuple[LiveList, LiveList]:
+            anywhere = self.unpadded.mask().reshape(factor, -1).any(0)
+            rest = LiveList.of(np.flatnonzero(anywhere), anywhere.size)
+            return rest, LiveList.of(np.flatnonzero(np.tile(anywhere, factor)), self.channels)
+
+        return self._once(("factor", factor), make)
+
     @staticmethod
     def cat(lists: Sequence[LiveList]) -> LiveList:
         """The list after tensors are concatenated along their channels."""

@@ -45,3 +45,9 @@ def regroup(compact: Tensor, live: LiveList, to: LiveList, fill: float = 0.0) ->
     size = compact.shape
     planes = compact.reshape(size[0], size[1], math.prod(size[2:]), 1)
     return ops.regroup_channels(planes, *remap).reshape(size[0], to.count, *size[2:])
+
+
+def reorder(compact: Tensor, live: LiveList, split: tuple[int, ...], order: tuple[int, ...]) -> tuple[Tensor, LiveList]:
+    """[N, live.count, ...] with its channels, seen as a tensor of shape `split`, permuted by `order`; their list."""
+    to, places = live.reordered(split, order, compact.device)
+    return compact.index_select(1, places), to

@@ -203,6 +203,19 @@ class LiveTensor(Tensor):
         self.replace_storage(dense, LiveList.all(self.live.channels))
         return dense
 
+    def store_dense(self, dense: Tensor) -> None:
+        """Stores this full-width tensor from now on, after an operation wrote to it.
+
+        Examples:
+            >>> from prunekernels.live import LiveList
+            >>> from prunekernels.live.tensor import wrap
+            >>> x = wrap(torch.ones(1, 1, 2, 2), LiveList.of_mask(torch.tensor([True, False])))
+            >>> x.store_dense(torch.ones(1, 2, 2, 2))
+            >>> x.live.full
+            True
+        """
+        self.replace_storage(dense, LiveList.all(self.live.channels))
+
     def shares_memory(self) -> bool:
         """Whether a write to this tensor could be read through another tensor, one a view of the other.
 
@@ -247,7 +260,7 @@ class LiveTensor(Tensor):
         return view
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"LiveTensor({self.live.count}/{self.live.channels} live, {self.to_dense()!r})"
+        return f"{type(self).__name__}({self.live.count}/{self.live.channels} live, {self.to_dense()!r})"
 
 
 class FilledTensor(LiveTensor):
@@ -357,7 +370,7 @@ def _on_full_width(func: Any, args: Any, kwargs: Any) -> Any:
                 f"{fallbacks.name(func)}: expected a plain tensor to reshape in place, got a live one"
             )
         if _version(dense) != version or any(_shares_memory(each, dense) for each in tree_leaves(result)):
-            x.replace_storage(dense, LiveList.all(x.live.channels))
+            x.store_dense(dense)
         if result is dense:
             result = x
     return result
@@ -377,7 +390,7 @@ def _write_below(func: Any, args: Any, kwargs: Any) -> Any:
 
     result = func(*tree_map_only(LiveTensor, densify, args), **tree_map_only(LiveTensor, densify, kwargs))
     for x, values in written:
-        x.replace_storage(values, LiveList.all(x.live.channels))
+        x.store_dense(values)
         x._history = NotImplemented  # autograd sets a new history when this returns, or keeps that of this object
         result = x if result is values else result
     return result
@@ -393,7 +406,7 @@ def _shares_memory(value: Any, dense: Tensor) -> bool:
 
 def store_full_width(tree: Any) -> Any:
     """A tree of containers with plain tensors in place of live ones, which share their memory from now on."""
-    return tree_map_only(LiveTensor, LiveTensor.to_dense_, tree)
+    return tree_map_only(LiveTensor, lambda x: x.to_dense_(), tree)
 
 
 def skip_frames(*functions: Any) -> None:

@@ -65,7 +65,7 @@ class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
         if is_recorded_or_transformed():
             return self._recorded_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
         self._bring_up_to_date()
-        if type(input) is FilledTensor:
+        if isinstance(input, FilledTensor):
             input = input.unfilled("batch_norm")
         if self._all_live and type(input) is not LiveTensor:
             return super().forward(input)

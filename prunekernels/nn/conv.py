@@ -100,7 +100,7 @@ class MaskedConv2d(MaskedFilters, nn.Conv2d):
         if is_recorded_or_transformed():
             return self._masked_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
         self._bring_up_to_date()
-        if type(input) is FilledTensor:
+        if isinstance(input, FilledTensor):
             input = input.unfilled("conv2d")
         if (self._flow or type(input) is LiveTensor) and can_flow(input):
             return live_conv(self, input)

@@ -87,14 +87,12 @@ FULL_WIDTH = {
     "batch_norm eval": lambda x: F.batch_norm(x, torch.ones(C).double(), torch.ones(C).double()),
     "indices": lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
     "pixel_shuffle": lambda x: F.pixel_shuffle(x[:, :4], 2), "view batch": lambda x: x.view(-1),
-    "view groups": lambda x: x.view(N, 2, 3, H, W), "flatten all": lambda x: x.flatten(),
-    "shuffle": lambda x: x.view(N, 2, 3, H, W).transpose(1, 2).reshape(N, C, H, W),
-    "transpose": lambda x: x.transpose(1, 2), "permute": lambda x: x.permute(0, 2, 3, 1),
+    "flatten all": lambda x: x.flatten(),
     "pad with 1": lambda x: F.pad(x, (1, 1), value=1), "pad batch": lambda x: F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0)),
-    "pad cuts": lambda x: F.pad(x, (0, 0, 0, 0, -1, 0)), "unsqueeze": lambda x: x.unsqueeze(0),
+    "pad cuts": lambda x: F.pad(x, (0, 0, 0, 0, -1, 0)),
     "new dimension": lambda x: x[:, None], "image": lambda x: x[0], "channel": lambda x: x[:, 2],
     "channels": lambda x: x[:, [0, 3]], "steps": lambda x: x[:, ::2], "by mask": lambda x: x[x > 0],
-    "stack": lambda x: torch.stack([x, x]), "roll": lambda x: x.roll(1, 1),
+    "stack": lambda x: torch.stack([x]), "roll": lambda x: x.roll(1, 1),
     "where": lambda x: torch.where(x > 0, x, 1.0), "unbind": lambda x: x.unbind(1),
     "repeat": lambda x: x.repeat(1, 2, 1, 1), "matmul": lambda x: x @ torch.ones(W, 2).double(),
     "einsum": lambda x: torch.einsum("nchw,nchv->nwv", x, x), "expand": lambda x: x.expand(3, N, C, H, W),
@@ -147,7 +145,7 @@ def test_without_a_rule(name):
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("name", ["softmax", "view groups", "relu_", "flatten", "mean", "mul_"])
+@pytest.mark.parametrize("name", ["softmax", "view batch", "relu_", "flatten", "mean", "mul_"])
 def test_without_gradients(name, mode):
     with mode():
         assert_as_plain(lambda o: (FULL_WIDTH | IN_PLACE | SHAPE | SPACE)[name](o.x), grad=False)

@@ -39,13 +39,14 @@ def _own(func: Any, args: Any, kwargs: Any) -> Any:
 def _hook(func: Any, args: Any, kwargs: Any) -> Any:
     """The tensor stores its full-width values from now on; the hook also gets the gradients of earlier uses."""
     x, live, compact = args[0], args[0].live, args[0].compact
+    of_root = x.shares_memory() and x._group().root is not x  # then its full width is not made of `compact`
     fallbacks.record(func)
     full = x.to_dense_()
     with _without_rules():
         handle = func(full, *args[1:], **kwargs)
     if not live.full and full.grad_fn is not None:
         hook = args[1] if func is Tensor.register_hook else _grad_keeper(full)
-        _hook_earlier_uses(compact, live, full, hook)
+        _hook_earlier_uses(compact, live, None if of_root else full, hook)
     return handle
 
 
@@ -61,11 +62,11 @@ def _grad_keeper(full: Tensor) -> Callable[[Tensor], None]:
     return keep
 
 
-def _hook_earlier_uses(compact: Tensor, live: LiveList, full: Tensor, hook: Callable[[Tensor], Any]) -> None:
+def _hook_earlier_uses(compact: Tensor, live: LiveList, full: Tensor | None, hook: Callable[[Tensor], Any]) -> None:
     """Calls a hook for the uses of `compact` before it was brought to full width.
 
-    The gradient of compact is the sum over its earlier uses and its use by `full`. The hook of `full` has seen the
-    latter already, so it is subtracted.
+    full: What was made of compact, if anything was. The gradient of compact is then the sum over its earlier uses and
+    its use by `full`. The hook of `full` has seen the latter already, so it is subtracted.
     """
     through_full: list[Tensor] = []
 
@@ -83,8 +84,9 @@ def _hook_earlier_uses(compact: Tensor, live: LiveList, full: Tensor, hook: Call
         changed = regroup(changed, LiveList.all(live.channels), live)
         return changed if seen is None else changed + seen
 
-    assert full.grad_fn is not None
-    full.grad_fn.register_prehook(remember)
+    if full is not None:
+        assert full.grad_fn is not None
+        full.grad_fn.register_prehook(remember)
     compact.register_hook(on_compact)
 
 

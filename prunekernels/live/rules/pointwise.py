@@ -17,17 +17,19 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ...op_facts import keeps_constant, keeps_zero, operators
 from ..channel_ops import FLOATS
+from ..moved import MOVED_RULES
 from ..tensor import ABOUT, FILLED_RULES, RULES, LiveTensor, _without_rules, wrap
 
 Rule = Callable[[Any, Any, Any], Any]
 
 
-def rule(*funcs: Any, zero: bool = True, filled: bool = False) -> Callable[[Rule], Rule]:
+def rule(*funcs: Any, zero: bool = True, filled: bool = False, moved: bool = False) -> Callable[[Rule], Rule]:
     """Decorator: registers a function as the rule of these torch functions.
 
-    zero: Where dead channels hold zero in all arguments. filled: where they hold another number in some.
+    zero: Where dead channels hold zero in all arguments. filled: where they hold another number in some. moved: where
+    an argument is a MovedTensor.
     """
-    tables = [RULES] * zero + [FILLED_RULES] * filled
+    tables = [RULES] * zero + [FILLED_RULES] * filled + [MOVED_RULES] * moved
 
     def register(body: Rule) -> Rule:
         for table in tables:
@@ -68,13 +70,13 @@ def in_space(x: LiveTensor, dims: Sequence[Any]) -> bool:
 
 # ---- f of a constant ------------------------------------------------------------------------------------------------
 
-_POINTWISE = [
+POINTWISE = [
     *methods(*operators("pointwise")), *functions(*operators("pointwise"), "logsigmoid"), torch.special.expit,
     *methods("rsub"), Tensor.__pow__, *(getattr(Tensor, f"__r{name}__") for name in ("sub", "div", "truediv", "pow")),
 ]  # fmt: skip
 
 
-@rule(*_POINTWISE, filled=True)
+@rule(*POINTWISE, filled=True)
 def constant(func: Any, args: Any, kwargs: Any) -> Any:
     """f of each element alone: all dead channels become f(0), or f(fill)."""
     x, behind = args[0], tuple(args[1:])
@@ -115,14 +117,14 @@ def _value(
 
 # ---- f(0) = 0 -------------------------------------------------------------------------------------------------------
 
-_KEEP_ZERO = [
+KEEP_ZERO = [
     *methods(*keeps_zero("pointwise", "random")), *functions(*keeps_zero("pointwise", "random")),
     Tensor.contiguous, Tensor.clone, torch.clone, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16,
     Tensor.cpu, Tensor.cuda,
 ]  # fmt: skip
 
 
-@rule(*_KEEP_ZERO)
+@rule(*KEEP_ZERO)
 def _keeps_zero(func: Any, args: Any, kwargs: Any) -> Any:
     x = args[0] if args else None
     if type(x) is not LiveTensor or has_live(*args[1:], *kwargs.values()):
@@ -267,10 +269,13 @@ def _about(func: Any, args: Any, kwargs: Any) -> Any:
         return func(x.compact if x.live.full and func is not Tensor.__hash__ else x, *args[1:], **kwargs)
 
 
-@rule(*methods("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"), filled=True)
 @rule(
-    *(getattr(Tensor, name) for name in ("new_zeros", "new_ones", "new_empty", "new_full")), Tensor.type_as, filled=True
+    *methods("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"), filled=True, moved=True
 )
+@rule(
+    *(getattr(Tensor, name) for name in ("new_zeros", "new_ones", "new_empty", "new_full")), Tensor.type_as,
+    filled=True, moved=True,
+)  # fmt: skip
 def _about_another(func: Any, args: Any, kwargs: Any) -> Any:
     """A new tensor with the shape, dtype or device of a live tensor: its values do not matter."""
     if func is Tensor.type_as:

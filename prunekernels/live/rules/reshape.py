@@ -1,4 +1,4 @@
-"""Rules of views, slices, splits and padding, as long as channels stay dimension 1."""
+"""Rules of views, slices, splits and padding."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..channel_list import LiveList
+from ..moved import MovedTensor
+from ..rearrange import permuted, reshaped
 from ..tensor import LiveTensor, wrap
-from .pointwise import in_space, methods, rule
+from .pointwise import methods, rule
 
 
-def _argument(args: Any, kwargs: Any, position: int, name: str, default: Any = None) -> Any:
+def argument(args: Any, kwargs: Any, position: int, name: str, default: Any = None) -> Any:
     return args[position] if len(args) > position else kwargs.get(name, default)
 
 
-def _replay(func: Any, args: Any, kwargs: Any, part: int | None = None) -> Callable[[Tensor], Tensor]:
+def replay_of(func: Any, args: Any, kwargs: Any, part: int | None = None) -> Callable[[Tensor], Tensor]:
     """A function that makes the same view (or part of a split) of the full-width tensor."""
 
     def view(full: Tensor) -> Tensor:
@@ -29,52 +31,62 @@ def _replay(func: Any, args: Any, kwargs: Any, part: int | None = None) -> Calla
     return view
 
 
-def _numbers(args: Any, kwargs: Any, name: str) -> list[int] | None:
+def numbers_of(args: Any, kwargs: Any, name: str) -> list[int] | None:
     """Sizes or dimensions, given one by one or as one sequence; None for anything else."""
     given = args[1:] if len(args) > 1 else (kwargs.get(name),)
     numbers = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
     return list(numbers) if all(isinstance(number, int) for number in numbers) else None
 
 
-def _reshaped(x: LiveTensor, shape: list[int], replay: Callable[[Tensor], Tensor]) -> Any:
-    """x in another full-width shape, if its channels stay dimension 1 or spread into columns of dimension 1."""
+def known_shape(x: LiveTensor, shape: list[int]) -> list[int] | None:
+    """A shape for all elements of x with the size that -1 stands for; None where there is none."""
     if shape.count(-1) == 1:
         known = -math.prod(shape)
         if known <= 0 or x.numel() % known:
-            return NotImplemented
+            return None
         shape = [x.numel() // known if size == -1 else size for size in shape]
-    N, C, *behind = x.shape
-    pixels = math.prod(behind)
-    if len(shape) < 2 or shape[0] != N or min(shape) < 0 or math.prod(shape) != x.numel():
+    return shape if min(shape, default=0) >= 0 and math.prod(shape) == x.numel() else None
+
+
+def _reshaped(x: LiveTensor, shape: list[int], replay: Callable[[Tensor], Tensor], copies: bool = False) -> Any:
+    """x in another full-width shape. Its channels stay dimension 1, spread into columns of dimension 1, or go to other
+    dimensions (see rearrange.py).
+    """
+    known = known_shape(x, shape)
+    if known is None:
         return NotImplemented
-    if shape[1] == C and math.prod(shape[2:]) == pixels:
+    shape, (N, C, *behind) = known, x.shape
+    pixels = math.prod(behind)
+    if len(shape) < 2:
+        return NotImplemented
+    if shape[0] == N and shape[1] == C and math.prod(shape[2:]) == pixels:
         return x.view_of(x.compact.reshape(N, x.live.count, *shape[2:]), x.live, replay)
-    if len(shape) == 2 and shape[1] == C * pixels:
+    if shape == [N, C * pixels]:
         return x.view_of(x.compact.reshape(N, x.live.count * pixels), x.live.spread(pixels), replay)
-    return NotImplemented
+    return reshaped(x, shape, copies)
 
 
 @rule(Tensor.view, Tensor.reshape, torch.reshape, filled=True)
 def _view(func: Any, args: Any, kwargs: Any) -> Any:
-    shape = _numbers(args, kwargs, "size" if func is Tensor.view else "shape")
+    shape = numbers_of(args, kwargs, "size" if func is Tensor.view else "shape")
     if shape is None or not isinstance(args[0], LiveTensor):
         return NotImplemented
-    return _reshaped(args[0], shape, _replay(func, args, kwargs))
+    return _reshaped(args[0], shape, replay_of(func, args, kwargs), func is not Tensor.view)
 
 
 @rule(Tensor.view_as, Tensor.reshape_as, filled=True)
 def _view_as(func: Any, args: Any, kwargs: Any) -> Any:
-    x, other = args[0], _argument(args, kwargs, 1, "other")
+    x, other = args[0], argument(args, kwargs, 1, "other")
     shape = list(other.shape)
     plain = Tensor.view if func is Tensor.view_as else Tensor.reshape
     if not isinstance(x, LiveTensor):
         return plain(x, shape)
-    return _reshaped(x, shape, _replay(plain, (x, shape), {}))
+    return _reshaped(x, shape, replay_of(plain, (x, shape), {}), plain is Tensor.reshape)
 
 
 @rule(torch.flatten, Tensor.flatten, filled=True)
 def _flatten(func: Any, args: Any, kwargs: Any) -> Any:
-    x, start, end = args[0], _argument(args, kwargs, 1, "start_dim", 0), _argument(args, kwargs, 2, "end_dim", -1)
+    x, start, end = args[0], argument(args, kwargs, 1, "start_dim", 0), argument(args, kwargs, 2, "end_dim", -1)
     if not (isinstance(start, int) and isinstance(end, int)):
         return NotImplemented
     rank, shape = x.dim(), list(x.shape)
@@ -84,12 +96,12 @@ def _flatten(func: Any, args: Any, kwargs: Any) -> Any:
     if start < 1 or end < start:
         return NotImplemented
     flat = [*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :]]
-    return _reshaped(x, flat, _replay(func, args, kwargs))
+    return _reshaped(x, flat, replay_of(func, args, kwargs), True)
 
 
 @rule(torch.squeeze, Tensor.squeeze, filled=True)
 def _squeeze(func: Any, args: Any, kwargs: Any) -> Any:
-    x, dims = args[0], _argument(args, kwargs, 1, "dim")
+    x, dims = args[0], argument(args, kwargs, 1, "dim")
     shape = list(x.shape)
     dims = range(len(shape)) if dims is None else [dims] if isinstance(dims, int) else dims
     if any(not -len(shape) <= d < len(shape) for d in dims):
@@ -97,61 +109,80 @@ def _squeeze(func: Any, args: Any, kwargs: Any) -> Any:
     ones = {d % len(shape) for d in dims if shape[d] == 1}
     if ones & {0, 1}:
         return NotImplemented
-    return _reshaped(x, [size for d, size in enumerate(shape) if d not in ones], _replay(func, args, kwargs))
+    return _reshaped(x, [size for d, size in enumerate(shape) if d not in ones], replay_of(func, args, kwargs))
 
 
 @rule(torch.unsqueeze, Tensor.unsqueeze, filled=True)
 def _unsqueeze(func: Any, args: Any, kwargs: Any) -> Any:
-    x, dim = args[0], _argument(args, kwargs, 1, "dim")
+    x, dim = args[0], argument(args, kwargs, 1, "dim")
     rank = x.dim() + 1
-    if not isinstance(dim, int) or not -rank <= dim < rank or dim % rank < 2:
+    if not isinstance(dim, int) or not -rank <= dim < rank:
         return NotImplemented
-    return x.view_of(x.compact.unsqueeze(dim % rank), x.live, _replay(func, args, kwargs))
+    if dim % rank < 2:
+        shape = list(x.shape)
+        shape.insert(dim % rank, 1)
+        return reshaped(x, shape, False)
+    return x.view_of(x.compact.unsqueeze(dim % rank), x.live, replay_of(func, args, kwargs))
 
 
-@rule(*methods("transpose", "swapaxes", "swapdims"), filled=True)
+@rule(*methods("transpose", "swapaxes", "swapdims"), filled=True, moved=True)
 def _transpose(func: Any, args: Any, kwargs: Any) -> Any:
-    x, *dims = args
-    if (
-        not isinstance(x, LiveTensor)
-        or kwargs
-        or len(dims) != 2
-        or not in_space(x, dims)
-        or func.__name__.endswith("_")
-    ):
+    x, rank = args[0], args[0].dim()
+    first, second = argument(args, kwargs, 1, "dim0"), argument(args, kwargs, 2, "dim1")
+    if func.__name__.endswith("_") or not all(isinstance(d, int) and -rank <= d < rank for d in (first, second)):
         return NotImplemented
-    return x.view_of(func(x.compact, *dims), x.live, _replay(func, args, kwargs))
+    dims = list(range(rank))
+    dims[first], dims[second] = dims[second], dims[first]
+    return permuted_view(x, dims)
 
 
-@rule(torch.permute, Tensor.permute, filled=True)
+@rule(torch.permute, Tensor.permute, filled=True, moved=True)
 def _permute(func: Any, args: Any, kwargs: Any) -> Any:
-    dims = _numbers(args, kwargs, "dims")
-    x = args[0]
-    if dims is None or len(dims) != x.dim() or [d % x.dim() for d in dims[:2]] != [0, 1]:
+    dims, rank = numbers_of(args, kwargs, "dims"), args[0].dim()
+    if dims is None or len(dims) != rank or not all(-rank <= d < rank for d in dims):
         return NotImplemented
-    return x.view_of(torch.permute(x.compact, dims), x.live, _replay(func, args, kwargs))
+    dims = [d % rank for d in dims]
+    return permuted_view(args[0], dims) if len(set(dims)) == rank else NotImplemented
+
+
+@rule(*methods("movedim", "moveaxis"), filled=True, moved=True)
+def _movedim(func: Any, args: Any, kwargs: Any) -> Any:
+    x, rank = args[0], args[0].dim()
+    source, target = argument(args, kwargs, 1, "source"), argument(args, kwargs, 2, "destination")
+    if not all(isinstance(d, int) and -rank <= d < rank for d in (source, target)):
+        return NotImplemented
+    dims = [d for d in range(rank) if d != source % rank]
+    dims.insert(target % rank, source % rank)
+    return permuted_view(x, dims)
+
+
+def permuted_view(x: LiveTensor, dims: list[int]) -> Tensor:
+    """x.permute(dims), as a live tensor of its own class where channels stay dimension 1."""
+    if isinstance(x, MovedTensor) or dims[:2] != [0, 1]:
+        return permuted(x, dims)
+    return x.view_of(x.compact.permute(dims), x.live, lambda dense: dense.permute(dims))
 
 
 @rule(Tensor.expand, filled=True)
 def _expand(func: Any, args: Any, kwargs: Any) -> Any:
-    sizes, x = _numbers(args, kwargs, "size"), args[0]
+    sizes, x = numbers_of(args, kwargs, "size"), args[0]
     if sizes is None or len(sizes) != x.dim() or sizes[1] not in (-1, x.shape[1]):
         return NotImplemented
     sizes = [sizes[0], x.live.count, *sizes[2:]]
-    return x.view_of(x.compact.expand(sizes), x.live, _replay(func, args, kwargs))
+    return x.view_of(x.compact.expand(sizes), x.live, replay_of(func, args, kwargs))
 
 
 @rule(Tensor.expand_as, filled=True)
 def _expand_as(func: Any, args: Any, kwargs: Any) -> Any:
-    x, other = args[0], _argument(args, kwargs, 1, "other")
+    x, other = args[0], argument(args, kwargs, 1, "other")
     return x.expand(other.shape)
 
 
 @rule(F.pad)
 def _pad(func: Any, args: Any, kwargs: Any) -> Any:
     """Padding of space with zeros keeps the list; padding of channels (a shortcut to more filters) shifts it."""
-    x, pad = args[0], list(_argument(args, kwargs, 1, "pad", ()))
-    mode, value = _argument(args, kwargs, 2, "mode", "constant"), _argument(args, kwargs, 3, "value")
+    x, pad = args[0], list(argument(args, kwargs, 1, "pad", ()))
+    mode, value = argument(args, kwargs, 2, "mode", "constant"), argument(args, kwargs, 3, "value")
     behind = 2 * (x.dim() - 2)
     if mode != "constant":
         fits = len(pad) <= behind and x.live.count
@@ -182,12 +213,12 @@ def _narrow(func: Any, args: Any, kwargs: Any) -> Any:
     if not 0 <= start <= start + length <= size:
         return NotImplemented
     part = _channels(x, start, start + length) if dim == 1 else (x.compact.narrow(dim, start, length), x.live)
-    return x.view_of(*part, _replay(func, args, kwargs))
+    return x.view_of(*part, replay_of(func, args, kwargs))
 
 
 @rule(torch.chunk, Tensor.chunk, filled=True)
 def _chunk(func: Any, args: Any, kwargs: Any) -> Any:
-    x, chunks, dim = args[0], _argument(args, kwargs, 1, "chunks"), _argument(args, kwargs, 2, "dim", 0)
+    x, chunks, dim = args[0], argument(args, kwargs, 1, "chunks"), argument(args, kwargs, 2, "dim", 0)
     if not isinstance(chunks, int) or chunks < 1:
         return NotImplemented
     return _split_by(x, max(1, -(-x.shape[dim] // chunks)), dim, _replay_part(func, args, kwargs))
@@ -196,11 +227,11 @@ def _chunk(func: Any, args: Any, kwargs: Any) -> Any:
 @rule(torch.split, Tensor.split, filled=True)
 def _split(func: Any, args: Any, kwargs: Any) -> Any:
     sizes = args[1] if len(args) > 1 else kwargs.get("split_size_or_sections", kwargs.get("split_size"))
-    return _split_by(args[0], sizes, _argument(args, kwargs, 2, "dim", 0), _replay_part(func, args, kwargs))
+    return _split_by(args[0], sizes, argument(args, kwargs, 2, "dim", 0), _replay_part(func, args, kwargs))
 
 
 def _replay_part(func: Any, args: Any, kwargs: Any) -> Callable[[int], Callable[[Tensor], Tensor]]:
-    return lambda part: _replay(func, args, kwargs, part)
+    return lambda part: replay_of(func, args, kwargs, part)
 
 
 def _split_by(x: LiveTensor, sizes: Any, dim: int, replay: Callable[[int], Callable[[Tensor], Tensor]]) -> Any:
@@ -230,7 +261,7 @@ def _getitem(func: Any, args: Any, kwargs: Any) -> Any:
     if len(parts) == 1 and isinstance(parts[0], Tensor):
         one = not isinstance(parts[0], LiveTensor) and parts[0].dim() == 1
         return wrap(x.compact[index], x.live, x.fill) if one else NotImplemented
-    parts = _spelled_out(parts, x.dim())
+    parts = spelled_out(parts, x.dim())
     if len(parts) < 2 or not all(isinstance(part, slice) for part in parts[:2]):
         return NotImplemented
     if any(part is not None and type(part) not in (slice, int) for part in parts[2:]):
@@ -240,10 +271,10 @@ def _getitem(func: Any, args: Any, kwargs: Any) -> Any:
         return NotImplemented
     live, first, count = x.live.slice(start, max(start, stop))
     compact = x.compact[(parts[0], slice(first, first + count), *parts[2:])]
-    return x.view_of(compact, live, _replay(func, args, kwargs))
+    return x.view_of(compact, live, replay_of(func, args, kwargs))
 
 
-def _spelled_out(parts: Sequence[Any], rank: int) -> list[Any]:
+def spelled_out(parts: Sequence[Any], rank: int) -> list[Any]:
     """An index in which slices stand for its Ellipsis and for the dimensions that it leaves out."""
     given = sum(part is not None and part is not Ellipsis for part in parts)
     at = next((i for i, part in enumerate(parts) if part is Ellipsis), len(parts))
