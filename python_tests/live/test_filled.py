@@ -32,31 +32,27 @@ MAKES = {
     "logsigmoid": F.logsigmoid, "exp": torch.exp, "softplus": F.softplus, "softplus beta": nn.Softplus(2.0),
     "cos": torch.cos, "+ 1": lambda x: x + 1, "1 + x": lambda x: 1 + x, "add alpha": lambda x: torch.add(x, 1, alpha=2),
     "- 1": lambda x: x - 1, "1 - x": lambda x: 1 - x, "rsub": lambda x: torch.rsub(x, 3),
-    "clamp": lambda x: x.clamp(1, 2),
-    "clamp min": lambda x: torch.clamp(x, min=0.1), "clamp_min": lambda x: x.clamp_min(0.1), "pow": lambda x: x.pow(0),
-    "2 ** x": lambda x: 2**x, "hardtanh": lambda x: F.hardtanh(x, 0.5, 1), "threshold": lambda x: F.threshold(x, 1, 7),
+    "clamp": lambda x: x.clamp(1, 2), "clamp min": lambda x: torch.clamp(x, min=0.1),
+    "clamp_min": lambda x: x.clamp_min(0.1), "pow": lambda x: x.pow(0), "2 ** x": lambda x: 2**x,
+    "hardtanh": lambda x: F.hardtanh(x, 0.5, 1), "threshold": lambda x: F.threshold(x, 1, 7),
 }  # fmt: skip
 KEEPS = {
     "relu": F.relu, "tanh": torch.tanh, "relu6": F.relu6, "gelu": F.gelu, "sqrt": torch.sqrt, "log": torch.log,
     "rsqrt": torch.rsqrt, "pow": lambda g: g**2, "- 1": lambda g: g - 1, "1 - g": lambda g: 1 - g,
-    "* 2": lambda g: g * 2,
-    "2 * g": lambda g: 2 * g, "/ 6": lambda g: g / 6, "1 / g": lambda g: 1 / g, "neg": lambda g: -g,
-    "sigmoid": torch.sigmoid, "clone": torch.clone, "contiguous": lambda g: g.contiguous(),
-    "float": lambda g: g.float(),
-    "bfloat16": lambda g: g.bfloat16().double(), "to": lambda g: g.to(torch.float32, copy=True),
-    "cpu": lambda g: g.cpu(),
-    "type_as": lambda g: g.type_as(torch.ones(1)), "detach": lambda g: g.detach(),
-    "mean": lambda g: g.mean((2, 3)), "mean keepdim": lambda g: g.mean((2, 3), keepdim=True),
-    "amax": lambda g: g.amax(3),
+    "* 2": lambda g: g * 2, "2 * g": lambda g: 2 * g, "/ 6": lambda g: g / 6, "1 / g": lambda g: 1 / g,
+    "neg": lambda g: -g, "sigmoid": torch.sigmoid, "clone": torch.clone, "contiguous": lambda g: g.contiguous(),
+    "float": lambda g: g.float(), "bfloat16": lambda g: g.bfloat16().double(),
+    "to": lambda g: g.to(torch.float32, copy=True), "cpu": lambda g: g.cpu(),
+    "type_as": lambda g: g.type_as(torch.ones(1)), "detach": lambda g: g.detach(), "mean": lambda g: g.mean((2, 3)),
+    "mean keepdim": lambda g: g.mean((2, 3), keepdim=True), "amax": lambda g: g.amax(3),
     "adaptive": lambda g: F.adaptive_avg_pool2d(g, 2), "max pool": lambda g: F.max_pool2d(g, 3, 2, 1),
     "view": lambda g: g.view(N, C, -1), "flatten": lambda g: g.flatten(1), "reshape": lambda g: g.reshape(N, C, W, H),
     "squeeze": lambda g: g.mean((2, 3), True).squeeze(), "unsqueeze": lambda g: g.unsqueeze(-1),
     "new dimensions": lambda g: g.amax(3)[:, :, :, None], "expand": lambda g: g.mean((2, 3), True).expand(-1, -1, H, W),
     "expand_as": lambda g: g.mean(3, True).expand_as(torch.ones(N, C, H, W)), "slice": lambda g: g[:, 1:4],
     "images": lambda g: g[torch.tensor([1, 1, 0])], "narrow": lambda g: g.narrow(1, 1, 4),
-    "permute": lambda g: g.permute(0, 1, 3, 2),
-    "chunk": lambda g: g.chunk(2, 1), "split": lambda g: g.split([1, 2, 3], 1),
-    "transpose": lambda g: g.transpose(2, 3),
+    "permute": lambda g: g.permute(0, 1, 3, 2), "chunk": lambda g: g.chunk(2, 1),
+    "split": lambda g: g.split([1, 2, 3], 1), "transpose": lambda g: g.transpose(2, 3),
 }  # fmt: skip
 
 
@@ -66,7 +62,7 @@ def written(x):
 
 
 FULL_WIDTH = {
-    "softmax": lambda g: g.softmax(1), "cat": lambda g: torch.cat([g, g], 1), "pad": lambda g: F.pad(g, (1, 1)),
+    "softmax": lambda g: g.softmax(1), "pad": lambda g: F.pad(g, (1, 1)),
     "avg pool": lambda g: F.avg_pool2d(g, 3, 1, 1), "sum": lambda g: g.sum((2, 3)), "sum of all": lambda g: g.sum(),
     "mean over channels": lambda g: g.mean(1, True), "log(0)": lambda g: (g - 0.5).abs().log().clamp(-9, 9),
     "relu_": lambda g: (g * 1).relu_(), "mul_": lambda g: (g * 1).mul_(3),
@@ -108,18 +104,33 @@ PRODUCTS = {
 WIDE = {  # with an operand that has all channels: nothing falls back, the result is a plain tensor
     "plain * gate": lambda o: o.plain * o.x.sigmoid(), "gate * plain": lambda o: o.x.sigmoid() * o.plain,
     "plain * pooled": lambda o: o.plain * o.x.mean((2, 3), True).sigmoid(),
-    "gate / plain": lambda o: o.x.exp() / o.plain,
-    "plain + gate": lambda o: o.plain + o.x.sigmoid(), "gate - channel gate": lambda o: o.x.sigmoid() - o.channel_gate,
+    "gate / plain": lambda o: o.x.exp() / o.plain, "plain + gate": lambda o: o.plain + o.x.sigmoid(),
+    "gate - channel gate": lambda o: o.x.sigmoid() - o.channel_gate,
     "plain in place": lambda o: (o.plain * 1).mul_(o.x.sigmoid()),
 }  # fmt: skip
 MIXED = {
     "x - narrow": lambda o: o.x.sigmoid() * o.narrow[:, :1],
     "gate.mul_(x)": lambda o: (o.x.sigmoid() * 1).mul_(o.other),
     "float * double": lambda o: o.x.sigmoid().float() + o.other,
-    "rank": lambda o: o.x.sigmoid() * o.column, "cat": lambda o: torch.cat([o.x, o.other.sigmoid()], 1),
+    "rank": lambda o: o.x.sigmoid() * o.column, "cat of images": lambda o: torch.cat([o.x, o.other.sigmoid()]),
     "where": lambda o: torch.where(o.x > 0, o.x, o.other.sigmoid()),
     "addcmul": lambda o: torch.addcmul(o.x, o.x, o.other.exp()),
     "out": lambda o: torch.mul(o.x, o.other.exp(), out=torch.empty(0).double()) if not o.grad else o.x.exp() @ o.row,
+}  # fmt: skip
+
+
+CATS = {
+    "gates": lambda o: torch.cat([o.x.sigmoid(), o.other.sigmoid()], 1),
+    "x and gate": lambda o: torch.cat([o.x, o.other.exp()], 1),
+    "gate and x": lambda o: torch.cat([o.other.sigmoid(), o.x, o.x], 1),
+    "and plain": lambda o: torch.cat([o.x.exp(), o.plain], 1),
+    "plain first": lambda o: torch.cat([o.plain, o.x.exp()], -3),
+    "two constants": lambda o: torch.cat([o.x.exp(), o.other.sigmoid()], 1),
+    "images": lambda o: torch.cat([o.x.sigmoid(), o.other.sigmoid(), o.more.sigmoid()]),
+    "pixels": lambda o: torch.cat([o.x.sigmoid(), o.other.sigmoid()], 3),
+    "plain images": lambda o: torch.cat([o.x.exp(), o.plain]),
+    "pooled": lambda o: torch.cat([o.x.mean((2, 3)).sigmoid(), o.other.mean((2, 3)).sigmoid()], 1),
+    "stack": lambda o: torch.stack([o.x.sigmoid(), o.other.sigmoid()], 1).sum(1),
 }  # fmt: skip
 
 
@@ -171,6 +182,20 @@ def test_without_a_rule(name):
 def test_products_are_live(name, layout):
     results, fallbacks = assert_as_plain(PRODUCTS[name], layout=layout)
     assert not fallbacks and type(results[0]) is LiveTensor
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("name", CATS)
+def test_cat(name, layout):
+    results, fallbacks = assert_as_plain(CATS[name], layout=layout)
+    assert not fallbacks and (type(results[0]) is torch.Tensor) == (name == "plain images")
+
+
+def test_a_cat_keeps_the_constant_of_most_channels():
+    o = Operands(True)
+    y = torch.cat([o.x, o.other.sigmoid()], 1)  # 2 and 3 of 6 are dead
+    assert y.fill == 0.5 and y.live.count == 6 + 3
+    assert torch.cat([o.other, o.x.sigmoid()], 1).fill == 0
 
 
 def test_a_product_has_the_list_of_its_live_operand():

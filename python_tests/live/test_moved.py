@@ -192,6 +192,17 @@ def test_what_is_dead_in_all_groups_stays_out():
     assert gate.live.host.tolist() == [0, 1, 3, 4] and gate.fill == 0.5 and type(gate.source) is FilledTensor
 
 
+def test_a_plain_gate_of_pooled_channels():
+    """Efficient channel attention: its convolution over channels has all of them, its product the live ones."""
+
+    def f(o):
+        gate = F.conv1d(o.x.mean((2, 3)).view(N, 1, -1), o.values(1, 1, 3), padding=1).sigmoid()
+        return o.x * gate.view(N, -1, 1, 1).expand_as(o.x)
+
+    results, fallbacks = assert_as_plain(f)
+    assert fallbacks == ["conv1d"] and type(results[0]) is LiveTensor
+
+
 def test_a_shuffle_keeps_the_number_of_live_channels():
     x = Operands(True, x=(0, 1, 5)).x
     y = groups(x).transpose(1, 2).reshape(N, C, H, W)

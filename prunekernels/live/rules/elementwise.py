@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Number
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ..channel_list import LiveList, align_of
 from ..channel_ops import FLOATS, ops, regroup
-from ..tensor import LiveTensor, wrap
+from ..tensor import FilledTensor, LiveTensor, wrap
 from .pointwise import constant, in_place_or_wrapped, rule, writes
 
 
@@ -83,14 +84,20 @@ def _factor(x: LiveTensor, b: Tensor) -> Tensor | None:
         return b
     if b.dim() > x.dim():
         return None
-    size = b.shape[b.dim() - 1 - behind]
+    at = b.dim() - 1 - behind
+    size = b.shape[at]
     if size == 1:
         return b
     if size != channels:
         return None
+    for dim in range(-behind, 0):
+        if b.stride(dim) == 0 and b.shape[dim] == x.compact.shape[dim] > 1:
+            b = b.narrow(dim, 0, 1)  # what an expanded tensor repeats is not gathered
+    if b.stride(at) == 0 and size > 1:
+        return b.narrow(at, 0, 1)
     if b.dim() == 4 and b.dtype in FLOATS:
         return regroup(b, LiveList.all(channels), x.live)
-    return b.index_select(b.dim() - 1 - behind, x.live.rows(b.device))
+    return b.index_select(at, x.live.rows(b.device))
 
 
 @rule(torch.mul, Tensor.mul, Tensor.mul_, torch.multiply, Tensor.multiply, Tensor.multiply_)
@@ -129,7 +136,7 @@ def _div(func: Any, args: Any, kwargs: Any) -> Any:
     return NotImplemented if factor is None else in_place_or_wrapped(a, func(a.compact, factor, **rest(kwargs)))
 
 
-@rule(torch.cat, torch.concat, torch.concatenate)
+@rule(torch.cat, torch.concat, torch.concatenate, filled=True)
 def _cat(func: Any, args: Any, kwargs: Any) -> Any:
     tensors = args[0]
     dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
@@ -138,14 +145,29 @@ def _cat(func: Any, args: Any, kwargs: Any) -> Any:
     rank = tensors[0].dim()
     if rank < 2 or not -rank <= dim < rank or any(t.dim() != rank for t in tensors):
         return NotImplemented
-    operands = [parts(t) for t in tensors]
+    fill = _fill_of(tensors)
+    other = [isinstance(t, LiveTensor) and t.fill != fill and not t.live.full for t in tensors]
+    if dim % rank != 1 and any(other):
+        return NotImplemented
+    operands = [parts(t.to_dense() if wide else t) for t, wide in zip(tensors, other, strict=True)]
     lists = [live for _, live in operands]
     if dim % rank == 1:
-        return wrap(torch.cat([compact for compact, _ in operands], 1), LiveList.cat(lists))
+        return wrap(torch.cat([compact for compact, _ in operands], 1), LiveList.cat(lists), fill)
     if any(live.channels != lists[0].channels for live in lists):
         return NotImplemented
     union = lists[0]
     for live in lists[1:]:
         union = union.union(live)
     union = union.aligned(align_of(tensors[0].device))
-    return wrap(torch.cat([regroup(compact, live, union) for compact, live in operands], dim), union)
+    return wrap(torch.cat([regroup(compact, live, union, fill) for compact, live in operands], dim), union, fill)
+
+
+def _fill_of(tensors: Sequence[Tensor]) -> float:
+    """The constant that most dead channels of these tensors hold."""
+    if not any(type(t) is FilledTensor for t in tensors):
+        return 0.0
+    dead = dict.fromkeys((t.fill for t in tensors if isinstance(t, LiveTensor)), 0)
+    for t in tensors:
+        if isinstance(t, LiveTensor):
+            dead[t.fill] += t.live.channels - t.live.count
+    return max(dead, key=dead.__getitem__)
