@@ -65,9 +65,9 @@ FULL_WIDTH = {
     "softmax": lambda g: g.softmax(1), "pad": lambda g: F.pad(g, (1, 1)),
     "avg pool": lambda g: F.avg_pool2d(g, 3, 1, 1), "sum": lambda g: g.sum((2, 3)), "sum of all": lambda g: g.sum(),
     "mean over channels": lambda g: g.mean(1, True), "log(0)": lambda g: (g - 0.5).abs().log().clamp(-9, 9),
-    "relu_": lambda g: (g * 1).relu_(), "mul_": lambda g: (g * 1).mul_(3),
+    "mul_": lambda g: (g * 1).mul_(3),
     "nn.ReLU": lambda g: F.relu(g * 1, inplace=True),
-    "+=": lambda g: (g * 1).add_(1),
+    "+=": lambda g: (g * 1).add_(1), "clamp_": lambda g: (g * 1).clamp_(0.6, 1),
     "acos(1)": lambda g: (2 * g).clamp(-1, 1).detach().acos(), "compare": lambda g: g > 0.5, "int": lambda g: g.int(),
     "linear": lambda g: F.linear(g.flatten(1), torch.ones(3, C * H * W).double()),
     "conv": lambda g: F.conv2d(g, torch.ones(3, C, 1, 1).double()),
@@ -78,6 +78,10 @@ FULL_WIDTH = {
     "interpolate": lambda g: F.interpolate(g, scale_factor=2),
     "norm": lambda g: F.batch_norm(g, None, None, training=True),
     "setitem": lambda g: written(g * 1), "einsum": lambda g: torch.einsum("nchw,nchv->nwv", g, g),
+}  # fmt: skip
+IN_PLACE = {  # where the constant stays what it is
+    "relu_": lambda g: g.relu_(), "abs_": torch.abs_, "+= 0": lambda g: g.__iadd__(0),
+    "clamp_": lambda g: g.clamp_(0, 1), "*= 1": lambda g: g.mul_(1), "-= 0": lambda g: g.sub_(0.0),
 }  # fmt: skip
 PRODUCTS = {
     "gate": lambda o: o.x * o.other.sigmoid(), "gate first": lambda o: o.other.sigmoid() * o.x,
@@ -170,6 +174,17 @@ def test_the_constant_is_rounded_as_the_channels_are(dtype):
 def test_what_keeps_a_constant(name, layout):
     if layout == "nchw" or name not in ("view", "reshape"):
         assert_filled(lambda o: KEEPS[name](o.x.sigmoid()), layout=layout)
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_in_place(name):
+    def f(o):
+        gate = o.x.sigmoid() * 1
+        shown = gate.view(N, C, -1)
+        assert IN_PLACE[name](gate) is gate
+        return gate, shown
+
+    assert_filled(f)
 
 
 @pytest.mark.parametrize("name", FULL_WIDTH)

@@ -95,7 +95,7 @@ LAST = {
 IN_PLACE = {
     "relu_": lambda m: m.relu_(), "mul_": lambda m: m.mul_(2), "*=": lambda m: m.__imul__(3), "/=": lambda m: m.div_(2),
     "clamp_": lambda m: m.clamp_(-1, 1), "F.relu": lambda m: F.relu(m, inplace=True), "neg_": torch.neg_,
-    "add_": lambda m: m.add_(m.relu()),
+    "add_": lambda m: m.add_(m.relu()), "+= 0": lambda m: m.__iadd__(0),
 }  # fmt: skip
 FULL_WIDTH = {
     "softmax": lambda m: m.softmax(-1), "mean of all": lambda m: m.mean(), "mean over channels": lambda m: m.mean(-1),
@@ -221,8 +221,9 @@ def test_linear_reads_live_channels(operands):
     assert_as_plain(f, x=())
 
 
-def test_a_sum_with_plain_channels_is_plain():
-    results, fallbacks = assert_as_plain(lambda o: last(o.x) + last(o.plain))
+@pytest.mark.parametrize("f", [lambda o: last(o.x) + last(o.plain), lambda o: (last(o.plain) * 1).add_(last(o.x))])
+def test_a_sum_with_plain_channels_is_plain(f):
+    results, fallbacks = assert_as_plain(f)
     assert not fallbacks and type(results[0]) is torch.Tensor
 
 

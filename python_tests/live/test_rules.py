@@ -76,7 +76,8 @@ IN_PLACE = {
     "leaky_relu_": F.leaky_relu_, "elu": nn.ELU(inplace=True), "clamp_": lambda x: x.clamp_(-1, 1),
     "mul_": lambda x: x.mul_(2), "*=": lambda x: x.__imul__(0.5), "div_": lambda x: x.div_(4),
     "neg_": lambda x: x.neg_(), "/=": lambda x: x.__itruediv__(4), "dropout": lambda x: F.dropout(x, 0.0, True, True),
-    "tanh_": torch.tanh_,
+    "tanh_": torch.tanh_, "+= 0": lambda x: x.__iadd__(0), "-= 0": lambda x: x.sub_(0.0),
+    "clamp_min_": lambda x: x.clamp_min_(-0.5),
 }  # fmt: skip
 FULL_WIDTH = {
     "softmax": lambda x: x.softmax(1), "mean of all": lambda x: x.mean(),
@@ -290,6 +291,20 @@ def test_joins_in_place(name, second):
 
     results, fallbacks = assert_as_plain(f)
     assert not fallbacks and type(results[0]) is LiveTensor
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("name", JOINS_IN_PLACE)
+def test_joins_of_a_plain_tensor_in_place(name, layout):
+    """Nothing falls back: the result has all channels."""
+
+    def f(o):
+        y = o.plain * 1
+        assert JOINS_IN_PLACE[name](y, o.other) is y
+        return y
+
+    results, fallbacks = assert_as_plain(f, layout=layout)
+    assert not fallbacks and type(results[0]) is torch.Tensor
 
 
 @pytest.mark.parametrize("change", ["same", "other", "plain", "relu_", "number", "sigmoid_", "setitem"])

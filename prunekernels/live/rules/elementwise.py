@@ -29,6 +29,8 @@ def _sum(func: Any, args: Any, kwargs: Any, sign: int) -> Any:
         x, y = a.compact, b.compact
         if x.dim() == y.dim() and (x.shape == y.shape or not writes(func)):
             return in_place_or_wrapped(a, func(x, y, **rest(kwargs)))
+    if type(a) is Tensor and writes(func) and a.shape == b.shape:
+        return func(a, b.to_dense(), **rest(kwargs))  # type: ignore[attr-defined]
     alpha = kwargs.get("alpha", 1)
     if a.shape != b.shape or a.dim() < 2 or not isinstance(alpha, (int, float)):
         return NotImplemented
@@ -106,8 +108,10 @@ def _mul(func: Any, args: Any, kwargs: Any) -> Any:
     if len(args) > 2:
         return NotImplemented
     if type(a) is not LiveTensor:
-        if writes(func) or not isinstance(a, (Tensor, Number)):
+        if not isinstance(a, (Tensor, Number)):
             return NotImplemented
+        if writes(func):
+            return func(a, b.to_dense()) if type(a) is Tensor and a.shape == b.shape else NotImplemented
         a, b = b, a
     if _is_scalar(b):
         return in_place_or_wrapped(a, func(a.compact, b))

@@ -78,8 +78,10 @@ def _arithmetic(func: Any, args: Any, kwargs: Any) -> Any:
     """On the source tensors of both operands, if they are rearranged alike, and of what a plain operand has there."""
     a, b = args[0], args[1] if len(args) > 1 else kwargs.get("other")
     x = a if isinstance(a, MovedTensor) else b
-    if len(args) > 2 or not isinstance(x, MovedTensor) or (writes(func) and x is not a):
+    if len(args) > 2 or not isinstance(x, MovedTensor):
         return NotImplemented
+    if writes(func) and x is not a:
+        return func(a, x.to_dense(), **rest(kwargs)) if type(a) is Tensor and a.shape == x.shape else NotImplemented
     first, second = _operand(a, x), _operand(b, x)
     if first is None or second is None:
         return NotImplemented

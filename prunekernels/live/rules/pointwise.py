@@ -78,12 +78,15 @@ POINTWISE = [
 
 @rule(*POINTWISE, filled=True)
 def constant(func: Any, args: Any, kwargs: Any) -> Any:
-    """f of each element alone: all dead channels become f(0), or f(fill)."""
+    """f of each element alone: all dead channels become f(0), or f(fill). In place they have to hold what they held."""
     x, behind = args[0], tuple(args[1:])
-    if not isinstance(x, LiveTensor) or writes(func):
+    if not isinstance(x, LiveTensor):
         return NotImplemented
     value = value_of(func, (x.fill,), x.compact.dtype, behind, kwargs)
-    return NotImplemented if value is None else wrap(func(x.compact, *behind, **kwargs), x.live, value)
+    if value is None or (writes(func) and value != x.fill):
+        return NotImplemented
+    y = func(x.compact, *behind, **kwargs)
+    return x.replace_storage(y, x.live) if writes(func) else wrap(y, x.live, value)
 
 
 def writes(func: Any) -> bool:
@@ -109,7 +112,8 @@ def _value(
 ) -> float | None:
     with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad(), torch._C._DisableFuncTorch():
         leaves = [torch.tensor([fill], dtype=dtype, device="cpu", requires_grad=True) for fill in fills]
-        y = func(*leaves, *args, **dict(kwargs))
+        first, *others = leaves
+        y = func(first.clone() if writes(func) else first, *others, *args, **dict(kwargs))
         slopes = torch.autograd.grad(y, leaves) if y.requires_grad else ()
     finite = y.dtype in FLOATS and all(bool(t.isfinite()) for t in (y, *slopes))
     return y.item() if finite else None
