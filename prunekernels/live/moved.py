@@ -160,7 +160,7 @@ class MovedTensor(FilledTensor):
 
     def unfilled(self, op: str) -> Tensor:
         """The full-width tensor, recorded as a fallback of an operation that reads channels in dimension 1."""
-        record(f"{op} (channels that are not dimension 1)")
+        record(f"{op} (channels that hold {self.fill:.4g})" if self.fill else f"{op} (channels in other dimensions)")
         return self.to_dense()
 
 

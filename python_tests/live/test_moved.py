@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from cases.live import C, H, N, Operands, W, X, assert_as_plain, assert_falls_back
-from prunekernels.live import LiveTensor
+from prunekernels.live import LiveList, LiveTensor
 from prunekernels.live.moved import MovedTensor
-from prunekernels.live.tensor import FilledTensor
+from prunekernels.live.tensor import FilledTensor, wrap
 
 
 def last(x):
@@ -201,6 +201,22 @@ def test_a_plain_gate_of_pooled_channels():
 
     results, fallbacks = assert_as_plain(f)
     assert fallbacks == ["conv1d"] and type(results[0]) is LiveTensor
+
+
+def test_lists_with_padding():
+    """What lists are padded with stays padding, wherever its channels go, and adds to no other list."""
+    live = LiveList.of_mask(torch.tensor([False, True, False, False, True, True, False, False]))
+    padded = live.aligned(4)
+    values = torch.randn(2, 4, 3, 3).double() * padded.is_live(torch.device("cpu")).view(-1, 1, 1)
+    x = wrap(values, padded)
+    shuffled = groups(x).transpose(1, 2).reshape(x.shape)
+    assert shuffled.live.is_padded and shuffled.live.count == 4
+    assert shuffled.live.unpadded.host.tolist() == [1, 2, 3]
+    assert torch.equal(shuffled.to_dense(), groups(x.to_dense()).transpose(1, 2).reshape(x.shape))
+    for f in (lambda g: g.sum(1), lambda g: g.softmax(1), lambda g: (g * g.softmax(1)).amax(1)):
+        got, want = f(groups(x)), f(groups(x.to_dense()))
+        assert isinstance(got, LiveTensor) and got.live.unpadded.count == got.live.count
+        torch.testing.assert_close(got.to_dense(), want)
 
 
 def test_a_shuffle_keeps_the_number_of_live_channels():

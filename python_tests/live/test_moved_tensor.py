@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+import prunekernels as pk
 from cases.live import C, H, N, Operands, W, X, assert_as_plain
 from live.test_moved import WHERES, groups, last
 from prunekernels.live import LiveList, LiveTensor, channels_last_of, recording, wrap_last
@@ -201,6 +202,23 @@ def test_values_of_channels_last(size):
     assert not x.to_dense()[..., ::2].any()
     compact.sum().backward()
     assert torch.equal(values.grad, torch.ones_like(values))
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_layers_get_full_width(gate):
+    """Of channels that are not in dimension 1."""
+    m = last(Operands(True).x.float())
+    m = m.sigmoid() if gate else m
+    conv, norm = pk.MaskedConv2d(m.shape[1], 4, 1), pk.MaskedBatchNorm2d(m.shape[1])
+    norm.set_mask(torch.arange(m.shape[1]) > 0)
+    pk.flow(torch.nn.Sequential(conv, norm))
+    for layer, op in ((conv, "conv2d"), (norm, "batch_norm")):
+        with recording() as fallbacks:
+            y = layer(m)
+        why = "that hold 0.5" if gate else "in other dimensions"
+        assert [row["op"] for row in fallbacks] == [f"{op} (channels {why})"]
+        want = layer(m.to_dense())
+        assert torch.equal(*(t.to_dense() if isinstance(t, LiveTensor) else t for t in (y, want)))
 
 
 def test_values_elsewhere():
