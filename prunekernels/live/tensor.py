@@ -293,6 +293,7 @@ class ViewGroup:
     def add(self, view: LiveTensor, parent: LiveTensor, replay: Callable[[Tensor], Tensor]) -> None:
         """Takes in a view of the root or of another view. replay: makes it of the parent at full width."""
         outer = next((made for ref, made in self.views if ref() is parent), None)
+        self.views = [each for each in self.views if each[0]() is not None]
         self.views.append((weakref.ref(view), replay if outer is None else lambda dense: replay(outer(dense))))
         view._view_group = self
 

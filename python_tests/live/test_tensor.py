@@ -81,6 +81,14 @@ def test_lists_stay_one_object(clone):
     assert clone(known) is known and clone([known, known]) == [known, known]
 
 
+def test_views_that_are_gone_are_forgotten():
+    x = live()
+    kept = x.flatten(2)
+    for _ in range(20):
+        x.flatten(2)
+    assert kept._group() is x._group() and len(x._group().views) <= 2
+
+
 def test_a_list_that_outlives_many_does_not_keep_them_all():
     everything = LiveList.all(64)
     for i in range(2000):
