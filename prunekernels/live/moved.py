@@ -62,6 +62,15 @@ def arrange(x: Tensor, axes: Axes) -> Tensor:
     return x.permute(_order(axes, x.dim())[0])
 
 
+def _arranged(size: tuple[int, ...], strides: tuple[int, ...], axes: Axes) -> tuple[list[int], list[int]]:
+    """The size and the strides of arrange(x) for an x of this size and these strides."""
+    if len(axes.split) > 1:
+        of_factors = [strides[1] * math.prod(axes.split[i + 1 :]) for i in range(len(axes.split))]
+        size, strides = (size[0], *axes.split, *size[2:]), (strides[0], *of_factors, *strides[2:])
+    order = _order(axes, len(size))[0]
+    return [size[dim] for dim in order], [strides[dim] for dim in order]
+
+
 def undo(x: Tensor, axes: Axes) -> Tensor:
     """The rearranged tensor -> [A, C, *B]."""
     x, factors = x.permute(_order(axes, x.dim())[1]), len(axes.split)
@@ -88,9 +97,8 @@ class MovedTensor(FilledTensor):
 
     @staticmethod
     def __new__(cls, source: LiveTensor, axes: Axes) -> MovedTensor:  # type: ignore[misc]
-        shown = arrange(torch.empty_strided(source.shape, source.stride(), device="meta"), axes)
-        compact = source._compact
-        self: MovedTensor = autograd._bare(cls, compact, shown.shape, shown.stride())
+        size, strides = _arranged(source.shape, source.stride(), axes)
+        self: MovedTensor = autograd._bare(cls, source._compact, size, strides)
         self.axes, self._source, self._dense = axes, source, None
         self._attach()
         self._may_get_history = not torch.is_grad_enabled()
