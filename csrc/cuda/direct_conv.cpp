@@ -17,10 +17,12 @@ IgemmTile pick_tile(const CudaCall& call, bool forward, bool listed) {
   const ConvShape& s = call.shape;
   const int64_t pixels = s.N * (forward ? s.out_pixels() : s.in_pixels());
   const int64_t live = (forward ? call.mask.out() : call.mask.in()).live;
+  const Element element = element_of(call.dtype);
+  const bool vectors = (forward ? call.mask.in() : call.mask.out()).view(element).vectors;
   const int multiprocessors = forced_tiles::multiprocessors();
   return forced_tiles::tile(
-      listed ? block_sparse_tile(pixels, live, mask_block(call.mask, forward, element_of(call.dtype)), multiprocessors)
-             : igemm_tile(pixels, live, multiprocessors));
+      listed ? block_sparse_tile(pixels, live, vectors, mask_block(call.mask, forward, element), multiprocessors)
+             : igemm_tile(pixels, live, vectors, multiprocessors));
 }
 
 at::Tensor igemm(const CudaCall& call, bool forward, const at::Tensor& operand, const at::Tensor& weight,

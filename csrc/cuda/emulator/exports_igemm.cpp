@@ -53,9 +53,9 @@ int pk_igemm_serves(const int64_t* sizes, bool* serves) {
   return cudaSuccess;
 }
 
-int pk_igemm_tile(int64_t pixels, int64_t channels, int64_t mask_block, int multiprocessors, int* tile) {
-  *tile = static_cast<int>(mask_block == 0 ? igemm_tile(pixels, channels, multiprocessors)
-                                           : block_sparse_tile(pixels, channels, mask_block, multiprocessors));
+int pk_igemm_tile(int64_t pixels, int64_t channels, bool vectors, int64_t mask_block, int multiprocessors, int* tile) {
+  *tile = static_cast<int>(mask_block == 0 ? igemm_tile(pixels, channels, vectors, multiprocessors)
+                                           : block_sparse_tile(pixels, channels, vectors, mask_block, multiprocessors));
   return cudaSuccess;
 }
 }

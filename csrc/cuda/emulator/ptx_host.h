@@ -6,6 +6,11 @@
 
 namespace prunekernels {
 
+template <typename T>
+T kept(T value) {
+  return value;
+}
+
 namespace simt {
 
 struct LdmatrixLane {  // the row that this lane names, and the fragments that it receives
@@ -50,6 +55,8 @@ inline void mma(const char* name, void (*resolve)(void* const*, uint32_t), float
 }
 
 }  // namespace simt
+
+inline uint32_t load_two_bytes(const void* from, bool valid) { return valid ? *static_cast<const uint16_t*>(from) : 0; }
 
 template <int kBytes>
 void cp_async(SharedAddress to, const void* from, bool valid) {

@@ -7,6 +7,7 @@ namespace prunekernels {
 // n / by for n < 2^31, by a multiplication and a shift.
 struct FastDivide {
   uint32_t by, multiplier = 0, shift = 0;
+  FastDivide() : FastDivide(1) {}
   explicit FastDivide(uint32_t divisor) : by(divisor) {
     while ((uint64_t{1} << shift) < by) ++shift;
     multiplier = static_cast<uint32_t>(((uint64_t{1} << 32) * ((uint64_t{1} << shift) - by)) / by + 1);

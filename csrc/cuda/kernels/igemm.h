@@ -17,10 +17,10 @@
 //   flops   2 N P Q taps L M, at the rate of mma.sync (about 60 % of the wgmma rate on sm_90)
 //   grad_weight   bytes 2 (N H W C + N P Q K) + 8 splits M taps L: slices are written, and read again by
 //           unpack_grad_weight
-// Other layers are bound by shared memory bandwidth (64 x 32 warp tiles use 75 % of it at full mma rate) or, with the
-// element loader, by issue slots (about half of which go to the loads). A block takes at most 72 KB of shared memory
-// and 128 registers a thread: two large blocks fit a multiprocessor of sm_80, sm_90 or sm_100. These numbers,
-// igemm_tile() and plan_grad_weight() are estimates from instruction counts, not measured yet.
+// Other layers are bound by mma.sync or shared memory bandwidth (64 x 32 warp tiles use 75 % of it at full mma rate);
+// with the element loader, or small tiles, by issue slots (7 to 23 instructions for each mma). A block takes at most 72
+// KB of shared memory and 128 registers a thread: two large blocks fit a multiprocessor of sm_80, sm_90 or sm_100.
+// These numbers, igemm_tile() and plan_grad_weight() are estimates from instruction counts, not measured yet.
 #pragma once
 
 #include "core/conv_shape.h"
@@ -67,15 +67,17 @@ constexpr int64_t tile_channels(IgemmTile tile) {
   return tile == IgemmTile::m128n128 ? 128 : tile == IgemmTile::m128n64 ? 64 : 32;
 }
 
-// Whether these kernels serve a problem: one group, strides up to 8, and sizes that their 32-bit indices hold.
+// Whether these kernels serve a problem: one group, strides up to 8, kernels up to 15 x 15, and numbers of pixels and
+// of weights that 32-bit indices hold. Tensors may have more than 2^31 elements.
 bool igemm_serves(const ConvShape& shape);
 
 // The tile with the least estimated time for igemm_fwd (pixels = N P Q, channels = live filters) or igemm_grad_input
-// (pixels = N H W, channels = live channels): the number of waves on the device times the cost of a tile.
-IgemmTile igemm_tile(int64_t pixels, int64_t channels, int multiprocessors);
+// (pixels = N H W, channels = live channels): the blocks of the busiest multiprocessor times the cost of one. vectors:
+// whether the operand's list_is_vectors(); other lists cost small tiles more.
+IgemmTile igemm_tile(int64_t pixels, int64_t channels, bool vectors, int multiprocessors);
 // With tile lists there is no m128n128. mask_block: result channels that share their live kernels (a mask's block
 // size).
-IgemmTile block_sparse_tile(int64_t pixels, int64_t channels, int64_t mask_block, int multiprocessors);
+IgemmTile block_sparse_tile(int64_t pixels, int64_t channels, bool vectors, int64_t mask_block, int multiprocessors);
 
 struct IgemmArgs {
   ConvShape shape;  // of the convolution, whatever the direction. C, K and G are not read: the views below count

@@ -6,7 +6,7 @@
 // A block owns kM pixels of one class x kN compact result channels. Of the full-width result it writes the channels
 // from its first live channel up to the next block's first (the first block starts at 0, the last goes to the end), so
 // each element is written once. A warp owns kWarpM x kWarpN sums. A thread loads one vector (or word) for several
-// pixels and filters. Tails: pixels beyond the last are kNowhere, channels beyond the last are zeros; neither is
+// pixels and filters. Tails: pixels beyond the last are kNoPixel, channels beyond the last are zeros; neither is
 // stored.
 #pragma once
 
@@ -36,13 +36,16 @@ PK_DEVICE void fill_tables(const ConvolveParams& p, const AxisWalk& rows, const 
   for (int i = threadIdx.x; i < Tile::kM; i += Tile::kThreads) {
     const int column = (first + i) % columns.count, line = (first + i) / columns.count;
     const int row = line % rows.count, image = line / rows.count;
-    const bool exists = image < p.images;
-    const int y = row * p.step[0], x = column * p.step[1];
-    pixels.set(i,
-               exists ? Pixel{(image * p.operand_rows + y) * p.operand_columns + x, y << 16 | x} : Pixel{0, kNowhere});
-    results.set(i, exists ? (image * p.result_rows + rows.first + row * rows.every) * p.result_columns + columns.first +
-                                column * columns.every
-                          : -1);
+    if (image >= p.images) {
+      pixels.set(i, kNoPixel), results.set(i, -1);
+      continue;
+    }
+    const int y = row * p.step[0] + rows.at, x = column * p.step[1] + columns.at;
+    pixels.set(i, {(image * p.operand_rows + y) * p.operand_columns + x,
+                   kDeadChannel | outside_bits(y, rows.at_step, rows.taps, p.operand_rows) |
+                       outside_bits(x, columns.at_step, columns.taps, p.operand_columns) << kMaxTaps});
+    results.set(i, (image * p.result_rows + rows.first + row * rows.every) * p.result_columns + columns.first +
+                       column * columns.every);
   }
 }
 
@@ -171,9 +174,10 @@ PK_DEVICE void convolve(const ConvolveParams& p) {
   Sums<Tile::kWarpM, Tile::kWarpN> sums;
   start_sums<T>(p, first_filter + warp_column, sums);
 
-  Walk<T, kListed, Operand::kOwn> walk(p, rows, columns, tile, Operand::vector(), Operand::within());
+  Walk<T, kListed, kVectors, Operand::kOwn> walk(p, rows, columns, tile, Operand::vector(), Operand::within());
   Operand operand(pixels);
-  const WeightLoader<T, Tile> weight(first_filter, Operand::weight_line());
+  const WeightLoader<T, Tile> weight(p, first_filter, Operand::weight_line(), Operand::vector());
+  const RowLanes<Math> lanes(warp_row, Tile::kM + warp_column);
   const int steps = walk.steps(rows, columns);
 
   for (int step = 1 - kStages; step < steps; ++step) {  // multiplies from 0 on, loads kStages - 1 ahead
@@ -183,17 +187,16 @@ PK_DEVICE void convolve(const ConvolveParams& p) {
     const bool loads = next < steps;
     const Shared<T> from = stages + (step & (kStages - 1)) * Layout::kStage,
                     to = stages + (next & (kStages - 1)) * Layout::kStage;
-    const Shared<T> a = from + warp_row * kChunk<T>, b = from + (Tile::kM + warp_column) * kChunk<T>;
     if (loads) {
-      weight.start(p, walk, to + Tile::kM * kChunk<T>, Operand::vector());
-      operand.start(p, walk, to, pixels, 0);
+      weight.start(p, walk, to + Tile::kM * kChunk<T>);
+      operand.start(p, walk, to, 0);
     }
-    if (step >= 0) Multiply::slice(sums, a, b, 0);
+    if (step >= 0) Multiply::slice(sums, from, lanes, 0);
     if (Operand::kParts == 2 && loads) {
       operand.finish(to, 0);
-      operand.start(p, walk, to, pixels, 1);
+      operand.start(p, walk, to, 1);
     }
-    if (step >= 0) Multiply::slice(sums, a, b, 1);
+    if (step >= 0) Multiply::slice(sums, from, lanes, 1);
     if (loads) {
       operand.finish(to, Operand::kParts - 1);
       walk.advance(p, rows, columns, Operand::within());

@@ -21,107 +21,126 @@ struct BlockTile {
   static_assert(kM % (16 * kWarpsM) == 0 && kN % (16 * kWarpsN) == 0);
 };
 
-// The operand position that a result pixel would read through a tap with offset 0.
-struct Pixel {
-  int32_t index;   // (image * rows + row) * columns + column
-  int32_t corner;  // row << 16 | column; kNowhere: no tap is inside
+// A pixel as the loaders see it. `outside` has a bit for each row and column of taps that fall outside the tensor, so
+// that one AND tells whether a tap reads it.
+struct alignas(8) Pixel {
+  int32_t index;  // (image * rows + row) * columns + column at the first tap, whether there is such a position or not
+  uint32_t outside;
 };
-constexpr int32_t kNowhere = static_cast<int32_t>(0x80000000);
+constexpr uint32_t kMissing = 1u << 2 * kMaxTaps;  // set where there is no pixel
+constexpr uint32_t kDeadChannel = kMissing << 1;   // set in every pixel: asked for, it stops all reads
+constexpr Pixel kNoPixel{0, ~0u};
 
-PK_DEVICE bool reaches(const ConvolveParams& p, int32_t corner, int at_row, int at_column) {
-  return static_cast<uint32_t>((corner >> 16) + at_row) < static_cast<uint32_t>(p.operand_rows) &&
-         static_cast<uint32_t>(static_cast<int16_t>(corner) + at_column) < static_cast<uint32_t>(p.operand_columns);
+PK_DEVICE uint32_t row_bit(int tap) { return 1u << tap; }
+PK_DEVICE uint32_t column_bit(int tap) { return 1u << (kMaxTaps + tap); }
+
+// Bit i: position at + i * step is not one of size.
+PK_DEVICE uint32_t outside_bits(int at, int step, int taps, int size) {
+  uint32_t bits = 0;
+  for (int i = 0; i < taps; ++i, at += step)
+    bits |= static_cast<uint32_t>(static_cast<uint32_t>(at) >= static_cast<uint32_t>(size)) << i;
+  return bits;
 }
 
 // A thread's position in the reduction. It goes through the taps one by one, and through the vectors of each tap in
 // steps of kChunkVectors.
-template <typename T, bool kListed, int kOwn>
+template <typename T, bool kListed, bool kVectors, int kOwn>
 struct Walk {
-  const int32_t* list;  // vectors of this tile, if kListed
-  int vectors;          // of a tap
-  int place;            // among them
-  int columns_left, rows_left;
-  int at_row, at_column, tap;
-  int vector;         // packed
-  int channel[kOwn];  // the thread's channels of the vector, -1: none. Looked up a step before they are needed
+  const int32_t* list;   // vectors of this tile, if kListed
+  int vectors;           // of a tap
+  int place;             // among them
+  uint32_t row, column;  // bits of the tap; row 0: done
+  int shift;             // from the first tap to this one, in pixels of the operand
+  int weight;            // first element of the tap in a row of weights
+  int vector;            // packed
+  int channel[kOwn];     // the thread's channels of the vector, -1: none. Looked up a step before they are needed
 
   PK_DEVICE Walk(const ConvolveParams& p, const AxisWalk& rows, const AxisWalk& columns, int tile, int first,
                  int within)
-      : place(first), columns_left(columns.taps), rows_left(columns.taps == 0 ? 0 : rows.taps) {
+      : place(first), row(row_bit(0)), column(column_bit(0)), shift(0) {
     list = nullptr;
     vectors = (p.from_live + kVector<T> - 1) / kVector<T>;
     if constexpr (kListed) {
       list = p.list_vectors + p.list_first[tile];
       vectors = p.list_first[tile + 1] - p.list_first[tile];
     }
-    if (vectors == 0) rows_left = 0;
-    at_row = rows.at, at_column = columns.at;
-    tap = rows.tap * p.kernel_columns + columns.tap;
+    if (vectors * rows.taps * columns.taps == 0) row = 0, column = kDeadChannel;
+    weight = (rows.tap * p.kernel_columns + columns.tap) * p.packed_channels;
     settle(p, rows, columns, within);
   }
 
   PK_DEVICE int steps(const AxisWalk& rows, const AxisWalk& columns) const {
     return (rows.taps * columns.taps * vectors + kChunkVectors - 1) / kChunkVectors;
   }
-  PK_DEVICE bool done() const { return rows_left <= 0; }
+  PK_DEVICE bool done() const { return row == 0; }
+  // The bits of a pixel that forbid to read the thread's e-th channel. When done, all pixels have one of them.
+  PK_DEVICE uint32_t forbidding(int e) const { return channel[e] < 0 ? kDeadChannel : row | column; }
   PK_DEVICE void advance(const ConvolveParams& p, const AxisWalk& rows, const AxisWalk& columns, int within) {
     place += kChunkVectors;
     settle(p, rows, columns, within);
   }
 
  private:
+  PK_DEVICE void next_tap(const ConvolveParams& p, const AxisWalk& rows, const AxisWalk& columns) {
+    column <<= 1, shift += columns.at_step, weight += columns.tap_step * p.packed_channels;
+    if (column < column_bit(columns.taps)) return;
+    row = row << 1 & (row_bit(rows.taps) - 1), column = row == 0 ? kDeadChannel : column_bit(0);
+    shift += rows.at_step * p.operand_columns - columns.taps * columns.at_step;
+    weight += (rows.tap_step * p.kernel_columns - columns.taps * columns.tap_step) * p.packed_channels;
+  }
   PK_DEVICE void settle(const ConvolveParams& p, const AxisWalk& rows, const AxisWalk& columns, int within) {
     while (place >= vectors && !done()) {
       place -= vectors;
-      tap += columns.tap_step, at_column += columns.at_step;
-      if (--columns_left > 0) continue;
-      columns_left = columns.taps;
-      --rows_left;
-      tap += rows.tap_step * p.kernel_columns - columns.taps * columns.tap_step;
-      at_row += rows.at_step, at_column = columns.at;
+      next_tap(p, rows, columns);
     }
-    if (done()) {  // later values are never used, but must not overflow
-      tap = vector = 0;
-#pragma unroll
-      for (int i = 0; i < kOwn; ++i) channel[i] = -1;
-      return;
-    }
-    vector = kListed ? list[place] : place;
+    vector = !kListed ? place : place < vectors ? list[place] : 0;
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int position = vector * kVector<T> + within + i;
-      channel[i] = position >= p.from_live ? -1 : p.from_index ? p.from_index[position] : position;
+      channel[i] = position < p.from_listed ? p.from_index[position] : position < p.from_live ? position : -1;
     }
   }
 };
 
 // ---- the operand: kM pixels
 
+// Where the walk's tap reads the channel at a pixel of index 0.
+template <typename T, typename Walk>
+PK_DEVICE const char* first_channel(const ConvolveParams& p, const Walk& walk, int channel) {
+  const auto* at_first_tap = reinterpret_cast<const char*>(kept(static_cast<const T*>(p.operand) + channel));
+  return kept(at_first_tap + static_cast<int64_t>(walk.shift) * p.pixel_bytes);
+}
+
 template <typename T, typename Tile, bool kVectors>
 struct OperandLoader {  // vectors
   static constexpr int kOwn = 1, kParts = 1;
   static constexpr int kLines = Tile::kThreads / kChunkVectors, kRows = Tile::kM / kLines;
+  static constexpr bool kHold = sizeof(T) == 2;  // with floats there are no registers to spare
   static_assert(Tile::kM % kLines == 0 && kLines % 8 == 0, "a thread's rows share a swizzle");
-  Pixel pixels[kRows];
+  int place;             // of its first row in the tile
+  Shared<Pixel> pixels;  // from that row on
+  Pixel held[kHold ? kRows : 1];
 
   PK_DEVICE static int vector() { return threadIdx.x % kChunkVectors; }
   PK_DEVICE static int within() { return 0; }
   PK_DEVICE static int weight_line() { return threadIdx.x / kChunkVectors; }
-  PK_DEVICE explicit OperandLoader(Shared<Pixel> table) {
+  PK_DEVICE explicit OperandLoader(Shared<Pixel> table)
+      : place(row_place<T>(threadIdx.x / kChunkVectors, vector())), pixels(table + threadIdx.x / kChunkVectors) {
+    if constexpr (kHold)
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) pixels[i] = table.get(threadIdx.x / kChunkVectors + i * kLines);
+      for (int i = 0; i < kRows; ++i) held[i] = pixels.get(i * kLines);
   }
 
   template <typename Walk>
-  PK_DEVICE void start(const ConvolveParams& p, const Walk& walk, Shared<T> to, Shared<Pixel>, int) {
-    const int shift = walk.at_row * p.operand_columns + walk.at_column;
-    const T* from = static_cast<const T*>(p.operand) + max(walk.channel[0], 0);  // aligned, used or not
+  PK_DEVICE void start(const ConvolveParams& p, const Walk& walk, Shared<T> to, int) {
+    const char* from = first_channel<T>(p, walk, max(walk.channel[0], 0));  // aligned, used or not
+    const uint32_t forbidding = walk.forbidding(0);
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const bool valid = walk.channel[0] >= 0 && reaches(p, pixels[i].corner, walk.at_row, walk.at_column);
-      const int row = threadIdx.x / kChunkVectors + i * kLines;
-      cp_async<16>(to.address(row_place<T>(row, vector())),
-                   from + static_cast<int64_t>(pixels[i].index + shift) * p.operand_channels, valid);
+      const Pixel pixel = kHold ? held[kHold ? i : 0] : pixels.get(i * kLines);
+      const int index = kHold ? kept(pixel.index) : pixel.index;
+      cp_async<16>(to.address(place + i * kLines * kChunk<T>), from + static_cast<int64_t>(index) * p.pixel_bytes,
+                   (pixel.outside & forbidding) == 0);
     }
   }
   PK_DEVICE void finish(Shared<T>, int) {}
@@ -133,33 +152,37 @@ struct OperandLoader<T, Tile, false> {  // elements: 16 lanes a row, a word each
   static constexpr int kWords = kChunkVectors * 4, kLines = Tile::kThreads / kWords, kRows = Tile::kM / kLines;
   static constexpr bool kByRegisters = sizeof(T) == 2;
   static constexpr int kParts = kByRegisters && kRows > 8 ? kRows / 8 : 1, kPartRows = kRows / kParts;
-  static constexpr int kUnroll = kByRegisters ? kPartRows : 4;
   static_assert(Tile::kM % kLines == 0 && kRows % kParts == 0 && kParts <= kSlices);
-  T values[kByRegisters ? kPartRows * kOwn : 1];
+  static_assert(kLines % 8 == 0, "a thread's rows share a swizzle");
+  int place;             // of its first row in the tile
+  Shared<Pixel> pixels;  // from that row on
+  uint32_t values[kByRegisters ? kPartRows * kOwn : 1];
 
   PK_DEVICE static int vector() { return threadIdx.x / 4 % kChunkVectors; }
   PK_DEVICE static int within() { return threadIdx.x % 4 * kOwn; }
   // Any assignment of the weights' rows serves in which a thread keeps its vector.
   PK_DEVICE static int weight_line() { return threadIdx.x / 16 * 4 + threadIdx.x % 4; }
-  PK_DEVICE explicit OperandLoader(Shared<Pixel>) {}
+  PK_DEVICE explicit OperandLoader(Shared<Pixel> table)
+      : place(kept(row_place<T>(threadIdx.x / kWords, vector()) + within())),
+        pixels(table + kept(threadIdx.x / kWords)) {}
 
-  PK_DEVICE static int row(int part, int i) { return threadIdx.x / kWords + (part * kPartRows + i) * kLines; }
-  PK_DEVICE static int element(int row) { return row_place<T>(row, vector()) + within(); }
+  PK_DEVICE int element(int part, int i) const { return place + (part * kPartRows + i) * kLines * kChunk<T>; }
 
   template <typename Walk>
-  PK_DEVICE void start(const ConvolveParams& p, const Walk& walk, Shared<T> to, Shared<Pixel> table, int part) {
-    const int shift = walk.at_row * p.operand_columns + walk.at_column;
-#pragma unroll kUnroll
-    for (int i = 0; i < kPartRows; ++i) {
-      const Pixel pixel = table.get(row(part, i));
-      const bool valid = reaches(p, pixel.corner, walk.at_row, walk.at_column);
-      const T* from = static_cast<const T*>(p.operand) + static_cast<int64_t>(pixel.index + shift) * p.operand_channels;
-      if constexpr (kByRegisters) {
+  PK_DEVICE void start(const ConvolveParams& p, const Walk& walk, Shared<T> to, int part) {
+    const char* from = first_channel<T>(p, walk, walk.channel[0]);
+    const uint32_t forbidding = walk.forbidding(0), forbidding_second = walk.forbidding(kOwn - 1);
+    const int64_t second = (walk.channel[kOwn - 1] - walk.channel[0]) * static_cast<int64_t>(sizeof(T));
 #pragma unroll
-        for (int e = 0; e < kOwn; ++e)
-          values[i * kOwn + e] = valid && walk.channel[e] >= 0 ? from[walk.channel[e]] : T{0};
+    for (int i = 0; i < kPartRows; ++i) {
+      const Pixel pixel = pixels.get((part * kPartRows + i) * kLines);
+      const char* at = from + static_cast<int64_t>(pixel.index) * p.pixel_bytes;
+      const bool valid = (pixel.outside & forbidding) == 0;
+      if constexpr (kByRegisters) {
+        values[2 * i] = load_two_bytes(at, valid);
+        values[2 * i + 1] = load_two_bytes(at + second, (pixel.outside & forbidding_second) == 0);
       } else {
-        cp_async<4>(to.address(element(row(part, i))), from + walk.channel[0], valid && walk.channel[0] >= 0);
+        cp_async<4>(to.address(element(part, i)), at, valid);
       }
     }
   }
@@ -167,8 +190,7 @@ struct OperandLoader<T, Tile, false> {  // elements: 16 lanes a row, a word each
     if constexpr (kByRegisters)
 #pragma unroll
       for (int i = 0; i < kPartRows; ++i)
-        to.set_vector(element(row(part, i)),
-                      static_cast<uint32_t>(values[2 * i].bits) | static_cast<uint32_t>(values[2 * i + 1].bits) << 16);
+        to.set_vector(element(part, i), __byte_perm(values[2 * i], values[2 * i + 1], 0x5410));
   }
 };
 
@@ -178,20 +200,25 @@ template <typename T, typename Tile>
 struct WeightLoader {
   static constexpr int kLines = Tile::kThreads / kChunkVectors;
   static constexpr int kRows = (Tile::kN + kLines - 1) / kLines;
-  int first, line;
+  static_assert(kLines % 8 == 0, "a thread's rows share a swizzle");
+  int place;   // of its first row in the tile
+  int rows;    // from that one on, that exist
+  int offset;  // of that one in the weights
 
-  PK_DEVICE WeightLoader(int first_filter, int line) : first(first_filter), line(line) {}
+  PK_DEVICE WeightLoader(const ConvolveParams& p, int first_filter, int line, int vector)
+      : place(row_place<T>(line, vector)),
+        rows(Tile::kN < kLines && line >= Tile::kN ? 0 : p.to_live - first_filter - line),
+        offset(rows > 0 ? (first_filter + line) * p.filter_elements : 0) {}
 
   template <typename Walk>
-  PK_DEVICE void start(const ConvolveParams& p, const Walk& walk, Shared<T> to, int vector) const {
-    const T* from = static_cast<const T*>(p.weight) + walk.tap * p.packed_channels + walk.vector * kVector<T>;
+  PK_DEVICE void start(const ConvolveParams& p, const Walk& walk, Shared<T> to) const {
+    const int first = offset + walk.weight + walk.vector * kVector<T>;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int row = line + i * kLines;
-      if (Tile::kN % kLines != 0 && row >= Tile::kN) break;
-      const bool valid = first + row < p.to_live && !walk.done();
-      cp_async<16>(to.address(row_place<T>(row, vector)),
-                   from + static_cast<int64_t>(first + row) * p.kernel_taps * p.packed_channels, valid);
+      if (Tile::kN < kLines && place >= Tile::kN * kChunk<T>) break;  // more threads than rows
+      cp_async<16>(to.address(place + i * kLines * kChunk<T>),
+                   static_cast<const T*>(p.weight) + (first + i * kLines * p.filter_elements),
+                   i * kLines < rows && !walk.done());
     }
   }
 };

@@ -2,11 +2,13 @@
 // channels at one tap.
 #pragma once
 
+#include "cuda/kernels/fast_divide.cuh"
 #include "cuda/kernels/igemm.h"
 
 namespace prunekernels {
 
 constexpr int kMaxStride = 8;
+constexpr int kMaxTaps = 15;                  // of the kernel along an axis: a pixel has a bit for each, and two more
 constexpr size_t kMaxSharedBytes = 99 << 10;  // of a block, whatever the architecture from sm_80 on
 
 // One axis of one class of results (core/conv_axes.h). A class's taps are in arithmetic progression.
@@ -18,7 +20,7 @@ struct AxisWalk {
 };
 
 struct ConvolveParams {
-  const void* operand;          // [images, operand_rows, operand_columns, operand_channels]
+  const void* operand;          // [images, operand_rows, operand_columns, channels]
   const void* weight;           // [>= to_live, kernel_taps, packed_channels]
   const void* bias;             // [result_channels] or null
   void* result;                 // [images, result_rows, result_columns, result_channels]
@@ -29,20 +31,22 @@ struct ConvolveParams {
   const int32_t* list_vectors;  // packed vectors of each tile
 
   int32_t images;
-  int32_t operand_rows, operand_columns, operand_channels;
+  int32_t operand_rows, operand_columns, pixel_bytes;  // of the operand, from one pixel to the next
   int32_t result_rows, result_columns, result_channels;
   int32_t from_live, to_live;
-  int32_t kernel_columns, kernel_taps, packed_channels;
-  int32_t tiles;       // of result channels, at least 1
-  int32_t step[2];     // operand positions from one result to the next
-  int32_t classes[2];  // of rows, of columns
-  bool wide_stores;    // pixels of the result begin at multiples of 16 bytes
+  int32_t from_listed;  // from_live, or 0 without a list
+  int32_t kernel_columns, packed_channels;
+  int32_t filter_elements;  // kernel_taps * packed_channels: from one filter's weights to the next
+  int32_t tiles;            // of result channels, at least 1
+  int32_t step[2];          // operand positions from one result to the next
+  int32_t classes[2];       // of rows, of columns
+  bool wide_stores;         // pixels of the result begin at multiples of 16 bytes
   AxisWalk rows[kMaxStride], columns[kMaxStride];
 };
 
 struct GradWeightParams {
-  const void* grad_out;          // [images, out_rows, out_columns, filter_stride]
-  const void* x;                 // [images, in_rows, in_columns, channel_stride]
+  const void* grad_out;          // [images, out_rows, out_columns, filters of full width]
+  const void* x;                 // [images, in_rows, in_columns, channels of full width]
   float* partial;                // [splits, filters, kernel_taps, packed_channels]
   const int32_t* filter_index;   // [filters] or null
   const int32_t* channel_index;  // [channels] or null
@@ -50,10 +54,11 @@ struct GradWeightParams {
   const int32_t* list_vectors;   // packed vectors of channels of each filter tile
 
   int32_t images, out_rows, out_columns, in_rows, in_columns;
-  int32_t filter_stride, channel_stride;
+  int32_t out_bytes, in_bytes;  // from one pixel to the next
   int32_t filters, channels, packed_channels;
-  int32_t kernel_columns, kernel_taps;
-  int32_t stride[2], padding[2], dilation[2];
+  int32_t kernel_rows, kernel_columns, kernel_taps;
+  int32_t stride[2], padding[2];
+  FastDivide dilation[2];
   int32_t chunks;                                   // of pixels, in all splits
   int32_t chunk_images, chunk_rows, chunk_columns;  // a chunk's pixels as images, rows of an image, columns of a row
 };

@@ -8,7 +8,8 @@
 namespace prunekernels {
 namespace {
 
-constexpr int64_t kMaxSide = 1 << 14, kMaxPixels = 1 << 30, kMaxWeights = INT32_MAX;
+constexpr int64_t kMaxSide = 1 << 14, kMaxPixels = 1 << 30, kMaxWeights = INT32_MAX, kMaxChannels = 1 << 28;
+constexpr int64_t kMaxTile = 128;                // result channels
 constexpr int64_t kMinSteps = 8;                 // of a split; with fewer, filling and draining the pipeline shows
 constexpr int64_t kMaxPartialFloats = 16 << 20;  // of all slices together, unless one alone is larger
 constexpr int64_t kMaxSplits = 1024;
@@ -44,6 +45,8 @@ void set_axis(const ConvShape& shape, int axis, bool grad_input, AxisWalk* walks
   for (size_t i = 0; i < a.classes.size(); ++i) walks[i] = walk_of(a.classes[i]);
 }
 
+int64_t element_bytes(Element element) { return 16 / vector_channels(element); }
+
 bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
 bool whole_vectors_apart(const void* data, int64_t channels, Element element) {
@@ -68,23 +71,32 @@ bool igemm_serves(const ConvShape& s) {
   return s.G == 1 && axis_served(s, 0, s.H, s.P, s.R) && axis_served(s, 1, s.W, s.Q, s.S) &&
          s.N * (s.H + 2 * s.padding[0] + s.R * s.dilation[0]) * (s.W + 2 * s.padding[1] + s.S * s.dilation[1]) <=
              kMaxPixels &&
-         s.N * (s.P + s.R * s.dilation[0]) * (s.Q + s.S * s.dilation[1]) <= kMaxPixels &&
-         packed_count(s.K) * s.taps() * packed_count(s.C) <= kMaxWeights;
+         s.N * (s.P + s.R * s.dilation[0]) * (s.Q + s.S * s.dilation[1]) <= kMaxPixels && s.R <= kMaxTaps &&
+         s.S <= kMaxTaps && s.C <= kMaxChannels && s.K <= kMaxChannels &&
+         (packed_count(s.K) + kMaxTile) * s.taps() * (packed_count(s.C) + kMaxTile) <= kMaxWeights;
 }
 
 namespace {
 
-// Estimates, not measured yet. block: the time of a block in units of a 64 x 32 tile at full rate; larger tiles read
-// less from shared memory for each product. resident: blocks that one multiprocessor of sm_90 runs at once.
+// Estimates in cycles of a multiprocessor's quarter for each mma of 16 x 8 x 16, not measured yet.
+//   elements, vectors   instructions of the main loop that nvcc 13.0 makes for sm_90a, bf16, by loader; one a cycle
+//   mma                 4 at the rate of wgmma on sm_90, of which mma.sync reaches about 60 %; smaller tiles move more
+//                       for each product
+// units: products of a block, in those of a 64 x 32 tile. filling: blocks that give a multiprocessor 8 warps, below
+// which it waits for memory.
 struct TileCost {
   IgemmTile tile;
-  double block;
-  int resident;
-};
-constexpr TileCost kTileCosts[] = {
-    {IgemmTile::m128n128, 8 * 1.0, 2}, {IgemmTile::m128n64, 4 * 1.1, 4}, {IgemmTile::m64n32, 1 * 1.5, 6}};
+  double elements, vectors, mma;
+  int units, filling;
 
-IgemmTile cheapest_tile(int64_t pixels, int64_t channels, int multiprocessors, bool large, int64_t widest) {
+  double block(bool by_vectors) const { return units * std::max(by_vectors ? vectors : elements, mma); }
+};
+constexpr TileCost kTileCosts[] = {{IgemmTile::m128n128, 7.5, 4.7, 6.5, 8, 1},
+                                   {IgemmTile::m128n64, 10.5, 5.0, 7.1, 4, 2},
+                                   {IgemmTile::m64n32, 23.4, 12.6, 7.1, 1, 2}};
+
+IgemmTile cheapest_tile(int64_t pixels, int64_t channels, int multiprocessors, bool vectors, bool large,
+                        int64_t widest) {
   const TileCost* best = nullptr;
   double least = 0;
   for (const TileCost& t : kTileCosts) {
@@ -92,8 +104,7 @@ IgemmTile cheapest_tile(int64_t pixels, int64_t channels, int multiprocessors, b
       continue;
     const int64_t blocks =
         ceil_div(pixels, tile_pixels(t.tile)) * std::max<int64_t>(1, ceil_div(channels, tile_channels(t.tile)));
-    const int64_t waves = ceil_div(blocks, static_cast<int64_t>(multiprocessors) * t.resident);
-    const double time = waves * t.resident * t.block;
+    const double time = std::max<int64_t>(t.filling, ceil_div(blocks, multiprocessors)) * t.block(vectors);
     if (!best || time < least) best = &t, least = time;
   }
   return best->tile;
@@ -101,12 +112,12 @@ IgemmTile cheapest_tile(int64_t pixels, int64_t channels, int multiprocessors, b
 
 }  // namespace
 
-IgemmTile igemm_tile(int64_t pixels, int64_t channels, int multiprocessors) {
-  return cheapest_tile(pixels, channels, multiprocessors, true, INT64_MAX);
+IgemmTile igemm_tile(int64_t pixels, int64_t channels, bool vectors, int multiprocessors) {
+  return cheapest_tile(pixels, channels, multiprocessors, vectors, true, INT64_MAX);
 }
 
-IgemmTile block_sparse_tile(int64_t pixels, int64_t channels, int64_t mask_block, int multiprocessors) {
-  return cheapest_tile(pixels, channels, multiprocessors, false, mask_block);
+IgemmTile block_sparse_tile(int64_t pixels, int64_t channels, bool vectors, int64_t mask_block, int multiprocessors) {
+  return cheapest_tile(pixels, channels, multiprocessors, vectors, false, mask_block);
 }
 
 bool loads_vectors(const void* data, const ChannelView& view, Element element) {
@@ -126,13 +137,15 @@ cudaError_t convolve_params(const IgemmArgs& args, bool grad_input, bool listed,
   p->images = static_cast<int32_t>(s.N);
   p->operand_rows = static_cast<int32_t>(grad_input ? s.P : s.H);
   p->operand_columns = static_cast<int32_t>(grad_input ? s.Q : s.W);
-  p->operand_channels = static_cast<int32_t>(args.from.channels);
+  p->pixel_bytes = static_cast<int32_t>(args.from.channels * element_bytes(args.element));
   p->result_rows = static_cast<int32_t>(grad_input ? s.H : s.P);
   p->result_columns = static_cast<int32_t>(grad_input ? s.W : s.Q);
   p->result_channels = static_cast<int32_t>(args.to.channels);
   p->from_live = static_cast<int32_t>(args.from.live), p->to_live = static_cast<int32_t>(args.to.live);
-  p->kernel_columns = static_cast<int32_t>(s.S), p->kernel_taps = static_cast<int32_t>(s.taps());
+  p->from_listed = args.from.index ? p->from_live : 0;
+  p->kernel_columns = static_cast<int32_t>(s.S);
   p->packed_channels = static_cast<int32_t>(packed_count(args.from.live));
+  p->filter_elements = static_cast<int32_t>(s.taps()) * p->packed_channels;
   p->wide_stores = whole_vectors_apart(args.result, args.to.channels, args.element);
   set_axis(s, 0, grad_input, p->rows, p);
   set_axis(s, 1, grad_input, p->columns, p);
@@ -165,14 +178,16 @@ cudaError_t grad_weight_params(const IgemmGradWeightArgs& args, bool listed, Gra
   p->images = static_cast<int32_t>(s.N);
   p->out_rows = static_cast<int32_t>(s.P), p->out_columns = static_cast<int32_t>(s.Q);
   p->in_rows = static_cast<int32_t>(s.H), p->in_columns = static_cast<int32_t>(s.W);
-  p->filter_stride = static_cast<int32_t>(s.K), p->channel_stride = static_cast<int32_t>(s.C);
+  p->out_bytes = static_cast<int32_t>(s.K * element_bytes(args.element));
+  p->in_bytes = static_cast<int32_t>(s.C * element_bytes(args.element));
   p->filters = static_cast<int32_t>(args.filters.live), p->channels = static_cast<int32_t>(args.channels.live);
   p->packed_channels = static_cast<int32_t>(packed_count(args.channels.live));
-  p->kernel_columns = static_cast<int32_t>(s.S), p->kernel_taps = static_cast<int32_t>(s.taps());
+  p->kernel_rows = static_cast<int32_t>(s.R), p->kernel_columns = static_cast<int32_t>(s.S);
+  p->kernel_taps = static_cast<int32_t>(s.taps());
   for (int axis = 0; axis < 2; ++axis) {
     p->stride[axis] = static_cast<int32_t>(s.stride[axis]);
     p->padding[axis] = static_cast<int32_t>(s.padding[axis]);
-    p->dilation[axis] = static_cast<int32_t>(s.dilation[axis]);
+    p->dilation[axis] = FastDivide(static_cast<uint32_t>(s.dilation[axis]));
   }
   return cudaSuccess;
 }

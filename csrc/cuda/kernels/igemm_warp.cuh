@@ -68,25 +68,35 @@ PK_DEVICE int row_place(int row, int vector) {
   return (row * kChunkVectors + (vector ^ (row / 2 % 4))) * kVector<T>;
 }
 
-// sums[m, n] += sum over the slice of a[m, k] b[n, k]. a, b: first rows of the warp's row tiles, multiples of 16.
-// Elements of b are tf32 already.
+// Elements of a stage at which this lane's rows begin, of slice 0: rows a_row + ... of the warp's a, b_row + ... of its
+// b, multiples of 16. Slices are two vectors apart, which the swizzle makes one bit.
+template <typename Math>
+struct RowLanes {
+  using T = Storage<Math>;
+  int a, b;
+  PK_DEVICE RowLanes(int a_row, int b_row)
+      : a(kept(row_place<T>(a_row + lane_id() % 16, lane_id() / 16))),
+        b(kept(row_place<T>(b_row + lane_id() % 8 + lane_id() / 16 * 8, lane_id() / 8 % 2))) {}
+};
+
+// sums[m, n] += sum over the slice of a[m, k] b[n, k], both row tiles of one stage. Elements of b are tf32 already.
 template <typename Math, int kM, int kN>
 struct MultiplyRows {
   using T = Storage<Math>;
-  PK_DEVICE static void slice(Sums<kM, kN>& sums, Shared<T> a, Shared<T> b, int slice) {
-    const int lane = lane_id();
+  PK_DEVICE static void slice(Sums<kM, kN>& sums, Shared<T> stage, const RowLanes<Math>& lanes, int slice) {
+    const Shared<T> a = stage + (lanes.a ^ slice * 2 * kVector<T>), b = stage + (lanes.b ^ slice * 2 * kVector<T>);
     uint32_t b_part[kN / 8][2];
 #pragma unroll
     for (int j = 0; j < kN / 16; ++j) {
       uint32_t four[4];
-      ldmatrix_x4(four, b.address(row_place<T>(16 * j + lane % 8 + lane / 16 * 8, 2 * slice + lane / 8 % 2)));
+      ldmatrix_x4(four, b.address(16 * j * kChunk<T>));
 #pragma unroll
       for (int i = 0; i < 4; ++i) b_part[2 * j + i / 2][i % 2] = four[i];
     }
 #pragma unroll
     for (int i = 0; i < kM / 16; ++i) {
       uint32_t a_part[4];
-      ldmatrix_x4(a_part, a.address(row_place<T>(16 * i + lane % 16, 2 * slice + lane / 16)));
+      ldmatrix_x4(a_part, a.address(16 * i * kChunk<T>));
       round_fragment<Math>(a_part);
 #pragma unroll
       for (int j = 0; j < kN / 8; ++j) mma(sums.at[i][j], a_part, b_part[j], Math{});
@@ -94,22 +104,28 @@ struct MultiplyRows {
   }
 };
 
+template <>
+struct RowLanes<float> {  // of vector 0; others are bits of the swizzle, too
+  int a, b;
+  PK_DEVICE RowLanes(int a_row, int b_row)
+      : a(row_place<float>(a_row + Sums<16, 8>::row(0, 0), 0)),
+        b(row_place<float>(b_row + Sums<16, 8>::column(0), 0)) {}
+};
+
 template <int kM, int kN>
 struct MultiplyRows<float, kM, kN> {
-  PK_DEVICE static void slice(Sums<kM, kN>& sums, Shared<float> a, Shared<float> b, int slice) {
+  PK_DEVICE static void slice(Sums<kM, kN>& sums, Shared<float> stage, const RowLanes<float>& lanes, int slice) {
 #pragma unroll 1  // unrolled, it would load ahead more than the registers hold
     for (int pair = 0; pair < 4; ++pair) {
       const int vector = 2 * slice + pair / 2, within = pair % 2 * 2;
+      const Shared<float> a = stage + ((lanes.a ^ vector * kVector<float>)+within),
+                          b = stage + ((lanes.b ^ vector * kVector<float>)+within);
       float2 b_part[kN / 4];
 #pragma unroll
-      for (int j = 0; j < kN / 4; ++j) {
-        const int row = Sums<kM, kN>::column(j / 2) + j % 2;
-        b_part[j] = b.template get_vector<float2>(row_place<float>(row, vector) + within);
-      }
+      for (int j = 0; j < kN / 4; ++j) b_part[j] = b.template get_vector<float2>((j / 2 * 8 + j % 2) * kChunk<float>);
 #pragma unroll
       for (int i = 0; i < kM / 8; ++i) {
-        const int row = Sums<kM, kN>::row(i / 2, i % 2);
-        const float2 x = a.template get_vector<float2>(row_place<float>(row, vector) + within);
+        const float2 x = a.template get_vector<float2>(i * 8 * kChunk<float>);
 #pragma unroll
         for (int j = 0; j < kN / 4; ++j) {
           float& sum = sums.at[i / 2][j / 2][i % 2 * 2 + j % 2];
@@ -128,46 +144,63 @@ struct MultiplyRows<float, kM, kN> {
 template <int kColumns>
 constexpr int kColumnPitch = kColumns + 8;
 
-// sums[m, n] += sum over the slice of a[k, a_column + m] b[k, b_column + n]. a: column tile of kA columns, b: of kB.
+// Elements of a stage at which this lane begins to read columns a_column + ... of a and b_column + ... of b: column
+// tiles of kA and kB columns, b behind a.
+template <typename Math, int kA, int kB>
+struct ColumnLanes {
+  int a, b;
+  PK_DEVICE ColumnLanes(int a_column, int b_column) : ColumnLanes(a_column, b_column, lane_id(), Math{}) {}
+
+ private:
+  static constexpr int kBehindA = kColumnPitch<kA> * kChunk<Storage<Math>>;
+  PK_DEVICE ColumnLanes(int a_row, int a_column, int b_row, int b_column)
+      : a(kept(a_row * kColumnPitch<kA> + a_column)), b(kept(kBehindA + b_row * kColumnPitch<kB> + b_column)) {}
+  template <typename Other>
+  PK_DEVICE ColumnLanes(int a_column, int b_column, int lane, Other)
+      : ColumnLanes(lane % 8 + lane / 16 * 8, a_column + lane / 8 % 2 * 8, lane % 16, b_column + lane / 16 * 8) {}
+  PK_DEVICE ColumnLanes(int a_column, int b_column, int lane, Tf32)
+      : ColumnLanes(lane % 4, a_column + lane / 4, lane % 4, b_column + lane / 4) {}
+  PK_DEVICE ColumnLanes(int a_column, int b_column, int lane, float)
+      : ColumnLanes(0, a_column + lane / 4, 0, b_column + lane % 4 * 2) {}
+};
+
+// sums[m, n] += sum over the slice of a[k, a_column + m] b[k, b_column + n], the columns of `lanes`.
 template <typename Math, int kM, int kN, int kA, int kB>
 struct MultiplyColumns {
   using T = Storage<Math>;
-  PK_DEVICE static void slice(Sums<kM, kN>& sums, Shared<T> a, int a_column, Shared<T> b, int b_column, int slice) {
-    const int lane = lane_id(), row = slice * kChunk<T> / kSlices;
+  using Lanes = ColumnLanes<Math, kA, kB>;
+  PK_DEVICE static void slice(Sums<kM, kN>& sums, Shared<T> stage, const Lanes& lanes, int slice) {
+    const Shared<T> a = stage + lanes.a, b = stage + lanes.b;
+    const int row = slice * kChunk<T> / kSlices;
     uint32_t b_part[kN / 8][2];
 #pragma unroll
     for (int j = 0; j < kN / 16; ++j) {
       uint32_t four[4];
-      ldmatrix_x4_trans(four, b.address((row + lane % 16) * kColumnPitch<kB> + b_column + 16 * j + lane / 16 * 8));
+      ldmatrix_x4_trans(four, b.address(row * kColumnPitch<kB> + 16 * j));
 #pragma unroll
       for (int i = 0; i < 4; ++i) b_part[2 * j + i / 2][i % 2] = four[i];
     }
 #pragma unroll
     for (int i = 0; i < kM / 16; ++i) {
       uint32_t a_part[4];
-      ldmatrix_x4_trans(a_part, a.address((row + lane % 8 + lane / 16 * 8) * kColumnPitch<kA> + a_column + 16 * i +
-                                          lane / 8 % 2 * 8));
+      ldmatrix_x4_trans(a_part, a.address(row * kColumnPitch<kA> + 16 * i));
 #pragma unroll
       for (int j = 0; j < kN / 8; ++j) mma(sums.at[i][j], a_part, b_part[j], Math{});
     }
   }
 };
 
-template <int kColumns>
-PK_DEVICE uint32_t column_element(Shared<float> tile, int row, int column) {
-  return __float_as_uint(tile.get(row * kColumnPitch<kColumns> + column));
-}
-
 template <int kM, int kN, int kA, int kB>
 struct MultiplyColumns<Tf32, kM, kN, kA, kB> {
-  PK_DEVICE static void slice(Sums<kM, kN>& sums, Shared<float> a, int a_column, Shared<float> b, int b_column,
-                              int slice) {
-    const int row = slice * 8 + lane_id() % 4;
+  using Lanes = ColumnLanes<Tf32, kA, kB>;
+  PK_DEVICE static void slice(Sums<kM, kN>& sums, Shared<float> stage, const Lanes& lanes, int slice) {
+    const Shared<float> a = stage + lanes.a, b = stage + lanes.b;
+    const int row = slice * 8;
     uint32_t b_part[kN / 8][2];
 #pragma unroll
     for (int j = 0; j < kN / 8; ++j) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) b_part[j][i] = column_element<kB>(b, row + 4 * i, b_column + 8 * j + lane_id() / 4);
+      for (int i = 0; i < 2; ++i) b_part[j][i] = __float_as_uint(b.get((row + 4 * i) * kColumnPitch<kB> + 8 * j));
       round_fragment<Tf32>(b_part[j]);
     }
 #pragma unroll
@@ -175,7 +208,7 @@ struct MultiplyColumns<Tf32, kM, kN, kA, kB> {
       uint32_t a_part[4];
 #pragma unroll
       for (int e = 0; e < 4; ++e)
-        a_part[e] = column_element<kA>(a, row + e / 2 * 4, a_column + Sums<kM, kN>::row(i, e % 2));
+        a_part[e] = __float_as_uint(a.get((row + e / 2 * 4) * kColumnPitch<kA> + 16 * i + e % 2 * 8));
       round_fragment<Tf32>(a_part);
 #pragma unroll
       for (int j = 0; j < kN / 8; ++j) mma(sums.at[i][j], a_part, b_part[j], Tf32{});
@@ -185,18 +218,17 @@ struct MultiplyColumns<Tf32, kM, kN, kA, kB> {
 
 template <int kM, int kN, int kA, int kB>
 struct MultiplyColumns<float, kM, kN, kA, kB> {
-  PK_DEVICE static void slice(Sums<kM, kN>& sums, Shared<float> a, int a_column, Shared<float> b, int b_column,
-                              int slice) {
+  using Lanes = ColumnLanes<float, kA, kB>;
+  PK_DEVICE static void slice(Sums<kM, kN>& sums, Shared<float> stage, const Lanes& lanes, int slice) {
+    const Shared<float> a = stage + lanes.a, b = stage + lanes.b;
 #pragma unroll 2
     for (int row = slice * 8; row < slice * 8 + 8; ++row) {
       float2 b_part[kN / 8];
 #pragma unroll
-      for (int j = 0; j < kN / 8; ++j) {
-        b_part[j] = b.template get_vector<float2>(row * kColumnPitch<kB> + b_column + Sums<kM, kN>::column(j));
-      }
+      for (int j = 0; j < kN / 8; ++j) b_part[j] = b.template get_vector<float2>(row * kColumnPitch<kB> + 8 * j);
 #pragma unroll
       for (int i = 0; i < kM / 8; ++i) {
-        const float x = __uint_as_float(column_element<kA>(a, row, a_column + Sums<kM, kN>::row(i / 2, i % 2)));
+        const float x = a.get(row * kColumnPitch<kA> + 8 * i);
 #pragma unroll
         for (int j = 0; j < kN / 8; ++j) {
           float* sum = sums.at[i / 2][j] + i % 2 * 2;

@@ -84,49 +84,47 @@ cudaError_t with_element(Element element, Visit visit) {
 // An address as the instructions of ptx.cuh take it: bytes into the shared window.
 using SharedAddress = uint32_t;
 
-// A stretch of the block's shared memory. Vectors are as aligned as their size.
+// A stretch of the block's shared memory, by its offset in 32 bits. Vectors are as aligned as their size.
 template <typename T>
 class Shared {
  public:
+  PK_DEVICE explicit Shared(size_t byte_offset) : offset_(static_cast<uint32_t>(byte_offset)) {}
+  PK_DEVICE T get(int i) const { return get_vector<T>(i); }
+  PK_DEVICE void set(int i, T value) const { set_vector(i, value); }
+  PK_DEVICE Shared operator+(int elements) const { return Shared(offset(elements)); }
 #if defined(PK_EMULATED)
-  explicit Shared(size_t byte_offset) : offset_(static_cast<uint32_t>(byte_offset)) {}
-  T get(int i) const { return simt::shared_load<T>(address(i)); }
-  void set(int i, T value) const { simt::shared_store<T>(address(i), value); }
   template <typename V>
   V get_vector(int i) const {  // elements i, i + 1, ... as one V
-    return simt::shared_load<V>(address(i));
+    return simt::shared_load<V>(offset(i));
   }
   template <typename V>
   void set_vector(int i, V value) const {
-    simt::shared_store<V>(address(i), value);
+    simt::shared_store<V>(offset(i), value);
   }
-  SharedAddress address(int i) const { return offset_ + static_cast<uint32_t>(i) * sizeof(T); }
-  Shared operator+(int elements) const { return Shared(address(elements)); }
-
- private:
-  uint32_t offset_;
+  SharedAddress address(int i) const { return offset(i); }
 #else
-  PK_DEVICE explicit Shared(size_t byte_offset) {
-    extern __shared__ __align__(128) char prunekernels_shared[];
-    data_ = reinterpret_cast<T*>(prunekernels_shared + byte_offset);
-  }
-  PK_DEVICE T get(int i) const { return data_[i]; }
-  PK_DEVICE void set(int i, T value) const { data_[i] = value; }
   template <typename V>
   PK_DEVICE V get_vector(int i) const {
-    return *reinterpret_cast<const V*>(data_ + i);
+    return *reinterpret_cast<const V*>(window() + offset(i));
   }
   template <typename V>
   PK_DEVICE void set_vector(int i, V value) const {
-    *reinterpret_cast<V*>(data_ + i) = value;
+    *reinterpret_cast<V*>(window() + offset(i)) = value;
   }
-  PK_DEVICE SharedAddress address(int i) const { return static_cast<uint32_t>(__cvta_generic_to_shared(data_ + i)); }
-  PK_DEVICE Shared operator+(int elements) const { return Shared(data_ + elements, nullptr); }
+  PK_DEVICE SharedAddress address(int i) const {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(window())) + offset(i);
+  }
+#endif
 
  private:
-  PK_DEVICE Shared(T* data, void*) : data_(data) {}
-  T* data_;
+  PK_DEVICE uint32_t offset(int i) const { return offset_ + static_cast<uint32_t>(i) * sizeof(T); }
+#if !defined(PK_EMULATED)
+  PK_DEVICE static char* window() {
+    extern __shared__ __align__(128) char prunekernels_shared[];
+    return prunekernels_shared;
+  }
 #endif
+  uint32_t offset_;
 };
 
 }  // namespace prunekernels

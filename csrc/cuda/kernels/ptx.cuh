@@ -11,6 +11,32 @@
 
 namespace prunekernels {
 
+// The value, in a register of its own: the compiler cannot take apart what it was computed from, to compute parts of it
+// again and again in a loop.
+PK_DEVICE int kept(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+template <typename T>
+PK_DEVICE const T* kept(const T* pointer) {
+  asm volatile("" : "+l"(pointer));
+  return pointer;
+}
+
+// The two bytes at `from`, zero-extended; valid = false: reads nothing and gives 0.
+PK_DEVICE uint32_t load_two_bytes(const void* from, bool valid) {
+  uint32_t bits;
+  asm("{\n"
+      "  .reg .pred valid;\n"
+      "  setp.ne.b32 valid, %2, 0;\n"
+      "  mov.b32 %0, 0;\n"
+      "  @valid ld.global.u16 %0, [%1];\n"
+      "}"
+      : "=r"(bits)
+      : "l"(from), "r"(static_cast<int>(valid)));
+  return bits;
+}
+
 // Starts a copy of kBytes (4, 8 or 16; both addresses aligned to as many) from global to shared memory. valid = false:
 // reads nothing and writes zeros.
 template <int kBytes>

@@ -80,6 +80,12 @@ class HostChoices:
             ({"h": (1 << 14) + 1}, False),
             ({"n": 1 << 27}, False),
             ({"k": 1 << 16, "c": 1 << 16}, False),
+            ({"k": 46208, "c": 46208}, True),  # the last rows of a tile that begins before them, in 32 bits
+            ({"k": 46216, "c": 46216}, False),
+            ({"k": 0, "c": (1 << 28) + 1}, False),
+            ({"r": 15, "s": 15, "padding": (7, 7)}, True),  # a bit of a pixel for each
+            ({"r": 16, "padding": (8, 0)}, False),
+            ({"s": 16, "padding": (0, 8)}, False),
         ):
             lib.call("pk_igemm_serves", replace(Problem(), **change).sizes(), serves)
             assert serves[0] == expected, change
@@ -89,15 +95,19 @@ class HostChoices:
         assert not serves[0]
 
         tile = np.zeros(1, np.int32)
-        for pixels, channels, block, expected in (
-            (1 << 20, 512, 0, 0),
-            (1 << 20, 64, 0, 1),
-            (1 << 20, 20, 0, 2),
-            (49, 512, 0, 2),
-            (1 << 20, 512, 64, 1),
-            (1 << 20, 512, 32, 2),
-            (1 << 20, 512, 16, 2),
-            (0, 0, 0, 0),
+        for pixels, channels, block, vectors, elements in (
+            (1 << 20, 512, 0, 0, 0),
+            (1 << 20, 64, 0, 1, 1),
+            (1 << 20, 20, 0, 2, 1),
+            (25088, 20, 0, 2, 2),  # 14 x 14, batch 128: few blocks
+            (25088, 256, 0, 0, 0),
+            (6272, 128, 0, 2, 0),  # 7 x 7
+            (49, 512, 0, 2, 2),
+            (1 << 20, 512, 64, 1, 1),
+            (1 << 20, 512, 32, 2, 2),
+            (1 << 20, 512, 16, 2, 2),
+            (0, 0, 0, 2, 2),
         ):
-            lib.call("pk_igemm_tile", pixels, channels, block, 132, tile)
-            assert tile[0] == expected, (pixels, channels, block, tile[0])
+            for by_vectors, expected in ((True, vectors), (False, elements)):
+                lib.call("pk_igemm_tile", pixels, channels, by_vectors, block, 132, tile)
+                assert tile[0] == expected, (pixels, channels, block, by_vectors, tile[0])

@@ -175,4 +175,5 @@ def convolutions() -> list[Problem]:
         replace(taps, padding=(0, 0), h=3, w=3, n=3),  # one pixel each
         replace(taps, r=7, s=7, padding=(3, 3), stride=(2, 2), c=3, k=8, inputs="all", h=9, w=9),
         replace(taps, stride=(8, 8), padding=(0, 0), r=3, s=3, h=12, w=11),
+        replace(taps, r=15, s=15, padding=(7, 7), n=1, c=9, k=10),  # as many taps as a pixel has bits for
     ]
