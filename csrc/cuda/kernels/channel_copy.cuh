@@ -88,6 +88,12 @@ struct PixelSplit {
   PK_DEVICE int64_t first() const {
     return static_cast<int64_t>(blockIdx.x) * rounds * rows * kCopyInFlight + threadIdx.x / block_units;
   }
+  // How many pixels this thread has, `rows` apart, from its first one on.
+  PK_DEVICE int32_t count(int64_t first) const {
+    const int32_t most = rounds * kCopyInFlight;
+    const int64_t left = pixels - first;
+    return left > int64_t{most} * rows ? most : (static_cast<int32_t>(left) + rows - 1) / rows;
+  }
 };
 
 // Whether p is a multiple of so many bytes.

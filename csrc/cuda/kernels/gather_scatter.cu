@@ -32,6 +32,20 @@ PK_DEVICE void copy_planes(const Vector* __restrict__ source, const int32_t* __r
     if (first + i * kCopyThreads < split.vectors) result[first + i * kCopyThreads] = moved[i];
 }
 
+// Copies kCount pixels; all are loaded before the first is stored. from, to: channel 0 of the source and the unit of
+// the result at the first of them, moved on to the next one.
+template <int kCount, typename T, int kPerUnit>
+PK_DEVICE void copy_some(const T*& from, Pack<T, kPerUnit>*& to, const int32_t (&slot)[kPerUnit], int64_t from_step,
+                         int64_t to_step) {
+  Pack<T, kPerUnit> moved[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i, from += from_step)
+#pragma unroll
+    for (int j = 0; j < kPerUnit; ++j) moved[i].at[j] = slot[j] < 0 ? T{} : from[slot[j]];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i, to += to_step) *to = moved[i];
+}
+
 // NHWC. A "channel" of type T is a granule: 2^granule_shift real channels that are copied together.
 template <typename T, int kPerUnit>
 PK_DEVICE void copy_pixels(const T* __restrict__ source, const int32_t* __restrict__ map, T* __restrict__ result,
@@ -41,24 +55,15 @@ PK_DEVICE void copy_pixels(const T* __restrict__ source, const int32_t* __restri
   int32_t slot[kPerUnit];
 #pragma unroll
   for (int j = 0; j < kPerUnit; ++j) slot[j] = map[(unit * kPerUnit + j) << granule_shift] >> granule_shift;
-  using Unit = Pack<T, kPerUnit>;
-  Unit* units = reinterpret_cast<Unit*>(result) + unit;
-  int64_t pixel = split.first();
-  for (int round = 0; round < split.rounds; ++round) {
-    Unit moved[kCopyInFlight];
-#pragma unroll
-    for (int i = 0; i < kCopyInFlight; ++i) {
-      const int64_t p = pixel + i * split.rows;
-#pragma unroll
-      for (int j = 0; j < kPerUnit; ++j) {
-        moved[i].at[j] = T{};
-        if (slot[j] >= 0 && p < split.pixels) moved[i].at[j] = source[p * source_channels + slot[j]];
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kCopyInFlight; ++i, pixel += split.rows)
-      if (pixel < split.pixels) units[pixel * split.units] = moved[i];
-  }
+  const int64_t first = split.first();
+  const T* from = source + first * source_channels;
+  auto* to = reinterpret_cast<Pack<T, kPerUnit>*>(result) + (first * split.units + unit);
+  const int64_t from_step = split.rows * source_channels, to_step = static_cast<int64_t>(split.rows) * split.units;
+  int32_t left = split.count(first);
+#pragma unroll 1
+  for (; left >= kCopyInFlight; left -= kCopyInFlight) copy_some<kCopyInFlight>(from, to, slot, from_step, to_step);
+#pragma unroll 1
+  for (; left > 0; --left) copy_some<1>(from, to, slot, from_step, to_step);
 }
 
 template <typename Vector>

@@ -38,6 +38,37 @@ __global__ void __launch_bounds__(kCopyThreads)
     if (first + i * kCopyThreads < split.vectors) out[first + i * kCopyThreads] = sum(from_a[i], from_b[i], alpha);
 }
 
+// A term of a join at one pixel after the other: channel 0 there, and the thread's channels (< 0: left out).
+template <typename T, int kCount>
+struct Term {
+  const T* at;
+  int64_t step;
+  int32_t slot[kCount];
+
+  PK_DEVICE Term(const T* term, const int32_t* slots, int64_t channels, int32_t unit, int64_t first, int32_t rows)
+      : at(term + first * channels), step(rows * channels) {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) slot[j] = slots[unit * kCount + j];
+  }
+  PK_DEVICE Pack<T, kCount> next() {
+    Pack<T, kCount> pack;
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) pack.at[j] = slot[j] < 0 ? T{} : at[slot[j]];
+    at += step;
+    return pack;
+  }
+};
+
+// Joins kPixels pixels; all are loaded before the first is stored.
+template <int kPixels, typename T, int kCount>
+PK_DEVICE void join_some(Term<T, kCount>& a, Term<T, kCount>& b, Pack<T, kCount>*& out, int64_t out_step, float alpha) {
+  Pack<T, kCount> from_a[kPixels], from_b[kPixels];
+#pragma unroll
+  for (int i = 0; i < kPixels; ++i) from_a[i] = a.next(), from_b[i] = b.next();
+#pragma unroll
+  for (int i = 0; i < kPixels; ++i, out += out_step) *out = sum(from_a[i], from_b[i], alpha);
+}
+
 // NHWC, in units of kCount channels (4 bytes), so that neighbouring lanes share cache lines of a and of b.
 template <typename T, int kCount>
 __global__ void __launch_bounds__(kCopyThreads)
@@ -46,27 +77,15 @@ __global__ void __launch_bounds__(kCopyThreads)
                        int64_t b_channels, float alpha, PixelSplit split) {
   const int32_t unit = split.unit();
   if (unit < 0) return;
-  int32_t in_a[kCount], in_b[kCount];
-#pragma unroll
-  for (int j = 0; j < kCount; ++j) in_a[j] = slot_a[unit * kCount + j], in_b[j] = slot_b[unit * kCount + j];
-  int64_t pixel = split.first();
-  for (int round = 0; round < split.rounds; ++round) {
-    Pack<T, kCount> from_a[kCopyInFlight], from_b[kCopyInFlight];
-#pragma unroll
-    for (int i = 0; i < kCopyInFlight; ++i) {
-      const int64_t p = pixel + i * split.rows;
-      from_a[i] = {}, from_b[i] = {};
-      if (p >= split.pixels) continue;
-#pragma unroll
-      for (int j = 0; j < kCount; ++j) {
-        if (in_a[j] >= 0) from_a[i].at[j] = a[p * a_channels + in_a[j]];
-        if (in_b[j] >= 0) from_b[i].at[j] = b[p * b_channels + in_b[j]];
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kCopyInFlight; ++i, pixel += split.rows)
-      if (pixel < split.pixels) out[pixel * split.units + unit] = sum(from_a[i], from_b[i], alpha);
-  }
+  const int64_t first = split.first(), out_step = static_cast<int64_t>(split.rows) * split.units;
+  Term<T, kCount> term_a(a, slot_a, a_channels, unit, first, split.rows),
+      term_b(b, slot_b, b_channels, unit, first, split.rows);
+  Pack<T, kCount>* to = out + (first * split.units + unit);
+  int32_t left = split.count(first);
+#pragma unroll 1
+  for (; left >= kCopyInFlight; left -= kCopyInFlight) join_some<kCopyInFlight>(term_a, term_b, to, out_step, alpha);
+#pragma unroll 1
+  for (; left > 0; --left) join_some<1>(term_a, term_b, to, out_step, alpha);
 }
 
 template <typename T>
