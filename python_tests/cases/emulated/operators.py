@@ -52,7 +52,7 @@ def _ninja_file() -> str:
     includes = " ".join(f"-isystem {path}" for path in include_paths())
     folders = " ".join(f"-L{path} -Wl,-rpath,{path}" for path in library_paths())
     lines = [
-        build._ninja_file([], False),
+        build._ninja_file([], ""),
         "rule compile_operators",
         f"  command = {build.CXX} {flags} {includes} -include torch.h -MD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
