@@ -53,6 +53,12 @@ PLANTED = {
     "not_in_its_mask": "thread (16, 0, 0): __shfl_xor_sync: lane 16 is not in its own mask 0x0000ffff",
     "off_by_one": "outside of every array",
     "too_deep": "overflows its stack",
+    "product_not_waited_for": "products that the block has not waited for",
+    "product_without_proxy_fence": "a product reads shared byte 6144, which thread (0, 0, 0) wrote without a fence.proxy",
+    "product_without_fence": "wgmma.m64n128k16.bf16: sums that no wgmma.fence has handed over",
+    "product_without_barrier": "race: reads shared byte",
+    "product_off_its_tile": "a tile at shared byte 128: its rows do not begin at a multiple of 1024",
+    "product_overwritten": "a product's operands were overwritten before it was waited for",
 }
 
 
@@ -87,6 +93,17 @@ def test_a_wrong_fragment_gives_a_wrong_product(bug, lib):
     from_, to = arrays.guarded(arrays.integers(rng, 192)), arrays.poison((16, 8))
     lib.call("pk_planted", b"wrong_fragment", bug, from_, to, 192)
     assert np.array_equal(to, from_[:128].reshape(16, 8) @ from_[128:].reshape(8, 8)) != bug
+
+
+@pytest.mark.parametrize("element", ["bf16", "f16"])
+def test_products_of_a_warpgroup(element, lib):
+    """Lane and register of each sum, and where operands lie, by the PTX manual."""
+    rng = np.random.default_rng(0)
+    a, b, d = arrays.integers(rng, (64, 64)), arrays.integers(rng, (128, 64)), arrays.poison((4, 8, 4, 16, 2, 2))
+    lib.call("pk_wgmma", arrays.narrow(a, element), arrays.narrow(b, element), d, ["bf16", "f16"].index(element))
+    # [warp, group, t, j, half, pair] -> [row = 16 warp + 8 half + group, column = 8 j + 2 t + pair]
+    got = d.transpose(0, 4, 1, 3, 2, 5).reshape(64, 128)
+    assert np.array_equal(got, a @ b.T)
 
 
 SANITIZED = """

@@ -33,6 +33,7 @@ def device(tmp_path_factory):
         pytest.skip("nvcc cannot be found")
     path = tmp_path_factory.mktemp("instructions") / "instructions.so"
     number = "{}{}".format(*torch.cuda.get_device_capability())
+    number += "a" if number == "90" else ""  # the instructions of warpgroups
     command = [
         toolkit / "bin" / "nvcc", "-std=c++17", f"-I{build.CSRC}", "-shared", "-Xcompiler", "-fPIC",
         f"-gencode=arch=compute_{number},code=sm_{number}",
@@ -86,6 +87,17 @@ def test_mma(element, seed, host, device):
     got = both(host, device, "pk_mma", a, b, d, ["bf16", "f16", "tf32"].index(element))[2]
     assert np.abs(got - d).max() <= 2**-18 * (start + 16 * 16)
     assert np.abs(d).max() > 1
+
+
+@pytest.mark.parametrize("element", ["bf16", "f16"])
+def test_wgmma(element, host, device):
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs compute capability 9.0")
+    rng = np.random.default_rng(0)
+    a, b = (arrays.narrow(rng.standard_normal(size), element) for size in ((64, 64), (128, 64)))
+    d = arrays.poison((128, 64))
+    got = both(host, device, "pk_wgmma", a, b, d, ["bf16", "f16"].index(element))[2]
+    assert np.abs(got - d).max() <= 2**-18 * 64 * 16 and np.abs(d).max() > 1
 
 
 def test_conversions(host, device):

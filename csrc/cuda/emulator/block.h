@@ -39,7 +39,8 @@ struct Thread {
   void* structure;
   Time knows[kLanes];  // what lane i did up to knows[i] happened before what this thread does now
   std::vector<Copy> copies;
-  int groups;  // committed groups of copies
+  int groups;             // committed groups of copies
+  uint32_t proxy_fences;  // how many it has passed, see async_products.h
 
   int lane() const { return rank % kLanes; }
   int warp() const { return rank / kLanes; }

@@ -83,6 +83,31 @@ __global__ void copy_kernel(const uint32_t* from,  // [threads, kBytes / 4]
   cp_async_wait<0>();
 }
 
+// d = a b^T by four products of one warpgroup. Rows lie in shared memory as wgmma_rows() says.
+template <typename T>
+__global__ void wgmma_kernel(const uint16_t* a,  // [64, 64]
+                             const uint16_t* b,  // [128, 64]
+                             float* d) {         // [128 threads, 64]
+#if defined(PK_EMULATED) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  const Shared<uint16_t> rows(0);  // of a, then of b
+  const int i = static_cast<int>(threadIdx.x);
+  for (int at = i; at < (64 + 128) * 64; at += 128) {
+    const int row = at / 64, vector = at % 64 / 8;
+    rows.set(row * 64 + (vector ^ row % 8) * 8 + at % 8, at < 64 * 64 ? a[at] : b[at - 64 * 64]);
+  }
+  fence_async_proxy();
+  __syncthreads();
+  float sums[16][4] = {};
+  wgmma_fence();
+#pragma unroll
+  for (int slice = 0; slice < 4; ++slice)
+    wgmma_m64n128k16(sums, wgmma_rows(rows.address(16 * slice)), wgmma_rows(rows.address(64 * 64 + 16 * slice)), T{});
+  wgmma_commit();
+  wgmma_wait<0>();
+  for (int j = 0; j < 64; ++j) d[64 * i + j] = sums[j / 4][j % 4];
+#endif
+}
+
 }  // namespace
 }  // namespace prunekernels
 
@@ -98,6 +123,11 @@ int pk_ldmatrix(const uint32_t* image, const uint32_t* addresses, uint32_t* frag
 
 int pk_mma(const uint32_t* a, const uint32_t* b, float* d, int type) {
   return launch(mma_kernel, {1, 32, 0}, nullptr, a, b, d, type);
+}
+
+int pk_wgmma(const uint16_t* a, const uint16_t* b, float* d, int type) {
+  return launch(type == kBf16 ? wgmma_kernel<BFloat16> : wgmma_kernel<Half>, {1, 128, (64 + 128) * 64 * 2}, nullptr, a,
+                b, d);
 }
 
 int pk_convert(const float* from, uint16_t* bf16, uint16_t* f16, uint32_t* tf32, float* from_bf16, float* from_f16,

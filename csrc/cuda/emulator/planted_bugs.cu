@@ -225,14 +225,65 @@ __global__ void wrong_fragment(const float* from, float* to, int) {
     for (int i = 0; i < 4; ++i) to[(group + 8 * (i / 2)) * 8 + 2 * t + i % 2] = d[i];
 }
 
+// ---- products of a warpgroup: blocks of 128 threads ----
+
+enum class Left { out_nothing, wait, proxy_fence, fence, barrier, tile_start, operands_alone };
+
+// to[i] = 16, the first sum of thread i: all operands are ones.
+template <Left kLeft>
+PK_DEVICE void multiply_ones(float* to) {
+  const Shared<BFloat16> tile(0);  // rows [64 + 128] of 64 elements
+  const BFloat16 one = from_float<BFloat16>(1);
+  for (int i = me(); i < (64 + 128) * 64; i += 2 * kThreads) tile.set(i, one);
+  if (kLeft != Left::proxy_fence) fence_async_proxy();
+  if (kLeft != Left::barrier) __syncthreads();
+  float sums[16][4] = {};
+  if (kLeft != Left::fence) wgmma_fence();
+  const int first = kLeft == Left::tile_start ? 64 : 0;
+  wgmma_m64n128k16(sums, wgmma_rows(tile.address(first)), wgmma_rows(tile.address(64 * 64)), BFloat16{});
+  wgmma_commit();
+  __syncthreads();
+  if (kLeft == Left::operands_alone) tile.set(me(), from_float<BFloat16>(2)), fence_async_proxy();
+  __syncthreads();
+  if (kLeft != Left::wait) wgmma_wait<0>();
+  if (me() < kThreads) to[me()] = sums[0][0];
+}
+
+template <bool kBug>
+__global__ void product_not_waited_for(const float*, float* to, int) {
+  multiply_ones<kBug ? Left::wait : Left::out_nothing>(to);
+}
+template <bool kBug>
+__global__ void product_without_proxy_fence(const float*, float* to, int) {
+  multiply_ones<kBug ? Left::proxy_fence : Left::out_nothing>(to);
+}
+template <bool kBug>
+__global__ void product_without_fence(const float*, float* to, int) {
+  multiply_ones<kBug ? Left::fence : Left::out_nothing>(to);
+}
+template <bool kBug>
+__global__ void product_without_barrier(const float*, float* to, int) {
+  multiply_ones<kBug ? Left::barrier : Left::out_nothing>(to);
+}
+template <bool kBug>
+__global__ void product_off_its_tile(const float*, float* to, int) {
+  multiply_ones<kBug ? Left::tile_start : Left::out_nothing>(to);
+}
+template <bool kBug>
+__global__ void product_overwritten(const float*, float* to, int) {
+  multiply_ones<kBug ? Left::operands_alone : Left::out_nothing>(to);
+}
+
 struct Planted {
   const char* name;
   void (*kernels[2])(const float*, float*, int);
   unsigned blocks;
   size_t shared_bytes;
+  unsigned threads = kThreads;
 };
 
 #define PLANTED(kernel, blocks, shared_floats) {#kernel, {kernel<false>, kernel<true>}, blocks, shared_floats * 4}
+#define PLANTED_PRODUCT(kernel) {#kernel, {kernel<false>, kernel<true>}, 1, (64 + 128) * 64 * 2, 2 * kThreads}
 const Planted kPlanted[] = {
     PLANTED(missing_barrier, 1, 64),
     PLANTED(overwritten_while_read, 1, 64),
@@ -259,8 +310,15 @@ const Planted kPlanted[] = {
     PLANTED(wrong_fragment, 1, 0),
     PLANTED(misaligned_copy_target, 1, 64),
     PLANTED(too_deep, 1, 0),
+    PLANTED_PRODUCT(product_not_waited_for),
+    PLANTED_PRODUCT(product_without_proxy_fence),
+    PLANTED_PRODUCT(product_without_fence),
+    PLANTED_PRODUCT(product_without_barrier),
+    PLANTED_PRODUCT(product_off_its_tile),
+    PLANTED_PRODUCT(product_overwritten),
 };
 #undef PLANTED
+#undef PLANTED_PRODUCT
 
 }  // namespace
 }  // namespace prunekernels
@@ -271,6 +329,7 @@ extern "C" int pk_planted(const char* name, bool bug,
   using namespace prunekernels;
   for (const Planted& planted : kPlanted)
     if (std::strcmp(planted.name, name) == 0)
-      return launch(planted.kernels[bug], {planted.blocks, kThreads, planted.shared_bytes}, nullptr, from, to, n);
+      return launch(planted.kernels[bug], {planted.blocks, planted.threads, planted.shared_bytes}, nullptr, from, to,
+                    n);
   return cudaErrorInvalidValue;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/scalar_types.h"
+#include "cuda/emulator/async_products.h"
 #include "cuda/emulator/simt.h"
 
 namespace prunekernels {
@@ -67,6 +68,20 @@ inline void cp_async_commit() { simt::commit_copies(); }
 template <int kPending>
 void cp_async_wait() {
   simt::wait_for_copies(kPending);
+}
+
+inline void fence_async_proxy() { simt::fence_async_proxy(); }
+inline void wgmma_fence() { simt::fence_products(); }
+inline void wgmma_commit() { simt::commit_products(); }
+template <int kPending>
+void wgmma_wait() {
+  simt::wait_for_products(kPending);
+}
+inline void wgmma_m64n128k16(float (&d)[16][4], uint64_t a, uint64_t b, BFloat16) {
+  simt::start_product("wgmma.m64n128k16.bf16", d[0], a, b, [](uint16_t bits) -> float { return BFloat16{bits}; });
+}
+inline void wgmma_m64n128k16(float (&d)[16][4], uint64_t a, uint64_t b, Half) {
+  simt::start_product("wgmma.m64n128k16.f16", d[0], a, b, [](uint16_t bits) -> float { return Half{bits}; });
 }
 
 inline void ldmatrix_x2(uint32_t (&r)[2], SharedAddress row) { simt::ldmatrix<2, false>("ldmatrix.x2", r, row); }

@@ -15,6 +15,7 @@ namespace {
 struct Cell {
   Time written, read, read_by_other;
   uint32_t lanes;
+  uint32_t fences;  // of its writer, which it had passed before
   uint16_t writer;
   uint8_t warp, other_warp;
   bool in_flight;  // written by a cp.async of writer that has not been waited for
@@ -86,6 +87,7 @@ void note_write(Cell& cell, uint32_t address, bool in_flight) {
   }
   cell.written = block.now;
   cell.writer = static_cast<uint16_t>(block.self->rank);
+  cell.fences = block.self->proxy_fences;
   cell.in_flight = in_flight;
   cell.read = cell.read_by_other = 0;
 }
@@ -100,6 +102,18 @@ void load_shared(uint32_t address, void* to, uint32_t bytes, uint32_t alignment)
   check_place("reads", address, bytes, alignment);
   if (traffic::on) traffic::shared(address, bytes, __builtin_return_address(0));
   for (uint32_t i = 0; i < bytes; ++i) note_read(cells[address + i], address + i);
+  std::memcpy(to, arena + address, bytes);
+}
+
+void read_by_product(uint32_t address, void* to, uint32_t bytes) {
+  check_place("a product reads", address, bytes, bytes);
+  for (uint32_t i = 0; i < bytes; ++i) {
+    Cell& cell = cells[address + i];
+    note_read(cell, address + i);
+    if (cell.fences == block.threads[cell.writer].proxy_fences)
+      fail("a product reads shared byte %u, which %s wrote without a fence.proxy.async since", address + i,
+           Name(cell.writer).text);
+  }
   std::memcpy(to, arena + address, bytes);
 }
 
@@ -139,6 +153,7 @@ void wait_for_copies(int pending) {
     for (uint32_t i = 0; i < copy.bytes; ++i) {
       cells[copy.to + i].in_flight = false;
       cells[copy.to + i].written = block.now;
+      cells[copy.to + i].fences = block.self->proxy_fences;
     }
   }
   copies.resize(kept);

@@ -20,6 +20,9 @@ void shared_store(uint32_t address, T value) {
   store_shared(address, &value, sizeof(T), alignof(T));
 }
 
+// As the products of async_products.h read: what its writers have not fenced since is reported.
+void read_by_product(uint32_t address, void* to, uint32_t bytes);
+
 // Of the thread that runs: a copy that arrives when it waits for it, groups of copies, waiting for all groups but the
 // youngest pending.
 void copy_async(uint32_t to, const void* from, uint32_t bytes, bool valid);

@@ -5,6 +5,7 @@
 #include <mutex>
 #include <string>
 
+#include "cuda/emulator/async_products.h"
 #include "cuda/emulator/block.h"
 #include "cuda/emulator/segfault.h"
 #include "cuda/emulator/traffic.h"
@@ -44,6 +45,7 @@ void run_thread() {
 void begin_block() {
   block.begun = block.barrier = block.now++;
   block.at_barrier = block.returned = 0;
+  begin_products();
   for (int w = 0; w < block.warp_count; ++w) {
     const int lanes = block.thread_count - w * kLanes;
     const uint32_t exist = lanes >= kLanes ? kAllLanes : (1u << lanes) - 1;
@@ -54,6 +56,7 @@ void begin_block() {
     thread.at = Thread::At::running;
     thread.copies.clear();
     thread.groups = 0;
+    thread.proxy_fences = 0;
     std::memset(thread.knows, 0, sizeof(thread.knows));
     prepare(thread.fiber, i, run_thread);
   }
@@ -101,7 +104,8 @@ void run_block() {
       if (failed()) return;
     }
   }
-  if (block.returned != block.thread_count) note_stuck();
+  if (block.returned != block.thread_count) return note_stuck();
+  if (are_products_left()) note_failure("wgmma: products that the block has not waited for");
   if (traffic::on) traffic::end_of_block();
 }
 
