@@ -61,10 +61,11 @@ struct DeviceTileLists {
 };
 
 // Pixels x channels of a block's results.
-enum class IgemmTile : int32_t { m128n128, m128n64, m64n32 };
+// w128n128: by warpgroups, for elements of 2 bytes on sm_90a.
+enum class IgemmTile : int32_t { m128n128, m128n64, m64n32, w128n128 };
 constexpr int64_t tile_pixels(IgemmTile tile) { return tile == IgemmTile::m64n32 ? 64 : 128; }
 constexpr int64_t tile_channels(IgemmTile tile) {
-  return tile == IgemmTile::m128n128 ? 128 : tile == IgemmTile::m128n64 ? 64 : 32;
+  return tile == IgemmTile::m128n128 || tile == IgemmTile::w128n128 ? 128 : tile == IgemmTile::m128n64 ? 64 : 32;
 }
 
 // Whether these kernels serve a problem: one group, strides up to 8, kernels up to 15 x 15, and numbers of pixels and

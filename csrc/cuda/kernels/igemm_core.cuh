@@ -20,9 +20,9 @@ constexpr int kStorePadding = 8;  // elements between rows of the staged result,
 
 template <typename T, typename Tile>
 struct ConvolveShared {
-  static constexpr int kStage = (Tile::kM + Tile::kN) * kChunk<T>;  // elements
+  static constexpr int kStage = (Tile::kM + Tile::kN) * kRowElements<T, Tile>;  // elements
   static constexpr int kStorePitch = Tile::kN + kStorePadding;
-  static constexpr size_t kLoads = kStages * kStage * sizeof(T), kStores = Tile::kM * kStorePitch * sizeof(T);
+  static constexpr size_t kLoads = Tile::kStages * kStage * sizeof(T), kStores = Tile::kM * kStorePitch * sizeof(T);
   static constexpr size_t kPixels = kLoads > kStores ? kLoads : kStores;
   static constexpr size_t kResults = kPixels + Tile::kM * sizeof(Pixel);
   static constexpr size_t kBytes = kResults + Tile::kM * sizeof(int32_t);
@@ -153,6 +153,14 @@ PK_DEVICE void store_result(const ConvolveParams& p, int first, Shared<T> tile, 
   }
 }
 
+template <typename T, typename Tile>
+PK_DEVICE void store_tile(const ConvolveParams& p, int first, Shared<T> tile, Shared<int32_t> results) {
+  if (p.wide_stores)
+    store_result<T, Tile, kVector<T>>(p, first, tile, results);
+  else
+    store_result<T, Tile, 1>(p, first, tile, results);
+}
+
 template <typename Math, typename Tile, bool kVectors, bool kListed>
 PK_DEVICE void convolve(const ConvolveParams& p) {
   using T = Storage<Math>;
@@ -174,7 +182,8 @@ PK_DEVICE void convolve(const ConvolveParams& p) {
   Sums<Tile::kWarpM, Tile::kWarpN> sums;
   start_sums<T>(p, first_filter + warp_column, sums);
 
-  Walk<T, kListed, kVectors, Operand::kOwn> walk(p, rows, columns, tile, Operand::vector(), Operand::within());
+  Walk<T, kListed, kVectors, Operand::kOwn, Tile::kDeep> walk(p, rows, columns, tile, Operand::vector(),
+                                                              Operand::within());
   Operand operand(pixels);
   const WeightLoader<T, Tile> weight(p, first_filter, Operand::weight_line(), Operand::vector());
   const RowLanes<Math> lanes(warp_row, Tile::kM + warp_column);
@@ -207,10 +216,7 @@ PK_DEVICE void convolve(const ConvolveParams& p) {
   __syncthreads();
   stage_sums<T, Layout::kStorePitch>(sums, result_tile + warp_row * Layout::kStorePitch + warp_column);
   __syncthreads();
-  if (p.wide_stores)
-    store_result<T, Tile, kVector<T>>(p, first_filter, result_tile, results);
-  else
-    store_result<T, Tile, 1>(p, first_filter, result_tile, results);
+  store_tile<T, Tile>(p, first_filter, result_tile, results);
 }
 
 }  // namespace prunekernels

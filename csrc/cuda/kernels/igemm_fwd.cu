@@ -9,10 +9,19 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) igemm_fwd_kerne
   convolve<Math, Tile, kVectors, false>(p);
 }
 
+template <typename T, bool kVectors>
+__global__ void __launch_bounds__(WarpgroupTile::kThreads, WarpgroupTile::kBlocks)
+    igemm_fwd_warpgroup_kernel(const ConvolveParams p) {
+  convolve_by_warpgroups<T, kVectors>(p);
+}
+
 struct Kernels {
   template <typename Math, typename Tile, bool kVectors>
   static auto kernel() {
-    return igemm_fwd_kernel<Math, Tile, kVectors>;
+    if constexpr (std::is_same_v<Tile, WarpgroupTile>)
+      return igemm_fwd_warpgroup_kernel<Math, kVectors>;
+    else
+      return igemm_fwd_kernel<Math, Tile, kVectors>;
   }
 };
 

@@ -9,10 +9,19 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) igemm_grad_inpu
   convolve<Math, Tile, kVectors, false>(p);
 }
 
+template <typename T, bool kVectors>
+__global__ void __launch_bounds__(WarpgroupTile::kThreads, WarpgroupTile::kBlocks)
+    igemm_grad_input_warpgroup_kernel(const ConvolveParams p) {
+  convolve_by_warpgroups<T, kVectors>(p);
+}
+
 struct Kernels {
   template <typename Math, typename Tile, bool kVectors>
   static auto kernel() {
-    return igemm_grad_input_kernel<Math, Tile, kVectors>;
+    if constexpr (std::is_same_v<Tile, WarpgroupTile>)
+      return igemm_grad_input_warpgroup_kernel<Math, kVectors>;
+    else
+      return igemm_grad_input_kernel<Math, Tile, kVectors>;
   }
 };
 

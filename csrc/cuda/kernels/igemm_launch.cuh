@@ -1,7 +1,7 @@
 // Launches the instance of a kernel that IgemmArgs ask for: element type, tile, loader.
 #pragma once
 
-#include "cuda/kernels/igemm_core.cuh"
+#include "cuda/kernels/igemm_warpgroup.cuh"
 
 namespace prunekernels {
 
@@ -20,9 +20,15 @@ cudaError_t with_math(Element element, bool tf32, Visit visit) {
   return tf32 && element == Element::f32 ? visit(Tf32{}) : with_element(element, visit);
 }
 
-// visit(BlockTile{}). There is no large tile with lists.
-template <bool kListed, typename Visit>
+// visit(BlockTile{}). There is no large tile with lists, and none of warpgroups for floats.
+template <bool kListed, typename Math, typename Visit>
 cudaError_t with_tile(IgemmTile tile, Visit visit) {
+  if (tile == IgemmTile::w128n128) {
+    if constexpr (kListed || sizeof(Storage<Math>) != 2)
+      return cudaErrorInvalidValue;
+    else
+      return visit(WarpgroupTile{});
+  }
   if (tile == IgemmTile::m64n32) return visit(SmallTile{});
   if (tile == IgemmTile::m128n64) return visit(MediumTile{});
   if constexpr (kListed)
@@ -57,7 +63,7 @@ cudaError_t launch_convolution(const IgemmArgs& args, bool grad_input, cudaStrea
   if (status != cudaSuccess) return status;
   const bool vectors = loads_vectors(args.operand, args.from, args.element);
   return with_math(args.element, args.tf32, [&](auto math) {
-    return with_tile<kListed>(args.tile, [&](auto tile) {
+    return with_tile<kListed, decltype(math)>(args.tile, [&](auto tile) {
       return launch_convolve<Kernels, decltype(math), decltype(tile)>(params, vectors, stream);
     });
   });

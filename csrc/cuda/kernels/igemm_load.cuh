@@ -19,7 +19,17 @@ struct BlockTile {
   static constexpr int kThreads = kWarp * kWarpsM * kWarpsN;
   static constexpr int kWarpM = kM / kWarpsM, kWarpN = kN / kWarpsN;
   static_assert(kM % (16 * kWarpsM) == 0 && kN % (16 * kWarpsN) == 0);
+
+  static constexpr int kDeep = kChunkVectors;  // vectors of a row: of the reduction, loaded at once
+  static constexpr int kStages = 4;            // chunks in shared memory, a power of two
+  static constexpr int kParts = 2;  // in which a thread loads elements at most, a slice multiplied after each
+  template <typename T>
+  PK_DEVICE static int place(int row, int vector) {
+    return row_place<T>(row, vector);
+  }
 };
+template <typename T, typename Tile>
+constexpr int kRowElements = Tile::kDeep * kVector<T>;
 
 // A pixel as the loaders see it. `outside` has a bit for each row and column of taps that fall outside the tensor, so
 // that one AND tells whether a tap reads it.
@@ -43,8 +53,8 @@ PK_DEVICE uint32_t outside_bits(int at, int step, int taps, int size) {
 }
 
 // A thread's position in the reduction. It goes through the taps one by one, and through the vectors of each tap in
-// steps of kChunkVectors.
-template <typename T, bool kListed, bool kVectors, int kOwn>
+// steps of kDeep.
+template <typename T, bool kListed, bool kVectors, int kOwn, int kDeep>
 struct Walk {
   const int32_t* list;   // vectors of this tile, if kListed
   int vectors;           // of a tap
@@ -70,13 +80,13 @@ struct Walk {
   }
 
   PK_DEVICE int steps(const AxisWalk& rows, const AxisWalk& columns) const {
-    return (rows.taps * columns.taps * vectors + kChunkVectors - 1) / kChunkVectors;
+    return (rows.taps * columns.taps * vectors + kDeep - 1) / kDeep;
   }
   PK_DEVICE bool done() const { return row == 0; }
   // The bits of a pixel that forbid to read the thread's e-th channel. When done, all pixels have one of them.
   PK_DEVICE uint32_t forbidding(int e) const { return channel[e] < 0 ? kDeadChannel : row | column; }
   PK_DEVICE void advance(const ConvolveParams& p, const AxisWalk& rows, const AxisWalk& columns, int within) {
-    place += kChunkVectors;
+    place += kDeep;
     settle(p, rows, columns, within);
   }
 
@@ -114,18 +124,18 @@ PK_DEVICE const char* first_channel(const ConvolveParams& p, const Walk& walk, i
 template <typename T, typename Tile, bool kVectors>
 struct OperandLoader {  // vectors
   static constexpr int kOwn = 1, kParts = 1;
-  static constexpr int kLines = Tile::kThreads / kChunkVectors, kRows = Tile::kM / kLines;
+  static constexpr int kLines = Tile::kThreads / Tile::kDeep, kRows = Tile::kM / kLines;
   static constexpr bool kHold = sizeof(T) == 2;  // with floats there are no registers to spare
   static_assert(Tile::kM % kLines == 0 && kLines % 8 == 0, "a thread's rows share a swizzle");
   int place;             // of its first row in the tile
   Shared<Pixel> pixels;  // from that row on
   Pixel held[kHold ? kRows : 1];
 
-  PK_DEVICE static int vector() { return threadIdx.x % kChunkVectors; }
+  PK_DEVICE static int vector() { return threadIdx.x % Tile::kDeep; }
   PK_DEVICE static int within() { return 0; }
-  PK_DEVICE static int weight_line() { return threadIdx.x / kChunkVectors; }
+  PK_DEVICE static int weight_line() { return threadIdx.x / Tile::kDeep; }
   PK_DEVICE explicit OperandLoader(Shared<Pixel> table)
-      : place(row_place<T>(threadIdx.x / kChunkVectors, vector())), pixels(table + threadIdx.x / kChunkVectors) {
+      : place(Tile::template place<T>(threadIdx.x / Tile::kDeep, vector())), pixels(table + threadIdx.x / Tile::kDeep) {
     if constexpr (kHold)
 #pragma unroll
       for (int i = 0; i < kRows; ++i) held[i] = pixels.get(i * kLines);
@@ -139,34 +149,36 @@ struct OperandLoader {  // vectors
     for (int i = 0; i < kRows; ++i) {
       const Pixel pixel = kHold ? held[kHold ? i : 0] : pixels.get(i * kLines);
       const int index = kHold ? kept(pixel.index) : pixel.index;
-      cp_async<16>(to.address(place + i * kLines * kChunk<T>), from + static_cast<int64_t>(index) * p.pixel_bytes,
-                   (pixel.outside & forbidding) == 0);
+      cp_async<16>(to.address(place + i * kLines * kRowElements<T, Tile>),
+                   from + static_cast<int64_t>(index) * p.pixel_bytes, (pixel.outside & forbidding) == 0);
     }
   }
   PK_DEVICE void finish(Shared<T>, int) {}
 };
 
 template <typename T, typename Tile>
-struct OperandLoader<T, Tile, false> {  // elements: 16 lanes a row, a word each
+struct OperandLoader<T, Tile, false> {  // elements: a lane for each word of a row
   static constexpr int kOwn = 4 / sizeof(T);
-  static constexpr int kWords = kChunkVectors * 4, kLines = Tile::kThreads / kWords, kRows = Tile::kM / kLines;
+  static constexpr int kWords = Tile::kDeep * 4, kLines = Tile::kThreads / kWords, kRows = Tile::kM / kLines;
   static constexpr bool kByRegisters = sizeof(T) == 2;
-  static constexpr int kParts = kByRegisters && kRows > 8 ? kRows / 8 : 1, kPartRows = kRows / kParts;
-  static_assert(Tile::kM % kLines == 0 && kRows % kParts == 0 && kParts <= kSlices);
+  static constexpr int kParts = kByRegisters && kRows > 8 ? Tile::kParts : 1, kPartRows = kRows / kParts;
+  static_assert(Tile::kM % kLines == 0 && kRows % kParts == 0);
   static_assert(kLines % 8 == 0, "a thread's rows share a swizzle");
   int place;             // of its first row in the tile
   Shared<Pixel> pixels;  // from that row on
   uint32_t values[kByRegisters ? kPartRows * kOwn : 1];
 
-  PK_DEVICE static int vector() { return threadIdx.x / 4 % kChunkVectors; }
+  PK_DEVICE static int vector() { return threadIdx.x / 4 % Tile::kDeep; }
   PK_DEVICE static int within() { return threadIdx.x % 4 * kOwn; }
   // Any assignment of the weights' rows serves in which a thread keeps its vector.
-  PK_DEVICE static int weight_line() { return threadIdx.x / 16 * 4 + threadIdx.x % 4; }
+  PK_DEVICE static int weight_line() { return threadIdx.x / kWords * 4 + threadIdx.x % 4; }
   PK_DEVICE explicit OperandLoader(Shared<Pixel> table)
-      : place(kept(row_place<T>(threadIdx.x / kWords, vector()) + within())),
+      : place(kept(Tile::template place<T>(threadIdx.x / kWords, vector()) + within())),
         pixels(table + kept(threadIdx.x / kWords)) {}
 
-  PK_DEVICE int element(int part, int i) const { return place + (part * kPartRows + i) * kLines * kChunk<T>; }
+  PK_DEVICE int element(int part, int i) const {
+    return place + (part * kPartRows + i) * kLines * kRowElements<T, Tile>;
+  }
 
   template <typename Walk>
   PK_DEVICE void start(const ConvolveParams& p, const Walk& walk, Shared<T> to, int part) {
@@ -198,7 +210,7 @@ struct OperandLoader<T, Tile, false> {  // elements: 16 lanes a row, a word each
 
 template <typename T, typename Tile>
 struct WeightLoader {
-  static constexpr int kLines = Tile::kThreads / kChunkVectors;
+  static constexpr int kLines = Tile::kThreads / Tile::kDeep;
   static constexpr int kRows = (Tile::kN + kLines - 1) / kLines;
   static_assert(kLines % 8 == 0, "a thread's rows share a swizzle");
   int place;   // of its first row in the tile
@@ -206,7 +218,7 @@ struct WeightLoader {
   int offset;  // of that one in the weights
 
   PK_DEVICE WeightLoader(const ConvolveParams& p, int first_filter, int line, int vector)
-      : place(row_place<T>(line, vector)),
+      : place(Tile::template place<T>(line, vector)),
         rows(Tile::kN < kLines && line >= Tile::kN ? 0 : p.to_live - first_filter - line),
         offset(rows > 0 ? (first_filter + line) * p.filter_elements : 0) {}
 
@@ -215,8 +227,8 @@ struct WeightLoader {
     const int first = offset + walk.weight + walk.vector * kVector<T>;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      if (Tile::kN < kLines && place >= Tile::kN * kChunk<T>) break;  // more threads than rows
-      cp_async<16>(to.address(place + i * kLines * kChunk<T>),
+      if (Tile::kN < kLines && place >= Tile::kN * kRowElements<T, Tile>) break;  // more threads than rows
+      cp_async<16>(to.address(place + i * kLines * kRowElements<T, Tile>),
                    static_cast<const T*>(p.weight) + (first + i * kLines * p.filter_elements),
                    i * kLines < rows && !walk.done());
     }

@@ -120,7 +120,7 @@ class Shared {
   PK_DEVICE uint32_t offset(int i) const { return offset_ + static_cast<uint32_t>(i) * sizeof(T); }
 #if !defined(PK_EMULATED)
   PK_DEVICE static char* window() {
-    extern __shared__ __align__(128) char prunekernels_shared[];
+    extern __shared__ __align__(1024) char prunekernels_shared[];
     return prunekernels_shared;
   }
 #endif

@@ -25,7 +25,8 @@ from .igemm_problems import (
 )
 from .mask_grad import Shifted
 
-TILES = ((128, 128), (128, 64), (64, 32))  # as enum IgemmTile: pixels, channels
+TILES = ((128, 128), (128, 64), (64, 32), (128, 128))  # as enum IgemmTile: pixels, channels; the last by warpgroups
+WARPGROUPS = 3  # of TILES
 NO_RESERVE = 0x4000  # MAP_NORESERVE of Linux
 
 
@@ -45,6 +46,7 @@ class Conv:
     def __str__(self):
         pixels, channels = TILES[self.tile]
         notes = [f"m{pixels}n{channels}", *(["bias"] if self.bias else []), *([] if self.exact else ["random"])]
+        notes[0] = f"w{pixels}n{channels}" if self.tile == WARPGROUPS else notes[0]
         return "-".join([str(self.problem), *notes, *([self.plain] if self.plain else [])])
 
     def run(self, lib):
@@ -135,12 +137,16 @@ def _tile_edges(element: str, grad_input: bool, tiles) -> list[Conv]:
 
 
 def _of(element: str, grad_input: bool) -> list[Conv]:
-    cases = _tile_edges(element, grad_input, (0, 1, 2))
+    tiles = (0, 1, 2, WARPGROUPS) if vector_channels(element) == 8 else (0, 1, 2)
+    cases = _tile_edges(element, grad_input, tiles)
     for i, problem in enumerate(convolutions()):
         cases.append(Conv(problem, element, grad_input, i % 3, bias=i % 2 == 0 and not grad_input))
-    cases += [Conv(problem, element, grad_input, 2, bias=not grad_input) for problem in _channels(element)]
+    for tile in tiles[2:]:
+        cases += [Conv(problem, element, grad_input, tile, bias=not grad_input) for problem in _channels(element)]
+    if WARPGROUPS in tiles:
+        cases += [Conv(problem, element, grad_input, WARPGROUPS, bias=not grad_input) for problem in convolutions()]
     everything = Problem(n=2, c=40, k=40, r=3, s=3, padding=(1, 1), filters="all", inputs="all")
-    for tile in range(3):
+    for tile in tiles:
         cases += [Conv(everything, element, grad_input, tile, plain=how) for how in ("identity", "elements", "shifted")]
         cases.append(Conv(replace(everything, filters="runs", inputs="runs"), element, grad_input, tile, exact=False))
     return cases
