@@ -106,6 +106,7 @@ void resolve_start(void* const* lanes, uint32_t) {
   }
   warp.started.push_back({first.a, first.b, first.widen, warp.groups, read_operands(first.a, first.b)});
   for (int i = 0; i < kTilesOfProduct; ++i) traffic::product();
+  traffic::read_by_products((kWarpRows + kColumns / 4) * kRowBytes);  // a warpgroup reads its columns once
 }
 
 void resolve_fence(void* const*, uint32_t) { mine().fenced = true; }

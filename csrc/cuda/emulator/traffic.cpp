@@ -110,6 +110,10 @@ void shared(uint32_t at, uint32_t bytes, const void* site) { request(site).place
 
 void product() { ++counts.products; }
 
+void read_by_products(uint32_t bytes) {
+  counts.shared_wavefronts += bytes / kPhaseBytes, counts.least_wavefronts += bytes / kPhaseBytes;
+}
+
 void end_of_block() {
   for (auto& [key, r] : requests) {
     if (!r.places.empty()) count_wavefronts(r.places);

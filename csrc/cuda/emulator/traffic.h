@@ -12,7 +12,8 @@ extern bool on;
 // One access of the running thread. site: where in the code, the same for the lanes of a warp that access together.
 void global(const void* at, uint32_t bytes, bool writes, const void* site);
 void shared(uint32_t at, uint32_t bytes, const void* site);
-void product();  // of one warp
+void product();                         // of one warp
+void read_by_products(uint32_t bytes);  // of shared memory, free of conflicts
 void end_of_block();
 
 }  // namespace prunekernels::simt::traffic

@@ -37,7 +37,7 @@ class Kernel:
 
     @property
     def per_product(self) -> float:
-        return self.loop.total() / self.loop["mma"]
+        return self.loop.total() / sass.products(self.loop)
 
 
 Kernels = dict[str, Kernel]  # by name and template arguments: "igemm_fwd_kernel<BFloat16, BlockTile<...>, true>"
@@ -83,7 +83,7 @@ def compiled(toolkit: Path, nvdisasm: str, names: Iterable[str] | None = None) -
 
 
 def with_products(kernels: Mapping[str, Kernel]) -> Kernels:
-    return {name: kernel for name, kernel in sorted(kernels.items()) if kernel.loop["mma"]}
+    return {name: kernel for name, kernel in sorted(kernels.items()) if sass.products(kernel.loop)}
 
 
 def release(nvcc: str) -> str:
@@ -93,7 +93,9 @@ def release(nvcc: str) -> str:
 
 
 def table(kernels: Mapping[str, Kernel], made_by: str) -> str:
-    rows = [f"{k.loop.total()} {k.loop['mma']} {k.registers} {name}\n" for name, k in with_products(kernels).items()]
+    rows = [
+        f"{k.loop.total()} {sass.products(k.loop)} {k.registers} {name}\n" for name, k in with_products(kernels).items()
+    ]
     return f"{HEAD}# nvcc {made_by}\n" + "".join(rows)
 
 

@@ -1,4 +1,4 @@
-"""The GPU that the model speaks of, and five rates. No run has calibrated them: each says where its guess is from.
+"""The GPU that the model speaks of, and six rates. No run has calibrated them: each says where its guess is from.
 
 After a run on a GPU, the ceilings that benchmarks/gpu.sh measures give dram and mma, and ncu the others.
 """
@@ -12,7 +12,8 @@ import dataclasses
 class Rates:
     """Of one multiprocessor and cycle, but for l2 and dram."""
 
-    mma_flops: float
+    mma_flops: float  # by single warps
+    warpgroup_flops: float
     instructions: float  # of warps
     shared_wavefronts: float  # of 128 bytes
     l2_gb_per_s: float
@@ -43,6 +44,7 @@ H100 = Machine(
     clock_ghz=1.755,  # the boost clock of the data sheet's rates
     rates=Rates(
         mma_flops=2540,  # 62 % of the peak: what is published of mma.sync beside wgmma
+        warpgroup_flops=3690,  # 90 % of the peak
         instructions=3.4,  # of 4 schedulers: 85 %, as well-tuned loops reach
         shared_wavefronts=1,
         l2_gb_per_s=5500,  # reads that hit, by public microbenchmarks

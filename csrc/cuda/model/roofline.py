@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 
+import sass
 from machine import Machine
 from traffic import SECTOR, Traffic
 
@@ -35,8 +36,8 @@ class Times:
 
 def instructions(moved: Traffic, loop: Counter[str]) -> float:
     """Of all warps, as if all were in the main loop."""
-    if loop["mma"]:
-        return moved.products * loop.total() / loop["mma"]
+    if products := sass.products(loop):
+        return moved.products * loop.total() / products
     accesses = loop["global load"] + loop["global store"] + loop["async copy"]
     return (moved.load_requests + moved.store_requests) * loop.total() / max(accesses, 1)
 
@@ -44,8 +45,9 @@ def instructions(moved: Traffic, loop: Counter[str]) -> float:
 def times(machine: Machine, moved: Traffic, loop: Counter[str]) -> Times:
     """loop: the kernel's main loop, its instructions by kind."""
     rates = machine.rates
+    flops = rates.warpgroup_flops if loop["warpgroup mma"] else rates.mma_flops
     return Times(
-        mma=machine.us(moved.products * FLOPS_OF_PRODUCT / rates.mma_flops),
+        mma=machine.us(moved.products * FLOPS_OF_PRODUCT / flops),
         issue=machine.us(instructions(moved, loop) / rates.instructions),
         shared=machine.us(moved.shared_wavefronts / rates.shared_wavefronts),
         l2=(moved.loaded_sectors + moved.store_sectors) * SECTOR / (rates.l2_gb_per_s * 1e3),

@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 KINDS = {  # the first part of an instruction's name -> what it counts as
-    "HMMA": "mma", "IMMA": "mma", "FFMA": "ffma", "FMUL": "ffma", "FADD": "ffma",
+    "HMMA": "mma", "IMMA": "mma", "HGMMA": "warpgroup mma", "FFMA": "ffma", "FMUL": "ffma", "FADD": "ffma",
     "LDSM": "ldmatrix", "LDS": "shared load", "STS": "shared store", "LDGSTS": "async copy",
     "LDG": "global load", "STG": "global store", "LDL": "spill", "STL": "spill",
     "BRA": "branch", "BSSY": "branch", "BSYNC": "branch", "BAR": "barrier", "WARPSYNC": "barrier",
@@ -55,9 +55,14 @@ class Code:
         """The instructions of the main loop by kind; None: there is no loop."""
         counted = [(loop, self.kinds(loop)) for loop in self.loops()]
         sums = 16  # a loop with fewer FFMA does not multiply matrices
-        by_use = [(k["mma"], k["ffma"] * (k["ffma"] >= sums), k["global load"] + k["global store"], -len(loop), k)
+        by_use = [(products(k), k["ffma"] * (k["ffma"] >= sums), k["global load"] + k["global store"], -len(loop), k)
                   for loop, k in counted]  # fmt: skip
         return max(by_use, key=lambda entry: entry[:4])[4] if by_use else None
+
+
+def products(kinds: Counter[str]) -> int:
+    """Tensor-core products of m16n8k16 that one warp's instructions make: its part of a warpgroup's is 16 of them."""
+    return kinds["mma"] + 16 * kinds["warpgroup mma"]
 
 
 def _stem(instruction: str) -> str:
