@@ -72,7 +72,9 @@ def force_tiles(trial: Trial, device: str) -> None:
     if device != "cuda" or extension._C is None or not extension.build_info()["cuda"]:
         return
     draw = random.Random(repr(trial))
-    tile = draw.choice((1, 2) if trial[-1] == "sparse" else (0, 1, 2))  # as csrc/cuda/kernels/igemm.h counts them
+    warpgroups = trial[1] != "float32" and torch.cuda.get_device_capability() == (9, 0)
+    # as csrc/cuda/kernels/igemm.h counts them
+    tile = draw.choice((1, 2) if trial[-1] == "sparse" else (0, 1, 2, *((3,) if warpgroups else ())))
     grad_tile, slices = draw.choice((0, 1)), draw.choice((-1, 1, 3))
     ctypes.CDLL(extension._C.__file__).pk_force_tiles(tile, grad_tile, ctypes.c_int64(slices), -1)
 

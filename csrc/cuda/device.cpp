@@ -13,6 +13,7 @@
 #include <array>
 #include <atomic>
 #include <string>
+#include <string_view>
 #include <type_traits>
 
 #include "core/gpu_architectures.h"
@@ -107,20 +108,32 @@ int multiprocessors() {
   return count;
 }
 
-bool runs_kernels() {
-  enum : int8_t { kUnknown, kYes, kNo };
+namespace {
+
+enum : int8_t { kUnknown = 0, kRuns = 1, kWarpgroups = 2, kKnown = 4 };
+
+// What the current device can do with this build's kernels.
+int8_t abilities() {
   static std::array<std::atomic<int8_t>, 64> known{};
   int device = 0;
   C10_CUDA_CHECK(cudaGetDevice(&device));
   std::atomic<int8_t>& answer = known[static_cast<size_t>(device) % known.size()];
   if (answer == kUnknown) {
+    constexpr std::string_view kBuilt = PRUNEKERNELS_CUDA_ARCHITECTURES;
     int major = 0, minor = 0;
     C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
     C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
-    answer = runs_on(PRUNEKERNELS_CUDA_ARCHITECTURES, major, minor) ? kYes : kNo;
+    const bool warpgroups = major == 9 && minor == 0 && kBuilt.find("sm_90a") != std::string_view::npos;
+    answer = static_cast<int8_t>(kKnown | (runs_on(kBuilt, major, minor) ? kRuns : 0) | (warpgroups ? kWarpgroups : 0));
   }
-  return answer == kYes;
+  return answer;
 }
+
+}  // namespace
+
+bool runs_kernels() { return abilities() & kRuns; }
+
+bool multiplies_by_warpgroups() { return abilities() & kWarpgroups; }
 
 bool capturing() { return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None; }
 

@@ -28,8 +28,9 @@ void check_launch(cudaError_t status, const char* op, const char* launcher);
 // Of the current device, which the operators set to that of their tensors.
 cudaStream_t current_stream();
 int multiprocessors();
-bool runs_kernels();  // whether this build has kernels that the device can run
-bool capturing();     // the current stream, into a graph
+bool runs_kernels();              // whether this build has kernels that the device can run
+bool multiplies_by_warpgroups();  // wgmma: compute capability 9.0, and kernels for sm_90a
+bool capturing();                 // the current stream, into a graph
 
 // Whether torch lets convolutions of floats run on tensor cores.
 bool allows_tf32();

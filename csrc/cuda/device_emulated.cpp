@@ -43,6 +43,8 @@ cudaStream_t current_stream() { return nullptr; }
 
 int multiprocessors() { return 4; }  // few, so that small problems are cut into several slices
 
+bool multiplies_by_warpgroups() { return true; }
+
 bool runs_kernels() { return !runs_nothing; }
 
 bool capturing() { return pretends_to_capture; }

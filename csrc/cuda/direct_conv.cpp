@@ -20,9 +20,10 @@ IgemmTile pick_tile(const CudaCall& call, bool forward, bool listed) {
   const Element element = element_of(call.dtype);
   const bool vectors = (forward ? call.mask.in() : call.mask.out()).view(element).vectors;
   const int multiprocessors = forced_tiles::multiprocessors();
+  const bool warpgroups = element != Element::f32 && device::multiplies_by_warpgroups();
   return forced_tiles::tile(
       listed ? block_sparse_tile(pixels, live, vectors, mask_block(call.mask, forward, element), multiprocessors)
-             : igemm_tile(pixels, live, vectors, multiprocessors));
+             : igemm_tile(pixels, live, vectors, multiprocessors, warpgroups));
 }
 
 at::Tensor igemm(const CudaCall& call, bool forward, const at::Tensor& operand, const at::Tensor& weight,

@@ -118,6 +118,8 @@ def test_tensor_core_kernels_run_where_they_should():
 @pytest.mark.parametrize("name", tiles.CASES)
 def test_every_tile(name, vectors, dtype, plan, tile, grad_tile, splits):
     """On a GPU of many multiprocessors, the problems above get the smallest tile."""
+    if tile == "w128n128" and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs compute capability 9.0")
     library = ctypes.CDLL(extension._C.__file__)
     tiles.check(library, name, vectors, dtype, plan, tile, grad_tile, splits, there)
 

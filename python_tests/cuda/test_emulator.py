@@ -54,7 +54,7 @@ PLANTED = {
     "off_by_one": "outside of every array",
     "too_deep": "overflows its stack",
     "product_not_waited_for": "products that the block has not waited for",
-    "product_without_proxy_fence": "a product reads shared byte 6144, which thread (0, 0, 0) wrote without a fence.proxy",
+    "product_without_proxy_fence": "byte 6144, which thread (0, 0, 0) wrote without a fence.proxy.async since",
     "product_without_fence": "wgmma.m64n128k16.bf16: sums that no wgmma.fence has handed over",
     "product_without_barrier": "race: reads shared byte",
     "product_off_its_tile": "a tile at shared byte 128: its rows do not begin at a multiple of 1024",

@@ -53,8 +53,9 @@ int pk_igemm_serves(const int64_t* sizes, bool* serves) {
   return cudaSuccess;
 }
 
-int pk_igemm_tile(int64_t pixels, int64_t channels, bool vectors, int64_t mask_block, int multiprocessors, int* tile) {
-  *tile = static_cast<int>(mask_block == 0 ? igemm_tile(pixels, channels, vectors, multiprocessors)
+int pk_igemm_tile(int64_t pixels, int64_t channels, bool vectors, int64_t mask_block, int multiprocessors,
+                  bool warpgroups, int* tile) {
+  *tile = static_cast<int>(mask_block == 0 ? igemm_tile(pixels, channels, vectors, multiprocessors, warpgroups)
                                            : block_sparse_tile(pixels, channels, vectors, mask_block, multiprocessors));
   return cudaSuccess;
 }

@@ -75,7 +75,8 @@ bool igemm_serves(const ConvShape& shape);
 // The tile with the least estimated time for igemm_fwd (pixels = N P Q, channels = live filters) or igemm_grad_input
 // (pixels = N H W, channels = live channels): the blocks of the busiest multiprocessor times the cost of one. vectors:
 // whether the operand's list_is_vectors(); other lists cost small tiles more.
-IgemmTile igemm_tile(int64_t pixels, int64_t channels, bool vectors, int multiprocessors);
+// warpgroups: whether there is w128n128.
+IgemmTile igemm_tile(int64_t pixels, int64_t channels, bool vectors, int multiprocessors, bool warpgroups);
 // With tile lists there is no m128n128. mask_block: result channels that share their live kernels (a mask's block
 // size).
 IgemmTile block_sparse_tile(int64_t pixels, int64_t channels, bool vectors, int64_t mask_block, int multiprocessors);

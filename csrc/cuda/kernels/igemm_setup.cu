@@ -94,30 +94,33 @@ struct TileCost {
 constexpr TileCost kTileCosts[] = {{IgemmTile::m128n128, 7.5, 4.7, 6.5, 8, 1},
                                    {IgemmTile::m128n64, 10.5, 5.0, 7.1, 4, 2},
                                    {IgemmTile::m64n32, 23.4, 12.6, 7.1, 1, 2}};
+constexpr TileCost kWarpgroupCost{IgemmTile::w128n128, 6.3, 2.9, 4.4, 8, 1};
 
-IgemmTile cheapest_tile(int64_t pixels, int64_t channels, int multiprocessors, bool vectors, bool large,
-                        int64_t widest) {
+IgemmTile cheapest_tile(int64_t pixels, int64_t channels, int multiprocessors, bool vectors, bool large, int64_t widest,
+                        bool warpgroups) {
   const TileCost* best = nullptr;
   double least = 0;
-  for (const TileCost& t : kTileCosts) {
-    if ((!large && t.tile == IgemmTile::m128n128) || (tile_channels(t.tile) > widest && t.tile != IgemmTile::m64n32))
-      continue;
+  const auto consider = [&](const TileCost& t) {
     const int64_t blocks =
         ceil_div(pixels, tile_pixels(t.tile)) * std::max<int64_t>(1, ceil_div(channels, tile_channels(t.tile)));
     const double time = std::max<int64_t>(t.filling, ceil_div(blocks, multiprocessors)) * t.block(vectors);
     if (!best || time < least) best = &t, least = time;
-  }
+  };
+  for (const TileCost& t : kTileCosts)
+    if ((large || t.tile != IgemmTile::m128n128) && (tile_channels(t.tile) <= widest || t.tile == IgemmTile::m64n32))
+      consider(t);
+  if (warpgroups) consider(kWarpgroupCost);
   return best->tile;
 }
 
 }  // namespace
 
-IgemmTile igemm_tile(int64_t pixels, int64_t channels, bool vectors, int multiprocessors) {
-  return cheapest_tile(pixels, channels, multiprocessors, vectors, true, INT64_MAX);
+IgemmTile igemm_tile(int64_t pixels, int64_t channels, bool vectors, int multiprocessors, bool warpgroups) {
+  return cheapest_tile(pixels, channels, multiprocessors, vectors, true, INT64_MAX, warpgroups);
 }
 
 IgemmTile block_sparse_tile(int64_t pixels, int64_t channels, bool vectors, int64_t mask_block, int multiprocessors) {
-  return cheapest_tile(pixels, channels, multiprocessors, vectors, false, mask_block);
+  return cheapest_tile(pixels, channels, multiprocessors, vectors, false, mask_block, false);
 }
 
 bool loads_vectors(const void* data, const ChannelView& view, Element element) {

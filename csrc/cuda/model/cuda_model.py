@@ -111,10 +111,13 @@ class Model:
         grad_input = direction == "grad_input"
         target, source = (inputs, filters) if grad_input else (filters, inputs)
         results = full.n * full.h * full.w if grad_input else _pixels(full)
-        tile = traffic.tile_of(results, target.live, self.machine.multiprocessors)
+        tile = traffic.tile_of(results, target.live, bool(source.vectors), self.machine.multiprocessors)
         moved = _of_images(full, lambda cut: traffic.convolution(cut, filters, inputs, grad_input, tile))
         name = "igemm_grad_input" if grad_input else "igemm_fwd"
-        kernel = f"{name}_kernel<BFloat16, {TILES[tile]}, {str(bool(source.vectors)).lower()}>"
+        vectors = str(bool(source.vectors)).lower()
+        kernel = f"{name}_kernel<BFloat16, {TILES[tile]}, {vectors}>"
+        if tile == len(TILES):
+            kernel = f"{name}_warpgroup_kernel<BFloat16, {vectors}>"
         return [self._launch(kernel, moved, flops, x + y)]
 
     def _weight_gradient(self, full: Problem, filters, inputs, flops: float, bytes_: float) -> list[Launch]:
@@ -233,6 +236,8 @@ def table(rows: list[Row]) -> list[str]:
 
 def _short(kernel: str) -> str:
     tile = re.search(r"BlockTile<(\d+), (\d+)", kernel)
+    if "_warpgroup" in kernel:
+        return kernel.split("_warpgroup")[0] + " w128x128"
     return kernel.split("_kernel")[0].removesuffix("_pixels") + (f" {tile[1]}x{tile[2]}" if tile else "")
 
 

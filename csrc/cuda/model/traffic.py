@@ -141,10 +141,10 @@ def join(images: int, pixels: int, a: ChannelLists, b: ChannelLists) -> Traffic:
     return count("channels", "pk_join", *operands, result, images, pixels, a.live, b.live, channels, BF16, True, 1.0)
 
 
-def tile_of(pixels: int, channels: int, multiprocessors: int) -> int:
+def tile_of(pixels: int, channels: int, vectors: bool, multiprocessors: int) -> int:
     """What igemm_tile chooses, as a number of enum IgemmTile."""
     tile = np.zeros(1, np.int32)
-    build.load("igemm", counted=True).call("pk_igemm_tile", pixels, channels, 0, multiprocessors, tile)
+    build.load("igemm", counted=True).call("pk_igemm_tile", pixels, channels, vectors, 0, multiprocessors, True, tile)
     return int(tile[0])
 
 

@@ -109,5 +109,8 @@ class HostChoices:
             (0, 0, 0, 2, 2),
         ):
             for by_vectors, expected in ((True, vectors), (False, elements)):
-                lib.call("pk_igemm_tile", pixels, channels, by_vectors, block, 132, tile)
+                lib.call("pk_igemm_tile", pixels, channels, by_vectors, block, 132, False, tile)
                 assert tile[0] == expected, (pixels, channels, block, by_vectors, tile[0])
+                lib.call("pk_igemm_tile", pixels, channels, by_vectors, block, 132, True, tile)
+                by_warpgroups = not block and (expected == 0 or (pixels, channels) == (6272, 128))
+                assert tile[0] == (3 if by_warpgroups else expected), (pixels, channels, block, by_vectors, tile[0])
