@@ -2,8 +2,9 @@
 csrc/cuda/*.cpp against the headers of torch (a CPU build of torch will do). Needs no GPU. Prints registers, shared
 memory, stack and spills of each kernel.
 
-Fails on a stack frame or a spill, on a kernel that no row of kernel_table.inc names, on a row without a kernel, and on
-compiler errors. Files that have not changed since they last passed are not compiled again (build/cuda-check).
+Fails on a stack frame or a spill, on products of warpgroups that ptxas does not let run on their own, on a kernel that
+no row of kernel_table.inc names, on a row without a kernel, and on compiler errors. Files that have not changed since
+they last passed are not compiled again (build/cuda-check).
 """
 
 import argparse
@@ -29,6 +30,7 @@ from find_toolkit import find_toolkit  # noqa: E402
 BUILD = CSRC.parent / "build" / "cuda-check"
 CXX = os.environ.get("CXX", "g++")
 ARCHITECTURES = ("80", "90a", "100")
+SERIALIZED = "wgmma.mma_async instructions are serialized"  # as ptxas says it
 ELEMENTS = {  # a kernel's template argument -> what kernel_table.inc calls it
     "float": "f32", "BFloat16": "bf16", "Half": "f16", "Tf32": "tf32",
     "unsigned short": "b16", "unsigned int": "b32", "unsigned long": "b64", "unsigned long long": "b64",
@@ -291,6 +293,7 @@ def main() -> int:
     print(f"\n{len(kernel_files)} kernel files, {len(host_files)} host files; {compiled} compiled, ", end="")
     print(f"{time.monotonic() - started:.1f} s")
     found = [f"{job.source.relative_to(CSRC.parent)} does not compile" for job in jobs if job.failed]
+    found += [f"{job.source.name}: ptxas waits for each wgmma: {SERIALIZED}" for job in jobs if SERIALIZED in job.log]
     if not any(job.failed for job in kernel_files):  # else rows miss their kernels
         found += problems(kernels, table_rows((CSRC / "kernel_table.inc").read_text()))
     for problem in found:
