@@ -63,7 +63,6 @@ CASES = {
     "split_for_two": (split_for_two, {}, 8, 4),
     "batch": (lambda net, x: x.view(-1, 4, *x.shape[2:]).tanh().view(x.shape), {}, 8, 4),
     "uneven": (lambda net, x: x.flatten(1).view(x.shape[0], 16, -1).tanh().view(x.shape), {}, 4, 4),
-    "into_batch": (lambda net, x: x.mean(2).view(8, -1).tanh().view(x.shape[0], 8, 8, 1) * x, {}, 8, 4),
     "cut": (lambda net, x: x.flatten(1).view(x.shape[0], 2, 16, -1).flip(1).view(x.shape), {}, 8, 4),
 }  # fmt: skip
 
