@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..graph.narrow import LITERALS
 from ..graph.narrower import Narrower, read_masks
 from ..graph.trace import trace
 from ..graph.verify import Misfit, check_alike, check_training, only_trains
@@ -103,9 +104,9 @@ class Compaction:
                     return
             except Restructured:
                 pass
-        self._build(model, literal=False)
+        self._build(model, literal=0)
 
-    def _build(self, model: nn.Module, literal: bool) -> None:
+    def _build(self, model: nn.Module, literal: int) -> None:
         watched = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, MaskBuffers)]
         self._computed = {name: "it computes its weight" for name in computed_layers(model)}
         stays = self._computed | self._stays([(name, layer) for name, layer in watched if name not in self._computed])
@@ -375,18 +376,18 @@ class Compaction:
 
         A number in the forward may be a constant after all.
         """
-        try:
-            self._verify()
-        except Misfit as misfit:
-            if self._literal:
-                raise
-            self._close()
-            self._build(self.model, literal=True)
-            self._enter(False)
+        first: Misfit | None = None
+        while True:
             try:
                 self._verify()
-            except Misfit:
-                raise misfit from None
+                break
+            except Misfit as misfit:
+                first = first or misfit
+                if self._literal == LITERALS[-1]:
+                    raise first from None
+                self._close()
+                self._build(self.model, literal=self._literal + 1)
+                self._enter(False)
         self._checked |= self._cut.narrowed
 
     def _verify(self) -> None:

@@ -16,8 +16,10 @@ from .channels import Index, Kept, take
 from .rules.layers import WeightRule
 from .trace import argument, sizes_of
 
+LITERALS = (0, 1, 2)  # what Rule.hold may be told, from the smallest network to the surest
 
-def kept_in_forward(analysis: ChannelAnalysis, *, literal: bool) -> Kept:
+
+def kept_in_forward(analysis: ChannelAnalysis, *, literal: int) -> Kept:
     """The channels that are kept if the forward stays as it is: every operator runs on the kept channels alone.
 
     Beyond what has to be computed, these are the channels of operators without a rule, those that make the shares of a
@@ -36,7 +38,7 @@ def kept_in_forward(analysis: ChannelAnalysis, *, literal: bool) -> Kept:
             analysis.classes.pin(ids)
 
 
-def hold_forward(analysis: ChannelAnalysis, literal: bool) -> None:
+def hold_forward(analysis: ChannelAnalysis, literal: int) -> None:
     """Pins what the operators of the forward need whatever the masks are, and notes which counts have to agree."""
     own = {name for get in ("named_parameters", "named_buffers")
            for name, _ in getattr(analysis.traced.model, get)(remove_duplicate=False)}  # fmt: skip

@@ -90,7 +90,7 @@ class Narrower:
     them. The rules run once, to compile them. No tensor of the traced network is held.
     """
 
-    def __init__(self, traced: Traced, model: nn.Module, stays: Collection[str], literal: bool) -> None:
+    def __init__(self, traced: Traced, model: nn.Module, stays: Collection[str], literal: int) -> None:
         analysis = ChannelAnalysis(traced, weights_without_masks(traced), constants=False)
         hold_forward(analysis, literal)
         compiler = Compiler(analysis, model)
@@ -114,7 +114,7 @@ class Narrower:
         self._stays = tuple(stays)
 
     @classmethod
-    def of(cls, traced: Traced, model: nn.Module, stays: Collection[str] = (), literal: bool = False) -> Narrower:
+    def of(cls, traced: Traced, model: nn.Module, stays: Collection[str] = (), literal: int = 0) -> Narrower:
         """Compiles the rules.
 
         Args:

@@ -13,7 +13,7 @@ from .analysis import ChannelAnalysis
 from .build import Builder
 from .known_example import remember_example
 from .layer_uses import any_weights
-from .narrow import Narrowing, kept_in_forward, multiply_adds
+from .narrow import LITERALS, Narrowing, kept_in_forward, multiply_adds
 from .optimizer import Origin, gather_optimizer
 from .trace import Traced, plain_copy, read_example, trace
 from .verify import Misfit, verify, verify_module
@@ -129,18 +129,18 @@ def _make(model: nn.Module, traced: Traced, example_input: Any, form: Form, fold
 def _module_form(model: nn.Module, traced: Traced) -> tuple[Made, float]:
     """Also returns how many times the multiply-adds of the graph form it has.
 
-    Tries twice: numbers in the forward may be computed from sizes, or else be constants.
+    Tries several times: numbers in the forward may be computed from sizes, or else be constants.
     """
     tensors = any_weights(model, traced)
     misfit: Misfit | None = None
     tried: object = None
-    for literal in (False, True):
+    for literal in LITERALS:
         analysis = ChannelAnalysis(traced, tensors, constants=False)
         least = multiply_adds(analysis, analysis.kept())
         kept = kept_in_forward(analysis, literal=literal)
         narrowing = Narrowing.of(analysis, kept)
         if narrowing.counts == tried:
-            break
+            continue
         small = plain_copy(model)
         origins = narrowing.apply(small)
         try:

@@ -62,7 +62,7 @@ def excess(model: nn.Module, compaction: Compaction, example_input: Any) -> floa
 
 def _reasons(model: nn.Module, traced: Traced, names: Collection[str]) -> dict[str, str]:
     analysis = ChannelAnalysis(traced, any_weights(model, traced), constants=False)
-    kept = kept_in_forward(analysis, literal=False)
+    kept = kept_in_forward(analysis, literal=0)
     roots = analysis.classes.roots()
     classes = _classes(analysis, roots)
     in_groups = {int(root) for groups in analysis.groups for ids in groups for root in roots[ids].flatten()}

@@ -12,6 +12,7 @@ from cases.compacted import assert_same_training, batches, both_modes
 from cases.networks import assert_same_function, conv_norm, mask_at_random
 from graph.test_narrower import assert_same
 from prunekernels.graph import coupled_groups, tidy_masks
+from prunekernels.graph.narrow import LITERALS
 from prunekernels.graph.narrower import Narrower
 from prunekernels.graph.shrink import shrink
 from prunekernels.graph.trace import trace
@@ -89,6 +90,15 @@ def selective_kernels(net, x):
     return (branches * weights).sum(1)
 
 
+def selective_halves(net, x):
+    """SK as timm has it: each branch reads a part of the input, of a width that is a constant."""
+    a, b = torch.split(x, 4, 1)
+    branches = torch.stack([net.one(a), net.two(b)], 1)
+    weights = net.expand(F.relu(net.reduce(branches.sum(1).mean((2, 3), keepdim=True))))
+    weights = weights.view(x.shape[0], 2, weights.shape[1] // 2, 1, 1).softmax(1)
+    return (branches * weights).sum(1)
+
+
 def convnext(net, x):
     y = net.deep(x).permute(0, 2, 3, 1)
     y = net.second(F.gelu(net.hidden(y))) * net.scale.gamma
@@ -130,6 +140,8 @@ MOVES = {
     "split_attention": (split_attention, {"wide": nn.Conv2d(8, 16, 3, padding=1), **attention_layers()}, 4, 4),
     "selective_kernels": (selective_kernels, {"one": nn.Conv2d(8, 8, 3, padding=1), "two": nn.Conv2d(8, 8, 1),
                                               **attention_layers()}, 4, 4),
+    "selective_halves": (selective_halves, {"one": nn.Conv2d(4, 8, 3, padding=1), "two": nn.Conv2d(4, 8, 1),
+                                            **attention_layers()}, 8, 4),
 }  # fmt: skip
 WIDTHS = {"sum_of_parts": 4, "mean_of_parts": 2, "unbound_parts": 4, "pixel_unshuffle": 32, "pixel_shuffle": 2}
 
@@ -149,7 +161,7 @@ def test_moved_channels_go(name, form):
     assert small.get_submodule("first.0").out_channels == (in_module if form == "module" else in_graph)
     if "linear" in name:
         assert small.get_submodule("linear").in_features == 4
-    elif in_module == 4:
+    elif in_module == 4 or "reduce" in dict(net.named_modules()):
         assert small.get_submodule("last").in_channels * 2 == WIDTHS.get(name, 8)
     if "reduce" in dict(net.named_modules()):
         assert small.get_submodule("reduce").in_channels == 4 and small.get_submodule("expand").out_channels == 8
@@ -174,7 +186,7 @@ def test_moved_channels_are_tidied(name):
     assert str(tidy_masks(net, X)) == "nothing to tidy"
 
 
-@pytest.mark.parametrize("literal", [False, True])
+@pytest.mark.parametrize("literal", LITERALS)
 @pytest.mark.parametrize("name", MOVES)
 def test_compacted_narrower_moved_channels(name, literal):
     net, _ = moved(name)

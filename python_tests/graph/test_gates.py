@@ -9,6 +9,7 @@ from cases.networks import assert_same_function, mask_at_random
 from graph.test_axes import X, gamma, halve, moved, net_of, split
 from graph.test_narrower import assert_same
 from prunekernels.graph import coupled_groups, tidy_masks
+from prunekernels.graph.narrow import LITERALS
 from prunekernels.graph.narrower import Narrower
 from prunekernels.graph.shrink import shrink
 from prunekernels.graph.trace import trace
@@ -93,7 +94,7 @@ def test_products_are_tidied(name):
     torch.testing.assert_close(net(X), want)
 
 
-@pytest.mark.parametrize("literal", [False, True])
+@pytest.mark.parametrize("literal", LITERALS)
 @pytest.mark.parametrize("name", CASES)
 def test_compacted_narrower_products(name, literal):
     net, _ = gated(name)

@@ -14,7 +14,7 @@ from graph.test_shrink_fuzz import build
 from prunekernels.graph.analysis import ChannelAnalysis
 from prunekernels.graph.compile_channels import FORMS
 from prunekernels.graph.layer_uses import any_weights
-from prunekernels.graph.narrow import Narrowing, kept_in_forward
+from prunekernels.graph.narrow import LITERALS, Narrowing, kept_in_forward
 from prunekernels.graph.narrower import Narrower, read_masks
 from prunekernels.graph.rules.base import UNKNOWN, SizeRule
 from prunekernels.graph.rules.layers import LayerRule
@@ -48,7 +48,7 @@ def assert_same(narrower, net, traced, literal=False, stays=()):
     return sum(rows.numel() for by_dim in want.indices.values() for rows in by_dim.values())
 
 
-@pytest.mark.parametrize("literal", [False, True])
+@pytest.mark.parametrize("literal", LITERALS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_compacted_narrower_equals_a_new_analysis(name, literal):
     net = trained(name)
@@ -66,7 +66,7 @@ def test_compacted_narrower_equals_a_new_trace():
     assert_same(narrower, net, trace("test", net, images()))
 
 
-@pytest.mark.parametrize("literal", [False, True])
+@pytest.mark.parametrize("literal", LITERALS)
 def test_compacted_narrower_random_networks(fuzz_seed, literal):
     net, x = build(fuzz_seed)
     traced = trace("test", net, x)

@@ -32,10 +32,11 @@ class Rule:
             if net.traced.is_parameter(read):
                 net.pin_parameter(read)
 
-    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: int) -> None:
         """Pins what the node needs if it runs in the user's own forward, on the channels that are kept.
 
-        literal: numbers among its arguments are constants, rather than computed from the sizes of its operands.
+        literal: which numbers are constants, rather than computed from the sizes of operands. 0: none; 1: those that
+            count the channels of parts (split, slice, pad); 2: the sizes of views as well.
         """
         for read in node.all_input_nodes:
             state = net.tracked(read)
@@ -62,7 +63,7 @@ class SizeRule(Rule):
     def backward(self, net: NetworkChannels, node: fx.Node) -> None:
         pass
 
-    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: int) -> None:
         pass
 
     def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
@@ -80,7 +81,7 @@ class InsideRule(Rule):
     def backward(self, net: NetworkChannels, node: fx.Node) -> None:
         pass
 
-    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: int) -> None:
         pass
 
 
@@ -111,7 +112,7 @@ class TransparentRule(Rule):
         x, out = net.ends(node)
         x.read |= out.needed
 
-    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: int) -> None:
         pass
 
     def emit(self, builder: Builder, node: fx.Node) -> fx.Node:

@@ -90,7 +90,7 @@ class ElementwiseRule(Rule):
         alone = self._alone(builder, node)
         return node.all_input_nodes if alone is None else [alone]
 
-    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: int) -> None:
         for operand in net.operands[node]:
             if net.tracked(operand.node) is None and not net.traced.is_parameter(operand.node) and not operand.whole:
                 net.classes.pin(operand.channels.ids)
@@ -184,7 +184,7 @@ class CatRule(Rule):
             assert part is not None
             part.read |= needed
 
-    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: int) -> None:
         pass
 
     def operands(self, builder: Builder, node: fx.Node) -> list[fx.Node]:

@@ -32,7 +32,7 @@ class LayerRule(Rule):
         assert x is not None and out is not None
         return x, out
 
-    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: int) -> None:
         pass
 
     def operands(self, builder: Builder, node: fx.Node) -> list[fx.Node]:
@@ -158,7 +158,7 @@ class ConvRule(WeightRule):
             return padding == "same" and max(sizes_of(argument(node, 1))[2:]) > 1
         return any(padding) if isinstance(padding, (list, tuple)) else bool(padding)
 
-    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: int) -> None:
         owner = net.traced.modules.get(self.name(net.traced, node))
         if self.groups(node) > 1 and not isinstance(owner, nn.Conv2d):  # its number of groups is not ours to change
             x, out = self.ends(net, node)

@@ -94,7 +94,7 @@ class MoveRule(Rule):
         move, out = net.moves[node], net.channels_of(node)
         net.channels_of(move.source).read[move.index[out.needed].flatten()] = True
 
-    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: int) -> None:
         move, ids = net.moves[node], net.channels_of(net.moves[node].source).ids
         if move.rectangle is not None:
             for other in move.rectangle.T[1:]:
@@ -102,7 +102,7 @@ class MoveRule(Rule):
         for view, dim in move.named or [(node, move.axis)]:
             rule = net.own_rules[view]
             sizes, first = rule.sizes(view) if isinstance(rule, MoveRule) else ([], 0)
-            if literal and first <= dim < first + len(sizes) and sizes[dim - first] != -1:
+            if literal > 1 and first <= dim < first + len(sizes) and sizes[dim - first] != -1:
                 net.classes.pin(ids)
         if node.target is torch.ops.aten.squeeze.default:
             net.classes.pin(ids[:2])  # it would drop a single channel
@@ -201,9 +201,9 @@ class ExpandRule(TransparentRule):
         axis = x.axis + len(sizes_of(node)) - len(sizes_of(argument(node, 0)))
         return axis if sizes_of(node)[axis] == len(x) else None
 
-    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: int) -> None:
         x, out = net.ends(node)
-        if literal and argument(node, 1)[out.axis] != -1:
+        if literal > 1 and argument(node, 1)[out.axis] != -1:
             net.classes.pin(x.ids)
 
     def emit(self, builder: Builder, node: fx.Node) -> fx.Node:

@@ -37,7 +37,7 @@ class SplitRule(Rule):
         else:
             x.read |= torch.stack(needed).any(0)
 
-    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: int) -> None:
         x = net.tracked(argument(node, 0))
         assert x is not None
         if self.along(node, x):
@@ -89,7 +89,7 @@ class ItemRule(Rule):
         if net.states[node] is None:
             super().backward(net, node)
 
-    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: int) -> None:
         pass
 
     def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
@@ -121,7 +121,7 @@ class SliceRule(Rule):
         x, out = net.ends(node)
         x.read[self.positions(node, x)] |= out.needed
 
-    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: int) -> None:
         x = net.ends(node)[0]
         at = self.positions(node, x)
         if len(at) == len(x) or self.arguments(node)[0] != x.axis:
@@ -189,7 +189,7 @@ class PadRule(Rule):
         before = self.around(node, x)[0]
         x.read |= out.needed[before : before + len(x)]
 
-    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: int) -> None:
         x, out = net.ends(node)
         before, _ = self.around(node, x)
         for ids in (out.ids[:before], out.ids[before + len(x) :]):
@@ -224,7 +224,7 @@ class CreateRule(SizeRule):
         out.values[:] = self.value
         return out
 
-    def hold(self, net: NetworkChannels, node: fx.Node, literal: bool) -> None:
+    def hold(self, net: NetworkChannels, node: fx.Node, literal: int) -> None:
         out = net.tracked(node)
         if literal and out is not None:
             net.classes.pin(out.ids)
