@@ -98,7 +98,7 @@ IN_PLACE = {
     "add_": lambda m: m.add_(m.relu()), "+= 0": lambda m: m.__iadd__(0),
 }  # fmt: skip
 FULL_WIDTH = {
-    "softmax": lambda m: m.softmax(-1), "mean of all": lambda m: m.mean(), "mean over channels": lambda m: m.mean(-1),
+    "softmax": lambda m: m.softmax(-1), "mean of all": lambda m: m.mean(), "largest of channels": lambda m: m.amax(-1),
     "var": lambda m: m.var(-1), "layer_norm": lambda m: F.layer_norm(m, (C,)), "sum over images": lambda m: m.sum(0),
     "matmul": lambda m: m @ torch.ones(C, 2).double(), "where": lambda m: torch.where(m > 0, m, 0.0),
     "+ 1 row": lambda m: m + torch.ones(W, C).double(), "add_ 1": lambda m: (m * 1).add_(1),
@@ -310,6 +310,14 @@ MIXED = {
     "out": lambda o: torch.mul(last(o.x), 2, out=torch.empty(0).double()) if not o.grad else last(o.x) * 2,
     "of different splits": lambda o: o.x.view(N, 2, 3, H, W)[:, :, :2] + o.x.view(N, 3, 2, H, W)[:, :2],
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("dims", [-1, (1, 3), (1, 2, 3), (0, 3)])
+@pytest.mark.parametrize("keepdim", [False, True])
+@pytest.mark.parametrize("name", ["sum", "mean"])
+def test_sums_over_channels_are_of_live_ones(name, keepdim, dims):
+    results, fallbacks = assert_as_plain(lambda o: getattr(last(o.x), name)(dims, keepdim))
+    assert not fallbacks and type(results[0]) is torch.Tensor
 
 
 @pytest.mark.parametrize("name", MIXED)

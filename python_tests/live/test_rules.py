@@ -81,7 +81,7 @@ IN_PLACE = {
 }  # fmt: skip
 FULL_WIDTH = {
     "softmax": lambda x: x.softmax(1), "mean of all": lambda x: x.mean(),
-    "mean over channels": lambda x: x.mean(1), "sum over batch": lambda x: x.sum(0), "max": lambda x: x.max(),
+    "largest of channels": lambda x: x.amax(1), "sum over batch": lambda x: x.sum(0), "max": lambda x: x.max(),
     "clamp tensor": lambda x: x.clamp(torch.zeros(()).double()),
     "layer_norm": lambda x: F.layer_norm(x, (W,)),
     "group_norm": lambda x: F.group_norm(x, 2), "batch_norm": lambda x: F.batch_norm(x, None, None, training=True),
@@ -249,6 +249,21 @@ PRODUCTS = {
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products(name, layout):
     assert_flows(PRODUCTS[name], layout=layout)
+
+
+OVER_CHANNELS = {
+    "mean": lambda x: x.mean(1), "mean keepdim": lambda x: x.mean(1, keepdim=True),
+    "sum": lambda x: torch.sum(x, (1, -1)[: x.dim() - 1]), "of an image": lambda x: x.mean(list(range(1, x.dim()))),
+    "of all": lambda x: x.sum((0, 1)), "dtype": lambda x: x.sum(1, dtype=torch.float32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("operand", ["x", "flat", "line"])
+@pytest.mark.parametrize("name", OVER_CHANNELS)
+def test_sums_over_channels_are_of_live_ones(name, operand):
+    results, fallbacks = assert_as_plain(lambda o: OVER_CHANNELS[name](getattr(o, operand)))
+    assert not fallbacks and type(results[0]) is torch.Tensor
+    assert_as_plain(lambda o: OVER_CHANNELS[name](getattr(o, operand)), x=())
 
 
 CATS = {

@@ -169,13 +169,17 @@ def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
     rank, axes = x.dim(), x.axes
     kwargs = {name: value for name, value in kwargs.items() if name not in ("dim", "axis")}
     dims = [dim % rank for dim in dims]
-    if len(dims) == 1 and dims[0] in axes.places:
-        return NotImplemented if len(axes.split) == 1 else _reduce_factor(func, x, dims[0], more, kwargs)
+    if len(dims) == 1 and dims[0] in axes.places and len(axes.split) > 1:
+        return _reduce_factor(func, x, dims[0], more, kwargs)
     source_dims = [axes.source_dim(dim) for dim in dims]
-    if any(dim is None or dim < 2 for dim in source_dims):
+    if None in source_dims or (0 in source_dims and 1 not in source_dims):
         return NotImplemented
     source = x.source
     y = func(source, source_dims, *more, **kwargs)
+    if y.dim() == source.dim():
+        return moved(y, axes)
+    if 1 in source_dims:
+        return y
     if y.dim() < source.dim():
         axes = Axes(axes.split, tuple(place - sum(dim < place for dim in dims) for place in axes.places))
     return moved(y, axes)

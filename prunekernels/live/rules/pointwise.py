@@ -205,13 +205,25 @@ def _prelu(func: Any, args: Any, kwargs: Any) -> Any:
 @rule(*methods(*keeps_zero("reduction")))
 @rule(*methods(*keeps_constant("reduction")), zero=False, filled=True)
 def _reduce(func: Any, args: Any, kwargs: Any) -> Any:
-    """A reduction over dimensions behind the channels reduces each live channel by itself."""
+    """A reduction over dimensions behind the channels reduces each live channel by itself. A sum over channels is that
+    of live ones.
+    """
     x, *rest = args
     dims = rest[0] if rest else kwargs.get("dim", kwargs.get("axis"))
     dims = [dims] if isinstance(dims, int) and not isinstance(dims, bool) else dims
-    if not isinstance(x, LiveTensor) or not isinstance(dims, (list, tuple)) or not dims or not in_space(x, dims):
+    if not isinstance(x, LiveTensor) or not isinstance(dims, (list, tuple)) or not dims:
         return NotImplemented
-    return wrap(func(x.compact, *rest, **kwargs), x.live, x.fill)
+    if in_space(x, dims):
+        return wrap(func(x.compact, *rest, **kwargs), x.live, x.fill)
+    rank, live = x.dim(), x.live
+    inside = all(isinstance(dim, int) and -rank <= dim < rank for dim in dims)
+    if func not in _SUMS or x.fill or not live.count or not inside or not any(dim % rank == 1 for dim in dims):
+        return NotImplemented
+    y = func(x.compact, *rest, **kwargs)
+    return y if func.__name__ == "sum" else y * (live.count / live.channels)
+
+
+_SUMS = set(methods("sum", "mean"))
 
 
 # ---- weights that read channels -------------------------------------------------------------------------------------
