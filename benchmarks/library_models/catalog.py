@@ -1,0 +1,214 @@
+"""Networks of public libraries, built without weights and small: what models.py tries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+CLASSES = 10
+IMAGE = 64
+
+
+@dataclass
+class Built:
+    """A network, what it takes, and the part of it that is traced (an own module over the same layers, or itself)."""
+
+    model: nn.Module
+    example: Any  # of the part
+    part: nn.Module
+
+
+@dataclass(frozen=True)
+class Entry:
+    name: str
+    library: str
+    build: Callable[[], Built]
+    note: str = ""  # what the part is
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def images(size: int, batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def whole(model: nn.Module, size: int = IMAGE) -> Built:
+    return Built(model, images(size), model)
+
+
+# ---- timm
+
+TIMM: Mapping[str, Mapping[str, Any]] = {
+    "resnet18": {},
+    "seresnet18": {},
+    "ecaresnet26t": {},
+    "skresnet18": {},
+    "resnest14d": {},
+    "resnetv2_50": {},
+    "resnext50_32x4d": {},
+    "regnetx_002": {},
+    "regnety_002": {},
+    "densenet121": {},
+    "vgg11_bn": {"mlp_ratio": 1 / 16},
+    "efficientnet_b0": {},
+    "mixnet_s": {},
+    "mobilenetv3_small_050": {},
+    "mobileone_s0": {},
+    "repvgg_a0": {},
+    "ghostnet_050": {},
+    "convnext_atto": {},
+    "edgenext_xx_small": {},
+    "fastvit_t8": {},
+    "dpn48b": {},
+    "hrnet_w18_small": {},
+    "inception_v3": {"size": 96},
+    "cspresnet50": {},
+    "cs3darknet_focus_s": {},
+    "res2net50_26w_4s": {},
+}
+
+
+def _timm(name: str, size: int = IMAGE, **options: Any) -> Built:
+    return whole(import_module("timm").create_model(name, pretrained=False, num_classes=CLASSES, **options), size)
+
+
+# ---- torchvision
+
+
+class BeforeBoxes(nn.Module):
+    """What a detector of torchvision computes before it chooses boxes: features of an image, and its heads on them."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        for name in ("backbone", "head", "rpn"):
+            if hasattr(detector, name):
+                self.add_module(name, getattr(detector, name))
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], Any]:
+        features = list(self.backbone(x).values())
+        head: Any = self.rpn.head if hasattr(self, "rpn") else self.head
+        return features if hasattr(self, "rpn") else [], head(features)
+
+
+def _detector(build: Callable[[], nn.Module], size: int = IMAGE) -> Built:
+    model = build()
+    return Built(model, images(size), BeforeBoxes(model))
+
+
+def _detection(name: str, **options: Any) -> Callable[[], nn.Module]:
+    return lambda: getattr(import_module("torchvision.models.detection"), name)(
+        weights=None, weights_backbone=None, num_classes=CLASSES, **options
+    )
+
+
+def _on_resnet18(name: str) -> Callable[[], nn.Module]:
+    """RetinaNet or FCOS over the pyramid of a ResNet-18: one head, used on every level."""
+
+    def build() -> nn.Module:
+        detection = import_module("torchvision.models.detection")
+        pyramid = import_module("torchvision.ops.feature_pyramid_network")
+        backbone = detection.backbone_utils.resnet_fpn_backbone(
+            backbone_name="resnet18",
+            weights=None,
+            norm_layer=nn.BatchNorm2d,
+            trainable_layers=5,
+            returned_layers=[2, 3, 4],
+            extra_blocks=pyramid.LastLevelP6P7(256, 256),
+        )
+        return getattr(detection, name)(backbone, num_classes=CLASSES)  # type: ignore[no-any-return]
+
+    return build
+
+
+def _segmentation(name: str) -> Built:
+    segmentation = import_module("torchvision.models.segmentation")
+    return whole(getattr(segmentation, name)(weights=None, weights_backbone=None, num_classes=CLASSES))
+
+
+# ---- ultralytics, segmentation_models_pytorch, transformers
+
+
+def _yolo(name: str) -> Built:
+    return whole(import_module("ultralytics").YOLO(f"{name}.yaml").model.requires_grad_(True))
+
+
+def _smp(kind: str, encoder: str) -> Built:
+    smp = import_module("segmentation_models_pytorch")
+    return whole(getattr(smp, kind)(encoder_name=encoder, encoder_weights=None, classes=CLASSES))
+
+
+TRANSFORMERS: Mapping[str, Mapping[str, Any]] = {
+    "ResNetForImageClassification": {
+        "config": "ResNetConfig",
+        "embedding_size": 32,
+        "hidden_sizes": [64, 128, 256],
+        "depths": [1, 1, 1],
+    },
+    "RegNetForImageClassification": {
+        "config": "RegNetConfig",
+        "embedding_size": 16,
+        "hidden_sizes": [32, 64, 128],
+        "depths": [1, 1, 1],
+        "groups_width": 16,
+    },
+    "ConvNextForImageClassification": {
+        "config": "ConvNextConfig",
+        "hidden_sizes": [24, 48, 96, 192],
+        "depths": [1, 1, 2, 1],
+    },
+    "MobileNetV2ForImageClassification": {"config": "MobileNetV2Config", "image_size": IMAGE},
+    "SegformerForSemanticSegmentation": {
+        "config": "SegformerConfig",
+        "hidden_sizes": [16, 32, 64, 96],
+        "depths": [1, 1, 1, 1],
+        "decoder_hidden_size": 64,
+    },
+}
+
+
+def _transformers(name: str, config: str, **options: Any) -> Built:
+    transformers = import_module("transformers")
+    model = getattr(transformers, name)(getattr(transformers, config)(num_labels=CLASSES, **options))
+    example = {"pixel_values": images(IMAGE), "return_dict": True}
+    return Built(model, example, model)
+
+
+HEADS = "the backbone and the heads, before boxes are chosen"
+
+ENTRIES: Mapping[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        *(Entry(name, "timm", lambda name=name, o=options: _timm(name, **o)) for name, options in TIMM.items()),  # type: ignore[misc]
+        Entry(
+            "fasterrcnn_mobilenet_v3_large_320_fpn",
+            "torchvision",
+            lambda: _detector(_detection("fasterrcnn_mobilenet_v3_large_320_fpn")),
+            HEADS,
+        ),
+        Entry(
+            "ssdlite320_mobilenet_v3_large",
+            "torchvision",
+            lambda: _detector(_detection("ssdlite320_mobilenet_v3_large")),
+            HEADS,
+        ),
+        Entry("retinanet_resnet18_fpn", "torchvision", lambda: _detector(_on_resnet18("RetinaNet")), HEADS),
+        Entry("fcos_resnet18_fpn", "torchvision", lambda: _detector(_on_resnet18("FCOS")), HEADS),
+        *(
+            Entry(name, "torchvision", lambda name=name: _segmentation(name))  # type: ignore[misc]
+            for name in ("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large", "fcn_resnet50")
+        ),
+        *(Entry(name, "ultralytics", lambda name=name: _yolo(name)) for name in ("yolov8n", "yolo11n")),  # type: ignore[misc]
+        Entry("unet_resnet18", "segmentation_models_pytorch", lambda: _smp("Unet", "resnet18")),
+        Entry("fpn_mobilenet_v2", "segmentation_models_pytorch", lambda: _smp("FPN", "mobilenet_v2")),
+        *(
+            Entry(name, "transformers", lambda name=name, o=options: _transformers(name, **o))  # type: ignore[misc]
+            for name, options in TRANSFORMERS.items()
+        ),
+    )
+}
