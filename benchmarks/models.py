@@ -31,7 +31,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -50,6 +50,7 @@ from library_models.checks import OK
 ASKED = ("groups", "live", "compacted", "shrink", "onnx", "torch_pruning")
 LIBRARIES = ("timm", "torchvision", "ultralytics", "segmentation_models_pytorch", "transformers", "torch-pruning",
              "onnx", "onnxruntime")  # fmt: skip
+BASELINE_SECONDS = 60  # of processor time for Torch-Pruning, which is slow where views mix channels
 MARK = "models.py found: "  # before the line of a process that says what it found
 
 
@@ -113,27 +114,21 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-# ---- one network, in processes of its own
+# ---- one network, in a process of its own
 
 
-def ours(entry: Entry) -> dict[str, Any]:
+def look_at(entry: Entry, baseline_seconds: int) -> dict[str, Any]:
     built = entry.build()
     layers = sum(isinstance(module, torch.nn.Conv2d) for module in built.part.modules())
-    return asdict(checks.check(built)) | {"layers": layers}
+    theirs = baseline.check(built, baseline.outputs_of(built), baseline_seconds)
+    ours = checks.check(entry.build())
+    return {"layers": layers, "ours": asdict(ours), "theirs": asdict(theirs)}
 
 
-def theirs(entry: Entry) -> dict[str, Any]:
-    built = entry.build()
-    return asdict(baseline.check(built, baseline.outputs_of(built)))
-
-
-SIDES: dict[str, Callable[[Entry], dict[str, Any]]] = {"ours": ours, "torch-pruning": theirs}
-
-
-def in_process(entry: Entry, side: str, args: argparse.Namespace) -> dict[str, Any]:
-    """What a side finds, in another process; RuntimeError if that ends early."""
+def in_process(entry: Entry, args: argparse.Namespace) -> dict[str, Any]:
+    """What another process finds; RuntimeError if that ends early."""
     environment = os.environ | {"PYTHONWARNINGS": "ignore", "YOLO_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
-    words = [sys.executable, __file__, "--only", entry.name, "--side", side, "--threads", str(torch.get_num_threads())]
+    words = [sys.executable, __file__, "--in-process", entry.name, "--threads", str(torch.get_num_threads())]
     limit = (args.seconds, args.seconds + 5)
     done = subprocess.run(
         words,
@@ -152,12 +147,8 @@ def in_process(entry: Entry, side: str, args: argparse.Namespace) -> dict[str, A
 
 def row_of(entry: Entry, args: argparse.Namespace) -> ModelRow:
     began = time.monotonic()
-    found = in_process(entry, "ours", args)
-    try:
-        other = in_process(entry, "torch-pruning", args)
-    except RuntimeError as error:
-        other = {"answers": {"torch_pruning": str(error)}, "numbers": {}}
-    numbers = found["numbers"]
+    found = in_process(entry, args)
+    numbers, other = found["ours"]["numbers"], found["theirs"]
     return ModelRow(
         entry.name,
         entry.library,
@@ -166,7 +157,7 @@ def row_of(entry: Entry, args: argparse.Namespace) -> ModelRow:
         found["layers"],
         numbers.get("groups"),
         numbers.get("pruned_groups"),
-        found["answers"] | other["answers"],
+        found["ours"]["answers"] | other["answers"],
         numbers.get("form"),
         _of(numbers),
         _of(other["numbers"]),
@@ -225,7 +216,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seconds", type=positive, default=240, help="of processor time for one network; default: %(default)s")
     add("--resume", action="store_true", help="leave out the networks that the --json file has already")
     add("--threads", type=positive, help="default: what torch has chosen")
-    add("--side", choices=list(SIDES), help="looks at one side alone, in this process, and prints JSON")
+    add("--in-process", choices=list(ENTRIES), metavar="NAME", help="one network, in this process; prints JSON")
     add_output_files(parser, ("json", "md"))
     return parser.parse_args(argv, argparse.Namespace(dtype="float64", keep_going=True))
 
@@ -237,9 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list:
         print("\n".join(f"{entry.library}: {entry}" for entry in ENTRIES.values()))
         return 0
-    if args.side:
-        for name in args.only:
-            print(f"\n{MARK}{json.dumps(SIDES[args.side](ENTRIES[name]))}")
+    if args.in_process:
+        print(f"\n{MARK}{json.dumps(look_at(ENTRIES[args.in_process], BASELINE_SECONDS))}")
         return 0
 
     def make_header() -> dict[str, object]:

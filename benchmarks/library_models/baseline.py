@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import signal
 import warnings
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -20,11 +22,27 @@ from prunekernels.graph.trace import trace
 from prunekernels.nn.example import Example
 
 
-def check(built: Built, outputs: set[str]) -> Found:
-    """outputs: names of the layers that are left alone."""
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in what takes more processor time."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"not done in {seconds} s of processor time")
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def check(built: Built, outputs: set[str], seconds: float) -> Found:
+    """outputs: names of the layers that are left alone; seconds: of processor time."""
     found = Found()
     model, example = prepare(built.part).float().eval(), Example.of("models", built.example)
-    with found.asking("torch_pruning"):
+    with found.asking("torch_pruning"), limited(seconds):
         import torch_pruning as tp
 
         found.numbers["dense"] = pk.count_flops(model, example).dense

@@ -47,7 +47,7 @@ def whole(model: nn.Module, size: int = IMAGE) -> Built:
 TIMM: Mapping[str, Mapping[str, Any]] = {
     "resnet18": {},
     "seresnet18": {},
-    "ecaresnet26t": {},
+    "ecaresnet26t": {"channels": (16, 32, 64, 128)},
     "skresnet18": {},
     "resnest14d": {},
     "resnetv2_50": {},

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..graph.trace import Freedom, export_network, fixed_size, quiet, value_of
+from ..graph.by_values import quiet
+from ..graph.trace import Freedom, export_network, fixed_size, value_of
 from ..graph.verify import compare, outcome, resized_inputs
 from ..nn.example import Example
 

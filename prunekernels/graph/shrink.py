@@ -111,6 +111,14 @@ def shrink(
 
 
 def _make(model: nn.Module, traced: Traced, example_input: Any, form: Form, fold_constants: bool) -> Made:
+    if traced.by_values:
+        if form == "graph" or fold_constants:
+            asked = "fold_constants=True" if fold_constants else "form='graph'"
+            raise ValueError(
+                f"shrink: form: expected a network whose path does not depend on values with {asked}: give it "
+                "form='module', or a part of the network"
+            )
+        form = "module"
     if form == "graph" or fold_constants:
         return _graph_form(model, traced, example_input, fold_constants, "")
     try:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +16,7 @@ from ..nn.example import Example
 from ..nn.masked_filters import MaskedFilters
 from ..nn.masked_norm import MaskedNorm
 from ..nn.reparametrized import deep_copy
+from .by_values import asks_for_values, export_by_values, quiet
 
 
 @dataclass
@@ -36,6 +33,7 @@ class Traced:
     guards: list[str] = field(default_factory=list)  # Python expressions that hold for all sizes which it serves
     exposed: set[fx.Node] = field(default_factory=set)  # written in place while another view of the memory is read
     computed: list[str] = field(default_factory=list)  # names of the layers whose weight was computed, now stored
+    by_values: bool = False  # the forward asks for values: this is the path on which those of the example lead
 
     def __post_init__(self) -> None:
         self.modules = dict(self.model.named_modules())
@@ -154,15 +152,23 @@ Freedom = Literal["images", "batch", "none"]
 def trace(op: str, model: nn.Module, example_input: Any, free: Freedom = "batch") -> Traced:
     """Traces a plain copy of model. op: the caller, for errors.
 
-    free: which sizes are symbols: those of images and the batch; the batch, if the network allows that; or none.
+    free: which sizes are symbols: those of images and the batch; the batch, if the network allows that; or none. With
+    "batch" the forward may depend on values, see Traced.by_values.
     """
     inputs = read_example(op, example_input)
     check_shared(op, model)
     plain = plain_copy(model, op)
     check_forward(op, plain, inputs)
-    exported, inputs = export_network(op, plain, inputs, free)
+    by_values = False
+    try:
+        exported, inputs = export_network(op, plain, inputs, free)
+    except ValueError as error:
+        found = export_by_values(plain, inputs) if free == "batch" and asks_for_values(error.__cause__) else None
+        if found is None:
+            raise
+        exported, by_values = found, True
     specs = exported.call_spec
-    traced = Traced(plain, exported.graph_module.graph, inputs, specs.in_spec, specs.out_spec)
+    traced = Traced(plain, exported.graph_module.graph, inputs, specs.in_spec, specs.out_spec, by_values=by_values)
     traced.computed = computed_layers(model)
     held = {**exported.constants, **dict(plain.named_buffers(remove_duplicate=False))}
     held |= dict(plain.named_parameters(remove_duplicate=False))
@@ -231,19 +237,6 @@ def _free_sizes(plain: nn.Module, inputs: Example, free: Freedom) -> Any:
         if x.dim():
             shapes[x] = (auto, *((static, image, image) if x.dim() == 4 else (static,) * (x.dim() - 1)))
     return shapes.dynamic_shapes(plain, inputs.args, inputs.kwargs)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silences the exporter, which warns and prints graphs: one of several attempts may fail without harm."""
-    logger = logging.getLogger("torch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def op_name(node: fx.Node) -> str:
