@@ -60,7 +60,6 @@ class ModelRow:
 
     model: str
     library: str
-    traced: str  # the part of it that is traced
     convolutions: int | None
     layers: int
     groups: int | None
@@ -119,7 +118,7 @@ def _share(value: float | None) -> str:
 
 def look_at(entry: Entry, baseline_seconds: int) -> dict[str, Any]:
     built = entry.build()
-    layers = sum(isinstance(module, torch.nn.Conv2d) for module in built.part.modules())
+    layers = sum(isinstance(module, torch.nn.Conv2d) for module in built.model.modules())
     theirs = baseline.check(built, baseline.outputs_of(built), baseline_seconds)
     ours = checks.check(entry.build())
     return {"layers": layers, "ours": asdict(ours), "theirs": asdict(theirs)}
@@ -152,7 +151,6 @@ def row_of(entry: Entry, args: argparse.Namespace) -> ModelRow:
     return ModelRow(
         entry.name,
         entry.library,
-        entry.note,
         numbers.get("convolutions"),
         found["layers"],
         numbers.get("groups"),

@@ -41,7 +41,7 @@ def limited(seconds: float) -> Iterator[None]:
 def check(built: Built, outputs: set[str], seconds: float) -> Found:
     """outputs: names of the layers that are left alone; seconds: of processor time."""
     found = Found()
-    model, example = prepare(built.part).float().eval(), Example.of("models", built.example)
+    model, example = prepare(built.model).float().eval(), Example.of("models", built.example)
     with found.asking("torch_pruning"), limited(seconds):
         import torch_pruning as tp
 
@@ -53,7 +53,7 @@ def check(built: Built, outputs: set[str], seconds: float) -> Found:
             warnings.simplefilter("ignore")
             pruner = tp.pruner.BasePruner(
                 model,
-                example.kwargs or example.args[0],
+                example.kwargs or (example.args[0] if isinstance(example.args[0], torch.Tensor) else example.args),
                 importance=tp.importance.MagnitudeImportance(p=2),
                 pruning_ratio=RATE,
                 ignored_layers=ignored,
@@ -76,10 +76,10 @@ def outputs_of(built: Built) -> set[str]:
     """
     example = Example.of("models", built.example)
     try:
-        traced = trace("models", built.part, example)
+        traced = trace("models", built.model, example)
     except ValueError:
-        return {name for name, module in built.part.named_modules() if CLASSES in sizes_of(module)}
-    analysis = ChannelAnalysis(traced, any_weights(built.part, traced))
+        return {name for name, module in built.model.named_modules() if CLASSES in sizes_of(module)}
+    analysis = ChannelAnalysis(traced, any_weights(built.model, traced))
     roots = analysis.classes.roots()
     outputs = torch.zeros(roots.numel(), dtype=torch.bool)
     outputs[roots[output_ids(analysis)]] = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -16,11 +17,11 @@ IMAGE = 64
 
 @dataclass
 class Built:
-    """A network, what it takes, and the part of it that is traced (an own module over the same layers, or itself)."""
+    """A network and what it takes."""
 
     model: nn.Module
-    example: Any  # of the part
-    part: nn.Module
+    example: Any
+    training: Any = None  # what it takes in train mode, if that is something else
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,6 @@ class Entry:
     name: str
     library: str
     build: Callable[[], Built]
-    note: str = ""  # what the part is
 
     def __str__(self) -> str:
         return self.name
@@ -39,7 +39,7 @@ def images(size: int, batch: int = 2) -> Tensor:
 
 
 def whole(model: nn.Module, size: int = IMAGE) -> Built:
-    return Built(model, images(size), model)
+    return Built(model, images(size))
 
 
 # ---- timm
@@ -81,49 +81,45 @@ def _timm(name: str, size: int = IMAGE, **options: Any) -> Built:
 # ---- torchvision
 
 
-class BeforeBoxes(nn.Module):
-    """What a detector of torchvision computes before it chooses boxes: features of an image, and its heads on them."""
-
-    def __init__(self, detector: nn.Module) -> None:
-        super().__init__()
-        for name in ("backbone", "head", "rpn"):
-            if hasattr(detector, name):
-                self.add_module(name, getattr(detector, name))
-
-    def forward(self, x: Tensor) -> tuple[list[Tensor], Any]:
-        features = list(self.backbone(x).values())
-        head: Any = self.rpn.head if hasattr(self, "rpn") else self.head
-        return features if hasattr(self, "rpn") else [], head(features)
+def _detector(build: Callable[..., nn.Module], **options: Any) -> Built:
+    """A whole detector: images of two sizes, in training with a box in each."""
+    model = build(**options)
+    pictures = [images(96, 1)[0], images(96, 1)[0, :, :80]]
+    boxes = torch.tensor([[10.0, 12.0, 60.0, 70.0]])
+    targets = [{"boxes": boxes + 4 * i, "labels": torch.tensor([i + 1])} for i in range(2)]
+    return Built(model, pictures, (pictures, targets))
 
 
-def _detector(build: Callable[[], nn.Module], size: int = IMAGE) -> Built:
-    model = build()
-    return Built(model, images(size), BeforeBoxes(model))
+def _detection(name: str, **options: Any) -> nn.Module:
+    detection = import_module("torchvision.models.detection")
+    weights: dict[str, Any] = {"weights": None, "weights_backbone": None}
+    return getattr(detection, name)(num_classes=CLASSES, **weights, **options)  # type: ignore[no-any-return]
 
 
-def _detection(name: str, **options: Any) -> Callable[[], nn.Module]:
-    return lambda: getattr(import_module("torchvision.models.detection"), name)(
-        weights=None, weights_backbone=None, num_classes=CLASSES, **options
-    )
-
-
-def _on_resnet18(name: str) -> Callable[[], nn.Module]:
+def _on_resnet18(name: str, **options: Any) -> nn.Module:
     """RetinaNet or FCOS over the pyramid of a ResNet-18: one head, used on every level."""
+    detection = import_module("torchvision.models.detection")
+    pyramid = import_module("torchvision.ops.feature_pyramid_network")
+    backbone = detection.backbone_utils.resnet_fpn_backbone(
+        backbone_name="resnet18",
+        weights=None,
+        norm_layer=nn.BatchNorm2d,
+        trainable_layers=5,
+        returned_layers=[2, 3, 4],
+        extra_blocks=pyramid.LastLevelP6P7(256, 256),
+    )
+    return getattr(detection, name)(backbone, num_classes=CLASSES, **options)  # type: ignore[no-any-return]
 
-    def build() -> nn.Module:
-        detection = import_module("torchvision.models.detection")
-        pyramid = import_module("torchvision.ops.feature_pyramid_network")
-        backbone = detection.backbone_utils.resnet_fpn_backbone(
-            backbone_name="resnet18",
-            weights=None,
-            norm_layer=nn.BatchNorm2d,
-            trainable_layers=5,
-            returned_layers=[2, 3, 4],
-            extra_blocks=pyramid.LastLevelP6P7(256, 256),
-        )
-        return getattr(detection, name)(backbone, num_classes=CLASSES)  # type: ignore[no-any-return]
 
-    return build
+SMALL: Mapping[str, Any] = {"min_size": 96, "max_size": 128}
+DETECTORS: Mapping[str, Callable[[], Built]] = {
+    "fasterrcnn_mobilenet_v3_large_320_fpn": lambda: _detector(
+        _detection, name="fasterrcnn_mobilenet_v3_large_320_fpn", **SMALL
+    ),
+    "ssdlite320_mobilenet_v3_large": lambda: _detector(_detection, name="ssdlite320_mobilenet_v3_large"),
+    "retinanet_resnet18_fpn": lambda: _detector(_on_resnet18, name="RetinaNet", **SMALL),
+    "fcos_resnet18_fpn": lambda: _detector(_on_resnet18, name="FCOS", **SMALL),
+}
 
 
 def _segmentation(name: str) -> Built:
@@ -176,39 +172,23 @@ def _transformers(name: str, config: str, **options: Any) -> Built:
     transformers = import_module("transformers")
     model = getattr(transformers, name)(getattr(transformers, config)(num_labels=CLASSES, **options))
     example = {"pixel_values": images(IMAGE), "return_dict": True}
-    return Built(model, example, model)
+    return Built(model, example)
 
 
-HEADS = "the backbone and the heads, before boxes are chosen"
+def _entries(library: str, build: Callable[..., Built], models: Mapping[str, Mapping[str, Any]]) -> list[Entry]:
+    return [Entry(name, library, partial(build, name, **options)) for name, options in models.items()]
 
+
+SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large", "fcn_resnet50")
 ENTRIES: Mapping[str, Entry] = {
     entry.name: entry
     for entry in (
-        *(Entry(name, "timm", lambda name=name, o=options: _timm(name, **o)) for name, options in TIMM.items()),  # type: ignore[misc]
-        Entry(
-            "fasterrcnn_mobilenet_v3_large_320_fpn",
-            "torchvision",
-            lambda: _detector(_detection("fasterrcnn_mobilenet_v3_large_320_fpn")),
-            HEADS,
-        ),
-        Entry(
-            "ssdlite320_mobilenet_v3_large",
-            "torchvision",
-            lambda: _detector(_detection("ssdlite320_mobilenet_v3_large")),
-            HEADS,
-        ),
-        Entry("retinanet_resnet18_fpn", "torchvision", lambda: _detector(_on_resnet18("RetinaNet")), HEADS),
-        Entry("fcos_resnet18_fpn", "torchvision", lambda: _detector(_on_resnet18("FCOS")), HEADS),
-        *(
-            Entry(name, "torchvision", lambda name=name: _segmentation(name))  # type: ignore[misc]
-            for name in ("deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large", "fcn_resnet50")
-        ),
-        *(Entry(name, "ultralytics", lambda name=name: _yolo(name)) for name in ("yolov8n", "yolo11n")),  # type: ignore[misc]
-        Entry("unet_resnet18", "segmentation_models_pytorch", lambda: _smp("Unet", "resnet18")),
-        Entry("fpn_mobilenet_v2", "segmentation_models_pytorch", lambda: _smp("FPN", "mobilenet_v2")),
-        *(
-            Entry(name, "transformers", lambda name=name, o=options: _transformers(name, **o))  # type: ignore[misc]
-            for name, options in TRANSFORMERS.items()
-        ),
+        *_entries("timm", _timm, TIMM),
+        *(Entry(name, "torchvision", build) for name, build in DETECTORS.items()),
+        *_entries("torchvision", _segmentation, dict.fromkeys(SEGMENTATION, {})),
+        *_entries("ultralytics", _yolo, dict.fromkeys(("yolov8n", "yolo11n"), {})),
+        Entry("unet_resnet18", "segmentation_models_pytorch", partial(_smp, "Unet", "resnet18")),
+        Entry("fpn_mobilenet_v2", "segmentation_models_pytorch", partial(_smp, "FPN", "mobilenet_v2")),
+        *_entries("transformers", _transformers, TRANSFORMERS),
     )
 }

@@ -100,6 +100,7 @@ def compare(what: str, got: list[Tensor], want: list[Tensor]) -> float:
 
 def step(net: nn.Module, example: pk.Example) -> tuple[list[Tensor], Tensor]:
     """The outputs in train mode, and a loss that depends on all of them."""
+    torch.manual_seed(3)  # detectors draw which boxes they train on
     outputs = floats(example.call(net.train()))
     noise = torch.Generator().manual_seed(2)
     return outputs, sum((y * torch.randn(y.shape, generator=noise, dtype=y.dtype)).sum() for y in outputs)  # type: ignore[return-value]
@@ -119,30 +120,30 @@ def check(built: Built) -> Found:
     """Asks everything of one network."""
     found = Found()
     torch.manual_seed(0)
-    prepare(built.model)
-    part, example = built.part, pk.Example.of("models", built.example).double()
+    model, example = prepare(built.model), pk.Example.of("models", built.example).double()
+    training = example if built.training is None else pk.Example.of("models", built.training).double()
     with pk.plan.measure(False):
-        found.numbers["dense"] = pk.count_flops(part.eval(), example).dense
-        convert(part, example, found)
+        found.numbers["dense"] = pk.count_flops(model.eval(), example).dense
+        convert(model, example, found)
         if found.answers["groups"] == OK:
-            check_live(part, example, found)
-            check_compacted(part, example, found)
-            check_shrunk(part, example, found)
+            check_live(model, training, found)
+            check_compacted(model, example, training, found)
+            check_shrunk(model, example, found)
     return found
 
 
-def convert(part: nn.Module, example: pk.Example, found: Found) -> None:
+def convert(model: nn.Module, example: pk.Example, found: Found) -> None:
     """Converts, and masks half of each group that is no output, the filters of least norm."""
     with found.asking("converts"):
-        report = pk.convert(part)
+        report = pk.convert(model)
         found.numbers |= {
             "convolutions": len(report.converted),
             "norms": len(report.norms),
             "left_alone": dict(Counter(re.sub(r"\s+", " ", why) for why in report.skipped.values())),
         }
     with found.asking("groups"):
-        groups = pk.coupled_groups(part, example)
-        layers = dict(part.named_modules())
+        groups = pk.coupled_groups(model, example)
+        layers = dict(model.named_modules())
         pruned = [group for group in groups if not group.is_output and group.width > 1]
         for group in pruned:
             norms = {}
@@ -152,14 +153,14 @@ def convert(part: nn.Module, example: pk.Example, found: Found) -> None:
                 norms[name] = filters.detach().flatten(1).norm(dim=1)
             keep = torch.ones(group.width, dtype=torch.bool)
             keep[group.combine(norms).argsort()[: int(RATE * group.width)]] = False
-            group.set_masks(part, keep)
+            group.set_masks(model, keep)
         found.numbers |= {"groups": len(groups), "pruned_groups": len(pruned)}
 
 
-def check_live(part: nn.Module, example: pk.Example, found: Found) -> None:
+def check_live(model: nn.Module, example: pk.Example, found: Found) -> None:
     """A training step in live mode beside one in masked mode."""
     with found.asking("live"):
-        masked, live = copy.deepcopy(part), copy.deepcopy(part)
+        masked, live = copy.deepcopy(model), copy.deepcopy(model)
         pk.flow(live)
         want, loss = step(masked, example)
         loss.backward()
@@ -176,11 +177,11 @@ def check_live(part: nn.Module, example: pk.Example, found: Found) -> None:
         )
 
 
-def check_compacted(part: nn.Module, example: pk.Example, found: Found) -> None:
+def check_compacted(full: nn.Module, example: pk.Example, training: pk.Example, found: Found) -> None:
     """A training step in compacted mode beside one in masked mode; what it writes back is compared."""
     with found.asking("compacted"):
-        masked, model = copy.deepcopy(part).train(), copy.deepcopy(part).train()
-        want, loss = step(masked, example)
+        masked, model = copy.deepcopy(full).train(), copy.deepcopy(full).train()
+        want, loss = step(masked, training)
         loss.backward()
         optimizers = [torch.optim.SGD(net.parameters(), 1e-3) for net in (masked, model)]
         optimizers[0].step()
@@ -188,12 +189,12 @@ def check_compacted(part: nn.Module, example: pk.Example, found: Found) -> None:
             if any(isinstance(module, MaskBuffers) for module in net.modules()):
                 names = sorted(name for name, m in net.named_modules() if isinstance(m, MaskBuffers))
                 found.numbers["wide"] = names
-            got, loss = step(net, example)
+            got, loss = step(net, training)
             difference = compare("outputs", got, want)
             loss.backward()
             assert optimizer is not None
             optimizer.step()
-        before = list(part.parameters())
+        before = list(full.parameters())
         moved = [[p - old for p, old in zip(net.parameters(), before, strict=True)] for net in (model, masked)]
         difference = max(difference, compare("gradients", *moved))
         found.numbers["compacted_difference"] = max(
@@ -201,18 +202,18 @@ def check_compacted(part: nn.Module, example: pk.Example, found: Found) -> None:
         )
 
 
-def check_shrunk(part: nn.Module, example: pk.Example, found: Found) -> None:
+def check_shrunk(model: nn.Module, example: pk.Example, found: Found) -> None:
     """The small network, in the form that shrink chooses, and its export."""
     small: nn.Module | None = None
     with found.asking("shrink"):
-        part.eval()
+        model.eval()
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            small = pk.shrink(part, example)
+            small = pk.shrink(model, example)
         found.numbers["form"] = "graph" if "graph form" in printed.getvalue().split(",")[0] else "module"
         found.numbers["said"] = printed.getvalue().strip()
         with torch.no_grad():
-            got, want = floats(example.call(small)), floats(example.call(part))
+            got, want = floats(example.call(small)), floats(example.call(model))
         found.numbers["shrink_difference"] = compare("outputs", got, want)
         found.numbers["small"] = pk.count_flops(small, example).dense
     with found.asking("onnx"):

@@ -11,8 +11,20 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..nn.example import Example
+
+
+class _FloorDivision(TorchFunctionMode):
+    """Divides by other operators: those that the exporter makes of it fail on sizes that depend on values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.div, torch.Tensor.div) and kwargs.get("rounding_mode") == "floor" and len(args) == 2:
+            a, b = args
+            return torch.div(a - torch.remainder(a, b), b, rounding_mode="trunc")
+        return func(*args, **kwargs)
 
 
 def export_by_values(plain: nn.Module, inputs: Example) -> Any | None:
@@ -24,7 +36,7 @@ def export_by_values(plain: nn.Module, inputs: Example) -> Any | None:
 
     given = inputs.map(torch.clone)
     choose = config.patch(fake_tensor_propagate_real_tensors=True, generate_fake_kernels_from_real_mismatches=True)
-    with choose, quiet(), warnings.catch_warnings(), torch.no_grad():
+    with choose, quiet(), warnings.catch_warnings(), torch.no_grad(), _FloorDivision():
         warnings.simplefilter("ignore")
         try:
             return torch.export.export(plain, given.args, given.kwargs, strict=False)

@@ -278,7 +278,10 @@ def sizes_of(node: Any) -> tuple[int, ...]:
 
 
 def _hint(size: Any) -> int:
-    return size.node.hint
+    node = size.node
+    if node.hint is not None:
+        return int(node.hint)
+    return int(node.expr.xreplace(node.shape_env.real_tensor_prop_unbacked_vals))  # it depends on values
 
 
 def _storages(graph: fx.Graph) -> dict[fx.Node, int]:

@@ -36,7 +36,8 @@ class Detector(nn.Module):
                 chosen = chosen[: 4 * len(images)]
             if best[chosen].sum() > 1e6:
                 chosen = chosen[:1]
-            found.append({"boxes": box[chosen], "scores": best[chosen], "labels": label[chosen]})
+            rows = torch.div(chosen, 2, rounding_mode="floor")
+            found.append({"boxes": box[chosen], "scores": best[chosen], "labels": label[chosen], "rows": rows})
         return found
 
 
