@@ -39,7 +39,7 @@ from typing import Any
 import torch
 
 from harness import command
-from harness.machine import header
+from harness.machine import commit, header
 from harness.options import Parser, add_output_files, positive
 from harness.record import Record
 from harness.report import Report, text_table
@@ -73,6 +73,7 @@ class ModelRow:
     differences: dict[str, float] = field(default_factory=dict)
     said: str = ""  # by shrink
     seconds: float = 0.0
+    commit: str | None = None  # at which it was tried: a run may go on with --resume
     device: str = "cpu"
     kept: float = 0.5
 
@@ -164,6 +165,7 @@ def row_of(entry: Entry, args: argparse.Namespace) -> ModelRow:
         differences={name: value for name, value in numbers.items() if name.endswith("_difference")},
         said=numbers.get("said", ""),
         seconds=round(time.monotonic() - began, 1),
+        commit=commit(),
     )
 
 

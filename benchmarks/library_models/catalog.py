@@ -1,4 +1,4 @@
-"""Networks of public libraries, built without weights and small: what models.py tries."""
+"""Networks of public libraries, built without weights and small, some with fewer blocks: what models.py tries."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ TIMM: Mapping[str, Mapping[str, Any]] = {
     "ecaresnet26t": {"channels": (16, 32, 64, 128)},
     "skresnet18": {},
     "resnest14d": {},
-    "resnetv2_50": {},
-    "resnext50_32x4d": {},
+    "resnetv2_50": {"layers": (2, 2, 2, 2)},
+    "resnext50_32x4d": {"layers": (2, 2, 2, 2)},
     "regnetx_002": {},
     "regnety_002": {},
-    "densenet121": {},
+    "densenet121": {"block_config": (3, 4, 6, 4)},
     "vgg11_bn": {"mlp_ratio": 1 / 16},
     "efficientnet_b0": {},
     "mixnet_s": {},
     "mobilenetv3_small_050": {},
-    "mobileone_s0": {},
+    "mobileone_s1": {},
     "repvgg_a0": {},
     "ghostnet_050": {},
     "convnext_atto": {},
@@ -70,7 +70,7 @@ TIMM: Mapping[str, Mapping[str, Any]] = {
     "inception_v3": {"size": 96},
     "cspresnet50": {},
     "cs3darknet_focus_s": {},
-    "res2net50_26w_4s": {},
+    "res2net50_26w_4s": {"layers": (2, 2, 2, 2)},
 }
 
 
@@ -130,8 +130,21 @@ def _segmentation(name: str) -> Built:
 # ---- ultralytics, segmentation_models_pytorch, transformers
 
 
+class Results(nn.Module):
+    """A network of ultralytics without the maps that its head hands on beside its results."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.net(x)
+        found = found if self.training else found[1]
+        return found["boxes"], found["scores"]
+
+
 def _yolo(name: str) -> Built:
-    return whole(import_module("ultralytics").YOLO(f"{name}.yaml").model.requires_grad_(True))
+    return whole(Results(import_module("ultralytics").YOLO(f"{name}.yaml").model.requires_grad_(True)))
 
 
 def _smp(kind: str, encoder: str) -> Built:
