@@ -41,31 +41,33 @@ def limited(seconds: float) -> Iterator[None]:
 def check(built: Built, outputs: set[str], seconds: float) -> Found:
     """outputs: names of the layers that are left alone; seconds: of processor time."""
     found = Found()
-    model, example = prepare(built.model).float().eval(), Example.of("models", built.example)
+    whole, example = prepare(built.model).float().eval(), Example.of("models", built.example)
+    model, given = built.core or (whole, built.example)
+    given = Example.of("models", given)
     with found.asking("torch_pruning"), limited(seconds):
         import torch_pruning as tp
 
-        found.numbers["dense"] = pk.count_flops(model, example).dense
+        found.numbers["dense"] = pk.count_flops(whole, example).dense
         with torch.no_grad():
-            shapes = [y.shape for y in floats(example.call(model))]
+            shapes = [y.shape for y in floats(given.call(model))]
         ignored = [module for name, module in model.named_modules() if name in outputs]
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             pruner = tp.pruner.BasePruner(
                 model,
-                example.kwargs or (example.args[0] if isinstance(example.args[0], torch.Tensor) else example.args),
+                given.kwargs or given.args[0],
                 importance=tp.importance.MagnitudeImportance(p=2),
                 pruning_ratio=RATE,
                 ignored_layers=ignored,
             )
             pruner.step()
         with torch.no_grad():
-            got = [y.shape for y in floats(example.call(model))]
+            got = [y.shape for y in floats(given.call(model))]
         if got != shapes:
             raise RuntimeError(
                 f"outputs of other shapes: {[list(y) for y in got]} instead of {[list(y) for y in shapes]}"
             )
-        found.numbers["small"] = pk.count_flops(model, example).dense
+        found.numbers["small"] = pk.count_flops(whole, example).dense
     return found
 
 
@@ -74,12 +76,12 @@ def outputs_of(built: Built) -> set[str]:
 
     Where the network cannot be traced, those with as many channels as there are classes.
     """
-    example = Example.of("models", built.example)
+    model, example = built.core or (built.model, built.example)
     try:
-        traced = trace("models", built.model, example)
+        traced = trace("models", model.eval(), example)
     except ValueError:
-        return {name for name, module in built.model.named_modules() if CLASSES in sizes_of(module)}
-    analysis = ChannelAnalysis(traced, any_weights(built.model, traced))
+        return {name for name, module in model.named_modules() if CLASSES in sizes_of(module)}
+    analysis = ChannelAnalysis(traced, any_weights(model, traced))
     roots = analysis.classes.roots()
     outputs = torch.zeros(roots.numel(), dtype=torch.bool)
     outputs[roots[output_ids(analysis)]] = True

@@ -22,6 +22,7 @@ class Built:
     model: nn.Module
     example: Any
     training: Any = None  # what it takes in train mode, if that is something else
+    core: tuple[nn.Module, Any] | None = None  # layers of it, and what they take, where the whole cannot be traced
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,29 @@ def _timm(name: str, size: int = IMAGE, **options: Any) -> Built:
 # ---- torchvision
 
 
+class BeforeBoxes(nn.Module):
+    """What a detector of torchvision computes before it chooses boxes: features of an image, and its heads on them."""
+
+    def __init__(self, detector: Any) -> None:
+        super().__init__()
+        self.backbone = detector.backbone
+        if hasattr(detector, "rpn"):
+            self.rpn = detector.rpn
+        else:
+            self.head = detector.head
+
+    def forward(self, x: Tensor) -> Any:
+        features = list(self.backbone(x).values())
+        return (features, self.rpn.head(features)) if hasattr(self, "rpn") else self.head(features)
+
+
 def _detector(build: Callable[..., nn.Module], **options: Any) -> Built:
     """A whole detector: images of two sizes, in training with a box in each."""
     model = build(**options)
     pictures = [images(96, 1)[0], images(96, 1)[0, :, :80]]
     boxes = torch.tensor([[10.0, 12.0, 60.0, 70.0]])
     targets = [{"boxes": boxes + 4 * i, "labels": torch.tensor([i + 1])} for i in range(2)]
-    return Built(model, pictures, (pictures, targets))
+    return Built(model, pictures, (pictures, targets), (BeforeBoxes(model), images(96)))
 
 
 def _detection(name: str, **options: Any) -> nn.Module:
