@@ -134,19 +134,24 @@ OptionalTensor optional(const Variable& saved) { return saved.defined() ? Option
 // The gradient by torch's own operator, which can be differentiated again.
 Three norm_backward_of_torch(const Tensor& grad, const Tensor& x, const OptionalTensor& weight, const Tensor& mean,
                              const Tensor& invstd, const OptionalTensor& index, const SymInt& features, bool training) {
-  const OptionalTensor rows = index ? OptionalTensor(index->to(at::kLong)) : std::nullopt;
+  const bool has_holes = index && index->device().is_cuda();  // maybe: of zeros, which stay zeros
+  const Tensor is_live = has_holes ? index->ge(0) : Tensor();
+  OptionalTensor rows = index ? OptionalTensor(index->to(at::kLong)) : std::nullopt;
+  if (has_holes) rows = rows->clamp_min(0);
   if (rows && rows->sym_numel() < x.sym_size(1)) {  // x has all channels
     auto [live, grad_weight, grad_bias] = norm_backward_of_torch(grad.index_select(1, *rows), x.index_select(1, *rows),
                                                                  weight, mean, invstd, index, features, training);
     return {at::zeros_symint(x.sym_sizes(), live.options()).index_copy(1, *rows, live), grad_weight, grad_bias};
   }
-  const OptionalTensor gamma = weight && rows ? OptionalTensor(weight->index_select(0, *rows)) : weight;
+  OptionalTensor gamma = weight && rows ? OptionalTensor(weight->index_select(0, *rows)) : weight;
+  if (has_holes) gamma = gamma ? at::where(is_live, *gamma, at::Scalar(0)) : is_live.to(mean.scalar_type());
   // In evaluation torch's operator reads the running statistics; mean and invstd were made of them.
   const Tensor var = invstd.pow(-2);
   auto [grad_x, grad_weight, grad_bias] =
       at::native_batch_norm_backward(grad, x, gamma, mean, var, mean, invstd, training, 0, {true, true, true});
   const auto spread = [&](const Tensor& g) {
-    return rows ? at::zeros_symint({features}, g.options()).index_copy(0, *rows, g) : g;
+    if (!rows) return g;
+    return at::zeros_symint({features}, g.options()).index_add(0, *rows, has_holes ? at::where(is_live, g, 0) : g);
   };
   return {grad_x, spread(grad_weight), spread(grad_bias)};
 }

@@ -71,8 +71,9 @@ TORCH_LIBRARY(prunekernels, m) {
 
   // y = (x - mean) / sqrt(var + eps) * weight + bias, for the channels index of a norm of `features` channels; mean and
   // var of the batch (training), or running_mean and running_var, which training moves: r += momentum * (batch - r), at
-  // index alone. x has these channels, or all: y is 0 in the others, which are not looked at. x float32 or bfloat16,
-  // the rest float32. Also returns what backward needs: mean and 1 / sqrt(var + eps) of the channels of index.
+  // index alone. x has these channels, or all: y is 0 in the others, which are not looked at. x float32 or bfloat16, on
+  // CUDA also float16, the rest float32. On CUDA an index of -1 stands for a channel of x that is none: y is 0. Also
+  // returns what backward needs: mean and 1 / sqrt(var + eps) of the channels of index.
   m.def(
       "masked_batch_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
       "Tensor? index, SymInt features, bool training, float momentum, float eps) -> (Tensor, Tensor, Tensor)",

@@ -132,6 +132,11 @@ class LiveList:
         live = lambda: torch.from_numpy(self.unpadded.mask()[self.host]).to(device)  # noqa: E731
         return outlives_lists(self._once(("is_live", device), live))
 
+    def features(self, device: torch.device) -> Tensor:
+        """The live channels on a device, int32 [count], with -1 for what the list is padded with."""
+        padded = lambda: np.where(self.unpadded.mask()[self.host], self.host, -1).astype(np.int32)  # noqa: E731
+        return self._once(("features", device), lambda: torch.from_numpy(padded()).to(device))
+
     def _padded_as(self, host: np.ndarray, channels: int, change: Callable[[LiveList], LiveList]) -> LiveList:
         """The list of channels `host` that change() makes of this one."""
         return LiveList.of(host, channels, None if self._unpadded is None else change(self._unpadded))

@@ -13,6 +13,7 @@ from ..live import LiveList, LiveTensor
 from ..live.channel_list import align_of
 from ..live.channel_ops import regroup, to_dense
 from ..live.tensor import FilledTensor, can_flow, wrap
+from ..ops import gpus
 from ..ops.extension import has_extension, ops
 from ..ops.transforms import is_recorded_or_transformed
 from .mask_buffers import _check_plain
@@ -20,8 +21,13 @@ from .masked_norm import MaskedNorm
 from .reparametrized import deep_copy, is_reparametrized, remove_reparametrization
 from .tracing import as_leaf, is_exported, is_traced_by_fx, zeroed
 
+_OPERATOR = "masked_batch_norm"
 _BATCHES = "num_batches_tracked"
-_SERVED = (torch.float32, torch.bfloat16)  # inputs that masked_batch_norm takes
+_SERVED = {  # inputs that masked_batch_norm takes, by type of device
+    "cpu": (torch.float32, torch.bfloat16),
+    "cuda": (torch.float32, torch.bfloat16, torch.float16),
+}
+_TAKES_PADDING = ("cuda",)  # where it leaves zeros in what lists are padded with
 
 
 class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
@@ -162,8 +168,8 @@ class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
         if not (update or not by_batch):
             running_mean = running_var = None
         statistics = (running_mean, running_var, weight, bias)
-        if not channels.is_padded and self._has_kernel(x):
-            index = channels.index(x.device)
+        if self._has_kernel(x) and (not channels.is_padded or x.device.type in _TAKES_PADDING):
+            index = channels.features(x.device) if channels.is_padded else channels.index(x.device)
             return ops.masked_batch_norm(
                 x, weight, bias, running_mean, running_var, index, self.num_features, by_batch, factor, self.eps
             )[0]
@@ -171,7 +177,9 @@ class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
 
     def _has_kernel(self, x: Tensor) -> bool:
         """Whether the operator serves this input; otherwise torch's batch norm does."""
-        if x.dtype not in _SERVED or x.device.type != "cpu" or x.numel() < 2 or not has_extension():
+        if x.dtype not in _SERVED.get(x.device.type, ()) or x.numel() < 2 or not has_extension():
+            return False
+        if x.is_cuda and not (gpus.has_kernel(_OPERATOR) and x.is_contiguous(memory_format=torch.channels_last)):
             return False
         statistics = (self._buffers["running_mean"], self._buffers["running_var"], self.weight, self.bias)
         return all(t is None or t.dtype == torch.float32 for t in statistics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,6 +27,16 @@ def mend(capabilities: Sequence[str]) -> str:
     """The command that builds the kernels for GPUs of these compute capabilities too."""
     wanted = ";".join(capability + "a" * capability.startswith("9.") for capability in capabilities)
     return f'export PRUNEKERNELS_CUDA=1 TORCH_CUDA_ARCH_LIST="{wanted}" && {extension.build_command()}'
+
+
+@functools.cache
+def _is_compiled(operator: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"prunekernels::{operator}", "CUDA")
+
+
+def has_kernel(operator: str) -> bool:
+    """Whether this build has an operator for CUDA that has no fallback, and every GPU runs it."""
+    return not _kept and _is_compiled(operator)
 
 
 def use_fallbacks(key: str = "CUDA") -> None:

@@ -26,6 +26,7 @@ SHARED = (
     "plan/plan_request.cpp",
     "plan/trials.cpp",
 )  # with the CPU operators
+COMPILED_ALONE = ("masked_batch_norm", "masked_batch_norm_backward")  # operators without a fallback
 STREAM = build.CSRC / "cuda" / "kernels" / "stream.h"  # which everything includes
 _kept = []
 
@@ -100,6 +101,9 @@ def load():
         for schema in fallback.SCHEMAS + fallback_steps.SCHEMAS:
             if not schema.startswith("conv_mask"):
                 definitions.define(schema)
+        for name in COMPILED_ALONE:
+            schema = getattr(torch.ops.prunekernels, name).default._schema
+            definitions.define(str(schema).removeprefix("prunekernels::"))
         getattr(torch.ops, NAMESPACE).attach_live = torch.ops.prunekernels.attach_live  # no device's business
         _kept.extend([definitions, library_])
     return getattr(torch.ops, NAMESPACE), _kept[1]
