@@ -156,7 +156,7 @@ pytest_step() {
 
 instructions() { pytest_step instructions "$(share 25 80)" python_tests/cuda/test_instructions.py; }
 
-tiles() { pytest_step tiles "$(share 25 60)" python_tests/cuda/test_conv.py -k test_every_tile; }
+tiles() { pytest_step tiles "$(share 25 60)" python_tests/cuda/test_conv.py -k test_every; }
 
 plans() {
   local seconds

@@ -94,3 +94,27 @@ def check(library, name, vectors, dtype, plan, tile, grad_tile, splits, there=la
         taken = last()
         assert taken == (tile, grad_tile, splits, 132), taken
     assert_same([t.cpu() for t in got], want)
+
+
+# ---- sparse_*: how they cut their work depends on the number of multiprocessors
+
+SPARSE_CASES = [
+    ConvCase(n=2, c=9, k=40, h=9, w=8),
+    ConvCase(n=2, c=40, k=9, h=9, w=8, stride=2),
+    ConvCase(n=2, c=12, k=20, h=9, w=8, r=1, s=1, padding=0),
+    ConvCase(n=1, c=6, k=7, h=20, w=19, r=5, s=5, padding=2),
+    ConvCase(n=3, c=6, k=7, h=8, w=9, r=2, s=2, stride=2),
+]
+CUTS = pytest.mark.parametrize("multiprocessors", [1, 132, 100_000])
+
+
+def check_cut(library, case, multiprocessors, there=lambda value: value):
+    """That sparse_* give the reference's numbers where so many multiprocessors share the work."""
+    kernels = torch.rand((case.k, case.c), generator=torch.Generator().manual_seed(0)) < 0.4
+    made = {"kernel_mask": kernels, "input_mask": torch.arange(case.c) != 2, "filter_mask": torch.arange(case.k) != 1}
+    operands = inputs(case)
+    want = reference.gradients(*operands, **made, **case.conv_args)
+    with forced(library, multiprocessors=multiprocessors) as last:
+        got = run(there(operands), case, "sparse", **there(made))
+        assert last()[3] == multiprocessors
+    assert_same([t.cpu() for t in got], want)

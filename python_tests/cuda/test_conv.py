@@ -124,6 +124,12 @@ def test_every_tile(name, vectors, dtype, plan, tile, grad_tile, splits):
     tiles.check(library, name, vectors, dtype, plan, tile, grad_tile, splits, there)
 
 
+@tiles.CUTS
+@pytest.mark.parametrize("case", tiles.SPARSE_CASES, ids=str)
+def test_every_cut_of_sparse_kernels(case, multiprocessors):
+    tiles.check_cut(ctypes.CDLL(extension._C.__file__), case, multiprocessors, there)
+
+
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 @pytest.mark.parametrize("case", [WIDE, GROUPED], ids=str)

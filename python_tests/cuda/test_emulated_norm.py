@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import prunekernels as pk
+from cases.batch_norms import Problem, assert_near
 from cases.conv import assert_zero
 from cases.emulated_ops import copies, events, launched, library  # noqa: F401
 from cases.emulated_steps import emulated  # noqa: F401
@@ -19,39 +20,6 @@ pytestmark = pytest.mark.slow  # compiles csrc/cuda
 OURS = torch.ops.prunekernels
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 FORWARD, BACKWARD = "launch_batch_norm", "launch_batch_norm_backward"
-
-
-class Problem:
-    def __init__(self, dtype=torch.float32, layout=torch.channels_last, size=(3, 12, 5, 7), form="compact"):
-        gen = torch.Generator().manual_seed(1)
-        draw = lambda *shape: torch.randn(shape, generator=gen)  # noqa: E731
-        C = size[1]
-        self.features = C if form in ("wide", "all") else 2 * C + 1
-        count = 7 if form == "wide" else C
-        self.index = torch.randperm(self.features, generator=gen)[:count].sort().values.int()
-        self.index = None if form == "all" else self.index
-        self.x, self.grad = (draw(*size).to(dtype).contiguous(memory_format=layout) for _ in range(2))
-        if form == "wide":
-            dead = torch.ones(C, dtype=torch.bool).index_fill_(0, self.index.long(), False)
-            self.x[:, dead] = self.grad[:, dead] = float("nan")
-        self.parameters = [draw(self.features), draw(self.features)]
-        self.running = [draw(self.features), draw(self.features).square() + 0.5]
-
-    def outcome(self, ops, training=True, affine=True):
-        weight, bias = self.parameters if affine else (None, None)
-        mean, var = (each.clone() for each in self.running)
-        rest = (self.index, self.features, training)
-        y, center, invstd = ops.masked_batch_norm(self.x, weight, bias, mean, var, *rest, 0.25, 1e-5)
-        back = ops.masked_batch_norm_backward(self.grad, self.x, weight, center, invstd, *rest)
-        return [y, center, invstd, mean, var, *back]
-
-
-def assert_near(got, want):
-    for a, b in zip(got, want, strict=True):
-        assert (a.dtype, a.shape) == (b.dtype, b.shape)
-        assert a.stride() == b.stride() or not a.numel()
-        rtol = 2**-7 if a.dtype == torch.bfloat16 else 2e-5
-        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol * float(b.abs().max()) if b.numel() else 0)
 
 
 @pytest.mark.parametrize("training", [True, False])

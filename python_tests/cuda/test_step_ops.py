@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import prunekernels as pk
+from cases.batch_norms import Problem, assert_near
 from cases.cuda import BF16, DEVICE, F16, F32, F64, WHY_NOT, here, network, no_waiting, set_masks, there  # noqa: F401
 from cases.emulated_steps import CLUSTERS, MASKS, SGD, parameters, sums
 from cases.steps import SAMPLES, give_grads
@@ -46,6 +47,40 @@ def test_samples(name, at):
         return list(SAMPLES[name]())[at]
 
     assert_like_the_cpu(name, make, 2e-2)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("form", ["compact", "wide", "all"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize("size", [(3, 12, 5, 7), (32, 64, 56, 56), (64, 72, 8, 8), (8, 2048, 7, 7)], ids=str)
+def test_batch_norm(size, dtype, layout, form, training):
+    """The same bits again, and the numbers of the CPU."""
+    want = Problem(dtype, layout, size, form).outcome(OPS, training)
+    problem = Problem(dtype, layout, size, form).to(DEVICE)
+    got, again = (problem.outcome(OPS, training) for _ in range(2))
+    assert all(map(torch.equal, got, again))
+    assert_near(here(got), want)
+
+
+def test_batch_norm_differentiates_twice():
+    """With padding in the list, too."""
+
+    def gradients(device):
+        problem = Problem().to(device)
+        x, weight = problem.x.requires_grad_(), problem.parameters[0].requires_grad_()
+        index = (
+            torch.where(torch.arange(12, device=device) < 9, problem.index, -1) if device == DEVICE else problem.index
+        )
+        rest = (weight, None, None, None, index, problem.features, True, 0.1, 1e-5)
+        y = OPS.masked_batch_norm(x, *rest)[0]
+        first = torch.autograd.grad((y * problem.grad)[:, :9].sum(), [x, weight], create_graph=True)
+        second = torch.autograd.grad(first[0][:, :9].square().sum(), [x, weight])
+        return [*first, *second]
+
+    for got, want in zip(here(gradients(DEVICE)), gradients("cpu"), strict=True):
+        part = (slice(None), slice(0, 9)) if got.dim() == 4 else slice(None)
+        torch.testing.assert_close(got[part], want[part], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("numbers", SGD)

@@ -28,6 +28,12 @@ def test_every_tile_in_other_types(dtype, plan, tile, grad_tile, splits, library
     tiles.check(library, "strided", False, dtype, plan, tile, grad_tile, splits)
 
 
+@tiles.CUTS
+@pytest.mark.parametrize("case", tiles.SPARSE_CASES, ids=str)
+def test_every_cut_of_sparse_kernels(case, multiprocessors, library, events):
+    tiles.check_cut(library, case, multiprocessors)
+
+
 def test_nothing_stays_forced(library, events):
     case = ConvCase(n=1, c=16, k=16, h=3, w=3)
     with tiles.forced(library, "m128n128", "m64n64", 3, 7):
