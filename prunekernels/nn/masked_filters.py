@@ -11,6 +11,7 @@ from ..functional import WEIGHT_GRADS, check_grad_scale
 from ..live.conv import FullWidth, Lowered
 from ..masks import live_counts, make_table
 from ..ops import mask_table
+from ..ops.transforms import ConvLive
 from .mask_buffers import MaskBuffers, public_mask
 from .reparametrized import is_reparametrized
 from .sharding import check_whole
@@ -94,6 +95,13 @@ class MaskedFilters(MaskBuffers):
         self._all_live = self._live[2] == kernels.numel()
         self._lowered = {}
 
+    def _live_tensors(self) -> ConvLive:
+        """What is live, from masks that functional_call may have put in, maybe batched."""
+        filters, sizes = self.filter_mask & self.hard_mask, (self.out_channels, self.in_channels, self.groups)
+        dense_grad = self._weight_grad == "dense"
+        masks = (filters, self.kernel_mask, self.input_mask)
+        return ConvLive.of_masks(*masks, *sizes, dense_grad=dense_grad, hard_mask=self.hard_mask)
+
     def _dead_parts(self) -> dict[str, Tensor]:
         """By parameter, bool: what the masks drop of the weight that the layer computes with, and of the bias."""
         if self._all_live:
@@ -104,7 +112,11 @@ class MaskedFilters(MaskBuffers):
 
     def _like_weight(self, kernels: Tensor) -> Tensor:
         """What belongs to kernels, [K, C / groups], in a shape that expands to the weight's."""
-        return kernels.view(*kernels.shape, *[1] * (self.weight.dim() - 2))
+        return kernels.view(*kernels.shape, *[1] * (len(self._weight_shape()) - 2))  # a weight may be computed anew
+
+    def _weight_shape(self) -> tuple[int, ...]:
+        """Of the weight, where no tool has split it."""
+        return (self.out_channels, self.in_channels // self.groups, *getattr(self, "kernel_size", ()))
 
     def _dead_entries(self) -> dict[str, Tensor]:
         return self._dead_parts()
