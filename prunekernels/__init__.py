@@ -20,6 +20,7 @@ from .nn.convert import Conversion, convert, restore
 from .nn.copy_masks import copy_masks
 from .nn.example import Example
 from .nn.flow import flow
+from .nn.linear import MaskedLinear
 from .nn.ranks import check_same_masks
 from .ops import gpus as _gpus  # noqa: F401 (asks for the GPUs once torch starts CUDA)
 from .ops.extension import build_info, has_extension, kernels
@@ -35,6 +36,7 @@ __all__ = [
     "LiveTensor",
     "MaskedBatchNorm2d",
     "MaskedConv2d",
+    "MaskedLinear",
     "ModeTimes",
     "Tidied",
     "build_info",

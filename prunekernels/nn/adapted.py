@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from .adapters import Adapter, adapter_of
 from .batch_norm import MaskedBatchNorm2d
 from .conv import MaskedConv2d
+from .linear import MaskedLinear
 from .mask_buffers import _same_as
+from .masked_filters import MaskedFilters
 from .reparametrized import (
     deep_copy,
     has_reparametrization,
@@ -111,10 +113,26 @@ class _BakedConv2d(nn.Conv2d, _Made):
         return self._after(nn.Conv2d._conv_forward(self, self._before(input), self.weight, self.bias))
 
 
+class _AdaptedLinear(MaskedLinear, _Made):
+    """A masked linear layer of a class that has no forward of its own."""
+
+
+_MASKED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: MaskedConv2d,
+    nn.BatchNorm2d: MaskedBatchNorm2d,
+    nn.Linear: MaskedLinear,
+}
+_ADAPTED: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {  # of subclasses
+    nn.Conv2d: (_AdaptedConv2d, _PlainConv2d),
+    nn.BatchNorm2d: (_AdaptedBatchNorm2d, _PlainBatchNorm2d),
+    nn.Linear: (_AdaptedLinear,),
+}
+
+
 def masked_class(cls: type[nn.Module]) -> type[nn.Module] | None:
-    """The masked class of a class of convolutions or norms; None: it has a forward of its own, and no adapter."""
-    if cls is nn.Conv2d or cls is nn.BatchNorm2d:
-        return MaskedConv2d if cls is nn.Conv2d else MaskedBatchNorm2d
+    """The masked class of a class of plain layers; None: it has a forward of its own, and no adapter."""
+    if cls in _MASKED:
+        return _MASKED[cls]
     adapter = _adapter_of(cls)
     return None if adapter is None else _make_masked(cls, adapter)  # type: ignore[arg-type]
 
@@ -125,7 +143,7 @@ def _adapter_of(cls: type[nn.Module]) -> Adapter | None:
 
 @functools.cache
 def _make_masked(cls: Any, adapter: Adapter) -> type[nn.Module]:
-    bases = (_AdaptedConv2d, _PlainConv2d) if issubclass(cls, nn.Conv2d) else (_AdaptedBatchNorm2d, _PlainBatchNorm2d)
+    bases = next(bases for plain, bases in _ADAPTED.items() if issubclass(cls, plain))
     return _make(f"Masked{cls.__name__}", (*bases, cls), adapter, _masked_again, plain_class=cls)
 
 
@@ -175,7 +193,7 @@ def computed_layers(model: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def zeros_suffice(layer: MaskedConv2d) -> bool:
+def zeros_suffice(layer: MaskedFilters) -> bool:
     """Whether zeros for all that is dead in the stored weight make the plain layer compute what the masked one does."""
     layer._look()
     if layer._all_live or not computes_weight(layer):
@@ -184,20 +202,20 @@ def zeros_suffice(layer: MaskedConv2d) -> bool:
         return False
     trial = _same_as(layer, type(layer))
     trial._parameters["weight"] = nn.Parameter(layer.weight.detach().clone())
-    MaskedConv2d.zero_dead(trial, trial.weight)
+    MaskedFilters.zero_dead(trial, trial.weight)
     want = layer._computed_weight().clone()
-    MaskedConv2d.zero_dead(layer, want)
+    MaskedFilters.zero_dead(layer, want)
     return torch.allclose(trial._computed_weight(), want, rtol=1e-5, atol=0)
 
 
 @torch.no_grad()
-def restore_conv(op: str, name: str, layer: MaskedConv2d, bake: bool) -> None:
+def restore_conv(op: str, name: str, layer: MaskedFilters, bake: bool) -> None:
     """Makes a plain layer of a masked one. bake: with its computed weight, if it computes one, stored for good."""
     cls = layer.plain_class
     if bake and computes_weight(layer):
         cls = _bake(op, name, layer, cls)
     if not is_reparametrized(layer):
-        MaskedConv2d.zero_dead(layer, layer.weight, layer.bias)
+        MaskedFilters.zero_dead(layer, layer.weight, layer.bias)
     layer._drop_masks()
     set_layer_class(layer, cls)
 
@@ -218,7 +236,7 @@ def bake_conv(op: str, name: str, layer: nn.Conv2d) -> None:
     set_layer_class(layer, _bake(op, name, layer, layer_class(layer)))
 
 
-def _bake(op: str, name: str, layer: nn.Conv2d, cls: type[nn.Module]) -> type[nn.Module]:
+def _bake(op: str, name: str, layer: Any, cls: type[nn.Module]) -> type[nn.Module]:
     """Stores the weight of a layer as it is used; returns the class that reads it, given the one that computed it."""
     remove_reparametrization(op, name, layer)
     adapter = _adapter_of(cls)

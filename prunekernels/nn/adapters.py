@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .timm_adapters import TIMM
 
 PLAIN = (nn.Conv2d, nn.BatchNorm2d)
+BASES = (*PLAIN, nn.Linear, nn.ConvTranspose2d)  # the last ones take no adapters
 # A class that has these from another class computes what that class computes.
 _BEHAVIOUR = ("forward", "_conv_forward", "__call__")
 
@@ -73,10 +74,10 @@ def register_adapter(
 def adapter_of(cls: type) -> Adapter | None:
     """The adapter of a class, or of the base whose behaviour it leaves alone; None: it has a forward of its own.
 
-    A subclass of nn.Conv2d that changes nothing but __init__ has an empty adapter.
+    A subclass of nn.Conv2d, or of another of BASES, that changes nothing but __init__ has an empty adapter.
     """
     for base in cls.__mro__:
-        known = Adapter() if base in PLAIN else _own_adapter(base)
+        known = Adapter() if base in BASES else _own_adapter(base)
         if known is not None:
             same = all(getattr(cls, name, None) is getattr(base, name, None) for name in _BEHAVIOUR)
             return known if same else None

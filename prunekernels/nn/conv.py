@@ -16,7 +16,7 @@ from ..live.channel_list import align_of, outlives_lists
 from ..live.conv import FullWidth, LayerMasks, Lowered, lower
 from ..live.tensor import FilledTensor, can_flow, wrap
 from ..ops.autograd import ops
-from ..ops.transforms import ConvLive, is_recorded_or_transformed, is_transformed
+from ..ops.transforms import is_recorded_or_transformed, is_transformed
 from ..plan import LayerPlan, has_other_plans
 from .mask_buffers import _check_plain
 from .masked_filters import MaskedFilters
@@ -131,12 +131,6 @@ class MaskedConv2d(MaskedFilters, nn.Conv2d):
             input, weight, bias, table, grad_table, scale, self.stride, padding, self.dilation, self.groups
         )
 
-    def _live_tensors(self) -> ConvLive:
-        filters, sizes = self.filter_mask & self.hard_mask, (self.out_channels, self.in_channels, self.groups)
-        dense_grad = self._weight_grad == "dense"
-        masks = (filters, self.kernel_mask, self.input_mask)
-        return ConvLive.of_masks(*masks, *sizes, dense_grad=dense_grad, hard_mask=self.hard_mask)
-
     def _exported_conv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer in torch's own operators: a convolution with zeros for what is dead, as pk.restore leaves it."""
         filters = self.filter_mask & self.hard_mask
@@ -204,7 +198,7 @@ def live_conv(layer: MaskedConv2d, x: Tensor) -> Tensor:
     return wrap(_small_conv(layer, compact, lowered), lowered.out)
 
 
-def lowered_for(layer: MaskedConv2d, live: LiveList | None) -> Lowered | FullWidth:
+def lowered_for(layer: MaskedFilters, live: LiveList | None) -> Lowered | FullWidth:
     """How a layer under its present masks serves an input with these live channels (None: all); made once, kept."""
     key = (live, layer._mask_table.device, layer._align)
     lowered = layer._lowered.get(key)
@@ -216,7 +210,7 @@ def lowered_for(layer: MaskedConv2d, live: LiveList | None) -> Lowered | FullWid
     return lowered
 
 
-def _layer_masks(layer: MaskedConv2d) -> LayerMasks:
+def _layer_masks(layer: MaskedFilters) -> LayerMasks:
     """What lower() needs to know of a layer, its masks brought to the host."""
     masks = (layer.filter_mask & layer.hard_mask, layer.hard_mask, layer.kernel_mask, layer.input_mask)
     filters, hard, kernels, inputs = (mask.detach().cpu().numpy() for mask in masks)

@@ -11,10 +11,14 @@ from torch import nn
 
 from . import torch_prune
 from .adapted import bake_conv, computes_weight, masked_class, restore_conv, restore_norm, zeros_suffice
+from .adapters import BASES, PLAIN
 from .batch_norm import MaskedBatchNorm2d
-from .conv import MaskedConv2d
 from .flow import flow
+from .masked_filters import MaskedFilters
 from .reparametrized import has_reparametrization, layer_class, remove_reparametrization, set_layer_class
+from .unserved import why_unserved
+
+_FAST_PATHS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)  # read the weights of their layers by themselves
 
 
 @dataclass
@@ -22,8 +26,9 @@ class Conversion:
     """The report of `convert` or `restore`: which modules changed and which were left alone.
 
     Attributes:
-        converted: Names of the convolutions that changed.
+        converted: Names of the convolutions that changed, transposed ones among them.
         norms: Names of the batch norms that changed.
+        linears: Names of the linear layers that changed.
         skipped: Name of each module left alone -> why.
         pruned: Name of each layer that `torch.nn.utils.prune` had pruned -> what became masks, and what could not.
 
@@ -34,11 +39,13 @@ class Conversion:
 
     converted: list[str] = field(default_factory=list)
     norms: list[str] = field(default_factory=list)
+    linears: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     pruned: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"{len(self.converted)} convolutions, {len(self.norms)} norms"]
+        linears = f", {len(self.linears)} linear layers" if self.linears else ""
+        lines = [f"{len(self.converted)} convolutions, {len(self.norms)} norms{linears}"]
         lines += [f"pruned by torch: {name}: {what}" for name, what in self.pruned.items()]
         return "\n".join(lines + [f"left alone: {name}: {why}" for name, why in self.skipped.items()])
 
@@ -47,19 +54,27 @@ class Conversion:
 
 
 def convert(
-    model: nn.Module, *, norms: bool = True, filter_fn: Callable[[str, nn.Module], bool] | None = None
+    model: nn.Module,
+    *,
+    norms: bool = True,
+    linears: bool = False,
+    filter_fn: Callable[[str, nn.Module], bool] | None = None,
 ) -> Conversion:
     """Turns every `nn.Conv2d` into a `MaskedConv2d` and every `nn.BatchNorm2d` into a `MaskedBatchNorm2d`, in place.
+
+    With linears=True every `nn.Linear` becomes a `MaskedLinear` too, so that its outputs can be pruned. Without it
+    linear layers stay what they are: they still shrink by the inputs that are dead.
 
     Everything is live afterwards, but for what `torch.nn.utils.prune` had pruned: its masks become masks of the layer,
     as far as they drop whole filters, input channels or kernels, and zeros in the weight where they do not. Modules and
     parameters stay the same objects, so optimizers, hooks and references go on working. A layer of a subclass stays an
-    instance of it if the subclass has no forward of its own or an adapter (`register_adapter`). Other subclasses and
-    modules whose forward was replaced are left alone and named in the report.
+    instance of it if the subclass has no forward of its own or an adapter (`register_adapter`). Other subclasses,
+    modules whose forward was replaced, and 1-d and 3-d convolutions are left alone and named in the report.
 
     Args:
         model: The network.
         norms: False leaves the batch norms alone.
+        linears: True converts linear layers too.
         filter_fn: filter_fn(name, module) is called for each layer; where it gives False, the layer is left alone.
 
     Returns:
@@ -74,14 +89,18 @@ def convert(
         0.5
     """
     report = Conversion()
+    taken = _read_elsewhere(model) if linears else {}
     for name, module in model.named_modules():
         is_conv, is_norm = isinstance(module, nn.Conv2d), norms and isinstance(module, nn.BatchNorm2d)
+        is_linear = linears and isinstance(module, nn.Linear)
+        if unserved := why_unserved(module):
+            report.skipped[name] = unserved
         if norms and isinstance(module, nn.SyncBatchNorm):
             report.skipped[name] = f"{type(module).__name__} has statistics of all processes, a masked norm has its own"
-        if not (is_conv or is_norm):
+        if not (is_conv or is_norm or is_linear):
             continue
-        cls, masked = layer_class(module), isinstance(module, (MaskedConv2d, MaskedBatchNorm2d))
-        reason = None if masked else _reason_against(module, cls)
+        cls, masked = layer_class(module), isinstance(module, (MaskedFilters, MaskedBatchNorm2d))
+        reason = None if masked else _reason_against(module, cls) or taken.get(id(module))
         if not reason and filter_fn is not None and not masked and not filter_fn(name, module):
             reason = "filter_fn"
         if reason:
@@ -91,29 +110,45 @@ def convert(
         if not masked:
             set_layer_class(module, masked_class(cls))  # type: ignore[arg-type]
             module._init_masks()  # type: ignore[operator]
-            (report.converted if is_conv else report.norms).append(name)
+            (report.converted if is_conv else report.norms if is_norm else report.linears).append(name)
         if pruned:
             report.pruned[name] = torch_prune.take_over(module, pruned)
     return report
 
 
+def _read_elsewhere(model: nn.Module) -> dict[int, str]:
+    """By id of a linear layer whose weight something else reads too, as if it had no masks: why it is left alone."""
+    reasons: dict[int, str] = {}
+    readers: dict[int, tuple[str, nn.Module]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, _FAST_PATHS):
+            why = f"{type(module).__name__} reads its weight without calling it"
+            reasons |= {id(child): why for child in module.children()}
+        for parameter in module.parameters(recurse=False):
+            other, owner = readers.setdefault(id(parameter), (name, module))
+            if owner is not module:
+                reasons |= {id(owner): f"{name} has the same weight", id(module): f"{other} has the same weight"}
+    return reasons
+
+
 def _reason_against(module: nn.Module, cls: type[nn.Module]) -> str | None:
-    """Why a convolution or norm is left alone; None: it can be converted."""
+    """Why a layer is left alone; None: it can be converted."""
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         return "its parameters do not exist yet: run the network once, then convert"
     if "forward" in module.__dict__:
         return "its forward was replaced"
     if masked_class(cls) is None:
-        return f"{cls.__name__} has a forward of its own: tell convert what it computes by pk.register_adapter"
+        advice = ": tell convert what it computes by pk.register_adapter" if issubclass(cls, PLAIN) else ""
+        return f"{cls.__name__} has a forward of its own{advice}"
     kinds = {type(p.data).__name__ for p in module.parameters(recurse=False)} - {"Tensor"}
-    if kinds and cls not in (nn.Conv2d, nn.BatchNorm2d):
+    if kinds and cls not in BASES:
         return f"{cls.__name__} holds parameters of type {', '.join(sorted(kinds))}"
     return None
 
 
 @torch.no_grad()
 def restore(model: nn.Module, *, bake: bool = False) -> Conversion:
-    """Turns masked layers back into `nn.Conv2d` and `nn.BatchNorm2d`, or the classes that `convert` found, in place.
+    """Turns masked layers back into those of torch.nn, or of the classes that `convert` found, in place.
 
     Dead weights, biases and affine parameters are written as zeros, so the network computes what it did. An error
     changes nothing. Where a layer computes its weight (a standardized one, `torch.nn.utils.parametrize`), zeros in what
@@ -138,12 +173,12 @@ def restore(model: nn.Module, *, bake: bool = False) -> Conversion:
     """
     flow(model, False)
     report = Conversion()
-    masked = [(n, m) for n, m in model.named_modules() if isinstance(m, (MaskedConv2d, MaskedBatchNorm2d))]
+    masked = [(n, m) for n, m in model.named_modules() if isinstance(m, (MaskedFilters, MaskedBatchNorm2d))]
     for name, module in masked:  # checked first, so that an error changes nothing
         _check_restorable("restore", name, module, bake)
     for name, module in masked:
-        if isinstance(module, MaskedConv2d):
-            report.converted.append(name)
+        if isinstance(module, MaskedFilters):
+            (report.linears if isinstance(module, nn.Linear) else report.converted).append(name)
             restore_conv("restore", name, module, bake and not zeros_suffice(module))
         else:
             report.norms.append(name)
@@ -156,9 +191,9 @@ def bake_all(model: nn.Module, op: str = "restore") -> None:
     """Makes every layer of a network a plain one that stores its weight, in place; op: the caller, for errors."""
     flow(model, False)
     for name, module in model.named_modules():
-        if isinstance(module, (MaskedConv2d, MaskedBatchNorm2d)):
+        if isinstance(module, (MaskedFilters, MaskedBatchNorm2d)):
             _check_restorable(op, name, module, bake=True)
-        if isinstance(module, MaskedConv2d):
+        if isinstance(module, MaskedFilters):
             restore_conv(op, name, module, bake=True)
         elif isinstance(module, MaskedBatchNorm2d):
             restore_norm(op, name, module)
@@ -168,7 +203,7 @@ def bake_all(model: nn.Module, op: str = "restore") -> None:
             remove_reparametrization(op, name, module)
 
 
-def _check_restorable(op: str, name: str, layer: MaskedConv2d | MaskedBatchNorm2d, bake: bool) -> None:
+def _check_restorable(op: str, name: str, layer: MaskedFilters | MaskedBatchNorm2d, bake: bool) -> None:
     layer._look()
     cls: Any = layer_class(layer)
     owner: Any = next(base for base in cls.__mro__ if "plain_class" in vars(base))
@@ -178,7 +213,9 @@ def _check_restorable(op: str, name: str, layer: MaskedConv2d | MaskedBatchNorm2
     if isinstance(layer, MaskedBatchNorm2d):
         if not layer.affine and not layer._all_live:
             raise ValueError(f"{op}: {name}: expected affine=True, got dead channels that a plain norm cannot zero")
-    suffice = zeros_suffice(layer) if isinstance(layer, MaskedConv2d) else layer._all_live or not computes_weight(layer)
+    suffice = (
+        zeros_suffice(layer) if isinstance(layer, MaskedFilters) else layer._all_live or not computes_weight(layer)
+    )
     if not bake and not suffice:
         raise ValueError(f"{op}: {name}: expected masks that zeros in the stored weight express, got dead parts of a "
                          f"weight that {cls.plain_class.__name__} computes: restore(model, bake=True) stores the "

@@ -21,6 +21,7 @@ from ..ops.transforms import is_recorded_or_transformed
 from .ddp import watch_broadcasts
 from .reparametrized import is_reparametrized
 from .saved_state import DEAD_VALUES, StateCopies, dead_values, put_dead_values
+from .unserved import why_unserved
 
 Layer = TypeVar("Layer", bound="MaskBuffers")
 Plain = TypeVar("Plain", bound=nn.Module)
@@ -79,6 +80,8 @@ def public_mask(name: str) -> Any:
 def _check_plain(about: str, layer: nn.Module, cls: type[nn.Module]) -> None:
     """Raises ValueError unless a layer computes what cls does with parameters that it stores."""
     got = type(layer).__name__
+    if unserved := why_unserved(layer):
+        raise ValueError(f"{about}: expected {cls.__name__}, got {got}, which {unserved.removeprefix(f'{got} ')}")
     if type(layer).forward is not cls.forward or "forward" in layer.__dict__:
         raise ValueError(f"{about}: expected {cls.__name__}, got {got} with a forward of its own: see pk.convert")
     if is_reparametrized(layer):

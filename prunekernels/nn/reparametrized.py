@@ -46,7 +46,7 @@ def remove_reparametrization(op: str, name: str, layer: nn.Module) -> None:
                 remove_spectral_norm(layer, hook.name)
             elif isinstance(hook, prune.BasePruningMethod):
                 prune.remove(layer, hook._tensor_name)
-    if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d)) and is_reparametrized(layer):
+    if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.ConvTranspose2d)) and is_reparametrized(layer):
         raise ValueError(f"{op}: {name}: expected a weight and a bias that are parameters, or that torch.nn.utils "
                          "computes, got others: make them parameters first")  # fmt: skip
 

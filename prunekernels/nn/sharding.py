@@ -24,10 +24,7 @@ def check_whole(op: str, name: str, layer: nn.Module, weight: Tensor | None = No
     weight = layer.weight if weight is None and not computed else weight  # type: ignore[assignment]
     if weight is None and not computed:
         return
-    if hasattr(layer, "kernel_size"):
-        shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size)  # type: ignore
-    else:
-        shape = (layer.num_features,)
+    shape = layer._weight_shape() if hasattr(layer, "_weight_shape") else (layer.num_features,)  # type: ignore
     tensors = list(layer.parameters()) if weight is None else [weight]
     if any(map(is_split, tensors)) or (weight is not None and weight.shape != shape):
         raise ValueError(

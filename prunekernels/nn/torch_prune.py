@@ -57,7 +57,9 @@ def take_over(layer: Any, pruned: Pruned) -> str:
         return _describe({"channels": channels}, _zeros_outside(pruned, channels, channels))
     K, G = layer.out_channels, layer.groups
     filters = ~_dead_rows(layer, pruned, K)
-    live = pruned["weight"].flatten(2).any(2) if "weight" in pruned else torch.ones_like(layer.kernel_mask)
+    live = torch.ones_like(layer.kernel_mask)
+    if "weight" in pruned:
+        live = pruned["weight"].reshape(*live.shape, -1).any(2)
     if computes_weight(layer):  # zeros in the weight that it stores are not zeros in the weight that it uses
         live = torch.ones_like(live)
     by_group = live.view(G, K // G, -1).any(1)  # [G, C / groups]

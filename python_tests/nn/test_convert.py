@@ -1,6 +1,7 @@
 """convert and restore: which layers change, what stays the same object, what the network computes afterwards."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -245,3 +246,126 @@ def test_trains_with_masks():
         optimizer.step()
     assert torch.equal(net.stem.weight[~FILTERS], before[~FILTERS])
     assert (net.stem.weight[FILTERS] != before[FILTERS]).any()
+
+
+# ---- linear layers, and layers without a masked form
+
+
+class Sized(nn.Linear):
+    def __init__(self, width):
+        super().__init__(width, 2 * width)
+
+
+class OwnLinear(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.up, self.out = nn.Conv2d(3, 4, 1), Sized(4), nn.Linear(8, 4)
+        self.own, self.tied = OwnLinear(4, 4), nn.Linear(4, 6, bias=False)
+        self.embedding, self.attention = nn.Embedding(6, 4), nn.MultiheadAttention(4, 2)
+        self.tied.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.tied(self.own(self.out(self.up(self.conv(x).mean((2, 3))).relu())))
+
+
+def test_linear_layers_stay_plain_unless_asked_for():
+    model = Mixed()
+    report = pk.convert(model)
+    assert report.linears == [] and not report.skipped and type(model.up) is Sized
+    assert str(report) == "1 convolutions, 0 norms"
+
+
+def test_linear_layers():
+    model, x = Mixed(), torch.randn(2, 3, 5, 5)
+    want = model(x)
+    report = pk.convert(model, linears=True)
+    assert report.converted == ["conv"] and report.linears == ["up", "out"]
+    assert str(report).startswith("1 convolutions, 0 norms, 2 linear layers\n")
+    assert set(report.skipped) == {"own", "tied", "attention.out_proj"}
+    assert "embedding has the same weight" in report.skipped["tied"]
+    assert "MultiheadAttention" in report.skipped["attention.out_proj"]
+    assert "forward of its own" in report.skipped["own"] and "register_adapter" not in report.skipped["own"]
+    assert isinstance(model.up, Sized) and isinstance(model.up, pk.MaskedLinear) and type(model.out) is pk.MaskedLinear
+    assert torch.equal(model(x), want)
+    other = copy.deepcopy(model)
+    other.up.set_masks(filter=FILTERS)
+    assert type(other.up) is type(model.up) and model.up.density == 1 and not other(x).equal(want)
+    assert pk.convert(model, linears=True).linears == []  # it is there already
+    report = pk.restore(model)
+    assert report.linears == ["up", "out"] and report.converted == ["conv"]
+    assert type(model.up) is Sized and type(model.out) is nn.Linear and torch.equal(model(x), want)
+
+
+def test_restored_linear_layers_have_zeros():
+    model, x = Mixed(), torch.randn(2, 3, 5, 5)
+    pk.convert(model, linears=True)
+    model.up.set_masks(filter=FILTERS)
+    model.out.set_masks(input=FILTERS)
+    want = model(x)
+    pk.restore(model)
+    (
+        assert_zero(model.up.weight[~FILTERS]),
+        assert_zero(model.up.bias[~FILTERS]),
+        assert_zero(model.out.weight[:, ~FILTERS]),
+    )
+    torch.testing.assert_close(model(x), want)
+
+
+def test_filter_fn_is_asked_about_linear_layers():
+    model = Mixed()
+    report = pk.convert(model, linears=True, filter_fn=lambda name, module: name != "out")
+    assert report.linears == ["up"] and report.skipped["out"] == "filter_fn"
+
+
+def test_a_linear_layer_that_torch_pruned():
+    model = nn.Sequential(nn.Linear(4, 8))
+    prune.ln_structured(model[0], "weight", 0.5, n=2, dim=1)
+    prune.custom_from_mask(model[0], "bias", torch.ones(8))
+    x = torch.randn(3, 4)
+    want = model(x)
+    report = pk.convert(model, linears=True)
+    assert report.pruned["0"] == "dead: 2 input channels" and int(model[0].input_mask.sum()) == 2
+    torch.testing.assert_close(model(x), want)
+
+
+def test_a_reparametrized_linear_layer():
+    model = nn.Sequential(nn.Linear(4, 8))
+    nn.utils.parametrizations.weight_norm(model[0])
+    x = torch.randn(3, 4)
+    want = model(x)
+    assert pk.convert(model, linears=True).linears == ["0"]
+    torch.testing.assert_close(model(x), want)
+    model[0].set_masks(filter=FILTERS)
+    want = model(x)
+    assert_zero(want[:, ~FILTERS])
+    with pytest.raises(ValueError, match="bake=True"):
+        pk.restore(model)
+    pk.restore(model, bake=True)
+    assert type(model[0]) is nn.Linear
+    torch.testing.assert_close(model(x), want)
+
+
+@pytest.mark.parametrize(
+    ("layer", "advice"),
+    [
+        (nn.Conv1d(2, 2, 3), r"nn\.Conv2d with kernel_size \(1, k\)"),
+        (nn.ConvTranspose1d(2, 2, 3), r"nn\.ConvTranspose2d with kernel_size \(1, k\)"),
+        (nn.Conv3d(2, 2, 3), "stays dense"),
+        (nn.ConvTranspose3d(2, 2, 3), "stays dense"),
+    ],
+    ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "",
+)
+def test_other_convolutions_are_refused_by_name(layer, advice):
+    model = nn.Sequential(layer)
+    report = pk.convert(model)
+    assert not report.converted and type(model[0]) is type(layer)
+    kind = type(layer).__name__
+    assert report.skipped["0"].startswith(f"{kind} has no masked form: ")
+    assert re.search(advice, report.skipped["0"])
+    with pytest.raises(ValueError, match=rf"MaskedConv2d.from_conv: conv: expected Conv2d, got {kind}.*{advice}"):
+        pk.MaskedConv2d.from_conv(layer)
