@@ -15,9 +15,9 @@ from ..nn.masked_norm import MaskedNorm
 from ..nn.reparametrized import deep_copy
 from .analysis import ChannelAnalysis
 from .channels import Channels
-from .layer_uses import any_weights, layer_uses
+from .layer_uses import any_weights, filter_uses, layer_uses
 from .outputs import output_ids
-from .rules.layers import ConvRule, NormRule, WeightRule
+from .rules.layers import NormRule, WeightRule
 from .trace import trace
 
 Uses = Mapping[str, list[tuple[Channels, Channels]]]
@@ -25,7 +25,7 @@ Uses = Mapping[str, list[tuple[Channels, Channels]]]
 
 @dataclass(eq=False)
 class Group:
-    """Convolutions whose outputs meet, directly or through others, in adds, products, depthwise or grouped layers.
+    """Layers with filters whose outputs meet, directly or through others, in adds, products, depthwise or grouped ones.
 
     The channels that meet are the joint channels of the group, numbered from 0 to width - 1. Where a shortcut pads
     channels, the filters of a narrow layer are only some of them. All that a group of a grouped convolution reads and
@@ -33,7 +33,7 @@ class Group:
 
     Attributes:
         width: The number of joint channels.
-        filters: For each convolution of the group, by layer name, the joint channel of each filter: int64 [K].
+        filters: For each layer with filters, by name, the joint channel of each filter: int64 [K].
         norms: For each norm behind them, the joint channel of each of its channels, int64 [C]; -1: none.
         readers: For each layer that reads them, the joint channel of each input channel (column of a linear layer),
             int64 [C]; -1: none. An input counts only if it is exactly zero once the filters, and the channels of masked
@@ -66,7 +66,7 @@ class Group:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the convolutions, in the order of the network."""
+        """Names of the layers with filters, in the order of the network."""
         return tuple(self.filters)
 
     def combine(self, scores: Mapping[str, Tensor]) -> Tensor:
@@ -131,7 +131,8 @@ class Group:
 def coupled_groups(model: nn.Module, example_input: Any) -> list[Group]:
     """Groups the convolutions of a model by what its graph adds up: their filters can only be removed together.
 
-    Every convolution is in one group, alone if its output meets no other. A layer that is used twice is one layer.
+    Every convolution is in one group, alone if its output meets no other, and so is every linear layer that is masked
+    (see `convert` with linears=True). Other linear layers only read. A layer that is used twice is one layer.
     Convolutions that the trace does not follow (a functional one, one whose output is written in place) are in no
     group. Groups whose channels are outputs of the network are marked (Group.is_output). The model stays as it is.
 
@@ -157,9 +158,8 @@ def coupled_groups(model: nn.Module, example_input: Any) -> list[Group]:
     traced = trace("coupled_groups", model, example_input)
     analysis = ChannelAnalysis(traced, any_weights(model, traced, all_dead=True), whole_groups=True)
     roots = analysis.classes.roots()
-    convs, norms, readers = (layer_uses(analysis, kind) for kind in (ConvRule, NormRule, WeightRule))
-    convs = {name: uses for name, uses in convs.items() if name in traced.modules}
-    filters = {name: roots[uses[0][1].ids] for name, uses in convs.items()}
+    norms, readers = (layer_uses(analysis, kind) for kind in (NormRule, WeightRule))
+    filters = {name: roots[uses[0][1].ids] for name, uses in filter_uses(analysis, model).items()}
     found = [_group(members, filters, roots, norms, readers) for members in _components(filters)]
     outputs = torch.zeros(roots.numel(), dtype=torch.bool)
     outputs[roots[output_ids(analysis)]] = True

@@ -11,7 +11,7 @@ from ..nn.masked_norm import MaskedNorm
 from ..nn.reparametrized import deep_copy
 from .analysis import ChannelAnalysis
 from .channels import Channels
-from .rules.layers import LayerRule
+from .rules.layers import ConvRule, LayerRule, LinearRule, WeightRule
 from .trace import Traced, make_plain
 
 
@@ -36,6 +36,19 @@ def any_weights(model: nn.Module, traced: Traced, all_dead: bool = False) -> dic
     make_plain(blank)
     named = dict(blank.named_buffers(remove_duplicate=False)) | dict(blank.named_parameters(remove_duplicate=False))
     return {name: named.get(name, tensor) for name, tensor in traced.tensors.items()}
+
+
+def filter_uses(analysis: ChannelAnalysis, model: nn.Module) -> dict[str, list[tuple[Channels, Channels]]]:
+    """layer_uses of the layers whose filters can be pruned: convolutions, and linear layers that are masked in model.
+
+    In the order of the network.
+    """
+    modules = dict(model.named_modules())
+    found = layer_uses(analysis, ConvRule)
+    for name, uses in layer_uses(analysis, LinearRule).items():
+        if isinstance(modules.get(name), MaskedFilters):
+            found[name] = uses
+    return {name: found[name] for name in layer_uses(analysis, WeightRule) if name in found and name in modules}
 
 
 def layer_uses(analysis: ChannelAnalysis, kind: type[LayerRule]) -> dict[str, list[tuple[Channels, Channels]]]:

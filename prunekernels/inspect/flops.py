@@ -12,7 +12,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from .. import plan
 from ..live import LiveList, LiveTensor
 from ..live.conv import FullWidth, Lowered
-from ..nn.conv import MaskedConv2d, lowered_for
+from ..nn.conv import lowered_for
+from ..nn.masked_filters import MaskedFilters
 from ..ops import mask_table
 from .observe import masked_where_compiled, observe, text_table
 
@@ -105,9 +106,9 @@ def _multiply_adds(layer: nn.Module, x: Tensor, y: Tensor) -> tuple[int, int]:
         dense = layer.weight[0].numel() * x.numel()
         return dense, dense
     dense = layer.weight[0].numel() * y.numel()  # type: ignore[index, union-attr, operator]
-    x = layer._prepared(x) if isinstance(layer, MaskedConv2d) else x
+    x = layer._prepared(x) if isinstance(layer, MaskedFilters) else x
     live = x.live if type(x) is LiveTensor else None
-    if isinstance(layer, MaskedConv2d):
+    if isinstance(layer, MaskedFilters):
         kernels = live_kernels(layer, live if lowered(layer, live, x.dim()) else None)
         return dense, dense // max(1, kernels.numel()) * int(kernels.sum())
     if live is None or (x.dim() != 2 if isinstance(layer, nn.Linear) else layer.groups != 1):
@@ -115,15 +116,16 @@ def _multiply_adds(layer: nn.Module, x: Tensor, y: Tensor) -> tuple[int, int]:
     return dense, dense // live.channels * live.unpadded.count
 
 
-def lowered(layer: MaskedConv2d, live: LiveList | None, dims: int = 4) -> Lowered | None:
-    """The small convolution that a layer runs on an input with these live channels; None: it runs in masked mode."""
-    if layer.kernel_mask.is_meta or not (layer._flow or live) or layer._forward_hooks or dims != 4:
+def lowered(layer: MaskedFilters, live: LiveList | None, dims: int) -> Lowered | None:
+    """The small layer that a layer runs on an input with these live channels; None: it runs in masked mode."""
+    served = dims == (2 if isinstance(layer, nn.Linear) else 4)
+    if layer.kernel_mask.is_meta or not (layer._flow or live) or layer._forward_hooks or not served:
         return None
     found = lowered_for(layer, live)
     return None if isinstance(found, FullWidth) else found
 
 
-def live_kernels(layer: MaskedConv2d, live: LiveList | None) -> Tensor:
+def live_kernels(layer: MaskedFilters, live: LiveList | None) -> Tensor:
     """Kernels that are computed, bool [K, C / groups] on the CPU: unmasked, and the channel is in live (None: all)."""
     if layer.kernel_mask.is_meta:  # without values there is nothing dead
         return torch.ones(layer.kernel_mask.shape, dtype=torch.bool, device="cpu")

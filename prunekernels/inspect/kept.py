@@ -11,10 +11,10 @@ from torch import Tensor, fx, nn
 from ..compaction.compaction import Compaction
 from ..graph.analysis import ChannelAnalysis
 from ..graph.channels import Channels
-from ..graph.layer_uses import any_weights, layer_uses
+from ..graph.layer_uses import any_weights, filter_uses
 from ..graph.narrow import kept_in_forward
 from ..graph.rules.base import UNKNOWN
-from ..graph.rules.layers import ConvRule, NormRule, WeightRule
+from ..graph.rules.layers import NormRule, WeightRule
 from ..graph.trace import Traced, trace
 from ..nn.masked_filters import MaskedFilters
 from .flops import count_flops
@@ -33,11 +33,11 @@ class _Class:
 
 
 def filters(model: nn.Module, compaction: Compaction) -> tuple[dict[str, int], dict[str, str]]:
-    """By name of a convolution: how many filters the small network has, and what dead ones are among them, and why."""
+    """By name of a layer: how many filters the small network has, and what dead ones are among them, and why."""
     counts: dict[str, int] = {}
     dead: dict[str, int] = {}
     for name, layer in model.named_modules():
-        if isinstance(layer, nn.Conv2d) and name not in compaction.wide:
+        if isinstance(layer, (nn.Conv2d, MaskedFilters)) and name not in compaction.wide:
             rows = compaction.rows(name)
             counts[name] = layer.out_channels if rows is None else rows.numel()
             if rows is not None and (zeros := int((rows < 0).sum())):
@@ -67,7 +67,7 @@ def _reasons(model: nn.Module, traced: Traced, names: Collection[str]) -> dict[s
     classes = _classes(analysis, roots)
     in_groups = {int(root) for groups in analysis.groups for ids in groups for root in roots[ids].flatten()}
     found = {}
-    for name, uses in layer_uses(analysis, ConvRule).items():
+    for name, uses in filter_uses(analysis, model).items():
         layer = model.get_submodule(name) if name in names else None
         if isinstance(layer, MaskedFilters):
             live = (layer.filter_mask & layer.hard_mask).tolist()

@@ -97,7 +97,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def masked_layers(op: str, model: nn.Module, skip: Iterable[str]) -> dict[str, MaskedFilters]:
-    """The network's masked convolutions by name, among which all of skip must be."""
+    """The network's masked layers with filters by name, among which all of skip must be."""
     masked = {name: m for name, m in model.named_modules() if isinstance(m, MaskedFilters)}
     expect(op, bool(masked), "model", "MaskedConv2d layers (see pk.convert)", "none")
     expect(op, not isinstance(skip, str), "skip", "a list of names", repr(skip))

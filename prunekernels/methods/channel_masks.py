@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ..nn.masked_filters import MaskedFilters
 from ..nn.masked_norm import MaskedNorm
 
 OUTPUT = "its channels are outputs of the network (see prune_outputs)"
+MAYBE_OUTPUT = "without example_input it is not known whether its channels are outputs of the network"
 
 
 class NormFinder:
@@ -161,6 +162,9 @@ def units_of(
     joint: whether the groups are pruned as they are; otherwise every layer is a unit by itself.
     """
     kept = _outputs(groups, prune_outputs, joint) | {name: "skip" for name in skip}
+    known = {name for group in groups for name in group.layers}
+    if not joint:
+        kept = _unknown_linears(layers, known, prune_outputs) | kept
     left_out: dict[str, str] = {}
     if not joint:
         alone = {name: torch.arange(layer.out_channels) for name, layer in layers.items() if name not in kept}
@@ -173,7 +177,6 @@ def units_of(
             left_out |= {name: stays.get(name, f"it meets {next(iter(stays))}") for name in group.layers}
         else:
             units.append(Group(group.width, group.filters, {}, {}))
-    known = {name for group in groups for name in group.layers}
     left_out |= {name: "the graph does not follow it" for name in layers if name not in known}
     return units, _among(layers, left_out)
 
@@ -191,6 +194,15 @@ def _outputs(groups: Iterable[Group], prune_outputs: bool | Iterable[str], joint
         if group.is_output and not (joint and wanted & set(group.layers)):
             kept |= {name: OUTPUT for name in group.layers if name not in wanted}
     return kept
+
+
+def _unknown_linears(
+    layers: Mapping[str, MaskedFilters], known: Collection[str], prune_outputs: bool | Iterable[str]
+) -> dict[str, str]:
+    """Linear layers that no group tells about: most networks end with one, so they are not pruned unasked."""
+    wanted = set(layers) if prune_outputs is True else set(prune_outputs or ())
+    linears = (name for name, layer in layers.items() if isinstance(layer, nn.Linear))
+    return {name: MAYBE_OUTPUT for name in linears if name not in known and name not in wanted}
 
 
 def _among(layers: Mapping[str, MaskedFilters], reasons: Mapping[str, str]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 
 from ..graph import Group
 from ..graph.analysis import ChannelAnalysis
-from ..graph.layer_uses import any_weights, layer_uses
-from ..graph.rules.layers import ConvRule, WeightRule
+from ..graph.layer_uses import any_weights, filter_uses, layer_uses
+from ..graph.rules.layers import WeightRule
 from ..graph.trace import Traced, plain_copy, trace
 from ..nn.adapted import has_computed_weight
 
@@ -142,7 +142,8 @@ def mergeable_groups(
     """
     traced = trace(op, model, example_input)
     flow = ChannelAnalysis(traced, any_weights(model, traced, all_dead=True), whole_groups=True)
-    convs, reading, depth = layer_uses(flow, ConvRule), layer_uses(flow, WeightRule), _depths(flow)
+    convs, reading = filter_uses(flow, model), layer_uses(flow, WeightRule)
+    depth = _depths(flow, convs)
     modules, roots = dict(model.named_modules()), flow.classes.roots()
     found = {}
     for group in groups:
@@ -168,16 +169,17 @@ def _adds_up(module: nn.Module | None) -> bool:
     return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
 
-def _depths(flow: ChannelAnalysis) -> dict[str, int]:
-    """By convolution, how many convolutions the longest path from the input to its output has."""
+def _depths(flow: ChannelAnalysis, layers: Collection[str]) -> dict[str, int]:
+    """By name of these layers, how many of them the longest path from the input to its output has."""
     depths: dict[fx.Node, int] = {}
     by_name: dict[str, int] = {}
     for node in flow.traced.graph.nodes:
         depths[node] = max((depths[n] for n in node.all_input_nodes), default=0)
         rule = flow.rules.get(node)
-        if isinstance(rule, ConvRule) and flow.states[node] is not None:
-            depths[node] += 1
-            by_name.setdefault(rule.name(flow.traced, node), depths[node])
+        if isinstance(rule, WeightRule) and flow.states[node] is not None:
+            if (name := rule.name(flow.traced, node)) in layers:
+                depths[node] += 1
+                by_name.setdefault(name, depths[node])
     return by_name
 
 

@@ -64,7 +64,10 @@ class MeanActivation(Criterion):
         if self.passes.get(name, 0) == self.batches:
             self.stop()
             return
-        total = channel_mean([y.detach()], relu=True)[0] * len(y)
+        y = y.detach()
+        if isinstance(self.method.layers[name], nn.Linear):  # its channels are the last dimension
+            y = y.movedim(-1, 1)
+        total = channel_mean([y], relu=True)[0] * len(y)
         rows = None if module is self.method.model.get_submodule(where) else self.method.rows(where)
         if rows is not None:  # a module of the small network
             small, total = total, total.new_zeros(self.method.layers[name].out_channels)
