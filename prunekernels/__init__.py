@@ -16,6 +16,7 @@ from .methods.uniform_rate import rate_for
 from .nn.adapters import register_adapter
 from .nn.batch_norm import MaskedBatchNorm2d
 from .nn.conv import MaskedConv2d
+from .nn.conv_transpose import MaskedConvTranspose2d
 from .nn.convert import Conversion, convert, restore
 from .nn.copy_masks import copy_masks
 from .nn.example import Example
@@ -36,6 +37,7 @@ __all__ = [
     "LiveTensor",
     "MaskedBatchNorm2d",
     "MaskedConv2d",
+    "MaskedConvTranspose2d",
     "MaskedLinear",
     "ModeTimes",
     "Tidied",

@@ -57,6 +57,16 @@ class Lowered(NamedTuple):
     padding: Padding | None = None  # None: no list is padded
 
 
+class SmallTransposed(NamedTuple):
+    """The small transposed convolution of a layer in one group; of its tables, filters and channels are exchanged."""
+
+    out: LiveList  # the live channels of the result
+    pick: tuple[Tensor, int, int] | None  # what pack_weight takes; None: the whole weight
+    filters: Tensor | None  # bool [out.count]: those that have a bias; None: all
+    table: Tensor | None  # mask table of the small convolution; None: nothing is dead in it
+    grad_table: Tensor | None  # that of the gradient of its weight, if it is another one
+
+
 class FullWidth(NamedTuple):
     """A layer that must compute at full width (masked mode), and why."""
 
@@ -82,6 +92,23 @@ def lower(masks: LayerMasks, live: LiveList) -> Lowered | FullWidth:
     return _lower_depthwise(
         masks, live, masks.filters if masks.has_bias else rows & live.unpadded.mask(), kernels[:, 0]
     )
+
+
+def lower_transposed(masks: LayerMasks, live: LiveList, lowered: Lowered) -> SmallTransposed:
+    """What a transposed convolution in one group does, given what a convolution with its masks would do."""
+    out, device, pick = lowered.out, masks.device, None
+    if not (out.full and live.full):
+        table = _table(device, live.mask(), None, out.mask(), live.channels, out.channels, 1)
+        pick = (table, live.count, out.count)
+    if lowered.table is None:
+        return SmallTransposed(out, pick, None, None, None)
+    filters = masks.filters[out.host]
+    inputs = masks.inputs[live.host]
+    kernels = masks.kernels[out.host][:, live.host].T
+    size = (live.count, out.count, 1)
+    grad_table = _table(device, inputs, None, filters, *size) if masks.dense_grad else None
+    has_bias = None if filters.all() else torch.from_numpy(filters).to(device)
+    return SmallTransposed(out, pick, has_bias, _table(device, inputs, kernels, filters, *size), grad_table)
 
 
 def _lower_dense(masks: LayerMasks, live: LiveList, rows: np.ndarray, kernels: np.ndarray) -> Lowered | FullWidth:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .adapters import Adapter, adapter_of
 from .batch_norm import MaskedBatchNorm2d
 from .conv import MaskedConv2d
+from .conv_transpose import MaskedConvTranspose2d
 from .linear import MaskedLinear
 from .mask_buffers import _same_as
 from .masked_filters import MaskedFilters
@@ -117,15 +118,21 @@ class _AdaptedLinear(MaskedLinear, _Made):
     """A masked linear layer of a class that has no forward of its own."""
 
 
+class _AdaptedConvTranspose2d(MaskedConvTranspose2d, _Made):
+    """A masked transposed convolution of a class that has no forward of its own."""
+
+
 _MASKED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: MaskedConv2d,
     nn.BatchNorm2d: MaskedBatchNorm2d,
     nn.Linear: MaskedLinear,
+    nn.ConvTranspose2d: MaskedConvTranspose2d,
 }
 _ADAPTED: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {  # of subclasses
     nn.Conv2d: (_AdaptedConv2d, _PlainConv2d),
     nn.BatchNorm2d: (_AdaptedBatchNorm2d, _PlainBatchNorm2d),
     nn.Linear: (_AdaptedLinear,),
+    nn.ConvTranspose2d: (_AdaptedConvTranspose2d,),
 }
 
 

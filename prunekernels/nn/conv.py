@@ -201,7 +201,7 @@ def live_conv(layer: MaskedConv2d, x: Tensor) -> Tensor:
 def lowered_for(layer: MaskedFilters, live: LiveList | None) -> Lowered | FullWidth:
     """How a layer under its present masks serves an input with these live channels (None: all); made once, kept."""
     key = (live, layer._mask_table.device, layer._align)
-    lowered = layer._lowered.get(key)
+    lowered: Lowered | FullWidth | None = layer._lowered.get(key)
     if lowered is None:
         if len(layer._lowered) >= _MAX_LOWERED:
             layer._lowered.clear()

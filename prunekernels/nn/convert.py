@@ -62,8 +62,9 @@ def convert(
 ) -> Conversion:
     """Turns every `nn.Conv2d` into a `MaskedConv2d` and every `nn.BatchNorm2d` into a `MaskedBatchNorm2d`, in place.
 
-    With linears=True every `nn.Linear` becomes a `MaskedLinear` too, so that its outputs can be pruned. Without it
-    linear layers stay what they are: they still shrink by the inputs that are dead.
+    `nn.ConvTranspose2d` becomes `MaskedConvTranspose2d`. With linears=True every `nn.Linear` becomes a `MaskedLinear`
+    too, so that its outputs can be pruned. Without it linear layers stay what they are: they still shrink by the inputs
+    that are dead.
 
     Everything is live afterwards, but for what `torch.nn.utils.prune` had pruned: its masks become masks of the layer,
     as far as they drop whole filters, input channels or kernels, and zeros in the weight where they do not. Modules and
@@ -91,7 +92,8 @@ def convert(
     report = Conversion()
     taken = _read_elsewhere(model) if linears else {}
     for name, module in model.named_modules():
-        is_conv, is_norm = isinstance(module, nn.Conv2d), norms and isinstance(module, nn.BatchNorm2d)
+        is_conv = isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))
+        is_norm = norms and isinstance(module, nn.BatchNorm2d)
         is_linear = linears and isinstance(module, nn.Linear)
         if unserved := why_unserved(module):
             report.skipped[name] = unserved

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import WEIGHT_GRADS, check_grad_scale
-from ..live.conv import FullWidth, Lowered
 from ..masks import live_counts, make_table
 from ..ops import mask_table
 from ..ops.transforms import ConvLive
@@ -37,7 +36,7 @@ class MaskedFilters(MaskBuffers):
     plain_class: type[nn.Module]
     _called: str  # the name of the class in errors, also of those that are made at run time
     _mask_names = ("filter_mask", "kernel_mask", "input_mask", "hard_mask")
-    _own_state = (
+    _own_state: tuple[str, ...] = (
         *_mask_names, "_mask_table", "_grad_table", "_grad_scale", "_weight_grad", "_seen", "_live", "_all_live",
         "_last_input", "_lowered",
     )  # fmt: skip
@@ -54,7 +53,7 @@ class MaskedFilters(MaskBuffers):
     _grad_table: Tensor
     _grad_scale: Tensor | None
     _live: tuple[int, int, int]  # counts of live filters, inputs and kernels
-    _lowered: dict[Any, Lowered | FullWidth]  # by the live channels of an input, and by device
+    _lowered: dict[Any, Any]  # how live mode serves it: by the live channels of an input, and by device
     _last_input: tuple[torch.Size, tuple[int, ...], torch.dtype] | None = (
         None  # its size and stride, and the dtype of the result
     )
@@ -117,6 +116,25 @@ class MaskedFilters(MaskBuffers):
     def _weight_shape(self) -> tuple[int, ...]:
         """Of the weight, where no tool has split it."""
         return (self.out_channels, self.in_channels // self.groups, *getattr(self, "kernel_size", ()))
+
+    def filters_first(self, tensor: Tensor) -> Tensor:
+        """A tensor with the weight's dimensions as [K, C / groups, ...]: itself, but for transposed convolutions.
+
+        Those store filters in the second dimension: in one group the result is a view, in several a copy.
+
+        Args:
+            tensor: The weight, or what belongs to its entries: a gradient, a momentum.
+
+        Examples:
+            >>> layer = pk.MaskedConvTranspose2d(4, 8, 3)
+            >>> tuple(layer.weight.shape), tuple(layer.filters_first(layer.weight).shape)
+            ((4, 8, 3, 3), (8, 4, 3, 3))
+        """
+        return tensor
+
+    def _weight_table(self, table: Tensor) -> Tensor:
+        """A mask table of the layer as the optimizers read it for the weight, whose first dimensions it counts."""
+        return table
 
     def _dead_entries(self) -> dict[str, Tensor]:
         return self._dead_parts()

@@ -56,6 +56,8 @@ def take_over(layer: Any, pruned: Pruned) -> str:
         layer.set_mask(layer.channel_mask & channels)
         return _describe({"channels": channels}, _zeros_outside(pruned, channels, channels))
     K, G = layer.out_channels, layer.groups
+    if "weight" in pruned:
+        pruned = pruned | {"weight": layer.filters_first(pruned["weight"])}
     filters = ~_dead_rows(layer, pruned, K)
     live = torch.ones_like(layer.kernel_mask)
     if "weight" in pruned:
@@ -75,7 +77,7 @@ def _dead_rows(layer: Any, pruned: Pruned, count: int) -> Tensor:
     """Bool [count]: filters or channels that give zero, since their weights were pruned and their bias is zero."""
     if "weight" not in pruned or is_reparametrized(layer):
         return torch.zeros(count, dtype=torch.bool, device=layer._device_of_parameters())
-    dead = ~pruned["weight"].view(count, -1).any(1)
+    dead = ~pruned["weight"].reshape(count, -1).any(1)
     if computes_weight(layer):
         dead = dead & ~layer._computed_weight().flatten(1).any(1)
     return dead if layer.bias is None else dead & (layer.bias == 0)

@@ -22,16 +22,17 @@ def is_traced_by_fx(x: Any) -> bool:
     return isinstance(x, fx.Proxy)
 
 
-def as_leaf(layer: nn.Module, x: Any, forward: Callable[[Any, Any], Any]) -> Any:
+def as_leaf(layer: nn.Module, x: Any, forward: Callable[..., Any], *rest: Any) -> Any:
     """Records the layer as one call of a module, as torch.fx does with the layers of torch.nn.
 
-    x: fx.Proxy. forward: of the masked class. A subclass that calls it is recorded step by step, so there it becomes a
-    call of that function, with the layer.
+    x: fx.Proxy. rest: further arguments. forward: of the masked class. A subclass that calls it is recorded step by
+    step, so there it becomes a call of that function, with the layer.
     """
     path = x.tracer.path_of_module(layer)
     if type(layer).forward is forward:
-        return x.tracer.create_proxy("call_module", path, (x,), {})
-    return x.tracer.create_proxy("call_function", forward, (x.tracer.create_proxy("get_attr", path, (), {}), x), {})
+        return x.tracer.create_proxy("call_module", path, (x, *rest), {})
+    itself = x.tracer.create_proxy("get_attr", path, (), {})
+    return x.tracer.create_proxy("call_function", forward, (itself, x, *rest), {})
 
 
 def zeroed(live: Tensor, parameter: Tensor) -> Tensor:

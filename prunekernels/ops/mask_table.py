@@ -40,6 +40,14 @@ def live_kernels(table: Tensor, K: int, C: int, channels_per_group: int) -> Tens
     return bits.view(K, -1)[:, :channels_per_group] != 0
 
 
+def exchanged(tensor: Tensor, groups: int) -> Tensor:
+    """[K, C / groups, ...] of the one convolution as [C, K / groups, ...] of the other; a view where groups is 1."""
+    if groups == 1:
+        return tensor.transpose(0, 1)
+    A, B, *rest = tensor.shape
+    return tensor.reshape(groups, A // groups, B, *rest).transpose(1, 2).reshape(groups * B, A // groups, *rest)
+
+
 def _lists(live: np.ndarray, groups: np.ndarray) -> tuple[int, np.ndarray, np.ndarray, bool]:
     """Lists of the live members, bool [G, members], of the given groups: longest count, index, slot, whether ragged."""
     per_group, counts = live.shape[1], live.sum(axis=1)

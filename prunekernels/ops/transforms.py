@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from . import mask_table
+
 
 def is_transformed() -> bool:
     """Whether a transform of torch.func, or forward-mode AD, is in force."""
@@ -95,6 +97,32 @@ def masked_conv2d(
     if bias is None:
         return y
     return y + _where(live.filters, bias, -1).to(y.dtype).view(-1, 1, 1)
+
+
+def masked_conv_transpose2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    live: ConvLive,
+    grad_scale: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    groups: int,
+    dilation: Sequence[int],
+) -> Tensor:
+    """A masked transposed convolution at full width. x: [N, C, H, W] or [C, H, W]; weight: [C, K / groups, R, S]."""
+    x = _where(live.channels, x, -1, 1, 1)
+    filters_first = mask_table.exchanged(weight, groups)  # as the masks are
+    if live.dense_grad or grad_scale is not None:
+        filters_first = _MaskedWeight.apply(filters_first, live.kernels, live.grad_kernels, grad_scale)
+    else:
+        filters_first = _where_kernels(live.kernels, filters_first)
+    weight, geometry = mask_table.exchanged(filters_first, groups), (stride, padding, output_padding, groups, dilation)
+    y = F.conv_transpose2d(x, weight, None, *geometry)  # type: ignore[arg-type]
+    if live.filters is not None:
+        y = _ZeroedFilters.apply(y, live.filters) if live.dense_grad else _where(live.filters, y, -1, 1, 1)
+    return y if bias is None else y + _where(live.filters, bias, -1).to(y.dtype).view(-1, 1, 1)
 
 
 def gather_channels(x: Tensor, index: Tensor) -> Tensor:

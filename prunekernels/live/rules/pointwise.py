@@ -229,19 +229,22 @@ _SUMS = set(methods("sum", "mean"))
 # ---- weights that read channels -------------------------------------------------------------------------------------
 
 
-def _reader(args: Any, kwargs: Any, rank: int) -> tuple[LiveTensor, Tensor] | None:
-    """The live input and the weight [any, channels, ...] of a linear layer or convolution; None for other arguments."""
+def _reader(args: Any, kwargs: Any, rank: int, dim: int = 1) -> tuple[LiveTensor, Tensor] | None:
+    """The live input and the weight of a linear layer or convolution; None for other arguments.
+
+    dim: of the weight, that of the channels.
+    """
     x, weight = args[0], args[1] if len(args) > 1 else kwargs.get("weight")
     if type(x) is not LiveTensor or x.dim() != rank or not x.live.count or not isinstance(weight, Tensor):
         return None
-    if weight.dim() != rank or weight.shape[1] != x.live.channels or has_live(*args[1:], *kwargs.values()):
+    if weight.dim() != rank or weight.shape[dim] != x.live.channels or has_live(*args[1:], *kwargs.values()):
         return None
     return x, weight
 
 
-def _read(func: Any, args: Any, kwargs: Any, x: LiveTensor, weight: Tensor) -> Any:
+def _read(func: Any, args: Any, kwargs: Any, x: LiveTensor, weight: Tensor, dim: int = 1) -> Any:
     kwargs = {name: value for name, value in kwargs.items() if name != "weight"}
-    return func(x.compact, weight.index_select(1, x.live.rows(weight.device)), *args[2:], **kwargs)
+    return func(x.compact, weight.index_select(dim, x.live.rows(weight.device)), *args[2:], **kwargs)
 
 
 @rule(F.linear)
@@ -257,6 +260,14 @@ def _plain_conv(func: Any, args: Any, kwargs: Any) -> Any:
     reader = _reader(args, kwargs, 4)
     groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
     return NotImplemented if reader is None or groups != 1 else _read(func, args, kwargs, *reader)
+
+
+@rule(torch.conv_transpose2d)
+def _plain_conv_transpose(func: Any, args: Any, kwargs: Any) -> Any:
+    """The same of a transposed convolution, whose weight is [channels, any, ...]."""
+    reader = _reader(args, kwargs, 4, dim=0)
+    groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
+    return NotImplemented if reader is None or groups != 1 else _read(func, args, kwargs, *reader, dim=0)
 
 
 # ---- shape, dtype, device -------------------------------------------------------------------------------------------
