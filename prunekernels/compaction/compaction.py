@@ -331,7 +331,16 @@ class Compaction:
     def rows(self, name: str) -> Tensor | None:
         """Which filters of a layer net computes, int64, -1 for frozen zeros; None: all of them."""
         part = self._cut.by_name.get(f"{name}.weight" if name else "weight")
-        return None if part is None else part.block.rows
+        layer = self.model.get_submodule(name)
+        if part is None or not isinstance(layer, nn.ConvTranspose2d):
+            return None if part is None else part.block.rows
+        if layer.groups == 1:
+            return part.block.columns
+        if part.block.rows is None:
+            return None
+        inputs, filters = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+        groups = part.block.rows[::inputs] // inputs  # which stay as a whole
+        return (groups[:, None] * filters + torch.arange(filters)).flatten()
 
     def widen(self, name: str, small: Tensor) -> Tensor:
         """A tensor shaped like a parameter of the model, from one shaped like net's: zero where net has nothing."""

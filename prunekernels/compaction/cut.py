@@ -111,6 +111,7 @@ class Sides:
     columns: Bools | None = None  # [C], or [groups, C / groups] of a grouped convolution
     kernels: Bools | None = None
     hard: Bools | None = None  # rows that hard masks leave live; under freeze="hard" no others stand still
+    hard_columns: Bools | None = None  # the same of columns
 
 
 def masked_sides(layer: nn.Module) -> dict[str, Sides]:
@@ -127,9 +128,16 @@ def masked_sides(layer: nn.Module) -> dict[str, Sides]:
         weight.columns = _unless_full(_read(layer, "input_mask"))
     elif layer.groups < layer.in_channels:
         weight.columns = _unless_full(_read(layer, "input_mask").reshape(layer.groups, -1))
+    kernels = None
     if has_holes(layer):
         sizes = (layer.out_channels, layer.in_channels, layer.in_channels // layer.groups)
-        weight.kernels = mask_table.live_kernels(layer._mask_table, *sizes).cpu().numpy()
+        kernels = mask_table.live_kernels(layer._mask_table, *sizes).cpu()
+        weight.kernels = kernels.numpy()
+    if isinstance(layer, nn.ConvTranspose2d):  # filters are the second dimension, those of its group
+        one_group = layer.groups == 1
+        weight = Sides(weight.columns, rows if one_group else None, hard_columns=hard_rows if one_group else None)
+        if kernels is not None:
+            weight.kernels = mask_table.exchanged(kernels, layer.groups).numpy()
     return {"weight": weight, "bias": Sides(rows, hard=hard_rows)}
 
 
@@ -138,7 +146,9 @@ def _read(layer: Any, name: str) -> Bools:
 
 
 def has_holes(layer: Any) -> bool:
-    """Whether a convolution has dead kernels beside those of dead filters and input channels."""
+    """Whether a layer has dead kernels beside those of dead rows and columns of its weight."""
+    if layer.groups > 1 and isinstance(layer, nn.ConvTranspose2d):
+        return not layer._all_live
     if layer.groups == layer.in_channels > 1:
         return not (_read(layer, "kernel_mask").all() and _read(layer, "input_mask").all())
     filters = _read(layer, "filter_mask") & _read(layer, "hard_mask")
@@ -307,7 +317,7 @@ def _carried(part: Part, sides: Sides, freeze: str) -> Iterator[Block]:
     block = part.block
     whole, live_rows, live_columns = block.whole, sides.rows, sides.columns
     if freeze == "hard":
-        live_rows, live_columns = sides.hard, None
+        live_rows, live_columns = sides.hard, sides.hard_columns
 
     def carry(rows: Indices | None, columns: Indices | None) -> Block:
         holes = None if freeze == "hard" else _holes(sides, rows, columns)

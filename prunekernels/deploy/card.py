@@ -100,7 +100,8 @@ def _layers(model: nn.Module, small: nn.Module) -> str:
     for name, layer in model.named_modules():
         if isinstance(layer, MaskedFilters):
             left = getattr(after.get(name), "weight", None)
-            count = str(left.shape[0]) if isinstance(left, Tensor) else "none"
+            filters = 1 if isinstance(layer, nn.ConvTranspose2d) and layer.groups == 1 else 0  # that dimension
+            count = str(left.shape[filters]) if isinstance(left, Tensor) else "none"
             live = int((layer.filter_mask & layer.hard_mask).sum())
             rows.append([f"`{name}`", count, str(layer.out_channels), str(live)])
     return f"## Masks\n\nWhat is left of each masked convolution.\n\n{_table(rows)}" if len(rows) > 1 else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,6 @@ from torch.nn.modules.batchnorm import _NormBase
 from .analysis import ChannelAnalysis
 from .channels import Index, Kept, take
 from .rules.layers import WeightRule
-from .trace import argument, sizes_of
 
 LITERALS = (0, 1, 2)  # what Rule.hold may be told, from the smallest network to the surest
 
@@ -64,12 +62,7 @@ def multiply_adds(analysis: ChannelAnalysis, kept: Kept) -> int:
     total = 0
     for node, rule in analysis.rules.items():
         if isinstance(rule, WeightRule) and analysis.states[node] is not None:
-            x, out = rule.ends(analysis, node)
-            places = math.prod(sizes_of(node)) // max(len(out), 1)
-            taps = math.prod(sizes_of(argument(node, 1))[1:])
-            by_group = x.ids.view(rule.groups(node), -1)
-            columns = kept.of_ids(by_group).shape[1] / max(by_group.shape[1], 1)
-            total += round(places * kept.of(out).numel() * taps * columns)
+            total += rule.multiply_adds(analysis, node, kept)
     return total
 
 
@@ -141,6 +134,8 @@ def adjust_sizes(module: nn.Module) -> None:
         return
     elif isinstance(module, nn.Conv2d):
         module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
+    elif isinstance(module, nn.ConvTranspose2d):
+        module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.PReLU):

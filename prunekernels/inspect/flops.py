@@ -102,10 +102,8 @@ def count_flops(model: nn.Module, example_input: Any) -> Flops:
 
 def _multiply_adds(layer: nn.Module, x: Tensor, y: Tensor) -> tuple[int, int]:
     """Dense and live multiply-adds of one call."""
-    if isinstance(layer, _ConvTransposeNd):  # each input value is multiplied with all weights of its channel
-        dense = layer.weight[0].numel() * x.numel()
-        return dense, dense
-    dense = layer.weight[0].numel() * y.numel()  # type: ignore[index, union-attr, operator]
+    transposed = isinstance(layer, _ConvTransposeNd)  # each input value is multiplied with all weights of its channel
+    dense = layer.weight[0].numel() * (x if transposed else y).numel()  # type: ignore[index, union-attr, operator]
     x = layer._prepared(x) if isinstance(layer, MaskedFilters) else x
     live = x.live if type(x) is LiveTensor else None
     if isinstance(layer, MaskedFilters):
@@ -119,6 +117,8 @@ def _multiply_adds(layer: nn.Module, x: Tensor, y: Tensor) -> tuple[int, int]:
 def lowered(layer: MaskedFilters, live: LiveList | None, dims: int) -> Lowered | None:
     """The small layer that a layer runs on an input with these live channels; None: it runs in masked mode."""
     served = dims == (2 if isinstance(layer, nn.Linear) else 4)
+    if isinstance(layer, nn.ConvTranspose2d) and layer.groups > 1:
+        return None
     if layer.kernel_mask.is_meta or not (layer._flow or live) or layer._forward_hooks or not served:
         return None
     found = lowered_for(layer, live)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from ..graph import Group
 from ..inspect.flops import count_flops
@@ -62,7 +63,9 @@ class Costs:
         layers: list[Any] = [model.get_submodule(row["layer"]) for row in flops.rows]
         for row, layer in zip(flops.rows, layers, strict=True):
             name, (K, Cg) = row["layer"], layer.weight.shape[:2]
-            is_plain = isinstance(layer, (nn.Conv2d, nn.Linear))
+            if isinstance(layer, _ConvTransposeNd):
+                K, Cg = layer.out_channels, layer.in_channels // layer.groups
+            is_plain = isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
             readers = zip(first, groups, strict=False) if is_plain and getattr(layer, "groups", 1) == 1 else ()
             found = [place + c[c >= 0].numpy() for place, g in readers if (c := g.readers.get(name)) is not None]
             rows.append(at.get(name, np.zeros(0, dtype=np.int64)))

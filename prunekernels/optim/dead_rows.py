@@ -85,6 +85,7 @@ class DeadRows:
                 continue
             if isinstance(layer, MaskedFilters):
                 weight, bias = _conv_tables(layer, self._freeze)
+                weight = None if weight is None else layer._weight_table(weight)
             else:
                 weight = bias = _norm_table(layer)
             for name, table in (("weight", weight), ("bias", bias)):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from ...ops import mask_table
 from ..build import Builder
-from ..channels import Channels, ConvGroups, NetworkChannels, State
+from ..channels import Channels, ConvGroups, Kept, NetworkChannels, State
 from ..trace import Traced, argument, sizes_of, value_of
 from .base import Rule
 
@@ -45,6 +47,8 @@ class LayerRule(Rule):
 class WeightRule(LayerRule):
     """out[k] = bias[k] + sum over c of weight[k, c] * x[c]: convolutions and linear layers."""
 
+    whole_groups = False  # whether groups are kept or removed as a whole
+
     def groups(self, node: fx.Node) -> int:
         return 1
 
@@ -54,6 +58,23 @@ class WeightRule(LayerRule):
     def fits(self, node: fx.Node) -> bool:
         return True
 
+    def filters_first(self, node: fx.Node, weight: Tensor) -> Tensor:
+        """The weight as [K, C / groups, ...]."""
+        return weight
+
+    def index(self, node: fx.Node, rows: Tensor, columns: Tensor, by_group: Tensor) -> dict[int, Tensor]:
+        """What is kept of the weight, given the filters and the input channels that are, the latter also by group."""
+        return {0: rows, 1: by_group}
+
+    def share(self, net: NetworkChannels, node: fx.Node, inputs: Tensor, filters: Tensor) -> None:
+        """Ties the ids of input channels and filters to the dimensions of the weight that they count."""
+        weight, by_group = argument(node, 1), inputs.view(self.groups(node), -1)
+        net.share(weight, 0, filters)
+        if len(by_group) == 1:
+            net.share(weight, 1, inputs)
+        elif by_group.shape[1] > 1 and not net.whole_groups:
+            net.share(weight, 1, by_group)
+
     def foldable(self, node: fx.Node) -> bool:
         """Whether a constant input adds a constant to the output, and no other node uses the bias."""
         return not self.padded(node) and all(len(p.users) == 1 for p in node.args[1:3] if isinstance(p, fx.Node))
@@ -61,21 +82,26 @@ class WeightRule(LayerRule):
     def _weight(self, net: NetworkChannels, node: fx.Node) -> tuple[Tensor, Tensor]:
         """Of each kernel, [K, C / groups]: the sum of its taps, and whether one of them is not zero."""
         if node not in net.weights:
-            weight = net.tensor(argument(node, 1))
-            assert weight is not None
+            stored = net.tensor(argument(node, 1))
+            assert stored is not None
+            weight = self.filters_first(node, stored)
             taps = weight.flatten(2) if weight.dim() > 2 else weight.unsqueeze(2)
             net.weights[node] = taps.sum(2), (taps != 0).any(2)
         return net.weights[node]
 
+    def filters(self, node: fx.Node) -> int:
+        """K"""
+        return sizes_of(node)[self.axis(node)]
+
     def _by_kernel(self, node: fx.Node, channels: Tensor) -> Tensor:
         """What belongs to input channels, [C], for each kernel that reads them, [K, C / groups]."""
-        groups, K = self.groups(node), sizes_of(argument(node, 1))[0]
-        return channels.view(groups, -1).repeat_interleave(K // groups, 0)
+        groups = self.groups(node)
+        return channels.view(groups, -1).repeat_interleave(self.filters(node) // groups, 0)
 
     def folded(self, net: NetworkChannels, node: fx.Node, values: Tensor) -> Tensor:
         """What inputs that are constant add to each filter's output, float64 [K]; values: [C], NaN = live."""
         if not bool(((values != 0) & ~values.isnan()).any()):
-            return torch.zeros(sizes_of(argument(node, 1))[0], dtype=torch.float64)
+            return torch.zeros(self.filters(node), dtype=torch.float64)
         sums, alive = self._weight(net, node)
         x = self._by_kernel(node, values)
         return torch.where(alive & ~x.isnan() & (x != 0), sums * x, 0.0).sum(1)
@@ -88,7 +114,7 @@ class WeightRule(LayerRule):
         if x is None:
             return None
         ids = self._ids(net, node, x)
-        net.share(weight, 0, ids)
+        self.share(net, node, x.ids, ids)
         net.share(bias, 0, ids)
         _, alive = self._weight(net, node)
         given = self._by_kernel(node, x.values)
@@ -100,15 +126,13 @@ class WeightRule(LayerRule):
         return Channels.of(self.axis(node), values.masked_fill((alive & open_).any(1), torch.nan), ids)
 
     def _ids(self, net: NetworkChannels, node: fx.Node, x: Channels) -> Tensor:
-        K, groups = sizes_of(argument(node, 1))[0], self.groups(node)
+        K, groups = self.filters(node), self.groups(node)
         if groups == 1:
-            net.share(argument(node, 1), 1, x.ids)
             return net.classes.new(K)
         by_group, name = x.ids.view(groups, -1), self.name(net.traced, node)
-        if isinstance(net.traced.modules.get(name), nn.Conv2d):
+        if isinstance(net.traced.modules.get(name), (nn.Conv2d, nn.ConvTranspose2d)):
             net.numbers.setdefault((name, "groups"), by_group)
-        if by_group.shape[1] > 1 and not net.whole_groups:
-            net.share(argument(node, 1), 1, by_group)
+        if by_group.shape[1] > 1 and not (net.whole_groups or self.whole_groups):
             filters = net.classes.new(K)
             net.groups.append(ConvGroups(by_group, filters.view(groups, -1)))
             return filters
@@ -125,6 +149,15 @@ class WeightRule(LayerRule):
         if not self.foldable(node):
             net.classes.pin(x.ids[read & ~x.live & (x.values != 0)])
 
+    def multiply_adds(self, net: NetworkChannels, node: fx.Node, kept: Kept) -> int:
+        """What the layer costs with the channels that are kept."""
+        x, out = self.ends(net, node)
+        places = math.prod(sizes_of(node)) // max(len(out), 1)
+        taps = math.prod(sizes_of(argument(node, 1))[1:])
+        by_group = x.ids.view(self.groups(node), -1)
+        columns = kept.of_ids(by_group).shape[1] / max(by_group.shape[1], 1)
+        return round(places * kept.of(out).numel() * taps * columns)
+
     def _parts(
         self, builder: Builder, node: fx.Node
     ) -> tuple[Tensor, nn.Parameter | Tensor, nn.Parameter | Tensor | None]:
@@ -133,7 +166,7 @@ class WeightRule(LayerRule):
         rows, columns = builder.kept.of(out), builder.kept.of(x)
         by_group = x.ids.view(self.groups(node), -1)
         own = columns if len(by_group) == 1 else builder.kept.of_ids(by_group)
-        weight = builder.gather(argument(node, 1), {0: rows, 1: own})
+        weight = builder.gather(argument(node, 1), self.index(node, rows, columns, own))
         bias = argument(node, 2)
         small = None if bias is None else builder.gather(bias, {0: rows})
         if self.foldable(node):
@@ -146,6 +179,8 @@ class WeightRule(LayerRule):
 
 
 class ConvRule(WeightRule):
+    module: type[nn.Module] = nn.Conv2d  # whose number of groups the small network may change
+
     def groups(self, node: fx.Node) -> int:
         return argument(node, 6, 1)
 
@@ -160,7 +195,7 @@ class ConvRule(WeightRule):
 
     def hold(self, net: NetworkChannels, node: fx.Node, literal: int) -> None:
         owner = net.traced.modules.get(self.name(net.traced, node))
-        if self.groups(node) > 1 and not isinstance(owner, nn.Conv2d):  # its number of groups is not ours to change
+        if self.groups(node) > 1 and not isinstance(owner, self.module):  # its number of groups is not ours to change
             x, out = self.ends(net, node)
             net.classes.pin(x.ids)
             net.classes.pin(out.ids)
@@ -173,6 +208,48 @@ class ConvRule(WeightRule):
             columns.numel(), weight.shape[0], kernel, _pair(stride),
             padding if isinstance(padding, str) else _pair(padding), _pair(dilation),
             1 if self.groups(node) == 1 else columns.numel() // weight.shape[1], bias is not None, device="meta",
+        )  # fmt: skip
+        return self.call(builder, node, layer, weight=weight, bias=bias)
+
+
+class ConvTransposeRule(ConvRule):
+    """A weight [C, K / groups, R, S]. A constant input is no constant behind it: pixels have different taps."""
+
+    module = nn.ConvTranspose2d
+    whole_groups = True
+
+    def fits(self, node: fx.Node) -> bool:
+        return super().fits(node) and set(node.all_input_nodes) <= set(node.args[:3])  # no sizes among its numbers
+
+    def foldable(self, node: fx.Node) -> bool:
+        return False
+
+    def filters_first(self, node: fx.Node, weight: Tensor) -> Tensor:
+        return mask_table.exchanged(weight, self.groups(node))
+
+    def index(self, node: fx.Node, rows: Tensor, columns: Tensor, by_group: Tensor) -> dict[int, Tensor]:
+        return {0: columns} if self.groups(node) > 1 else {0: columns, 1: rows}
+
+    def share(self, net: NetworkChannels, node: fx.Node, inputs: Tensor, filters: Tensor) -> None:
+        net.share(argument(node, 1), 0, inputs)
+        if self.groups(node) == 1:
+            net.share(argument(node, 1), 1, filters)
+
+    def multiply_adds(self, net: NetworkChannels, node: fx.Node, kept: Kept) -> int:
+        x, out = self.ends(net, node)
+        places = math.prod(sizes_of(argument(node, 0))) // max(len(x), 1)
+        taps = math.prod(sizes_of(argument(node, 1))[1:])
+        rows = kept.of(out).numel() / len(out) if self.groups(node) == 1 else 1
+        return round(places * kept.of(x).numel() * taps * rows)
+
+    def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
+        columns, weight, bias = self._parts(builder, node)
+        stride, padding, extra = argument(node, 3, [1, 1]), argument(node, 4, [0, 0]), argument(node, 5, [0, 0])
+        old = sizes_of(argument(node, 1))[0] // self.groups(node)  # input channels of a group
+        groups, kernel = 1 if self.groups(node) == 1 else columns.numel() // old, tuple(weight.shape[2:])
+        layer = nn.ConvTranspose2d(
+            columns.numel(), weight.shape[1] * groups, kernel, _pair(stride), _pair(padding), _pair(extra), groups,
+            bias is not None, _pair(argument(node, 7, [1, 1])), device="meta",
         )  # fmt: skip
         return self.call(builder, node, layer, weight=weight, bias=bias)
 
@@ -303,6 +380,7 @@ def _with(layer: Any, **tensors: Any) -> Any:
 
 LAYERS: dict[str, Rule] = {
     "conv2d": ConvRule(),
+    "conv_transpose2d": ConvTransposeRule(),
     "linear": LinearRule(),
     "batch_norm": NormRule(),
     "prelu": PReLURule(),
