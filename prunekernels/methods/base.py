@@ -259,7 +259,7 @@ class Method(Running, Budgeted, Checkpoints, FilterTensors, metaclass=WithDefaul
             rows: int64 indices of its soft-dead filters, never empty.
             epoch: The epoch that ends.
         """
-        self.layers[name].weight[rows] = 0
+        self.by_filter(name, self.layers[name].weight)[rows] = 0
 
     # ---- what a training loop calls
 

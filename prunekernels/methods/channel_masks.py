@@ -15,6 +15,7 @@ from ..nn.masked_filters import MaskedFilters
 from ..nn.masked_norm import MaskedNorm
 
 OUTPUT = "its channels are outputs of the network (see prune_outputs)"
+IN_GROUPS = "it is a transposed convolution in groups, whose filters are not pruned"
 MAYBE_OUTPUT = "without example_input it is not known whether its channels are outputs of the network"
 
 
@@ -162,6 +163,7 @@ def units_of(
     joint: whether the groups are pruned as they are; otherwise every layer is a unit by itself.
     """
     kept = _outputs(groups, prune_outputs, joint) | {name: "skip" for name in skip}
+    kept = {name: IN_GROUPS for name, layer in layers.items() if _is_transposed_in_groups(layer)} | kept
     known = {name for group in groups for name in group.layers}
     if not joint:
         kept = _unknown_linears(layers, known, prune_outputs) | kept
@@ -194,6 +196,10 @@ def _outputs(groups: Iterable[Group], prune_outputs: bool | Iterable[str], joint
         if group.is_output and not (joint and wanted & set(group.layers)):
             kept |= {name: OUTPUT for name in group.layers if name not in wanted}
     return kept
+
+
+def _is_transposed_in_groups(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.ConvTranspose2d) and layer.groups > 1
 
 
 def _unknown_linears(

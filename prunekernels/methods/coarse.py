@@ -202,9 +202,9 @@ class CoarsePruning(Method):
             layer.set_masks(kernel=keep)
             if computes_weight(layer):  # zeros in the weight that it stores would change its live kernels
                 continue
-            layer.weight[~keep] = 0
-            for state in self.optimizer_states(layer.weight):
-                state[~keep] = 0
+            dead = layer._like_weight(~keep)
+            for tensor in (layer.weight, *self.optimizer_states(layer.weight)):
+                tensor.masked_fill_(dead, 0)
 
     def _kernels_of(self, layer: MaskedFilters) -> Kernels:
         """The layer's live kernels and their blocks, which count live rows and columns only."""

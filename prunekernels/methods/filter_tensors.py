@@ -24,9 +24,14 @@ class FilterTensors:
 
     def _zero(self, name: str, rows: Tensor) -> None:
         """Zeroes filters (rows: int64 indices) that became hard-dead, with bias, norm and optimizer state."""
-        for parameter in self.parameters_of(name) if len(rows) else ():
-            parameter[rows] = 0
-            self.forget(parameter, rows)
+        if len(rows):
+            self._zero_rows(name, rows)
+
+    def _zero_rows(self, name: str, rows: Tensor) -> None:
+        """Zeroes filters in every parameter that has them and in the optimizer's state of these."""
+        for parameter in self.parameters_of(name):
+            for tensor in (parameter, *self.optimizer_states(parameter)):
+                self.by_filter(name, tensor)[rows] = 0
 
     def norms_of(self, name: str) -> list[MaskedNorm]:
         """The masked norms that see a layer's output as it is and die with its filters."""
@@ -37,6 +42,13 @@ class FilterTensors:
         """The parameters with a row per filter of a layer: its own and those of its norms."""
         modules = [self.layers[name], *self.norms_of(name)]
         return [p for m in modules for p in (m.weight, m.bias) if isinstance(p, nn.Parameter)]
+
+    def by_filter(self, name: str, tensor: Tensor) -> Tensor:
+        """A view with filters first of a tensor that has the shape of one of a layer's parameters.
+
+        It is the tensor itself, but for transposed convolutions. What is written to it is written to the tensor.
+        """
+        return self.layers[name].filters_first(tensor) if tensor.dim() > 1 else tensor
 
     def optimizer_states(self, parameter: Tensor) -> list[Tensor]:
         """The tensors of the optimizer's state (momentum, averages) that have the parameter's shape."""

@@ -137,7 +137,8 @@ def sensitivity(
         groups, left_out = units_of(masked, masks.groups, skip, joint=joint, prune_outputs=prune_outputs)
         expect(OP, bool(groups), "model", "some layers left to prune", f"none: {left_out}")
         names = [name for group in groups for name in group.layers]
-        scores = dict(zip(names, scored.function([masked[name].weight.detach() for name in names]), strict=True))
+        weights = [masked[name].filters_first(masked[name].weight.detach()) for name in names]
+        scores = dict(zip(names, scored.function(weights), strict=True))
         trial = _Trial(masks, masked)
         units = [_unit(group, scores, trial.live, rates) for group in groups]
         with batch_statistics(model) if statistics == "batch" else nullcontext():

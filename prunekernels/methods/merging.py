@@ -149,6 +149,8 @@ def mergeable_groups(
     for group in groups:
         if any(len(channels.unique()) < len(channels) for channels in group.filters.values()):
             continue  # the inputs of a grouped convolution live and die together, yet are different channels
+        if any(isinstance(modules.get(name), nn.ConvTranspose2d) for name in group.filters):
+            continue  # whose weight has its filters in another dimension
         if any(has_computed_weight(modules.get(name)) for name in group.filters):
             continue  # equal stored rows need not be equal filters
         place = torch.full((roots.numel(),), -1)

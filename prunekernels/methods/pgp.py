@@ -95,9 +95,7 @@ class PGP(Method):
         return [g + int((d - g) * self.remove) for d, g in zip(dead, gone, strict=True)]
 
     def soften(self, name: str, rows: Tensor, epoch: int) -> None:
-        for p in self.parameters_of(name):
-            p[rows] = 0
-            self.forget(p, rows)
+        self._zero_rows(name, rows)
         for norm in self.norms_of(name):
             for statistics in (norm._buffers.get("running_mean"), norm._buffers.get("running_var")):
                 if statistics is not None:  # of a batch norm

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from ..compaction.compaction import Compaction
 from ..nn.mask_buffers import MaskBuffers
+from ..nn.masked_filters import MaskedFilters
 from ..optim.hooks import before_step
 from . import arguments
 from .step_work import IdleInCopies, Registered, StepWork, always
@@ -27,6 +28,7 @@ class Running:
 
     model: nn.Module
     optimizer: Optimizer
+    layers: dict[str, MaskedFilters]
     compaction: Compaction | None  # None: compacted mode was never asked for
 
     def _start_running(self, mode: str, example_input: Any) -> None:
@@ -99,10 +101,10 @@ class Running:
         return self._small.rows(name) if self.is_compacted else None
 
     def gradient(self, name: str) -> Tensor | None:
-        """The gradient of a layer's weight in the network that trains now, with the filters that `rows` tells."""
+        """The gradient of a layer's weight in the network that trains now, filters first, those that `rows` tells."""
         network = self._net if self.is_compacted else self.model
-        weight: Any = network.get_submodule(name).weight
-        return weight.grad
+        grad: Tensor | None = network.get_submodule(name).weight.grad  # type: ignore[union-attr, assignment]
+        return None if grad is None else self.layers[name].filters_first(grad)
 
     def _serves(self) -> bool:
         """Whether the small network may take the model's place at this time, if masks kill anything."""

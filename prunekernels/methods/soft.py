@@ -101,7 +101,7 @@ class SFP(Method):
 
     def soften(self, name: str, rows: Tensor, epoch: int) -> None:
         alpha = self._scheduled(self.alpha_schedule, self.alpha, epoch)
-        parameters = [self.layers[name].weight]
+        parameters = [self.by_filter(name, self.layers[name].weight)]
         if self.scale_norms:
             parameters += [p for norm in self.norms_of(name) for p in (norm.weight, norm.bias) if p is not None]
         for p in parameters:

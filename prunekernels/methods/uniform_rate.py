@@ -196,7 +196,7 @@ def by_weights(
     layers: dict[str, Any] = dict(model.named_modules())
     rankings = []
     for u, unit in enumerate(units):
-        weights = {name: layers[name].weight.detach().double() for name in unit.layers}
+        weights = {name: layers[name].filters_first(layers[name].weight.detach()).double() for name in unit.layers}
         scores = {name: weight.flatten(1).norm(dim=1).cpu() for name, weight in weights.items()}
         none = torch.zeros(unit.width, dtype=torch.bool)
         members, evenly = list(unit.filters.values()), takes_evenly(u)

@@ -246,7 +246,8 @@ class ConvTransposeRule(ConvRule):
         columns, weight, bias = self._parts(builder, node)
         stride, padding, extra = argument(node, 3, [1, 1]), argument(node, 4, [0, 0]), argument(node, 5, [0, 0])
         old = sizes_of(argument(node, 1))[0] // self.groups(node)  # input channels of a group
-        groups, kernel = 1 if self.groups(node) == 1 else columns.numel() // old, tuple(weight.shape[2:])
+        groups = 1 if self.groups(node) == 1 else columns.numel() // old
+        kernel: Any = tuple(weight.shape[2:])
         layer = nn.ConvTranspose2d(
             columns.numel(), weight.shape[1] * groups, kernel, _pair(stride), _pair(padding), _pair(extra), groups,
             bias is not None, _pair(argument(node, 7, [1, 1])), device="meta",

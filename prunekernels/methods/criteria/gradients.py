@@ -68,11 +68,11 @@ class Gathered(Criterion):
             weight = layer.weight
             if weight.grad is not None:
                 if name not in self.sums:
-                    self.sums[name] = self.empty(weight)
+                    self.sums[name] = self.empty(layer.filters_first(weight.detach()))
                 batches.setdefault((weight.device, weight.dtype), []).append(name)
         for names in batches.values():
-            weights = [layers[name].weight.detach() for name in names]
-            grads: list[Tensor] = [layers[name].weight.grad for name in names]  # type: ignore[misc]
+            weights = [layers[name].filters_first(layers[name].weight.detach()) for name in names]
+            grads: list[Tensor] = [layers[name].filters_first(layers[name].weight.grad) for name in names]  # type: ignore
             self.add(weights, grads, [self.sums[name] for name in names])
 
     def empty(self, weight: Tensor) -> Tensor:
@@ -208,8 +208,8 @@ class Taylor(Gathered):
 class UpdateNorm(Gathered):
     """Scores filters by the sum over steps of ||change of the weights||_1, momentum and weight decay included.
 
-    The masked optimizers compute it in the step itself; with any other optimizer, and in compacted mode, a copy of the
-    weights is kept.
+    The masked optimizers compute it in the step itself; with any other optimizer, in compacted mode, and where a layer
+    is a transposed convolution, a copy of the weights is kept.
 
     Examples:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 2, 3))
@@ -225,7 +225,8 @@ class UpdateNorm(Gathered):
     def start(self, method: MethodView) -> None:
         super().start(method)
         self.before: dict[Tensor, Tensor] = {}
-        self._measures = hasattr(method.optimizer, "track_updates")
+        first = all(layer.filters_first(layer.weight) is layer.weight for layer in method.layers.values())
+        self._measures = first and hasattr(method.optimizer, "track_updates")
         if self._measures:
             method.optimizer.track_updates([layer.weight for layer in method.layers.values()])  # type: ignore[attr-defined]
         self.hooks.append(method.before_step(self._copy, when=self._compares, changes_gradients=False))
@@ -248,7 +249,7 @@ class UpdateNorm(Gathered):
             if weight.grad is None:
                 continue
             if self._compares():
-                change = l1([weight - self.before[weight]])[0]
+                change = l1([layer.filters_first(weight - self.before[weight])])[0]
             else:
                 change = self.method.optimizer.updates[weight][0]  # type: ignore[attr-defined]
             self.sums[name] = change.clone() if name not in self.sums else self.sums[name].add_(change)

@@ -88,7 +88,7 @@ class OfWeights(Criterion):
 
     def scores(self) -> Scores:
         layers = self.method.layers
-        values = self.function([layer.weight.detach() for layer in layers.values()])
+        values = self.function([layer.filters_first(layer.weight.detach()) for layer in layers.values()])
         return dict(zip(layers, values, strict=True))
 
 
@@ -129,7 +129,7 @@ class CreditedL2(Criterion):
     def _norms(self) -> dict[str, tuple[Tensor, Tensor]]:
         """By layer, the filters' norms and which of them are dead, [K] each."""
         filters, layers = self.method.filters, self.method.layers
-        norms = l2([layer.weight for layer in layers.values()])
+        norms = l2([layer.filters_first(layer.weight) for layer in layers.values()])
         dead = [filters.of_layer(filters.dead, name).to(n.device) for name, n in zip(layers, norms, strict=True)]
         return dict(zip(layers, zip(norms, dead, strict=True), strict=True))
 
