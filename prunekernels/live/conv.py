@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ..masks import make_table
+from ..ops import mask_table
+from ..transposed import exchanged_table
 from .channel_list import ChannelRemap, LiveList
 
 
@@ -65,6 +67,7 @@ class SmallTransposed(NamedTuple):
     filters: Tensor | None  # bool [out.count]: those that have a bias; None: all
     table: Tensor | None  # mask table of the small convolution; None: nothing is dead in it
     grad_table: Tensor | None  # that of the gradient of its weight, if it is another one
+    padding: Padding | None  # as Lowered has it
 
 
 class FullWidth(NamedTuple):
@@ -101,14 +104,13 @@ def lower_transposed(masks: LayerMasks, live: LiveList, lowered: Lowered) -> Sma
         table = _table(device, live.mask(), None, out.mask(), live.channels, out.channels, 1)
         pick = (table, live.count, out.count)
     if lowered.table is None:
-        return SmallTransposed(out, pick, None, None, None)
-    filters = masks.filters[out.host]
-    inputs = masks.inputs[live.host]
-    kernels = masks.kernels[out.host][:, live.host].T
-    size = (live.count, out.count, 1)
-    grad_table = _table(device, inputs, None, filters, *size) if masks.dense_grad else None
-    has_bias = None if filters.all() else torch.from_numpy(filters).to(device)
-    return SmallTransposed(out, pick, has_bias, _table(device, inputs, kernels, filters, *size), grad_table)
+        return SmallTransposed(out, pick, None, None, None, lowered.padding)
+    sizes = (out.count, live.count, 1)
+    grad_table, filters = None, mask_table.live_filters(lowered.table, out.count)
+    if masks.dense_grad:
+        grad_table = exchanged_table(lowered.all_live if lowered.grad_table is None else lowered.grad_table, *sizes)
+    table = exchanged_table(lowered.table, *sizes)
+    return SmallTransposed(out, pick, filters, table, grad_table, lowered.padding)
 
 
 def _lower_dense(masks: LayerMasks, live: LiveList, rows: np.ndarray, kernels: np.ndarray) -> Lowered | FullWidth:

@@ -228,7 +228,7 @@ def _at_full_width(layer: MaskedConv2d, x: Tensor, reason: str) -> Tensor:
 
 def _small_conv(layer: MaskedConv2d, x: Tensor, small: Lowered) -> Tensor:
     """x [N, live, H, W] -> [N, small.out.count, P, Q]."""
-    weight, bias, scale = _small_parameters(layer, small)
+    weight, bias, scale = small_parameters(layer, small, layer._computed_weight())
     if small.remap is not None:
         x = ops.regroup_channels(x, *small.remap)
     x, padding = layer._pad(x)
@@ -243,9 +243,10 @@ def _small_conv(layer: MaskedConv2d, x: Tensor, small: Lowered) -> Tensor:
     return y if even is None or even.result is None else ops.regroup_channels(y, *even.result)
 
 
-def _small_parameters(layer: MaskedConv2d, small: Lowered) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Weight, bias and grad_scale of the small convolution."""
-    weight: Tensor = layer._computed_weight()
+def small_parameters(
+    layer: MaskedFilters, small: Lowered, weight: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Weight, bias and grad_scale of the small convolution. weight: of the layer, [K, C / groups, R, S]."""
     bias: Tensor | None = layer.bias
     scale, even = layer._grad_scale, small.evened
     if even is not None:

@@ -17,6 +17,7 @@ from torch._prims_common import suggest_memory_format
 from .. import transposed
 from ..functional import check_conv
 from ..live import LiveList, LiveTensor, fallbacks
+from ..live.channel_list import outlives_lists
 from ..live.conv import FullWidth, SmallTransposed, lower_transposed
 from ..live.tensor import FilledTensor, can_flow, wrap
 from ..ops import mask_table, transforms
@@ -242,7 +243,7 @@ def _lowered_for(layer: MaskedConvTranspose2d, live: LiveList | None) -> SmallTr
     lowered = lowered_for(layer, live)
     if isinstance(lowered, FullWidth):
         return lowered
-    key: Any = (live, layer._mask_table.device, "exchanged")
+    key: Any = (live, layer._mask_table.device, layer._align, "exchanged")
     if key not in layer._lowered:
         with torch.inference_mode(False), torch.no_grad():  # its tensors outlive the mode that they are made in
             made = lower_transposed(_layer_masks(layer), live or LiveList.all(layer.in_channels), lowered)
@@ -269,6 +270,9 @@ def _small_forward(
     if not small.out.full:
         rows = small.out.rows(weight.device)
         bias, scale = (None if t is None else t.index_select(0, rows) for t in (bias, scale))
+    if small.padding is not None:
+        kernels, filters = (outlives_lists(each) for each in small.padding)
+        weight, bias = zeroed(kernels.transpose(0, 1), weight), None if bias is None else zeroed(filters, bias)
     if small.table is None and scale is None:
         return F.conv_transpose2d(x, weight, bias, *geometry)
     return transposed.masked(x, weight, bias, small.filters, small.table, small.grad_table, scale, geometry)

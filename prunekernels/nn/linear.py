@@ -13,10 +13,9 @@ from ..functional import conv2d_with_tables, transformed_conv2d
 from ..live import LiveTensor, fallbacks
 from ..live.conv import FullWidth, Lowered
 from ..live.tensor import FilledTensor, can_flow, wrap
-from ..ops.autograd import ops
 from ..ops.transforms import is_recorded_or_transformed, is_transformed
 from ..plan import LayerPlan
-from .conv import lowered_for
+from .conv import lowered_for, small_parameters
 from .mask_buffers import _check_plain
 from .masked_filters import MaskedFilters
 from .reparametrized import deep_copy, is_reparametrized, remove_reparametrization
@@ -223,18 +222,10 @@ def _at_full_width(layer: MaskedLinear, x: Tensor, reason: str) -> Tensor:
 
 def _small_linear(layer: MaskedLinear, x: Tensor, small: Lowered) -> Tensor:
     """x [N, live] -> [N, small.out.count]."""
-    weight: Tensor = layer._computed_weight()
-    bias: Tensor | None = layer.bias
-    scale = layer._grad_scale
-    if small.pick is not None:
-        weight = ops.pack_weight(weight[:, :, None, None], *small.pick)[:, :, 0, 0]
-    if not small.out.full:
-        rows = small.out.rows(weight.device)
-        bias, scale = (None if t is None else t.index_select(0, rows) for t in (bias, scale))
+    weight, bias, scale = small_parameters(layer, small, layer._computed_weight()[:, :, None, None])
     if small.table is None and scale is None:
-        return F.linear(x, weight, bias)
+        return F.linear(x, weight[:, :, 0, 0], bias)
     table = small.all_live if small.table is None else small.table
     grad_table = small.all_live if small.grad_table is None else small.grad_table
-    image, weight = layer._as_image(x), weight[:, :, None, None]
-    y = conv2d_with_tables(image, weight, bias, table, grad_table, scale, *_POINTWISE, small=True)
+    y = conv2d_with_tables(layer._as_image(x), weight, bias, table, grad_table, scale, *_POINTWISE, small=True)
     return y.permute(0, 2, 3, 1).reshape(len(x), small.filters)

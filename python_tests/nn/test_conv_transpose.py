@@ -349,3 +349,15 @@ def test_live_mode_with_nothing_live(weight_grad):
     model.conv.set_masks(filter=torch.zeros(C, dtype=torch.bool))
     live, x = pk.flow(copy.deepcopy(model)), torch.randn(2, 3, 5, 5)
     torch.testing.assert_close(live(x), model(x))
+
+
+def test_live_mode_with_numbers_padded_to_multiples():
+    model = Decoder()
+    model.conv.set_masks(filter=only(C, 1))
+    model.up.set_masks(filter=only(K, 0, 3, 5))
+    x = torch.randn(2, 3, 5, 5)
+    want = model(x)
+    pk.flow(model, align=4)
+    y = model.up(model.conv(x))
+    assert y.compact.shape[1] == 4 and not y.to_dense()[:, [1, 2, 4]].any()
+    torch.testing.assert_close(model(x), want)

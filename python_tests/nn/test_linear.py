@@ -270,3 +270,13 @@ def test_live_mode_with_nothing_live():
     model.conv.set_masks(filter=torch.zeros(4, dtype=torch.bool))
     live, x = pk.flow(copy.deepcopy(model)), torch.randn(2, 3, 6, 6)
     torch.testing.assert_close(live(x), model(x))
+
+
+def test_live_mode_with_numbers_padded_to_multiples():
+    model, x = head(), torch.randn(2, 3, 6, 6)
+    model.hidden.set_masks(filter=bools(1, 0, 1, 0, 0, 1))
+    want = model(x)
+    pk.flow(model, align=4)
+    y = model.hidden(model.conv(x).mean((2, 3)))
+    assert y.compact.shape == (2, 4) and not y.to_dense()[:, [1, 3, 4]].any()
+    torch.testing.assert_close(model(x), want)
