@@ -20,7 +20,10 @@ from ..live import LiveList, LiveTensor, recording
 from ..live.conv import Lowered
 from ..live.tensor import wrap
 from ..nn.conv import MaskedConv2d
+from ..nn.conv_transpose import MaskedConvTranspose2d
+from ..nn.linear import MaskedLinear
 from ..nn.mask_buffers import MaskBuffers
+from ..nn.masked_filters import MaskedFilters
 from ..nn.reparametrized import is_reparametrized
 from ..ops import mask_table
 from ..plan import DIRECTIONS, LayerPlan, has_other_plans, settle
@@ -31,6 +34,7 @@ from .observe import masked_where_compiled, observe, text_table
 
 WARMUPS, MIN_ROUNDS, MAX_ROUNDS, SECONDS = 2, 3, 15, 0.1
 EXCESS = 1.1  # times the multiply-adds without dead filters, from which on they are worth a word
+Layer = nn.Conv2d | MaskedFilters
 DENSE, SMALL = (LayerPlan(plan, plan, plan) for plan in ("dense", "small"))
 
 
@@ -51,7 +55,7 @@ class Explanation:
     """What explain() found; print it to see a table.
 
     Attributes:
-        rows: A dict for each convolution, in the order in which they first ran:
+        rows: A dict for each convolution and other layer with masks of filters, in the order in which they first ran:
 
             - "layer": its name in the model.
             - "mode": "masked" or "live", the mode in which it ran; "plain": not a masked layer.
@@ -128,6 +132,8 @@ def explain(
 ) -> Explanation:
     """Tells what each convolution of model skips, by which plan, in what time, and what falls back to full width.
 
+    Masked linear layers and transposed convolutions are among the convolutions.
+
     The model runs once on the example, in eval mode, and is left as it was. Then each layer runs alone on noise of its
     input's size, in turns with the dense convolution: forward and, with backward, the gradients that a training step
     would need. Times are medians. A layer that cannot run alone (its forward takes more than one argument, say) has no
@@ -155,12 +161,12 @@ def explain(
         0      masked      6/8     3/3    18/24        6/8  ...
     """
     calls: dict[str, Counter[_Call]] = {}
-    layers: dict[str, nn.Conv2d] = {}
+    layers: dict[str, Layer] = {}
 
     def visit(name: str, layer: nn.Module, x: Any, y: Any) -> None:
-        if isinstance(layer, nn.Conv2d) and isinstance(x, Tensor) and isinstance(y, Tensor):
+        if isinstance(layer, (nn.Conv2d, MaskedFilters)) and isinstance(x, Tensor) and isinstance(y, Tensor):
             layers[name] = layer
-            x = layer._prepared(x) if isinstance(layer, MaskedConv2d) else x
+            x = layer._prepared(x) if isinstance(layer, MaskedFilters) else x
             calls.setdefault(name, Counter())[_call(x, y)] += 1
 
     held = (*model.parameters(), *model.buffers())
@@ -203,7 +209,7 @@ def _call(x: Tensor, y: Tensor) -> _Call:
     return _Call(compact.shape, *about, live, y.dtype)
 
 
-def _row(name: str, layer: nn.Conv2d, calls: Counter[_Call], backward: bool) -> dict[str, Any]:
+def _row(name: str, layer: Layer, calls: Counter[_Call], backward: bool) -> dict[str, Any]:
     first = next(iter(calls))
     times, untimed = _times_of(layer, calls, backward)
     needed = (True, backward and first.needs_grad, backward and layer.weight.requires_grad)
@@ -221,7 +227,7 @@ def _row(name: str, layer: nn.Conv2d, calls: Counter[_Call], backward: bool) -> 
 
 
 def _times_of(
-    layer: nn.Conv2d, calls: Counter[_Call], backward: bool
+    layer: Layer, calls: Counter[_Call], backward: bool
 ) -> tuple[dict[str, float] | dict[str, None], str | None]:
     """Milliseconds of all calls, as the layer is and dense, and why there are none."""
     try:
@@ -231,11 +237,11 @@ def _times_of(
     return {key: sum(each[key] * count for each, count in times) for key in ("ms", "dense_ms")}, None
 
 
-def _mode_and_counts(layer: nn.Conv2d, call: _Call) -> dict[str, Any]:
+def _mode_and_counts(layer: Layer, call: _Call) -> dict[str, Any]:
     K, C, live = layer.out_channels, layer.in_channels, call.live
     mode, filters, inputs, kernels = "plain", K, C, K * C // layer.groups
     row: dict[str, Any] = {"filters": filters, "inputs": inputs, "kernels": kernels}
-    if isinstance(layer, MaskedConv2d):
+    if isinstance(layer, MaskedFilters):
         small = lowered(layer, live, len(call.shape))
         read = layer.input_mask.cpu()
         if small and live:
@@ -250,11 +256,15 @@ def _mode_and_counts(layer: nn.Conv2d, call: _Call) -> dict[str, Any]:
     return {"mode": mode} | row | {"live_filters": filters, "live_inputs": inputs, "live_kernels": kernels}
 
 
-def _plans(layer: nn.Conv2d, call: _Call) -> LayerPlan:
-    if not isinstance(layer, MaskedConv2d):
+def _plans(layer: Layer, call: _Call) -> LayerPlan:
+    if not isinstance(layer, MaskedFilters):
         return DENSE
-    small = lowered(layer, call.live, len(call.shape))
-    return _small_plans(layer, call, small) if small else layer.plan or DENSE
+    small, of_whole = lowered(layer, call.live, len(call.shape)), getattr(layer, "plan", None)
+    if small and isinstance(layer, MaskedConv2d):
+        return _small_plans(layer, call, small)
+    if small and small.table is None and layer.grad_scale is None:
+        return SMALL
+    return of_whole or DENSE
 
 
 def _small_plans(layer: MaskedConv2d, call: _Call, small: Lowered) -> LayerPlan:
@@ -276,7 +286,7 @@ def _small_plans(layer: MaskedConv2d, call: _Call, small: Lowered) -> LayerPlan:
                        for plan, all_live in zip(plans, nothing_dead, strict=True)))  # fmt: skip
 
 
-def _time(layer: nn.Conv2d, call: _Call, backward: bool) -> dict[str, float]:
+def _time(layer: Layer, call: _Call, backward: bool) -> dict[str, float]:
     """Milliseconds of one call, as the layer is and dense."""
     noise = torch.Generator(call.device).manual_seed(
         0
@@ -293,7 +303,7 @@ def _time(layer: nn.Conv2d, call: _Call, backward: bool) -> dict[str, float]:
         runs["ms"] = _step(lambda: _convolve(layer, wrap(compact, live)), layer, compact)
     else:
         wide = compact
-        if isinstance(layer, MaskedConv2d):
+        if isinstance(layer, MaskedFilters):
             runs["ms"] = _step(lambda: _convolve(layer, compact), layer, compact)
     runs["dense_ms"] = _step(lambda: _convolve(layer, wide, dense=True), layer, wide)
     with torch.set_grad_enabled(backward):
@@ -301,14 +311,16 @@ def _time(layer: nn.Conv2d, call: _Call, backward: bool) -> dict[str, float]:
     return {"ms": times.get("ms", times["dense_ms"]), "dense_ms": times["dense_ms"]}
 
 
-def _convolve(layer: nn.Conv2d, x: Tensor, dense: bool = False) -> Tensor:
+def _convolve(layer: Layer, x: Tensor, dense: bool = False) -> Tensor:
     """The layer; of a masked one the convolution alone, without what its class does to inputs and outputs."""
-    if not isinstance(layer, MaskedConv2d):
-        return layer.forward(x)
-    return super(MaskedConv2d, layer).forward(x) if dense else MaskedConv2d.forward(layer, x)
+    kinds: tuple[Any, ...] = (MaskedConv2d, MaskedConvTranspose2d, MaskedLinear)
+    cls = next((kind for kind in kinds if isinstance(layer, kind)), None)
+    plain: Any = layer if cls is None else super(cls, layer)
+    y: Tensor = plain.forward(x) if cls is None or dense else cls.forward(layer, x)
+    return y
 
 
-def _step(forward: Callable[[], Tensor], layer: nn.Conv2d, x: Tensor) -> Callable[[], object]:
+def _step(forward: Callable[[], Tensor], layer: Layer, x: Tensor) -> Callable[[], object]:
     """forward and, where autograd is on, the gradients of input, weight and bias, as far as they require one."""
     wanted = [t for t in (x, *layer.parameters()) if t.requires_grad]
     keeps_graph = is_reparametrized(layer)  # by a hook, maybe, which runs before these calls
