@@ -134,8 +134,7 @@ def masked_sides(layer: nn.Module) -> dict[str, Sides]:
         kernels = mask_table.live_kernels(layer._mask_table, *sizes).cpu()
         weight.kernels = kernels.numpy()
     if isinstance(layer, nn.ConvTranspose2d):  # filters are the second dimension, those of its group
-        one_group = layer.groups == 1
-        weight = Sides(weight.columns, rows if one_group else None, hard_columns=hard_rows if one_group else None)
+        weight = Sides(weight.columns, rows, hard_columns=hard_rows) if layer.groups == 1 else Sides()
         if kernels is not None:
             weight.kernels = mask_table.exchanged(kernels, layer.groups).numpy()
     return {"weight": weight, "bias": Sides(rows, hard=hard_rows)}
