@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .. import plan
-from ..live import LiveList, LiveTensor
+from ..live import LiveList, LiveTensor, channels_last_of
 from ..live.conv import FullWidth, Lowered
 from ..nn.conv import lowered_for
 from ..nn.masked_filters import MaskedFilters
@@ -106,17 +106,20 @@ def _multiply_adds(layer: nn.Module, x: Tensor, y: Tensor) -> tuple[int, int]:
     dense = layer.weight[0].numel() * (x if transposed else y).numel()  # type: ignore[index, union-attr, operator]
     x = layer._prepared(x) if isinstance(layer, MaskedFilters) else x
     live = x.live if type(x) is LiveTensor else None
+    if isinstance(layer, nn.Linear):
+        last = channels_last_of(x)
+        live = last[1] if last else None
     if isinstance(layer, MaskedFilters):
         kernels = live_kernels(layer, live if lowered(layer, live, x.dim()) else None)
         return dense, dense // max(1, kernels.numel()) * int(kernels.sum())
-    if live is None or (x.dim() != 2 if isinstance(layer, nn.Linear) else layer.groups != 1):
+    if live is None or (not isinstance(layer, nn.Linear) and layer.groups != 1):
         return dense, dense
     return dense, dense // live.channels * live.unpadded.count
 
 
 def lowered(layer: MaskedFilters, live: LiveList | None, dims: int) -> Lowered | None:
     """The small layer that a layer runs on an input with these live channels; None: it runs in masked mode."""
-    served = dims == (2 if isinstance(layer, nn.Linear) else 4)
+    served = dims > 1 if isinstance(layer, nn.Linear) else dims == 4
     if isinstance(layer, nn.ConvTranspose2d) and layer.groups > 1:
         return None
     if layer.kernel_mask.is_meta or not (layer._flow or live) or layer._forward_hooks or not served:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
 
 from ..functional import conv2d_with_tables, transformed_conv2d
-from ..live import LiveTensor, fallbacks
+from ..live import LiveList, LiveTensor, channels_last_of, fallbacks, wrap_last
 from ..live.conv import FullWidth, Lowered
-from ..live.tensor import FilledTensor, can_flow, wrap
+from ..live.tensor import FilledTensor, can_flow
 from ..ops.transforms import is_recorded_or_transformed, is_transformed
 from ..plan import LayerPlan
 from .conv import lowered_for, small_parameters
@@ -122,10 +122,11 @@ class MaskedLinear(MaskedFilters, nn.Linear):
         if is_recorded_or_transformed():
             return self._masked_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
         self._bring_up_to_date()
-        if type(input) is FilledTensor:
+        last = channels_last_of(input)
+        if last is None and isinstance(input, FilledTensor):
             input = input.unfilled("linear")
-        if (self._flow or type(input) is LiveTensor) and can_flow(input):
-            return _live_linear(self, input)
+        if (self._flow or last or type(input) is LiveTensor) and can_flow(last[0] if last else input):
+            return _live_linear(self, input, last)
         return self._full_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
 
     def _full_forward(self, input: Tensor) -> Tensor:
@@ -198,34 +199,35 @@ class MaskedLinear(MaskedFilters, nn.Linear):
         return linear
 
 
-def _live_linear(layer: MaskedLinear, x: Tensor) -> Tensor:
-    """layer(x) in live mode. x: live or plain."""
-    compact, live = (x.compact, x.live) if type(x) is LiveTensor else (x, None)
-    if layer._forward_hooks or compact.dim() != 2:  # the channels of a live tensor are its second dimension
-        return _at_full_width(layer, x, "a forward hook" if layer._forward_hooks else "an input that is not 2-D")
-    if (compact.shape[1] if live is None else live.channels) != layer.in_features:
+def _live_linear(layer: MaskedLinear, x: Tensor, last: tuple[Tensor, LiveList] | None) -> Tensor:
+    """layer(x) in live mode. x: live or plain; last: the live channels of its last dimension, if it has such."""
+    compact, live = last or (x, None)
+    if layer._forward_hooks or (last is None and type(x) is LiveTensor) or compact.dim() < 2:
+        reason = "a forward hook" if layer._forward_hooks else "channels in dimension 1"
+        return _at_full_width(layer, x, reason if x.dim() > 1 else "an input of one dimension")
+    if (compact.shape[-1] if live is None else live.channels) != layer.in_features:
         raise ValueError(f"MaskedLinear: input: expected [..., {layer.in_features}], got {list(x.shape)}")
     if layer._mask_table.is_meta:
         return layer._full_forward(x)
     lowered = lowered_for(layer, live)
     if isinstance(lowered, FullWidth):
         y = _at_full_width(layer, x, lowered.reason)
-        return y if lowered.out.full else wrap(y.index_select(1, lowered.out.rows(y.device)), lowered.out)
-    return wrap(_small_linear(layer, compact, lowered), lowered.out)
+        return wrap_last(y if lowered.out.full else y.index_select(-1, lowered.out.rows(y.device)), lowered.out)
+    return wrap_last(_small_linear(layer, compact, lowered), lowered.out)
 
 
 def _at_full_width(layer: MaskedLinear, x: Tensor, reason: str) -> Tensor:
     """The layer in masked mode where live mode does not serve, recorded as a fallback."""
     fallbacks.record(f"linear ({reason})")
-    return layer._full_forward(x.to_dense() if type(x) is LiveTensor else x)
+    return layer._full_forward(x.to_dense() if isinstance(x, LiveTensor) else x)
 
 
 def _small_linear(layer: MaskedLinear, x: Tensor, small: Lowered) -> Tensor:
-    """x [N, live] -> [N, small.out.count]."""
+    """x [..., live] -> [..., small.out.count]."""
     weight, bias, scale = small_parameters(layer, small, layer._computed_weight()[:, :, None, None])
     if small.table is None and scale is None:
         return F.linear(x, weight[:, :, 0, 0], bias)
     table = small.all_live if small.table is None else small.table
     grad_table = small.all_live if small.grad_table is None else small.grad_table
     y = conv2d_with_tables(layer._as_image(x), weight, bias, table, grad_table, scale, *_POINTWISE, small=True)
-    return y.permute(0, 2, 3, 1).reshape(len(x), small.filters)
+    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], small.filters)
