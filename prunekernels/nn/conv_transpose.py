@@ -135,7 +135,7 @@ class MaskedConvTranspose2d(MaskedFilters, nn.ConvTranspose2d):
         if is_recorded_or_transformed():
             return self._masked_forward(input.to_dense() if isinstance(input, LiveTensor) else input, output_size)
         self._bring_up_to_date()
-        if type(input) is FilledTensor:
+        if isinstance(input, FilledTensor):
             input = input.unfilled("conv_transpose2d")
         if (self._flow or type(input) is LiveTensor) and can_flow(input):
             return _live_forward(self, input, output_size)
