@@ -21,6 +21,8 @@ from .nn.convert import Conversion, convert, restore
 from .nn.copy_masks import copy_masks
 from .nn.example import Example
 from .nn.flow import flow
+from .nn.group_norm import MaskedGroupNorm
+from .nn.layer_norm import MaskedLayerNorm
 from .nn.linear import MaskedLinear
 from .nn.ranks import check_same_masks
 from .ops import gpus as _gpus  # noqa: F401 (asks for the GPUs once torch starts CUDA)
@@ -39,6 +41,8 @@ __all__ = [
     "MaskedConv2d",
     "MaskedConvTranspose2d",
     "MaskedLinear",
+    "MaskedGroupNorm",
+    "MaskedLayerNorm",
     "ModeTimes",
     "Tidied",
     "build_info",

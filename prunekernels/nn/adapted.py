@@ -13,9 +13,15 @@ from .adapters import Adapter, adapter_of
 from .batch_norm import MaskedBatchNorm2d
 from .conv import MaskedConv2d
 from .conv_transpose import MaskedConvTranspose2d
+from .fixed_norm import FixedChannels, FixedGroupNorm, FixedLayerNorm, set_channels
+from .group_norm import MaskedGroupNorm
+from .layer_norm import MaskedLayerNorm
 from .linear import MaskedLinear
 from .mask_buffers import _same_as
 from .masked_filters import MaskedFilters
+from .masked_norm import MaskedNorm
+from .norm_channels import NormChannels
+from .norm_over_channels import NormOverChannels
 from .reparametrized import (
     deep_copy,
     has_reparametrization,
@@ -95,16 +101,21 @@ class _PlainBatchNorm2d(nn.BatchNorm2d):
     forward = nn.BatchNorm2d.forward
 
 
-class _AdaptedBatchNorm2d(MaskedBatchNorm2d, _Made):
-    """A masked norm inside of what its class does around it."""
+class _AroundNorm(_Made):
+    """A norm inside of what its class does around it."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._after(super().forward(self._before(input)))
+        y: Tensor = super().forward(self._before(input))  # type: ignore[misc]
+        return self._after(y)
 
-    def to_norm(self) -> nn.BatchNorm2d:
-        copy = deep_copy(self)
-        restore_norm("MaskedBatchNorm2d.to_norm", "layer", copy)
-        return copy
+
+class _AdaptedNorm(_AroundNorm):
+    """A masked norm inside of what its class does around it."""
+
+    def to_norm(self) -> nn.Module:
+        copy: Any = deep_copy(self)
+        restore_norm(f"{copy._called}.to_norm", "layer", copy, fixed=True)
+        return copy  # type: ignore[no-any-return]
 
 
 class _BakedConv2d(nn.Conv2d, _Made):
@@ -127,12 +138,16 @@ _MASKED: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm2d: MaskedBatchNorm2d,
     nn.Linear: MaskedLinear,
     nn.ConvTranspose2d: MaskedConvTranspose2d,
+    nn.GroupNorm: MaskedGroupNorm,
+    nn.LayerNorm: MaskedLayerNorm,
 }
 _ADAPTED: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {  # of subclasses
     nn.Conv2d: (_AdaptedConv2d, _PlainConv2d),
-    nn.BatchNorm2d: (_AdaptedBatchNorm2d, _PlainBatchNorm2d),
+    nn.BatchNorm2d: (_AdaptedNorm, MaskedBatchNorm2d, _PlainBatchNorm2d),
     nn.Linear: (_AdaptedLinear,),
     nn.ConvTranspose2d: (_AdaptedConvTranspose2d,),
+    nn.GroupNorm: (_AdaptedNorm, MaskedGroupNorm),
+    nn.LayerNorm: (_AdaptedNorm, MaskedLayerNorm),
 }
 
 
@@ -175,10 +190,38 @@ def _make_baked(cls: Any, adapter: Adapter) -> type[nn.Module]:
     return _make(f"Baked{cls.__name__}", (_BakedConv2d, cls), adapter, baked_class)
 
 
+def fixed_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """The class of norms that do what cls does, over a fixed list of channels."""
+    if cls is nn.GroupNorm or cls is nn.LayerNorm:
+        return FixedGroupNorm if cls is nn.GroupNorm else FixedLayerNorm
+    adapter = adapter_of(cls)
+    if adapter is None:
+        raise ValueError(f"{cls.__qualname__}: expected a norm that convert knows: see pk.register_adapter")
+    return _make_fixed(cls, adapter)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _make_fixed(cls: Any, adapter: Adapter) -> type[nn.Module]:
+    base: Any = FixedGroupNorm if issubclass(cls, nn.GroupNorm) else FixedLayerNorm
+    return _make(f"Fixed{cls.__name__}", (_AroundNorm, base, cls), adapter, fixed_class, plain_class=cls)
+
+
+def keep_channels(norm: nn.Module, channels: NormChannels) -> None:
+    """Makes a norm over several channels one of these, in place; its parameters have their sizes already.
+
+    norm: without masks, plain or made by this function before.
+    """
+    plain: Any = layer_class(norm)
+    plain = plain.plain_class if issubclass(plain, FixedChannels) else plain
+    set_channels(norm, channels, plain, plain if channels.plain else fixed_class(plain))
+
+
 def _make(name: str, bases: tuple[type, ...], adapter: Adapter, maker: Any, **attributes: Any) -> type[nn.Module]:
     cls = bases[-1]
     recipe = (*(cls._recipe if issubclass(cls, _Made) else (cls,)), maker)
     own = {"__module__": cls.__module__, "_adapter": adapter, "_recipe": recipe, **attributes}
+    if adapter.channels_first:
+        own["_channels_first"] = True
     return type(cls)(name, bases, own)
 
 
@@ -228,13 +271,18 @@ def restore_conv(op: str, name: str, layer: MaskedFilters, bake: bool) -> None:
 
 
 @torch.no_grad()
-def restore_norm(op: str, name: str, layer: MaskedBatchNorm2d) -> None:
+def restore_norm(op: str, name: str, layer: MaskedNorm, fixed: bool = False) -> None:
+    """Makes a plain layer of a masked one. fixed: what computes the same, where a plain layer with zeros does not."""
+    layer._look()
     if is_reparametrized(layer) and not layer._all_live:
         remove_reparametrization(op, name, layer)
-    if not is_reparametrized(layer):
+    channels = layer.norm_channels() if fixed and isinstance(layer, NormOverChannels) else None
+    if not is_reparametrized(layer) and (layer.weight is not None or channels is None):
         layer.zero_dead()
     layer._drop_masks()
     set_layer_class(layer, layer.plain_class)
+    if channels is not None and not channels.plain:
+        keep_channels(layer, channels)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""register_adapter: what a subclass of nn.Conv2d or nn.BatchNorm2d does around the plain layer."""
+"""register_adapter: what a subclass of nn.Conv2d or of a norm does around the plain layer."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from torch import Tensor, nn
 
 from .timm_adapters import TIMM
 
-PLAIN = (nn.Conv2d, nn.BatchNorm2d)
+PLAIN = (nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 BASES = (*PLAIN, nn.Linear, nn.ConvTranspose2d)  # the last ones take no adapters
 # A class that has these from another class computes what that class computes.
 _BEHAVIOUR = ("forward", "_conv_forward", "__call__")
 
 
 class Adapter(NamedTuple):
-    """What a class does around nn.Conv2d or nn.BatchNorm2d; None: nothing.
+    """What a class does around the class of torch.nn that it is of; None: nothing.
 
-    It computes output(layer, plain(input(layer, x), weight(layer))).
+    It computes output(layer, plain(input(layer, x), weight(layer))). channels_first: see register_adapter.
     """
 
     weight: Callable[[Any], Tensor] | None = None
     input: Callable[[Any, Any], Tensor] | None = None
     output: Callable[[Any, Tensor], Tensor] | None = None
+    channels_first: bool = False
 
 
 _registered: dict[type, Adapter] = {}
@@ -35,22 +36,26 @@ def register_adapter(
     weight: Callable[[Any], Tensor] | None = None,
     input: Callable[[Any, Any], Tensor] | None = None,
     output: Callable[[Any, Tensor], Tensor] | None = None,
+    channels_first: bool = False,
 ) -> None:
-    """Tells `convert` what a subclass of `nn.Conv2d` or `nn.BatchNorm2d` with a forward of its own computes.
+    """Tells `convert` what a subclass of a layer that it converts computes, if it has a forward of its own.
 
     That is output(layer, plain(input(layer, x))), where plain is the convolution with the weight that weight(layer)
-    gives, or the batch norm. `convert` then makes layers of this class masked ones, which are still instances of cls
+    gives, or the norm. `convert` then makes layers of this class masked ones, which are still instances of cls
     and keep their parameters, attributes and state-dict keys. Masks apply to the weight that weight(layer) gives. In
     live mode input and output get live tensors, which go on by the rules of their operators. The classes of timm
-    (BatchNormAct2d, Conv2dSame, StdConv2d, ScaledStdConv2d and their Same forms) are registered.
+    (BatchNormAct2d, Conv2dSame, StdConv2d, ScaledStdConv2d and their Same forms, LayerNorm, LayerNorm2d, GroupNorm and
+    their forms with activations) and torchvision's LayerNorm2d are registered.
 
     Args:
-        cls: The class. A subclass of it that leaves forward as it is needs no adapter of its own.
+        cls: The class, a subclass of `nn.Conv2d`, `nn.BatchNorm2d`, `nn.GroupNorm` or `nn.LayerNorm`. A subclass of it
+            that leaves forward as it is needs no adapter of its own.
         weight: weight(layer) gives the weight that the convolution computes with, [K, C / groups, R, S], made of the
             whole stored weight (for example a standardized one). Only for convolutions.
         input: input(layer, x) gives what goes into the plain layer (for example padded).
         output: output(layer, y) gives what follows (for example an activation). A dead filter or channel becomes
             output(0).
+        channels_first: True for a subclass of `nn.LayerNorm` that normalizes dimension 1 of [N, C, H, W], not the last.
 
     Examples:
         >>> class ConvReLU(torch.nn.Conv2d):
@@ -62,13 +67,16 @@ def register_adapter(
         (['0'], True, True)
     """
     if not (isinstance(cls, type) and issubclass(cls, PLAIN) and cls not in PLAIN):
-        raise ValueError(f"register_adapter: cls: expected a subclass of nn.Conv2d or nn.BatchNorm2d, got {cls!r}")
+        names = ", ".join(f"nn.{plain.__name__}" for plain in PLAIN)
+        raise ValueError(f"register_adapter: cls: expected a subclass of one of {names}, got {cls!r}")
     if weight is not None and not issubclass(cls, nn.Conv2d):
         raise ValueError(f"register_adapter: weight: expected None for a norm, got one for {cls.__name__}")
     for name, function in (("weight", weight), ("input", input), ("output", output)):
         if function is not None and not callable(function):
             raise ValueError(f"register_adapter: {name}: expected a function or None, got {function!r}")
-    _registered[cls] = Adapter(weight, input, output)
+    if channels_first and not issubclass(cls, nn.LayerNorm):
+        raise ValueError(f"register_adapter: channels_first: expected a subclass of nn.LayerNorm, got {cls!r}")
+    _registered[cls] = Adapter(weight, input, output, channels_first)
 
 
 def adapter_of(cls: type) -> Adapter | None:

@@ -12,13 +12,17 @@ from torch import nn
 from . import torch_prune
 from .adapted import bake_conv, computes_weight, masked_class, restore_conv, restore_norm, zeros_suffice
 from .adapters import BASES, PLAIN
-from .batch_norm import MaskedBatchNorm2d
+from .fixed_norm import FixedChannels
 from .flow import flow
 from .masked_filters import MaskedFilters
+from .masked_norm import MaskedNorm
+from .norm_over_channels import NormOverChannels
 from .reparametrized import has_reparametrization, layer_class, remove_reparametrization, set_layer_class
 from .unserved import why_unserved
 
 _FAST_PATHS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)  # read the weights of their layers by themselves
+
+NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 
 @dataclass
@@ -27,7 +31,7 @@ class Conversion:
 
     Attributes:
         converted: Names of the convolutions that changed, transposed ones among them.
-        norms: Names of the batch norms that changed.
+        norms: Names of the norms that changed.
         linears: Names of the linear layers that changed.
         skipped: Name of each module left alone -> why.
         pruned: Name of each layer that `torch.nn.utils.prune` had pruned -> what became masks, and what could not.
@@ -65,6 +69,7 @@ def convert(
     `nn.ConvTranspose2d` becomes `MaskedConvTranspose2d`. With linears=True every `nn.Linear` becomes a `MaskedLinear`
     too, so that its outputs can be pruned. Without it linear layers stay what they are: they still shrink by the inputs
     that are dead.
+    `nn.GroupNorm` and `nn.LayerNorm` over one dimension become `MaskedGroupNorm` and `MaskedLayerNorm`.
 
     Everything is live afterwards, but for what `torch.nn.utils.prune` had pruned: its masks become masks of the layer,
     as far as they drop whole filters, input channels or kernels, and zeros in the weight where they do not. Modules and
@@ -74,7 +79,7 @@ def convert(
 
     Args:
         model: The network.
-        norms: False leaves the batch norms alone.
+        norms: False leaves the norms alone.
         linears: True converts linear layers too.
         filter_fn: filter_fn(name, module) is called for each layer; where it gives False, the layer is left alone.
 
@@ -93,7 +98,7 @@ def convert(
     taken = _read_elsewhere(model) if linears else {}
     for name, module in model.named_modules():
         is_conv = isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))
-        is_norm = norms and isinstance(module, nn.BatchNorm2d)
+        is_norm = norms and isinstance(module, NORMS)
         is_linear = linears and isinstance(module, nn.Linear)
         if unserved := why_unserved(module):
             report.skipped[name] = unserved
@@ -101,7 +106,7 @@ def convert(
             report.skipped[name] = f"{type(module).__name__} has statistics of all processes, a masked norm has its own"
         if not (is_conv or is_norm or is_linear):
             continue
-        cls, masked = layer_class(module), isinstance(module, (MaskedFilters, MaskedBatchNorm2d))
+        cls, masked = layer_class(module), isinstance(module, (MaskedFilters, MaskedNorm))
         reason = None if masked else _reason_against(module, cls) or taken.get(id(module))
         if not reason and filter_fn is not None and not masked and not filter_fn(name, module):
             reason = "filter_fn"
@@ -139,6 +144,10 @@ def _reason_against(module: nn.Module, cls: type[nn.Module]) -> str | None:
         return "its parameters do not exist yet: run the network once, then convert"
     if "forward" in module.__dict__:
         return "its forward was replaced"
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) != 1:
+        return f"it normalizes {len(module.normalized_shape)} dimensions at once, a masked norm the channels alone"
+    if isinstance(module, FixedChannels):
+        return "it normalizes some of its channels for good"
     if masked_class(cls) is None:
         advice = ": tell convert what it computes by pk.register_adapter" if issubclass(cls, PLAIN) else ""
         return f"{cls.__name__} has a forward of its own{advice}"
@@ -154,12 +163,14 @@ def restore(model: nn.Module, *, bake: bool = False) -> Conversion:
 
     Dead weights, biases and affine parameters are written as zeros, so the network computes what it did. An error
     changes nothing. Where a layer computes its weight (a standardized one, `torch.nn.utils.parametrize`), zeros in what
-    it stores may not do: then restore raises, unless bake is True.
+    it stores may not do, and a group or layer norm with dead channels has statistics of the live ones alone, which no
+    plain norm has: then restore raises, unless bake is True.
 
     Args:
         model: A network with masked layers. Live mode is switched off.
         bake: Whether such a layer becomes one that stores the weight as it was computed: it no longer standardizes, and
-            what it computed the weight from is gone.
+            what it computed the weight from is gone. A norm becomes a subclass of its plain one that goes on
+            normalizing the channels that are live now.
 
     Returns:
         A `Conversion` that names the layers that changed.
@@ -175,7 +186,7 @@ def restore(model: nn.Module, *, bake: bool = False) -> Conversion:
     """
     flow(model, False)
     report = Conversion()
-    masked = [(n, m) for n, m in model.named_modules() if isinstance(m, (MaskedFilters, MaskedBatchNorm2d))]
+    masked = [(n, m) for n, m in model.named_modules() if isinstance(m, (MaskedFilters, MaskedNorm))]
     for name, module in masked:  # checked first, so that an error changes nothing
         _check_restorable("restore", name, module, bake)
     for name, module in masked:
@@ -184,7 +195,7 @@ def restore(model: nn.Module, *, bake: bool = False) -> Conversion:
             restore_conv("restore", name, module, bake and not zeros_suffice(module))
         else:
             report.norms.append(name)
-            restore_norm("restore", name, module)
+            restore_norm("restore", name, module, fixed=True)
     return report
 
 
@@ -193,11 +204,11 @@ def bake_all(model: nn.Module, op: str = "restore") -> None:
     """Makes every layer of a network a plain one that stores its weight, in place; op: the caller, for errors."""
     flow(model, False)
     for name, module in model.named_modules():
-        if isinstance(module, (MaskedFilters, MaskedBatchNorm2d)):
+        if isinstance(module, (MaskedFilters, MaskedNorm)):
             _check_restorable(op, name, module, bake=True)
         if isinstance(module, MaskedFilters):
             restore_conv(op, name, module, bake=True)
-        elif isinstance(module, MaskedBatchNorm2d):
+        elif isinstance(module, MaskedNorm):
             restore_norm(op, name, module)
         elif isinstance(module, nn.Conv2d) and computes_weight(module):
             bake_conv(op, name, module)
@@ -205,15 +216,19 @@ def bake_all(model: nn.Module, op: str = "restore") -> None:
             remove_reparametrization(op, name, module)
 
 
-def _check_restorable(op: str, name: str, layer: MaskedFilters | MaskedBatchNorm2d, bake: bool) -> None:
+def _check_restorable(op: str, name: str, layer: MaskedFilters | MaskedNorm, bake: bool) -> None:
     layer._look()
     cls: Any = layer_class(layer)
     owner: Any = next(base for base in cls.__mro__ if "plain_class" in vars(base))
     if cls.forward is not owner.forward:
         raise ValueError(f"{op}: {name}: expected a layer whose plain class is known, got {cls.__name__}, a subclass "
                          f"of {owner.__name__} with a forward of its own: set its attribute plain_class")  # fmt: skip
-    if isinstance(layer, MaskedBatchNorm2d):
-        if not layer.affine and not layer._all_live:
+    if isinstance(layer, NormOverChannels) and not layer._all_live and not bake:
+        raise ValueError(f"{op}: {name}: expected all channels live, got dead ones, and a plain "
+                         f"{cls.plain_class.__name__} has statistics of all channels: pk.shrink gives a small network, "
+                         "restore(model, bake=True) a layer that normalizes these channels for good")  # fmt: skip
+    if isinstance(layer, MaskedNorm) and layer._each_alone:
+        if layer.weight is None and not layer._all_live:
             raise ValueError(f"{op}: {name}: expected affine=True, got dead channels that a plain norm cannot zero")
     suffice = (
         zeros_suffice(layer) if isinstance(layer, MaskedFilters) else layer._all_live or not computes_weight(layer)

@@ -20,8 +20,9 @@ class MaskedNorm(MaskBuffers):
 
     plain_class: type[nn.Module]
     _called: str  # the name of the class in errors, also of those that are made at run time
+    _each_alone = True  # whether a channel's statistics are its own, so that zeros in weight and bias make it dead
     _mask_names = ("channel_mask",)
-    _own_state = ("channel_mask", "_seen", "_channels", "_all_live")
+    _own_state: tuple[str, ...] = ("channel_mask", "_seen", "_channels", "_all_live")
     channel_mask: Tensor = public_mask("channel_mask")
     weight: Tensor | None
     bias: Tensor | None

@@ -12,6 +12,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 Model = TypeVar("Model", bound=nn.Module)
+_SERVED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 _NOT_COPIED = ("__dict__", "__weakref__", "__doc__", "__module__")
 
 
@@ -46,7 +47,7 @@ def remove_reparametrization(op: str, name: str, layer: nn.Module) -> None:
                 remove_spectral_norm(layer, hook.name)
             elif isinstance(hook, prune.BasePruningMethod):
                 prune.remove(layer, hook._tensor_name)
-    if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.ConvTranspose2d)) and is_reparametrized(layer):
+    if isinstance(layer, _SERVED) and is_reparametrized(layer):
         raise ValueError(f"{op}: {name}: expected a weight and a bias that are parameters, or that torch.nn.utils "
                          "computes, got others: make them parameters first")  # fmt: skip
 

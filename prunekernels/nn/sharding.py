@@ -24,7 +24,7 @@ def check_whole(op: str, name: str, layer: nn.Module, weight: Tensor | None = No
     weight = layer.weight if weight is None and not computed else weight  # type: ignore[assignment]
     if weight is None and not computed:
         return
-    shape = layer._weight_shape() if hasattr(layer, "_weight_shape") else (layer.num_features,)  # type: ignore
+    shape = layer._weight_shape() if hasattr(layer, "_weight_shape") else (layer._channel_count(),)  # type: ignore
     tensors = list(layer.parameters()) if weight is None else [weight]
     if any(map(is_split, tensors)) or (weight is not None and weight.shape != shape):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Adapters of timm's layers, by qualified name, so that timm need not be there."""
+"""Adapters of timm's and torchvision's layers, by qualified name, so that neither need be there."""
 
 from __future__ import annotations
 
@@ -40,8 +40,19 @@ def _drop_and_activate(layer: Any, y: Tensor) -> Tensor:
     return layer.act(layer.drop(y))
 
 
-TIMM: dict[str, dict[str, Callable[..., Tensor]]] = {
-    "timm.layers.norm_act.BatchNormAct2d": {"output": _drop_and_activate},
+_FIRST: dict[str, Any] = {"channels_first": True}
+_ACT: dict[str, Callable[..., Tensor]] = {"output": _drop_and_activate}
+TIMM: dict[str, dict[str, Any]] = {
+    "timm.layers.norm_act.BatchNormAct2d": _ACT,
+    "timm.layers.norm_act.GroupNormAct": _ACT,
+    "timm.layers.norm_act.GroupNorm1Act": _ACT,
+    "timm.layers.norm_act.LayerNormAct": _ACT,
+    "timm.layers.norm_act.LayerNormAct2d": _FIRST | _ACT,
+    "timm.layers.norm.GroupNorm": {},
+    "timm.layers.norm.GroupNorm1": {},
+    "timm.layers.norm.LayerNorm": {},
+    "timm.layers.norm.LayerNorm2d": _FIRST,
+    "torchvision.models.convnext.LayerNorm2d": _FIRST,
     "timm.layers.conv2d_same.Conv2dSame": {"input": _pad_same},
     "timm.layers.std_conv.StdConv2d": {"weight": _standardized},
     "timm.layers.std_conv.StdConv2dSame": {"weight": _standardized, "input": _pad_same_if_dynamic},

@@ -52,6 +52,8 @@ def take_off(layer: nn.Module) -> Pruned:
 def take_over(layer: Any, pruned: Pruned) -> str:
     """Gives a masked layer the masks that take_off found, as far as it computes the same; says what it could not."""
     if isinstance(layer, MaskedNorm):
+        if not layer._each_alone:  # a pruned channel counts in the statistics, a dead one would not
+            return _describe({}, sum(int((~mask).sum()) for mask in pruned.values()))
         channels = ~_dead_rows(layer, pruned, layer._channel_count())
         layer.set_mask(layer.channel_mask & channels)
         return _describe({"channels": channels}, _zeros_outside(pruned, channels, channels))

@@ -294,7 +294,7 @@ def test_a_new_adapter_serves_layers_that_are_converted_later():
 @pytest.mark.parametrize(
     ("cls", "arguments", "message"),
     [
-        (nn.Conv2d, {}, "cls: expected a subclass of nn.Conv2d or nn.BatchNorm2d, got <class"),
+        (nn.Conv2d, {}, "cls: expected a subclass of one of nn.Conv2d, nn.BatchNorm2d, .*, got <class"),
         (nn.Linear, {}, "cls: expected a subclass"),
         (Unknown(1, 1, 1), {}, "cls: expected a subclass"),
         (
@@ -334,6 +334,10 @@ def test_from_conv_refuses_what_it_would_change():
 def test_stand_ins_are_not_registered_under_other_names():
     """The adapters under test are those shipped for timm's classes, not copies."""
     assert TIMM.keys() == {
+        *(f"timm.layers.norm.{name}" for name in ("GroupNorm", "GroupNorm1", "LayerNorm", "LayerNorm2d")),
+        *(f"timm.layers.norm_act.{name}Act" for name in ("GroupNorm", "GroupNorm1", "LayerNorm")),
+        "timm.layers.norm_act.LayerNormAct2d",
+        "torchvision.models.convnext.LayerNorm2d",
         "timm.layers.norm_act.BatchNormAct2d",
         "timm.layers.conv2d_same.Conv2dSame",
         "timm.layers.std_conv.StdConv2d",
