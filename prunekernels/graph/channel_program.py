@@ -141,6 +141,26 @@ class NormStep:
         mark(read, self.x.at, read[self.out] & live[self.out] & rows_of(self.weight))
 
 
+@dataclass
+class NormOverChannelsStep:
+    """Group or layer norm. Where something live of a group is read, all that its mask leaves live is."""
+
+    x: Input
+    out: slice
+    groups: int
+    weight: MaskArrays
+    bias: MaskArrays | None
+
+    def forward(self, live: Bools) -> None:
+        live[self.out] = rows_of(self.weight) | (False if self.bias is None else rows_of(self.bias))
+
+    def backward(self, live: Bools, read: Bools) -> None:
+        needed = (read[self.out] & live[self.out]).reshape(self.groups, -1).any(1)
+        needed = needed.repeat(self.x.channels // self.groups) & rows_of(self.weight)
+        read[self.out] |= needed
+        mark(read, self.x.at, needed)
+
+
 class Term(NamedTuple):
     """A channel is live where all of some operands are."""
 

@@ -19,6 +19,7 @@ from .channel_program import (
     Input,
     MaskArrays,
     MeetStep,
+    NormOverChannelsStep,
     NormStep,
     Places,
     Program,
@@ -31,8 +32,9 @@ from .channel_program import (
 from .channels import Channels
 from .rules.base import InsideRule, Rule, SizeRule, TransparentRule
 from .rules.elementwise import CatRule, ElementwiseRule
-from .rules.layers import NormRule, PReLURule, WeightRule
+from .rules.layers import PReLURule, WeightRule
 from .rules.moves import MoveRule
+from .rules.norms import BatchNormRule, NormOverChannelsRule
 from .rules.slicing import CreateRule, ItemRule, PadRule, SliceRule, SplitRule
 from .trace import Traced, argument
 
@@ -288,7 +290,7 @@ class Compiler:
         self._steps.append(WeightStep(self._input(x), self._slice(out), rule.groups(node), weight, bias))
         return out
 
-    def _norm(self, rule: NormRule, node: fx.Node) -> Value:
+    def _norm(self, rule: BatchNormRule, node: fx.Node) -> Value:
         x, out = self._along(argument(node, 0), 1), self._new(self._channels(node).ids)
         weight, bias = self._masks_of(argument(node, 1)), self._masks_of(argument(node, 2))
         by_batch = bool(argument(node, 5)) or argument(node, 3) is None
@@ -296,6 +298,14 @@ class Compiler:
             weight = self.masks.get(rule.name(self.analysis.traced, node), MaskArrays())
         tracks = argument(node, 3) is not None
         self._steps.append(NormStep(self._input(x), self._slice(out), weight, bias, by_batch, tracks))
+        return out
+
+    def _norm_over_channels(self, rule: NormOverChannelsRule, node: fx.Node) -> Value:
+        x, out = self._along(argument(node, 0), rule.axis(node)), self._new(self._channels(node).ids)
+        weight, bias = (self._masks_of(p) for p in rule.parameters(node))
+        if weight is None:
+            weight = self.masks.get(rule.name(self.analysis.traced, node), MaskArrays())
+        self._steps.append(NormOverChannelsStep(self._input(x), self._slice(out), rule.groups(node), weight, bias))
         return out
 
     def _prelu(self, rule: PReLURule, node: fx.Node) -> Value:
@@ -319,6 +329,7 @@ FORMS: Mapping[type[Rule], Callable[[Compiler, Any, fx.Node], Value | list[Value
     PadRule: Compiler._pad,
     CreateRule: Compiler._create,
     WeightRule: Compiler._weight,
-    NormRule: Compiler._norm,
+    BatchNormRule: Compiler._norm,
+    NormOverChannelsRule: Compiler._norm_over_channels,
     PReLURule: Compiler._prelu,
 }

@@ -17,7 +17,8 @@ from .analysis import ChannelAnalysis
 from .channels import Channels
 from .layer_uses import any_weights, filter_uses, layer_uses
 from .outputs import output_ids
-from .rules.layers import NormRule, WeightRule
+from .rules.layers import WeightRule
+from .rules.norms import NormRule
 from .trace import trace
 
 Uses = Mapping[str, list[tuple[Channels, Channels]]]

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from ..nn.adapted import keep_channels
+from ..nn.norm_channels import NormChannels
 from .analysis import ChannelAnalysis
 from .channels import Index, Kept, take
 from .rules.layers import WeightRule
+from .rules.norms import NormOverChannelsRule
 
 LITERALS = (0, 1, 2)  # what Rule.hold may be told, from the smallest network to the surest
+
+NORMS_OVER_CHANNELS = (nn.GroupNorm, nn.LayerNorm)
 
 
 def kept_in_forward(analysis: ChannelAnalysis, *, literal: int) -> Kept:
@@ -72,11 +77,16 @@ class Narrowing:
 
     indices: dict[str, dict[int, Tensor]]  # by name of a parameter or buffer, what is kept (see Kept.of_ids)
     numbers: dict[tuple[str, str], int]  # by module and attribute, a number of channels that the forward asks for
+    norms: dict[str, NormChannels] = field(default_factory=dict)  # by name of a norm over channels, what it normalizes
 
     @classmethod
     def of(cls, analysis: ChannelAnalysis, kept: Kept) -> Narrowing:
         numbers = {where: len(kept.of_ids(ids)) for where, ids in analysis.numbers.items()}
-        return cls(analysis.parameter_channels(kept), numbers)
+        norms = {}
+        for node, rule in analysis.rules.items():
+            if isinstance(rule, NormOverChannelsRule) and analysis.states[node] is not None:
+                norms[rule.name(analysis.traced, node)] = rule.kept_channels(analysis, node, kept)
+        return cls(analysis.parameter_channels(kept), numbers, norms)
 
     @property
     def counts(self) -> tuple[dict[str, list[torch.Size]], dict[tuple[str, str], int]]:
@@ -90,7 +100,7 @@ class Narrowing:
             Of each parameter, by id: its name, and what was kept of it.
         """
         named = [*plain.named_parameters(remove_duplicate=False), *plain.named_buffers(remove_duplicate=False)]
-        changed = {}
+        changed, modules = {}, dict(plain.named_modules(remove_duplicate=False))
         for name, tensor in named:
             index = {
                 dim: rows for dim, rows in self.indices.get(name, {}).items() if rows.shape[-1] < tensor.shape[dim]
@@ -109,6 +119,9 @@ class Narrowing:
                             made[id(tensor)] = _gather(tensor, index)
                             origins[id(made[id(tensor)])] = name, index
                         tensors[last] = made[id(tensor)]
+        for name, channels in self.norms.items():
+            if isinstance(norm := modules.get(name), NORMS_OVER_CHANNELS):
+                keep_channels(norm, channels)
         for (path, attribute), number in self.numbers.items():
             setattr(plain.get_submodule(path), attribute, number)
         for module in plain.modules():
@@ -124,8 +137,20 @@ def _gather(full: Tensor, index: Index) -> Tensor:
     return nn.Parameter(part, full.requires_grad) if isinstance(full, nn.Parameter) else part
 
 
+def keep_live_alone(plain: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Gives norms over several channels, which see dead channels too, those of their masks alone, in place."""
+    modules = dict(plain.named_modules(remove_duplicate=False))
+    for name, live in masks.items():
+        norm: Any = modules[name]
+        rows = torch.where(live, torch.arange(live.numel()), -1).numpy()
+        keep_channels(norm, NormChannels.of_rows(rows, getattr(norm, "num_groups", 1), live.numel()))
+
+
 def adjust_sizes(module: nn.Module) -> None:
-    """Makes the sizes that a layer of torch.nn remembers those of its parameters, and of its number of groups."""
+    """Makes the sizes that a layer of torch.nn remembers those of its parameters, and of its number of groups.
+
+    Those of norms over several channels follow from which channels they normalize.
+    """
     weight = getattr(module, "weight", None)
     if isinstance(module, _NormBase):
         known = [t for t in (weight, module.running_mean) if t is not None]

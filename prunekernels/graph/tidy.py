@@ -14,7 +14,8 @@ from ..nn.masked_norm import MaskedNorm
 from .analysis import ChannelAnalysis
 from .channels import Channels
 from .layer_uses import any_weights, layer_uses
-from .rules.layers import NormRule, WeightRule
+from .rules.layers import WeightRule
+from .rules.norms import NormRule
 from .trace import trace
 
 Uses = list[tuple[Channels, Channels]]

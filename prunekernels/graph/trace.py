@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..nn.adapted import computed_layers
-from ..nn.batch_norm import MaskedBatchNorm2d
 from ..nn.convert import bake_all
 from ..nn.example import Example
 from ..nn.masked_filters import MaskedFilters
 from ..nn.masked_norm import MaskedNorm
+from ..nn.norm_over_channels import NormOverChannels
 from ..nn.reparametrized import deep_copy
 from .by_values import asks_for_values, export_by_values, quiet
 
@@ -34,6 +34,7 @@ class Traced:
     exposed: set[fx.Node] = field(default_factory=set)  # written in place while another view of the memory is read
     computed: list[str] = field(default_factory=list)  # names of the layers whose weight was computed, now stored
     by_values: bool = False  # the forward asks for values: this is the path on which those of the example lead
+    norm_masks: dict[str, Tensor] = field(default_factory=dict)  # of norms over channels: bool [C], where some are dead
 
     def __post_init__(self) -> None:
         self.modules = dict(self.model.named_modules())
@@ -118,7 +119,10 @@ def _dead_entries(module: nn.Module) -> list[Tensor]:
 
 
 def plain_copy(model: nn.Module, op: str = "plain_copy") -> nn.Module:
-    """An independent network of plain layers, in eval mode, with zeros for everything that is dead."""
+    """An independent network of plain layers, in eval mode, with zeros for everything that is dead.
+
+    Norms over several channels have dead channels in their statistics: see norm_masks and narrow.keep_live_alone.
+    """
     plain = deep_copy(model)
     if plain.__dict__.pop("_original_forward", None) is not None:  # Accelerate's autocast, around the class's forward
         plain.__dict__.pop("forward", None)
@@ -132,18 +136,27 @@ def make_plain(plain: nn.Module, op: str = "plain_copy") -> nn.Module:
     """
     plain.eval()
     for module in plain.modules():
-        if isinstance(module, MaskedBatchNorm2d) and not module.affine and not bool(module.channel_mask.all()):
+        if isinstance(module, MaskedNorm) and module.weight is None and not bool(module.channel_mask.all()):
             # A plain norm can only give zeros by a weight and a bias of zero.
             _give_factors(module, next(plain.parameters(), torch.ones(())))
     bake_all(plain, op)
     return plain
 
 
-def _give_factors(norm: MaskedBatchNorm2d, like: Tensor) -> None:
-    like = like if norm.running_var is None else norm.running_var
-    norm.affine = True
-    norm.weight = nn.Parameter(torch.ones(norm.num_features, dtype=like.dtype, device=like.device))
+def _give_factors(norm: Any, like: Tensor) -> None:
+    like = next((t for t in (norm._buffers.get("running_var"),) if t is not None), like)
+    norm.__dict__["elementwise_affine" if isinstance(norm, nn.LayerNorm) else "affine"] = True
+    norm.weight = nn.Parameter(torch.ones(norm._channel_count(), dtype=like.dtype, device=like.device))
     norm.bias = nn.Parameter(torch.zeros_like(norm.weight))
+
+
+def norm_masks(model: nn.Module) -> dict[str, Tensor]:
+    """By name of a norm over several channels with dead ones: which channels its statistics are of, bool [C]."""
+    found = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, NormOverChannels) and not bool(module.channel_mask.all()):
+            found[name] = module.channel_mask.detach().cpu().clone()
+    return found
 
 
 Freedom = Literal["images", "batch", "none"]
@@ -169,7 +182,7 @@ def trace(op: str, model: nn.Module, example_input: Any, free: Freedom = "batch"
         exported, by_values = found, True
     specs = exported.call_spec
     traced = Traced(plain, exported.graph_module.graph, inputs, specs.in_spec, specs.out_spec, by_values=by_values)
-    traced.computed = computed_layers(model)
+    traced.computed, traced.norm_masks = computed_layers(model), norm_masks(model)
     held = {**exported.constants, **dict(plain.named_buffers(remove_duplicate=False))}
     held |= dict(plain.named_parameters(remove_duplicate=False))
     targets = {spec.arg.name: spec.target for spec in exported.graph_signature.input_specs if spec.target is not None}

@@ -13,10 +13,12 @@ from torch.utils import _pytree as pytree
 
 from .. import plan
 from ..nn.example import Example
+from ..nn.fixed_norm import FixedChannels
 from ..nn.flow import flow
 from ..nn.mask_buffers import MaskBuffers
 from ..nn.reparametrized import deep_copy
 from .build import Builder
+from .narrow import keep_live_alone
 from .trace import Traced, fixed_size, has_free_batch, plain_copy, value_of
 
 ROUNDING = 64  # units in the last place of the largest output
@@ -64,9 +66,10 @@ def verify(model: nn.Module, network: nn.Module, builder: Builder, why: str = ""
 
 def _line(form: str, model: nn.Module, network: nn.Module, worst: list[float]) -> str:
     before, after = (sum(p.numel() for p in net.parameters()) for net in (model, network))
+    partial = [name for name, module in network.named_modules() if isinstance(module, FixedChannels)]
     return (
         f"shrink: {form}, {before} -> {after} parameters; max abs difference {worst[0]:.3g} on the example, "
-        f"{worst[1]:.3g} on random inputs"
+        f"{worst[1]:.3g} on random inputs" + (f"; no plain norm serves in {', '.join(partial)}" if partial else "")
     )
 
 
@@ -88,6 +91,7 @@ def verify_module(
     if _fill_zeros(full, weights):
         small = copy.deepcopy(full)
         narrow(small)
+        keep_live_alone(full, traced.norm_masks)
         pairs.append((full, small))
     worst = [0.0, 0.0]
     for masked, small in pairs:

@@ -14,7 +14,8 @@ from ..graph.channels import Channels
 from ..graph.layer_uses import any_weights, filter_uses
 from ..graph.narrow import kept_in_forward
 from ..graph.rules.base import UNKNOWN
-from ..graph.rules.layers import NormRule, WeightRule
+from ..graph.rules.layers import WeightRule
+from ..graph.rules.norms import NormRule
 from ..graph.trace import Traced, trace
 from ..nn.masked_filters import MaskedFilters
 from .flops import count_flops

@@ -268,65 +268,6 @@ class LinearRule(WeightRule):
         return self.call(builder, node, layer, weight=weight, bias=bias)
 
 
-class NormRule(LayerRule):
-    """Batch norm: a constant channel stays constant, and a channel with weight 0 becomes its bias."""
-
-    tensors = ("weight", "bias", "running_mean", "running_var")
-
-    def forward(self, net: NetworkChannels, node: fx.Node) -> State:
-        parameters = node.args[1:5]
-        x = net.channels(argument(node, 0), 1)
-        both_statistics = (parameters[2] is None) == (parameters[3] is None)
-        if x is None or not are_parameters(net, *parameters) or not both_statistics:
-            return None
-        for parameter in parameters:
-            net.share(parameter, 0, x.ids)
-        weight, bias, mean, var = (net.tensor(p) for p in parameters)
-        weight = torch.ones(len(x), dtype=torch.float64) if weight is None else weight
-        bias = torch.zeros(len(x), dtype=torch.float64) if bias is None else bias
-        if argument(node, 5) or mean is None or var is None:  # statistics of the batch: zeros become the bias
-            values = bias.masked_fill(x.values != 0, torch.nan)
-        else:
-            values = (x.values - mean) / (var + float(argument(node, 7))).sqrt() * weight + bias
-        return Channels.of(1, torch.where(weight == 0, bias, values), x.ids)
-
-    def _passes(self, net: NetworkChannels, node: fx.Node) -> Tensor | bool:
-        weight = net.tensor(argument(node, 1))
-        return True if weight is None else weight != 0
-
-    def backward(self, net: NetworkChannels, node: fx.Node) -> None:
-        x, out = self.ends(net, node)
-        if net.statistics and argument(node, 3) is not None:
-            out.read |= out.live
-        x.read |= out.needed & self._passes(net, node)
-
-    def name(self, traced: Traced, node: fx.Node) -> str:
-        for attribute, parameter in zip(self.tensors, node.args[1:5], strict=True):
-            if parameter is not None:
-                return traced.owner_of(node, parameter, attribute)
-        return traced.module_of(node) or node.name
-
-    def emit(self, builder: Builder, node: fx.Node) -> fx.Node:
-        out = builder.net.tracked(node)
-        assert out is not None
-        kept, old = builder.kept.of(out), builder.traced.modules.get(self.name(builder.traced, node))
-        small = [None if p is None else builder.gather(p, {0: kept}) for p in node.args[1:5]]
-        kind: Any = nn.BatchNorm2d if len(sizes_of(node)) == 4 else nn.BatchNorm1d
-        momentum, affine, tracks = (
-            getattr(old, "momentum", argument(node, 6)),
-            small[0] is not None,
-            small[2] is not None,
-        )
-        layer = kind(kept.numel(), argument(node, 7), momentum, affine, tracks, device="meta")
-        if small[1] is None:
-            layer.register_parameter("bias", None)
-        if tracks:
-            seen = getattr(old, "num_batches_tracked", None)
-            none_seen = torch.zeros((), dtype=torch.long, device=value_of(node).device)
-            layer.num_batches_tracked = none_seen if seen is None else seen.clone()
-        return self.call(builder, node, layer, **dict(zip(self.tensors, small, strict=True)))
-
-
 class PReLURule(LayerRule):
     """prelu, with one slope or with one for each channel."""
 
@@ -383,6 +324,5 @@ LAYERS: dict[str, Rule] = {
     "conv2d": ConvRule(),
     "conv_transpose2d": ConvTransposeRule(),
     "linear": LinearRule(),
-    "batch_norm": NormRule(),
     "prelu": PReLURule(),
 }

@@ -12,10 +12,11 @@ from .base import SIZE, UNKNOWN, Rule
 from .elementwise import ELEMENTWISE
 from .layers import LAYERS
 from .moves import MOVES
+from .norms import NORMS
 from .pointwise import POINTWISE_RULES
 from .slicing import SLICING
 
-RULES: dict[str, Rule] = {**POINTWISE_RULES, **MOVES, **ELEMENTWISE, **SLICING, **LAYERS}
+RULES: dict[str, Rule] = {**POINTWISE_RULES, **MOVES, **ELEMENTWISE, **SLICING, **LAYERS, **NORMS}
 
 
 def rule_for(node: fx.Node) -> Rule:
