@@ -143,7 +143,7 @@ class Compaction:
             elif layer._all_live:
                 continue
             elif isinstance(layer, MaskedNorm):
-                if not layer.affine:
+                if layer.weight is None:
                     found[name] = "it has no weight that could be zero"
             elif layer.weight_grad == "dense":
                 found[name] = 'dead filters train, by weight_grad="dense"'
@@ -214,7 +214,7 @@ class Compaction:
                 if part.name.endswith("running_var") and part.live is not None:
                     part.block.part.masked_fill_(~part.live.to(part.block.part.device), 1)
             part.block.part.grad = None
-        self._tree.fill(cut.small(), cut.numbers)
+        self._tree.fill(cut)
         if self._twin is not None:
             self._twin.bind(self._tree.network)
         own = {id(part.block.part) for part in cut.parts.values()}

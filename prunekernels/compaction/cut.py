@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..graph.narrow import Narrowing
 from ..nn.masked_filters import MaskedFilters
 from ..nn.masked_norm import MaskedNorm
+from ..nn.norm_channels import NormChannels
 from ..ops import mask_table
 from ..ops.parts import gather_parts
 
@@ -118,7 +119,8 @@ def masked_sides(layer: nn.Module) -> dict[str, Sides]:
     """By attribute of a masked layer, what its masks leave live."""
     if isinstance(layer, MaskedNorm):
         live = _read(layer, "channel_mask")
-        return {} if layer._all_live else dict.fromkeys(NORM, Sides(live, hard=live))
+        names = NORM if layer._each_alone else NORM[:2]
+        return {} if layer._all_live else dict.fromkeys(names, Sides(live, hard=live))
     if not isinstance(layer, MaskedFilters) or layer._all_live:
         return {}
     hard = _read(layer, "hard_mask")
@@ -179,6 +181,7 @@ class Cut:
         self.parts: dict[int, Part] = {}
         self.by_name: dict[str, Part] = {}
         self.states: dict[tuple[int, str], Block] = {}
+        self._norms: dict[str, NormChannels] = {}
         sides: dict[int, Sides] = {}
         for layer in layers:
             for attribute, its in masked_sides(layer).items():
@@ -205,6 +208,20 @@ class Cut:
             self.by_name[name] = self.parts[id(tensor)]
         blocks = [(name, part.block) for name, part in self.by_name.items()]
         self.narrowed = {(name, block.rows is not None, block.columns is not None) for name, block in blocks}
+
+    def rows(self, name: str) -> Rows:
+        """Which rows of a layer's weight the small network has."""
+        part = self.by_name.get(f"{name}.weight" if name else "weight")
+        return None if part is None else part.block.rows
+
+    def norm_channels(self, name: str, norm: Any) -> NormChannels:
+        """What the small network's form of a norm over several channels normalizes; norm: that of the model."""
+        if name not in self._norms:
+            count = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.normalized_shape[0]
+            rows = self.rows(name)
+            host = np.arange(count) if rows is None else rows.numpy()
+            self._norms[name] = NormChannels.of_rows(host, getattr(norm, "num_groups", 1), count)
+        return self._norms[name]
 
     def small(self) -> dict[int, Tensor]:
         return {identity: part.block.part for identity, part in self.parts.items()}

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ..graph.narrow import adjust_sizes
+from ..nn.adapted import keep_channels
+from ..nn.fixed_norm import FixedChannels
 from ..nn.flow import flow
 from ..nn.mask_buffers import MaskBuffers
 from ..nn.masked_filters import MaskedFilters
 from ..nn.masked_norm import MaskedNorm
 from ..nn.reparametrized import deep_copy, set_layer_class
+from .cut import Cut
 
 HOOKS = (
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs"),
@@ -165,9 +168,10 @@ class Tree:
         for pair in self.leaves:
             pair.check()
 
-    def fill(self, small: Mapping[int, Tensor], numbers: Mapping[tuple[str, str], int]) -> None:
+    def fill(self, cut: Cut) -> None:
         """Puts small tensors in place of the model's (by their ids), and takes over attributes and hooks."""
         narrowed: list[nn.Module] = []
+        small = cut.small()
         for pair in self.pairs:
             pair.take_over()
             module, twin = pair.module, pair.twin
@@ -178,6 +182,8 @@ class Tree:
                 changed |= part is not None
             if changed:
                 narrowed.append(twin)
+            if changed or isinstance(twin, FixedChannels):
+                _adjust_norm(pair, twin, cut)
         self._modes = []
         for pair in self.leaves:
             own: nn.Module = pair.module
@@ -187,12 +193,13 @@ class Tree:
                 for kind, key, identity, _ in pair.tensors:
                     getattr(own, kind)[key] = small.get(identity, getattr(pair.module, kind)[key])
                 narrowed.append(own)
+                _adjust_norm(pair, own, cut)
             else:
                 above = self._parents[id(own)][0][0].module
                 self._modes.append((own, own.training, above, above.training))
             for parent, key in self._parents[id(pair.module)]:
                 parent.twin._modules[key] = own
-        for (path, attribute), number in numbers.items():
+        for (path, attribute), number in cut.numbers.items():
             setattr(self.network.get_submodule(path), attribute, number)
         for module in narrowed:
             adjust_sizes(module)
@@ -217,6 +224,12 @@ class Tree:
                         held_by.copy_(held)
                     else:
                         raise RuntimeError(f"compacted: {pair.name}.{key}: expected a buffer that keeps its shape")
+
+
+def _adjust_norm(pair: _Pair, norm: nn.Module, cut: Cut) -> None:
+    """Makes a norm over several channels one of those that are live and kept."""
+    if isinstance(norm, nn.GroupNorm) or (isinstance(norm, nn.LayerNorm) and len(norm.normalized_shape) == 1):
+        keep_channels(norm, cut.norm_channels(pair.name, pair.module))
 
 
 def _other_names(model: nn.Module) -> dict[int, list[str]]:

@@ -91,8 +91,7 @@ def set_channels(layer: Any, channels: NormChannels, plain: type[nn.Module], fix
     set_layer_class(layer, plain if channels.plain else fixed)
     if not channels.plain:
         like = next((t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None), None)
-        device = None if like is None else like.device
-        place = torch.from_numpy(channels.place)
+        order, place = channels.indices(torch.device("cpu") if like is None else like.device)
         layer.chunks = channels.chunks
-        layer.register_buffer("order", torch.from_numpy(channels.order).to(device))
-        layer.register_buffer("place", torch.where(place < 0, channels.order.size, place).to(device))
+        layer.register_buffer("order", order)
+        layer.register_buffer("place", place)

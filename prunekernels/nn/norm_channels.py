@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class NormChannels:
         self.place[self.order] = np.arange(self.order.size)
         found, counts = np.unique(sizes, return_counts=True)
         self.chunks = tuple((int(count), int(size)) for size, count in zip(found, counts, strict=True))
-        self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._known: dict[Any, tuple[Tensor, Tensor]] = {}
 
     @staticmethod
     def of_rows(rows: np.ndarray, groups: int, channels: int) -> NormChannels:
@@ -55,14 +56,21 @@ class NormChannels:
 
     def moves(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Indices of index_select that bring live channels from ascending order to this one, and back: int64 [live]."""
-        found = self._on_device.get(device)
-        if found is None:
-            back = self.place[self.place >= 0]
-            among = np.empty_like(back)
-            among[back] = np.arange(back.size)
+        back = self.place[self.place >= 0]
+        among = np.empty_like(back)
+        among[back] = np.arange(back.size)
+        return self._once("moves", device, among, back)
+
+    def indices(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """order, and place with the number of live channels for those that have none; int64, on a device."""
+        return self._once("indices", device, self.order, np.where(self.place < 0, self.order.size, self.place))
+
+    def _once(self, what: str, device: torch.device, a: np.ndarray, b: np.ndarray) -> tuple[Tensor, Tensor]:
+        key = (what, device)
+        if key not in self._known:
             with torch.inference_mode(False):  # they outlive the mode that they are made in
-                found = self._on_device[device] = torch.from_numpy(among).to(device), torch.from_numpy(back).to(device)
-        return found
+                self._known[key] = torch.from_numpy(a).to(device), torch.from_numpy(b).to(device)
+        return self._known[key]
 
 
 def normalize_chunks(x: Tensor, chunks: Chunks, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
