@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..functional import gather_channels
 from ..live import LiveList, LiveTensor, fallbacks
+from ..live.channel_list import align_of
 from ..live.channel_ops import FLOATS, regroup, to_dense
 from ..live.tensor import FilledTensor, can_flow, wrap
 from ..ops.transforms import is_recorded_or_transformed
@@ -83,15 +84,15 @@ class NormOverChannels(MaskedNorm):
         if self._channel_axis(input) != 1:
             rows = input.reshape(1, math.prod(input.shape[:-1]), 1, input.shape[-1])
             return self._masked_forward(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).reshape(input.shape)
-        makes_live = self._flow and not self._forward_hooks and can_flow(input) and not self._channels.almost_full
-        if type(input) is not LiveTensor and not makes_live:
-            return self._masked_forward(input)
         if type(input) is LiveTensor:  # a channel that is live here but arrives dead counts as zeros
             compact = regroup(input.compact, input.live, self._channels)
         else:
             compact = self._gathered(input)
-        y = self._normalize(compact)
-        return wrap(y, self._channels) if makes_live else to_dense(y, self._channels)
+        y, channels = self._normalize(compact), self._channels
+        if self._flow and not self._forward_hooks and can_flow(input) and not channels.almost_full:
+            padded = channels.aligned(align_of(y.device, self._align))
+            return wrap(regroup(y, channels, padded), padded)
+        return to_dense(y, channels)
 
     def _masked_forward(self, x: Tensor) -> Tensor:
         """The norm with zeros in dead channels. x: [N, C, ...]."""
