@@ -8,6 +8,7 @@ from torch import nn
 
 import prunekernels as pk
 from prunekernels.live.fallbacks import recording
+from prunekernels.nn.fixed_norm import FixedChannels
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
 
@@ -20,7 +21,7 @@ MODELS = [
     ("repvgg_a0", 0.26, set()),
     ("cspresnet50", 0.26, set()),
     ("nf_resnet26", 0.27, set()),
-    ("resnetv2_50x1_bit", 0.51, {"group_norm"}),  # a group norm ties the channels of its groups together
+    ("resnetv2_50x1_bit", 0.29, set()),
 ]
 
 
@@ -29,7 +30,7 @@ def network(name):
     torch.manual_seed(0)
     net = timm.create_model(name, pretrained=False, num_classes=10).eval()
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
             nn.init.uniform_(module.weight, 0.5, 1.5), nn.init.uniform_(module.bias, -0.3, 0.3)
         for parameter in (getattr(module, "gain", None), getattr(module, "skipinit_gain", None)):
             if isinstance(parameter, nn.Parameter):
@@ -70,7 +71,8 @@ def test_adapters_of_timm_models(name, share, full_width):
         assert total(pk.count_flops(small, X), "dense") / dense < share
         pk.restore(net, bake=True)
         torch.testing.assert_close(net(X), y, rtol=1e-4, atol=1e-5 * float(y.abs().max()))
-    assert set(net.state_dict()) <= set(plain.state_dict())
+    lists = {f"{n}.{k}" for n, m in net.named_modules() if isinstance(m, FixedChannels) for k in ("order", "place")}
+    assert set(net.state_dict()) - lists <= set(plain.state_dict())
 
 
 @pytest.mark.slow
@@ -80,6 +82,31 @@ def test_adapters_explain_timm_models_with_padding_by_size():
     half(net)
     rows = pk.explain(net, X, backward=False).rows
     assert len(rows) == sum(isinstance(m, nn.Conv2d) for m in net.modules())
+
+
+@pytest.mark.parametrize("live", ["half", "all"])
+def test_adapters_of_timm_norms(live):
+    """Group and layer norms of every class that is shipped, as timm has them, in all forms."""
+    from timm.layers import GroupNorm, GroupNorm1, GroupNormAct, LayerNorm, LayerNorm2d, LayerNormAct, LayerNormAct2d
+    from timm.layers.norm_act import GroupNorm1Act
+
+    torch.manual_seed(0)
+    X = torch.randn(2, 16, 5, 5)
+    for norm in (
+        GroupNorm(16, 4), GroupNorm1(16), GroupNormAct(16, 4, act_layer=nn.SiLU), GroupNorm1Act(16), LayerNorm2d(16),
+        LayerNormAct2d(16), LayerNorm(16), LayerNormAct(16),
+    ):  # fmt: skip
+        x = X if type(norm) not in (LayerNorm, LayerNormAct) else X.permute(0, 2, 3, 1)
+        plain = copy.deepcopy(norm)
+        assert pk.convert(norm).norms == [""] and torch.equal(norm(x), plain(x))
+        keep = torch.arange(16) % 2 == 0 if live == "half" else torch.ones(16, dtype=torch.bool)
+        norm.set_mask(keep)
+        y = norm(x)
+        torch.testing.assert_close(pk.flow(nn.Sequential(copy.deepcopy(norm)))(x), y)
+        torch.testing.assert_close(torch.export.export(norm, (x,)).module()(x), y)
+        torch.testing.assert_close(pk.shrink(nn.Sequential(norm), x)(x), y)
+        pk.restore(norm, bake=True)
+        torch.testing.assert_close(norm(x), y)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
