@@ -22,6 +22,7 @@ from .narrow import keep_live_alone
 from .trace import Traced, fixed_size, has_free_batch, plain_copy, value_of
 
 ROUNDING = 64  # units in the last place of the largest output
+NAMED = 3  # norms in the line that shrink prints
 
 
 class Misfit(Exception):
@@ -66,10 +67,12 @@ def verify(model: nn.Module, network: nn.Module, builder: Builder, why: str = ""
 
 def _line(form: str, model: nn.Module, network: nn.Module, worst: list[float]) -> str:
     before, after = (sum(p.numel() for p in net.parameters()) for net in (model, network))
-    partial = [name for name, module in network.named_modules() if isinstance(module, FixedChannels)]
+    fixed = [name or "forward" for name, module in network.named_modules() if isinstance(module, FixedChannels)]
+    more = f" and {len(fixed) - NAMED} more" if len(fixed) > NAMED else ""
+    norms = f"; no plain norm serves in {', '.join(fixed[:NAMED])}{more}" if fixed else ""
     return (
         f"shrink: {form}, {before} -> {after} parameters; max abs difference {worst[0]:.3g} on the example, "
-        f"{worst[1]:.3g} on random inputs" + (f"; no plain norm serves in {', '.join(partial)}" if partial else "")
+        f"{worst[1]:.3g} on random inputs{norms}"
     )
 
 

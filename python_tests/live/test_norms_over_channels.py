@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import prunekernels as pk
-from cases.norms import NETWORKS, X, LayerNorm2d, mask, network
+from cases.norms import NETWORKS, LayerNorm2d, X, mask, network
 from prunekernels.live import LiveTensor, recording
 
 LIVE = torch.tensor([1, 0, 1, 0, 0, 1, 1, 0, 0, 1, 1, 1]).bool()  # groups of 3: 2, 1, 1, 3
