@@ -254,9 +254,14 @@ def detector():
     return net
 
 
-def test_the_whole_cannot_be_traced():
-    with pytest.raises(ValueError, match=r"coupled_groups: model: expected (.|\n)*\nA part of the network can be"):
-        pk.coupled_groups(detector(), [images(3, 8, 8)])
+def test_the_whole_is_followed_on_the_path_of_the_example():
+    """Which scores are returned depends on values."""
+    whole_net = pk.coupled_groups(detector(), [images(3, 8, 8)])
+    backbone = pk.coupled_groups(detector().backbone, torch.stack([images(3, 8, 8)] * 2))
+    assert [group.layers for group in whole_net] == [
+        *(tuple(f"backbone.{name}" for name in group.layers) for group in backbone), ("head",)
+    ]  # fmt: skip
+    assert [group.is_output for group in whole_net] == [False, False, True]
 
 
 @pytest.mark.parametrize(("form", "last"), [("module", 8), ("graph", 5)])
