@@ -31,6 +31,11 @@ def layers() -> None:
     layer_plan = conv.plan
     if layer_plan is not None:
         assert_type(layer_plan.forward, str)
+    linear, up = pk.MaskedLinear(8, 4), pk.MaskedConvTranspose2d(8, 4, 2, stride=2)
+    assert_type(linear.forward(torch.randn(2, 8)), Tensor)
+    assert_type(up.filters_first(up.weight), Tensor)
+    assert_type(pk.MaskedLinear.from_linear(nn.Linear(8, 4)), pk.MaskedLinear)
+    assert_type(up.to_conv(), nn.ConvTranspose2d)
     norm = MaskedBatchNorm2d(8)
     norm.set_mask("all")
     assert_type(norm.channel_mask, Tensor)
@@ -64,8 +69,9 @@ class Scaled(nn.Conv2d):
 
 
 def networks(model: nn.Module) -> None:
-    report = convert(model, norms=True, filter_fn=lambda name, module: name != "stem")
+    report = convert(model, norms=True, linears=False, filter_fn=lambda name, module: name != "stem")
     assert_type(report.converted, list[str])
+    assert_type(report.linears, list[str])
     assert_type(report.skipped, dict[str, str])
     assert_type(flow(model), nn.Module)
     y = model(x)
