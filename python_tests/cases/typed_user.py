@@ -11,7 +11,17 @@ from torch import Tensor, nn
 from typing_extensions import assert_type
 
 import prunekernels as pk
-from prunekernels import MaskedBatchNorm2d, MaskedConv2d, convert, count_flops, explain, flow, restore
+from prunekernels import (
+    MaskedBatchNorm2d,
+    MaskedConv2d,
+    MaskedGroupNorm,
+    MaskedLayerNorm,
+    convert,
+    count_flops,
+    explain,
+    flow,
+    restore,
+)
 from prunekernels.methods import GHFP, SFP, Counts, Method, criteria, schedules
 
 x = torch.randn(2, 3, 8, 8)
@@ -41,6 +51,9 @@ def layers() -> None:
     assert_type(norm.channel_mask, Tensor)
     assert_type(norm.to_norm(), nn.BatchNorm2d)
     y: Tensor = norm(conv(x))
+    groups, last = MaskedGroupNorm(2, 8), MaskedLayerNorm(8)
+    assert_type(groups.to_norm(), nn.GroupNorm)
+    assert_type(last.to_norm(), nn.LayerNorm)
     assert_type(conv.forward(y), Tensor)
 
 
