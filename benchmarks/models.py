@@ -50,7 +50,7 @@ from library_models.checks import OK
 ASKED = ("groups", "live", "compacted", "shrink", "onnx", "torch_pruning")
 LIBRARIES = ("timm", "torchvision", "ultralytics", "segmentation_models_pytorch", "transformers", "torch-pruning",
              "onnx", "onnxruntime")  # fmt: skip
-BASELINE_SECONDS = 60  # of processor time for Torch-Pruning, which is slow where views mix channels
+BASELINE_SECONDS = 30  # of processor time for Torch-Pruning, which is slow where views mix channels
 MARK = "models.py found: "  # before the line of a process that says what it found
 
 
