@@ -9,7 +9,7 @@ Every network is built without weights, in a process of its own. Half of the fil
 output of the network are dead, those of least norm. Results are compared in float64; what differs by more than 1e-8
 of the largest value counts as wrong. The columns say "yes", or "no" with the reason below the table:
 
-converted        convolutions that pk.convert turns into masked ones, of all
+converted        convolutions and linear layers that pk.convert turns into masked ones, of all
 groups           joint groups that are masked, of all
 live             a training step in live mode: outputs, gradients and statistics as in masked mode
 fallbacks        operations of such a step that take live tensors at full width
@@ -50,6 +50,7 @@ from library_models.checks import OK
 ASKED = ("groups", "live", "compacted", "shrink", "onnx", "torch_pruning")
 LIBRARIES = ("timm", "torchvision", "ultralytics", "segmentation_models_pytorch", "transformers", "torch-pruning",
              "onnx", "onnxruntime")  # fmt: skip
+LAYERS = (torch.nn.Conv2d, torch.nn.ConvTranspose2d, torch.nn.Linear)
 BASELINE_SECONDS = 30  # of processor time for Torch-Pruning, which is slow where views mix channels
 MARK = "models.py found: "  # before the line of a process that says what it found
 
@@ -60,7 +61,7 @@ class ModelRow:
 
     model: str
     library: str
-    convolutions: int | None
+    converted: int | None  # convolutions and linear layers
     layers: int
     groups: int | None
     pruned_groups: int | None
@@ -97,7 +98,7 @@ class ModelRow:
         return {
             "model": self.model,
             "library": self.library,
-            "converted": "no" if self.convolutions is None else f"{self.convolutions}/{self.layers}",
+            "converted": "no" if self.converted is None else f"{self.converted}/{self.layers}",
             "groups": "no" if self.groups is None else f"{self.pruned_groups}/{self.groups}",
             "live": said("live"),
             "fallbacks": " ".join(f"{name} {count}" for name, count in self.fallbacks.items()),
@@ -119,7 +120,7 @@ def _share(value: float | None) -> str:
 
 def look_at(entry: Entry, baseline_seconds: int) -> dict[str, Any]:
     built = entry.build()
-    layers = sum(isinstance(module, torch.nn.Conv2d) for module in built.model.modules())
+    layers = sum(isinstance(module, LAYERS) for module in built.model.modules())
     theirs = baseline.check(built, baseline.outputs_of(built), baseline_seconds)
     ours = checks.check(entry.build())
     return {"layers": layers, "ours": asdict(ours), "theirs": asdict(theirs)}
@@ -152,7 +153,7 @@ def row_of(entry: Entry, args: argparse.Namespace) -> ModelRow:
     return ModelRow(
         entry.name,
         entry.library,
-        numbers.get("convolutions"),
+        numbers.get("converted"),
         found["layers"],
         numbers.get("groups"),
         numbers.get("pruned_groups"),

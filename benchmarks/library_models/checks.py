@@ -136,9 +136,9 @@ def check(built: Built) -> Found:
 def convert(model: nn.Module, example: pk.Example, found: Found) -> None:
     """Converts, and masks half of each group that is no output, the filters of least norm."""
     with found.asking("converts"):
-        report = pk.convert(model)
+        report = pk.convert(model, linears=True)
         found.numbers |= {
-            "convolutions": len(report.converted),
+            "converted": len(report.converted) + len(report.linears),
             "norms": len(report.norms),
             "left_alone": dict(Counter(re.sub(r"\s+", " ", why) for why in report.skipped.values())),
         }
