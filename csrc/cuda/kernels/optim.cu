@@ -99,8 +99,8 @@ PK_DEVICE void step_row(const OptimParam& param, const typename Rule::Step& step
   }
 }
 
-template <typename Rule, typename T>
-PK_DEVICE void step_block(const Batch<OptimWork>& batch, const typename Rule::Step& step) {
+template <typename Rule, typename T, size_t kBytes>
+PK_DEVICE void step_block(const Batch<OptimWork, kBytes>& batch, const typename Rule::Step& step) {
   const int item = item_of_block(batch);
   const OptimWork& work = batch.items[item];
   const OptimParam& param = work.param;
@@ -120,15 +120,15 @@ PK_DEVICE void step_block(const Batch<OptimWork>& batch, const typename Rule::St
 
 // A team of threads owns a row, its lane l the spans l, l + lanes, ...; both ends of a row may be cut spans. Dead
 // elements of a span are not written.
-template <typename T>
+template <typename T, size_t kBytes>
 __global__ void __launch_bounds__(kRowThreads, kBlocks)
-    optim_sgd_kernel(const Batch<OptimWork> batch, const SgdStep step) {
+    optim_sgd_kernel(const Batch<OptimWork, kBytes> batch, const SgdStep step) {
   step_block<Sgd, T>(batch, step);
 }
 
-template <typename T>
+template <typename T, size_t kBytes>
 __global__ void __launch_bounds__(kRowThreads, kBlocks)
-    optim_adamw_kernel(const Batch<OptimWork> batch, const AdamwStep step) {
+    optim_adamw_kernel(const Batch<OptimWork, kBytes> batch, const AdamwStep step) {
   step_block<Adamw, T>(batch, step);
 }
 
@@ -145,17 +145,41 @@ OptimWork plan_param(const OptimParam& param, int span) {
   return work;
 }
 
-template <typename T, typename Step>
-cudaError_t launch_steps(void (*kernel)(Batch<OptimWork>, Step), const OptimParam* params, int64_t count,
-                         const Step& step, cudaStream_t stream) {
-  constexpr int64_t kLongestRow = std::numeric_limits<int32_t>::max() - kRowThreads * 8;  // offsets are 32-bit
+// Kernels::kernel<T, kBytes>() is the kernel to launch.
+template <typename Kernels, typename T, size_t kBytes, typename Step>
+cudaError_t launch_batches(const OptimParam* params, int64_t count, const Step& step, cudaStream_t stream) {
   const auto plan = [&](int64_t i) { return plan_param(params[i], kSpanOf<T>); };
-  for (int64_t i = 0; i < count; ++i)
-    if (plan(i).param.row_elements > kLongestRow) return cudaErrorInvalidValue;
-  return launch_in_batches<OptimWork>(count, plan, [&](const Batch<OptimWork>& batch, unsigned grid) {
-    return launch(kernel, {grid, kRowThreads, kTeamSumBytes}, stream, batch, step);
+  return launch_in_batches<OptimWork, kBytes>(count, plan, [&](const Batch<OptimWork, kBytes>& batch, unsigned grid) {
+    return launch(Kernels::template kernel<T, kBytes>(), {grid, kRowThreads, kTeamSumBytes}, stream, batch, step);
   });
 }
+
+template <typename Kernels, typename Step>
+cudaError_t launch_steps(Element element, const OptimParam* params, int64_t count, const Step& step,
+                         cudaStream_t stream) {
+  constexpr int64_t kLongestRow = std::numeric_limits<int32_t>::max() - kRowThreads * 8;  // offsets are 32-bit
+  return with_element(element, [&](auto zero) {
+    using T = decltype(zero);
+    for (int64_t i = 0; i < count; ++i)
+      if (plan_param(params[i], kSpanOf<T>).param.row_elements > kLongestRow) return cudaErrorInvalidValue;
+    return kTakesManyParameters && count > Batch<OptimWork>::kRoom
+               ? launch_batches<Kernels, T, kManyParameterBytes>(params, count, step, stream)
+               : launch_batches<Kernels, T, kParameterBytes>(params, count, step, stream);
+  });
+}
+
+struct SgdKernels {
+  template <typename T, size_t kBytes>
+  static auto kernel() {
+    return optim_sgd_kernel<T, kBytes>;
+  }
+};
+struct AdamwKernels {
+  template <typename T, size_t kBytes>
+  static auto kernel() {
+    return optim_adamw_kernel<T, kBytes>;
+  }
+};
 
 }  // namespace
 
@@ -180,18 +204,12 @@ AdamwAge adamw_age(double lr, double beta1, double beta2, double t) {
 
 cudaError_t launch_optim_sgd(Element element, const OptimParam* params, int64_t count, const SgdStep& step,
                              cudaStream_t stream) {
-  return with_element(element, [&](auto zero) {
-    using T = decltype(zero);
-    return launch_steps<T>(optim_sgd_kernel<T>, params, count, step, stream);
-  });
+  return launch_steps<SgdKernels>(element, params, count, step, stream);
 }
 
 cudaError_t launch_optim_adamw(Element element, const OptimParam* params, int64_t count, const AdamwStep& step,
                                cudaStream_t stream) {
-  return with_element(element, [&](auto zero) {
-    using T = decltype(zero);
-    return launch_steps<T>(optim_adamw_kernel<T>, params, count, step, stream);
-  });
+  return launch_steps<AdamwKernels>(element, params, count, step, stream);
 }
 
 }  // namespace prunekernels

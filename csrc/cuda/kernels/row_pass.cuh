@@ -19,18 +19,25 @@ constexpr int kWarpLog = 5;
 // ---- many matrices, one launch
 
 constexpr size_t kParameterBytes = 4096 - 128;  // the rest is for the kernel's other parameters
+// What CUDA 12.1 and later take. Every launch copies all of them, so they are for batches that need the room.
+constexpr size_t kManyParameterBytes = 32764 - 128;
+#if defined(PK_EMULATED)
+constexpr bool kTakesManyParameters = true;
+#else
+constexpr bool kTakesManyParameters = CUDART_VERSION >= 12010;
+#endif
 
-template <typename Item>
+template <typename Item, size_t kBytes = kParameterBytes>
 struct Batch {
-  static constexpr int kRoom = (kParameterBytes - 8) / (sizeof(Item) + sizeof(uint32_t));
+  static constexpr int kRoom = (kBytes - 8) / (sizeof(Item) + sizeof(uint32_t));
   int32_t count;
   uint32_t first_block[kRoom];
   Item items[kRoom];
 };
 
 // The item that this block belongs to: the last one that begins at or before it.
-template <typename Item>
-PK_DEVICE int item_of_block(const Batch<Item>& batch) {
+template <typename Item, size_t kBytes>
+PK_DEVICE int item_of_block(const Batch<Item, kBytes>& batch) {
   int item = 0;
   for (int end = batch.count; end - item > 1;) {
     const int middle = (item + end) / 2;
@@ -44,10 +51,10 @@ PK_DEVICE int item_of_block(const Batch<Item>& batch) {
 
 // Launches items 0..count - 1 in as few batches as possible. plan(i) makes item i; its method blocks() says how many
 // blocks it needs (0: it is left out). run(batch, grid) launches a batch.
-template <typename Item, typename Plan, typename Run>
+template <typename Item, size_t kBytes = kParameterBytes, typename Plan, typename Run>
 cudaError_t launch_in_batches(int64_t count, Plan plan, Run run) {
   constexpr int64_t kMaxGrid = std::numeric_limits<int32_t>::max();
-  Batch<Item> batch;
+  Batch<Item, kBytes> batch;
   batch.count = 0;
   int64_t grid = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -55,7 +62,7 @@ cudaError_t launch_in_batches(int64_t count, Plan plan, Run run) {
     const int64_t blocks = item.blocks();
     if (blocks > kMaxGrid) return cudaErrorInvalidValue;
     if (blocks == 0) continue;
-    if (batch.count == Batch<Item>::kRoom || grid + blocks > kMaxGrid) {
+    if (batch.count == Batch<Item, kBytes>::kRoom || grid + blocks > kMaxGrid) {
       const cudaError_t status = run(batch, static_cast<unsigned>(grid));
       if (status != cudaSuccess) return status;
       batch.count = 0;

@@ -166,6 +166,9 @@ class TooLongCase:
         assert lib.status(f"pk_{self.operation}", ELEMENTS.index(self.element), params, 1, *numbers)[0] == 1
 
 
+ROOMS = [(size - 128 - 8) // (PARAM.itemsize + 16 + 4) for size in (4096, 32764)]  # parameters of a launch
+
+
 def cases(operation: str, element: str) -> list:
     def case(*params, **more):
         return Case(operation, element, params, **more)
@@ -202,6 +205,9 @@ def cases(operation: str, element: str) -> list:
         )
         for n in range(100)
     ]
+    for room in ROOMS:  # one launch, and two
+        for count in (room, room + 1):
+            found.append(case(*(Param(1 + n % 2, 3, t=1 + n) for n in range(count)), name=f"{count}-params"))
     found += [case(*many, name="many-params"), case(name="no-params"), TooLongCase(operation, element)]
     if operation == "optim_sgd":
         for first in (False, True):
