@@ -115,8 +115,9 @@ class Model:
         moved = _of_images(full, lambda cut: traffic.convolution(cut, filters, inputs, grad_input, tile))
         name = "igemm_grad_input" if grad_input else "igemm_fwd"
         vectors = str(bool(source.vectors)).lower()
-        kernel = f"{name}_kernel<BFloat16, {TILES[tile]}, {vectors}>"
-        if tile == len(TILES):
+        if tile < len(TILES):
+            kernel = f"{name}_kernel<BFloat16, {TILES[tile]}, {vectors}>"
+        else:
             kernel = f"{name}_warpgroup_kernel<BFloat16, {vectors}>"
         return [self._launch(kernel, moved, flops, x + y)]
 
