@@ -30,9 +30,10 @@ def layout_of(sizes: Sequence[int], axis: int, free: Sequence[bool]) -> Layout:
 
 
 def regroup(layout: Layout, sizes: Sequence[int], free: Sequence[bool] | None = None) -> Layout | None:
-    """What a view of other sizes makes of a layout; None if it cuts a dimension into unequal parts, or a free one.
+    """What a view of other sizes makes of a layout; None if it cuts a dimension into unequal parts.
 
-    free: which of the sizes may be others; None: it is known that a cut fits all sizes.
+    free: which of the sizes may be others; None: it is known that a cut fits all sizes. A free dimension may be cut
+    where it counts no channels, into parts that are free too: what is left of the sizes is then equal for all of them.
     """
     waiting = [factor for dim in layout for factor in dim if factor.size > 1 or factor.step]
     result: Layout = []
@@ -45,7 +46,7 @@ def regroup(layout: Layout, sizes: Sequence[int], free: Sequence[bool] | None = 
             if size % first.size == 0:
                 factors.append(first)
                 size //= first.size
-            elif first.size % size == 0 and not (free and first.is_free):
+            elif first.size % size == 0 and not (free and first.is_free and first.step):
                 inner = first.size // size
                 factors.append(first._replace(size=size, stride=first.stride * inner, step=first.step * inner))
                 waiting.insert(0, first._replace(size=inner))
