@@ -40,7 +40,7 @@ def net_of(middle, width=8, **layers):
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.bias)
-    pk.convert(net)
+    pk.convert(net, linears=True)
     return net
 
 
@@ -101,7 +101,7 @@ def selective_halves(net, x):
 
 def convnext(net, x):
     y = net.deep(x).permute(0, 2, 3, 1)
-    y = net.second(F.gelu(net.hidden(y))) * net.scale.gamma
+    y = net.second(F.gelu(net.hidden(net.norm(y)))) * net.scale.gamma
     return x + y.permute(0, 3, 1, 2)
 
 
@@ -123,8 +123,9 @@ MOVES = {
     "linear": (channels_last(lambda net, x: net.linear(x)), {"linear": nn.Linear(8, 8)}, 4, 4),
     "scale": (channels_last(lambda net, x: x * net.scale.gamma + x), {"scale": gamma(8)}, 4, 4),
     "scale_and_shift": (channels_last(lambda net, x: x * (x * net.scale.shift)), {"scale": gamma(1, 1, 1, 8)}, 4, 4),
-    "convnext": (convnext, {"deep": nn.Conv2d(8, 8, 7, padding=3, groups=8), "hidden": nn.Linear(8, 16),
-                            "second": nn.Linear(16, 8), "scale": gamma(8)}, 8, 8),
+    "layer_norm": (channels_last(lambda net, x: net.norm(x)), {"norm": nn.LayerNorm(8)}, 4, 4),
+    "convnext": (convnext, {"deep": nn.Conv2d(8, 8, 7, padding=3, groups=8), "norm": nn.LayerNorm(8),
+                            "hidden": nn.Linear(8, 16), "second": nn.Linear(16, 8), "scale": gamma(8)}, 4, 4),
     "sum_of_parts": (lambda net, x: split(x).sum(1), {}, 4, 4),
     "mean_of_parts": (lambda net, x: split(x, 4).mean(1), {}, 4, 4),
     "softmax_of_parts": (lambda net, x: split(x).softmax(1).flatten(1, 2) * x, {}, 4, 4),
@@ -159,9 +160,10 @@ def test_moved_channels_go(name, form):
     small = shrink(net, X, form=form)
     assert_same_function(net, small, torch.randn(3, 3, 8, 8, dtype=torch.float64))
     assert small.get_submodule("first.0").out_channels == (in_module if form == "module" else in_graph)
-    if "linear" in name:
-        assert small.get_submodule("linear").in_features == 4
-    elif in_module == 4 or "reduce" in dict(net.named_modules()):
+    if name in ("linear", "convnext"):
+        layers = [m for m in small.modules() if isinstance(m, nn.Linear)]
+        assert [(m.in_features, m.out_features) for m in layers] == ([(4, 4)] if name == "linear" else [(4, 8), (8, 4)])
+    if in_module == 4 or "reduce" in dict(net.named_modules()):
         assert small.get_submodule("last").in_channels * 2 == WIDTHS.get(name, 8)
     if "reduce" in dict(net.named_modules()):
         assert small.get_submodule("reduce").in_channels == 4 and small.get_submodule("expand").out_channels == 8

@@ -114,7 +114,7 @@ def test_compacted_products(name):
 # Groups
 
 GROUPS = {
-    "convnext": [("first.0", "deep")],
+    "convnext": [("first.0", "deep", "second"), ("hidden",)],
     "sum_of_parts": [("first.0",)],
     "shuffle": [("first.0",)],
     "split_attention": [("first.0",), ("wide", "expand"), ("reduce",)],
