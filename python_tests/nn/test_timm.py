@@ -135,3 +135,27 @@ def test_adapters_of_timm_layers(training):
             layer.set_mask(keep)
     again = copy.deepcopy(net)
     torch.testing.assert_close(pk.flow(net)(X), again(X))
+
+
+# Channels that move, and the operations that run at full width in live mode
+MOVED = [
+    ("resnest14d", set()),
+    ("skresnet18", set()),
+    ("mobileone_s0", set()),
+    ("ecaresnet26t", {"conv1d"}),  # it mixes channels, pooled ones
+    ("convnext_atto", {"layer_norm"}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "full_width"), MOVED, ids=[name for name, _ in MOVED])
+def test_channels_that_move_stay_live(name, full_width):
+    net, x = network(name).double(), X.double()
+    pk.convert(net, norms=name != "convnext_atto")
+    half(net)
+    with torch.no_grad():
+        want = net(x)
+        with recording(net) as fallbacks:
+            got = pk.flow(net)(x)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9 * float(want.abs().max()))
+    assert {row["op"] for row in fallbacks} == full_width
