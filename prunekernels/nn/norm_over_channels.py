@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import gather_channels
-from ..live import LiveList, LiveTensor, fallbacks
+from ..live import LiveList, LiveTensor, full_width
 from ..live.channel_list import align_of
 from ..live.channel_ops import FLOATS, regroup, to_dense
 from ..live.tensor import FilledTensor, can_flow, wrap
@@ -71,25 +71,41 @@ class NormOverChannels(MaskedNorm):
         if is_recorded_or_transformed():
             return self._recorded_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
         self._bring_up_to_date()
-        if type(input) is FilledTensor:
+        last = self._channel_axis(input) != 1
+        if last and isinstance(input, LiveTensor):
+            self._check_channels(input)
+            first = input.movedim(-1, 1)
+            if type(first) is LiveTensor and first.dtype in FLOATS:
+                return self._live_forward(first).movedim(1, -1)
+            input = (first.unfilled(self._op) if isinstance(first, FilledTensor) else full_width(first)).movedim(1, -1)
+        elif isinstance(input, FilledTensor):
             input = input.unfilled(self._op)
-        if type(input) is LiveTensor and self._channel_axis(input) != 1:
-            fallbacks.record(f"{self._op} (channels in the last dimension)")
-            input = input.to_dense()
         if self._all_live and type(input) is not LiveTensor:
             return self._plain_forward(input)
         self._check_channels(input)
         if input.dtype not in FLOATS:
             return self._recorded_forward(input.to_dense() if type(input) is LiveTensor else input)
-        if self._channel_axis(input) != 1:
+        if type(input) is LiveTensor:
+            return self._live_forward(input)
+        if self._makes_live(input):
+            return self._live_forward(input.movedim(-1, 1)).movedim(1, -1) if last else self._live_forward(input)
+        if last:
             rows = input.reshape(1, math.prod(input.shape[:-1]), 1, input.shape[-1])
             return self._masked_forward(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).reshape(input.shape)
-        if type(input) is LiveTensor:  # a channel that is live here but arrives dead counts as zeros
-            compact = regroup(input.compact, input.live, self._channels)
+        return self._masked_forward(input)
+
+    def _makes_live(self, x: Tensor) -> bool:
+        """Whether the result is a live tensor."""
+        return self._flow and not self._forward_hooks and can_flow(x) and not self._channels.almost_full and x.dim() > 1
+
+    def _live_forward(self, x: Tensor) -> Tensor:
+        """The norm in live mode. x: [N, C, ...], plain or live."""
+        if type(x) is LiveTensor:  # a channel that is live here but arrives dead counts as zeros
+            compact = regroup(x.compact, x.live, self._channels)
         else:
-            compact = self._gathered(input)
+            compact = self._gathered(x)
         y, channels = self._normalize(compact), self._channels
-        if self._flow and not self._forward_hooks and can_flow(input) and not channels.almost_full:
+        if self._makes_live(x):
             padded = channels.aligned(align_of(y.device, self._align))
             return wrap(regroup(y, channels, padded), padded)
         return to_dense(y, channels)
