@@ -55,6 +55,7 @@ NETWORKS = {
     "no factors": lambda: Residual(lambda C: nn.GroupNorm(4, C, affine=False)),
     "channels first": lambda: Residual(LayerNorm2d),
     "channels last": ChannelsLast,
+    "masked linears": ChannelsLast,
 }
 
 
@@ -66,7 +67,7 @@ def network(name, seed=0):
         for module in net.modules():
             if isinstance(module, (nn.GroupNorm, nn.LayerNorm)) and module.weight is not None:
                 module.weight.uniform_(0.5, 1.5), module.bias.uniform_(-0.5, 0.5)
-    pk.convert(net)
+    pk.convert(net, linears=name == "masked linears")
     return net
 
 

@@ -66,7 +66,7 @@ def test_networks_agree(name, how):
     with recording(live) as fallbacks:
         got, want = live(X), net(X)
     torch.testing.assert_close(got, want)
-    if name != "channels last":
+    if name not in ("channels last", "masked linears"):
         assert not fallbacks
     got.square().sum().backward(), want.square().sum().backward()
     for (key, p), q in zip(net.named_parameters(), live.parameters(), strict=True):
