@@ -66,5 +66,5 @@ def _check() -> None:
         )
 
 
-if extension._C is not None and extension.build_info()["cuda"]:
+if extension._C is not None and _is_compiled("masked_conv2d"):
     torch.cuda._lazy_call(_check)  # at once where CUDA has started
