@@ -18,7 +18,8 @@ class ChannelAnalysis(NetworkChannels):
     rules: the rule that each operator followed; UNKNOWN where its own did not fit.
     constants: False counts a channel that holds another constant than zero as live, so it is kept where it is read.
     statistics: True counts the live channels of norms as read, since their running statistics move in training.
-    whole_groups: True ties all that a group of a grouped convolution reads and computes.
+    even_groups: True ties channels so far that groups of a convolution are even whatever is kept: all of a group, or
+        those at the same place of every group, if they have more places than there are groups.
     """
 
     def __init__(
@@ -28,10 +29,10 @@ class ChannelAnalysis(NetworkChannels):
         *,
         constants: bool = True,
         statistics: bool = False,
-        whole_groups: bool = False,
+        even_groups: bool = False,
     ) -> None:
         super().__init__(traced, tensors)
-        self.statistics, self.whole_groups = statistics, whole_groups
+        self.statistics, self.even_groups = statistics, even_groups
         self.rules: dict[fx.Node, Rule] = {}
         self.own_rules = {
             node: rule_for(node)

@@ -133,7 +133,7 @@ class NetworkChannels:
     def __init__(self, traced: Traced, tensors: Mapping[str, Tensor] | None = None) -> None:
         self.traced = traced
         self.tensors = traced.tensors if tensors is None else tensors
-        self.statistics = self.whole_groups = False
+        self.statistics = self.even_groups = False
         self.own_rules: Mapping[fx.Node, Any] = {}  # of every operator that has one, whether it fits there or not
         self.classes = Classes()
         self.states: dict[fx.Node, State] = {}
@@ -186,6 +186,8 @@ class NetworkChannels:
         """Ties channels that index a dimension of a parameter to those of the other nodes that use it."""
         if node is not None:
             first = self.tied.setdefault((self.traced.names[node], dim), ids)
+            if first is ids:
+                return
             if first.shape == ids.shape:
                 self.classes.tie(first, ids)
             else:  # in one place it is the weight of several groups

@@ -30,7 +30,9 @@ class Group:
 
     The channels that meet are the joint channels of the group, numbered from 0 to width - 1. Where a shortcut pads
     channels, the filters of a narrow layer are only some of them. All that a group of a grouped convolution reads and
-    computes is one joint channel.
+    computes is one joint channel. Where groups have more filters and inputs than there are groups, the filters at the
+    same place of every group are one instead, and so are the inputs: either way groups stay even, as small networks
+    want them.
 
     Attributes:
         width: The number of joint channels.
@@ -157,7 +159,7 @@ def coupled_groups(model: nn.Module, example_input: Any) -> list[Group]:
         model = deep_copy(model)
         convert(model)
     traced = trace("coupled_groups", model, example_input)
-    analysis = ChannelAnalysis(traced, any_weights(model, traced, all_dead=True), whole_groups=True)
+    analysis = ChannelAnalysis(traced, any_weights(model, traced, all_dead=True), even_groups=True)
     roots = analysis.classes.roots()
     norms, readers = (layer_uses(analysis, kind) for kind in (NormRule, WeightRule))
     filters = {name: roots[uses[0][1].ids] for name, uses in filter_uses(analysis, model).items()}

@@ -66,10 +66,12 @@ class Costs:
             if isinstance(layer, _ConvTransposeNd):
                 K, Cg = layer.out_channels, layer.in_channels // layer.groups
             is_plain = isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
-            readers = zip(first, groups, strict=False) if is_plain and getattr(layer, "groups", 1) == 1 else ()
-            found = [place + c[c >= 0].numpy() for place, g in readers if (c := g.readers.get(name)) is not None]
+            in_groups = getattr(layer, "groups", 1)  # of many, each stays or goes with all that it reads
+            loses_inputs = in_groups == 1 or (isinstance(layer, nn.Conv2d) and min(Cg, K // in_groups) > in_groups)
+            readers = zip(first, groups, strict=False) if is_plain and loses_inputs else ()
+            found = [(place, c[:Cg]) for place, g in readers if (c := g.readers.get(name)) is not None]
             rows.append(at.get(name, np.zeros(0, dtype=np.int64)))
-            columns.append(_joined(found))
+            columns.append(_joined([place + c[c >= 0].numpy() for place, c in found]))
             whole = row["dense"] if kind == "flops" else layer.weight.numel()
             prices.append(whole // (K * Cg))  # of one filter and one channel that it reads
             widths.append(K - len(rows[-1]))  # those that are always computed

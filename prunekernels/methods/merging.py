@@ -141,7 +141,7 @@ def mergeable_groups(
         By a group's layers, its MergeGroup.
     """
     traced = trace(op, model, example_input)
-    flow = ChannelAnalysis(traced, any_weights(model, traced, all_dead=True), whole_groups=True)
+    flow = ChannelAnalysis(traced, any_weights(model, traced, all_dead=True), even_groups=True)
     convs, reading = filter_uses(flow, model), layer_uses(flow, WeightRule)
     depth = _depths(flow, convs)
     modules, roots = dict(model.named_modules()), flow.classes.roots()

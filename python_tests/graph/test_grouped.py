@@ -15,6 +15,7 @@ from prunekernels.graph.narrower import Narrower, read_masks
 from prunekernels.graph.shrink import shrink
 from prunekernels.graph.trace import trace
 from prunekernels.inspect.flops import count_flops
+from prunekernels.methods.costs import Costs
 
 X = images()
 
@@ -160,6 +161,38 @@ def test_one_weight_with_and_without_groups():
     net.first.set_masks(filter=torch.tensor([1, 0, 1, 0, 0, 0, 1, 1]).bool())
     for form in ("module", "graph"):
         assert_same_function(net, shrink(net, X, form=form), X)
+
+
+def few_groups():
+    """3 -> 12, in 2 groups to 8, to 4."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 12, 1), nn.ReLU(), nn.Conv2d(12, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 4, 1)]
+    net = nn.Sequential(*layers).double().eval()
+    pk.convert(net)
+    return net
+
+
+def test_joint_channels_of_few_groups_are_inside_them():
+    net = few_groups()
+    groups = pk.coupled_groups(net, X)
+    assert [(group.layers, group.width) for group in groups] == [(("0",), 6), (("2",), 4), (("4",), 4)]
+    groups[0].set_masks(net, torch.tensor([1, 0, 1, 1, 0, 0]).bool())
+    groups[1].set_masks(net, torch.tensor([0, 0, 1, 0]).bool())
+    assert net[0].filter_mask.tolist() == net[2].input_mask.tolist() == [True, False, True, True, False, False] * 2
+    small = shrink(net, X)
+    assert (small[2].in_channels, small[2].out_channels, small[2].groups) == (6, 2, 2)
+    assert_same_function(net, small, X)
+
+
+@pytest.mark.parametrize("make", [few_groups, chain])
+def test_costs_are_those_of_the_small_network(make):
+    net = make()
+    groups = [group for group in pk.coupled_groups(net, X) if not group.is_output]
+    keeps = [torch.arange(group.width) % 3 != 1 for group in groups]
+    saved = Costs(net, groups, groups, X).saved(~torch.cat(keeps).numpy())
+    for group, keep in zip(groups, keeps, strict=True):
+        group.set_masks(net, keep)
+    assert count_flops(net, X).dense - saved == count_flops(shrink(net, X), X).dense
 
 
 def test_joint_channels_are_whole_groups():

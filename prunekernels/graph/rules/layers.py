@@ -72,7 +72,7 @@ class WeightRule(LayerRule):
         net.share(weight, 0, filters)
         if len(by_group) == 1:
             net.share(weight, 1, inputs)
-        elif by_group.shape[1] > 1 and not net.whole_groups:
+        elif by_group.shape[1] > 1:
             net.share(weight, 1, by_group)
 
     def foldable(self, node: fx.Node) -> bool:
@@ -132,10 +132,13 @@ class WeightRule(LayerRule):
         by_group, name = x.ids.view(groups, -1), self.name(net.traced, node)
         if isinstance(net.traced.modules.get(name), (nn.Conv2d, nn.ConvTranspose2d)):
             net.numbers.setdefault((name, "groups"), by_group)
-        if by_group.shape[1] > 1 and not (net.whole_groups or self.whole_groups):
-            filters = net.classes.new(K)
-            net.groups.append(ConvGroups(by_group, filters.view(groups, -1)))
-            return filters
+        finer = not net.even_groups or min(by_group.shape[1], K // groups) > groups
+        if by_group.shape[1] > 1 and finer and not self.whole_groups:
+            sides = ConvGroups(by_group, net.classes.new(K).view(groups, -1))
+            net.groups.append(sides)
+            for ids in sides if net.even_groups else ():
+                net.classes.tie(ids[:1].expand(groups - 1, -1), ids[1:])
+            return sides.filters.flatten()
         for c in range(1, by_group.shape[1]):  # kept or removed as a whole, with its filters
             net.classes.tie(by_group[:, 0], by_group[:, c])
         return by_group[:, 0].repeat_interleave(K // groups)
