@@ -203,7 +203,8 @@ def fixed_class(cls: type[nn.Module]) -> type[nn.Module]:
 @functools.cache
 def _make_fixed(cls: Any, adapter: Adapter) -> type[nn.Module]:
     base: Any = FixedGroupNorm if issubclass(cls, nn.GroupNorm) else FixedLayerNorm
-    return _make(f"Fixed{cls.__name__}", (_AroundNorm, base, cls), adapter, fixed_class, plain_class=cls)
+    bases = (base, _Made) if adapter.input is None and adapter.output is None else (_AroundNorm, base)
+    return _make(f"Fixed{cls.__name__}", (*bases, cls), adapter, fixed_class, plain_class=cls)
 
 
 def keep_channels(norm: nn.Module, channels: NormChannels) -> None:

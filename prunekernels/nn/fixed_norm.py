@@ -4,15 +4,13 @@ They stand in small networks where a layer of torch.nn does not serve: where cha
 out, or where its groups keep different numbers of channels.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .norm_channels import Chunks, NormChannels, normalize_chunks
+from .norm_channels import NormChannels, normalize_chunks
 from .reparametrized import set_layer_class
 
 
@@ -28,15 +26,12 @@ class FixedChannels(nn.Module):
     plain_class: type[nn.Module]
     order: Tensor
     place: Tensor
-    chunks: Chunks
-    weight: Tensor | None
-    bias: Tensor | None
+    chunks: list[tuple[int, int]]
     eps: float
 
-    def _factors(self) -> tuple[Tensor | None, Tensor | None]:
-        """Weight and bias of the channels in order."""
-        weight, bias = (None if p is None else p.index_select(0, self.order) for p in (self.weight, self.bias))
-        return weight, bias
+    def _pick(self, factor: Tensor | None) -> Tensor | None:
+        """Weight or bias of the channels in order."""
+        return None if factor is None else factor.index_select(0, self.order)
 
     def _spread(self, y: Tensor, dim: int) -> Tensor:
         """Puts what stands in order along dim in its places."""
@@ -51,16 +46,16 @@ class FixedChannels(nn.Module):
 class FixedLayerNorm(FixedChannels, nn.LayerNorm):
     """nn.LayerNorm of a fixed list of channels."""
 
+    __constants__ = [*nn.LayerNorm.__constants__, "_channels_first"]  # of torch.jit.script
     plain_class = nn.LayerNorm
     _channels_first = False
-    weight: nn.Parameter
-    bias: nn.Parameter
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.chunks:
+        if len(self.chunks) == 0:
             return torch.zeros_like(input)
         x = input.permute(0, 2, 3, 1) if self._channels_first else input
-        y = F.layer_norm(x.index_select(-1, self.order), (self.order.numel(),), *self._factors(), self.eps)
+        weight, bias = self._pick(self.weight), self._pick(self.bias)
+        y = F.layer_norm(x.index_select(-1, self.order), [self.order.numel()], weight, bias, self.eps)
         y = self._spread(y, -1)
         return y.permute(0, 3, 1, 2) if self._channels_first else y
 
@@ -69,13 +64,12 @@ class FixedGroupNorm(FixedChannels, nn.GroupNorm):
     """nn.GroupNorm of a fixed list of channels, in groups that may have different sizes."""
 
     plain_class = nn.GroupNorm
-    weight: nn.Parameter
-    bias: nn.Parameter
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.chunks:
+        if len(self.chunks) == 0:
             return torch.zeros_like(input)
-        y = normalize_chunks(input.index_select(1, self.order), self.chunks, *self._factors(), self.eps)
+        weight, bias = self._pick(self.weight), self._pick(self.bias)
+        y = normalize_chunks(input.index_select(1, self.order), self.chunks, weight, bias, self.eps)
         return self._spread(y, 1)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Chunks = Sequence[tuple[int, int]]
+Chunks = list[tuple[int, int]]
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -35,7 +34,7 @@ class NormChannels:
         self.place = np.full(channels, -1, np.int64)
         self.place[self.order] = np.arange(self.order.size)
         found, counts = np.unique(sizes, return_counts=True)
-        self.chunks = tuple((int(count), int(size)) for size, count in zip(found, counts, strict=True))
+        self.chunks = [(int(count), int(size)) for size, count in zip(found, counts, strict=True)]
         self._known: dict[Any, tuple[Tensor, Tensor]] = {}
 
     @staticmethod
@@ -80,7 +79,8 @@ def normalize_chunks(x: Tensor, chunks: Chunks, weight: Tensor | None, bias: Ten
     parts, start = [], 0
     for groups, size in chunks:
         count = groups * size
-        w, b = (None if p is None else p.narrow(0, start, count) for p in (weight, bias))
+        w = None if weight is None else weight.narrow(0, start, count)
+        b = None if bias is None else bias.narrow(0, start, count)
         part = x.narrow(1, start, count)
         parts.append(torch.group_norm(part, groups, w, b, eps, torch.backends.cudnn.enabled))
         start += count

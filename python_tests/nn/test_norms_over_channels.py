@@ -268,6 +268,7 @@ def test_from_norm_and_to_norm(kind, name):
     torch.testing.assert_close(back(x), norm(x))
     torch.testing.assert_close(torch.fx.symbolic_trace(nn.Sequential(back))(x), norm(x))
     torch.testing.assert_close(pickle.loads(pickle.dumps(back))(x), norm(x))
+    torch.testing.assert_close(torch.jit.script(back)(x), norm(x))
     assert plain.weight.all()
 
 
@@ -330,6 +331,8 @@ def test_subclasses_of_libraries(cls, name, format):
     assert isinstance(back, cls) and (type(back) is cls) == (name == "all live")
     torch.testing.assert_close(back(x), want)
     torch.testing.assert_close(copy.deepcopy(back)(x), want)
+    if cls is LayerNorm2d:
+        torch.testing.assert_close(torch.jit.script(back)(x), want)
     if name != "all live":
         with pytest.raises(ValueError, match="expected all channels live, got dead ones.*pk.shrink.*bake=True"):
             pk.restore(norm)
