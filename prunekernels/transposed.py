@@ -72,7 +72,7 @@ def masked(
         y = _OwnGradient.apply(x, weight, table, table if grad_table is None else grad_table, factors, size, options)
     if bias is None:
         return y
-    return y + (bias if filters is None else torch.where(filters, bias, 0)).view(-1, 1, 1)
+    return y.add_((bias if filters is None else torch.where(filters, bias, 0)).view(-1, 1, 1))
 
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
