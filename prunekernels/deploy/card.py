@@ -99,9 +99,11 @@ def _layers(model: nn.Module, small: nn.Module) -> str:
     rows = [["layer", "filters", "of", "live"]]
     for name, layer in model.named_modules():
         if isinstance(layer, MaskedFilters):
-            left = getattr(after.get(name), "weight", None)
-            filters = 1 if isinstance(layer, nn.ConvTranspose2d) and layer.groups == 1 else 0  # that dimension
-            count = str(left.shape[filters]) if isinstance(left, Tensor) else "none"
+            of_small = after.get(name)
+            left = getattr(of_small, "weight", None)
+            count = str(left.shape[0]) if isinstance(left, Tensor) else "none"
+            if isinstance(of_small, nn.ConvTranspose2d):
+                count = str(of_small.out_channels)
             live = int((layer.filter_mask & layer.hard_mask).sum())
             rows.append([f"`{name}`", count, str(layer.out_channels), str(live)])
     return f"## Masks\n\nWhat is left of each masked convolution.\n\n{_table(rows)}" if len(rows) > 1 else ""
