@@ -20,6 +20,7 @@ FILTERS_BF16 = "2026-11-28-epyc-2core-a646ebc-filters-bf16"
 NEW_SHAPES = "2026-11-28-epyc-2core-a646ebc-new-shapes"
 KERNELS = "2026-11-28-epyc-2core-a646ebc-kernels"
 BLOCKS = ("2026-11-28-epyc-2core-a646ebc-blocks-16x32", "2026-11-28-epyc-2core-a646ebc-blocks-4x4")
+MODELS = "MODELS_FILE"
 OPTIMIZERS = "2026-11-24-epyc-2core-f486e33-optim"
 METHODS = ("2026-11-24-epyc-2core-9f10d70-methods", "2026-11-24-epyc-2core-4b4d01a-methods-pgp")
 EVIDENCE = "2026-11-28-epyc-2core-7e132bd-methods-fashion"

@@ -26,6 +26,7 @@ from result_rows import (
     INDEPENDENT,
     KERNELS,
     MASK_CHANGE,
+    MODELS,
     MORE_NAMES,
     NAMES,
     NEW_SHAPES,
@@ -334,6 +335,35 @@ def methods_goals() -> str:
     return markdown(head, [[row[name] for name in head] for row in load(EVIDENCE)["goals"]])
 
 
+def models() -> str:
+    """Networks of public libraries, and what became of them."""
+    head = ("network", "library", "masked layers", "masked groups", "live", "full width", "compacted", "small network",
+            "multiply-adds left", "ONNX", "Torch-Pruning", "its multiply-adds left")  # fmt: skip
+    cells = []
+    for r in load(MODELS)["rows"]:
+        said = {what: "yes" if answer == "yes" else "no" for what, answer in r["answers"].items()}
+        cells.append(
+            (f"`{r['model']}`", r["library"], f"{r['converted']} of {r['layers']}",
+             "no" if r["groups"] is None else f"{r['pruned_groups']} of {r['groups']}", said.get("live", "no"),
+             ", ".join(f"{name} {count}" for name, count in r["fallbacks"].items()), said.get("compacted", "no"),
+             r["form"] or "no", ratio(r["left"]), said.get("onnx", "no"), said["torch_pruning"],
+             ratio(r["torch_pruning_left"]))
+        )  # fmt: skip
+    return markdown(head, cells)
+
+
+def models_reasons() -> str:
+    """What is not "yes" in the table of models, and why."""
+    names = {"torch_pruning": "Torch-Pruning", "onnx": "ONNX", "shrink": "small network"}
+    cells = [
+        (f"`{r['model']}`", names.get(what, what), re.sub(r"\x1b\[\d+m", "", answer).replace("|", "\\|"))
+        for r in load(MODELS)["rows"]
+        for what, answer in r["answers"].items()
+        if answer != "yes"
+    ]
+    return markdown(("network", "what", "why"), cells)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
@@ -342,7 +372,7 @@ TABLES: dict[str, Callable[[], str]] = {
         layers_goals, layers_filters, layers_filters_bf16, layers_new_shapes, layers_losing, layers_kernels,
         layers_blocks, methods_short, methods_resnet20,
         methods_vgg_small, optimizers, pgp_detection, pgp_adaptation,
-        methods_resnet20_evidence, methods_vgg_small_evidence, methods_goals,
+        methods_resnet20_evidence, methods_vgg_small_evidence, methods_goals, models, models_reasons,
     )
 }  # fmt: skip
 

@@ -21,7 +21,10 @@ SHELL = ("bash", "sh", "shell", "console")
 SHOWN = ("", "text", "cpp")  # not code, or code that a page's Python blocks compile
 WITH_PYTHON = [page for page in PAGES if any(b.language == "python" for b in blocks(page))]
 SETTINGS = [(page, block) for page in PAGES for block in blocks(page) if block.language == "yaml"]
-LIBRARIES = {f"docs/integrations/{name}.md": (name,) for name in ("lightning", "ultralytics", "accelerate", "timm")}
+LIBRARIES = {
+    f"docs/integrations/{name}.md": (name,)
+    for name in ("lightning", "ultralytics", "accelerate", "timm", "torchvision")
+}
 LIBRARIES["docs/integrations/transformers.md"] = ("transformers", "accelerate")
 COMMANDS = [
     (name_of(page), block.line + number, command)
