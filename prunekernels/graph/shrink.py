@@ -58,7 +58,8 @@ def shrink(
 
     The *graph form* is a torch.fx.GraphModule made of the operators that one run of model executed. Operators without a
     rule get the full width from an index, so their inputs can be small; a channel that is padded, gathered or cut may
-    go. Batch and image size are free where torch.export allows it; another size is an error. It exports to ONNX.
+    go. Batch and image size are free where torch.export allows it; another size is an error. It exports to ONNX. A
+    network whose forward depends on values, as that of a detector that chooses boxes, has the module form alone.
 
     The result is compared with model before it is returned, at several sizes and batches: one line is printed, and a
     difference beyond rounding raises RuntimeError. model itself does not change. save_small writes the result to files.
