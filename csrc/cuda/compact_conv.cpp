@@ -1,5 +1,7 @@
 #include "cuda/compact_conv.h"
 
+#include <array>
+
 #include "ops/vendor_conv.h"
 
 namespace prunekernels {
@@ -14,8 +16,17 @@ struct Sizes {
   int64_t rows() const { return groups * rows_per_group; }
 };
 
+// The forward pass leaves it, and the backward pass takes it if it is what this plan makes of the same weight and mask:
+// another plan's forward pass may have left something else, or nothing.
 at::Tensor compact_weight(const CudaCall& call, const at::Tensor& weight, const Sizes& sizes) {
-  return packed_conv_weight(call, weight, call.mask.pack(), sizes.rows_per_group, sizes.columns);
+  at::Tensor* const copy = call.weight.packed_copy;
+  const std::array<int64_t, 4> size{sizes.rows(), sizes.columns, call.shape.R, call.shape.S};
+  if (copy && copy->defined() && copy->sizes() == at::IntArrayRef(size) && copy->scalar_type() == call.dtype &&
+      copy->device() == weight.device() && copy->is_contiguous(call.format))
+    return *copy;
+  const at::Tensor packed = packed_conv_weight(call, weight, call.mask.pack(), sizes.rows_per_group, sizes.columns);
+  if (copy && !copy->defined()) *copy = packed;
+  return packed;
 }
 
 }  // namespace

@@ -36,28 +36,26 @@ WeightStrides strides_of(const at::Tensor& weight) {
   return {weight.stride(0), weight.stride(1), weight.size(3) == 1 ? weight.stride(2) : weight.stride(3)};
 }
 
-at::Tensor packed_weight(const CudaCall& call, const at::Tensor& weight, const PackMask& mask, PackLayout layout,
-                         int64_t rows_per_group, int64_t columns, bool tf32) {
+std::vector<at::Tensor> packed_weights(const CudaCall& call, const at::Tensor& weight, const PackMask& mask,
+                                       c10::ArrayRef<PackedAs> wanted, bool tf32) {
   const at::Tensor full = even_weight(weight);
-  const int64_t elements = mask.live_groups * rows_per_group * columns * call.shape.taps();
-  const at::Tensor packed = at::empty({elements}, weight.options().memory_format(at::MemoryFormat::Contiguous));
-  const PackJob job{mask,
-                    small(call.shape.taps()),
-                    layout,
-                    small(rows_per_group),
-                    small(columns),
-                    strides_of(full),
-                    element_of(call.dtype),
-                    full.const_data_ptr(),
-                    packed.mutable_data_ptr()};
-  PK_LAUNCH(call.op, launch_pack_weights, &job, 1, element_of(call.dtype), tf32, device::current_stream());
+  std::vector<at::Tensor> packed;
+  std::vector<PackJob> jobs;
+  for (const PackedAs& as : wanted) {
+    const int64_t elements = as.elements(call, mask);
+    packed.push_back(at::empty({elements}, weight.options().memory_format(at::MemoryFormat::Contiguous)));
+    jobs.push_back({mask, small(call.shape.taps()), as.layout, small(as.rows_per_group), small(as.columns),
+                    strides_of(full), element_of(call.dtype), full.const_data_ptr(), packed.back().mutable_data_ptr()});
+  }
+  PK_LAUNCH(call.op, launch_pack_weights, jobs.data(), static_cast<int64_t>(jobs.size()), element_of(call.dtype), tf32,
+            device::current_stream());
   return packed;
 }
 
 at::Tensor packed_conv_weight(const CudaCall& call, const at::Tensor& weight, const PackMask& mask,
                               int64_t rows_per_group, int64_t columns) {
   const auto layout = call.channels_last() ? PackLayout::rows : PackLayout::channels;
-  const at::Tensor packed = packed_weight(call, weight, mask, layout, rows_per_group, columns, false);
+  const at::Tensor packed = packed_weights(call, weight, mask, PackedAs{layout, rows_per_group, columns}, false)[0];
   const int64_t rows = mask.live_groups * rows_per_group, R = call.shape.R, S = call.shape.S;
   return call.channels_last() ? packed.view({rows, R, S, columns}).permute({0, 3, 1, 2})
                               : packed.view({rows, columns, R, S});

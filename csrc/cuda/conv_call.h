@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <vector>
 
 #include "cuda/device_mask.h"
 #include "ops/conv_args.h"
@@ -19,9 +20,16 @@ bool runs_tf32(const CudaCall& call);     // a convolution of floats computed in
 at::Tensor even_weight(const at::Tensor& weight);
 WeightStrides strides_of(const at::Tensor& weight);
 
-// [live_groups * rows, R * S, columns] in the order of the layout, as one row of elements.
-at::Tensor packed_weight(const CudaCall& call, const at::Tensor& weight, const PackMask& mask, PackLayout layout,
-                         int64_t rows_per_group, int64_t columns, bool tf32);
+struct PackedAs {
+  PackLayout layout;
+  int64_t rows_per_group, columns;
+  int64_t elements(const CudaCall& call, const PackMask& mask) const {
+    return mask.live_groups * rows_per_group * columns * call.shape.taps();
+  }
+};
+// Each [live_groups * rows, R * S, columns] in the order of the layout, as one row of elements. In one launch.
+std::vector<at::Tensor> packed_weights(const CudaCall& call, const at::Tensor& weight, const PackMask& mask,
+                                       c10::ArrayRef<PackedAs> wanted, bool tf32);
 // The same, as the weight of a convolution in the call's format: [live_groups * rows, columns, R, S].
 at::Tensor packed_conv_weight(const CudaCall& call, const at::Tensor& weight, const PackMask& mask,
                               int64_t rows_per_group, int64_t columns);

@@ -1,7 +1,5 @@
 #include "cuda/dense_conv.h"
 
-#include <ATen/ops/empty.h>
-
 #include "cuda/kernels/nan_repair.h"
 #include "cuda/plain_conv.h"
 #include "ops/vendor_conv.h"
@@ -11,26 +9,16 @@ namespace {
 
 at::Tensor masked_weight(const CudaCall& call, const at::Tensor& weight) {
   const ConvShape& s = call.shape;
+  if (call.weight.dead_are_zero) return even_weight(weight.contiguous(call.format));
   return packed_conv_weight(call, weight, call.mask.pack_dense(), s.K / s.G, s.C / s.G);
 }
 
 // Corrects the result of a full-width convolution where a NaN or an infinity of a dead channel leaked into it.
 void repair_nan(const CudaCall& call, bool forward, const at::Tensor& operand, const at::Tensor& masked,
                 const OptionalTensor& bias, const at::Tensor& result) {
-  const ConvShape& s = call.shape;
-  const ChannelSide& to = forward ? call.mask.out() : call.mask.in();
-  const LeakSearch search{result.const_data_ptr(),
-                          s.N,
-                          forward ? s.out_pixels() : s.in_pixels(),
-                          to.channels,
-                          element_of(call.dtype),
-                          call.channels_last(),
-                          call.mask.sentinels(forward)};
-  const int blocks = leak_blocks(search);
-  if (blocks == 0) return;
-  const at::Tensor found = at::empty({blocks}, result.options().dtype(at::kInt).memory_format(std::nullopt));
-  PK_LAUNCH(call.op, launch_find_leaks, search, found.mutable_data_ptr<int32_t>(), device::current_stream());
-  const Repair repair{s,
+  const SentinelChannels& sentinels = call.mask.sentinels(forward);
+  if (sentinels.count == 0 || call.operand_is_finite) return;
+  const Repair repair{call.shape,
                       element_of(call.dtype),
                       call.channels_last(),
                       operand.const_data_ptr(),
@@ -38,13 +26,13 @@ void repair_nan(const CudaCall& call, bool forward, const at::Tensor& operand, c
                       strides_of(masked),
                       bias ? bias->const_data_ptr() : nullptr,
                       result.mutable_data_ptr(),
-                      to.slot,
-                      call.mask.pairs()};
+                      (forward ? call.mask.out() : call.mask.in()).slot,
+                      call.mask.pairs(),
+                      sentinels};
   if (forward)
-    PK_LAUNCH(call.op, launch_repair_fwd, repair, found.const_data_ptr<int32_t>(), blocks, device::current_stream());
+    PK_LAUNCH(call.op, launch_repair_fwd, repair, device::current_stream());
   else
-    PK_LAUNCH(call.op, launch_repair_grad_input, repair, found.const_data_ptr<int32_t>(), blocks,
-              device::current_stream());
+    PK_LAUNCH(call.op, launch_repair_grad_input, repair, device::current_stream());
 }
 
 }  // namespace
@@ -53,6 +41,7 @@ at::Tensor dense_forward(const CudaCall& call, const at::Tensor& x, const at::Te
                          const OptionalTensor& bias) {
   if (call.dtype == at::kDouble) return plain_forward(call, x, weight, bias);
   const at::Tensor masked = masked_weight(call, weight);
+  if (call.weight.masked_copy) *call.weight.masked_copy = masked;  // the backward pass takes it as it is
   OptionalTensor live_bias;
   if (bias) live_bias = picked(call.op, *bias, call.mask.kept_filters(), call.shape.K);
   const at::Tensor y = vendor::conv(x, masked, live_bias, call.params, call.params.groups).contiguous(call.format);

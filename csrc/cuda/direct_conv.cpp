@@ -26,6 +26,24 @@ IgemmTile pick_tile(const CudaCall& call, bool forward, bool listed) {
              : igemm_tile(pixels, live, vectors, multiprocessors, warpgroups));
 }
 
+// The forward pass packs both passes' weights in one launch and leaves the backward pass its own: it is taken if it has
+// the right size, as another plan may have left something else, or nothing. Floats are packed for each, since torch may
+// allow tf32 in one pass and not in the other.
+at::Tensor igemm_weight(const CudaCall& call, bool forward, const at::Tensor& weight, bool tf32) {
+  const PackMask mask = call.mask.pack();
+  const int64_t filters = call.mask.out().live, channels = call.mask.in().live;
+  const PackedAs of_forward{PackLayout::rows, filters, packed_count(channels)},
+      of_backward{PackLayout::columns, packed_count(filters), channels};
+  at::Tensor* const copy = call.dtype == at::kFloat ? nullptr : call.weight.packed_copy;
+  if (!forward && copy && copy->defined() && copy->dim() == 1 && copy->scalar_type() == call.dtype &&
+      copy->numel() == of_backward.elements(call, mask) && copy->device() == weight.device())
+    return *copy;
+  if (!forward || !copy) return packed_weights(call, weight, mask, forward ? of_forward : of_backward, tf32)[0];
+  std::vector<at::Tensor> both = packed_weights(call, weight, mask, {of_forward, of_backward}, tf32);
+  *copy = both[1];
+  return both[0];
+}
+
 at::Tensor igemm(const CudaCall& call, bool forward, const at::Tensor& operand, const at::Tensor& weight,
                  const OptionalTensor& bias, bool listed) {
   const ConvShape& s = call.shape;
@@ -33,10 +51,7 @@ at::Tensor igemm(const CudaCall& call, bool forward, const at::Tensor& operand, 
   const bool tf32 = runs_tf32(call);
   const ChannelSide &from = forward ? call.mask.in() : call.mask.out(),
                     &to = forward ? call.mask.out() : call.mask.in();
-  const PackMask mask = call.mask.pack();
-  const at::Tensor packed =
-      forward ? packed_weight(call, weight, mask, PackLayout::rows, to.live, packed_count(from.live), tf32)
-              : packed_weight(call, weight, mask, PackLayout::columns, packed_count(from.live), to.live, tf32);
+  const at::Tensor packed = igemm_weight(call, forward, weight, tf32);
   const at::Tensor result =
       forward ? call.empty({s.N, s.K, s.P, s.Q}, operand) : call.empty({s.N, s.C, s.H, s.W}, operand);
   IgemmArgs args{s, element, tf32, pick_tile(call, forward, listed)};

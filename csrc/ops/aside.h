@@ -44,6 +44,12 @@ struct MaskedCopy {
 // Of such a copy.
 struct DeadAreZero {};
 
+// Of the weight of a forward pass: what its plan has packed of it for the same plan of the input's gradient. Then of
+// the weight of that gradient.
+struct PackedCopy {
+  at::Tensor copy;
+};
+
 // Of the gradient of the output: whether the gradient of the weight has shown that it holds no NaN and no infinity
 // wherever a window has it.
 struct IsFinite {

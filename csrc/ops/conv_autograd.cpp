@@ -112,13 +112,14 @@ variable_list with_nones(variable_list grads, size_t inputs) {
   return grads;
 }
 
-// The weight as the forward pass has masked it, or an undefined tensor; forgotten, unless the graph is kept.
-Tensor take_masked_weight(AutogradContext* ctx) {
-  const auto found = ctx->saved_data.find("masked_weight");
+// What the forward pass has left of the weight under this name, or an undefined tensor; forgotten, unless the graph is
+// kept.
+Tensor take_left(AutogradContext* ctx, const char* name) {
+  const auto found = ctx->saved_data.find(name);
   if (found == ctx->saved_data.end()) return {};
-  Tensor weight = found->second.toTensor();
+  Tensor left = found->second.toTensor();
   if (!torch::autograd::get_current_graph_task_keep_graph()) ctx->saved_data.erase(found);
-  return weight;
+  return left;
 }
 
 struct Conv : Function<Conv> {
@@ -128,10 +129,12 @@ struct Conv : Function<Conv> {
                         const Geometry& g) {
     at::AutoDispatchBelowADInplaceOrView below;
     std::optional<Aside<MaskedCopy>> masked;
-    if (x.requires_grad()) masked.emplace(weight);
+    std::optional<Aside<PackedCopy>> packed;
+    if (x.requires_grad()) masked.emplace(weight), packed.emplace(weight);
     Tensor y = conv(x, weight, bias, mask, grad_mask, grad_scale, g);
     // Not among the saved variables: checkpoints count those, and another plan would save another number.
     if (masked && masked->fact.copy.defined()) ctx->saved_data["masked_weight"] = std::move(masked->fact.copy);
+    if (packed && packed->fact.copy.defined()) ctx->saved_data["packed_weight"] = std::move(packed->fact.copy);
     const bool trains = weight.requires_grad();
     ctx->save_for_backward({trains ? x : Tensor(), weight, saved(mask), saved(grad_mask), saved(grad_scale)});
     const auto size = x.sym_sizes();
@@ -150,9 +153,12 @@ struct Conv : Function<Conv> {
     const Aside<IsFinite> finite(grad_out);  // the weight's gradient tells the input's
     if (ctx->needs_input_grad(1)) out[1] = grad_weight(grad_out, x, weight, grad_mask, grad_scale, g);
     if (ctx->needs_input_grad(0)) {
-      const Tensor masked = at::GradMode::is_enabled() ? Tensor() : take_masked_weight(ctx);
+      const bool takes = !at::GradMode::is_enabled();  // else the gradient is differentiated, by the weight itself
+      const Tensor masked = takes ? take_left(ctx, "masked_weight") : Tensor();
       const Aside<DeadAreZero> known(masked);
-      out[0] = grad_input(grad_out, masked.defined() ? masked : weight, mask, size, channels_last, g);
+      const Tensor& read = masked.defined() ? masked : weight;
+      const Aside<PackedCopy> packed(read, {takes ? take_left(ctx, "packed_weight") : Tensor()});
+      out[0] = grad_input(grad_out, read, mask, size, channels_last, g);
     }
     // Absent optional tensors are not counted by needs_input_grad: without a bias, 2 would be a mask or nothing.
     if (has_bias && ctx->needs_input_grad(2)) out[2] = grad_bias(grad_out, mask);

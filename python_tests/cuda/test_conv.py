@@ -307,6 +307,34 @@ def test_autocast(dtype, plan):
         torch.testing.assert_close(a.double(), b, rtol=1e-2, atol=1e-2)
 
 
+# ---- what the forward pass packs for the backward pass
+
+
+@pytest.mark.parametrize("plan", FORCED)
+def test_packed_weights_are_never_stale(plan):
+    x, weight, _, grad_out = there(inputs(WIDE, BF16, "channels_last"))
+    x.requires_grad_(), weight.requires_grad_()
+    made, other = there(masks(WIDE, "all")), there(masks(WIDE, "filter"))
+
+    def forward(masked):
+        return pk.masked_conv2d(x, weight, padding=1, **masked)
+
+    def gradient(y, **more):
+        return torch.autograd.grad(y, x, grad_out, **more)[0]
+
+    with pk.plan.force(plan):
+        y, y_other = forward(made), forward(other)  # the same weight under two masks
+        first, first_other = gradient(y, retain_graph=True), gradient(y_other)
+        assert torch.equal(gradient(y), first)  # again
+        assert torch.equal(gradient(forward(other)), first_other)
+        y = forward(made)
+        with torch.no_grad():
+            weight.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            gradient(y)
+        assert torch.equal(gradient(forward(made)), 2 * first)
+
+
 # ---- size
 
 

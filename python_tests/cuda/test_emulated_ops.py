@@ -18,11 +18,11 @@ pytestmark = pytest.mark.slow  # compiles csrc/cuda
 WIDE = ConvCase(n=2, c=24, k=40, h=5, w=6)
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 
-BIAS, GUARD = GATHER, ["launch_find_leaks"]
+BIAS = GATHER
 LAUNCHED = {  # (plan, layout): forward, input gradient, weight gradient; then always the bias's gradient
     ("dense", "nchw"): (
-        [PACK, BIAS, *GUARD, "launch_repair_fwd"],
-        [PACK, *GUARD, "launch_repair_grad_input"],
+        [PACK, BIAS, "launch_repair_fwd"],
+        [PACK, "launch_repair_grad_input"],
         ["launch_mask_grad"],
     ),
     ("compact", "channels_last"): (
@@ -51,6 +51,45 @@ def test_what_is_launched(plan, layout, events):
     assert_same(run(inputs(case, layout=layout), case, plan, **made), expected(case, "all"))
     forward, grad_input, grad_weight = LAUNCHED[plan, layout]
     assert sorted(launched(events)) == sorted([*forward, *grad_input, *grad_weight, BIAS])
+
+
+PACKED_AGAIN = {  # by the plans of the forward and of the backward pass
+    ("dense", "dense"): 0,  # takes the masked weight
+    ("compact", "compact"): 0,  # takes the packed one
+    ("direct", "direct"): 0,  # packed for both; floats are packed again, as tf32 may be allowed in between
+    ("sparse", "direct"): 0,
+    ("dense", "compact"): 1,
+    ("compact", "dense"): 1,
+    ("direct", "compact"): 1,
+    ("compact", "direct"): 1,
+    ("dense", "direct"): 1,
+}
+
+
+@pytest.mark.parametrize(("plan", "backward_plan"), PACKED_AGAIN)
+@pytest.mark.parametrize(("dtype", "weight_dtype"), [(F32, F32), (BF16, BF16), (BF16, F32)], ids=str)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_backward_pass_takes_what_the_forward_pass_packed(
+    grouped, dtype, weight_dtype, plan, backward_plan, events
+):
+    case = GROUPED if grouped else WIDE
+    own = {"direct", "sparse"} & {plan, backward_plan}
+    if grouped and own:
+        pytest.skip("these plans serve one group")
+    again = PACKED_AGAIN[plan, backward_plan]
+    if dtype == F32 and {plan, backward_plan} <= {"direct", "sparse"}:
+        again = 1
+    x, weight, _, grad = inputs(case, dtype, "channels_last")
+    mask = pk.ConvMask(**masks(case, "all"), out_channels=case.k, in_channels=case.c, groups=case.groups)
+    wide, table = weight.to(weight_dtype), mask.table(case.k, case.c, case.groups)
+    ops = torch.ops.prunekernels_emulated
+    sizes = (list(x.shape), True, [1, 1], [1, 1], [1, 1], case.groups)
+    y = ops.masked_conv2d(x, wide, None, table, table, None, *sizes[2:], plan)
+    grad_x = ops.masked_conv2d_grad_input(grad, wide, table, *sizes, backward_plan)
+    alone = launched(events).count(PACK)
+    both = ops.both_passes(x, wide, table, grad, [1, 1], case.groups, plan, backward_plan)
+    assert torch.equal(both[0], y) and torch.equal(both[1], grad_x)
+    assert alone == 2 and launched(events).count(PACK) == 1 + again
 
 
 @pytest.mark.parametrize("plan", FORCED)
@@ -281,7 +320,7 @@ def test_plans_are_tried_one_a_call(library, events):
         tried.append(launched(events))
     assert all(len(call) <= 5 for call in tried)  # one plan's kernels
     everything = [kernel for call in tried for kernel in call]
-    assert "launch_find_leaks" in everything and "igemm_fwd" in everything
+    assert "launch_repair_fwd" in everything and "igemm_fwd" in everything
     assert tried[-1] == tried[-2] == tried[-3]  # settled
 
 

@@ -1,4 +1,4 @@
-// find_leaks and the repair for ctypes.
+// The repair for ctypes.
 #include "cuda/emulator/exports_shape.h"
 #include "cuda/kernels/nan_repair.h"
 
@@ -6,19 +6,10 @@ using namespace prunekernels;
 
 extern "C" {
 
-// found: [*blocks], of which there are at most 4096
-int pk_find_leaks(const void* result, const int32_t* sentinels, int64_t count, int64_t images, int64_t pixels,
-                  int64_t channels, int element, bool channels_last, int32_t* found, int32_t* blocks) {
-  const LeakSearch search{
-      result, images, pixels, channels, static_cast<Element>(element), channels_last, {sentinels, count}};
-  *blocks = leak_blocks(search);
-  return launch_find_leaks(search, found, nullptr);
-}
-
 // sizes: as shape_of() takes them. strides of the weight: row, channel, tap
 int pk_repair(const int64_t* sizes, const int64_t* strides, int element, bool channels_last, bool forward,
               const void* operand, const void* weight, const void* bias, void* result, const int32_t* slot,
-              const uint32_t* pairs, const int32_t* found, int count) {
+              const uint32_t* pairs, const int32_t* sentinels, int64_t count) {
   const Repair repair{shape_of(sizes),
                       static_cast<Element>(element),
                       channels_last,
@@ -28,7 +19,8 @@ int pk_repair(const int64_t* sizes, const int64_t* strides, int element, bool ch
                       bias,
                       result,
                       slot,
-                      pairs};
-  return (forward ? launch_repair_fwd : launch_repair_grad_input)(repair, found, count, nullptr);
+                      pairs,
+                      {sentinels, count}};
+  return (forward ? launch_repair_fwd : launch_repair_grad_input)(repair, nullptr);
 }
 }

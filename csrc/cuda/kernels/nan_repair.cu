@@ -1,4 +1,4 @@
-// Looks for NaNs and infinities that the dense plan let through, and repairs the result.
+// Looks for NaNs and infinities that the dense plan let through, and repairs the pixels where it finds one.
 #include <algorithm>
 
 #include "cuda/kernels/channel_copy.cuh"
@@ -8,92 +8,47 @@ namespace prunekernels {
 namespace {
 
 constexpr int kRepairThreads = 256;
+constexpr int kRepairBlocks = 2;  // at least so many on a multiprocessor; without this bound ptxas spills registers
 constexpr int kReadsInFlight = 4;
 constexpr int kStretchBlocks = 256;
-constexpr int kMostRepairBlocks = 1056;
+constexpr size_t kRepairSharedBytes = (2 * kRepairThreads + 1) * sizeof(uint32_t);
 
 // Item i is a sentinel channel at one pixel of one image. Neighbouring items are neighbours in memory: pixels of a
 // plane (NCHW), sentinel channels of a pixel (NHWC).
 struct LeakSplit {
   uint32_t items;
-  FastDivide inner, count;  // pixels of a plane (NHWC: sentinels), sentinels
-  int64_t channels, pixels;
+  FastDivide inner, count, pixels;  // pixels of a plane (NHWC: sentinels), sentinels, pixels of an image
+  uint32_t channels;
   bool channels_last;
 
   struct Place {
-    uint32_t sentinel;
-    int64_t at;  // element of channel 0
+    uint32_t sentinel, image, pixel;
   };
   PK_DEVICE Place place(uint32_t i) const {
     const uint32_t outer = inner(i), rest = i - outer * inner.by;
-    if (channels_last) return {rest, static_cast<int64_t>(outer) * channels};
-    const uint32_t image = count(outer);
-    return {outer - image * count.by, static_cast<int64_t>(image) * channels * pixels + rest};
+    const uint32_t image = channels_last ? pixels(outer) : count(outer);
+    return channels_last ? Place{rest, image, outer - image * pixels.by} : Place{outer - image * count.by, image, rest};
+  }
+  PK_DEVICE int64_t element(const Place& at, uint32_t channel) const {
+    return channels_last ? (static_cast<int64_t>(at.image) * pixels.by + at.pixel) * channels + channel
+                         : (static_cast<int64_t>(at.image) * channels + channel) * pixels.by + at.pixel;
   }
 };
 
-// found[block] = some item of the block is not what its sentinel word demands: all bits 0, or an exponent that is not
-// all ones (finite). Blocks and threads take items in turn.
-template <typename Bits>
-__global__ void __launch_bounds__(kRepairThreads)
-    find_leaks_kernel(const Bits* __restrict__ result, const int32_t* __restrict__ sentinels,
-                      int32_t* __restrict__ found, uint32_t exponent, LeakSplit split, uint32_t step) {
-  bool leaked = false;
-  for (uint32_t first = blockIdx.x * kRepairThreads + threadIdx.x; first < split.items;
-       first += step * kReadsInFlight) {
-    uint32_t value[kReadsInFlight];
-    bool zero[kReadsInFlight];
-#pragma unroll
-    for (int j = 0; j < kReadsInFlight; ++j) {
-      const uint32_t i = first + j * step;
-      value[j] = 0, zero[j] = true;
-      if (i >= split.items) continue;
-      const LeakSplit::Place place = split.place(i);
-      const int32_t word = sentinels[place.sentinel];
-      value[j] = result[place.at + static_cast<int64_t>(word >> 1) * (split.channels_last ? 1 : split.pixels)];
-      zero[j] = word & 1;
-    }
-#pragma unroll
-    for (int j = 0; j < kReadsInFlight; ++j) leaked |= zero[j] ? value[j] != 0 : (value[j] & exponent) == exponent;
-  }
-  const bool any = __syncthreads_or(leaked);
-  if (threadIdx.x == 0) found[blockIdx.x] = any;
-}
+PK_DEVICE uint32_t bits_of(BFloat16 value) { return value.bits; }
+PK_DEVICE uint32_t bits_of(Half value) { return value.bits; }
+PK_DEVICE uint32_t bits_of(float value) { return __float_as_uint(value); }
+template <typename T>
+constexpr uint32_t kExponent = 0x7f800000;
+template <>
+constexpr uint32_t kExponent<BFloat16> = 0x7f80;
+template <>
+constexpr uint32_t kExponent<Half> = 0x7c00;
 
-// Images that one launch searches: indices have 32 bits, and run past the last item by less than a round.
-int64_t stretch_images(const LeakSearch& s) {
-  constexpr int64_t kMost = (int64_t{1} << 31) - kStretchBlocks * kRepairThreads * kReadsInFlight;
-  return std::min(s.images, kMost / std::max<int64_t>(1, s.pixels * s.sentinels.count));
-}
-
-int stretch_blocks(const LeakSearch& s, int64_t images) {
-  const int64_t items = images * s.pixels * s.sentinels.count;
-  return static_cast<int>(std::min<int64_t>((items + kRepairThreads - 1) / kRepairThreads, kStretchBlocks));
-}
-
-template <typename Bits>
-cudaError_t find_leaks(const LeakSearch& s, uint32_t exponent, int32_t* found, cudaStream_t stream) {
-  const int64_t stretch = stretch_images(s);
-  if (stretch == 0) return cudaErrorInvalidValue;
-  const auto count = static_cast<uint32_t>(s.sentinels.count);
-  const auto inner = s.channels_last ? count : static_cast<uint32_t>(s.pixels);
-  for (int64_t n = 0; n < s.images; n += stretch) {
-    const int64_t images = std::min(stretch, s.images - n);
-    const int blocks = stretch_blocks(s, images);
-    const LeakSplit split{static_cast<uint32_t>(images * s.pixels * count),
-                          FastDivide(inner),
-                          FastDivide(count),
-                          s.channels,
-                          s.pixels,
-                          s.channels_last};
-    const cudaError_t status =
-        launch(find_leaks_kernel<Bits>, {static_cast<unsigned>(blocks), kRepairThreads, 0}, stream,
-               static_cast<const Bits*>(s.result) + n * s.channels * s.pixels, s.sentinels.words, found, exponent,
-               split, static_cast<uint32_t>(blocks * kRepairThreads));
-    if (status != cudaSuccess) return status;
-    found += blocks;
-  }
-  return cudaSuccess;
+// Whether the channel is not what its sentinel word demands: all bits 0, or an exponent that is not all ones (finite).
+template <typename T>
+PK_DEVICE bool leaked(uint32_t bits, bool zero) {
+  return zero ? bits != 0 : (bits & kExponent<T>) == kExponent<T>;
 }
 
 // ---- repair
@@ -147,48 +102,81 @@ PK_DEVICE float repaired(const RepairShape& s, const T* image, const T* weight, 
   return sum;
 }
 
-// Threads take elements of the result in turn, in the order of memory.
+// Computes the channels of a sentinel's group at the pixels of some items; threads take them in turn. items: in shared
+// memory, `count` of them.
 template <bool kForward, typename T>
-PK_DEVICE void repair_all(const RepairShape& s, const T* operand, const T* weight, const T* bias, T* result,
-                          const int32_t* slot, const uint32_t* pairs) {
-  const int64_t pixels = static_cast<int64_t>(s.height) * s.width, count = s.images * s.to * pixels;
+PK_DEVICE void repair_items(const RepairShape& s, const LeakSplit& split, const int32_t* sentinels, const T* operand,
+                            const T* weight, const T* bias, T* result, const int32_t* slot, const uint32_t* pairs,
+                            Shared<uint32_t> items, int count) {
   const int64_t operand_image = static_cast<int64_t>(s.from) * s.from_height * s.from_width;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kRepairThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kRepairThreads + threadIdx.x; i < count; i += step) {
-    const int64_t inner = s.channels_last ? s.to : pixels, outer = i / inner, rest = i - outer * inner;
-    const int64_t image = outer / (s.channels_last ? pixels : s.to);
-    const int64_t other = outer - image * (s.channels_last ? pixels : s.to);
-    const int channel = static_cast<int>(s.channels_last ? rest : other);
-    const int pixel = static_cast<int>(s.channels_last ? other : rest);
+  for (int i = threadIdx.x; i < count * s.to_per_group; i += kRepairThreads) {
+    const LeakSplit::Place at = split.place(items.get(i / s.to_per_group));
+    const int group = (sentinels[at.sentinel] >> 1) / s.to_per_group;
+    const int channel = group * s.to_per_group + i % s.to_per_group;
     float sum = 0;
     if (slot[channel] != kDead) {
-      sum = repaired<kForward>(s, operand + image * operand_image, weight, pairs, channel, pixel / s.width,
-                               pixel % s.width);
+      sum = repaired<kForward>(s, operand + at.image * operand_image, weight, pairs, channel, at.pixel / s.width,
+                               at.pixel % s.width);
       if (bias) sum += to_float(bias[channel]);
     }
-    result[i] = from_float<T>(sum);
+    result[split.element(at, channel)] = from_float<T>(sum);
   }
 }
 
-PK_DEVICE bool nothing_found(const int32_t* found, int count) {
-  bool any = found == nullptr;
-  for (int i = threadIdx.x; i < count; i += kRepairThreads) any |= found[i] != 0;
-  return !__syncthreads_or(any);
+// Blocks and threads take items in turn, `step` apart; a block repairs what its threads have found in a round.
+template <bool kForward, typename T>
+PK_DEVICE void repair_leaks(const RepairShape& s, const LeakSplit& split, const int32_t* sentinels, const T* operand,
+                            const T* weight, const T* bias, T* result, const int32_t* slot, const uint32_t* pairs) {
+  const uint32_t step = gridDim.x * kRepairThreads;
+  for (uint32_t block = blockIdx.x * kRepairThreads; block < split.items; block += step * kReadsInFlight) {
+    uint32_t value[kReadsInFlight];
+    bool zero[kReadsInFlight];
+    uint32_t found = 0;  // bit j: item j of this thread
+#pragma unroll
+    for (int j = 0; j < kReadsInFlight; ++j) {
+      const uint32_t i = block + threadIdx.x + j * step;
+      value[j] = 0, zero[j] = true;
+      if (i >= split.items) continue;
+      const LeakSplit::Place at = split.place(i);
+      const int32_t word = sentinels[at.sentinel];
+      value[j] = bits_of(result[split.element(at, word >> 1)]);
+      zero[j] = word & 1;
+    }
+#pragma unroll
+    for (int j = 0; j < kReadsInFlight; ++j) found |= static_cast<uint32_t>(leaked<T>(value[j], zero[j])) << j;
+    if (!__syncthreads_or(found != 0)) continue;
+
+    const Shared<uint32_t> flags(0), items(kRepairThreads * sizeof(uint32_t)),
+        count(2 * kRepairThreads * sizeof(uint32_t));
+#pragma unroll 1
+    for (int j = 0; j < kReadsInFlight; ++j) {
+      flags.set(threadIdx.x, found >> j & 1);
+      __syncthreads();
+      if (threadIdx.x == 0) {
+        int listed = 0;
+        for (int t = 0; t < kRepairThreads; ++t)
+          if (flags.get(t)) items.set(listed++, block + t + j * step);
+        count.set(0, listed);
+      }
+      __syncthreads();
+      repair_items<kForward>(s, split, sentinels, operand, weight, bias, result, slot, pairs, items,
+                             static_cast<int>(count.get(0)));
+      __syncthreads();  // the list is read, and may be written again
+    }
+  }
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kRepairThreads)
-    repair_fwd_kernel(RepairShape shape, const T* operand, const T* weight, const T* bias, T* result,
-                      const int32_t* slot, const uint32_t* pairs, const int32_t* found, int count) {
-  if (nothing_found(found, count)) return;
-  repair_all<true>(shape, operand, weight, bias, result, slot, pairs);
+__global__ void __launch_bounds__(kRepairThreads, kRepairBlocks)
+    repair_fwd_kernel(RepairShape shape, LeakSplit split, const int32_t* sentinels, const T* operand, const T* weight,
+                      const T* bias, T* result, const int32_t* slot, const uint32_t* pairs) {
+  repair_leaks<true>(shape, split, sentinels, operand, weight, bias, result, slot, pairs);
 }
 template <typename T>
-__global__ void __launch_bounds__(kRepairThreads)
-    repair_grad_input_kernel(RepairShape shape, const T* operand, const T* weight, const T* bias, T* result,
-                             const int32_t* slot, const uint32_t* pairs, const int32_t* found, int count) {
-  if (nothing_found(found, count)) return;
-  repair_all<false>(shape, operand, weight, bias, result, slot, pairs);
+__global__ void __launch_bounds__(kRepairThreads, kRepairBlocks)
+    repair_grad_input_kernel(RepairShape shape, LeakSplit split, const int32_t* sentinels, const T* operand,
+                             const T* weight, const T* bias, T* result, const int32_t* slot, const uint32_t* pairs) {
+  repair_leaks<false>(shape, split, sentinels, operand, weight, bias, result, slot, pairs);
 }
 
 RepairShape repair_shape(const Repair& r, bool forward) {
@@ -209,48 +197,47 @@ RepairShape repair_shape(const Repair& r, bool forward) {
   return shape;
 }
 
+// One launch, but for more items than 32-bit indices hold: a launch for each stretch of images then.
 template <typename T>
-cudaError_t repair(const Repair& r, bool forward, const int32_t* found, int count, cudaStream_t stream) {
-  const RepairShape shape = repair_shape(r, forward);
-  const int64_t needed = (shape.images * shape.to * shape.height * shape.width + kRepairThreads - 1) / kRepairThreads;
-  const auto blocks = static_cast<unsigned>(std::min<int64_t>(needed, kMostRepairBlocks));
-  return launch(forward ? repair_fwd_kernel<T> : repair_grad_input_kernel<T>, {blocks, kRepairThreads, 0}, stream,
-                shape, static_cast<const T*>(r.operand), static_cast<const T*>(r.weight), static_cast<const T*>(r.bias),
-                static_cast<T*>(r.result), r.slot, r.pairs, found, count);
+cudaError_t repair(const Repair& r, bool forward, cudaStream_t stream) {
+  constexpr int64_t kMost = (int64_t{1} << 31) - kStretchBlocks * kRepairThreads * kReadsInFlight;
+  RepairShape shape = repair_shape(r, forward);
+  const int64_t images = shape.images, pixels = static_cast<int64_t>(shape.height) * shape.width;
+  const int64_t image_items = pixels * r.sentinels.count;
+  if (images * image_items == 0) return cudaSuccess;
+  if (image_items > kMost) return cudaErrorInvalidValue;
+  const int64_t stretch = std::min(images, kMost / image_items);
+  const int64_t from_image = static_cast<int64_t>(shape.from) * shape.from_height * shape.from_width;
+  const auto count = static_cast<uint32_t>(r.sentinels.count);
+  for (int64_t n = 0; n < images; n += stretch) {
+    shape.images = std::min(stretch, images - n);
+    const int64_t items = shape.images * image_items;
+    const LeakSplit split{static_cast<uint32_t>(items),
+                          FastDivide(r.channels_last ? count : static_cast<uint32_t>(pixels)),
+                          FastDivide(count),
+                          FastDivide(static_cast<uint32_t>(pixels)),
+                          static_cast<uint32_t>(shape.to),
+                          r.channels_last};
+    const auto blocks =
+        static_cast<unsigned>(std::min<int64_t>((items + kRepairThreads - 1) / kRepairThreads, kStretchBlocks));
+    const cudaError_t status =
+        launch(forward ? repair_fwd_kernel<T> : repair_grad_input_kernel<T>,
+               {dim3(blocks), dim3(kRepairThreads), kRepairSharedBytes}, stream, shape, split, r.sentinels.words,
+               static_cast<const T*>(r.operand) + n * from_image, static_cast<const T*>(r.weight),
+               static_cast<const T*>(r.bias), static_cast<T*>(r.result) + n * shape.to * pixels, r.slot, r.pairs);
+    if (status != cudaSuccess) return status;
+  }
+  return cudaSuccess;
 }
 
-cudaError_t repair(const Repair& r, bool forward, const int32_t* found, int count, cudaStream_t stream) {
-  if (found && count == 0) return cudaSuccess;
-  return with_element(r.element, [&](auto zero) { return repair<decltype(zero)>(r, forward, found, count, stream); });
+cudaError_t repair(const Repair& r, bool forward, cudaStream_t stream) {
+  return with_element(r.element, [&](auto zero) { return repair<decltype(zero)>(r, forward, stream); });
 }
 
 }  // namespace
 
-int leak_blocks(const LeakSearch& s) {
-  const int64_t stretch = stretch_images(s);
-  if (stretch == 0) return 0;
-  const int rest = stretch_blocks(s, s.images % stretch);
-  return static_cast<int>(s.images / stretch) * stretch_blocks(s, stretch) + rest;
-}
+cudaError_t launch_repair_fwd(const Repair& r, cudaStream_t stream) { return repair(r, true, stream); }
 
-cudaError_t launch_find_leaks(const LeakSearch& s, int32_t* found, cudaStream_t stream) {
-  if (s.images * s.pixels * s.sentinels.count == 0) return cudaSuccess;
-  switch (s.element) {
-    case Element::bf16:
-      return find_leaks<uint16_t>(s, 0x7f80, found, stream);
-    case Element::f16:
-      return find_leaks<uint16_t>(s, 0x7c00, found, stream);
-    default:
-      return find_leaks<uint32_t>(s, 0x7f800000, found, stream);
-  }
-}
-
-cudaError_t launch_repair_fwd(const Repair& r, const int32_t* found, int count, cudaStream_t stream) {
-  return repair(r, true, found, count, stream);
-}
-
-cudaError_t launch_repair_grad_input(const Repair& r, const int32_t* found, int count, cudaStream_t stream) {
-  return repair(r, false, found, count, stream);
-}
+cudaError_t launch_repair_grad_input(const Repair& r, cudaStream_t stream) { return repair(r, false, stream); }
 
 }  // namespace prunekernels

@@ -28,6 +28,10 @@ SHARED = (
 )  # with the CPU operators
 COMPILED_ALONE = ("masked_batch_norm", "masked_batch_norm_backward")  # operators without a fallback
 STREAM = build.CSRC / "cuda" / "kernels" / "stream.h"  # which everything includes
+BOTH_PASSES = (  # csrc/cuda/both_passes_emulated.cpp
+    "both_passes(Tensor x, Tensor weight, Tensor? mask, Tensor grad_out, int[] padding, int groups, str plan, "
+    "str backward_plan) -> (Tensor, Tensor)"
+)
 _kept = []
 
 
@@ -104,6 +108,7 @@ def load():
         for name in COMPILED_ALONE:
             schema = getattr(torch.ops.prunekernels, name).default._schema
             definitions.define(str(schema).removeprefix("prunekernels::"))
+        definitions.define(BOTH_PASSES)
         getattr(torch.ops, NAMESPACE).attach_live = torch.ops.prunekernels.attach_live  # no device's business
         _kept.extend([definitions, library_])
     return getattr(torch.ops, NAMESPACE), _kept[1]
