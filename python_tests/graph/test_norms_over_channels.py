@@ -103,6 +103,60 @@ def test_plain_norms_read_all_channels():
     assert small.norm1.num_channels == 12
 
 
+def test_groups_of_plain_norms_that_nothing_reads_go():
+    net = Residual(lambda C: nn.GroupNorm(4, C)).double()
+    pk.convert(net, norms=False)
+    for inputs, groups in ((torch.arange(12) >= 3, 3), (torch.arange(12) < 6, 2), (torch.arange(12) >= 0, 4)):
+        net.conv2.set_masks(input=inputs)
+        with pk.compacted(net, X) as (small, _):
+            assert small.norm1.num_groups == groups
+            torch.testing.assert_close(small(X), net(X))
+        assert pk.shrink(net, X).norm1.num_groups == groups
+
+
+class Twice(nn.Module):
+    """One norm behind two convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv2d(3, 12, 1), nn.Conv2d(3, 12, 1), nn.GroupNorm(4, 12)
+        self.last = nn.Conv2d(12, 4, 1)
+
+    def forward(self, x):
+        return self.last(self.norm(self.a(x)).relu() * self.norm(self.b(x))).mean((2, 3))
+
+
+def test_a_norm_that_is_used_twice():
+    net, keep = Twice().double(), torch.tensor([1, 0, 1, 1, 0, 1, 1, 0, 0, 1, 1, 1]).bool()
+    pk.convert(net)
+    net.a.set_masks(filter=keep), net.b.set_masks(filter=keep), net.norm.set_mask(keep)
+    for form in ("module", "graph"):
+        small = pk.shrink(net, X, form=form)
+        assert small.norm.num_channels == 8
+        torch.testing.assert_close(small(X), net(X))
+    with pk.compacted(net, X) as (small, _):
+        torch.testing.assert_close(small(X), net(X))
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_a_norm_that_computes_its_weight():
+    net = nn.Sequential(nn.Conv2d(3, 12, 1), nn.GroupNorm(4, 12), nn.Conv2d(12, 2, 1)).double()
+    nn.utils.parametrize.register_parametrization(net[1], "weight", Doubled())
+    pk.convert(net)
+    keep = torch.arange(12) % 5 > 0
+    net[0].set_masks(filter=keep), net[1].set_mask(keep)
+    want = net(X)
+    torch.testing.assert_close(pk.shrink(net, X)(X), want)
+    with pk.compacted(net, X) as (small, _):
+        torch.testing.assert_close(small(X), want)
+    pk.restore(net, bake=True)
+    torch.testing.assert_close(net(X), want)
+
+
 @pytest.mark.parametrize("how", ["joint", "alone"])
 @pytest.mark.parametrize("name", ["groups", "channels first", "channels last"])
 def test_the_small_network_trains_on(name, how):
