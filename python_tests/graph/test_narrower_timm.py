@@ -12,7 +12,7 @@ from prunekernels.graph.trace import trace
 TIMM = (
     "resnet18 resnetv2_50 regnety_002 mobilenetv3_small_050 efficientnet_b0 convnext_atto ghostnet_050 "
     "res2net50_26w_4s densenet121 dla34 hrnet_w18_small cspresnet50 vovnet39a seresnet18 nf_resnet26 inception_v3 "
-    "mixnet_s skresnet18 resnest14d resnext50_32x4d dpn68"
+    "mixnet_s skresnet18 resnest14d resnext50_32x4d dpn68 ecaresnet26t edgenext_xx_small"
 )
 
 
