@@ -59,10 +59,10 @@ inline void mma(const char* name, void (*resolve)(void* const*, uint32_t), float
 
 inline uint32_t load_two_bytes(const void* from, bool valid) { return valid ? *static_cast<const uint16_t*>(from) : 0; }
 
-template <int kBytes>
+template <int kBytes, bool kCached = kBytes != 16>
 void cp_async(SharedAddress to, const void* from, bool valid) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
-  simt::copy_async(to, from, kBytes, valid);
+  simt::copy_async(to, from, kBytes, valid, kCached);
 }
 inline void cp_async_commit() { simt::commit_copies(); }
 template <int kPending>

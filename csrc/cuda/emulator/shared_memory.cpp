@@ -124,12 +124,12 @@ void store_shared(uint32_t address, const void* from, uint32_t bytes, uint32_t a
   std::memcpy(arena + address, from, bytes);
 }
 
-void copy_async(uint32_t to, const void* from, uint32_t bytes, bool valid) {
+void copy_async(uint32_t to, const void* from, uint32_t bytes, bool valid, bool cached) {
   check_place("cp.async writes", to, bytes, bytes);
   if (reinterpret_cast<uintptr_t>(from) % bytes != 0)  // whether anything is read or not
     fail("cp.async reads %u global bytes at %p: misaligned", bytes, from);
   if (traffic::on) {
-    if (valid) traffic::global(from, bytes, false, __builtin_return_address(0));
+    if (valid) traffic::global(from, bytes, false, __builtin_return_address(0), cached);
     traffic::shared(to, bytes, static_cast<const char*>(__builtin_return_address(0)) + 1);
   }
   Copy copy{to, bytes, block.self->groups, {}};

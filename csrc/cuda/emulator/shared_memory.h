@@ -25,7 +25,7 @@ void read_by_product(uint32_t address, void* to, uint32_t bytes);
 
 // Of the thread that runs: a copy that arrives when it waits for it, groups of copies, waiting for all groups but the
 // youngest pending.
-void copy_async(uint32_t to, const void* from, uint32_t bytes, bool valid);
+void copy_async(uint32_t to, const void* from, uint32_t bytes, bool valid, bool cached);
 void commit_copies();
 void wait_for_copies(int pending);
 

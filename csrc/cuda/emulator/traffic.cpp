@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <deque>
 #include <unordered_map>
 #include <unordered_set>
 #include <vector>
@@ -45,8 +46,24 @@ Counts counts;
 std::unordered_map<const void*, uint32_t> sites;
 std::vector<std::array<uint32_t, kMaxThreads>> visits;  // by site and thread, in this block
 std::unordered_map<uint64_t, Request> requests;         // of this block
-std::unordered_set<uint64_t> held;                      // sectors that the block has read since its last barrier
-Time held_since;
+
+// A block's share of the L1 cache, first in first out; and what it has asked for past the cache since its last barrier.
+constexpr size_t kCachedSectors = 1024;
+std::unordered_set<uint64_t> cached, asked;
+std::deque<uint64_t> cached_in_order;
+Time asked_since;
+
+bool misses(uint64_t sector, bool looks_into_cache) {
+  if (asked_since != block.barrier) asked.clear(), asked_since = block.barrier;
+  if (!looks_into_cache) return asked.insert(sector).second;
+  if (!cached.insert(sector).second) return false;
+  cached_in_order.push_back(sector);
+  if (cached_in_order.size() > kCachedSectors) {
+    cached.erase(cached_in_order.front());
+    cached_in_order.pop_front();
+  }
+  return true;
+}
 
 // A vector of 16 bytes may be copied word by word on the host: what a thread does next, right behind a word, is the
 // same access.
@@ -83,7 +100,7 @@ void count_wavefronts(const std::vector<Place>& places) {
 
 }  // namespace
 
-void global(const void* at, uint32_t bytes, bool writes, const void* site) {
+void global(const void* at, uint32_t bytes, bool writes, const void* site, bool looks_into_cache) {
   if (!on || !block.self) return;
   const auto address = reinterpret_cast<uintptr_t>(at);
   for (Array& array : arrays) {
@@ -98,9 +115,7 @@ void global(const void* at, uint32_t bytes, bool writes, const void* site) {
     for (uint64_t sector = address / kSector; sector <= (address + bytes - 1) / kSector; ++sector) {
       mine.sectors.push_back(sector);
       array.seen[sector - array.begin / kSector] = true;
-      if (writes) continue;
-      if (held_since != block.barrier) held.clear(), held_since = block.barrier;
-      counts.loaded_sectors += held.insert(sector).second;
+      if (!writes) counts.loaded_sectors += misses(sector, looks_into_cache);
     }
     return;
   }
@@ -123,7 +138,8 @@ void end_of_block() {
     ++(r.writes ? counts.store_requests : counts.load_requests);
     (r.writes ? counts.store_sectors : counts.load_sectors) += sectors;
   }
-  requests.clear(), held.clear(), held_since = 0;
+  requests.clear(), cached.clear(), cached_in_order.clear(), asked.clear();
+  asked_since = 0;
   last.fill({});
   for (auto& each : visits) each.fill(0);
 }

@@ -10,7 +10,8 @@ namespace prunekernels::simt::traffic {
 extern bool on;
 
 // One access of the running thread. site: where in the code, the same for the lanes of a warp that access together.
-void global(const void* at, uint32_t bytes, bool writes, const void* site);
+// cached: it looks into the L1 cache.
+void global(const void* at, uint32_t bytes, bool writes, const void* site, bool cached = true);
 void shared(uint32_t at, uint32_t bytes, const void* site);
 void product();                         // of one warp
 void read_by_products(uint32_t bytes);  // of shared memory, free of conflicts

@@ -52,12 +52,14 @@ PK_DEVICE uint32_t outside_bits(int at, int step, int taps, int size) {
   return bits;
 }
 
-// A thread's position in the reduction. It goes through the taps one by one, and through the vectors of each tap in
-// steps of kDeep.
+// A thread's position in the reduction: through kDeep vectors of channels at a time it goes through all taps, so that
+// pixels which one tap has read are in the L1 cache for the next. The last block of vectors may be narrower; its
+// vectors of all taps lie in a row, so that no step but the last has gaps.
 template <typename T, bool kListed, bool kVectors, int kOwn, int kDeep>
 struct Walk {
   const int32_t* list;   // vectors of this tile, if kListed
   int vectors;           // of a tap
+  int first, width;      // of the block: its first vector, and how many it has
   int place;             // among them
   uint32_t row, column;  // bits of the tap; row 0: done
   int shift;             // from the first tap to this one, in pixels of the operand
@@ -65,17 +67,16 @@ struct Walk {
   int vector;            // packed
   int channel[kOwn];     // the thread's channels of the vector, -1: none. Looked up a step before they are needed
 
-  PK_DEVICE Walk(const ConvolveParams& p, const AxisWalk& rows, const AxisWalk& columns, int tile, int first,
-                 int within)
-      : place(first), row(row_bit(0)), column(column_bit(0)), shift(0) {
+  PK_DEVICE Walk(const ConvolveParams& p, const AxisWalk& rows, const AxisWalk& columns, int tile, int slot, int within)
+      : first(0), place(slot), vector(-1) {
     list = nullptr;
     vectors = (p.from_live + kVector<T> - 1) / kVector<T>;
     if constexpr (kListed) {
       list = p.list_vectors + p.list_first[tile];
       vectors = p.list_first[tile + 1] - p.list_first[tile];
     }
-    if (vectors * rows.taps * columns.taps == 0) row = 0, column = kDeadChannel;
-    weight = (rows.tap * p.kernel_columns + columns.tap) * p.packed_channels;
+    if (rows.taps * columns.taps == 0) vectors = 0;
+    begin_block(p, rows, columns);
     settle(p, rows, columns, within);
   }
 
@@ -91,19 +92,30 @@ struct Walk {
   }
 
  private:
+  PK_DEVICE void begin_block(const ConvolveParams& p, const AxisWalk& rows, const AxisWalk& columns) {
+    width = min(vectors - first, kDeep);
+    row = width > 0 ? row_bit(0) : 0, column = width > 0 ? column_bit(0) : kDeadChannel;
+    shift = 0, weight = (rows.tap * p.kernel_columns + columns.tap) * p.packed_channels;
+  }
   PK_DEVICE void next_tap(const ConvolveParams& p, const AxisWalk& rows, const AxisWalk& columns) {
     column <<= 1, shift += columns.at_step, weight += columns.tap_step * p.packed_channels;
     if (column < column_bit(columns.taps)) return;
-    row = row << 1 & (row_bit(rows.taps) - 1), column = row == 0 ? kDeadChannel : column_bit(0);
+    row = row << 1 & (row_bit(rows.taps) - 1), column = column_bit(0);
     shift += rows.at_step * p.operand_columns - columns.taps * columns.at_step;
     weight += (rows.tap_step * p.kernel_columns - columns.taps * columns.tap_step) * p.packed_channels;
+    if (row == 0) {
+      first += kDeep;
+      begin_block(p, rows, columns);
+    }
   }
   PK_DEVICE void settle(const ConvolveParams& p, const AxisWalk& rows, const AxisWalk& columns, int within) {
-    while (place >= vectors && !done()) {
-      place -= vectors;
+    while (place >= width && !done()) {
+      place -= width;
       next_tap(p, rows, columns);
     }
-    vector = !kListed ? place : place < vectors ? list[place] : 0;
+    const int at = first + place, now = !kListed ? at : at < vectors ? list[at] : 0;
+    if (now == vector) return;
+    vector = now;
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int position = vector * kVector<T> + within + i;
@@ -149,8 +161,8 @@ struct OperandLoader {  // vectors
     for (int i = 0; i < kRows; ++i) {
       const Pixel pixel = kHold ? held[kHold ? i : 0] : pixels.get(i * kLines);
       const int index = kHold ? kept(pixel.index) : pixel.index;
-      cp_async<16>(to.address(place + i * kLines * kRowElements<T, Tile>),
-                   from + static_cast<int64_t>(index) * p.pixel_bytes, (pixel.outside & forbidding) == 0);
+      cp_async<16, true>(to.address(place + i * kLines * kRowElements<T, Tile>),
+                         from + static_cast<int64_t>(index) * p.pixel_bytes, (pixel.outside & forbidding) == 0);
     }
   }
   PK_DEVICE void finish(Shared<T>, int) {}

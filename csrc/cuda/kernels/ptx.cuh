@@ -38,12 +38,12 @@ PK_DEVICE uint32_t load_two_bytes(const void* from, bool valid) {
 }
 
 // Starts a copy of kBytes (4, 8 or 16; both addresses aligned to as many) from global to shared memory. valid = false:
-// reads nothing and writes zeros.
-template <int kBytes>
+// reads nothing and writes zeros. kCached: what is read stays in the L1 cache (less than 16 bytes always do).
+template <int kBytes, bool kCached = kBytes != 16>
 PK_DEVICE void cp_async(SharedAddress to, const void* from, bool valid) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
   const int bytes = valid ? kBytes : 0;
-  if constexpr (kBytes == 16)
+  if constexpr (!kCached)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
   else
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(kBytes), "r"(bytes)

@@ -95,22 +95,20 @@ class HostChoices:
         assert not serves[0]
 
         tile = np.zeros(1, np.int32)
-        for pixels, channels, block, vectors, elements in (
-            (1 << 20, 512, 0, 0, 0),
-            (1 << 20, 64, 0, 1, 1),
-            (1 << 20, 20, 0, 2, 1),
-            (25088, 20, 0, 2, 2),  # 14 x 14, batch 128: few blocks
-            (25088, 256, 0, 0, 0),
-            (6272, 128, 0, 2, 0),  # 7 x 7
-            (49, 512, 0, 2, 2),
-            (1 << 20, 512, 64, 1, 1),
-            (1 << 20, 512, 32, 2, 2),
-            (1 << 20, 512, 16, 2, 2),
-            (0, 0, 0, 2, 2),
+        for pixels, channels, block, single_warps, warpgroups in (  # the tiles with vectors, and with elements
+            (1 << 20, 512, 0, (0, 0), (3, 3)),
+            (1 << 20, 64, 0, (1, 1), (1, 1)),
+            (1 << 20, 20, 0, (1, 1), (1, 1)),
+            (25088, 20, 0, (2, 2), (2, 2)),  # 14 x 14, batch 128: few blocks
+            (25088, 256, 0, (0, 0), (3, 3)),
+            (6272, 128, 0, (2, 0), (3, 3)),  # 7 x 7
+            (49, 512, 0, (2, 2), (2, 3)),
+            (1 << 20, 512, 64, (1, 1), (1, 1)),
+            (1 << 20, 512, 32, (2, 2), (2, 2)),
+            (1 << 20, 512, 16, (2, 2), (2, 2)),
         ):
-            for by_vectors, expected in ((True, vectors), (False, elements)):
-                lib.call("pk_igemm_tile", pixels, channels, by_vectors, block, 132, False, tile)
-                assert tile[0] == expected, (pixels, channels, block, by_vectors, tile[0])
-                lib.call("pk_igemm_tile", pixels, channels, by_vectors, block, 132, True, tile)
-                by_warpgroups = not block and (expected == 0 or (pixels, channels) == (6272, 128))
-                assert tile[0] == (3 if by_warpgroups else expected), (pixels, channels, block, by_vectors, tile[0])
+            for has_warpgroups, expected in ((False, single_warps), (True, warpgroups)):
+                for by_vectors, one in zip((True, False), expected, strict=True):
+                    lib.call("pk_igemm_tile", pixels, channels, by_vectors, block, 132, has_warpgroups, tile)
+                    assert tile[0] == one, (pixels, channels, block, by_vectors, has_warpgroups, tile[0])
+        lib.call("pk_igemm_tile", 0, 0, True, 0, 132, True, tile)
