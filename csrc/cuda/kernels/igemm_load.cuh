@@ -68,7 +68,7 @@ struct Walk {
   int channel[kOwn];     // the thread's channels of the vector, -1: none. Looked up a step before they are needed
 
   PK_DEVICE Walk(const ConvolveParams& p, const AxisWalk& rows, const AxisWalk& columns, int tile, int slot, int within)
-      : first(0), place(slot), vector(-1) {
+      : first(0), place(slot) {
     list = nullptr;
     vectors = (p.from_live + kVector<T> - 1) / kVector<T>;
     if constexpr (kListed) {
@@ -113,9 +113,8 @@ struct Walk {
       place -= width;
       next_tap(p, rows, columns);
     }
-    const int at = first + place, now = !kListed ? at : at < vectors ? list[at] : 0;
-    if (now == vector) return;
-    vector = now;
+    const int at = first + place;
+    vector = !kListed ? at : at < vectors ? list[at] : 0;
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int position = vector * kVector<T> + within + i;

@@ -97,8 +97,8 @@ class HostChoices:
         tile = np.zeros(1, np.int32)
         for pixels, channels, block, single_warps, warpgroups in (  # the tiles with vectors, and with elements
             (1 << 20, 512, 0, (0, 0), (3, 3)),
-            (1 << 20, 64, 0, (1, 1), (1, 1)),
-            (1 << 20, 20, 0, (1, 1), (1, 1)),
+            (1 << 20, 64, 0, (1, 1), (1, 3)),
+            (1 << 20, 20, 0, (1, 1), (1, 3)),
             (25088, 20, 0, (2, 2), (2, 2)),  # 14 x 14, batch 128: few blocks
             (25088, 256, 0, (0, 0), (3, 3)),
             (6272, 128, 0, (2, 0), (3, 3)),  # 7 x 7
