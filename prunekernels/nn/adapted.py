@@ -222,7 +222,7 @@ def _make(name: str, bases: tuple[type, ...], adapter: Adapter, maker: Any, **at
     recipe = (*(cls._recipe if issubclass(cls, _Made) else (cls,)), maker)
     own = {"__module__": cls.__module__, "_adapter": adapter, "_recipe": recipe, **attributes}
     if adapter.channels_first:
-        own["_channels_first"] = True
+        own["_channels_first"] = property(adapter.channels_first) if callable(adapter.channels_first) else True
     return type(cls)(name, bases, own)
 
 

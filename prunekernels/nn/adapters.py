@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .timm_adapters import TIMM
+from .library_adapters import KNOWN
 
 PLAIN = (nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 BASES = (*PLAIN, nn.Linear, nn.ConvTranspose2d)  # the last ones take no adapters
@@ -24,7 +24,7 @@ class Adapter(NamedTuple):
     weight: Callable[[Any], Tensor] | None = None
     input: Callable[[Any, Any], Tensor] | None = None
     output: Callable[[Any, Tensor], Tensor] | None = None
-    channels_first: bool = False
+    channels_first: bool | Callable[[Any], bool] = False
 
 
 _registered: dict[type, Adapter] = {}
@@ -36,7 +36,7 @@ def register_adapter(
     weight: Callable[[Any], Tensor] | None = None,
     input: Callable[[Any, Any], Tensor] | None = None,
     output: Callable[[Any, Tensor], Tensor] | None = None,
-    channels_first: bool = False,
+    channels_first: bool | Callable[[Any], bool] = False,
 ) -> None:
     """Tells `convert` what a subclass of a layer that it converts computes, if it has a forward of its own.
 
@@ -45,7 +45,7 @@ def register_adapter(
     and keep their parameters, attributes and state-dict keys. Masks apply to the weight that weight(layer) gives. In
     live mode input and output get live tensors, which go on by the rules of their operators. The classes of timm
     (BatchNormAct2d, Conv2dSame, StdConv2d, ScaledStdConv2d and their Same forms, LayerNorm, LayerNorm2d, GroupNorm and
-    their forms with activations) and torchvision's LayerNorm2d are registered.
+    their forms with activations), torchvision's LayerNorm2d and transformers' ConvNextLayerNorm are registered.
 
     Args:
         cls: The class, a subclass of `nn.Conv2d`, `nn.BatchNorm2d`, `nn.GroupNorm` or `nn.LayerNorm`. A subclass of it
@@ -55,7 +55,8 @@ def register_adapter(
         input: input(layer, x) gives what goes into the plain layer (for example padded).
         output: output(layer, y) gives what follows (for example an activation). A dead filter or channel becomes
             output(0).
-        channels_first: True for a subclass of `nn.LayerNorm` that normalizes dimension 1 of [N, C, H, W], not the last.
+        channels_first: True for a subclass of `nn.LayerNorm` that normalizes dimension 1 of [N, C, H, W], not the last;
+            a function that says so of a layer, where layers of the class differ.
 
     Examples:
         >>> class ConvReLU(torch.nn.Conv2d):
@@ -95,5 +96,5 @@ def adapter_of(cls: type) -> Adapter | None:
 def _own_adapter(cls: type) -> Adapter | None:
     if cls in _registered:
         return _registered[cls]
-    shipped = TIMM.get(f"{cls.__module__}.{cls.__qualname__}")
+    shipped = KNOWN.get(f"{cls.__module__}.{cls.__qualname__}")
     return None if shipped is None else Adapter(**shipped)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import prunekernels as pk
-from prunekernels.nn.timm_adapters import TIMM
+from prunekernels.nn.library_adapters import KNOWN
 
 
 def same_padding(x, kernel, stride, dilation):
@@ -71,7 +71,7 @@ for cls, module in (
     (StdConv2dSame, "std_conv"),
     (ScaledStdConv2d, "std_conv"),
 ):
-    pk.register_adapter(cls, **TIMM[f"timm.layers.{module}.{cls.__name__}"])
+    pk.register_adapter(cls, **KNOWN[f"timm.layers.{module}.{cls.__name__}"])
 
 
 class Unit(nn.Conv2d):

@@ -299,13 +299,27 @@ class GroupNormAct(nn.GroupNorm):
         return self.act(self.drop(super().forward(x)))
 
 
+class ConvNextLayerNorm(nn.LayerNorm):
+    """As transformers has it."""
+
+    def __init__(self, channels, data_format="channels_first"):
+        super().__init__(channels)
+        self.data_format = data_format
+
+    def forward(self, x):
+        if self.data_format == "channels_last":
+            return super().forward(x)
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 LayerNorm2d.__module__ = "torchvision.models.convnext"
+ConvNextLayerNorm.__module__ = "transformers.models.convnext.modeling_convnext"
 LayerNormAct2d.__module__ = GroupNormAct.__module__ = "timm.layers.norm_act"
 
 
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("name", MASKS)
-@pytest.mark.parametrize("cls", [LayerNorm2d, LayerNormAct2d, GroupNormAct])
+@pytest.mark.parametrize("cls", [LayerNorm2d, LayerNormAct2d, GroupNormAct, ConvNextLayerNorm])
 def test_subclasses_of_libraries(cls, name, format):
     norm, mask = cls(C).double(), MASKS[name]
     with torch.no_grad():
@@ -340,6 +354,18 @@ def test_subclasses_of_libraries(cls, name, format):
     pk.restore(norm, bake=True)
     torch.testing.assert_close(norm(x), want)
     assert not hasattr(norm, "channel_mask")
+
+
+@pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
+def test_a_layer_says_where_its_channels_are(data_format):
+    norm, x = ConvNextLayerNorm(C, data_format).double(), torch.randn(2, C, 3, C).double()
+    pk.convert(norm)
+    norm.set_mask(torch.arange(C) % 3 > 0)
+    at = x.permute(0, 2, 3, 1) if data_format == "channels_first" else x
+    want = expected("layer", norm, at, norm.channel_mask)
+    want = want.permute(0, 3, 1, 2) if data_format == "channels_first" else want
+    torch.testing.assert_close(norm(x), want)
+    torch.testing.assert_close(copy.deepcopy(norm.to_norm())(x), want)
 
 
 def test_convert_names_what_it_leaves_alone():

@@ -1,4 +1,4 @@
-"""Adapters of timm's and torchvision's layers, by qualified name, so that neither need be there."""
+"""Adapters of layers of timm, torchvision and transformers, by qualified name, so that none need be there."""
 
 from __future__ import annotations
 
@@ -40,9 +40,13 @@ def _drop_and_activate(layer: Any, y: Tensor) -> Tensor:
     return layer.act(layer.drop(y))
 
 
+def _by_data_format(layer: Any) -> bool:
+    return layer.data_format == "channels_first"
+
+
 _FIRST: dict[str, Any] = {"channels_first": True}
 _ACT: dict[str, Callable[..., Tensor]] = {"output": _drop_and_activate}
-TIMM: dict[str, dict[str, Any]] = {
+KNOWN: dict[str, dict[str, Any]] = {
     "timm.layers.norm_act.BatchNormAct2d": _ACT,
     "timm.layers.norm_act.GroupNormAct": _ACT,
     "timm.layers.norm_act.GroupNorm1Act": _ACT,
@@ -53,6 +57,8 @@ TIMM: dict[str, dict[str, Any]] = {
     "timm.layers.norm.LayerNorm": {},
     "timm.layers.norm.LayerNorm2d": _FIRST,
     "torchvision.models.convnext.LayerNorm2d": _FIRST,
+    "transformers.models.convnext.modeling_convnext.ConvNextLayerNorm": {"channels_first": _by_data_format},
+    "transformers.models.convnextv2.modeling_convnextv2.ConvNextV2LayerNorm": {"channels_first": _by_data_format},
     "timm.layers.conv2d_same.Conv2dSame": {"input": _pad_same},
     "timm.layers.std_conv.StdConv2d": {"weight": _standardized},
     "timm.layers.std_conv.StdConv2dSame": {"weight": _standardized, "input": _pad_same_if_dynamic},
