@@ -12,8 +12,8 @@ import prunekernels as pk
 from cases.subclasses import (
     COMPUTED,
     KEEP,
+    KNOWN,
     LAST,
-    TIMM,
     BatchNormAct2d,
     Conv2dSame,
     Initialised,
@@ -332,12 +332,14 @@ def test_from_conv_refuses_what_it_would_change():
 
 
 def test_stand_ins_are_not_registered_under_other_names():
-    """The adapters under test are those shipped for timm's classes, not copies."""
-    assert TIMM.keys() == {
+    """The adapters under test are those shipped for classes of libraries, not copies."""
+    assert KNOWN.keys() == {
         *(f"timm.layers.norm.{name}" for name in ("GroupNorm", "GroupNorm1", "LayerNorm", "LayerNorm2d")),
         *(f"timm.layers.norm_act.{name}Act" for name in ("GroupNorm", "GroupNorm1", "LayerNorm")),
         "timm.layers.norm_act.LayerNormAct2d",
         "torchvision.models.convnext.LayerNorm2d",
+        "transformers.models.convnext.modeling_convnext.ConvNextLayerNorm",
+        "transformers.models.convnextv2.modeling_convnextv2.ConvNextV2LayerNorm",
         "timm.layers.norm_act.BatchNormAct2d",
         "timm.layers.conv2d_same.Conv2dSame",
         "timm.layers.std_conv.StdConv2d",
