@@ -94,7 +94,7 @@ struct TileCost {
 constexpr TileCost kTileCosts[] = {{IgemmTile::m128n128, 7.8, 5.0, 6.5, 8, 1},
                                    {IgemmTile::m128n64, 11.2, 5.3, 7.1, 4, 2},
                                    {IgemmTile::m64n32, 27.8, 15.5, 7.1, 1, 2}};
-constexpr TileCost kWarpgroupCost{IgemmTile::w128n128, 5.4, 2.9, 4.4, 8, 1};
+constexpr TileCost kWarpgroupCost{IgemmTile::w128n128, 5.4, 2.9, 4.4, 8, 2};
 
 IgemmTile cheapest_tile(int64_t pixels, int64_t channels, int multiprocessors, bool vectors, bool large, int64_t widest,
                         bool warpgroups) {
