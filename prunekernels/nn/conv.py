@@ -20,7 +20,6 @@ from ..ops.transforms import is_recorded_or_transformed, is_transformed
 from ..plan import LayerPlan, has_other_plans
 from .mask_buffers import _check_plain
 from .masked_filters import MaskedFilters
-from .reparametrized import deep_copy, is_reparametrized, remove_reparametrization
 from .tracing import as_leaf, is_exported, is_traced_by_fx, zeroed
 
 _MAX_LOWERED = 64  # of a layer: the lists that arrive change with the masks of the layers before it
@@ -106,16 +105,6 @@ class MaskedConv2d(MaskedFilters, nn.Conv2d):
             return live_conv(self, input)
         return self._full_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
 
-    def _full_forward(self, input: Tensor) -> Tensor:
-        """The layer in masked mode: full width in and out, work skipped inside."""
-        if self._all_live and self._grad_scale is None:
-            y = super().forward(input)
-        else:
-            y = self._masked_forward(input)
-        if type(input) is Tensor:
-            self.__dict__["_last_input"] = (input.size(), input.stride(), y.dtype)  # past Module's slow __setattr__
-        return y
-
     def _masked_forward(self, input: Tensor) -> Tensor:
         weight, bias = self._computed_weight(), self.bias
         if is_exported():
@@ -175,11 +164,7 @@ class MaskedConv2d(MaskedFilters, nn.Conv2d):
             >>> layer.to_conv().weight[:4].any().item()
             False
         """
-        plain = self if not is_reparametrized(self) else deep_copy(self)
-        remove_reparametrization("MaskedConv2d.to_conv", "layer", plain)
-        conv = plain._plain_copy(nn.Conv2d)
-        self.zero_dead(conv.weight, conv.bias)
-        return conv
+        return self._to_plain("MaskedConv2d.to_conv", nn.Conv2d)
 
 
 def live_conv(layer: MaskedConv2d, x: Tensor) -> Tensor:

@@ -27,7 +27,6 @@ from ..plan import LayerPlan
 from .conv import _layer_masks, lowered_for
 from .mask_buffers import _check_plain
 from .masked_filters import MaskedFilters
-from .reparametrized import deep_copy, is_reparametrized, remove_reparametrization
 from .tracing import as_leaf, is_exported, is_traced_by_fx, zeroed
 
 
@@ -141,16 +140,6 @@ class MaskedConvTranspose2d(MaskedFilters, nn.ConvTranspose2d):
             return _live_forward(self, input, output_size)
         return self._full_forward(input.to_dense() if isinstance(input, LiveTensor) else input, output_size)
 
-    def _full_forward(self, input: Tensor, output_size: list[int] | None) -> Tensor:
-        """The layer in masked mode: full width in and out, work skipped inside."""
-        if self._all_live and self._grad_scale is None:
-            y = super().forward(input, output_size)
-        else:
-            y = self._masked_forward(input, output_size)
-        if type(input) is Tensor:
-            self.__dict__["_last_input"] = (input.size(), input.stride(), y.dtype)  # past Module's slow __setattr__
-        return y
-
     def _masked_forward(self, input: Tensor, output_size: list[int] | None) -> Tensor:
         weight, bias = self._computed_weight(), self.bias
         geometry = self._geometry(input, output_size)
@@ -209,11 +198,7 @@ class MaskedConvTranspose2d(MaskedFilters, nn.ConvTranspose2d):
             >>> layer.to_conv().weight[:, :4].any().item()
             False
         """
-        plain = self if not is_reparametrized(self) else deep_copy(self)
-        remove_reparametrization("MaskedConvTranspose2d.to_conv", "layer", plain)
-        conv = plain._plain_copy(nn.ConvTranspose2d)
-        self.zero_dead(conv.weight, conv.bias)
-        return conv
+        return self._to_plain("MaskedConvTranspose2d.to_conv", nn.ConvTranspose2d)
 
 
 def _live_forward(layer: MaskedConvTranspose2d, x: Tensor, output_size: list[int] | None) -> Tensor:

@@ -18,7 +18,6 @@ from ..plan import LayerPlan
 from .conv import lowered_for, small_parameters
 from .mask_buffers import _check_plain
 from .masked_filters import MaskedFilters
-from .reparametrized import deep_copy, is_reparametrized, remove_reparametrization
 from .tracing import as_leaf, is_exported, is_traced_by_fx, zeroed
 
 _POINTWISE = ((1, 1), (0, 0), (1, 1), 1)  # stride, padding, dilation, groups
@@ -129,16 +128,6 @@ class MaskedLinear(MaskedFilters, nn.Linear):
             return _live_linear(self, input, last)
         return self._full_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
 
-    def _full_forward(self, input: Tensor) -> Tensor:
-        """The layer in masked mode: full width in and out, work skipped inside."""
-        if self._all_live and self._grad_scale is None:
-            y = super().forward(input)
-        else:
-            y = self._masked_forward(input)
-        if type(input) is Tensor:
-            self.__dict__["_last_input"] = (input.size(), input.stride(), y.dtype)  # past Module's slow __setattr__
-        return y
-
     def _masked_forward(self, input: Tensor) -> Tensor:
         weight, bias = self._computed_weight(), self.bias
         if is_exported():  # torch's own operators, as pk.restore leaves the layer
@@ -192,11 +181,7 @@ class MaskedLinear(MaskedFilters, nn.Linear):
             >>> layer.to_linear().weight[:4].any().item()
             False
         """
-        plain = self if not is_reparametrized(self) else deep_copy(self)
-        remove_reparametrization("MaskedLinear.to_linear", "layer", plain)
-        linear = plain._plain_copy(nn.Linear)
-        self.zero_dead(linear.weight, linear.bias)
-        return linear
+        return self._to_plain("MaskedLinear.to_linear", nn.Linear)
 
 
 def _live_linear(layer: MaskedLinear, x: Tensor, last: tuple[Tensor, LiveList] | None) -> Tensor:

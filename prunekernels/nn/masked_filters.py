@@ -11,8 +11,8 @@ from ..functional import WEIGHT_GRADS, check_grad_scale
 from ..masks import live_counts, make_table
 from ..ops import mask_table
 from ..ops.transforms import ConvLive
-from .mask_buffers import MaskBuffers, public_mask
-from .reparametrized import is_reparametrized
+from .mask_buffers import MaskBuffers, Plain, public_mask
+from .reparametrized import deep_copy, is_reparametrized, remove_reparametrization
 from .sharding import check_whole
 
 MaskArgument = Tensor | str | None
@@ -252,6 +252,27 @@ class MaskedFilters(MaskBuffers):
             weight.masked_fill_(dead["weight"], 0)
             if bias is not None:
                 bias.masked_fill_(dead["bias"], 0)
+
+    def _full_forward(self, input: Tensor, *rest: Any) -> Tensor:
+        """The layer in masked mode: full width in and out, work skipped inside."""
+        if self._all_live and self._grad_scale is None:
+            y = super().forward(input, *rest)
+        else:
+            y = self._masked_forward(input, *rest)
+        if type(input) is Tensor:
+            self.__dict__["_last_input"] = (input.size(), input.stride(), y.dtype)  # past Module's slow __setattr__
+        return y
+
+    def _masked_forward(self, input: Tensor, *rest: Any) -> Tensor:
+        raise NotImplementedError
+
+    def _to_plain(self, called: str, plain_class: type[Plain]) -> Plain:
+        """A plain layer with copies of the parameters, in which dead weights and biases are zero."""
+        own = self if not is_reparametrized(self) else deep_copy(self)
+        remove_reparametrization(called, "layer", own)
+        plain: Any = own._plain_copy(plain_class)
+        self.zero_dead(plain.weight, plain.bias)
+        return plain
 
     def extra_repr(self) -> str:
         if self._all_live:
