@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inc' 'csrc/*.cu' 'csrc/*.cuh')
 
-.PHONY: demo test lint format build bench wheel wheel-check cuda-check cuda-model docs clean
+.PHONY: demo test lint format build bench wheel wheel-check integrations cuda-check cuda-model docs clean
 
 # Threads that spin while they wait are a fifth faster alone, and many times slower beside other processes.
 demo: $(VENV)/.ready build
@@ -40,6 +40,14 @@ wheel: $(VENV)/.ready
 wheel-check: $(VENV)/.ready
 	$(BIN)/python wheels/check.py $(if $(PYTHONS),--only $(PYTHONS))
 
+# The training libraries and their examples, in an environment of their own: ultralytics needs a torchvision, which has
+# to be of torch's own release, and some indexes have it for few of them. Several gigabytes where torch is a CUDA build.
+# Without the extension, which is built for the torch of .venv.
+integrations: $(VENV)-integrations/.ready
+	$(VENV)-integrations/bin/python -m pytest -q python_tests/integrations
+	for example in lightning hf yolo; do \
+	    $(VENV)-integrations/bin/python examples/$${example}_prune.py || exit 1; done
+
 # Every CUDA kernel for every architecture, registers, spills and main loops; needs nvcc, but no GPU.
 cuda-check: $(VENV)/.ready
 	$(BIN)/python csrc/cuda/cuda_check.py
@@ -63,5 +71,11 @@ $(VENV)/.ready: pyproject.toml
 	PRUNEKERNELS_NO_EXT=1 $(BIN)/python -m pip install -q --no-build-isolation -e ".[cli,demo,test,dev,docs]"
 	touch $@
 
+$(VENV)-integrations/.ready: pyproject.toml
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q torch torchvision numpy ninja pybind11 "setuptools>=64" wheel
+	PRUNEKERNELS_NO_EXT=1 $(@D)/bin/python -m pip install -q --no-build-isolation -e ".[integrations,test]"
+	touch $@
+
 clean:
-	rm -rf build dist out site $(VENV) *.egg-info prunekernels/_C*.so
+	rm -rf build dist out site $(VENV) $(VENV)-integrations *.egg-info prunekernels/_C*.so
