@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from ..nn.example import Example
 from .describe import Description
 from .errors import Unsupported
 from .rebuild import rebuild
-from .tensor_file import MAX_HEADER, parse_json, read_tensors, write_tensors
+from .tensor_file import parse_json, read_tensors, write_tensors
 from .values import decode, encode
 
 CONFIG, TENSORS, PROGRAM, ONNX, CARD = "config.json", "model.safetensors", "model.pt2", "model.onnx", "README.md"
 FORMAT = "prunekernels small network"
 VERSION = 1
+MAX_CONFIG = 16 << 20  # bytes, which become some thirty times as many in memory
+CHECKSUM = "checksum"
 _KEYS = ("class", "example", "layers", "tensors", "graphs", "id")
 
 
@@ -31,8 +34,14 @@ def write_network(folder: Path, described: Description, example: Example, name: 
         "id": number, "example": {"args": [encode(a) for a in example.args], "kwargs": encode(example.kwargs)},
         "layers": described.layers, "tensors": described.tensors, "graphs": described.graphs,
     }  # fmt: skip
-    (folder / CONFIG).write_text(_lines(config))
+    (folder / CONFIG).write_text(_lines(config | {CHECKSUM: _checksum(config)}))
     write_tensors(folder / TENSORS, described.values, {"format": "pt", "id": number})
+
+
+def _checksum(config: dict[str, Any]) -> str:
+    """Of a description's values, however the file lays them out."""
+    values = {name: value for name, value in config.items() if name != CHECKSUM}
+    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
 
 
 def _lines(config: dict[str, Any]) -> str:
@@ -63,8 +72,8 @@ def read_network(op: str, folder: Path) -> tuple[nn.Module, Example, str]:
         if not path.is_file():
             raise FileNotFoundError(f"{op}: {path}: expected a file that save_small wrote, got none")
     path = folder / CONFIG
-    if path.stat().st_size > MAX_HEADER:
-        raise ValueError(f"{op}: {path}: expected at most {MAX_HEADER} bytes, got {path.stat().st_size}")
+    if path.stat().st_size > MAX_CONFIG:
+        raise ValueError(f"{op}: {path}: expected at most {MAX_CONFIG} bytes, got {path.stat().st_size}")
     try:
         config = parse_json(path, path.read_bytes())
         _check_format(path, config)
@@ -82,6 +91,9 @@ def read_network(op: str, folder: Path) -> tuple[nn.Module, Example, str]:
     except Exception as error:  # torch raises a dozen kinds for arguments that make no layer or graph
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise ValueError(f"{op}: {path}: expected the description of a network, got {reason}") from error
+    got = _checksum(config)
+    if config.get(CHECKSUM, got) != got:
+        raise ValueError(f"{op}: {path}: expected the checksum {str(config[CHECKSUM])[:20]}, got {got}: it was changed")
     return network, example, str(config["class"])
 
 
