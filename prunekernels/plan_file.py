@@ -63,13 +63,15 @@ def _read(path: Path) -> dict[str, Any]:
     """The file's machines; empty where there is no file. ValueError if it is not of this kind."""
     if not path.exists():
         return {}
+    if not path.is_file():  # a pipe or a device may never end
+        raise ValueError("expected a file of plans, got no regular file")
     size = path.stat().st_size
     if size > MOST_BYTES:
         raise ValueError(f"expected a file of plans, got {size:,} bytes")
     try:
         body = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"expected a file of plans, got {error}") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"expected a file of plans, got {error or type(error).__name__}") from None
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise ValueError("expected a file of plans, got another one")
     if body.get("version") != VERSION:
@@ -77,6 +79,9 @@ def _read(path: Path) -> dict[str, Any]:
     machines = body.get("machines")
     if not isinstance(machines, dict):
         raise ValueError(f"expected plans by machine, got {type(machines).__name__}")
+    for name, entries in machines.items():  # those of others are written again
+        if not isinstance(entries, list):
+            raise ValueError(f"expected a list of plans for {name[:60]!r}, got {type(entries).__name__}")
     return machines
 
 
@@ -131,6 +136,6 @@ def _locked(path: Path) -> Iterator[None]:
     except ImportError:  # no POSIX system
         yield
         return
-    with open(path.with_name(path.name + ".lock"), "w") as file:
+    with open(path.with_name(path.name + ".lock"), "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..methods import Method
+from ..train.checkpoint import read_plain
 from .pruning import OP, Pruning
 
 FILE = "pruning.pt"  # in the folder of each checkpoint
@@ -70,7 +71,7 @@ class PruningCallback(TrainerCallback):
         if file is None:
             tried = ", ".join(str(file.parent) for file in files)
             raise FileNotFoundError(f"{OP}: resume_from: expected a folder with {FILE}, got none among {tried}")
-        saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        saved: dict[str, Any] = read_plain(file, f"{OP}: {file}: expected what this callback wrote")
         return saved
 
     def on_epoch_begin(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,7 @@ def load(path: Path) -> dict[str, Any]:
     expected = f"checkpoint: {path}: expected what `prunekernels train` wrote"
     if not path.is_file():
         raise FileNotFoundError(f"{expected}, got no such file")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and pickle raise a dozen kinds for a broken file
-        reason = str(error).strip().splitlines()[:1]
-        raise ValueError(f"{expected}, got a truncated or foreign file ({''.join(reason)[:120]})") from error
+    state = read_plain(path, expected)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         got = f"format {state['format']!r}" if isinstance(state, dict) and "format" in state else "something else"
         raise ValueError(f"{expected}, got {got}")
@@ -50,6 +47,34 @@ def load(path: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{expected}, got a file without {', '.join(missing)}")
     return state
+
+
+def read_plain(path: Path, expected: str) -> Any:
+    """Reads tensors and plain values that torch.save wrote; any other file raises ValueError.
+
+    Args:
+        path: The file.
+        expected: How the error begins: the file, and what it should be.
+    """
+    try:
+        _check_archive(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and pickle raise a dozen kinds for a broken file
+        reason = str(error).strip().splitlines()[:1]
+        raise ValueError(f"{expected}, got a truncated or foreign file ({''.join(reason)[:120]})") from error
+
+
+def _check_archive(path: Path) -> None:
+    """Raises unless a file is an archive as torch.save writes it. torch itself checks no sums, and unpacks any size."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("an archive with packed entries")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise ValueError("an archive that claims more bytes than it has")
+        wrong = archive.testzip()
+        if wrong is not None:
+            raise ValueError(f"a wrong checksum of {wrong[:60]}")
 
 
 def random_state() -> dict[str, Any]:

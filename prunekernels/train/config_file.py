@@ -14,6 +14,9 @@ from typing import Any
 from .optional_deps import need
 
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+MOST_BYTES = 1 << 18  # a larger file is none of settings
+MOST_VALUES = 10_000  # with those behind the aliases of YAML, of which a few lines make billions
+MOST_BITS = 1023  # of an integer: those of the largest double
 KINDS: dict[Any, str] = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
 
 
@@ -68,7 +71,9 @@ def _parsed(path: Path) -> Any:
         raise ValueError(f"--config: expected a .yaml, .yml, .json or .toml file, got {path}")
     if not path.is_file():
         raise FileNotFoundError(f"--config: expected a file, got {path}")
-    text = path.read_text(encoding="utf-8")
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise ValueError(f"--config: {path}: expected at most {MOST_BYTES:,} bytes of settings, got {size:,}")
     if kind == ".json":
         read: Any = json.loads
     elif kind == ".toml":
@@ -76,10 +81,27 @@ def _parsed(path: Path) -> Any:
     else:
         read = need("yaml", "--config: a .yaml file (a .json file needs nothing)").safe_load
     try:
-        return read(text) or {}
+        found = read(path.read_text(encoding="utf-8")) or {}
+        _check_size(found)
+        return found
     except Exception as error:  # each reader has errors of its own
         where = " ".join(str(error).split())
         raise ValueError(f"--config: {path}: expected {kind[1:].upper()}, got an error: {where}") from error
+
+
+def _check_size(found: Any) -> None:
+    """Raises ValueError for more values, or for larger numbers, than settings have."""
+    seen, left = 0, [found]
+    while left:
+        seen, value = seen + 1, left.pop()
+        if isinstance(value, int) and value.bit_length() > MOST_BITS:
+            raise ValueError(f"a number of {value.bit_length()} bits")
+        if isinstance(value, Mapping):
+            left += value.values()
+        elif isinstance(value, (list, tuple, set)):
+            left += value
+        if seen + len(left) > MOST_VALUES:
+            raise ValueError(f"more than {MOST_VALUES:,} values")
 
 
 def _tomllib() -> Any:

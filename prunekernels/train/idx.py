@@ -56,7 +56,10 @@ def read(path: Path, what: str) -> np.ndarray:
             raise ValueError(f"data: {path}: expected {expected:,} bytes after the sizes ({sizes}), got {found}")
     with _opened(path) as file:
         file.read(4 + 4 * len(shape))
-        values = np.empty(shape, np.uint8)
+        try:
+            values = np.empty(shape, np.uint8)
+        except (MemoryError, ValueError) as error:
+            raise ValueError(f"data: {path}: expected what fits into memory, got {expected:,} bytes") from error
         whole, at = values.reshape(-1).data, 0
         while at < expected and (count := file.readinto(whole[at : at + CHUNK])):  # type: ignore[attr-defined]
             at += count

@@ -335,10 +335,10 @@ class Trainer:
             if self.method is not None:
                 self.method.load_state_dict(state["method"])
             self.modes.load_state_dict(state["modes"])
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            self.epoch, self.history, self.states = int(state["epoch"]), list(state["history"]), list(state["states"])
+            checkpoint.set_random_state(state["random"])
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"{where}: expected this run's state, got {type(error).__name__}: {error}") from error
-        self.epoch, self.history, self.states = state["epoch"], list(state["history"]), list(state["states"])
-        checkpoint.set_random_state(state["random"])
 
 
 def learning_rate(config: Config, epoch: float) -> float:
