@@ -79,6 +79,18 @@ class Checkpoints:
             "checksums": checksums(self.layers, self.optimizer),
         }
 
+    def _check_masks(self, state_dict: dict[str, Any]) -> None:
+        """Raises ValueError unless a state has the entries that every state has, and masks of this method's sizes."""
+        op = f"{type(self).__name__}.load_state_dict"
+        for key in ("epoch", "steps", "dead", "hard", "history", "norms", "generator", "criterion"):
+            if key not in state_dict:
+                raise ValueError(f"{op}: {key}: expected it in a state of this method, got none")
+        for key, own in (("dead", self.filters.dead), ("hard", self.filters.hard)):
+            expected, masks = [tuple(mask.shape) for mask in own], state_dict[key]
+            got = [tuple(mask.shape) if isinstance(mask, Tensor) else mask for mask in masks]
+            if got != expected:
+                raise ValueError(f"{op}: {key}: expected masks of the sizes {expected}, got {str(got)[:200]}")
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what state_dict returned and reapplies the masks.
 
@@ -86,6 +98,7 @@ class Checkpoints:
             state_dict: That of the same method over the same network. Any other raises ValueError and changes nothing.
         """
         check_identity(type(self).__name__, self._identity(), state_dict)
+        self._check_masks(state_dict)
         self.leave()
         if self._first is not None:
             self._first.take_back(state_dict.get("checksums", {}), checksums(self.layers, self.optimizer))

@@ -116,3 +116,30 @@ def test_no_state(state):
     net = chain()
     with pytest.raises(ValueError, match="SFP.load_state_dict: method: expected SFP, got None"):
         SFP(net, sgd(net)).load_state_dict(state)
+
+
+DAMAGED = {
+    "no generator": (
+        lambda state: state.pop("generator"),
+        "generator: expected it in a state of this method, got none",
+    ),
+    "no masks": (lambda state: state.pop("dead"), "dead: expected it in a state"),
+    "a mask too few": (lambda state: state["hard"].pop(), "hard: expected masks of the sizes"),
+    "another size": (
+        lambda state: state["dead"].__setitem__(0, torch.ones(3)),
+        r"dead: expected masks .* got \[\(3,\)",
+    ),
+}
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_state_changes_nothing(case):
+    damage, error = DAMAGED[case]
+    _, _, method = run(GHFP, 1)
+    state = saved(run(GHFP, 2)[2])[0]
+    damage(state)
+    before = str(method.state_dict())
+    with pytest.raises(ValueError, match=f"GHFP.load_state_dict: {error}"):
+        method.load_state_dict(state)
+    assert str(method.state_dict()) == before
