@@ -22,12 +22,12 @@ MAYBE_OUTPUT = "without example_input it is not known whether its channels are o
 class NormFinder:
     """Watches forward passes for the masked norms that get a convolution's output as it is.
 
-    Hooks note each convolution's output tensor with its version counter; a norm whose input is that very tensor,
-    unchanged since, belongs to the convolution.
+    Hooks note each convolution's output tensor with its version counter; a norm whose input is that very tensor, or a
+    view of all of it, unchanged since, belongs to the convolution.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._outputs: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}
+        self._outputs: dict[int, tuple[weakref.ref[Tensor], tuple[Any, ...], str]] = {}
         self._sources: dict[str, set[str | None]] = {}
         self._hooks: list[Any] = []
         for name, module in model.named_modules():
@@ -41,12 +41,14 @@ class NormFinder:
                 )
 
     def _note_output(self, conv: str, y: Tensor) -> None:
-        self._outputs[id(y)] = (weakref.ref(y), _version(y), conv)
+        root = _root(y)
+        self._outputs[id(root)] = (weakref.ref(root), _place(y), conv)
 
     def _note_input(self, norm: str, args: tuple[Any, ...]) -> None:
         x = args[0] if args else None
-        known, version, conv = self._outputs.get(id(x), (None, 0, ""))
-        is_same = known is not None and known() is x and _version(x) == version  # type: ignore[arg-type]
+        root = _root(x)
+        known, place, conv = self._outputs.get(id(root), (None, (), ""))
+        is_same = known is not None and known() is root and _place(x) == place  # type: ignore[arg-type]
         self._sources.setdefault(norm, set()).add(conv if is_same else None)
 
     def stop(self) -> dict[str, list[str]]:
@@ -61,8 +63,16 @@ class NormFinder:
         return norms
 
 
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def _root(x: Any) -> Any:
+    """The tensor that x is a view of, or x. A full backward hook makes its module return a view of the output."""
+    base = x._base if type(x) is Tensor else None
+    return x if base is None else base
+
+
+def _place(x: Tensor) -> tuple[Any, ...]:
+    """What two views of one tensor share if they are the same, and nothing was written since."""
+    version = 0 if x.is_inference() else x._version
+    return (version,) if type(x) is not Tensor else (version, x.shape, x.stride(), x.storage_offset())
 
 
 @torch.no_grad()
