@@ -14,7 +14,17 @@ ALWAYS = 20
 ALWAYS_NETWORKS = 10  # each takes a second
 # Tests of whole networks use one thread where several workers share the cores: each of their thousands of small
 # operators would wait until the other worker gives the second thread a core. Tests of operators keep all threads.
-OF_NETWORKS = {"benchmarks", "compaction", "deploy", "graph", "inspect", "integrations", "methods", "train"}
+OF_NETWORKS = {
+    "benchmarks",
+    "compaction",
+    "deploy",
+    "graph",
+    "inspect",
+    "integrations",
+    "interplay",
+    "methods",
+    "train",
+}
 
 
 def pytest_addoption(parser):

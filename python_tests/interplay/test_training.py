@@ -78,7 +78,7 @@ SCHEDULERS = {
 
 
 def train(mode, step, make_scheduler=None, frozen=()):
-    """Two epochs with a change of masks between them; compares after each step."""
+    """Three epochs with changes of masks between them; compares after each step."""
     net, judge = pair(mode)
     for i in frozen:
         net[i].requires_grad_(False), judge[i].requires_grad_(False)
