@@ -127,6 +127,15 @@ class TestTraffic:
         assert found.conflicts == 1
         assert found.store_sectors >= 256 * 256 * 2 / 32
 
+    @pytest.mark.parametrize("runs", [False, True])
+    def test_an_unpacked_gradient_moves_what_its_floor_counts(self, runs):
+        """The layer whose slices are counted has as many live filters and channels as the one of the floor."""
+        problem, splits = Problem(n=1, c=64, h=1, w=1, k=256), 2
+        filters, inputs = (traffic.spread(live, 2 * live, runs) for live in (128, 32))
+        found = traffic.unpacked(problem, filters, inputs, splits)
+        floor = splits * 128 * 32 * 4 + 256 * 64 * 2
+        assert floor <= found.distinct_sectors * 32 <= 1.08 * floor  # and the mask table
+
     def test_few_images_tell_of_many(self):
         problem, lists = Problem(n=64, c=32, h=7, w=7, k=64), [traffic.spread(n, 2 * n, runs=True) for n in (32, 16)]
         guessed = cuda_model._of_images(problem, lambda cut: traffic.convolution(cut, *lists, False, 1))

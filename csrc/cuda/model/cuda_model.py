@@ -131,10 +131,10 @@ class Model:
         )
         loaders = ", ".join(str(bool(side.vectors)).lower() for side in (filters, inputs))
         kernel = f"igemm_grad_weight_kernel<BFloat16, {GRAD_TILES[tile]}, {loaders}>"
-        weight = full.k * full.c * full.r * full.s * ELEMENT
+        weight, unpacked = full.k * full.c * full.r * full.s * ELEMENT, _of_splits(full, filters, inputs, splits)
         return [
             self._launch(kernel, moved, flops, bytes_ + splits * slice_),
-            self._launch("unpack_grad_weight_kernel<BFloat16>", _of_splits(full, splits), 0, splits * slice_ + weight),
+            self._launch("unpack_grad_weight_kernel<BFloat16>", unpacked, 0, splits * slice_ + weight),
         ]
 
     def _around(self, direction: str, full: Problem, filters, inputs) -> list[Launch]:
@@ -195,10 +195,10 @@ def _of_images(full: Problem, count: Callable[[Problem], Traffic]) -> Traffic:
     return _affine(full.n, _pixels(dataclasses.replace(full, n=1)), lambda n: count(dataclasses.replace(full, n=n)))
 
 
-def _of_splits(full: Problem, splits: int) -> Traffic:
+def _of_splits(full: Problem, filters, inputs, splits: int) -> Traffic:
     if splits <= 4:
-        return traffic.unpacked(full, splits)
-    two, four = (dataclasses.astuple(traffic.unpacked(full, count)) for count in (2, 4))
+        return traffic.unpacked(full, filters, inputs, splits)
+    two, four = (dataclasses.astuple(traffic.unpacked(full, filters, inputs, count)) for count in (2, 4))
     return Traffic(*(a + (b - a) * (splits - 2) / 2 for a, b in zip(two, four, strict=True)))
 
 

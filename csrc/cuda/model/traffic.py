@@ -104,12 +104,11 @@ def weight_gradient(problem: Problem, filters: ChannelLists, inputs: ChannelList
     )  # fmt: skip
 
 
-def unpacked(problem: Problem, splits: int) -> Traffic:
-    """unpack_grad_weight of half the filters and channels, from slices of floats into a bfloat16 gradient."""
-    dead_inputs = 0.5 if problem.c > 4 else 0.0
-    taps = problem.r * problem.s
-    layer = packs.Layer(problem.k, problem.c, taps, dead_filters=0.5, dead_inputs=dead_inputs, splits=splits)
-    job = packs.Job(layer, np.random.default_rng(0), build.load("pack_weights", counted=True))
+def unpacked(problem: Problem, filters: ChannelLists, inputs: ChannelLists, splits: int) -> Traffic:
+    """unpack_grad_weight from slices of floats into a bfloat16 gradient."""
+    layer = packs.Layer(problem.k, problem.c, problem.r * problem.s, splits=splits)
+    alive = filters.slot >= 0, inputs.slot >= 0
+    job = packs.Job(layer, np.random.default_rng(0), build.load("pack_weights", counted=True), alive)
     rows, columns = job.mask.rows, packed_count(job.mask.columns)
     packed = arrays.guarded(np.zeros((splits, rows, layer.taps, columns), np.float32))
     full, record = _zeros(*job.shape), np.zeros(1, packs.UNPACK_JOB)

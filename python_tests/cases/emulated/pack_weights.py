@@ -58,12 +58,16 @@ class Layer:
         return "-".join(marks + ["scaled"] * self.scaled)
 
 
+Alive = tuple[np.ndarray, np.ndarray]  # bool [K], bool [C]
+
+
 class Mask:
     """live: bool [K, C / G]. lists: of each live group, its live filters and its live channels within the group."""
 
-    def __init__(self, layer: Layer, rng: np.random.Generator, lib):
+    def __init__(self, layer: Layer, rng: np.random.Generator, lib, alive: Alive | None = None):
         K, C, G = layer.filters, layer.channels, layer.groups
-        filters, inputs = rng.random(K) >= layer.dead_filters, rng.random(C) >= layer.dead_inputs
+        drawn = rng.random(K) >= layer.dead_filters, rng.random(C) >= layer.dead_inputs
+        filters, inputs = alive or drawn
         kernels = rng.random((K, C // G)) >= layer.dead_kernels
         self.live = kernels & filters[:, None] & np.repeat(inputs.reshape(G, -1), K // G, 0)
         grouped = self.live.reshape(G, K // G, C // G)
@@ -101,8 +105,8 @@ class Full:
 class Job:
     """What packing and unpacking have in common."""
 
-    def __init__(self, layer: Layer, rng: np.random.Generator, lib):
-        self.layer, self.mask = layer, Mask(layer, rng, lib)
+    def __init__(self, layer: Layer, rng: np.random.Generator, lib, alive: Alive | None = None):
+        self.layer, self.mask = layer, Mask(layer, rng, lib, alive)
         self.rows_per_group = self.mask.rows + layer.more_rows
         self.columns = self.mask.columns + layer.more_columns
         self.shape = (layer.filters, layer.channels // layer.groups, layer.taps)
