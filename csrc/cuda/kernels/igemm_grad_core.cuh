@@ -143,7 +143,7 @@ struct ColumnLoader {
   }
 };
 
-template <typename T, int kM, int kN>
+template <typename T, typename Multiply, int kM, int kN>
 PK_DEVICE void store_partial(const GradWeightParams& p, const Sums<kM, kN>& sums, int first_filter, int first_column,
                              Shared<int32_t> offsets) {
   const int64_t row_floats = static_cast<int64_t>(p.kernel_taps) * p.packed_channels;
@@ -153,7 +153,7 @@ PK_DEVICE void store_partial(const GradWeightParams& p, const Sums<kM, kN>& sums
     if (offset < 0) continue;
 #pragma unroll
     for (int i = 0; i < kM / 8; ++i) {
-      const int filter = first_filter + sums.row(i / 2, i % 2);
+      const int filter = first_filter + Multiply::row(i / 2, i % 2);
       if (filter >= p.filters) continue;
       const float* pair = sums.at[i / 2][j] + i % 2 * 2;
       float* to = p.partial + (static_cast<int64_t>(blockIdx.z) * p.filters + filter) * row_floats + offset;
@@ -226,7 +226,7 @@ PK_DEVICE void grad_weight(const GradWeightParams& p) {
     note_pixels(next + 1);
     cp_async_commit();
   }
-  store_partial<T>(p, sums, first_filter + warp_row, warp_column, offsets);
+  store_partial<T, Multiply>(p, sums, first_filter + warp_row, warp_column, offsets);
 }
 
 }  // namespace prunekernels

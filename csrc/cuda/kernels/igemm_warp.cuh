@@ -159,7 +159,7 @@ struct ColumnLanes {
   PK_DEVICE ColumnLanes(int a_column, int b_column, int lane, Other)
       : ColumnLanes(lane % 8 + lane / 16 * 8, a_column + lane / 8 % 2 * 8, lane % 16, b_column + lane / 16 * 8) {}
   PK_DEVICE ColumnLanes(int a_column, int b_column, int lane, Tf32)
-      : ColumnLanes(lane % 4, a_column + lane / 4, lane % 4, b_column + lane / 4) {}
+      : ColumnLanes(lane % 4, a_column + lane / 4 * 2, lane % 4, b_column + lane / 4) {}
   PK_DEVICE ColumnLanes(int a_column, int b_column, int lane, float)
       : ColumnLanes(0, a_column + lane / 4, 0, b_column + lane % 4 * 2) {}
 };
@@ -169,6 +169,7 @@ template <typename Math, int kM, int kN, int kA, int kB>
 struct MultiplyColumns {
   using T = Storage<Math>;
   using Lanes = ColumnLanes<Math, kA, kB>;
+  PK_DEVICE static int row(int i, int half) { return Sums<kM, kN>::row(i, half); }  // of sums.at[i]: column of a
   PK_DEVICE static void slice(Sums<kM, kN>& sums, Shared<T> stage, const Lanes& lanes, int slice) {
     const Shared<T> a = stage + lanes.a, b = stage + lanes.b;
     const int row = slice * kChunk<T> / kSlices;
@@ -190,9 +191,11 @@ struct MultiplyColumns {
   }
 };
 
+// A lane's two rows of an mma are neighbouring columns of a here, so that one load brings both. No sum changes by it.
 template <int kM, int kN, int kA, int kB>
 struct MultiplyColumns<Tf32, kM, kN, kA, kB> {
   using Lanes = ColumnLanes<Tf32, kA, kB>;
+  PK_DEVICE static int row(int i, int half) { return 16 * i + lane_id() / 4 * 2 + half; }
   PK_DEVICE static void slice(Sums<kM, kN>& sums, Shared<float> stage, const Lanes& lanes, int slice) {
     const Shared<float> a = stage + lanes.a, b = stage + lanes.b;
     const int row = slice * 8;
@@ -207,8 +210,10 @@ struct MultiplyColumns<Tf32, kM, kN, kA, kB> {
     for (int i = 0; i < kM / 16; ++i) {
       uint32_t a_part[4];
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        a_part[e] = __float_as_uint(a.get((row + e / 2 * 4) * kColumnPitch<kA> + 16 * i + e % 2 * 8));
+      for (int e = 0; e < 4; e += 2) {
+        const float2 two = a.template get_vector<float2>((row + e * 2) * kColumnPitch<kA> + 16 * i);
+        a_part[e] = __float_as_uint(two.x), a_part[e + 1] = __float_as_uint(two.y);
+      }
       round_fragment<Tf32>(a_part);
 #pragma unroll
       for (int j = 0; j < kN / 8; ++j) mma(sums.at[i][j], a_part, b_part[j], Tf32{});
@@ -219,6 +224,7 @@ struct MultiplyColumns<Tf32, kM, kN, kA, kB> {
 template <int kM, int kN, int kA, int kB>
 struct MultiplyColumns<float, kM, kN, kA, kB> {
   using Lanes = ColumnLanes<float, kA, kB>;
+  PK_DEVICE static int row(int i, int half) { return Sums<kM, kN>::row(i, half); }
   PK_DEVICE static void slice(Sums<kM, kN>& sums, Shared<float> stage, const Lanes& lanes, int slice) {
     const Shared<float> a = stage + lanes.a, b = stage + lanes.b;
 #pragma unroll 2
