@@ -1,6 +1,8 @@
 """torch's own samples, errors and module inputs of conv2d, put to the masked operator and the masked layer."""
 
+import functools
 import itertools
+from unittest import mock
 
 import pytest
 import torch
@@ -11,23 +13,45 @@ from torch.autograd import gradcheck, gradgradcheck
 import prunekernels as pk
 
 WHY = "torch's tests need expecttest and more: pip install expecttest hypothesis"
-INVOCATIONS = pytest.importorskip(
-    "torch.testing._internal.common_methods_invocations", reason=WHY, exc_type=ImportError
-)
-MODULES = pytest.importorskip("torch.testing._internal.common_modules", reason=WHY, exc_type=ImportError)
 
-CONV2D = next((op for op in INVOCATIONS.op_db if op.name == "nn.functional.conv2d"), None)
-CONV2D_MODULE = next((info for info in MODULES.module_db if info.module_cls is nn.Conv2d), None)
-if CONV2D is None or CONV2D_MODULE is None:
-    pytest.skip("this version of torch has no samples of conv2d", allow_module_level=True)
+
+@functools.cache
+def of_torch(module, entries, chosen):
+    """An entry of torch's own test tables. Their import would forbid this process to set flags of torch.backends."""
+    with mock.patch("torch.backends.disable_global_flags", lambda: None):
+        tables = pytest.importorskip(f"torch.testing._internal.{module}", reason=WHY, exc_type=ImportError)
+    entry = next(filter(chosen, getattr(tables, entries)), None)
+    return entry or pytest.skip("this version of torch has no samples of conv2d")
+
+
+def is_conv2d(op):
+    return op.name == "nn.functional.conv2d"
+
+
+def is_conv2d_module(info):
+    return info.module_cls is nn.Conv2d
+
+
+def op_info():
+    return of_torch("common_methods_invocations", "op_db", is_conv2d)
+
+
+def module_info():
+    return of_torch("common_modules", "module_db", is_conv2d_module)
+
 
 patterns = pytest.mark.parametrize("pattern", ["all-live", "random", "all-dead"])
 MODES = ("masked", "live")
 
 
+def test_flags_can_still_be_set():
+    op_info(), module_info()
+    assert not torch.backends.flags_frozen()
+
+
 def samples(dtype=torch.float64):
     torch.manual_seed(0)
-    found = list(CONV2D.sample_inputs("cpu", dtype, requires_grad=dtype.is_floating_point))
+    found = list(op_info().sample_inputs("cpu", dtype, requires_grad=dtype.is_floating_point))
     assert len(found) >= 20
     return found
 
@@ -125,7 +149,7 @@ def call(sample):
 
 def test_errors():
     """What conv2d refuses, the masked operator refuses, in words of its own, and does not crash."""
-    errors = list(CONV2D.error_inputs("cpu"))
+    errors = list(op_info().error_inputs("cpu"))
     assert len(errors) >= 5
     for error in errors:
         with pytest.raises((ValueError, RuntimeError, TypeError)) as caught:
@@ -135,7 +159,7 @@ def test_errors():
 
 def test_errors_of_the_layer():
     """A layer is made of its arguments, or refused, as nn.Conv2d is; wrong inputs are refused alike."""
-    for error in CONV2D.error_inputs("cpu"):
+    for error in op_info().error_inputs("cpu"):
         x, weight, bias, options = split(error.sample_input)
         if weight.dim() != 4:
             continue
@@ -158,7 +182,7 @@ def test_errors_of_the_layer():
 @patterns
 @pytest.mark.parametrize("mode", MODES)
 def test_module_inputs(mode, pattern):
-    inputs = CONV2D_MODULE.module_inputs_func(CONV2D_MODULE, "cpu", torch.float64, True, True)
+    inputs = module_info().module_inputs_func(module_info(), "cpu", torch.float64, True, True)
     padded = [("zeros", {}), ("reflect", {"padding": 1}), ("circular", {"padding": 1})]
     assert len(inputs) >= 2
     for (i, given), (padding_mode, more) in itertools.product(enumerate(inputs), padded):
