@@ -153,6 +153,8 @@ def _lower_groups(masks: LayerMasks, live: LiveList, rows: np.ndarray, kernels: 
         read = np.ones_like(read)
     computed = out.mask().reshape(G, -1)
     groups = np.flatnonzero(computed.any(1))
+    if not read[groups].any():
+        return FullWidth("nothing is live", out)
     outs, ins = _evened(computed, groups), _evened(read, groups)
     size = (outs.size, ins.size, len(groups))
     row, column = outs.reshape(-1, 1), ins.repeat(outs.shape[1], 0)  # of each kernel of the small convolution

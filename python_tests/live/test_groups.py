@@ -94,6 +94,16 @@ def test_other_masks_beside(channels, reads, weight_grad):
         assert_as_masked(layer, LISTS[channels])
 
 
+def test_no_group_with_a_live_filter_reads_a_live_channel():
+    """The result is the bias. The channel that is live belongs to a group without filters."""
+    layer = grouped([13])
+    layer.set_masks(input=mask([2]), hard=mask([13]))
+    layer.weight_grad = "dense"
+    _, want = run(layer, [2, 13])
+    _, got = run(in_flow(nn.Sequential(layer))[0], [2, 13])
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True)) and want[0].any()
+
+
 @pytest.mark.parametrize("args", [
     {"stride": 2, "padding": "valid"}, {"padding": 2, "dilation": 2}, {"padding": 1, "padding_mode": "reflect"},
     {"groups": 2}, {"groups": 10},
