@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inc' 'csrc/*.cu' 'csrc/*.cuh')
 
-.PHONY: demo test lint format build bench wheel wheel-check integrations cuda-check cuda-model docs clean
+.PHONY: demo test fuzz lint format build bench wheel wheel-check integrations cuda-check cuda-model docs clean
 
 # Threads that spin while they wait are a fifth faster alone, and many times slower beside other processes.
 demo: $(VENV)/.ready build
@@ -15,6 +15,11 @@ demo: $(VENV)/.ready build
 # test function.
 test: $(VENV)/.ready build
 	$(BIN)/python -m pytest python_tests -n auto --maxprocesses $(or $(WORKERS),2) --dist worksteal $(if $(FAST),--fast)
+
+# CASES random convolutions (5000), as a function, in masked and in live mode, against the reference. A failure prints
+# the command that repeats it.
+fuzz: $(VENV)/.ready build
+	$(BIN)/python -m pytest -q python_tests/nn/test_fuzz_modes.py --fuzz-cases $(or $(CASES),5000)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
