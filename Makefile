@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inc' 'csrc/*.cu' 'csrc/*.cuh')
 
-.PHONY: demo test fuzz lint format build bench wheel wheel-check integrations cuda-check cuda-model docs clean
+.PHONY: demo test fuzz soak lint format build bench wheel wheel-check integrations cuda-check cuda-model docs clean
 
 # Threads that spin while they wait are a fifth faster alone, and many times slower beside other processes.
 demo: $(VENV)/.ready build
@@ -20,6 +20,12 @@ test: $(VENV)/.ready build
 # the command that repeats it.
 fuzz: $(VENV)/.ready build
 	$(BIN)/python -m pytest -q python_tests/nn/test_fuzz_modes.py --fuzz-cases $(or $(CASES),5000)
+
+# STEPS steps (10000) of a small network with other masks every 50, in both modes and precisions: memory is flat, modes
+# end alike in float64, weights and momentum are normal numbers. Prints the CPU time of early and late steps; asserts
+# nothing of it. Minutes.
+soak: $(VENV)/.ready build
+	$(BIN)/python -m pytest -q -s python_tests/interplay/test_soak.py --soak-steps $(or $(STEPS),10000)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
