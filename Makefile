@@ -23,9 +23,10 @@ fuzz: $(VENV)/.ready build
 
 # STEPS steps (10000) of a small network with other masks every 50, in both modes and precisions: memory is flat, modes
 # end alike in float64, weights and momentum are normal numbers. Prints the CPU time of early and late steps; asserts
-# nothing of it. Minutes.
+# nothing of it. Then training runs are killed at KILLS moments (200), and resumed. Ten minutes or so.
 soak: $(VENV)/.ready build
 	$(BIN)/python -m pytest -q -s python_tests/interplay/test_soak.py --soak-steps $(or $(STEPS),10000)
+	$(BIN)/python -m pytest -q -s python_tests/train/test_killed.py --kills $(or $(KILLS),200)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

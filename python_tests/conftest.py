@@ -33,6 +33,7 @@ def pytest_addoption(parser):
     parser.addoption("--fuzz-cases", type=int, metavar="N", help="N other random problems for test_fuzz_modes.py")
     parser.addoption("--fuzz-problem", metavar="LINE", help="only this problem, as a failure of that file prints it")
     parser.addoption("--soak-steps", type=int, metavar="N", help="train so many steps in test_soak.py")
+    parser.addoption("--kills", type=int, metavar="N", help="kill training runs at N moments in test_killed.py")
     parser.addoption("--fast", action="store_true", help="one case of each test function, no test marked slow")
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import re
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +16,7 @@ import numpy as np
 import torch
 
 FORMAT = "prunekernels training checkpoint 1"
+REMAINS_AGE = 3600.0  # seconds after which no process still writes to a temporary file
 KEYS = ("config", "epoch", "model", "optimizer", "method", "random", "history", "states", "layers", "data", "modes")
 
 
@@ -26,6 +30,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    _remove_remains(path)
+
+
+def _remove_remains(path: Path) -> None:
+    """Removes the temporary files of processes that were killed while they wrote, an hour ago or earlier."""
+    named = re.compile(rf"\.{re.escape(path.name)}\.\d+{re.escape(path.suffix)}")
+    with contextlib.suppress(OSError):  # they harm nothing but space
+        for left in path.parent.iterdir():
+            if named.fullmatch(left.name) and time.time() - left.stat().st_mtime > REMAINS_AGE:
+                left.unlink()
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

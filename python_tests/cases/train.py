@@ -27,3 +27,20 @@ def tiny_config(out, **given):
 
 def tiny_run(out, data=None, **given):
     return Trainer(tiny_config(out, **given), data=data or tiny_data())
+
+
+def flat(value):
+    """All leaves of nested dicts and lists, tensors as lists."""
+    if isinstance(value, dict):
+        return [leaf for key in value for leaf in [key, *flat(value[key])]]
+    if isinstance(value, (list, tuple)):
+        return [leaf for item in value for leaf in flat(item)]
+    return [value.tolist()] if isinstance(value, torch.Tensor) else [value]
+
+
+def comparable(state):
+    """Without what is time, and where."""
+    timed = ("seconds", "images_per_s")
+    history = [{key: value for key, value in row.items() if key not in timed} for row in state["history"]]
+    config = {**state["config"], "out": "", "stop_after": None}
+    return flat({**state, "history": history, "config": config})

@@ -35,6 +35,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["c.pt"]
 
 
+def test_what_a_killed_process_left_is_removed_after_an_hour(tmp_path):
+    path, old, fresh = tmp_path / "c.pt", tmp_path / ".c.pt.17.pt", tmp_path / ".c.pt.18.pt"
+    others = [tmp_path / ".c.pt.mine.pt", tmp_path / ".b.pt.17.pt", tmp_path / "c.pt.17.pt"]
+    for each in (old, fresh, *others):
+        each.write_bytes(b"part of a checkpoint")
+        os.utime(each, (0, 0))
+    os.utime(fresh)  # maybe another process writes it now
+    save(path, WHOLE)
+    assert set(tmp_path.iterdir()) == {path, fresh, *others}
+
+
 class _Foreign:
     def __reduce__(self):
         return (os.system, ("true",))

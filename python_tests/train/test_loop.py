@@ -5,30 +5,13 @@ import torch
 from torch import nn
 
 import prunekernels as pk
-from cases.train import tiny_config, tiny_data, tiny_run
+from cases.train import comparable, tiny_config, tiny_data, tiny_run
 from prunekernels.train import checkpoint
 from prunekernels.train.data import train_batches
 from prunekernels.train.loop import Trainer, learning_rate
 from prunekernels.train.setup import class_of, known_methods, method_of, network, optimizer_of
 
 METHODS = [name for name in known_methods() if name != "none"]
-
-
-def flat(value):
-    """All leaves of nested dicts and lists, tensors as lists."""
-    if isinstance(value, dict):
-        return [leaf for key in value for leaf in [key, *flat(value[key])]]
-    if isinstance(value, (list, tuple)):
-        return [leaf for item in value for leaf in flat(item)]
-    return [value.tolist()] if isinstance(value, torch.Tensor) else [value]
-
-
-def comparable(state):
-    """Without what is time, and where."""
-    timed = ("seconds", "images_per_s")
-    history = [{key: value for key, value in row.items() if key not in timed} for row in state["history"]]
-    config = {**state["config"], "out": "", "stop_after": None}
-    return flat({**state, "history": history, "config": config})
 
 
 @pytest.mark.parametrize(
