@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inc' 'csrc/*.cu' 'csrc/*.cuh')
 
-.PHONY: demo test fuzz soak lint format build bench wheel wheel-check integrations cuda-check cuda-model docs clean
+.PHONY: demo test fuzz sanitize soak lint format build bench wheel wheel-check integrations cuda-check cuda-model docs clean
 
 # Threads that spin while they wait are a fifth faster alone, and many times slower beside other processes.
 demo: $(VENV)/.ready build
@@ -20,6 +20,12 @@ test: $(VENV)/.ready build
 # the command that repeats it.
 fuzz: $(VENV)/.ready build
 	$(BIN)/python -m pytest -q python_tests/nn/test_fuzz_modes.py --fuzz-cases $(or $(CASES),5000)
+
+# The CPU kernels and operators under AddressSanitizer with UndefinedBehaviorSanitizer, and under ThreadSanitizer: builds
+# the extension for both (g++), then runs a part of the suite (FAST=1: one case of each test). csrc/sanitize/sanitize.py
+# says what it cannot see.
+sanitize: $(VENV)/.ready
+	$(BIN)/python csrc/sanitize/sanitize.py $(if $(FAST),--fast)
 
 # STEPS steps (10000) of a small network with other masks every 50, in both modes and precisions: memory is flat, modes
 # end alike in float64, weights and momentum are normal numbers. Prints the CPU time of early and late steps; asserts

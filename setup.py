@@ -2,6 +2,7 @@
 
 PRUNEKERNELS_CUDA=0|1   force the CUDA kernels off or on (default: on when nvcc and a CUDA build of torch are there)
 PRUNEKERNELS_DEBUG=1    -O0 -g
+PRUNEKERNELS_SANITIZE   address (with undefined behaviour) or thread: see csrc/sanitize/sanitize.py
 PRUNEKERNELS_NO_EXT=1   no extension: the package runs in pure torch, or build_ext builds it later; needs no torch
 PRUNEKERNELS_WHEEL=1    a wheel to give away: its version and its requirements name the torch that it was built for
 PRUNEKERNELS_PYTHON     the Python that the extension is for (default: the one that runs this)

@@ -25,6 +25,11 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtensio
 ROOT = Path(__file__).resolve().parents[1]
 # Machine code for the A100 and the H100 kind (every sm_8x runs the first), and PTX for whatever comes after them.
 ARCHITECTURES = "8.0+PTX;9.0a"
+# PRUNEKERNELS_SANITIZE: what g++ compiles in. vptr needs type information that torch keeps to itself.
+SANITIZERS = {
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"],
+    "thread": ["-fsanitize=thread"],
+}
 # torch's own function, not public: where a version of torch lacks it, nothing is precompiled.
 COMPILE_OBJECTS = "_write_ninja_file_and_compile_objects"
 
@@ -43,6 +48,14 @@ def wants_cuda() -> bool:
     return not missing and asked != "0"
 
 
+def sanitizer() -> str:
+    """address, thread, or "" for none."""
+    asked = os.environ.get("PRUNEKERNELS_SANITIZE", "").strip()
+    if asked not in ("", *SANITIZERS):
+        sys.exit(f"PRUNEKERNELS_SANITIZE: expected one of {', '.join(SANITIZERS)}, got {asked!r}")
+    return asked
+
+
 def architectures() -> str:
     """What nvcc will compile for TORCH_CUDA_ARCH_LIST, such as sm_80,compute_80,sm_90a."""
     if not hasattr(cpp_extension, "_get_cuda_arch_flags"):
@@ -59,13 +72,17 @@ def extension():
     flags = ["-O0", "-g"] if debug else ["-O3", "-g0", "-fvisibility=hidden"]
     if sys.platform == "win32":
         flags = ["/Od", "/Zi"] if debug else ["/O2"]
+    sanitized = SANITIZERS.get(sanitizer(), [])
+    if sanitized:
+        flags = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fvisibility=hidden", "-D_GLIBCXX_ASSERTIONS", *sanitized]
     files = [file for room in ("", "core/", "plan/", "ops/", "cpu/**/") for file in sources(f"{room}*.cpp")]
     # at::parallel_for is a plain loop without it. The runtime is the one torch has loaded by then.
-    openmp = ["-fopenmp"] if sys.platform == "linux" else []
+    openmp = ["-fopenmp"] if sys.platform == "linux" and sanitizer() != "thread" else []
+    shadows = [str(ROOT / "csrc" / "sanitize")] if sanitizer() == "thread" else []
     common = {
         "name": "prunekernels._C",
-        "include_dirs": [str(ROOT / "csrc")],
-        "extra_link_args": openmp,
+        "include_dirs": [*shadows, str(ROOT / "csrc")],
+        "extra_link_args": [*openmp, *sanitized],
         "define_macros": [("PRUNEKERNELS_TORCH_VERSION", f'"{torch.__version__}"')],
     }
     cuda = sources("cuda/*.cpp") + sources("cuda/kernels/*.cu")

@@ -29,9 +29,14 @@ class Workspace {
         kept.pop_back();
       }
       const size_t alignment = wanted < kHuge / 2 ? kAlignment : kHuge;
+#if defined(__SANITIZE_ADDRESS__)
+      block_.bytes = wanted;
+      if (posix_memalign(&block_.data, alignment, wanted)) throw std::bad_alloc();
+#else
       block_.bytes = (wanted + alignment) / alignment * alignment;
       block_.data = std::aligned_alloc(alignment, block_.bytes);
       if (!block_.data) throw std::bad_alloc();
+#endif
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
       if (alignment == kHuge) madvise(block_.data, block_.bytes, MADV_HUGEPAGE);
 #endif
@@ -48,7 +53,12 @@ class Workspace {
   float* data() const { return static_cast<float*>(block_.data); }
 
  private:
-  static constexpr size_t kAlignment = 64, kHuge = 2 << 20, kKeep = 16 << 20, kBlocks = 3;
+  static constexpr size_t kAlignment = 64, kHuge = 2 << 20, kKeep = 16 << 20;
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr size_t kBlocks = 0;  // no second use and no slack, in which an overrun would not show
+#else
+  static constexpr size_t kBlocks = 3;
+#endif
   struct Block {
     void* data;
     size_t bytes;
