@@ -37,7 +37,7 @@ int64_t largest_count(const std::vector<int32_t>& live_groups, int64_t per_group
 
 // Bit i of bits = flags[i]; flags are bytes of 0 or 1, and a multiplication moves eight of them into the top byte.
 void pack_bits(const bool* flags, int64_t count, uint32_t* bits) {
-  std::memset(bits, 0, pair_words(count) * sizeof(uint32_t));
+  std::fill_n(bits, pair_words(count), 0u);  // memset may not get the null pointer of an empty mask
   int64_t i = 0;
   for (; i + 8 <= count; i += 8) {
     uint64_t eight;

@@ -16,6 +16,7 @@ SPECIAL = {
     "depthwise": (torch.arange(6) % 4 > 0, torch.arange(6)[:, None] > 1, torch.arange(6) != 5, 6, 6, 6),
     "live filters without kernels": (NONE, torch.arange(6)[:, None].expand(6, 4) > 1, None, 6, 8, 2),
     "no filters": (None, None, None, 0, 4, 1),
+    "no channels": (NONE, torch.ones(6, 0).bool(), torch.ones(0).bool(), 6, 0, 1),
 }
 
 
