@@ -125,6 +125,7 @@ struct Statistics {
   }
 };
 
+// y: null where statistics are all that is asked for.
 template <typename T>
 void forward_by_planes(const NormShape& s, const LiveChannels& live, const T* x, T* y, const float* gamma,
                        const float* beta, const Statistics& stats, bool training) {
@@ -140,9 +141,25 @@ void forward_by_planes(const NormShape& s, const LiveChannels& live, const T* x,
     } else {
       stats.as_learned(j);
     }
-    for (int64_t n = 0; n < s.images; ++n)
+    for (int64_t n = 0; y && n < s.images; ++n)
       kernels.apply_segment(x + s.plane(n, c), y + s.plane(n, c), s.pixels, stats.mean[j], gamma[j] * stats.invstd[j],
-                            beta[j]);
+                            beta[j], {});
+  });
+}
+
+// Scales by channel of x.
+template <typename T>
+void apply_by_runs(const NormShape& s, const T* x, T* y, const std::vector<float>& mean,
+                   const std::vector<float>& scale, const std::vector<float>& bias, const std::vector<uint32_t>& keep,
+                   const NormEnd<T>& end) {
+  const NormKernels<T>& kernels = norm_kernels<T>();
+  const Runs runs(s);
+  const auto means = runs.repeated(mean), scales = runs.repeated(scale), biases = runs.repeated(bias);
+  const auto keeps = runs.repeated(keep);
+  in_runs(runs, [&](int64_t offset, const NormRows& rows, int64_t at) {
+    kernels.apply_rows(x + offset, y + offset, rows,
+                       {means.data() + at, scales.data() + at, biases.data() + at, keeps.data() + at},
+                       {end.add ? end.add + offset : nullptr, end.relu});
   });
 }
 
@@ -164,22 +181,21 @@ void forward_by_runs(const NormShape& s, const LiveChannels& live, const T* x, T
   } else {
     for (int64_t j = 0; j < live.count(); ++j) stats.as_learned(j);
   }
+  if (!y) return;
   std::vector<float> scale(live.count());
   for (int64_t j = 0; j < live.count(); ++j) scale[j] = gamma[j] * stats.invstd[j];
-  const auto mean = runs.repeated(live.spread(stats.mean)), scales = runs.repeated(live.spread(scale.data())),
-             bias = runs.repeated(live.spread(beta));
-  const auto keep = runs.repeated(live.keep());
-  in_runs(runs, [&](int64_t offset, const NormRows& rows, int64_t at) {
-    kernels.apply_rows(x + offset, y + offset, rows,
-                       {mean.data() + at, scales.data() + at, bias.data() + at, keep.data() + at});
-  });
+  apply_by_runs<T>(s, x, y, live.spread(stats.mean), live.spread(scale.data()), live.spread(beta), live.keep(), {});
 }
 
-Three masked_batch_norm(const at::Tensor& x_in, const OptionalTensor& weight, const OptionalTensor& bias,
-                        const OptionalTensor& running_mean, const OptionalTensor& running_var,
-                        const OptionalTensor& index, int64_t features, bool training, double momentum, double eps) {
-  constexpr const char* op = "masked_batch_norm";
-  const LiveChannels live(op, x_in, index, features);
+struct Forward {
+  at::Tensor y, mean, invstd;
+  std::vector<float> gamma, beta;  // [live]
+};
+
+// apply: whether y is written.
+Forward forward(const char* op, const at::Tensor& x_in, const OptionalTensor& weight, const OptionalTensor& bias,
+                const OptionalTensor& running_mean, const OptionalTensor& running_var, const LiveChannels& live,
+                int64_t features, bool training, double momentum, double eps, bool apply) {
   check_parameter(op, "weight", weight, features);
   check_parameter(op, "bias", bias, features);
   check_parameter(op, "running_mean", running_mean, features);
@@ -191,25 +207,122 @@ Three masked_batch_norm(const at::Tensor& x_in, const OptionalTensor& weight, co
   PK_CHECK(!training || s.count() > 1 || live.count() == 0, op, "x", "more than one value per channel when training",
            x.sizes());
   const at::Tensor mean = at::empty({live.count()}, x.options().dtype(at::kFloat)), invstd = at::empty_like(mean);
-  if (x.numel() == 0) return {y, mean.zero_(), invstd.zero_()};
+  const std::vector<float> gamma = live.gathered(weight, 1), beta = live.gathered(bias, 0);
+  if (x.numel() == 0) return {y, mean.zero_(), invstd.zero_(), gamma, beta};
 
   const Statistics stats{
       mean.mutable_data_ptr<float>(), invstd.mutable_data_ptr<float>(), live, running_mean, running_var, momentum, eps};
-  const std::vector<float> gamma = live.gathered(weight, 1), beta = live.gathered(bias, 0);
   with_norm_element(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const auto forward = s.by_planes() ? forward_by_planes<T> : forward_by_runs<T>;
-    forward(s, live, const_elements<T>(x), elements<T>(y), gamma.data(), beta.data(), stats, training);
+    const auto run = s.by_planes() ? forward_by_planes<T> : forward_by_runs<T>;
+    run(s, live, const_elements<T>(x), apply ? elements<T>(y) : nullptr, gamma.data(), beta.data(), stats, training);
   });
-  return {y, mean, invstd};
+  return {y, mean, invstd, gamma, beta};
+}
+
+Three masked_batch_norm(const at::Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                        const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                        const OptionalTensor& index, int64_t features, bool training, double momentum, double eps) {
+  constexpr const char* op = "masked_batch_norm";
+  const LiveChannels live(op, x, index, features);
+  const Forward all =
+      forward(op, x, weight, bias, running_mean, running_var, live, features, training, momentum, eps, true);
+  return {all.y, all.mean, all.invstd};
+}
+
+Three deferred_batch_norm(const at::Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                          const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                          const OptionalTensor& index, int64_t features, bool training, double momentum, double eps) {
+  constexpr const char* op = "deferred_batch_norm";
+  const LiveChannels live(op, x, index, features);
+  PK_CHECK(live.count() == x.size(1), op, "index", "a place for each channel of x", live.count(), " for ", x.sizes());
+  const Forward all =
+      forward(op, x, weight, bias, running_mean, running_var, live, features, training, momentum, eps, false);
+  const int64_t count = live.count();
+  const at::Tensor table = at::empty({4, count}, all.mean.options());
+  float* const rows = table.mutable_data_ptr<float>();
+  const float *mean = all.mean.const_data_ptr<float>(), *invstd = all.invstd.const_data_ptr<float>();
+  for (int64_t j = 0; j < count; ++j) {
+    rows[j] = mean[j], rows[count + j] = invstd[j];
+    rows[2 * count + j] = all.gamma[j] * invstd[j], rows[3 * count + j] = all.beta[j];
+  }
+  return {all.y, table, at::empty({1}, x.options().dtype(at::kByte)).zero_()};
+}
+
+// The rows of a table, each [channels].
+struct TableRows {
+  const float *mean, *scale, *bias;
+
+  TableRows(const char* op, const at::Tensor& table, int64_t channels) {
+    PK_CHECK(table.scalar_type() == at::kFloat && table.dim() == 2 && table.size(0) == 4 && table.size(1) == channels &&
+                 table.is_contiguous() && table.device().is_cpu(),
+             op, "table", "contiguous float32 [4, " + std::to_string(channels) + "] on the CPU", table.dtype(), " ",
+             table.sizes(), " on ", table.device());
+    mean = table.const_data_ptr<float>();
+    scale = mean + 2 * channels, bias = mean + 3 * channels;
+  }
+};
+
+void apply_batch_norm_(const at::Tensor& y, const at::Tensor& x_in, const at::Tensor& table,
+                       const OptionalTensor& index, int64_t features, const OptionalTensor& add_in, bool relu) {
+  constexpr const char* op = "apply_batch_norm_";
+  PK_CHECK(is_served(x_in.scalar_type()) && x_in.dim() == 4, op, "x", "float32 or bfloat16 [N, C, H, W]", x_in.dtype(),
+           " ", x_in.sizes());
+  const int64_t channels = x_in.size(1);
+  const TableRows rows(op, table, channels);
+  const at::MemoryFormat format = y.suggest_memory_format();
+  for (const at::Tensor* each : {&y, add_in ? &*add_in : &x_in})
+    PK_CHECK(each->sizes() == x_in.sizes() && each->scalar_type() == x_in.scalar_type(), op, each == &y ? "y" : "add",
+             c10::str(x_in.dtype(), " ", x_in.sizes(), " as x"), each->dtype(), " ", each->sizes());
+  PK_CHECK(y.is_contiguous(format), op, "y", "a tensor without gaps", y.strides());
+  if (y.numel() == 0) return;
+  const at::Tensor x = x_in.contiguous(format), add = add_in ? add_in->contiguous(format) : at::Tensor();
+  const NormShape s(x, format);
+  with_norm_element(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const NormEnd<T> end{add.defined() ? const_elements<T>(add) : nullptr, relu};
+    const T* from = const_elements<T>(x);
+    T* to = elements<T>(y);
+    if (!s.by_planes()) {
+      const auto listed = [&](const float* row) { return std::vector<float>(row, row + channels); };
+      const std::vector<uint32_t> keep(channels, ~0u);
+      return apply_by_runs<T>(s, from, to, listed(rows.mean), listed(rows.scale), listed(rows.bias), keep, end);
+    }
+    at::parallel_for(0, s.images * channels, std::max<int64_t>(1, kNormGrain / s.pixels),
+                     [&](int64_t begin, int64_t stop) {
+                       const FlushDenormals flush;
+                       for (int64_t plane = begin; plane < stop; ++plane) {
+                         const int64_t c = plane % channels, at = plane * s.pixels;
+                         norm_kernels<T>().apply_segment(from + at, to + at, s.pixels, rows.mean[c], rows.scale[c],
+                                                         rows.bias[c], {end.add ? end.add + at : nullptr, relu});
+                       }
+                     });
+  });
+}
+
+at::Tensor batch_norm_relu(const at::Tensor& y, const at::Tensor& x, const at::Tensor& table,
+                           const OptionalTensor& index, int64_t features, const OptionalTensor& add,
+                           const OptionalTensor& gate) {
+  const at::Tensor out = empty_cached(y.sizes(), y.options(), y.suggest_memory_format());
+  apply_batch_norm_(out, x, table, index, features, add, true);
+  return out;
+}
+
+at::Tensor deferred_sum(const at::Tensor& a, const at::Tensor& b) {
+  PK_CHECK(a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type(), "deferred_sum", "b",
+           c10::str(a.dtype(), " ", a.sizes(), " as a"), b.dtype(), " ", b.sizes());
+  return empty_cached(a.sizes(), a.options(), a.suggest_memory_format());
 }
 
 // grad_x = scale * (grad - mean(grad) - (x - mean) * invstd^2 * mean(grad * (x - mean)))
 class Slopes {
  public:
-  Slopes(const LiveChannels& live, const OptionalTensor& weight, const at::Tensor& mean, const at::Tensor& invstd,
-         const at::Tensor& grad_weight, const at::Tensor& grad_bias, int64_t count, bool training)
+  // bias: of a norm with a relu behind it, or null
+  Slopes(const LiveChannels& live, const OptionalTensor& weight, const float* bias, const at::Tensor& mean,
+         const at::Tensor& invstd, const at::Tensor& grad_weight, const at::Tensor& grad_bias, int64_t count,
+         bool training)
       : mean(mean.const_data_ptr<float>()),
+        bias(bias),
         scale(live.gathered(weight, 1)),
         factor(live.count(), 0),
         offset(live.count(), 0),
@@ -230,7 +343,9 @@ class Slopes {
     offset[j] = static_cast<float>(-scale[j] * sums.first / count_);
   }
 
-  const float* mean;                         // [live]
+  NormGate gate(int64_t j) const { return bias ? NormGate{true, scale[j], bias[j]} : NormGate{}; }
+
+  const float *mean, *bias;                  // [live]
   std::vector<float> scale, factor, offset;  // [live]
 
  private:
@@ -250,11 +365,12 @@ void backward_by_planes(const NormShape& s, const LiveChannels& live, const T* g
     if (j < 0) return zero_planes(s, grad_x, c);
     NormSums sums{0, 0};
     for (int64_t n = 0; n < s.images; ++n)
-      kernels.grad_sums_segment(grad + s.plane(n, c), x + s.plane(n, c), s.pixels, slopes.mean[j], sums);
+      kernels.grad_sums_segment(grad + s.plane(n, c), x + s.plane(n, c), s.pixels, slopes.mean[j], slopes.gate(j),
+                                sums);
     slopes.set(j, sums);
     for (int64_t n = 0; n < s.images; ++n)
       kernels.grad_apply_segment(grad + s.plane(n, c), x + s.plane(n, c), grad_x + s.plane(n, c), s.pixels,
-                                 slopes.mean[j], slopes.scale[j], slopes.factor[j], slopes.offset[j]);
+                                 slopes.mean[j], slopes.scale[j], slopes.factor[j], slopes.offset[j], slopes.gate(j));
   });
 }
 
@@ -263,25 +379,30 @@ void backward_by_runs(const NormShape& s, const LiveChannels& live, const T* gra
                       Slopes& slopes) {
   const NormKernels<T>& kernels = norm_kernels<T>();
   const Runs runs(s);
-  const std::vector<float> mean = runs.repeated(live.spread(slopes.mean));
+  const auto repeated = [&](const float* values) { return runs.repeated(live.spread(values)); };
+  const auto mean = repeated(slopes.mean), scale = repeated(slopes.scale.data());
+  const auto bias = slopes.bias ? repeated(slopes.bias) : std::vector<float>();
+  const auto behind = [&](const std::vector<float>& values, int64_t at) {  // null without a relu
+    return slopes.bias ? values.data() + at : nullptr;
+  };
   const auto sums =
       sums_by_runs(s, runs, [&](int64_t offset, const NormRows& rows, int64_t at, float* first, float* second) {
-        kernels.grad_sums_rows(grad + offset, x + offset, rows, mean.data() + at, first, second);
+        kernels.grad_sums_rows(grad + offset, x + offset, rows, mean.data() + at, {behind(scale, at), behind(bias, at)},
+                               first, second);
       });
   for (int64_t j = 0; j < live.count(); ++j) slopes.set(j, sums[live.channel(j)]);
-  const auto repeated = [&](const std::vector<float>& values) { return runs.repeated(live.spread(values.data())); };
-  const auto scale = repeated(slopes.scale), factor = repeated(slopes.factor), bias = repeated(slopes.offset);
+  const auto factor = repeated(slopes.factor.data()), offsets = repeated(slopes.offset.data());
   const auto keep = runs.repeated(live.keep());
   in_runs(runs, [&](int64_t offset, const NormRows& rows, int64_t at) {
-    kernels.grad_apply_rows(
-        grad + offset, x + offset, grad_x + offset, rows,
-        {mean.data() + at, scale.data() + at, factor.data() + at, bias.data() + at, keep.data() + at});
+    kernels.grad_apply_rows(grad + offset, x + offset, grad_x + offset, rows,
+                            {mean.data() + at, scale.data() + at, factor.data() + at, offsets.data() + at,
+                             behind(bias, at), keep.data() + at});
   });
 }
 
 Three masked_batch_norm_backward(const at::Tensor& grad_in, const at::Tensor& x_in, const OptionalTensor& weight,
                                  const at::Tensor& mean, const at::Tensor& invstd, const OptionalTensor& index,
-                                 int64_t features, bool training) {
+                                 int64_t features, bool training, const OptionalTensor& relu_table) {
   constexpr const char* op = "masked_batch_norm_backward";
   const LiveChannels live(op, x_in, index, features);
   check_parameter(op, "weight", weight, features);
@@ -297,7 +418,8 @@ Three masked_batch_norm_backward(const at::Tensor& grad_in, const at::Tensor& x_
   if (x.numel() == 0) return {grad_x, grad_weight, grad_bias};
 
   const NormShape s(x, format);
-  Slopes slopes(live, weight, mean, invstd, grad_weight, grad_bias, s.count(), training);
+  const float* bias = relu_table ? TableRows(op, *relu_table, live.count()).bias : nullptr;
+  Slopes slopes(live, weight, bias, mean, invstd, grad_weight, grad_bias, s.count(), training);
   with_norm_element(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const auto backward = s.by_planes() ? backward_by_planes<T> : backward_by_runs<T>;
@@ -311,6 +433,10 @@ Three masked_batch_norm_backward(const at::Tensor& grad_in, const at::Tensor& x_
 TORCH_LIBRARY_IMPL(prunekernels, CPU, m) {
   m.impl("masked_batch_norm", masked_batch_norm);
   m.impl("masked_batch_norm_backward", masked_batch_norm_backward);
+  m.impl("deferred_batch_norm", deferred_batch_norm);
+  m.impl("apply_batch_norm_", apply_batch_norm_);
+  m.impl("batch_norm_relu", batch_norm_relu);
+  m.impl("deferred_sum", deferred_sum);
 }
 
 }  // namespace prunekernels

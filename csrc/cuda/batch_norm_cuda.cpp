@@ -92,24 +92,24 @@ void check_parameter(const char* op, const char* name, const OptionalTensor& t, 
 float* floats(const OptionalTensor& t) { return t ? t->mutable_data_ptr<float>() : nullptr; }
 const float* const_floats(const OptionalTensor& t) { return t ? t->const_data_ptr<float>() : nullptr; }
 
-Three masked_batch_norm(const at::Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
-                        const OptionalTensor& running_mean, const OptionalTensor& running_var,
-                        const OptionalTensor& index, int64_t features, bool training, double momentum, double eps) {
-  constexpr const char* op = "masked_batch_norm";
-  const at::DeviceGuard guard(x.device());
-  check_input(op, x);
+// scales: two rows for those of y, and y is not written; undefined: y is.
+Three normalize(const char* op, const at::Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                const OptionalTensor& running_mean, const OptionalTensor& running_var, const NormInput& input,
+                int64_t features, bool training, double momentum, double eps, const at::Tensor& table) {
   check_parameter(op, "weight", weight, features, x);
   check_parameter(op, "bias", bias, features, x);
   check_parameter(op, "running_mean", running_mean, features, x);
   check_parameter(op, "running_var", running_var, features, x);
   PK_CHECK(training || (running_mean && running_var), op, "running_mean, running_var", "both, outside of training",
            "None");
-  const NormInput input(op, x, index, features);
   PK_CHECK(!training || input.shape.pixels > 1 || input.live == 0, op, "x",
            "more than one value per channel when training", x.sizes());
   const at::TensorOptions options = x.options().dtype(at::kFloat).memory_format(std::nullopt);
-  const at::Tensor y = at::empty_like(input.x), mean = at::empty({input.live}, options), invstd = at::empty_like(mean);
+  const bool deferred = table.defined();
+  const at::Tensor y = at::empty_like(input.x), mean = deferred ? table[0] : at::empty({input.live}, options),
+                   invstd = deferred ? table[1] : at::empty_like(mean);
   if (x.numel() == 0) return {y.contiguous(x.suggest_memory_format()), mean.zero_(), invstd.zero_()};
+  float* const rows = deferred ? table.mutable_data_ptr<float>() : nullptr;
   const at::Tensor workspace = at::empty({batch_norm_workspace(input.shape)}, options);
   const BatchNorm norm{input.shape,
                        const_floats(weight),
@@ -120,17 +120,94 @@ Three masked_batch_norm(const at::Tensor& x, const OptionalTensor& weight, const
                        momentum,
                        eps,
                        input.x.const_data_ptr(),
-                       y.mutable_data_ptr(),
+                       deferred ? nullptr : y.mutable_data_ptr(),
                        mean.mutable_data_ptr<float>(),
                        invstd.mutable_data_ptr<float>(),
+                       deferred ? NormScales{rows + 2 * input.live, rows + 3 * input.live} : NormScales{},
                        workspace.mutable_data_ptr<float>()};
   PK_LAUNCH(op, launch_batch_norm, norm, device::current_stream());
   return {y.contiguous(x.suggest_memory_format()), mean, invstd};
 }
 
+Three masked_batch_norm(const at::Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                        const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                        const OptionalTensor& index, int64_t features, bool training, double momentum, double eps) {
+  constexpr const char* op = "masked_batch_norm";
+  const at::DeviceGuard guard(x.device());
+  check_input(op, x);
+  return normalize(op, x, weight, bias, running_mean, running_var, NormInput(op, x, index, features), features,
+                   training, momentum, eps, {});
+}
+
+Three deferred_batch_norm(const at::Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                          const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                          const OptionalTensor& index, int64_t features, bool training, double momentum, double eps) {
+  constexpr const char* op = "deferred_batch_norm";
+  const at::DeviceGuard guard(x.device());
+  check_input(op, x);
+  const NormInput input(op, x, index, features);
+  PK_CHECK(input.live == x.size(1), op, "index", "a place for each channel of x", input.live, " for ", x.sizes());
+  const at::Tensor table = at::empty({4, input.live}, x.options().dtype(at::kFloat).memory_format(std::nullopt));
+  if (x.numel() == 0) table.zero_();
+  const at::Tensor y = std::get<0>(
+      normalize(op, x, weight, bias, running_mean, running_var, input, features, training, momentum, eps, table));
+  return {y, table, at::zeros({1}, at::TensorOptions(at::kCPU).dtype(at::kByte))};
+}
+
+// Rows of a table that deferred_batch_norm made.
+NormScales scales_of(const char* op, const at::Tensor& table, int64_t channels, const at::Tensor& x) {
+  PK_CHECK(table.scalar_type() == at::kFloat && table.dim() == 2 && table.size(0) == 4 && table.size(1) == channels &&
+               table.is_contiguous() && table.device() == x.device(),
+           op, "table", "contiguous float32 [4, " + std::to_string(channels) + "] on " + x.device().str(),
+           table.dtype(), " ", table.sizes(), " on ", table.device());
+  float* const rows = const_cast<float*>(table.const_data_ptr<float>());
+  return {rows + 2 * channels, rows + 3 * channels};
+}
+
+void apply_batch_norm_(const at::Tensor& y, const at::Tensor& x, const at::Tensor& table, const OptionalTensor& index,
+                       int64_t features, const OptionalTensor& add, bool relu) {
+  constexpr const char* op = "apply_batch_norm_";
+  const at::DeviceGuard guard(x.device());
+  check_input(op, x);
+  const NormInput input(op, x, index, features);
+  const NormScales scales = scales_of(op, table, x.size(1), x);
+  for (const at::Tensor* each : {&y, add ? &*add : &x})
+    PK_CHECK(each->sizes() == x.sizes() && each->scalar_type() == x.scalar_type() && each->device() == x.device(), op,
+             each == &y ? "y" : "add", c10::str(x.dtype(), " ", x.sizes(), " on ", x.device(), ", as x"), each->dtype(),
+             " ", each->sizes(), " on ", each->device());
+  if (x.numel() == 0) return;
+  const at::Tensor to = y.is_contiguous(at::MemoryFormat::ChannelsLast) ? y : at::empty_like(input.x),
+                   added = add ? add->contiguous(at::MemoryFormat::ChannelsLast) : at::Tensor();
+  const BatchNormApply norm{input.shape,
+                            table.const_data_ptr<float>(),
+                            scales,
+                            input.x.const_data_ptr(),
+                            added.defined() ? added.const_data_ptr() : nullptr,
+                            relu,
+                            to.mutable_data_ptr()};
+  PK_LAUNCH(op, launch_batch_norm_apply, norm, device::current_stream());
+  if (!to.is_same(y)) y.copy_(to);
+}
+
+at::Tensor batch_norm_relu(const at::Tensor& y, const at::Tensor& x, const at::Tensor& table,
+                           const OptionalTensor& index, int64_t features, const OptionalTensor& add,
+                           const OptionalTensor& gate) {
+  const at::DeviceGuard guard(x.device());
+  const at::Tensor out = at::empty_like(y);
+  apply_batch_norm_(out, x, table, index, features, add, true);
+  return out;
+}
+
+at::Tensor deferred_sum(const at::Tensor& a, const at::Tensor& b) {
+  PK_CHECK(a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type(), "deferred_sum", "b",
+           c10::str(a.dtype(), " ", a.sizes(), " as a"), b.dtype(), " ", b.sizes());
+  const at::DeviceGuard guard(a.device());
+  return at::empty_like(a);
+}
+
 Three masked_batch_norm_backward(const at::Tensor& grad_in, const at::Tensor& x, const OptionalTensor& weight,
                                  const at::Tensor& mean, const at::Tensor& invstd, const OptionalTensor& index,
-                                 int64_t features, bool training) {
+                                 int64_t features, bool training, const OptionalTensor& relu_table) {
   constexpr const char* op = "masked_batch_norm_backward";
   const at::DeviceGuard guard(x.device());
   check_input(op, x);
@@ -151,6 +228,7 @@ Three masked_batch_norm_backward(const at::Tensor& grad_in, const at::Tensor& x,
                                mean.const_data_ptr<float>(),
                                invstd.const_data_ptr<float>(),
                                training,
+                               relu_table ? scales_of(op, *relu_table, input.live, x) : NormScales{},
                                grad.const_data_ptr(),
                                input.x.const_data_ptr(),
                                grad_x.mutable_data_ptr(),
@@ -166,6 +244,10 @@ Three masked_batch_norm_backward(const at::Tensor& grad_in, const at::Tensor& x,
 PK_DEVICE_OPERATORS(m) {
   m.impl("masked_batch_norm", masked_batch_norm);
   m.impl("masked_batch_norm_backward", masked_batch_norm_backward);
+  m.impl("deferred_batch_norm", deferred_batch_norm);
+  m.impl("apply_batch_norm_", apply_batch_norm_);
+  m.impl("batch_norm_relu", batch_norm_relu);
+  m.impl("deferred_sum", deferred_sum);
 }
 
 }  // namespace prunekernels

@@ -3,6 +3,7 @@
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/native_batch_norm_backward.h>
 #include <ATen/ops/pow.h>
+#include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -156,6 +157,35 @@ Three norm_backward_of_torch(const Tensor& grad, const Tensor& x, const Optional
   return {grad_x, spread(grad_weight), spread(grad_bias)};
 }
 
+variable_list norm_backward(AutogradContext* ctx, const Tensor& grad, const Tensor& x, const OptionalTensor& weight,
+                            const Tensor& mean, const Tensor& invstd, const OptionalTensor& index,
+                            const OptionalTensor& relu_table) {
+  static const auto op = find<Three(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&, const Tensor&,
+                                    const OptionalTensor&, SymInt, bool, const OptionalTensor&)>(
+      "prunekernels::masked_batch_norm_backward");
+  const SymInt features = ctx->saved_data["features"].toSymInt();
+  const bool training = ctx->saved_data["training"].toBool();
+  variable_list out(10);
+  auto [grad_x, grad_weight, grad_bias] =
+      at::GradMode::is_enabled() ? norm_backward_of_torch(grad, x, weight, mean, invstd, index, features, training)
+                                 : op.call(grad, x, weight, mean, invstd, index, features, training, relu_table);
+  out[0] = grad_x;
+  if (ctx->saved_data["has_weight"].toBool()) out[1] = grad_weight;
+  if (ctx->saved_data["has_bias"].toBool()) out[2] = grad_bias;
+  return out;
+}
+
+void save_norm(AutogradContext* ctx, const SymInt& features, bool training, const OptionalTensor& weight,
+               const OptionalTensor& bias, const OptionalTensor& running_mean, const OptionalTensor& running_var) {
+  ctx->saved_data["features"] = features;
+  ctx->saved_data["training"] = training;
+  ctx->saved_data["has_weight"] = weight.has_value();
+  ctx->saved_data["has_bias"] = bias.has_value();
+  if (training)
+    for (const auto* running : {&running_mean, &running_var})
+      if (*running && !(*running)->is_inference()) (*running)->unsafeGetTensorImpl()->bump_version();
+}
+
 struct BatchNorm : Function<BatchNorm> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& weight,
                                const OptionalTensor& bias, const OptionalTensor& running_mean,
@@ -169,39 +199,118 @@ struct BatchNorm : Function<BatchNorm> {
     auto [y, mean, invstd] =
         op.call(x, weight, bias, running_mean, running_var, index, features, training, momentum, eps);
     ctx->save_for_backward({x, weight.value_or(Tensor()), mean, invstd, index.value_or(Tensor())});
-    ctx->saved_data["features"] = features;
-    ctx->saved_data["training"] = training;
-    ctx->saved_data["has_weight"] = weight.has_value();
-    ctx->saved_data["has_bias"] = bias.has_value();
+    save_norm(ctx, features, training, weight, bias, running_mean, running_var);
     ctx->mark_non_differentiable({mean, invstd});
-    if (training)
-      for (const auto* running : {&running_mean, &running_var})
-        if (*running && !(*running)->is_inference()) (*running)->unsafeGetTensorImpl()->bump_version();
     return {y, mean, invstd};
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    static const auto op = find<Three(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&, const Tensor&,
-                                      const OptionalTensor&, SymInt, bool)>("prunekernels::masked_batch_norm_backward");
+    if (!grads[0].defined()) return variable_list(10);
     const auto s = ctx->get_saved_variables();
-    const Tensor &grad = grads[0], &x = s[0], &mean = s[2], &invstd = s[3];
-    const OptionalTensor weight = optional(s[1]), index = optional(s[4]);
-    const SymInt features = ctx->saved_data["features"].toSymInt();
-    const bool training = ctx->saved_data["training"].toBool();
-    variable_list out(10);
-    if (!grad.defined()) return out;
-    auto [grad_x, grad_weight, grad_bias] =
-        at::GradMode::is_enabled() ? norm_backward_of_torch(grad, x, weight, mean, invstd, index, features, training)
-                                   : op.call(grad, x, weight, mean, invstd, index, features, training);
-    out[0] = grad_x;
-    if (ctx->saved_data["has_weight"].toBool()) out[1] = grad_weight;
-    if (ctx->saved_data["has_bias"].toBool()) out[2] = grad_bias;
-    return out;
+    return norm_backward(ctx, grads[0], s[0], optional(s[1]), s[2], s[3], optional(s[4]), std::nullopt);
   }
 };
 
 struct Unseen {  // hides a tensor from Function, which would take it for a differentiable input
   Tensor tensor;
 };
+
+// Who takes the gradient of a relu behind a deferred norm. The relu's backward pass, which comes first, leaves it to
+// the norm where nothing but this relu has read the norm's result; in Python, what else reads it closes the gate.
+class Gate {
+ public:
+  explicit Gate(const Tensor& state) : state_(state.mutable_data_ptr<uint8_t>()) {}
+  void open() { *state_ = kOpen; }
+  // In the relu's backward pass: whether the norm takes its gradient. Not where the pass is to be differentiated.
+  bool leave() {
+    const bool left = *state_ != kClosed && !at::GradMode::is_enabled();
+    if (left) *state_ = kLeft;
+    return left;
+  }
+  // In the norm's backward pass: whether the relu left it its gradient.
+  bool take() {
+    const bool left = *state_ == kLeft;
+    if (left) *state_ = kOpen;
+    return left;
+  }
+
+ private:
+  enum : uint8_t { kClosed, kOpen, kLeft };
+  uint8_t* state_;
+};
+
+struct DeferredNorm : Function<DeferredNorm> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& weight,
+                               const OptionalTensor& bias, const OptionalTensor& running_mean,
+                               const OptionalTensor& running_var, const OptionalTensor& index, const SymInt& features,
+                               bool training, double momentum, double eps) {
+    static const auto op =
+        find<Three(const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                   const OptionalTensor&, const OptionalTensor&, SymInt, bool, double, double)>(
+            "prunekernels::deferred_batch_norm");
+    at::AutoDispatchBelowADInplaceOrView below;
+    auto [y, table, gate] =
+        op.call(x, weight, bias, running_mean, running_var, index, features, training, momentum, eps);
+    ctx->save_for_backward({x, weight.value_or(Tensor()), table, index.value_or(Tensor())});
+    ctx->saved_data["gate"] = gate;
+    save_norm(ctx, features, training, weight, bias, running_mean, running_var);
+    ctx->mark_non_differentiable({table, gate});
+    return {y, table, gate};
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    if (!grads[0].defined()) return variable_list(10);
+    const auto s = ctx->get_saved_variables();
+    const Tensor& table = s[2];
+    const bool behind_relu = Gate(ctx->saved_data["gate"].toTensor()).take();
+    return norm_backward(ctx, grads[0], s[0], optional(s[1]), table.select(0, 0), table.select(0, 1), optional(s[3]),
+                         behind_relu ? OptionalTensor(table) : std::nullopt);
+  }
+};
+
+// What a fused relu is computed from, beside the tensor whose history goes on.
+struct Fused {
+  Tensor x, table;
+  OptionalTensor index;
+  SymInt features;
+  OptionalTensor add, gate;
+};
+
+struct NormRelu : Function<NormRelu> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& y, const Fused& from) {
+    static const auto op = find<Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, SymInt,
+                                       const OptionalTensor&, const OptionalTensor&)>("prunekernels::batch_norm_relu");
+    at::AutoDispatchBelowADInplaceOrView below;
+    const Tensor out = op.call(y, from.x, from.table, from.index, from.features, from.add, from.gate);
+    ctx->save_for_backward({out});
+    if (from.gate) {
+      Gate(*from.gate).open();
+      ctx->saved_data["gate"] = *from.gate;
+    }
+    return out;
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    if (!grads[0].defined()) return variable_list(2);
+    const auto gate = ctx->saved_data.find("gate");
+    if (gate != ctx->saved_data.end() && Gate(gate->second.toTensor()).leave()) return {grads[0], Tensor()};
+    return {at::threshold_backward(grads[0], ctx->get_saved_variables()[0], 0), Tensor()};
+  }
+};
+
+struct DeferredSum : Function<DeferredSum> {
+  static Tensor forward(AutogradContext*, const Tensor& a, const Tensor& b) {
+    static const auto op = find<Tensor(const Tensor&, const Tensor&)>("prunekernels::deferred_sum");
+    at::AutoDispatchBelowADInplaceOrView below;
+    return op.call(a, b);
+  }
+  static variable_list backward(AutogradContext*, const variable_list& grads) { return {grads[0], grads[0]}; }
+};
+
+void apply_batch_norm_(const Tensor& y, const Tensor& x, const Tensor& table, const OptionalTensor& index,
+                       SymInt features, const OptionalTensor& add, bool relu) {
+  static const auto op = find<void(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, SymInt,
+                                   const OptionalTensor&, bool)>("prunekernels::apply_batch_norm_");
+  at::AutoDispatchBelowADInplaceOrView below;  // y has its history already, and nothing has read its values
+  op.call(y, x, table, index, std::move(features), add, relu);
+}
 
 // The gradient of the compact values is the gradient of the full-width tensor, gathered.
 struct Live : Function<Live> {
@@ -249,6 +358,20 @@ TORCH_LIBRARY_IMPL(prunekernels, Autograd, m) {
                BatchNorm::apply(x, weight, bias, running_mean, running_var, index, features, training, momentum, eps);
            return {out[0], out[1], out[2]};
          });
+  m.impl("deferred_batch_norm",
+         [](const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+            const OptionalTensor& running_mean, const OptionalTensor& running_var, const OptionalTensor& index,
+            SymInt features, bool training, double momentum, double eps) -> Three {
+           const auto out = DeferredNorm::apply(x, weight, bias, running_mean, running_var, index, features, training,
+                                                momentum, eps);
+           return {out[0], out[1], out[2]};
+         });
+  m.impl("batch_norm_relu", [](const Tensor& y, const Tensor& x, const Tensor& table, const OptionalTensor& index,
+                               SymInt features, const OptionalTensor& add, const OptionalTensor& gate) {
+    return NormRelu::apply(y, Fused{x, table, index, std::move(features), add, gate});
+  });
+  m.impl("deferred_sum", [](const Tensor& a, const Tensor& b) { return DeferredSum::apply(a, b); });
+  m.impl("apply_batch_norm_", apply_batch_norm_);
   m.impl("attach_live", attach_live);
 }
 

@@ -79,11 +79,36 @@ TORCH_LIBRARY(prunekernels, m) {
       "Tensor? index, SymInt features, bool training, float momentum, float eps) -> (Tensor, Tensor, Tensor)",
       reads_on_host);
 
-  // grad_x, and grad_weight and grad_bias [features], zero but at index.
+  // grad_x, and grad_weight and grad_bias [features], zero but at index. relu_table: of a norm with a relu behind it,
+  // the table of deferred_batch_norm; grad is the gradient behind the relu.
   m.def(
       "masked_batch_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor mean, Tensor invstd, Tensor? index, "
-      "SymInt features, bool training) -> (Tensor, Tensor, Tensor)",
+      "SymInt features, bool training, Tensor? relu_table=None) -> (Tensor, Tensor, Tensor)",
       reads_on_host);
+
+  // A norm in two halves, so that what follows it needs no pass of its own. The first: statistics, a y that is not
+  // written yet, what the second needs, which is the rows mean, 1 / sqrt(var + eps), scale and bias [4, channels of x],
+  // and a gate for batch_norm_relu. x has the channels of index alone.
+  m.def(
+      "deferred_batch_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+      "Tensor? index, SymInt features, bool training, float momentum, float eps) -> (Tensor, Tensor, Tensor)",
+      reads_on_host);
+
+  // The second: y = (x - mean) * scale + bias, + add, relu of that.
+  m.def(
+      "apply_batch_norm_(Tensor(a!) y, Tensor x, Tensor table, Tensor? index, SymInt features, Tensor? add, bool "
+      "relu) -> ()",
+      reads_on_host);
+
+  // relu(y), or relu(y + add) where that is the deferred sum y, computed from x. gate: where given, y is the norm's own
+  // result, which nothing else has read: the norm takes the gradient of the relu with its own.
+  m.def(
+      "batch_norm_relu(Tensor y, Tensor x, Tensor table, Tensor? index, SymInt features, Tensor? add, "
+      "Tensor? gate) -> Tensor",
+      reads_on_host);
+
+  // a + b of the same sizes, not written yet.
+  m.def("deferred_sum(Tensor a, Tensor b) -> Tensor");
 
   // ---- a training step: updates, gradients and statistics ----
 

@@ -15,6 +15,7 @@ from ..ops import autograd
 from . import fallbacks
 from .channel_list import LiveList
 from .channel_ops import to_dense
+from .deferred import Deferred, Reader
 
 _without_rules = torch._C.DisableTorchFunctionSubclass
 _transforms_active = torch._C._are_functorch_transforms_active
@@ -59,6 +60,7 @@ class LiveTensor(Tensor):
     _may_get_history: bool  # made without gradients, maybe in an autograd.Function, which sets a history when it ends
     _history: Any = None  # the history at that time
     _view_group: ViewGroup | weakref.ref[ViewGroup] | None = None  # weak in the tensor that the others are views of
+    _before_use: Deferred | Reader | None = None  # to be called before the values are read or written
 
     @staticmethod
     def __new__(cls, compact: Tensor, live: LiveList) -> LiveTensor:
@@ -70,7 +72,7 @@ class LiveTensor(Tensor):
         return self
 
     def _hold(self, compact: Tensor, live: LiveList) -> None:
-        self._compact, self.live, self._dense = compact, live, None
+        self._compact, self.live, self._dense, self._before_use = compact, live, None, None
         self._may_get_history = not torch.is_grad_enabled()
 
     @property
@@ -84,9 +86,18 @@ class LiveTensor(Tensor):
             >>> torch.equal(y.compact, y.to_dense()[:, 4:])
             True
         """
+        if self._before_use is not None:
+            before, self._before_use = self._before_use, None
+            before()
         if self._may_get_history and torch.is_grad_enabled():
             self._take_history()
         return self._compact
+
+    @property
+    def deferred(self) -> Deferred | None:
+        """What is still to be done for the values of this tensor, if anything is."""
+        before = self._before_use
+        return before if type(before) is Deferred else None
 
     def _take_history(self) -> None:
         self._may_get_history = False
@@ -327,6 +338,13 @@ def wrap(compact: Tensor, live: LiveList, fill: float = 0.0) -> Tensor:
     fill: The number in the other channels.
     """
     return compact if live.full else _hollow(compact, live, fill)
+
+
+def wrap_deferred(deferred: Deferred, live: LiveList) -> LiveTensor:
+    """The live tensor of values that are not written yet. Something has to be dead."""
+    x = _hollow(deferred.y, live, 0.0)
+    x._before_use = deferred
+    return x
 
 
 def _hollow(compact: Tensor, live: LiveList, fill: float) -> LiveTensor:

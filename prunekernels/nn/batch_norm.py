@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,8 @@ from ..functional import gather_channels
 from ..live import LiveList, LiveTensor
 from ..live.channel_list import align_of
 from ..live.channel_ops import regroup, to_dense
-from ..live.tensor import FilledTensor, can_flow, wrap
+from ..live.deferred import Deferred, Uses, normalize
+from ..live.tensor import FilledTensor, can_flow, wrap, wrap_deferred
 from ..ops import gpus
 from ..ops.extension import has_extension, ops
 from ..ops.transforms import is_recorded_or_transformed
@@ -57,6 +58,8 @@ class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
     num_features: int
     weight: nn.Parameter
     bias: nn.Parameter
+    _own_state = (*MaskedNorm._own_state, "_uses")
+    _uses: Uses
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -90,7 +93,11 @@ class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
             compact = regroup(input, LiveList.all(self.num_features), channels)
         else:
             compact = gather_channels(input, channels.index(input.device))
-        y = self._normalize(compact, channels)
+        y = self._normalize(compact, channels, defer=makes_live and self._uses.worthwhile)
+        if isinstance(y, Deferred):
+            if isinstance(input, LiveTensor):
+                y.guard(input)
+            return wrap_deferred(y, channels)
         return wrap(y, channels) if makes_live else to_dense(y, channels)
 
     def _check_channels(self, input: Tensor) -> None:
@@ -152,9 +159,17 @@ class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
                 running.copy_(torch.where(live, factor * new + (1 - factor) * running, running))
         return zeroed(live.view(1, -1, 1, 1), y)
 
-    def _normalize(self, x: Tensor, channels: LiveList) -> Tensor:
+    def _derive(self) -> None:
+        super()._derive()
+        self._uses = Uses()
+
+    @overload
+    def _normalize(self, x: Tensor, channels: LiveList) -> Tensor: ...
+    @overload
+    def _normalize(self, x: Tensor, channels: LiveList, defer: bool) -> Tensor | Deferred: ...
+    def _normalize(self, x: Tensor, channels: LiveList, defer: bool = False) -> Tensor | Deferred:
         """The norm of the live channels, [N, channels.count, H, W], which have been gathered; where there is a kernel
-        for x, also of full width, with zeros in dead channels.
+        for x, also of full width, with zeros in dead channels. defer: if the kernel allows it.
         """
         buffers, weight, bias = self._buffers, self.weight, self.bias  # Module's __getattr__ costs 0.5 us a name
         running_mean, running_var, batches = (buffers[n] for n in ("running_mean", "running_var", _BATCHES))
@@ -167,12 +182,11 @@ class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
         by_batch = self.training or running_mean is None
         if not (update or not by_batch):
             running_mean = running_var = None
-        statistics = (running_mean, running_var, weight, bias)
+        statistics = (weight, bias, running_mean, running_var)
         if self._has_kernel(x) and (not channels.is_padded or x.device.type in _TAKES_PADDING):
             index = channels.features(x.device) if channels.is_padded else channels.index(x.device)
-            return ops.masked_batch_norm(
-                x, weight, bias, running_mean, running_var, index, self.num_features, by_batch, factor, self.eps
-            )[0]
+            rest = (x, *statistics, index, self.num_features, by_batch, factor, self.eps)
+            return normalize(*rest, self._uses) if defer else ops.masked_batch_norm(*rest)[0]
         return _by_torch(x, *statistics, channels, by_batch, factor, self.eps, update)
 
     def _has_kernel(self, x: Tensor) -> bool:
@@ -223,10 +237,10 @@ class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
 
 def _by_torch(
     live: Tensor,
-    mean: Tensor | None,
-    var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
     channels: LiveList,
     by_batch: bool,
     factor: float,

@@ -96,8 +96,25 @@ if extension.has_extension():  # without it MaskedBatchNorm2d uses torch's batch
         return _empty(x, x.shape, _is_channels_last(x)), mean, torch.empty_like(mean)
 
     @_register_fake("prunekernels::masked_batch_norm_backward")
-    def _(grad, x, weight, mean, invstd, index, features, training):
+    def _(grad, x, weight, mean, invstd, index, features, training, relu_table=None):
         return _empty(x, x.shape, _is_channels_last(x)), mean.new_empty(features), mean.new_empty(features)
+
+    @_register_fake("prunekernels::deferred_batch_norm")
+    def _(x, weight, bias, running_mean, running_var, index, features, training, momentum, eps):
+        table = x.new_empty((4, x.shape[1]), dtype=torch.float32)
+        return _empty(x, x.shape, _is_channels_last(x)), table, torch.empty(1, dtype=torch.uint8, device="cpu")
+
+    @_register_fake("prunekernels::apply_batch_norm_")
+    def _(y, x, table, index, features, add, relu):
+        return None
+
+    @_register_fake("prunekernels::batch_norm_relu")
+    def _(y, x, table, index, features, add, gate):
+        return _empty(y, y.shape, _is_channels_last(y))
+
+    @_register_fake("prunekernels::deferred_sum")
+    def _(a, b):
+        return _empty(a, a.shape, _is_channels_last(a))
 
 
 # ---- gradients ------------------------------------------------------------------------------------------------------

@@ -39,6 +39,21 @@ class Problem:
         back = ops.masked_batch_norm_backward(self.grad, self.x, weight, center, invstd, *rest)
         return [y, center, invstd, mean, var, *back]
 
+    def deferred(self, ops, adds, relu, training=True):
+        """y, the table, running mean and variance, and gradients of x, weight and bias behind a relu alone."""
+        weight, bias = self.parameters
+        mean, var = (each.clone() for each in self.running)
+        rest = (self.index, self.features)
+        add = self.grad if adds else None
+        y, table, _ = ops.deferred_batch_norm(self.x, weight, bias, mean, var, *rest, training, 0.25, 1e-5)
+        if relu:
+            y = ops.batch_norm_relu(y, self.x, table, *rest, add, None)
+        else:
+            ops.apply_batch_norm_(y, self.x, table, *rest, add, False)
+        statistics = (weight, table[0], table[1])
+        back = ops.masked_batch_norm_backward(self.grad, self.x, *statistics, *rest, training, table if relu else None)
+        return [y, table, mean, var, *back]
+
 
 def assert_near(got, want):
     for a, b in zip(got, want, strict=True):

@@ -13,13 +13,13 @@ from cases.batch_norms import Problem, assert_near
 from cases.conv import assert_zero
 from cases.emulated_ops import copies, events, launched, library  # noqa: F401
 from cases.emulated_steps import emulated  # noqa: F401
-from prunekernels.live import channel_list
+from prunekernels.live import channel_list, deferred
 from prunekernels.nn import batch_norm
 
 pytestmark = pytest.mark.slow  # compiles csrc/cuda
 OURS = torch.ops.prunekernels
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
-FORWARD, BACKWARD = "launch_batch_norm", "launch_batch_norm_backward"
+FORWARD, BACKWARD, APPLY = "launch_batch_norm", "launch_batch_norm_backward", "launch_batch_norm_apply"
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -30,6 +30,38 @@ def test_as_the_cpu(dtype, layout, form, training, emulated, events):
     problem = Problem(dtype, layout, form=form)
     assert_near(problem.outcome(emulated, training), problem.outcome(OURS, training))
     assert launched(events) == [FORWARD, BACKWARD]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("adds", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_halves_as_the_cpu(dtype, layout, adds, relu, training, emulated, events):
+    problem = Problem(dtype, layout)
+    got, want = (problem.deferred(ops, adds, relu, training) for ops in (emulated, OURS))
+    assert_near(got, want)
+    assert launched(events) == [FORWARD, APPLY, BACKWARD]
+
+
+def test_a_relu_of_what_float16_rounds_to_zero(emulated):
+    """The gradient stops there, as it does behind a relu of its own."""
+    problem = Problem(torch.float16)
+    problem.parameters = [torch.full((problem.features,), 1e-9), torch.zeros(problem.features)]
+    y, _, _, _, grad_x, grad_weight, grad_bias = problem.deferred(emulated, False, True)
+    for each in (y, grad_x, grad_weight, grad_bias):
+        assert_zero(each)
+
+
+def test_holes_of_the_second_half_are_zeros(emulated):
+    problem = Problem()
+    real = torch.arange(12) % 3 != 1
+    want = problem.deferred(emulated, True, True)
+    problem.index = torch.where(real, problem.index, -1)
+    problem.x[:, ~real] = float("nan")
+    y, table, _, _, grad_x, *_ = problem.deferred(emulated, True, True)
+    assert_zero(y[:, ~real]), assert_zero(grad_x[:, ~real]), assert_zero(table[:, ~real])
+    assert torch.equal(y[:, real], want[0][:, real]) and torch.equal(grad_x[:, real], want[4][:, real])
 
 
 @pytest.mark.parametrize("size", [(6, 8, 1, 1), (1, 1, 3, 3), (0, 4, 3, 3), (2, 0, 3, 3), (3, 16, 4, 4)], ids=str)
@@ -148,6 +180,7 @@ def test_layers(flow, align, training, monkeypatch, events):
     want = outcome(net)
     monkeypatch.setitem(channel_list.ALIGN, "cpu", align)
     monkeypatch.setattr(batch_norm, "_TAKES_PADDING", ("cpu",))
+    monkeypatch.setattr(deferred.Uses, "PATIENCE", 0)  # Norm has both halves
     monkeypatch.setattr(batch_norm, "ops", types.SimpleNamespace(masked_batch_norm=lambda *a: (Norm.apply(*a),)))
     events()
     got = outcome(pk.flow(other) if flow else other)

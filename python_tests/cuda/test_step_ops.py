@@ -63,6 +63,19 @@ def test_batch_norm(size, dtype, layout, form, training):
     assert_near(here(got), want)
 
 
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("adds", [True, False])
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize("size", [(3, 12, 5, 7), (32, 64, 56, 56), (64, 72, 8, 8)], ids=str)
+def test_batch_norm_in_halves(size, dtype, adds, relu):
+    """With a sum and a relu: the same bits again, and the numbers of the CPU."""
+    want = Problem(dtype, torch.channels_last, size).deferred(OPS, adds, relu)
+    problem = Problem(dtype, torch.channels_last, size).to(DEVICE)
+    got, again = (problem.deferred(OPS, adds, relu) for _ in range(2))
+    assert all(map(torch.equal, got, again))
+    assert_near(here(got), want)
+
+
 def test_batch_norm_differentiates_twice():
     """With padding in the list, too."""
 

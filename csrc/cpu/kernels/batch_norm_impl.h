@@ -17,6 +17,45 @@ inline Vector kept(Vector v, Words keep) { return reinterpret_cast<Vector>(reint
 
 inline float kept(float v, uint32_t keep) { return keep ? v : 0.0f; }
 
+// As torch's: of NaN NaN, and the gradient of that passes.
+inline Vector relu_of(Vector v) { return kept(v, ~reinterpret_cast<Words>(v <= 0.0f)); }
+inline float relu_of(float v) { return v <= 0 ? 0.0f : v; }
+
+// grad where relu of y has a slope.
+inline Vector gated(Vector grad, Vector y) { return kept(grad, ~reinterpret_cast<Words>(y <= 0.0f)); }
+inline float gated(float grad, float y) { return y <= 0 ? 0.0f : grad; }
+
+// y as T holds it, where it is an operand of a sum.
+template <typename T>
+inline Vector rounded(Vector y) {
+  if constexpr (std::is_same_v<T, float>) return y;
+  T held[kVector];
+  store(y, held);
+  return load(held);
+}
+
+// The end of an apply: kAdd and kRelu are known, so that the loops have no branch.
+template <typename T, bool kAdd, bool kRelu>
+struct End {
+  const T* add;  // where y begins
+  Vector at(Vector y, int64_t i) const {
+    if constexpr (kAdd) y = rounded<T>(y) + load(add + i);
+    return kRelu ? relu_of(y) : y;
+  }
+  float at(float y, int64_t i) const {
+    if constexpr (kAdd) y = static_cast<float>(element<T>(y)) + static_cast<float>(add[i]);
+    return kRelu ? relu_of(y) : y;
+  }
+};
+
+template <typename T, typename F>
+inline void with_end(const NormEnd<T>& end, F f) {
+  if (end.add)
+    end.relu ? f(End<T, true, true>{end.add}) : f(End<T, true, false>{end.add});
+  else
+    end.relu ? f(End<T, false, true>{}) : f(End<T, false, false>{});
+}
+
 // ---- segments
 
 // Sums over a segment; term(i, first, second) adds the terms of the element, or of the vector, at i. In float over
@@ -54,18 +93,23 @@ struct Squares {
   }
 };
 
-template <typename T>
+template <typename T, bool kRelu>
 struct Dots {
   const T* grad;
   const T* x;
   float mean;
+  NormGate gate;
   void operator()(int64_t i, Vector& first, Vector& second) const {
-    const Vector g = load(grad + i);
-    first += g, second += g * (load(x + i) - mean);
+    const Vector centred = load(x + i) - mean;
+    Vector g = load(grad + i);
+    if constexpr (kRelu) g = gated(g, centred * gate.scale + gate.bias);
+    first += g, second += g * centred;
   }
   void operator()(int64_t i, float& first, float& second) const {
-    const float g = static_cast<float>(grad[i]);
-    first += g, second += g * (static_cast<float>(x[i]) - mean);
+    const float centred = static_cast<float>(x[i]) - mean;
+    float g = static_cast<float>(grad[i]);
+    if constexpr (kRelu) g = gated(g, centred * gate.scale + gate.bias);
+    first += g, second += g * centred;
   }
 };
 
@@ -75,25 +119,41 @@ inline void sums_segment(const T* x, int64_t length, float shift, NormSums& sums
 }
 
 template <typename T>
-inline void grad_sums_segment(const T* grad, const T* x, int64_t length, float mean, NormSums& sums) {
-  sum_terms(length, sums, Dots<T>{grad, x, mean});
+inline void grad_sums_segment(const T* grad, const T* x, int64_t length, float mean, const NormGate& gate,
+                              NormSums& sums) {
+  if (gate.has_relu)
+    sum_terms(length, sums, Dots<T, true>{grad, x, mean, gate});
+  else
+    sum_terms(length, sums, Dots<T, false>{grad, x, mean, gate});
 }
 
 template <typename T>
-inline void apply_segment(const T* x, T* y, int64_t length, float mean, float scale, float bias) {
+inline void apply_segment(const T* x, T* y, int64_t length, float mean, float scale, float bias,
+                          const NormEnd<T>& how) {
+  with_end(how, [&](auto end) {
+    int64_t i = 0;
+    for (; i + kVector <= length; i += kVector) store(end.at((load(x + i) - mean) * scale + bias, i), y + i);
+    for (; i < length; ++i) y[i] = element<T>(end.at((static_cast<float>(x[i]) - mean) * scale + bias, i));
+  });
+}
+
+template <bool kRelu, typename T>
+inline void grad_apply_segment_of(const T* grad, const T* x, T* grad_x, int64_t length, float mean, float scale,
+                                  float factor, float offset, const NormGate& gate) {
+  const auto slope = [&](auto g, auto centred) {
+    if constexpr (kRelu) g = gated(g, centred * gate.scale + gate.bias);
+    return scale * g + (factor * centred + offset);
+  };
   int64_t i = 0;
-  for (; i + kVector <= length; i += kVector) store((load(x + i) - mean) * scale + bias, y + i);
-  for (; i < length; ++i) y[i] = element<T>((static_cast<float>(x[i]) - mean) * scale + bias);
+  for (; i + kVector <= length; i += kVector) store(slope(load(grad + i), load(x + i) - mean), grad_x + i);
+  for (; i < length; ++i) grad_x[i] = element<T>(slope(static_cast<float>(grad[i]), static_cast<float>(x[i]) - mean));
 }
 
 template <typename T>
 inline void grad_apply_segment(const T* grad, const T* x, T* grad_x, int64_t length, float mean, float scale,
-                               float factor, float offset) {
-  int64_t i = 0;
-  for (; i + kVector <= length; i += kVector)
-    store(scale * load(grad + i) + (factor * (load(x + i) - mean) + offset), grad_x + i);
-  for (; i < length; ++i)
-    grad_x[i] = element<T>(scale * static_cast<float>(grad[i]) + (factor * (static_cast<float>(x[i]) - mean) + offset));
+                               float factor, float offset, const NormGate& gate) {
+  const auto run = gate.has_relu ? grad_apply_segment_of<true, T> : grad_apply_segment_of<false, T>;
+  run(grad, x, grad_x, length, mean, scale, factor, offset, gate);
 }
 
 // ---- rows
@@ -148,61 +208,68 @@ struct RowSums {
   }
 };
 
-template <typename T>
+template <typename T, bool kRelu>
 struct RowDots {
   const T *grad, *x;
   NormRows rows;
   const float* mean;
+  NormGates gates;
   float *first, *second;
 
   template <int kVectors>
   void vectors(int64_t i) const {
-    const Loaded<kVectors> from(mean + i);
+    const Loaded<kVectors> from(mean + i), scale((kRelu ? gates.scale : mean) + i),
+        bias((kRelu ? gates.bias : mean) + i);
     Loaded<kVectors> a(first + i), b(second + i);
     const auto [count, length, stride] = rows;
     const T *slope = grad + i, *at = x + i;
     for (int64_t r = 0; r < count; ++r, slope += stride, at += stride)
       for (int j = 0; j < kVectors; ++j) {
-        const Vector g = load(slope + j * kVector);
-        a.v[j] += g, b.v[j] += g * (load(at + j * kVector) - from.v[j]);
+        const Vector centred = load(at + j * kVector) - from.v[j];
+        Vector g = load(slope + j * kVector);
+        if constexpr (kRelu) g = gated(g, centred * scale.v[j] + bias.v[j]);
+        a.v[j] += g, b.v[j] += g * centred;
       }
     a.store_to(first + i), b.store_to(second + i);
   }
   void position(int64_t i) const {
     for (int64_t r = 0; r < rows.count; ++r) {
-      const float g = static_cast<float>(grad[r * rows.stride + i]);
-      first[i] += g, second[i] += g * (static_cast<float>(x[r * rows.stride + i]) - mean[i]);
+      const float centred = static_cast<float>(x[r * rows.stride + i]) - mean[i];
+      float g = static_cast<float>(grad[r * rows.stride + i]);
+      if constexpr (kRelu) g = gated(g, centred * gates.scale[i] + gates.bias[i]);
+      first[i] += g, second[i] += g * centred;
     }
   }
 };
 
-template <typename T>
+template <typename T, typename AnEnd>
 struct RowApply {
   const T* x;
   T* y;
   NormRows rows;
   NormScales by;
+  AnEnd end;
 
   template <int kVectors>
   void vectors(int64_t i) const {
     const Loaded<kVectors> mean(by.mean + i), scale(by.scale + i), bias(by.bias + i);
     const Loaded<kVectors, Words> keep(by.keep + i);
     const auto [count, length, stride] = rows;
-    const T* from = x + i;
-    T* to = y + i;
-    for (int64_t r = 0; r < count; ++r, from += stride, to += stride)
+    for (int64_t r = 0, at = i; r < count; ++r, at += stride)
       for (int j = 0; j < kVectors; ++j) {
-        const Vector v = (load(from + j * kVector) - mean.v[j]) * scale.v[j] + bias.v[j];
-        store(kept(v, keep.v[j]), to + j * kVector);
+        const Vector v = (load(x + at + j * kVector) - mean.v[j]) * scale.v[j] + bias.v[j];
+        store(end.at(kept(v, keep.v[j]), at + j * kVector), y + at + j * kVector);
       }
   }
   void position(int64_t i) const {
-    for (int64_t r = 0, at = i; r < rows.count; ++r, at += rows.stride)
-      y[at] = element<T>(kept((static_cast<float>(x[at]) - by.mean[i]) * by.scale[i] + by.bias[i], by.keep[i]));
+    for (int64_t r = 0, at = i; r < rows.count; ++r, at += rows.stride) {
+      const float v = (static_cast<float>(x[at]) - by.mean[i]) * by.scale[i] + by.bias[i];
+      y[at] = element<T>(end.at(kept(v, by.keep[i]), at));
+    }
   }
 };
 
-template <typename T>
+template <typename T, bool kRelu>
 struct RowGradApply {
   const T *grad, *x;
   T* grad_x;
@@ -211,7 +278,8 @@ struct RowGradApply {
 
   template <int kVectors>
   void vectors(int64_t i) const {
-    const Loaded<kVectors> mean(by.mean + i), scale(by.scale + i), factor(by.factor + i), bias(by.offset + i);
+    const Loaded<kVectors> mean(by.mean + i), scale(by.scale + i), factor(by.factor + i), offset(by.offset + i),
+        bias((kRelu ? by.bias : by.mean) + i);
     const Loaded<kVectors, Words> keep(by.keep + i);
     const auto [count, length, stride] = rows;
     const T *slope = grad + i, *from = x + i;
@@ -219,14 +287,18 @@ struct RowGradApply {
     for (int64_t r = 0; r < count; ++r, slope += stride, from += stride, to += stride)
       for (int j = 0; j < kVectors; ++j) {
         const Vector centred = load(from + j * kVector) - mean.v[j];
-        const Vector v = scale.v[j] * load(slope + j * kVector) + (factor.v[j] * centred + bias.v[j]);
+        Vector g = load(slope + j * kVector);
+        if constexpr (kRelu) g = gated(g, centred * scale.v[j] + bias.v[j]);
+        const Vector v = scale.v[j] * g + (factor.v[j] * centred + offset.v[j]);
         store(kept(v, keep.v[j]), to + j * kVector);
       }
   }
   void position(int64_t i) const {
     for (int64_t r = 0, at = i; r < rows.count; ++r, at += rows.stride) {
       const float centred = static_cast<float>(x[at]) - by.mean[i];
-      const float v = by.scale[i] * static_cast<float>(grad[at]) + (by.factor[i] * centred + by.offset[i]);
+      float g = static_cast<float>(grad[at]);
+      if constexpr (kRelu) g = gated(g, centred * by.scale[i] + by.bias[i]);
+      const float v = by.scale[i] * g + (by.factor[i] * centred + by.offset[i]);
       grad_x[at] = element<T>(kept(v, by.keep[i]));
     }
   }
@@ -238,19 +310,26 @@ inline void sums_rows(const T* x, const NormRows& rows, const float* shift, floa
 }
 
 template <typename T>
-inline void grad_sums_rows(const T* grad, const T* x, const NormRows& rows, const float* mean, float* first,
-                           float* second) {
-  each_position(rows.length, RowDots<T>{grad, x, rows, mean, first, second});
+inline void grad_sums_rows(const T* grad, const T* x, const NormRows& rows, const float* mean, const NormGates& gates,
+                           float* first, float* second) {
+  if (gates.scale)
+    each_position(rows.length, RowDots<T, true>{grad, x, rows, mean, gates, first, second});
+  else
+    each_position(rows.length, RowDots<T, false>{grad, x, rows, mean, gates, first, second});
 }
 
 template <typename T>
-inline void apply_rows(const T* x, T* y, const NormRows& rows, const NormScales& by_position) {
-  each_position(rows.length, RowApply<T>{x, y, rows, by_position});
+inline void apply_rows(const T* x, T* y, const NormRows& rows, const NormScales& by_position, const NormEnd<T>& how) {
+  with_end(how,
+           [&](auto end) { each_position(rows.length, RowApply<T, decltype(end)>{x, y, rows, by_position, end}); });
 }
 
 template <typename T>
 inline void grad_apply_rows(const T* grad, const T* x, T* grad_x, const NormRows& rows, const NormSlopes& by_position) {
-  each_position(rows.length, RowGradApply<T>{grad, x, grad_x, rows, by_position});
+  if (by_position.bias)
+    each_position(rows.length, RowGradApply<T, true>{grad, x, grad_x, rows, by_position});
+  else
+    each_position(rows.length, RowGradApply<T, false>{grad, x, grad_x, rows, by_position});
 }
 
 template <typename T>

@@ -104,22 +104,38 @@ __global__ void __launch_bounds__(kThreads) batch_norm_sums_kernel(const T* __re
   write_sums<kSpan>(sum, me, work, partial);
 }
 
+struct NormRelu {
+  const float *scale, *offset;  // [places]; y = (x - mean) scale + offset
+};
+
+// grad behind a relu of y: 0 where the relu is flat. y as T holds it, as the forward pass saw it.
+template <typename T>
+PK_DEVICE float behind_relu(float grad, float y) {
+  return to_float(from_float<T>(y)) <= 0.0f ? 0.0f : grad;
+}
+
 // partial[part, 0] = sum of grad, partial[part, 1] = of grad (x - mean).
-template <typename T, int kSpan>
+template <typename T, int kSpan, bool kRelu>
 __global__ void __launch_bounds__(kThreads, 2)
     batch_norm_grad_sums_kernel(const T* __restrict__ grad,  // [pixels, channels]
                                 const T* __restrict__ x,     // [pixels, channels]
                                 const int32_t* __restrict__ feature, const int32_t* __restrict__ place,
                                 const float* __restrict__ mean,  // [places]
-                                float* __restrict__ partial,     // [parts, 2, channels]
+                                NormRelu relu,
+                                float* __restrict__ partial,  // [parts, 2, channels]
                                 NormWork work) {
   constexpr int kInFlight = 2;
   const NormThread<kSpan> me(work, feature);
   float sum[2][kSpan] = {};
   if (me.live != 0) {
-    float center[kSpan];
+    float center[kSpan], slope[kRelu ? kSpan : 1], bias[kRelu ? kSpan : 1];
 #pragma unroll
-    for (int i = 0; i < kSpan; ++i) center[i] = me.live >> i & 1 ? mean[place[me.channel + i]] : 0.0f;
+    for (int i = 0; i < kSpan; ++i) {
+      const bool is_live = me.live >> i & 1;
+      const int32_t at = is_live ? place[me.channel + i] : 0;
+      center[i] = is_live ? mean[at] : 0.0f;
+      if constexpr (kRelu) slope[i] = is_live ? relu.scale[at] : 0.0f, bias[i] = is_live ? relu.offset[at] : 0.0f;
+    }
     const int64_t stride = static_cast<int64_t>(me.rows) * work.channels;
     int64_t offset = (me.begin + me.row) * work.channels + me.channel;
     for (int64_t pixel = me.begin + me.row; pixel < me.end;
@@ -135,8 +151,10 @@ __global__ void __launch_bounds__(kThreads, 2)
         if (pixel + k * me.rows >= me.end) break;
 #pragma unroll
         for (int i = 0; i < kSpan; ++i) {
-          const float g = live_value<T, kSpan>(of_grad[k], i, me.live);
-          sum[0][i] += g, sum[1][i] += g * (live_value<T, kSpan>(of_x[k], i, me.live) - center[i]);
+          const float centered = live_value<T, kSpan>(of_x[k], i, me.live) - center[i];
+          float g = live_value<T, kSpan>(of_grad[k], i, me.live);
+          if constexpr (kRelu) g = behind_relu<T>(g, centered * slope[i] + bias[i]);
+          sum[0][i] += g, sum[1][i] += g * centered;
         }
       }
     }
@@ -175,8 +193,9 @@ PK_DEVICE int32_t finish_channel() {
 }
 
 struct NormStatistics {
-  float *running_mean, *running_var;  // [features]
-  float *mean, *invstd;               // [places]
+  const float *weight, *bias;             // [features]
+  float *running_mean, *running_var;      // [features]
+  float *mean, *invstd, *scale, *offset;  // [places]; y = (x - mean) scale + offset
   double momentum, eps;
   bool training;
 };
@@ -196,6 +215,8 @@ __global__ void __launch_bounds__(kFinishThreads)
   const int32_t at = place[channel], f = feature[channel];
   if (at < 0) return;
   double mean = 0, invstd = 0;
+  float gamma = 0, beta = 0;
+  if (f >= 0) gamma = to.weight ? to.weight[f] : 1.0f, beta = to.bias ? to.bias[f] : 0.0f;
   if (f >= 0 && to.training) {
     const double count = static_cast<double>(work.pixels), offset = sum.first / count;
     const double spread = sum.second / count - offset * offset, variance = spread < 0 ? 0 : spread;
@@ -206,6 +227,7 @@ __global__ void __launch_bounds__(kFinishThreads)
     mean = to.running_mean[f], invstd = 1 / sqrt(to.running_var[f] + to.eps);
   }
   to.mean[at] = static_cast<float>(mean), to.invstd[at] = static_cast<float>(invstd);
+  to.scale[at] = static_cast<float>(invstd) * gamma, to.offset[at] = beta;
 }
 
 struct NormSlopes {  // grad_x = scale grad + factor (x - mean) + offset, each [channels]
@@ -237,62 +259,75 @@ __global__ void __launch_bounds__(kFinishThreads)
   slopes.offset[channel] = static_cast<float>(offset);
 }
 
-template <typename T, int kSpan>
+// y = (x - mean) scale + offset, kAdd: + add, kRelu: relu of that.
+template <typename T, int kSpan, bool kAdd, bool kRelu>
 __global__ void __launch_bounds__(kThreads)
     batch_norm_apply_kernel(const T* __restrict__ x,  // [pixels, channels]
                             const int32_t* __restrict__ feature, const int32_t* __restrict__ place,
-                            const float* __restrict__ weight, const float* __restrict__ bias,  // [features]
-                            const float* __restrict__ mean, const float* __restrict__ invstd,  // [places]
-                            T* __restrict__ y,                                                 // [pixels, channels]
+                            const float* __restrict__ mean, const float* __restrict__ scales,
+                            const float* __restrict__ offsets,  // [places] each
+                            const T* __restrict__ add,          // [pixels, channels]
+                            T* __restrict__ y,                  // [pixels, channels]
                             NormWork work) {
-  constexpr int kInFlight = 4;
+  constexpr int kInFlight = kAdd ? 2 : 4;
   const NormThread<kSpan> me(work, feature);
   if (me.channel >= work.channels) return;
   float center[kSpan], scale[kSpan], offset[kSpan];
 #pragma unroll
   for (int i = 0; i < kSpan; ++i) {
-    const int32_t f = feature[me.channel + i];
-    const int32_t at = f < 0 ? 0 : place[me.channel + i];
-    center[i] = f < 0 ? 0.0f : mean[at];
-    scale[i] = f < 0 ? 0.0f : invstd[at] * (weight ? weight[f] : 1.0f);
-    offset[i] = f < 0 || !bias ? 0.0f : bias[f];
+    const bool is_live = me.live >> i & 1;
+    const int32_t at = is_live ? place[me.channel + i] : 0;
+    center[i] = is_live ? mean[at] : 0.0f;
+    scale[i] = is_live ? scales[at] : 0.0f;
+    offset[i] = is_live ? offsets[at] : 0.0f;
   }
   const int64_t stride = static_cast<int64_t>(me.rows) * work.channels;
   int64_t at = (me.begin + me.row) * work.channels + me.channel;
   for (int64_t pixel = me.begin + me.row; pixel < me.end; pixel += me.rows * kInFlight, at += kInFlight * stride) {
-    Vector<T, kSpan> raw[kInFlight] = {};
+    Vector<T, kSpan> raw[kInFlight] = {}, added[kAdd ? kInFlight : 1] = {};
     if (me.live != 0)
 #pragma unroll
       for (int k = 0; k < kInFlight; ++k)
-        if (pixel + k * me.rows < me.end) raw[k] = load<T, kSpan>(x + at + k * stride);
+        if (pixel + k * me.rows < me.end) {
+          raw[k] = load<T, kSpan>(x + at + k * stride);
+          if constexpr (kAdd) added[k] = load<T, kSpan>(add + at + k * stride);
+        }
 #pragma unroll
     for (int k = 0; k < kInFlight; ++k) {
       if (pixel + k * me.rows >= me.end) break;
 #pragma unroll
-      for (int i = 0; i < kSpan; ++i)
-        raw[k].lanes[i] = from_float<T>((live_value<T, kSpan>(raw[k], i, me.live) - center[i]) * scale[i] + offset[i]);
+      for (int i = 0; i < kSpan; ++i) {
+        float value = (live_value<T, kSpan>(raw[k], i, me.live) - center[i]) * scale[i] + offset[i];
+        if constexpr (kAdd) value = to_float(from_float<T>(value)) + live_value<T, kSpan>(added[k], i, me.live);
+        if constexpr (kRelu) value = value <= 0.0f ? 0.0f : value;
+        raw[k].lanes[i] = from_float<T>(value);
+      }
       *reinterpret_cast<Vector<T, kSpan>*>(y + at + k * stride) = raw[k];
     }
   }
 }
 
-template <typename T, int kSpan>
+template <typename T, int kSpan, bool kRelu>
 __global__ void __launch_bounds__(kThreads)
     batch_norm_grad_apply_kernel(const T* __restrict__ grad,  // [pixels, channels]
                                  const T* __restrict__ x,     // [pixels, channels]
                                  const int32_t* __restrict__ feature, const int32_t* __restrict__ place,
                                  const float* __restrict__ mean,  // [places]
-                                 NormSlopes slopes,
+                                 NormRelu relu, NormSlopes slopes,
                                  T* __restrict__ grad_x,  // [pixels, channels]
                                  NormWork work) {
   constexpr int kInFlight = 2;
   const NormThread<kSpan> me(work, feature);
   if (me.channel >= work.channels) return;
   float center[kSpan], scale[kSpan], factor[kSpan], offset[kSpan];
+  float slope[kRelu ? kSpan : 1], bias[kRelu ? kSpan : 1];
 #pragma unroll
   for (int i = 0; i < kSpan; ++i) {
     const int32_t channel = me.channel + i;
-    center[i] = me.live >> i & 1 ? mean[place[channel]] : 0.0f;
+    const bool is_live = me.live >> i & 1;
+    const int32_t from = is_live ? place[channel] : 0;
+    center[i] = is_live ? mean[from] : 0.0f;
+    if constexpr (kRelu) slope[i] = is_live ? relu.scale[from] : 0.0f, bias[i] = is_live ? relu.offset[from] : 0.0f;
     scale[i] = slopes.scale[channel], factor[i] = slopes.factor[channel], offset[i] = slopes.offset[channel];
   }
   const int64_t stride = static_cast<int64_t>(me.rows) * work.channels;
@@ -310,7 +345,8 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int i = 0; i < kSpan; ++i) {
         const float centered = live_value<T, kSpan>(of_x[k], i, me.live) - center[i];
-        const float g = live_value<T, kSpan>(of_grad[k], i, me.live);
+        float g = live_value<T, kSpan>(of_grad[k], i, me.live);
+        if constexpr (kRelu) g = behind_relu<T>(g, centered * slope[i] + bias[i]);
         of_x[k].lanes[i] = from_float<T>(scale[i] * g + factor[i] * centered + offset[i]);
       }
       *reinterpret_cast<Vector<T, kSpan>*>(grad_x + at + k * stride) = of_x[k];
@@ -347,6 +383,13 @@ cudaError_t with_spans(const NormShape& shape, std::initializer_list<const void*
   });
 }
 
+// visit(std::bool_constant<a>{}, std::bool_constant<b>{})
+template <typename Visit>
+cudaError_t with_flags(bool a, bool b, Visit visit) {
+  const auto second = [&](auto first) { return b ? visit(first, std::true_type{}) : visit(first, std::false_type{}); };
+  return a ? second(std::true_type{}) : second(std::false_type{});
+}
+
 NormWork make_work(const NormShape& shape) {
   return {shape.pixels, static_cast<int32_t>(shape.channels), part_count(shape), 1};
 }
@@ -369,7 +412,9 @@ cudaError_t launch_batch_norm(const BatchNorm& norm, cudaStream_t stream) {
   NormWork work = make_work(shape), finish = work;
   if (!norm.training) finish.parts = 0;
   float *const partial = norm.workspace, *const shifts = partial + int64_t{2} * work.parts * shape.channels;
-  return with_spans(shape, {norm.x, norm.y}, &work, [&](auto zero, auto span, dim3 grid) {
+  const NormScales scales =
+      norm.scales.scale ? norm.scales : NormScales{shifts + shape.channels, shifts + 2 * shape.channels};
+  const cudaError_t status = with_spans(shape, {norm.x}, &work, [&](auto zero, auto span, dim3 grid) {
     using T = decltype(zero);
     constexpr int kSpan = decltype(span)::value;
     const T* const x = static_cast<const T*>(norm.x);
@@ -378,13 +423,30 @@ cudaError_t launch_batch_norm(const BatchNorm& norm, cudaStream_t stream) {
       status = launch(batch_norm_sums_kernel<T, kSpan>, {grid, kThreads, 2 * kSpan * kThreads * sizeof(float)}, stream,
                       x, shape.feature, partial, shifts, work);
     if (status != cudaSuccess) return status;
-    const NormStatistics statistics{norm.running_mean, norm.running_var, norm.mean,    norm.invstd,
-                                    norm.momentum,     norm.eps,         norm.training};
-    status = launch(batch_norm_finish_kernel, finish_shape(shape), stream, partial, shifts, shape.feature, shape.place,
-                    statistics, finish);
-    if (status != cudaSuccess) return status;
-    return launch(batch_norm_apply_kernel<T, kSpan>, {grid, kThreads, 0}, stream, x, shape.feature, shape.place,
-                  norm.weight, norm.bias, norm.mean, norm.invstd, static_cast<T*>(norm.y), work);
+    const NormStatistics statistics{norm.weight,   norm.bias,   norm.running_mean, norm.running_var,
+                                    norm.mean,     norm.invstd, scales.scale,      scales.offset,
+                                    norm.momentum, norm.eps,    norm.training};
+    return launch(batch_norm_finish_kernel, finish_shape(shape), stream, partial, shifts, shape.feature, shape.place,
+                  statistics, finish);
+  });
+  if (status != cudaSuccess || !norm.y) return status;
+  return launch_batch_norm_apply({shape, norm.mean, scales, norm.x, nullptr, false, norm.y}, stream);
+}
+
+cudaError_t launch_batch_norm_apply(const BatchNormApply& norm, cudaStream_t stream) {
+  const NormShape& shape = norm.shape;
+  if (shape.channels > INT32_MAX) return cudaErrorInvalidValue;
+  if (shape.pixels == 0 || shape.channels == 0) return cudaSuccess;
+  NormWork work = make_work(shape);
+  const void* const add = norm.add ? norm.add : norm.x;
+  return with_spans(shape, {norm.x, norm.y, add}, &work, [&](auto zero, auto span, dim3 grid) {
+    return with_flags(norm.add != nullptr, norm.relu, [&](auto adds, auto relu) {
+      using T = decltype(zero);
+      return launch(batch_norm_apply_kernel<T, decltype(span)::value, decltype(adds)::value, decltype(relu)::value>,
+                    {grid, kThreads, 0}, stream, static_cast<const T*>(norm.x), shape.feature, shape.place, norm.mean,
+                    norm.scales.scale, norm.scales.offset, static_cast<const T*>(norm.add), static_cast<T*>(norm.y),
+                    work);
+    });
   });
 }
 
@@ -395,19 +457,23 @@ cudaError_t launch_batch_norm_backward(const BatchNormBackward& norm, cudaStream
   NormWork work = make_work(shape);
   float *const partial = norm.workspace, *const scale = partial + int64_t{2} * work.parts * shape.channels;
   const NormSlopes slopes{scale, scale + shape.channels, scale + 2 * shape.channels};
+  const NormRelu behind{norm.relu.scale, norm.relu.offset};
   return with_spans(shape, {norm.x, norm.grad, norm.grad_x}, &work, [&](auto zero, auto span, dim3 grid) {
-    using T = decltype(zero);
-    constexpr int kSpan = decltype(span)::value;
-    const T *const x = static_cast<const T*>(norm.x), *const grad = static_cast<const T*>(norm.grad);
-    cudaError_t status =
-        launch(batch_norm_grad_sums_kernel<T, kSpan>, {grid, kThreads, 2 * kSpan * kThreads * sizeof(float)}, stream,
-               grad, x, shape.feature, shape.place, norm.mean, partial, work);
-    if (status != cudaSuccess) return status;
-    status = launch(batch_norm_grad_finish_kernel, finish_shape(shape), stream, partial, shape.feature, shape.place,
-                    norm.weight, norm.invstd, norm.grad_weight, norm.grad_bias, slopes, norm.training, work);
-    if (status != cudaSuccess) return status;
-    return launch(batch_norm_grad_apply_kernel<T, kSpan>, {grid, kThreads, 0}, stream, grad, x, shape.feature,
-                  shape.place, norm.mean, slopes, static_cast<T*>(norm.grad_x), work);
+    return with_flags(false, behind.scale != nullptr, [&](auto, auto relu) {
+      using T = decltype(zero);
+      constexpr int kSpan = decltype(span)::value;
+      constexpr bool kRelu = decltype(relu)::value;
+      const T *const x = static_cast<const T*>(norm.x), *const grad = static_cast<const T*>(norm.grad);
+      cudaError_t status =
+          launch(batch_norm_grad_sums_kernel<T, kSpan, kRelu>, {grid, kThreads, 2 * kSpan * kThreads * sizeof(float)},
+                 stream, grad, x, shape.feature, shape.place, norm.mean, behind, partial, work);
+      if (status != cudaSuccess) return status;
+      status = launch(batch_norm_grad_finish_kernel, finish_shape(shape), stream, partial, shape.feature, shape.place,
+                      norm.weight, norm.invstd, norm.grad_weight, norm.grad_bias, slopes, norm.training, work);
+      if (status != cudaSuccess) return status;
+      return launch(batch_norm_grad_apply_kernel<T, kSpan, kRelu>, {grid, kThreads, 0}, stream, grad, x, shape.feature,
+                    shape.place, norm.mean, behind, slopes, static_cast<T*>(norm.grad_x), work);
+    });
   });
 }
 

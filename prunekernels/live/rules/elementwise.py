@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..channel_list import LiveList, align_of
 from ..channel_ops import FLOATS, ops, regroup
-from ..tensor import FilledTensor, LiveTensor, wrap
+from ..tensor import FilledTensor, LiveTensor, wrap, wrap_deferred
 from .pointwise import constant, in_place_or_wrapped, rule, writes
 
 
@@ -26,6 +26,10 @@ def _sum(func: Any, args: Any, kwargs: Any, sign: int) -> Any:
     if len(args) > 2 or not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return constant(func, args, kwargs)
     if type(a) is LiveTensor and type(b) is LiveTensor and a.live is b.live:
+        if sign == 1 and not kwargs and (a._before_use or b._before_use) and a.shape == b.shape and a.dtype == b.dtype:
+            total = _deferred_sum(a, b, writes(func))
+            if total is not None:
+                return total
         x, y = a.compact, b.compact
         if x.dim() == y.dim() and (x.shape == y.shape or not writes(func)):
             return in_place_or_wrapped(a, func(x, y, **rest(kwargs)))
@@ -38,6 +42,23 @@ def _sum(func: Any, args: Any, kwargs: Any, sign: int) -> Any:
         return NotImplemented
     y, live = join(*parts(a), *parts(b), sign * alpha)
     return a.replace_storage(y, live) if writes(func) else wrap(y, live)
+
+
+def _deferred_sum(a: LiveTensor, b: LiveTensor, in_place: bool) -> LiveTensor | None:
+    """The sum of the results of norms whose second half is still to be done, or of one and another tensor."""
+    norm, other = (a, b) if a.deferred is not None or in_place else (b, a)
+    if norm.deferred is None or norm is other:
+        return None
+    addend = other.compact
+    total = norm.deferred.plus(addend) if norm.deferred is not None else None
+    if total is None:
+        return None
+    total.guard(other)
+    if not in_place:
+        return wrap_deferred(total, a.live)
+    a.replace_storage(total.y, a.live)
+    a._before_use = total
+    return a
 
 
 def rest(kwargs: Any) -> Any:

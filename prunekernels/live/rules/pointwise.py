@@ -136,6 +136,17 @@ def _keeps_zero(func: Any, args: Any, kwargs: Any) -> Any:
     return in_place_or_wrapped(x, func(x.compact, *args[1:], **kwargs))
 
 
+@rule(F.relu, *methods("relu"))
+def _relu(func: Any, args: Any, kwargs: Any) -> Any:
+    """Done together with the norm before it, where that has left its second half for this."""
+    x, deferred = args[0], args[0].deferred if type(args[0]) is LiveTensor else None
+    y = None if deferred is None else deferred.relu()
+    if y is None:
+        return _keeps_zero(func, args, kwargs)
+    in_place = writes(func) or (args[1] if len(args) > 1 else kwargs.get("inplace", False))
+    return x.replace_storage(y, x.live) if in_place else wrap(y, x.live)
+
+
 @rule(Tensor.detach, torch.detach, filled=True)
 def _detach(func: Any, args: Any, kwargs: Any) -> Any:
     x = args[0]

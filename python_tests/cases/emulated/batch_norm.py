@@ -21,12 +21,15 @@ class Case:
     wide: bool = False  # x has dead channels, which have no place among the live ones; else holes, which have one
     affine: bool = True
     running: bool = True
+    adds: bool = False  # a tensor is added to y
+    relu: bool = False  # of that
     shift: int = 0  # elements that x lies off a 16-byte boundary
     offset: float = 0.0  # of all values
 
     def __str__(self):
         marks = [f"p{self.pixels}c{self.channels}", "training" if self.training else "eval"]
         marks += [f"dead{self.dead}"] * (self.dead != 0.3) + ["wide"] * self.wide
+        marks += ["adds"] * self.adds + ["relu"] * self.relu
         marks += ["plain"] * (not self.affine) + ["untracked"] * (not self.running)
         return "-".join(
             marks + [f"shift{self.shift}"] * bool(self.shift) + [f"offset{self.offset}"] * bool(self.offset)
@@ -53,15 +56,20 @@ class Case:
         lib.call("pk_batch_norm_workspace", *problem, floats)
 
         y, grad_x = (Shifted(np.full_like(values[0], 7), self.element, self.shift) for _ in range(2))
-        mean, invstd = arrays.poison(places), arrays.poison(places)
+        mean, invstd, scales, offsets = (arrays.poison(places) for _ in range(4))
         workspace = arrays.poison(int(floats[0]))
         tracked = running if self.running else (None, None)
         lib.call("pk_batch_norm", *problem, *lists, *parameters, *tracked, self.training, MOMENTUM, EPS,
-                 x.array, y.array, mean, invstd, workspace)  # fmt: skip
+                 x.array, y.array, mean, invstd, scales, offsets, workspace)  # fmt: skip
+        if self.adds or self.relu:
+            lib.call("pk_batch_norm_apply", *problem, *lists, mean, scales, offsets, x.array,
+                     grad.array if self.adds else None, self.relu, y.array)  # fmt: skip
+        behind_relu = self.relu and not self.adds
         grad_weight, grad_bias = (arrays.guarded(np.full(features, 9.0), np.float32) for _ in range(2))
         workspace = arrays.poison(int(floats[0]))
-        lib.call("pk_batch_norm_backward", *problem, *lists, parameters[0], mean, invstd, self.training, grad.array,
-                 x.array, grad_x.array, grad_weight, grad_bias, workspace)  # fmt: skip
+        lib.call("pk_batch_norm_backward", *problem, *lists, parameters[0], mean, invstd, self.training,
+                 *((scales, offsets) if behind_relu else (None, None)), grad.array, x.array, grad_x.array, grad_weight,
+                 grad_bias, workspace)  # fmt: skip
 
         rows = feature[~dead]
         wide_x, wide_grad = (arrays.widen(each.array, self.element).astype(np.float64)[:, ~dead] for each in (x, grad))
@@ -72,8 +80,13 @@ class Case:
         scale = 1 / np.sqrt(var + EPS)
         gamma, beta = (weight[rows], bias[rows]) if self.affine else (1.0, 0.0)
         normal = (wide_x - expected_mean) * scale
+        expected_y = normal * gamma + beta + (wide_grad if self.adds else 0)
+        if self.relu:
+            expected_y = np.maximum(expected_y, 0)
+        if behind_relu:  # of what the kernel itself takes for positive
+            wide_grad = wide_grad * (arrays.widen(y.array, self.element)[:, ~dead] > 0)
         means = [(wide_grad * normal).mean(0), wide_grad.mean(0)] if self.training else [0.0, 0.0]
-        self._near(y, dead, normal * gamma + beta)
+        self._near(y, dead, expected_y)
         terms = gamma * scale * wide_grad  # of two values, say, little is left after the means are gone
         self._near(grad_x, dead, terms - gamma * scale * (means[1] + normal * means[0]), terms)
         exact = {"rtol": 2e-4, "atol": 2e-4 * np.abs(wide_grad).max(initial=1) * max(np.sqrt(self.pixels), 1)}
@@ -113,6 +126,9 @@ def cases(element: str) -> list:
     found += [case(pixels, 3) for pixels in (2, 63, 64, 65, 1030)] + [case(pixels, span) for pixels in (2, 257, 2200)]
     for more in ({"wide": True}, {"training": False}, {"affine": False}, {"shift": 1}, {"dead": 0.0}, {"dead": 1.0}):
         found += [case(21, 2 * span, **more), case(70, 5, **more)]
+    for more in ({"adds": True}, {"relu": True}, {"adds": True, "relu": True}):
+        found += [case(21, 2 * span, **more), case(70, 5, **more), case(70, 5, training=False, **more)]
+        found += [case(1030, 33 * span, **more), case(70, 5, wide=True, **more)]
     found += [case(21, 2 * span, running=False), case(21, 2 * span, wide=True, training=False)]
     return found + [case(300, span, offset=30.0)] * (element == "f32")
 

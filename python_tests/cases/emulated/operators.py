@@ -26,7 +26,10 @@ SHARED = (
     "plan/plan_request.cpp",
     "plan/trials.cpp",
 )  # with the CPU operators
-COMPILED_ALONE = ("masked_batch_norm", "masked_batch_norm_backward")  # operators without a fallback
+COMPILED_ALONE = (  # operators without a fallback
+    "masked_batch_norm", "masked_batch_norm_backward", "deferred_batch_norm", "apply_batch_norm_", "batch_norm_relu",
+    "deferred_sum",
+)  # fmt: skip
 STREAM = build.CSRC / "cuda" / "kernels" / "stream.h"  # which everything includes
 BOTH_PASSES = (  # csrc/cuda/both_passes_emulated.cpp
     "both_passes(Tensor x, Tensor weight, Tensor? mask, Tensor grad_out, int[] padding, int groups, str plan, "

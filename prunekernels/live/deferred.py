@@ -1,0 +1,138 @@
+"""The second half of a batch norm, put off until it is known what follows: a ReLU, a sum, or a sum and a ReLU.
+
+They then take one pass over memory instead of one each. A live tensor whose values are not written yet holds a
+`Deferred`, and has the autograd history of the values: whatever else wants those, gets them written first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops import autograd
+
+ops = autograd.ops
+
+
+class Uses:
+    """Whether deferring pays for a norm: it stops where what follows is never what can be fused."""
+
+    PATIENCE = 3  # results in a row that were written by themselves
+
+    def __init__(self) -> None:
+        self.in_vain = 0
+
+    @property
+    def worthwhile(self) -> bool:
+        """Whether the next result should be deferred."""
+        return self.in_vain < self.PATIENCE
+
+
+@dataclasses.dataclass(eq=False)
+class Deferred:
+    """Values that a live tensor does not have yet: y = scale (x - mean) + bias, + add.
+
+    Attributes:
+        y: Where they go. Its history is theirs.
+        x: The norm's input, [N, C, H, W] as y. It must not change until y is written: see `guard`.
+        table: Rows of mean, 1 / deviation, scale and bias, [4, C].
+        index: The norm's channels, of its `features`.
+        features: As many as its parameters have.
+        uses: Of the norm.
+        gate: Open where a fused ReLU leaves its gradient to the norm. None behind a sum.
+        add: Of the same size as y; None: nothing is added.
+    """
+
+    y: Tensor
+    x: Tensor
+    table: Tensor
+    index: Tensor
+    features: int
+    uses: Uses
+    gate: Tensor | None = None
+    add: Tensor | None = None
+    written: bool = False
+    fused: bool = False
+
+    def __post_init__(self) -> None:
+        self.versions = self._versions()
+
+    def __call__(self) -> None:
+        """Writes the values."""
+        if self.written:
+            return
+        self._check_inputs()
+        self.written = True
+        if self.fused:
+            self._close()
+        else:
+            self.uses.in_vain += 1
+        ops.apply_batch_norm_(self.y, self.x, self.table, self.index, self.features, self.add, False)
+
+    def relu(self) -> Tensor | None:
+        """relu of the values, which are not written for it; None where they are, or have been read before."""
+        if self.written or self.fused:
+            return None
+        self._check_inputs()
+        self._use()
+        return ops.batch_norm_relu(self.y, self.x, self.table, self.index, self.features, self.add, self.gate)
+
+    def plus(self, other: Tensor) -> Deferred | None:
+        """The sum with a tensor of the same size, deferred too; None where the values are written, or a sum."""
+        if self.written or self.fused or self.add is not None:
+            return None
+        self._use()
+        y = ops.deferred_sum(self.y, other)
+        return Deferred(y, self.x, self.table, self.index, self.features, self.uses, add=other)
+
+    def _use(self) -> None:
+        self.fused, self.uses.in_vain = True, 0
+
+    def _close(self) -> None:
+        """Something else reads the values: the ReLU masks its gradient itself."""
+        if self.gate is not None:
+            self.gate.zero_()
+
+    def _versions(self) -> list[int]:
+        read = [t for t in (self.x, self.add) if t is not None and not t.is_inference()]
+        return [t._version for t in read]
+
+    def _check_inputs(self) -> None:
+        if self._versions() != self.versions:
+            raise RuntimeError(
+                "a tensor that a masked batch norm in live mode has read was changed in place through `compact` before "
+                "the norm's result was used; change a copy"
+            )
+
+    def guard(self, *sources: Any) -> None:
+        """Has the values written before anything else reads, or writes to, the live tensors they are made of."""
+        reader = Reader(self)
+        for source in sources:
+            source._before_use = reader
+
+
+class Reader:
+    """Held by a live tensor of which deferred values are made; does not keep them alive."""
+
+    def __init__(self, deferred: Deferred) -> None:
+        self._deferred = weakref.ref(deferred)
+
+    def __call__(self) -> None:
+        """Writes the values, if anybody still has them."""
+        deferred = self._deferred()
+        if deferred is not None:
+            deferred()
+
+
+def normalize(x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None,
+              running_var: Tensor | None, index: Tensor, features: int, by_batch: bool, factor: float, eps: float,
+              uses: Uses) -> Deferred:  # fmt: skip
+    """The first half of a batch norm: statistics. Arguments as those of masked_batch_norm; x has no other channels."""
+    y, table, gate = ops.deferred_batch_norm(
+        x, weight, bias, running_mean, running_var, index, features, by_batch, factor, eps
+    )
+    return Deferred(y, x, table, index, features, uses, gate=gate if torch.is_grad_enabled() else None)
