@@ -19,7 +19,7 @@ struct Sizes {
 // The forward pass leaves it, and the backward pass takes it if it is what this plan makes of the same weight and mask:
 // another plan's forward pass may have left something else, or nothing.
 at::Tensor compact_weight(const CudaCall& call, const at::Tensor& weight, const Sizes& sizes) {
-  at::Tensor* const copy = call.weight.packed_copy;
+  at::Tensor* const copy = call.weight.packed_copy ? &call.weight.packed_copy->copy : nullptr;
   const std::array<int64_t, 4> size{sizes.rows(), sizes.columns, call.shape.R, call.shape.S};
   if (copy && copy->defined() && copy->sizes() == at::IntArrayRef(size) && copy->scalar_type() == call.dtype &&
       copy->device() == weight.device() && copy->is_contiguous(call.format))

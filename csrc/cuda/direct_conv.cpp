@@ -26,21 +26,24 @@ IgemmTile pick_tile(const CudaCall& call, bool forward, bool listed) {
              : igemm_tile(pixels, live, vectors, multiprocessors, warpgroups));
 }
 
+bool is_packed(const at::Tensor& copy, const CudaCall& call, const at::Tensor& weight, int64_t elements) {
+  return copy.defined() && copy.dim() == 1 && copy.scalar_type() == call.dtype && copy.numel() == elements &&
+         copy.device() == weight.device();
+}
+
 // The forward pass packs both passes' weights in one launch and leaves the backward pass its own: it is taken if it has
-// the right size, as another plan may have left something else, or nothing. Floats are packed for each, since torch may
-// allow tf32 in one pass and not in the other.
+// the right size and rounding, as another plan may have left something else, or nothing.
 at::Tensor igemm_weight(const CudaCall& call, bool forward, const at::Tensor& weight, bool tf32) {
   const PackMask mask = call.mask.pack();
   const int64_t filters = call.mask.out().live, channels = call.mask.in().live;
   const PackedAs of_forward{PackLayout::rows, filters, packed_count(channels)},
       of_backward{PackLayout::columns, packed_count(filters), channels};
-  at::Tensor* const copy = call.dtype == at::kFloat ? nullptr : call.weight.packed_copy;
-  if (!forward && copy && copy->defined() && copy->dim() == 1 && copy->scalar_type() == call.dtype &&
-      copy->numel() == of_backward.elements(call, mask) && copy->device() == weight.device())
-    return *copy;
-  if (!forward || !copy) return packed_weights(call, weight, mask, forward ? of_forward : of_backward, tf32)[0];
+  PackedCopy* const left = call.weight.packed_copy;
+  if (!forward && left && is_packed(left->copy, call, weight, of_backward.elements(call, mask)) && left->tf32 == tf32)
+    return left->copy;
+  if (!forward || !left) return packed_weights(call, weight, mask, forward ? of_forward : of_backward, tf32)[0];
   std::vector<at::Tensor> both = packed_weights(call, weight, mask, {of_forward, of_backward}, tf32);
-  *copy = both[1];
+  *left = {both[1], tf32};
   return both[0];
 }
 

@@ -48,6 +48,7 @@ struct DeadAreZero {};
 // the weight of that gradient.
 struct PackedCopy {
   at::Tensor copy;
+  bool tf32 = false;  // floats, rounded to it: torch may allow it in one pass and not in the other
 };
 
 // Of the gradient of the output: whether the gradient of the weight has shown that it holds no NaN and no infinity

@@ -9,6 +9,7 @@
 
 #include "core/conv_shape.h"
 #include "core/mask_table.h"
+#include "ops/aside.h"
 
 namespace prunekernels {
 
@@ -24,7 +25,7 @@ struct WeightFacts {
   bool is_own = false;                // a copy, of which nobody else knows
   bool dead_are_zero = false;         // those filters, channels and kernels
   at::Tensor* masked_copy = nullptr;  // where to leave a copy with zeros in what is dead, if one is made
-  at::Tensor* packed_copy = nullptr;  // forward: where to leave what is packed for both passes; then: that, if any
+  PackedCopy* packed_copy = nullptr;  // forward: where to leave what is packed for both passes; then: that, if any
 };
 
 // One call of a masked convolution operator, as every plan takes it. Mask: how the device's plans read a mask table.

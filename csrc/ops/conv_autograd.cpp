@@ -122,6 +122,18 @@ Tensor take_left(AutogradContext* ctx, const char* name) {
   return left;
 }
 
+// The rounding is in the name: an entry more would cost as much time as the first.
+constexpr const char *kPacked = "packed_weight", *kPackedTf32 = "packed_weight_tf32";
+
+void leave_packed(AutogradContext* ctx, PackedCopy packed) {
+  ctx->saved_data[packed.tf32 ? kPackedTf32 : kPacked] = std::move(packed.copy);
+}
+
+PackedCopy take_packed(AutogradContext* ctx) {
+  if (Tensor exact = take_left(ctx, kPacked); exact.defined()) return {std::move(exact)};
+  return {take_left(ctx, kPackedTf32), true};
+}
+
 struct Conv : Function<Conv> {
   static constexpr bool is_traceable = true;
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
@@ -134,7 +146,7 @@ struct Conv : Function<Conv> {
     Tensor y = conv(x, weight, bias, mask, grad_mask, grad_scale, g);
     // Not among the saved variables: checkpoints count those, and another plan would save another number.
     if (masked && masked->fact.copy.defined()) ctx->saved_data["masked_weight"] = std::move(masked->fact.copy);
-    if (packed && packed->fact.copy.defined()) ctx->saved_data["packed_weight"] = std::move(packed->fact.copy);
+    if (packed && packed->fact.copy.defined()) leave_packed(ctx, std::move(packed->fact));
     const bool trains = weight.requires_grad();
     ctx->save_for_backward({trains ? x : Tensor(), weight, saved(mask), saved(grad_mask), saved(grad_scale)});
     const auto size = x.sym_sizes();
@@ -157,7 +169,7 @@ struct Conv : Function<Conv> {
       const Tensor masked = takes ? take_left(ctx, "masked_weight") : Tensor();
       const Aside<DeadAreZero> known(masked);
       const Tensor& read = masked.defined() ? masked : weight;
-      const Aside<PackedCopy> packed(read, {takes ? take_left(ctx, "packed_weight") : Tensor()});
+      const Aside<PackedCopy> packed(read, takes ? take_packed(ctx) : PackedCopy{});
       out[0] = grad_input(grad_out, read, mask, size, channels_last, g);
     }
     // Absent optional tensors are not counted by needs_input_grad: without a bias, 2 would be a mask or nothing.

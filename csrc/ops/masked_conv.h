@@ -120,8 +120,7 @@ at::Tensor masked_conv2d(const at::Tensor& x, const at::Tensor& weight, const Op
 
   auto* const kept = Aside<MaskedCopy>::find(weight);
   auto* const packed = Aside<PackedCopy>::find(weight);
-  const WeightFacts facts{weight.scalar_type() != x.scalar_type(), false, kept ? &kept->copy : nullptr,
-                          packed ? &packed->copy : nullptr};
+  const WeightFacts facts{weight.scalar_type() != x.scalar_type(), false, kept ? &kept->copy : nullptr, packed};
   const ConvCall<typename Device::Mask> call{op, s, params, *mask, format, x.scalar_type(), facts};
   const OptionalTensor dense_bias = contiguous(bias);
   const auto run = [&](Plan plan) {
@@ -171,7 +170,7 @@ at::Tensor masked_conv2d_grad_input(const at::Tensor& grad_out, const at::Tensor
 
   auto* const packed = Aside<PackedCopy>::find(weight);
   const WeightFacts facts{weight.scalar_type() != grad.scalar_type(), Aside<DeadAreZero>::find(weight) != nullptr,
-                          nullptr, packed ? &packed->copy : nullptr};
+                          nullptr, packed};
   const IsFinite* const finite = Aside<IsFinite>::find(grad_out);
   const ConvCall<typename Device::Mask> call{
       op, s, params, *mask, format, grad.scalar_type(), facts, finite && finite->known};

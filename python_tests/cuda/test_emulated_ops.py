@@ -56,7 +56,7 @@ def test_what_is_launched(plan, layout, events):
 PACKED_AGAIN = {  # by the plans of the forward and of the backward pass
     ("dense", "dense"): 0,  # takes the masked weight
     ("compact", "compact"): 0,  # takes the packed one
-    ("direct", "direct"): 0,  # packed for both; floats are packed again, as tf32 may be allowed in between
+    ("direct", "direct"): 0,  # packed for both
     ("sparse", "direct"): 0,
     ("dense", "compact"): 1,
     ("compact", "dense"): 1,
@@ -77,8 +77,6 @@ def test_the_backward_pass_takes_what_the_forward_pass_packed(
     if grouped and own:
         pytest.skip("these plans serve one group")
     again = PACKED_AGAIN[plan, backward_plan]
-    if dtype == F32 and {plan, backward_plan} <= {"direct", "sparse"}:
-        again = 1
     x, weight, _, grad = inputs(case, dtype, "channels_last")
     mask = pk.ConvMask(**masks(case, "all"), out_channels=case.k, in_channels=case.c, groups=case.groups)
     wide, table = weight.to(weight_dtype), mask.table(case.k, case.c, case.groups)
@@ -90,6 +88,23 @@ def test_the_backward_pass_takes_what_the_forward_pass_packed(
     both = ops.both_passes(x, wide, table, grad, [1, 1], case.groups, plan, backward_plan)
     assert torch.equal(both[0], y) and torch.equal(both[1], grad_x)
     assert alone == 2 and launched(events).count(PACK) == 1 + again
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("forward", [False, True])
+@pytest.mark.parametrize("plan", ["direct", "sparse"])
+def test_floats_are_packed_again_where_tf32_is_allowed_in_one_pass_alone(plan, forward, backward, events):
+    case = WIDE
+    x, weight, _, grad = inputs(case, F32, "channels_last", integers=False)
+    mask = pk.ConvMask(**masks(case, "all"), out_channels=case.k, in_channels=case.c)
+    table, ops = mask.table(case.k, case.c, 1), torch.ops.prunekernels_emulated
+    with torch.backends.cudnn.flags(allow_tf32=backward):
+        want = ops.masked_conv2d_grad_input(grad, weight, table, list(x.shape), True, [1, 1], [1, 1], [1, 1], 1, plan)
+    events()
+    with torch.backends.cudnn.flags(allow_tf32=forward):
+        grad_x = ops.both_passes(x, weight, table, grad, [1, 1], 1, plan, plan, backward)[1]
+    assert launched(events).count(PACK) == 1 + (forward != backward)
+    assert torch.equal(grad_x, want)
 
 
 @pytest.mark.parametrize("plan", FORCED)

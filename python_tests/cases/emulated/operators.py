@@ -33,7 +33,7 @@ COMPILED_ALONE = (  # operators without a fallback
 STREAM = build.CSRC / "cuda" / "kernels" / "stream.h"  # which everything includes
 BOTH_PASSES = (  # csrc/cuda/both_passes_emulated.cpp
     "both_passes(Tensor x, Tensor weight, Tensor? mask, Tensor grad_out, int[] padding, int groups, str plan, "
-    "str backward_plan) -> (Tensor, Tensor)"
+    "str backward_plan, bool? backward_tf32=None) -> (Tensor, Tensor)"
 )
 _kept = []
 
