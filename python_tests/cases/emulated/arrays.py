@@ -87,9 +87,10 @@ def widen(stored: np.ndarray, element: str) -> np.ndarray:
 
 
 def round_to_tf32(values) -> np.ndarray:
-    """To 10 bits of mantissa, ties away from zero."""
-    bits = np.asarray(values, np.float32).view(np.uint32)
-    return ((bits + 0x1000) & 0xFFFFE000).astype(np.uint32).view(np.float32)
+    """To 10 bits of mantissa, ties away from zero. NaNs stay."""
+    values = np.asarray(values, np.float32)
+    rounded = ((values.view(np.uint32) + 0x1000) & 0xFFFFE000).astype(np.uint32).view(np.float32)
+    return np.where(np.isnan(values), values, rounded)
 
 
 def poison(shape, element="f32") -> np.ndarray:

@@ -1,5 +1,6 @@
 """igemm_fwd, igemm_grad_input and both block_sparse_* against the convolutions of arrays.py, with NaN in everything
-dead, read or written."""
+dead, read or written. As in igemm_grad_weight.py, operands are given as they were drawn, but weights are packed, and
+so rounded already."""
 
 import mmap
 from dataclasses import dataclass, replace
@@ -59,11 +60,11 @@ class Conv:
         w = np.where(kernels[:, :, None, None], held(data(rng, w_shape, self.exact), self.element), 0)
         source, target = (out, into) if self.grad_input else (into, out)
 
-        operand = held(data(rng, y_shape if self.grad_input else x_shape, self.exact), self.element)
-        alive = np.zeros(operand.shape[1], bool)
+        drawn = data(rng, y_shape if self.grad_input else x_shape, self.exact)
+        alive = np.zeros(drawn.shape[1], bool)
         alive[source.index] = True
-        given = np.where(alive[None, :, None, None], operand, np.nan)
-        operand = np.where(alive[None, :, None, None], operand, 0)
+        given = np.where(alive[None, :, None, None], drawn, np.nan)
+        operand = np.where(alive[None, :, None, None], held(drawn, self.element), 0)
         packed = w.transpose(1, 2, 3, 0) if self.grad_input else w.transpose(0, 2, 3, 1)
         packed = packed[target.index][..., source.index]
         packed = np.pad(packed, [(0, 0)] * 3 + [(0, packed_count(source.live) - source.live)])

@@ -1,5 +1,7 @@
 """igemm_grad_weight and block_sparse_grad_weight against the convolutions of arrays.py, with NaN in dead channels, read
-or written, and in everything that must not be written. Then how plan_grad_weight() splits the pixels."""
+or written, and in everything that must not be written. Then how plan_grad_weight() splits the pixels.
+
+Kernels get numbers as they were drawn, and are compared with the gradient of rounded ones: tf32 rounds on the way."""
 
 from dataclasses import dataclass, replace
 
@@ -23,6 +25,8 @@ from .igemm_problems import (
 )
 
 GRAD_TILES = (128, 64)  # as enum GradWeightTile: filters, and columns
+# Infinities; NaNs of both signs: quiet, with all bits set (what GPUs compute), with the lowest bit that tf32 keeps.
+SPECIAL = (0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F802000, 0xFF802000)
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,11 @@ class GradWeight:
     splits: int = 1
     listed: bool = False
     exact: bool = True
+    special: bool = False  # SPECIAL in one pixel of some filters and channels
 
     def __str__(self):
         notes = [f"m{GRAD_TILES[self.tile]}", f"splits{self.splits}", *([] if self.exact else ["random"])]
+        notes += ["special"] if self.special else []
         return "-".join([str(self.problem), *notes])
 
     def run(self, lib):
@@ -47,11 +53,12 @@ class GradWeight:
         out, into = sides(masks, self.element)
         x_shape, w_shape = (p.n, p.c, p.h, p.w), (p.k, p.c, p.r, p.s)
         y_shape = (p.n, p.k, *arrays.out_size(x_shape, w_shape, *p.geometry))
-        x = held(data(rng, x_shape, self.exact), self.element)
-        grad = held(data(rng, y_shape, self.exact), self.element)
+        x, grad = self._operand(rng, x_shape, into.index), self._operand(rng, y_shape, out.index)
         given_x, given_grad = np.full_like(x, np.nan), np.full_like(grad, np.nan)
         given_x[:, into.index], given_grad[:, out.index] = x[:, into.index], grad[:, out.index]
-        full = arrays.conv2d_grad_weight(grad, x, w_shape, *p.geometry)
+        with np.errstate(invalid="ignore"):  # of SPECIAL
+            rounded = held(grad, self.element), held(x, self.element)
+            full = arrays.conv2d_grad_weight(*rounded, w_shape, *p.geometry)
         expected = full.transpose(0, 2, 3, 1)[out.index][..., into.index]  # [filters, R, S, channels]
         live = np.broadcast_to(kernels[out.index][:, None, None, into.index], expected.shape)
 
@@ -83,6 +90,12 @@ class GradWeight:
         total = partial[..., : into.live].astype(np.float64).sum(0)
         compare(np.float32(total[live]), expected[live], "f32", self.exact)
 
+    def _operand(self, rng, shape, index):
+        values = data(rng, shape, self.exact)
+        if self.special:
+            values[0, index[: len(SPECIAL)], 0, 0] = np.array(SPECIAL, np.uint32).view(np.float32)
+        return values
+
 
 def _grad_weights(element: str) -> list[GradWeight]:
     chunk = 4 * vector_channels(element)
@@ -96,6 +109,7 @@ def _grad_weights(element: str) -> list[GradWeight]:
                 problem = Problem(n=2, c=24, k=40, r=3, s=3, padding=(1, 1), filters=filters, inputs=inputs)
                 cases += [GradWeight(problem, element, tile, splits) for splits in (1, 3)]
                 cases.append(GradWeight(problem, element, tile, 2, exact=False))
+        cases += [GradWeight(Problem(filters=f, inputs=f), element, tile, special=True) for f in ("all", 17)]
     for i, problem in enumerate(convolutions()):
         cases.append(GradWeight(replace(problem, constants=()), element, i % 2, 1 + i % 3))
     empty = [
