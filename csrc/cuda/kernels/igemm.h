@@ -18,8 +18,8 @@
 //   grad_weight   bytes 2 (N H W C + N P Q K) + 8 splits M taps L: slices are written, and read again by
 //           unpack_grad_weight
 // Other layers are bound by mma.sync or shared memory bandwidth (64 x 32 warp tiles use 75 % of it at full mma rate);
-// with the element loader, or small tiles, by issue slots (7 to 23 instructions for each mma). A block takes at most 72
-// KB of shared memory and 128 registers a thread: two large blocks fit a multiprocessor of sm_80, sm_90 or sm_100.
+// with the element loader, or small tiles, by issue slots (7 to 26 instructions for each mma). A block takes at most 72
+// KB of shared memory and half of the registers: two large blocks fit a multiprocessor of sm_80, sm_90 or sm_100.
 // These numbers, igemm_tile() and plan_grad_weight() are estimates from instruction counts, not measured yet.
 #pragma once
 

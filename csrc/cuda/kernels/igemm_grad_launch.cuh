@@ -6,7 +6,10 @@
 
 namespace prunekernels {
 
-using LargeGradTile = BlockTile<128, 128, 2, 4, 2>;
+// In tf32 each fragment is rounded by each warp that reads it: four warps of 64 x 64 sums do with two thirds of the
+// fragments that eight of 64 x 32 need.
+template <typename Math>
+using LargeGradTile = BlockTile<128, 128, 2, std::is_same_v<Math, Tf32> ? 2 : 4, 2>;
 using SmallGradTile = BlockTile<64, 64, 2, 2, 4>;
 
 cudaError_t grad_weight_params(const IgemmGradWeightArgs& args, bool listed, GradWeightParams* params);
@@ -47,7 +50,7 @@ cudaError_t launch_grad_weight(const IgemmGradWeightArgs& args, cudaStream_t str
     using Math = decltype(math);
     return args.tile == GradWeightTile::m64n64
                ? launch_grad_weight<Kernels, Math, SmallGradTile>(params, args, kListed, stream)
-               : launch_grad_weight<Kernels, Math, LargeGradTile>(params, args, kListed, stream);
+               : launch_grad_weight<Kernels, Math, LargeGradTile<Math>>(params, args, kListed, stream);
   });
 }
 
