@@ -62,7 +62,7 @@ def joined(device: str | None, timeout: float) -> Iterator[None]:
             raise
         reason = str(error).strip().splitlines()[-1]
         expected = f"rank {os.environ.get('RANK')}: expected all {started} ranks to answer within {timeout:g} s"
-        raise LostRank(f"train: {expected}, got: {reason}; start all of them again with --resume") from error
+        raise LostRank(f"train: {expected}, got: {reason}; start those that are left again with --resume") from error
     finally:
         if not is_lost and dist.is_initialized():
             dist.destroy_process_group()

@@ -261,7 +261,7 @@ def test_a_lost_rank_ends_the_run(tmp_path, act):
     status, said = run_command(tmp_path, act, "--epochs", "3")
     assert said[0].count("masks equal on all 2 ranks") == 1 and said[1] == ""
     assert status == 2 and "error: train: rank 0: expected all 2 ranks to answer within 4 s, got: " in said[0]
-    assert said[0].endswith("; start all of them again with --resume\n")
+    assert said[0].endswith("; start those that are left again with --resume\n")
     assert checkpoint.load(tmp_path / "run" / "checkpoint.pt")["epoch"] == 1
 
 
