@@ -16,6 +16,7 @@ wire_bytes        what it was counted to send; without root nothing is
 change_bytes      what it sends for other masks: the hook compares them, and in compacted mode DDP wraps the small
                   network anew
 buffer_bytes      all buffers, masks among them; buffer_wire_bytes: what it sends more where DDP broadcasts them
+check_bytes       what pk.check_same_masks sends; filters: how many there are, of which a method averages scores
 checkpoint_bytes  a file of the masked network and its momentum; small_bytes: of the small network
 """
 
@@ -66,6 +67,8 @@ class WireRow:
     buffer_bytes: int
     buffer_wire_bytes: float | None
     checkpoint_bytes: int
+    check_bytes: float | None
+    filters: int
     small_bytes: int | None = None
 
     times = 1

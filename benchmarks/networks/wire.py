@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import prunekernels as pk
 from harness.ranks import Meter
 from networks.models import NETWORKS, apply, draw, wires
+from prunekernels.nn.masked_filters import MaskedFilters
 
 FORMS = ("ddp", "hook", "compacted")
 IMAGE, BATCH = 32, 2  # bytes do not depend on them
@@ -83,8 +84,13 @@ def measured(meter: Meter, name: str, keep_ratio: float) -> list[dict[str, Any]]
     masked = Masked(name, keep_ratio)
     rows = [_masked_row(meter, masked, form) for form in ("ddp", "hook")]
     masked.optimizer.step()
-    files = {"checkpoint_bytes": _file_size(masked.net.state_dict(), masked.optimizer.state_dict())}
-    return [row | files for row in (*rows, _compacted_row(meter, masked))]
+    layers = [layer for layer in masked.net.modules() if isinstance(layer, MaskedFilters)]
+    alike = {
+        "checkpoint_bytes": _file_size(masked.net.state_dict(), masked.optimizer.state_dict()),
+        "filters": sum(layer.out_channels for layer in layers),
+        "check_bytes": meter(lambda: pk.check_same_masks(masked.net)),
+    }
+    return [row | alike for row in (*rows, _compacted_row(meter, masked))]
 
 
 def _masked_row(meter: Meter, masked: Masked, form: str) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from ..nn.masked_filters import MaskedFilters
 from ..nn.masked_norm import MaskedNorm
-from ..nn.ranks import check_same_masks, world_size
+from ..nn.ranks import check_same_masks, digest, equal_on_all_ranks, world_size
 from .bucket_parts import BucketParts
 from .dead_rows import DeadRows
 
@@ -57,26 +56,25 @@ class LiveGradients:
         tables = self._rows.tables()
         if tables is not self._tables:
             of_parameters = [tables.get(p) for p in _parameters_of_one_layer(self._model)]
-            digest = _digest(of_parameters)
-            if digest != self._digest:
-                self._agree(digest)
+            number = digest(b"" if table is None else table.cpu().numpy().tobytes() for table in of_parameters)
+            if number != self._digest:
+                self._agree(number)
                 self._parts.clear()
-            self._tables, self._digest = tables, digest
+            self._tables, self._digest = tables, number
 
-    def _agree(self, digest: int) -> None:
+    def _agree(self, number: int) -> None:
         """Raises on all ranks where one has other masks, on this one where another has not changed its masks."""
         if self._control is None:
             return
-        both = torch.tensor([digest, -digest])  # the largest, and minus the smallest
         try:
-            dist.all_reduce(both, dist.ReduceOp.MAX, group=self._control)
+            is_equal = equal_on_all_ranks(number, torch.device("cpu"), self._control)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise RuntimeError(
                 "live_gradients_hook: expected all ranks to change their masks before the same step, as this one "
                 f"(rank {dist.get_rank()}) did, got: {reason}"
             ) from error
-        if both[0] != -both[1]:
+        if not is_equal:
             check_same_masks(self._model, self._control)
             raise ValueError(
                 "live_gradients_hook: expected all ranks to have the same masks and weight_grad, got equal masks, but "
@@ -167,12 +165,3 @@ def _parameters_of_one_layer(model: nn.Module) -> list[Tensor]:
             if parameter is not None:
                 owners[parameter] = owners.get(parameter, 0) + 1
     return [parameter for parameter, count in owners.items() if count == 1]
-
-
-def _digest(tables: Iterable[Tensor | None]) -> int:
-    """63 bits of the tables of all parameters, None: nothing is dead."""
-    found = hashlib.sha256()
-    for table in tables:
-        words = b"" if table is None else table.cpu().numpy().tobytes()
-        found.update(len(words).to_bytes(8, "little") + words)
-    return int.from_bytes(found.digest()[:8], "little") >> 1

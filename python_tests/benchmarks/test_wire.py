@@ -21,7 +21,15 @@ def test_a_ring(ranks, sent):
 
 def make_row(**changes):
     row = dict(network="resnet50", kept=0.5, form="hook", ranks=4, gradient_bytes=100, ring_bytes=150.0)
-    row |= dict(wire_bytes=152.0, change_bytes=9.0, buffer_bytes=7, buffer_wire_bytes=None, checkpoint_bytes=300)
+    row |= dict(
+        wire_bytes=152.0,
+        change_bytes=9.0,
+        buffer_bytes=7,
+        buffer_wire_bytes=None,
+        checkpoint_bytes=300,
+        check_bytes=9.0,
+        filters=8,
+    )
     return WireRow(**row | changes)
 
 
@@ -57,7 +65,7 @@ def test_end_to_end(tmp_path, capsys):
     )
     if hook.wire_bytes is not None:  # counted on a network of the processes' own
         assert all(r.ring_bytes < r.wire_bytes < 1.05 * r.ring_bytes + 4096 for r in (ddp, hook, compacted))
-        assert 16 <= hook.change_bytes < 4096 and 0 < compacted.change_bytes < 4096
+        assert 16 <= min(hook.change_bytes, hook.check_bytes) < 4096 and 0 < compacted.change_bytes < 4096
         assert ddp.buffer_wire_bytes > 0.9 * ddp.buffer_bytes / 2
     assert json.loads((tmp_path / "w.json").read_text())["header"]["ranks"] == 2
     assert "hook: of DDP's bytes 0.2" in capsys.readouterr().out
