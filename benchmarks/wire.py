@@ -38,7 +38,7 @@ from harness.report import Report, goals_table, text_table
 from networks.models import NETWORKS
 from networks.wire import FORMS, measured
 
-NAMES = ("resnet50", "resnet56", "vgg16")
+NAMES = ("resnet56", "vgg16", "resnet50")
 KEPT = (1.0, 0.7, 0.5, 0.3)
 RANKS = 4
 

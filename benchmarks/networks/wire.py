@@ -68,6 +68,9 @@ class Masked:
         self.classes, self.keep_ratio = network.classes, keep_ratio
         torch.manual_seed(0)
         self.net = network.build()
+        for module in self.net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 0.0  # statistics of so few pixels would make the numbers of inference overflow
         self.wires = wires(self.net)
         pk.convert(self.net, linears=True)
         self.set_masks(0)
@@ -100,7 +103,6 @@ def _masked_row(meter: Meter, masked: Masked, form: str) -> dict[str, Any]:
     row = _row(meter, steps, form)
     if steps.state is None:
         whole = Steps(masked.net, masked.classes, broadcast_buffers=True)
-        whole.step()
         whole.step()
         return row | {"buffer_wire_bytes": _less(meter(whole.step), row["wire_bytes"])}
     masked.set_masks(1)
