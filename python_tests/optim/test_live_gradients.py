@@ -317,7 +317,7 @@ def of_two(rank):
         return {
             "counted": counted(rank, 4), "views": counted(rank, 2, gradient_as_bucket_view=True),
             "differ": differ(rank), "weight_grad": other_weight_grad(rank), "restored": restored(rank),
-            "late": late(rank),
+            "broadcast": broadcast(rank), "late": late(rank),
         }  # fmt: skip
 
 
@@ -355,6 +355,16 @@ def restored(rank):
         set_masks(net, 1)
         set_masks(net)
     return [*found, gradients(model, images(rank))]
+
+
+def broadcast(rank):
+    """Only rank 0 changes its masks, and DDP broadcasts buffers in the next forward pass."""
+    net = network()
+    model, state = hooked(net)
+    gradients(model, images(rank))
+    if rank == 0:
+        set_masks(net)
+    return [*gradients(model, images(rank)), torch.tensor([state.sent_bytes, 4 * live_count(net)])]
 
 
 def late(rank):
@@ -404,6 +414,13 @@ def test_a_change_that_is_undone_before_the_step_is_none(two):
     assert_same(two[0]["restored"][0], two[1]["restored"][1])
 
 
+def test_masks_that_are_broadcast(two):
+    first, second = (rank["broadcast"] for rank in two)
+    assert_same(first, second)
+    sent, live = first[-1].tolist()
+    assert sent == live and any(grad.any() for grad in first[:-1])
+
+
 def test_a_change_on_one_rank_alone_is_an_error_there(two):
     """And on the other one, which waits for its gradients, where that process ends."""
     expected = (
@@ -414,13 +431,30 @@ def test_a_change_on_one_rank_alone_is_an_error_there(two):
 
 
 def of_four(rank):
-    return counted(rank, 3)
+    return counted(rank, 3), in_a_group(rank)
+
+
+def in_a_group(rank):
+    """Ranks 0 and 1 train together, and 2 and 3, each pair with masks of its own: with the hook and without it."""
+    group = [dist.new_group(pair) for pair in ([0, 1], [2, 3])][rank // 2]
+    found = []
+    for has_hook in (True, False):
+        net = network()
+        set_masks(net, rank // 2)
+        model = DistributedDataParallel(net, process_group=group)
+        if has_hook:
+            model.register_comm_hook(pk.LiveGradients(model, group), pk.live_gradients_hook)
+        found.append(gradients(model, images(rank)))
+    return found
 
 
 @pytest.mark.slow
 def test_four_ranks():
     """Sums of four numbers depend on their order, which depends on the place in the bucket."""
-    ranks = run_ranks(of_four, 4)
+    ranks, pairs = zip(*run_ranks(of_four, 4), strict=True)
+    for got, expected in pairs:
+        assert_same(got, expected)
+    assert not torch.equal(pairs[0][0][0], pairs[2][0][0])
     for rank in ranks:
         for (got, expected, sent, told, live), (of_first, *_) in zip(rank, ranks[0], strict=True):
             assert sent == told == live
