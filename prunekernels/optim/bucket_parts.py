@@ -61,10 +61,14 @@ class BucketParts:
         """The live entries of a bucket in a row."""
         packed = bucket.new_empty(self.count)
         for part, place, view in self._views(packed, bucket):
-            if part.at is not None and len(part.at) == 1:
+            if part.at is None:
+                place.copy_(view)
+            elif len(part.at) == 1:
                 torch.index_select(view, 0, part.at[0], out=place)
+            elif part.at[0].dim() == 2:  # rows and columns: faster one after the other
+                torch.index_select(view.index_select(0, part.at[0].flatten()), 1, part.at[1], out=place)
             else:
-                place.copy_(view if part.at is None else view[part.at])
+                place.copy_(view[part.at])
         return packed
 
     def unpack(self, packed: Tensor, bucket: Tensor) -> Tensor:
