@@ -11,9 +11,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import wire_plan
 from plots import PLOTS
 from result_rows import (
     ADAPTATION,
@@ -33,6 +35,7 @@ from result_rows import (
     OPTIMIZERS,
     ROOT,
     WHOLE_RUN,
+    WIRE,
     Row,
     fastest_dense,
     load,
@@ -363,6 +366,10 @@ def models_reasons() -> str:
     return markdown(("network", "what", "why"), cells)
 
 
+def _wire(head: Sequence[str], cells: Callable[[list[Row]], Iterable[Sequence[object]]]) -> str:
+    return markdown(head, cells(load(WIRE)["rows"]))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
@@ -373,7 +380,7 @@ TABLES: dict[str, Callable[[], str]] = {
         methods_vgg_small, optimizers, pgp_detection, pgp_adaptation,
         methods_resnet20_evidence, methods_vgg_small_evidence, methods_goals, models, models_reasons,
     )
-}  # fmt: skip
+} | {name: partial(_wire, *table) for name, table in wire_plan.TABLES.items()}  # fmt: skip
 
 
 def filled(text: str) -> str:

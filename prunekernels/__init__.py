@@ -27,6 +27,7 @@ from .nn.linear import MaskedLinear
 from .nn.ranks import check_same_masks
 from .ops import gpus as _gpus  # noqa: F401 (asks for the GPUs once torch starts CUDA)
 from .ops.extension import build_info, has_extension, kernels
+from .optim.live_gradients import LiveGradients, live_gradients_hook
 
 __version__ = "0.1.0"
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Explanation",
     "Flops",
     "Group",
+    "LiveGradients",
     "LiveTensor",
     "MaskedBatchNorm2d",
     "MaskedConv2d",
@@ -57,6 +59,7 @@ __all__ = [
     "gather_channels",
     "has_extension",
     "kernels",
+    "live_gradients_hook",
     "load_small",
     "masked_conv2d",
     "methods",

@@ -207,6 +207,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("layout", str, "memory layout of the network: contiguous, channels_last, or auto: the faster one (auto)")
     add("deterministic", None, "choose plans by cost, not by time: the same bits with as many threads, often slower")
     add("device", str, "cpu, cuda, ... (cuda where there is one)")
+    add("live-gradients", None, "processes of torchrun send each other live gradients alone in masked and live mode")
     add("timeout", float, "seconds that a process of torchrun waits for the others (600)")
 
     into("what is written")

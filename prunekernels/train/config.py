@@ -89,6 +89,8 @@ class Config:
             and takes from that run what is not given. None: the network is arch.
         log: Where each epoch's numbers go beside the history: some of "tensorboard", "wandb" and "mlflow".
         timeout: Seconds that a rank waits for the others before its run ends with an error.
+        live_gradients: Whether ranks send each other live gradients alone in masked and live mode; see
+            prunekernels.live_gradients_hook.
         gear: Deprecated: the former name of mode, with the values in MODE_OF_GEAR.
     """
 
@@ -129,6 +131,7 @@ class Config:
     small_of: str | None = None
     log: list[str] | None = None
     timeout: float = TIMEOUT
+    live_gradients: bool = False
     gear: InitVar[str | None] = None
 
     def __post_init__(self, gear: str | None) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..nn.ranks import world_size
+from ..optim.live_gradients import LiveGradients, live_gradients_hook
 
 Value = TypeVar("Value")
 OF_OTHERS = ("gloo", "NCCL", "c10d", "pair closure", "onnection")  # in errors of collectives
@@ -62,7 +63,7 @@ def joined(device: str | None, timeout: float) -> Iterator[None]:
             raise
         reason = str(error).strip().splitlines()[-1]
         expected = f"rank {os.environ.get('RANK')}: expected all {started} ranks to answer within {timeout:g} s"
-        raise LostRank(f"train: {expected}, got: {reason}; start all of them again with --resume") from error
+        raise LostRank(f"train: {expected}, got: {reason}; start those that are left again with --resume") from error
     finally:
         if not is_lost and dist.is_initialized():
             dist.destroy_process_group()
@@ -107,7 +108,7 @@ def any_rank(holds: bool, device: torch.device) -> bool:
     return bool(summed(torch.tensor(float(holds), device=device)) > 0)
 
 
-def wrapped(model: nn.Module, *, synchronize: bool = True) -> nn.Module:
+def wrapped(model: nn.Module, *, synchronize: bool = True, live: LiveGradients | None = None) -> nn.Module:
     """The network in DistributedDataParallel, or as it is for one process.
 
     Buffers stay as they are: masks change alike on all ranks, and statistics of norms become means after each epoch.
@@ -115,6 +116,7 @@ def wrapped(model: nn.Module, *, synchronize: bool = True) -> nn.Module:
     Args:
         model: The network.
         synchronize: Whether all ranks take over the parameters and buffers of rank 0 now.
+        live: Sends live gradients alone.
     """
     if world_size() == 1:
         return model
@@ -123,7 +125,15 @@ def wrapped(model: nn.Module, *, synchronize: bool = True) -> nn.Module:
     options: dict[str, Any] = {name: False}
     if "init_sync" in known:
         options["init_sync"] = synchronize
-    return DistributedDataParallel(model, **options)
+    model = DistributedDataParallel(model, **options)
+    if live is not None:
+        model.register_comm_hook(live, live_gradients_hook)
+    return model
+
+
+def live_gradients(model: nn.Module, timeout: float) -> LiveGradients | None:
+    """What `wrapped` takes, for any number of wrappers of a model; None for one process. Every rank makes one."""
+    return None if world_size() == 1 else LiveGradients(model, timeout=timeout)
 
 
 def average_statistics(model: nn.Module) -> None:

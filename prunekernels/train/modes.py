@@ -74,7 +74,8 @@ class Modes:
         self.dense, self.bf16, self.layout = dense, dense.bf16, self._usual_layout(dense.bf16)
         self.device = next(model.parameters()).device
         self.ranks = world_size()
-        self.whole = distributed.wrapped(model)
+        self._live = distributed.live_gradients(model, config.timeout) if config.live_gradients else None
+        self.whole = distributed.wrapped(model, live=self._live)
         self.now = "masked" if config.mode == "auto" and method is not None else config.mode
         self._chosen: dict[str, str] = {}  # by share of live filters, the mode, with amp also the numbers
         self._times: dict[str, dict[str, float]] = {}  # by share, milliseconds of a step by mode and numbers
@@ -330,7 +331,8 @@ class Modes:
             self.say(told)
         self._compiles[key] = pays
         if pays:
-            form.compiled = compiled if self.ranks == 1 else distributed.wrapped(compiled, synchronize=False)
+            live = self._live if form.net is self.model else None
+            form.compiled = compiled if self.ranks == 1 else distributed.wrapped(compiled, synchronize=False, live=live)
         return pays
 
     def _loss_of(self, x: Tensor, y: Tensor) -> Callable[[nn.Module], Tensor]:

@@ -115,6 +115,10 @@ def networks(model: nn.Module) -> None:
     average = torch.optim.swa_utils.AveragedModel(model)
     pk.copy_masks(model, average)
     pk.check_same_masks(model)
+    ddp = torch.nn.parallel.DistributedDataParallel(model)
+    live_gradients = pk.LiveGradients(model, timeout=60)
+    ddp.register_comm_hook(live_gradients, pk.live_gradients_hook)
+    assert_type(live_gradients.sent_bytes, int)
     pk.register_adapter(Scaled, weight=lambda layer: layer.weight * layer.gain)
     assert_type(restore(model), pk.Conversion)
 

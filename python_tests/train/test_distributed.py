@@ -74,7 +74,7 @@ def trained(out, stop_after=None, **given):
         run.run()
     return {
         "states": run.states, "history": run.history, "weights": [p.detach() for p in run.model.parameters()],
-        "ranks": run.ranks,
+        "ranks": run.ranks, "live": run.modes._live,
     }  # fmt: skip
 
 
@@ -87,7 +87,11 @@ def several(rank, folder):
         "measured": trained(folder / "measured", method="pgp", measure=True, duty=None),
         "coarse": trained(folder / "coarse", method="coarse-pruning", duty=None, options={"masks": 4}),
         "compacted": trained(folder / "compacted", mode="compacted"),
+        "masked": trained(folder / "masked", mode="masked"),
     }
+    sparing = trained(folder / "sparing", mode="masked", live_gradients=True)
+    result["sent"] = sparing["live"].sent_bytes / sparing["live"].full_bytes
+    result["sparing"] = sparing | {"live": None}
     with pytest.raises(ValueError, match=r"train: lr: expected 0.05 on all ranks, as on rank 0, got 0.1 on rank 1"):
         tiny_run(folder / "none", lr=0.1 if rank == 1 else 0.05)
     with pytest.raises(ValueError, match=r"train: data: expected .* on all ranks, as on rank 0, got .* on rank 1"):
@@ -146,6 +150,12 @@ def test_ranks_train_as_one_process(two, one, case):
     assert two[0][case]["ranks"] == 2 and one[case]["ranks"] == 1
     assert_alike(two[0][case], one[case])
     assert all(map(torch.equal, two[0][case]["weights"], two[1][case]["weights"]))
+
+
+def test_live_gradients_alone_give_the_same_bits(two):
+    for rank in two:
+        assert all(map(torch.equal, rank["sparing"]["weights"], rank["masked"]["weights"]))
+        assert rank["masked"]["live"] is None and 0 < rank["sent"] < 0.8
 
 
 def uneven(rank, folder):
@@ -261,7 +271,7 @@ def test_a_lost_rank_ends_the_run(tmp_path, act):
     status, said = run_command(tmp_path, act, "--epochs", "3")
     assert said[0].count("masks equal on all 2 ranks") == 1 and said[1] == ""
     assert status == 2 and "error: train: rank 0: expected all 2 ranks to answer within 4 s, got: " in said[0]
-    assert said[0].endswith("; start all of them again with --resume\n")
+    assert said[0].endswith("; start those that are left again with --resume\n")
     assert checkpoint.load(tmp_path / "run" / "checkpoint.pt")["epoch"] == 1
 
 
