@@ -136,6 +136,16 @@ class TestTraffic:
         floor = splits * 128 * 32 * 4 + 256 * 64 * 2
         assert floor <= found.distinct_sectors * 32 <= 1.08 * floor  # and the mask table
 
+    @pytest.mark.parametrize("adds", [False, True])
+    def test_norms_move_what_their_floor_counts(self, adds):
+        """Each pass over the tensor once, whatever the order."""
+        tensor, lists = 448 * 64 * 2 / 32, 40  # sectors
+        passes = [*traffic.norm_forward(448, 64, adds), *traffic.norm_backward(448, 64)]
+        for moved, (read, written) in zip(passes, [(1, 0), (1 + adds, 1), (2, 0), (2, 1)], strict=True):
+            assert moved.distinct_sectors == (read + written) * tensor
+            assert moved.store_sectors == written * tensor
+            assert read * tensor <= moved.loaded_sectors <= read * tensor + lists
+
     def test_few_images_tell_of_many(self):
         problem, lists = Problem(n=64, c=32, h=7, w=7, k=64), [traffic.spread(n, 2 * n, runs=True) for n in (32, 16)]
         guessed = cuda_model._of_images(problem, lambda cut: traffic.convolution(cut, *lists, False, 1))

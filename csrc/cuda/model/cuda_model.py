@@ -28,10 +28,19 @@ from traffic import SECTOR, Traffic
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-MODELLED = ("igemm_fwd", "igemm_grad_input", "igemm_grad_weight", "gather_scatter", "join", "pack_weights")
+MODELLED = (
+    "igemm_fwd",
+    "igemm_grad_input",
+    "igemm_grad_weight",
+    "gather_scatter",
+    "join",
+    "pack_weights",
+    "batch_norm",
+)
 TILES = ("BlockTile<128, 128, 2, 4, 2>", "BlockTile<128, 64, 2, 2, 4>", "BlockTile<64, 32, 2, 2, 4>")
 GRAD_TILES = ("BlockTile<128, 128, 2, 4, 2>", "BlockTile<64, 64, 2, 2, 4>")
 DIRECTIONS = ("forward", "grad_input", "grad_weight")
+NORM_PASSES = (("norm relu", True, False), ("norm sum relu", True, True), ("norm relu backward", False, False))
 ELEMENT = 2  # bytes
 IMAGE_CHANNELS = 4
 CUT = 384  # pixels that are emulated, at least
@@ -80,7 +89,7 @@ class Model:
         self.machine, self.kernels, self.kept = machine, kernels, kept
 
     def of_layer(self, layer: str, full: Problem) -> list[Row]:
-        return [*self._convolutions(layer, full), self._join(layer, full)]
+        return [*self._convolutions(layer, full), self._join(layer, full), *self._norms(layer, full)]
 
     def _convolutions(self, layer: str, full: Problem) -> Iterator[Row]:
         is_image = full.c <= IMAGE_CHANNELS  # of which every channel is read, and whose gradient nobody asks for
@@ -166,6 +175,33 @@ class Model:
         return Row(layer, "join", "elements", [self._launch("join_pixels_kernel<BFloat16, 2>", moved, 0, bytes_)],
                    [], math.inf, math.inf)  # fmt: skip
 
+    def _norms(self, layer: str, full: Problem) -> Iterator[Row]:
+        """The norm of a layer's result in the live mode, with a relu, or a sum and a relu, behind it."""
+        for runs in (True, False):
+            live = self._live(full.k, runs)
+            if runs == bool(live % 8):
+                continue  # vectors of a width that has none, or elements of one that has vectors
+            for name, forward, adds in NORM_PASSES:
+                yield Row(layer, name, "vectors" if runs else "elements",
+                          self._norm(full, live, forward, adds), [], math.inf, math.inf)  # fmt: skip
+
+    def _norm(self, full: Problem, live: int, forward: bool, adds: bool) -> list[Launch]:
+        def moved(images: int) -> tuple[Traffic, Traffic]:
+            if forward:
+                return traffic.norm_forward(images * pixels, live, adds)
+            return traffic.norm_backward(images * pixels, live)
+
+        pixels, span = _pixels(dataclasses.replace(full, n=1)), 1 if live % 8 else 8
+        first, second = ("sums", "apply") if forward else ("grad_sums", "grad_apply")
+        flags = (f", {str(adds).lower()}, true" if forward else ", true"), ("" if forward else ", true")
+        tensor, read = _bytes(full, live, of_result=True), 1 if forward else 2
+        kernels = ((f"batch_norm_{first}_kernel<BFloat16, {span}{flags[1]}>", read),
+                   (f"batch_norm_{second}_kernel<BFloat16, {span}{flags[0]}>", read + 1 + adds))  # fmt: skip
+        return [
+            self._launch(name, _affine(full.n, pixels, lambda n, i=i: moved(n)[i]), 0, passes * tensor)
+            for i, (name, passes) in enumerate(kernels)
+        ]
+
     def _floor(self, full: Problem, filters: int, channels: int) -> float:
         flops = 2 * _pixels(full) * full.r * full.s * filters * channels
         bytes_ = _bytes(full, channels) + _bytes(full, filters, of_result=True)
@@ -248,7 +284,7 @@ def _us(value: float) -> str:
 
 def goals(rows: list[Row]) -> list[str]:
     """The goals that the model can speak of, over 3x3 layers."""
-    layers = [row for row in rows if ".3x3" in row.layer and row.direction != "join"]
+    layers = [row for row in rows if ".3x3" in row.layer and row.direction in DIRECTIONS]
     lines = []
     for loader in ("vectors", "elements"):
         its = [row for row in layers if row.loader == loader]
@@ -300,7 +336,7 @@ def main() -> int:
     if isinstance(tools, str):
         sys.exit(f"cuda-model: {tools} cannot be found")
     model, rows = Model(H100, loops.compiled(*tools, MODELLED), asked.kept), []
-    for family in ("igemm", "igemm_grad_weight", "channels", "pack_weights"):
+    for family in ("igemm", "igemm_grad_weight", "channels", "pack_weights", "batch_norm"):
         build.load(family, counted=True)
     layers = [each for suite in asked.suite for each in problems(suite, asked.batch)]
     with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:

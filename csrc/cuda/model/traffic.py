@@ -140,6 +140,51 @@ def join(images: int, pixels: int, a: ChannelLists, b: ChannelLists) -> Traffic:
     return count("channels", "pk_join", *operands, result, images, pixels, a.live, b.live, channels, BF16, True, 1.0)
 
 
+def norm_forward(pixels: int, channels: int, adds: bool) -> tuple[Traffic, Traffic]:
+    """A batch norm with a relu behind it, adds: behind the sum with another tensor: its sums, and its values."""
+    problem, lists, x, floats = _norm(pixels, channels)
+    mean, invstd, scale, offset = (floats(channels) for _ in range(4))
+    sums = count(
+        "batch_norm", "pk_batch_norm", *problem, *lists, None, None, None, None, True, 0.1, 1e-5, x, None, mean, invstd,
+        scale, offset, _workspace(problem), memory=[x],
+    )  # fmt: skip
+    other, y = _zeros(pixels, channels), _zeros(pixels, channels)
+    values = count(
+        "batch_norm", "pk_batch_norm_apply", *problem, *lists, mean, scale, offset, x, other if adds else None, True, y,
+        memory=[x, other, y],
+    )  # fmt: skip
+    return sums, values
+
+
+def norm_backward(pixels: int, channels: int) -> tuple[Traffic, Traffic]:
+    """Of a norm with a relu behind it: sums, and the gradient, which read the same and alone writes."""
+    problem, lists, x, floats = _norm(pixels, channels)
+    mean, invstd, scale, offset, grad_weight, grad_bias = (floats(channels) for _ in range(6))
+    grad, grad_x = _zeros(pixels, channels), _zeros(pixels, channels)
+    both = count(
+        "batch_norm", "pk_batch_norm_backward", *problem, *lists, None, mean, invstd, True, scale, offset, grad, x,
+        grad_x, grad_weight, grad_bias, _workspace(problem), memory=[grad, x, grad_x],
+    )  # fmt: skip
+    loads = {name: getattr(both, name) / 2 for name in ("load_requests", "load_sectors", "loaded_sectors")}
+    shared = {name: getattr(both, name) for name in ("shared_wavefronts", "least_wavefronts")}
+    stores = {"store_requests": both.store_requests, "store_sectors": both.store_sectors}
+    return (
+        Traffic(**loads, **shared, distinct_sectors=both.distinct_sectors - both.store_sectors),
+        Traffic(**loads, **stores, distinct_sectors=both.distinct_sectors),
+    )
+
+
+def _norm(pixels: int, channels: int) -> tuple[Any, Any, np.ndarray, Any]:
+    index = np.arange(channels, dtype=np.int32)
+    return (BF16, pixels, channels), (index, index), _zeros(pixels, channels), lambda n: np.zeros(n, np.float32)
+
+
+def _workspace(problem: tuple[int, int, int]) -> np.ndarray:
+    floats = np.zeros(1, np.int64)
+    build.load("batch_norm", counted=True).call("pk_batch_norm_workspace", *problem, floats)
+    return np.zeros(int(floats[0]), np.float32)
+
+
 def tile_of(pixels: int, channels: int, vectors: bool, multiprocessors: int) -> int:
     """What igemm_tile chooses, as a number of enum IgemmTile."""
     tile = np.zeros(1, np.int32)
