@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..nn.ranks import world_size
+from ..nn.process_groups import world_size
 
 Value = TypeVar("Value")
 OF_OTHERS = ("gloo", "NCCL", "c10d", "pair closure", "onnection")  # in errors of collectives
