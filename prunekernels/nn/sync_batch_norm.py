@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -66,7 +67,8 @@ class MaskedSyncBatchNorm(MaskedBatchNorm2d):
         if input.dim() == 4:
             return super().forward(input)
         self._check_channels(input)
-        planes = (input.to_dense() if isinstance(input, LiveTensor) else input).reshape(*input.shape[:2], -1, 1)
+        dense = input.to_dense() if isinstance(input, LiveTensor) else input
+        planes = dense.reshape(*input.shape[:2], math.prod(input.shape[2:]), 1)
         return super().forward(planes).reshape(input.shape)
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -166,7 +168,7 @@ def without_sync(network: nn.Module) -> nn.Module:
 
 def _eagerly(layer: MaskedSyncBatchNorm, x: Tensor) -> Tensor:
     """Outside of what is compiled, as ranks that exchange statistics have to wait for each other."""
-    return layer(x)  # type: ignore[no-any-return]
+    return MaskedSyncBatchNorm.forward(layer, x)
 
 
 _frame: Any = _eagerly
