@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader
 import prunekernels as pk
 from prunekernels.integrations.lightning import PruningCallback
 
+EXAMPLE = (2, 1, 16, 16)
+
 
 class Stripes(LightningModule):
     """Tells the direction of stripes."""
@@ -24,7 +26,7 @@ class Stripes(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.net = network()
-        self.example_input_array = torch.randn(2, 1, 16, 16)  # from which the callback knows the graph
+        self.example_input_array = torch.randn(EXAMPLE)  # from which the callback knows the graph
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scores: torch.Tensor = self.net(x)
@@ -56,7 +58,7 @@ def main(arguments: list[str] | None = None) -> nn.Module:
         )  # fmt: skip
         trainer.fit(module, DataLoader(data, 32, shuffle=True), DataLoader(data, 256))
     print(pruning.method)
-    small = pk.shrink(module.net.eval(), module.example_input_array.to(module.device))
+    small = pk.shrink(module.net.eval(), torch.randn(EXAMPLE, device=module.device))
     print(f"parameters: {sum(p.numel() for p in small.parameters())} of {sum(p.numel() for p in module.parameters())}")
     images, labels = data.tensors
     print(f"accuracy of the small network: {(small(images).argmax(1) == labels).float().mean():.3f}")

@@ -25,6 +25,8 @@ from .nn.group_norm import MaskedGroupNorm
 from .nn.layer_norm import MaskedLayerNorm
 from .nn.linear import MaskedLinear
 from .nn.ranks import check_same_masks
+from .nn.sync_batch_norm import MaskedSyncBatchNorm
+from .nn.sync_convert import convert_sync_batchnorm
 from .ops import gpus as _gpus  # noqa: F401 (asks for the GPUs once torch starts CUDA)
 from .ops.extension import build_info, has_extension, kernels
 from .optim.live_gradients import LiveGradients, live_gradients_hook
@@ -45,12 +47,14 @@ __all__ = [
     "MaskedLinear",
     "MaskedGroupNorm",
     "MaskedLayerNorm",
+    "MaskedSyncBatchNorm",
     "ModeTimes",
     "Tidied",
     "build_info",
     "check_same_masks",
     "compacted",
     "convert",
+    "convert_sync_batchnorm",
     "copy_masks",
     "count_flops",
     "coupled_groups",

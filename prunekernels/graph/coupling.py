@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.convert import convert
+from ..nn.lost_masks import check_no_mask_lost
 from ..nn.masked_filters import MaskedFilters
 from ..nn.masked_norm import MaskedNorm
 from ..nn.reparametrized import deep_copy
@@ -111,6 +112,7 @@ class Group:
         if keep.dtype != torch.bool or keep.shape != (self.width,):
             got = f"{keep.dtype} {list(keep.shape)}"
             raise ValueError(f"Group.set_masks: keep: expected torch.bool [{self.width}], got {got}")
+        check_no_mask_lost("Group.set_masks", model)
         for name, channels in self.filters.items():
             layer = model.get_submodule(name)
             if isinstance(layer, MaskedFilters):

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from ..nn.adapted import computed_layers
 from ..nn.convert import bake_all
 from ..nn.example import Example
+from ..nn.lost_masks import check_no_mask_lost
 from ..nn.masked_filters import MaskedFilters
 from ..nn.masked_norm import MaskedNorm
 from ..nn.norm_over_channels import NormOverChannels
@@ -169,6 +170,7 @@ def trace(op: str, model: nn.Module, example_input: Any, free: Freedom = "batch"
     "batch" the forward may depend on values, see Traced.by_values.
     """
     inputs = read_example(op, example_input)
+    check_no_mask_lost(op, model)
     check_shared(op, model)
     plain = plain_copy(model, op)
     check_forward(op, plain, inputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from ..nn.fixed_norm import FixedChannels
 from ..nn.flow import flow
 from ..nn.mask_buffers import MaskBuffers
 from ..nn.reparametrized import deep_copy
+from ..nn.sync_batch_norm import without_sync
 from .build import Builder
 from .narrow import keep_live_alone
 from .replay import recorded, replayed
@@ -93,7 +93,7 @@ def verify_module(
     pairs = [(deep_copy(model).eval(), network)]
     full = plain_copy(model)
     if _fill_zeros(full, weights):
-        small = copy.deepcopy(full)
+        small = deep_copy(full)
         narrow(small)
         keep_live_alone(full, traced.norm_masks)
         pairs.append((full, small))
@@ -167,8 +167,7 @@ def only_trains(traced: Traced) -> bool:
 
 def check_training(model: nn.Module, network: nn.Module, traced: Traced) -> None:
     """Raises Misfit if the training forward of a small network fails where that of model does not."""
-    want = outcome(deep_copy(model).train(), traced.inputs)
-    got = outcome(copy.deepcopy(network).train(), traced.inputs)
+    want, got = (outcome(without_sync(deep_copy(net).train()), traced.inputs) for net in (model, network))
     if isinstance(got, Exception) and not isinstance(want, Exception):
         raise Misfit(f"its forward fails on small layers when it trains: {str(got).splitlines()[0]}") from got
 
@@ -232,7 +231,7 @@ def dtype_of(model: nn.Module, inputs: Example) -> torch.dtype:
 
 
 def _doubled(masked: nn.Module, small: nn.Module, inputs: Example) -> tuple[nn.Module, nn.Module] | None:
-    pair = deep_copy(masked).double(), copy.deepcopy(small).double()
+    pair = deep_copy(masked).double(), deep_copy(small).double()
     try:
         with torch.no_grad(), plan.measure(False):
             for network in pair:
@@ -306,7 +305,7 @@ def _first_difference(network: nn.Module, builder: Builder, inputs: Example, rou
     dtype = next((x.dtype for x in inputs.tensors if x.is_floating_point()), torch.float64)
     values = [next(given) if t is None else t.detach().to(dtype) if t.is_floating_point() else t for t in tensors]
     original = _Recorder(traced.graph.owning_module, traced.graph)
-    small = _Recorder(copy.deepcopy(network).to(dtype))
+    small = _Recorder(deep_copy(network).to(dtype))
     with torch.no_grad():
         original.run(*(x.clone() if isinstance(x, Tensor) else x for x in values))
         small.run(*inputs.map(torch.clone).leaves, enable_io_processing=False)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..graph import Group, coupled_groups
 from ..nn.example import Example
+from ..nn.lost_masks import check_no_mask_lost
 from ..nn.masked_filters import MaskedFilters
 from ..nn.masked_norm import MaskedNorm
 
@@ -99,6 +100,7 @@ class ChannelMasks:
     """
 
     def __init__(self, model: nn.Module, example_input: Any = None) -> None:
+        check_no_mask_lost("Method", model)
         self.model = model
         self.norms: dict[str, list[str]] | None = None
         self.groups: list[Group] = []
@@ -115,6 +117,7 @@ class ChannelMasks:
             not_hard: By convolution, bool [K] on the CPU: the filters that are not hard-dead.
             with_norms: Whether norms and readers follow.
         """
+        check_no_mask_lost("Method", self.model)
         for name, keep in live.items():
             layer = self.model.get_submodule(name)
             assert isinstance(layer, MaskedFilters)

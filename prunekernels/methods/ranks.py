@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..nn.ranks import world_size
+from ..nn.process_groups import world_size
 
 Value = TypeVar("Value")
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..nn.sync_batch_norm import MaskedSyncBatchNorm
 from . import ranks
 from .arguments import expect
 
@@ -144,7 +145,7 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
     Norms that share statistics among ranks are left alone: ranks may try different numbers of batches.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    norms = [m for m in norms if m.track_running_stats and not isinstance(m, nn.SyncBatchNorm)]
+    norms = [m for m in norms if m.track_running_stats and not isinstance(m, (nn.SyncBatchNorm, MaskedSyncBatchNorm))]
     stored = [{name: b.clone() for name, b in m.named_buffers(recurse=False) if name in RUNNING} for m in norms]
     for norm in norms:
         norm.training = True

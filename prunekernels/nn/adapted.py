@@ -30,6 +30,7 @@ from .reparametrized import (
     remove_reparametrization,
     set_layer_class,
 )
+from .sync_batch_norm import MaskedSyncBatchNorm
 
 
 class _Made(nn.Module):
@@ -136,6 +137,7 @@ class _AdaptedConvTranspose2d(MaskedConvTranspose2d, _Made):
 _MASKED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: MaskedConv2d,
     nn.BatchNorm2d: MaskedBatchNorm2d,
+    nn.SyncBatchNorm: MaskedSyncBatchNorm,
     nn.Linear: MaskedLinear,
     nn.ConvTranspose2d: MaskedConvTranspose2d,
     nn.GroupNorm: MaskedGroupNorm,
@@ -144,6 +146,7 @@ _MASKED: dict[type[nn.Module], type[nn.Module]] = {
 _ADAPTED: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {  # of subclasses
     nn.Conv2d: (_AdaptedConv2d, _PlainConv2d),
     nn.BatchNorm2d: (_AdaptedNorm, MaskedBatchNorm2d, _PlainBatchNorm2d),
+    nn.SyncBatchNorm: (_AdaptedNorm, MaskedSyncBatchNorm, _PlainBatchNorm2d),
     nn.Linear: (_AdaptedLinear,),
     nn.ConvTranspose2d: (_AdaptedConvTranspose2d,),
     nn.GroupNorm: (_AdaptedNorm, MaskedGroupNorm),
@@ -161,6 +164,11 @@ def masked_class(cls: type[nn.Module]) -> type[nn.Module] | None:
 
 def _adapter_of(cls: type[nn.Module]) -> Adapter | None:
     return cls._adapter if issubclass(cls, _Made) else adapter_of(cls)
+
+
+def plain_adapter(cls: type[nn.Module]) -> bool:
+    """Whether a class computes what its class of torch.nn does."""
+    return _adapter_of(cls) == Adapter()
 
 
 @functools.cache

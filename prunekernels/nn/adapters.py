@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .library_adapters import KNOWN
 
-PLAIN = (nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+PLAIN = (nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
 BASES = (*PLAIN, nn.Linear, nn.ConvTranspose2d)  # the last ones take no adapters
 # A class that has these from another class computes what that class computes.
 _BEHAVIOUR = ("forward", "_conv_forward", "__call__")
@@ -44,12 +44,13 @@ def register_adapter(
     gives, or the norm. `convert` then makes layers of this class masked ones, which are still instances of cls
     and keep their parameters, attributes and state-dict keys. Masks apply to the weight that weight(layer) gives. In
     live mode input and output get live tensors, which go on by the rules of their operators. The classes of timm
-    (BatchNormAct2d, Conv2dSame, StdConv2d, ScaledStdConv2d and their Same forms, LayerNorm, LayerNorm2d, GroupNorm and
-    their forms with activations), torchvision's LayerNorm2d and transformers' ConvNextLayerNorm are registered.
+    (BatchNormAct2d, SyncBatchNormAct, Conv2dSame, StdConv2d, ScaledStdConv2d and their Same forms, LayerNorm,
+    LayerNorm2d, GroupNorm and their forms with activations), torchvision's LayerNorm2d and transformers'
+    ConvNextLayerNorm are registered.
 
     Args:
-        cls: The class, a subclass of `nn.Conv2d`, `nn.BatchNorm2d`, `nn.GroupNorm` or `nn.LayerNorm`. A subclass of it
-            that leaves forward as it is needs no adapter of its own.
+        cls: The class, a subclass of `nn.Conv2d`, `nn.BatchNorm2d`, `nn.SyncBatchNorm`, `nn.GroupNorm` or
+            `nn.LayerNorm`. A subclass of it that leaves forward as it is needs no adapter of its own.
         weight: weight(layer) gives the weight that the convolution computes with, [K, C / groups, R, S], made of the
             whole stored weight (for example a standardized one). Only for convolutions.
         input: input(layer, x) gives what goes into the plain layer (for example padded).

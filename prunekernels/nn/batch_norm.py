@@ -17,6 +17,7 @@ from ..live.tensor import FilledTensor, can_flow, wrap, wrap_deferred
 from ..ops import gpus
 from ..ops.extension import has_extension, ops
 from ..ops.transforms import is_recorded_or_transformed
+from .lost_masks import remember_masks
 from .mask_buffers import _check_plain
 from .masked_norm import MaskedNorm
 from .reparametrized import deep_copy, is_reparametrized, remove_reparametrization
@@ -54,6 +55,7 @@ class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
     """
 
     plain_class: type[nn.Module] = nn.BatchNorm2d
+    _plain: type[Any] = nn.BatchNorm2d  # what from_norm takes and to_norm gives
     _called = "MaskedBatchNorm2d"
     num_features: int
     weight: nn.Parameter
@@ -64,6 +66,10 @@ class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._init_masks()
+
+    def _note_seen(self) -> None:
+        super()._note_seen()
+        remember_masks(self)
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalizes the live channels. input and result: [N, C, H, W], plain or live."""
@@ -76,7 +82,7 @@ class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
         self._bring_up_to_date()
         if isinstance(input, FilledTensor):
             input = input.unfilled("batch_norm")
-        if self._all_live and type(input) is not LiveTensor:
+        if self._all_live and type(input) is not LiveTensor and not self._syncs():
             return super().forward(input)
         self._check_channels(input)
         makes_live = self._flow and not self._forward_hooks and can_flow(input) and not self._channels.almost_full
@@ -87,7 +93,7 @@ class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
         if type(input) is LiveTensor:
             # A channel that is live here but arrives dead is normalized too: its zeros become the bias.
             compact = regroup(input.compact, input.live, channels)
-        elif not makes_live and self._has_kernel(input):
+        elif channels.full or (not makes_live and self._has_kernel(input)):
             return self._normalize(input, channels)
         elif channels.is_padded:
             compact = regroup(input, LiveList.all(self.num_features), channels)
@@ -103,9 +109,7 @@ class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
     def _check_channels(self, input: Tensor) -> None:
         self._check_input_dim(input)
         if input.shape[1] != self.num_features:
-            raise ValueError(
-                f"MaskedBatchNorm2d: input: expected {self.num_features} channels, got {list(input.shape)}"
-            )
+            raise ValueError(f"{self._called}: input: expected {self.num_features} channels, got {list(input.shape)}")
 
     def _mask_tensor(self) -> Tensor:
         """Bool [C], read from the buffer: what torch records or transforms then follows the mask."""
@@ -172,13 +176,9 @@ class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
         for x, also of full width, with zeros in dead channels. defer: if the kernel allows it.
         """
         buffers, weight, bias = self._buffers, self.weight, self.bias  # Module's __getattr__ costs 0.5 us a name
-        running_mean, running_var, batches = (buffers[n] for n in ("running_mean", "running_var", _BATCHES))
+        running_mean, running_var = buffers["running_mean"], buffers["running_var"]
         update = self.training and self.track_running_stats
-        if update and batches is not None:
-            batches.add_(1)
-        factor = self.momentum or 0.0
-        if self.momentum is None and update and batches is not None:
-            factor = 1.0 / float(batches)
+        factor = self._count_batch(update)
         by_batch = self.training or running_mean is None
         if not (update or not by_batch):
             running_mean = running_var = None
@@ -188,6 +188,19 @@ class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
             rest = (x, *statistics, index, self.num_features, by_batch, factor, self.eps)
             return normalize(*rest, self._uses) if defer else ops.masked_batch_norm(*rest)[0]
         return _by_torch(x, *statistics, channels, by_batch, factor, self.eps, update)
+
+    def _count_batch(self, update: bool) -> float:
+        """Counts a batch, if running statistics follow it; returns its share of them."""
+        batches = self._buffers[_BATCHES]
+        if update and batches is not None:
+            batches.add_(1)
+            if self.momentum is None:
+                return 1.0 / float(batches)
+        return self.momentum or 0.0
+
+    def _syncs(self) -> bool:
+        """Whether the statistics are of several processes now."""
+        return False
 
     def _has_kernel(self, x: Tensor) -> bool:
         """Whether the operator serves this input; otherwise torch's batch norm does."""
@@ -213,7 +226,7 @@ class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
             >>> pk.MaskedBatchNorm2d.from_norm(norm).weight is norm.weight
             True
         """
-        _check_plain("MaskedBatchNorm2d.from_norm: norm", norm, nn.BatchNorm2d)
+        _check_plain(f"{cls._called}.from_norm: norm", norm, cls._plain)
         return cls._over(norm)
 
     def to_norm(self) -> nn.BatchNorm2d:
@@ -229,8 +242,8 @@ class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
             [0.0, 1.0, 1.0, 1.0]
         """
         plain = self if not is_reparametrized(self) else deep_copy(self)
-        remove_reparametrization("MaskedBatchNorm2d.to_norm", "layer", plain)
-        norm = plain._plain_copy(nn.BatchNorm2d)
+        remove_reparametrization(f"{self._called}.to_norm", "layer", plain)
+        norm: nn.BatchNorm2d = plain._plain_copy(self._plain)
         self.zero_dead(norm.weight, norm.bias)
         return norm
 
@@ -250,9 +263,7 @@ def _by_torch(
     """masked_batch_norm by torch's batch norm of gathered parameters. live [N, channels.count, H, W]."""
     rows = channels.rows(live.device)
     is_live = channels.is_live(live.device) if channels.is_padded else None
-    weight, bias = (None if p is None else p.index_select(0, rows) for p in (weight, bias))
-    if is_live is not None:  # padding is zeros, which a norm without a bias leaves as they are
-        weight, bias = (None if p is None else zeroed(is_live, p) for p in (weight, bias))
+    weight, bias = (live_factor(p, rows, is_live) for p in (weight, bias))
     if rows.numel() == 0:  # nothing to normalize, but the parameters stay in the graph, with zero gradients
         live = live if weight is None else live * weight.view(1, -1, 1, 1)
         return live if bias is None else live + bias.view(1, -1, 1, 1)
@@ -261,11 +272,23 @@ def _by_torch(
         live_mean = zeroed(is_live, live_mean)  # type: ignore[arg-type]
         live_var = torch.where(is_live, live_var, torch.ones_like(live_var))  # type: ignore[arg-type]
     y = F.batch_norm(live, live_mean, live_var, weight, bias, by_batch, factor, eps)
-    if update and mean is not None and var is not None:
-        with torch.no_grad():
-            if is_live is not None:
-                live_mean = torch.where(is_live, live_mean, mean.index_select(0, rows))  # type: ignore[arg-type]
-                live_var = torch.where(is_live, live_var, var.index_select(0, rows))  # type: ignore[arg-type]
-            mean.index_copy_(0, rows, live_mean)  # type: ignore[arg-type]
-            var.index_copy_(0, rows, live_var)  # type: ignore[arg-type]
+    if update:
+        put_statistic(mean, live_mean, rows, is_live)
+        put_statistic(var, live_var, rows, is_live)
     return y
+
+
+def live_factor(parameter: Tensor | None, rows: Tensor, is_live: Tensor | None) -> Tensor | None:
+    """Weight or bias of the channels in rows; 0 in padding, which is zeros that a norm without a bias leaves alone."""
+    picked = None if parameter is None else parameter.index_select(0, rows)
+    return picked if picked is None or is_live is None else zeroed(is_live, picked)
+
+
+@torch.no_grad()
+def put_statistic(running: Tensor | None, new: Tensor | None, rows: Tensor, is_live: Tensor | None) -> None:
+    """Writes new statistics, [count], to the channels in rows; is_live: bool [count], those that change; None: all."""
+    if running is None or new is None:
+        return
+    if is_live is not None:
+        new = torch.where(is_live, new, running.index_select(0, rows))
+    running.index_copy_(0, rows, new)

@@ -14,6 +14,7 @@ from .adapted import bake_conv, computes_weight, masked_class, restore_conv, res
 from .adapters import BASES, PLAIN
 from .fixed_norm import FixedChannels
 from .flow import flow
+from .lost_masks import lost_mask
 from .masked_filters import MaskedFilters
 from .masked_norm import MaskedNorm
 from .norm_over_channels import NormOverChannels
@@ -22,7 +23,7 @@ from .unserved import why_unserved
 
 _FAST_PATHS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)  # read the weights of their layers by themselves
 
-NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 @dataclass
@@ -69,10 +70,12 @@ def convert(
     `nn.ConvTranspose2d` becomes `MaskedConvTranspose2d`. With linears=True every `nn.Linear` becomes a `MaskedLinear`
     too, so that its outputs can be pruned. Without it linear layers stay what they are: they still shrink by the inputs
     that are dead.
-    `nn.GroupNorm` and `nn.LayerNorm` over one dimension become `MaskedGroupNorm` and `MaskedLayerNorm`.
+    `nn.SyncBatchNorm` becomes `MaskedSyncBatchNorm`, `nn.GroupNorm` and `nn.LayerNorm` over one dimension become
+    `MaskedGroupNorm` and `MaskedLayerNorm`.
 
     Everything is live afterwards, but for what `torch.nn.utils.prune` had pruned: its masks become masks of the layer,
-    as far as they drop whole filters, input channels or kernels, and zeros in the weight where they do not. Modules and
+    as far as they drop whole filters, input channels or kernels, and zeros in the weight where they do not. A norm that
+    torch's convert_sync_batchnorm has put in the place of a masked one gets its mask back. Modules and
     parameters stay the same objects, so optimizers, hooks and references go on working. A layer of a subclass stays an
     instance of it if the subclass has no forward of its own or an adapter (`register_adapter`). Other subclasses,
     modules whose forward was replaced, and 1-d and 3-d convolutions are left alone and named in the report.
@@ -102,8 +105,6 @@ def convert(
         is_linear = linears and isinstance(module, nn.Linear)
         if unserved := why_unserved(module):
             report.skipped[name] = unserved
-        if norms and isinstance(module, nn.SyncBatchNorm):
-            report.skipped[name] = f"{type(module).__name__} has statistics of all processes, a masked norm has its own"
         if not (is_conv or is_norm or is_linear):
             continue
         cls, masked = layer_class(module), isinstance(module, (MaskedFilters, MaskedNorm))
@@ -113,11 +114,13 @@ def convert(
         if reason:
             report.skipped[name] = reason
             continue
-        pruned = torch_prune.take_off(module)
+        pruned, lost = torch_prune.take_off(module), lost_mask(module)
         if not masked:
             set_layer_class(module, masked_class(cls))  # type: ignore[arg-type]
             module._init_masks()  # type: ignore[operator]
             (report.converted if is_conv else report.norms if is_norm else report.linears).append(name)
+        if lost is not None:
+            module.set_mask(lost)  # type: ignore[operator]
         if pruned:
             report.pruned[name] = torch_prune.take_over(module, pruned)
     return report

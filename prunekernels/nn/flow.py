@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..live import fallbacks
 from ..live.tensor import LiveTensor, full_width, skip_frames, store_full_width
+from .lost_masks import check_no_mask_lost
 from .mask_buffers import MaskBuffers
 
 
@@ -106,6 +107,7 @@ def flow(model: nn.Module, enabled: bool = True, *, align: int | None = None) ->
     masked = [module for module in model.modules() if isinstance(module, MaskBuffers)]
     if enabled and not masked:
         raise ValueError(f"flow: model: expected masked layers, got none in {type(model).__name__}: see pk.convert")
+    check_no_mask_lost("flow", model)
     for module in masked:
         module._flow, module._align = enabled, align
     for part in model.modules():  # a part that was switched on by itself no longer has a caller outside of this model

@@ -40,6 +40,12 @@ def _drop_and_activate(layer: Any, y: Tensor) -> Tensor:
     return layer.act(layer.drop(y))
 
 
+def _drop_and_activate_if_any(layer: Any, y: Tensor) -> Tensor:
+    for name in ("drop", "act"):
+        y = getattr(layer, name)(y) if hasattr(layer, name) else y
+    return y
+
+
 def _by_data_format(layer: Any) -> bool:
     return layer.data_format == "channels_first"
 
@@ -48,6 +54,7 @@ _FIRST: dict[str, Any] = {"channels_first": True}
 _ACT: dict[str, Callable[..., Tensor]] = {"output": _drop_and_activate}
 KNOWN: dict[str, dict[str, Any]] = {
     "timm.layers.norm_act.BatchNormAct2d": _ACT,
+    "timm.layers.norm_act.SyncBatchNormAct": {"output": _drop_and_activate_if_any},
     "timm.layers.norm_act.GroupNormAct": _ACT,
     "timm.layers.norm_act.GroupNorm1Act": _ACT,
     "timm.layers.norm_act.LayerNormAct": _ACT,

@@ -10,12 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from .lost_masks import check_no_mask_lost
 from .mask_buffers import MaskBuffers
-
-
-def world_size(process_group: Any = None) -> int:
-    """The number of ranks in a group (None: the default one); 1 where torch.distributed is not initialized."""
-    return dist.get_world_size(process_group) if dist.is_available() and dist.is_initialized() else 1
+from .process_groups import world_size
 
 
 def check_same_masks(model: nn.Module, process_group: Any = None) -> int:
@@ -35,6 +32,7 @@ def check_same_masks(model: nn.Module, process_group: Any = None) -> int:
         >>> f"masks equal on all {pk.check_same_masks(model)} ranks"
         'masks equal on all 1 ranks'
     """
+    check_no_mask_lost("check_same_masks", model)
     ranks = world_size(process_group)
     if ranks == 1:
         return 1

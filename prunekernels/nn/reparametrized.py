@@ -11,8 +11,10 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from .process_groups import groups_in
+
 Model = TypeVar("Model", bound=nn.Module)
-_SERVED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+_SERVED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm)
 _NOT_COPIED = ("__dict__", "__weakref__", "__doc__", "__module__")
 
 
@@ -59,7 +61,8 @@ def has_reparametrization(layer: nn.Module) -> bool:
 
 
 def deep_copy(model: Model, memo: dict[int, Any] | None = None) -> Model:
-    """copy.deepcopy of a network, also where a hook left a tensor with an autograd history, which deepcopy refuses.
+    """copy.deepcopy of a network, also of what deepcopy refuses: tensors with an autograd history that hooks have left,
+    and groups of processes, which stay the same ones.
 
     memo: by id, what stands in the copy for an object.
     """
@@ -68,4 +71,6 @@ def deep_copy(model: Model, memo: dict[int, Any] | None = None) -> Model:
         for value in module.__dict__.values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo.setdefault(id(value), value.detach().clone())
+        for group in groups_in(module):
+            memo.setdefault(id(group), group)
     return copy.deepcopy(model, memo)

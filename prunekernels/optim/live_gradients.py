@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..nn.masked_filters import MaskedFilters
 from ..nn.masked_norm import MaskedNorm
-from ..nn.ranks import check_same_masks, digest, equal_on_all_ranks, world_size
+from ..nn.process_groups import world_size
+from ..nn.ranks import check_same_masks, digest, equal_on_all_ranks
 from .bucket_parts import BucketParts
 from .dead_rows import DeadRows
 

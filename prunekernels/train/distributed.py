@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..nn.ranks import world_size
+from ..nn.process_groups import world_size
 from ..optim.live_gradients import LiveGradients, live_gradients_hook
 
 Value = TypeVar("Value")

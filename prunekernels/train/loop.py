@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from .. import plan
 from ..methods import PGP, recalibrate_norms
-from ..nn.ranks import check_same_masks, world_size
+from ..nn.process_groups import world_size
+from ..nn.ranks import check_same_masks
 from . import checkpoint, distributed, setup
 from .config import FREE, Config
 from .data import Data, Split, load, steps_per_epoch, train_batches

@@ -18,7 +18,7 @@ from ..methods import Method
 from ..nn.flow import flow
 from ..nn.mask_buffers import MaskBuffers
 from ..nn.masked_filters import MaskedFilters
-from ..nn.ranks import world_size
+from ..nn.process_groups import world_size
 from . import distributed
 from .compiling import Compiled, step_times
 from .config import Config

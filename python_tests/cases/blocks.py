@@ -40,6 +40,13 @@ class LayerNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class PlainNorm(nn.BatchNorm2d):
+    """Which pk.convert leaves alone, as its forward is its own."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+
 def conv(c=8, k=8, r=1, **args):
     return nn.Conv2d(c, k, r, padding=r // 2, **args)
 
@@ -117,7 +124,8 @@ BLOCKS = {
         lambda m, x: (y := x + m["a"](x)) + m["b"](F.relu(y)), a=conv_norm(8, 8), b=conv_norm(8, 8, act=False)
     ),
     "repeated": lambda: Between(lambda m, x: m["a"](F.relu(m["a"](x))), a=conv(r=3)),
-    "plain_norm": lambda: Between(lambda m, x: F.relu(m["norm"](m["conv"](x))), conv=conv(), norm=nn.SyncBatchNorm(8)),
+    "plain_norm": lambda: Between(lambda m, x: F.relu(m["norm"](m["conv"](x))), conv=conv(), norm=PlainNorm(8)),
+    "synced_norm": lambda: Between(lambda m, x: F.relu(m["norm"](m["conv"](x))), conv=conv(), norm=nn.SyncBatchNorm(8)),
     "mean": lambda: Between(lambda m, x: x - x.mean(1, keepdim=True)),
     "share": lambda: Between(lambda m, x: x.sum(1, keepdim=True) / x.shape[1] + x),
     "normalized": lambda: Between(lambda m, x: F.normalize(x, dim=1)),

@@ -40,24 +40,60 @@ class JudgeNorm(nn.BatchNorm2d):
         return where(live, y, 1)
 
 
-_JUDGES = {pk.MaskedConv2d: JudgeConv, pk.MaskedBatchNorm2d: JudgeNorm}
+class JudgeGroupNorm(nn.GroupNorm):
+    """A group norm whose statistics are of the live channels of each group."""
+
+    def forward(self, x):
+        live = self.masked[0].channel_mask
+        return where(live, over_live(x, live, self.num_groups, self.weight, self.bias, self.eps), 1)
 
 
-def pair(mode, dtype=torch.float64, seed=0):
-    """The masked network in a mode, and its judge."""
+class JudgeLayerNorm(nn.LayerNorm):
+    """A layer norm of the live channels of each pixel, which are in dimension 1, as in LayerNorm2d, or the last one."""
+
+    def forward(self, x):
+        live, last = self.masked[0].channel_mask, type(self.masked[0]) is pk.MaskedLayerNorm
+        pixels = x if last else x.movedim(1, -1)
+        y = over_live(pixels.flatten(0, -2), live, 1, self.weight, self.bias, self.eps).view_as(pixels)
+        y = torch.where(live, y, 0)
+        return y if last else y.movedim(-1, 1)
+
+
+def over_live(x, live, groups, weight, bias, eps):
+    """Group norm of the live channels, [N, C, ...]; what it gives in dead ones has no meaning."""
+    parts = []
+    for some, here in zip(x.chunk(groups, 1), live.chunk(groups), strict=True):
+        values = some[:, here].flatten(1) if here.any() else torch.zeros_like(some).flatten(1)
+        var, mean = (t.view(-1, *[1] * (x.dim() - 1)) for t in torch.var_mean(values, 1, correction=0))
+        parts.append((some - mean) * (var + eps).rsqrt())
+    along = (-1, *[1] * (x.dim() - 2))
+    return torch.cat(parts, 1) * weight.view(along) + bias.view(along)
+
+
+_JUDGES = {
+    pk.MaskedConv2d: JudgeConv,
+    pk.MaskedBatchNorm2d: JudgeNorm,
+    pk.MaskedGroupNorm: JudgeGroupNorm,
+    pk.MaskedLayerNorm: JudgeLayerNorm,
+}
+
+
+def pair(mode, dtype=torch.float64, seed=0, norm=nn.BatchNorm2d):
+    """The masked network in a mode, and its judge. norm(channels) makes its norms."""
     torch.manual_seed(seed)
     plain = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Conv2d(8, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), norm(8), nn.ReLU(),
+        nn.Conv2d(8, 6, 3, padding=1), norm(6), nn.ReLU(),
         nn.Conv2d(6, 5, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4),
     ).to(dtype)  # fmt: skip
-    for norm in (plain[1], plain[4]):
-        nn.init.normal_(norm.bias, std=0.3)
+    for layer in (plain[1], plain[4]):
+        nn.init.normal_(layer.bias, std=0.3)
     judge, net = plain, copy.deepcopy(plain)
     pk.convert(net)
-    for mine, masked in zip(judge, net, strict=True):
-        if type(masked) in _JUDGES:
-            mine.__class__, mine.masked = _JUDGES[type(masked)], [masked]
+    for mine, masked in zip(judge.modules(), net.modules(), strict=True):
+        kind = next((judge for cls, judge in _JUDGES.items() if isinstance(masked, cls)), None)
+        if kind is not None:
+            mine.__class__, mine.masked = kind, [masked]
     return pk.flow(net, mode == "live"), judge
 
 
@@ -78,9 +114,9 @@ def assert_same_network(net, judge, grads=True, **tolerance):
             torch.testing.assert_close(got[name].grad, want.grad, msg=lambda t, n=name: f"{n}.grad: {t}", **tolerance)
 
 
-def pruned_by_a_method(net, optimizer, rate=0.5):
+def pruned_by_a_method(net, optimizer, rate=0.5, **options):
     """A method that has pruned nothing yet; its end_epoch() changes the masks."""
-    return pk.methods.GHFP(net, optimizer, rate=rate, epochs=3, duty=0, warm_up=1, clip=False)
+    return pk.methods.GHFP(net, optimizer, rate=rate, epochs=3, duty=0, warm_up=1, clip=False, **options)
 
 
 def batches(steps=2, seed=1, dtype=torch.float64):

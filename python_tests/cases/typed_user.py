@@ -54,6 +54,10 @@ def layers() -> None:
     groups, last = MaskedGroupNorm(2, 8), MaskedLayerNorm(8)
     assert_type(groups.to_norm(), nn.GroupNorm)
     assert_type(last.to_norm(), nn.LayerNorm)
+    synced = pk.MaskedSyncBatchNorm(8, process_group=None)
+    assert_type(synced.to_norm(), nn.SyncBatchNorm)
+    assert_type(pk.MaskedSyncBatchNorm.from_norm(nn.SyncBatchNorm(8)), pk.MaskedSyncBatchNorm)
+    assert_type(pk.convert_sync_batchnorm(nn.Sequential(norm)), nn.Module)
     assert_type(conv.forward(y), Tensor)
 
 

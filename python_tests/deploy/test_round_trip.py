@@ -23,7 +23,7 @@ from cases.deploy import (
 from cases.networks import NETWORKS
 
 WITH_ONE_SIZE = {"positions_added", "biases"}  # their forward takes no other
-NOT_TRAINED = {"plain_norm"}  # SyncBatchNorm trains on GPUs alone
+NOT_TRAINED = {"synced_norm"}  # SyncBatchNorm trains on GPUs alone
 
 
 @pytest.mark.parametrize("form", ["module", "graph"])

@@ -104,6 +104,49 @@ def test_replicas(mode):
         assert_same_network(net, judge)
 
 
+def by_state(library, net, path):
+    library.save_file(net.state_dict(), path)
+    return lambda other: other.load_state_dict(library.load_file(path))
+
+
+def by_model(library, net, path):
+    library.save_model(net, str(path))
+    return lambda other: library.load_model(other, str(path))
+
+
+@modes
+@pytest.mark.parametrize("save", [by_state, by_model])
+def test_safetensors(save, mode, tmp_path):
+    """What was saved of a network that a method has pruned comes back into it after its masks have changed, and into a
+    new one; both then train as the judge does.
+    """
+    library = pytest.importorskip("safetensors.torch")
+    net, method, judge = trained(mode)
+    net[0].set_masks(filter=torch.arange(8) < 3, hard="all"), net[1].set_mask(torch.arange(8) < 3)
+    take(judge, net)
+    with torch.no_grad():  # files have zeros for what soft-dead filters keep
+        for layer in net:
+            if isinstance(layer, MaskBuffers):
+                layer.zero_dead()
+    take(judge, net)
+    masks, load = masks_of(net), save(library, net, tmp_path / "net.safetensors")
+    (x, labels), *_ = batches(seed=9)
+    want = judge(x)
+    nn.functional.cross_entropy(want, labels).backward()
+    for part in net.modules():
+        if isinstance(part, MaskBuffers):
+            part.set_masks(filter="all", hard="all") if hasattr(part, "filter_mask") else part.set_mask("all")
+    net(x).sum().backward()
+    for each in (net, pair(mode, seed=5)[0]):
+        load(each)
+        assert all(map(torch.equal, masks_of(each), masks))
+        each.zero_grad()
+        got = each(x)
+        torch.testing.assert_close(got, want)
+        nn.functional.cross_entropy(got, labels).backward()
+        assert_same_network(each, judge)
+
+
 class Features(Dataset):
     """Images that a masked network has preprocessed, in the workers."""
 

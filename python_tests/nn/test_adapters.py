@@ -341,6 +341,7 @@ def test_stand_ins_are_not_registered_under_other_names():
         "transformers.models.convnext.modeling_convnext.ConvNextLayerNorm",
         "transformers.models.convnextv2.modeling_convnextv2.ConvNextV2LayerNorm",
         "timm.layers.norm_act.BatchNormAct2d",
+        "timm.layers.norm_act.SyncBatchNormAct",
         "timm.layers.conv2d_same.Conv2dSame",
         "timm.layers.std_conv.StdConv2d",
         "timm.layers.std_conv.StdConv2dSame",

@@ -145,13 +145,6 @@ def test_other_layers_are_left_alone(kind):
     assert type(layer) is kind and report.converted == [] and report.norms == []
 
 
-def test_norms_of_all_processes_are_named():
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SyncBatchNorm(8))
-    report = pk.convert(net)
-    assert report.skipped == {"1": "SyncBatchNorm has statistics of all processes, a masked norm has its own"}
-    assert type(net[1]) is nn.SyncBatchNorm and not pk.convert(net, norms=False).skipped
-
-
 def test_lazy_layers_are_named_not_broken():
     net = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d())
     report = pk.convert(net)

@@ -161,13 +161,6 @@ def test_gradients_are_the_mean_over_ranks(results):
         torch.testing.assert_close(got, (a + b) / 2)
 
 
-def test_sync_batch_norm_comes_before_convert():
-    """pk.convert leaves what it makes of norms as it is."""
-    net = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)))
-    pk.convert(net)
-    assert type(net[0]) is pk.MaskedConv2d and type(net[1]) is nn.SyncBatchNorm
-
-
 @pytest.mark.parametrize("wrapper", [nn.DataParallel, nn.parallel.DistributedDataParallel])
 def test_methods_look_through_wrappers(wrapper, tmp_path):
     net = masked_net(seed=0)

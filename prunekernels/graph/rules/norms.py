@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,6 +74,8 @@ class BatchNormRule(NormRule):
         kept, old = builder.kept.of(out), builder.traced.modules.get(self.name(builder.traced, node))
         small = [None if p is None else builder.gather(p, {0: kept}) for p in node.args[1:5]]
         kind: Any = nn.BatchNorm2d if len(sizes_of(node)) == 4 else nn.BatchNorm1d
+        if isinstance(old, nn.SyncBatchNorm):
+            kind = partial(nn.SyncBatchNorm, process_group=old.process_group)
         momentum, affine, tracks = (
             getattr(old, "momentum", argument(node, 6)),
             small[0] is not None,
