@@ -153,7 +153,7 @@ def norm_forward(pixels: int, channels: int, adds: bool) -> tuple[Traffic, Traff
         "batch_norm", "pk_batch_norm_apply", *problem, *lists, mean, scale, offset, x, other if adds else None, True, y,
         memory=[x, other, y],
     )  # fmt: skip
-    return sums, values
+    return _in_vectors(sums, problem, 1), _in_vectors(values, problem, 1 + adds)
 
 
 def norm_backward(pixels: int, channels: int) -> tuple[Traffic, Traffic]:
@@ -165,13 +165,20 @@ def norm_backward(pixels: int, channels: int) -> tuple[Traffic, Traffic]:
         "batch_norm", "pk_batch_norm_backward", *problem, *lists, None, mean, invstd, True, scale, offset, grad, x,
         grad_x, grad_weight, grad_bias, _workspace(problem), memory=[grad, x, grad_x],
     )  # fmt: skip
-    loads = {name: getattr(both, name) / 2 for name in ("load_requests", "load_sectors", "loaded_sectors")}
+    loads = {name: getattr(both, name) / 2 for name in ("load_sectors", "loaded_sectors")}
     shared = {name: getattr(both, name) for name in ("shared_wavefronts", "least_wavefronts")}
     stores = {"store_requests": both.store_requests, "store_sectors": both.store_sectors}
-    return (
+    parts = (
         Traffic(**loads, **shared, distinct_sectors=both.distinct_sectors - both.store_sectors),
         Traffic(**loads, **stores, distinct_sectors=both.distinct_sectors),
     )
+    return _in_vectors(parts[0], problem, 2), _in_vectors(parts[1], problem, 2)
+
+
+def _in_vectors(moved: Traffic, problem: tuple[int, int, int], tensors: int) -> Traffic:
+    """Loads counted as the GPU makes them: the emulator loads the lanes of a struct one by one."""
+    _, pixels, channels = problem
+    return dataclasses.replace(moved, load_requests=tensors * pixels * channels / (32 * (1 if channels % 8 else 8)))
 
 
 def _norm(pixels: int, channels: int) -> tuple[Any, Any, np.ndarray, Any]:
