@@ -37,7 +37,7 @@ class Deferred:
     """Values that a live tensor does not have yet: y = scale (x - mean) + bias, + add.
 
     Attributes:
-        y: Where they go. Its history is theirs.
+        y: Where they go. Its history is theirs. None: what followed has taken the memory, since there is no history.
         x: The norm's input, [N, C, H, W] as y. It must not change until y is written: see `guard`.
         table: Rows of mean, 1 / deviation, scale and bias, [4, C].
         index: The norm's channels, of its `features`.
@@ -47,7 +47,7 @@ class Deferred:
         add: Of the same size as y; None: nothing is added.
     """
 
-    y: Tensor
+    y: Tensor | None
     x: Tensor
     table: Tensor
     index: Tensor
@@ -61,10 +61,12 @@ class Deferred:
     def __post_init__(self) -> None:
         self.versions = self._versions()
 
-    def __call__(self) -> None:
-        """Writes the values."""
+    def __call__(self) -> Tensor:
+        """Writes the values, once, and returns them."""
+        if self.y is None:
+            self.y = torch.empty_like(self.x)
         if self.written:
-            return
+            return self.y
         self._check_inputs()
         self.written = True
         if self.fused:
@@ -72,21 +74,30 @@ class Deferred:
         else:
             self.uses.in_vain += 1
         ops.apply_batch_norm_(self.y, self.x, self.table, self.index, self.features, self.add, False)
+        return self.y
 
     def relu(self) -> Tensor | None:
         """relu of the values, which are not written for it; None where they are, or have been read before."""
-        if self.written or self.fused:
+        if self.y is None or self.written or self.fused:
             return None
         self._check_inputs()
         self._use()
-        return ops.batch_norm_relu(self.y, self.x, self.table, self.index, self.features, self.add, self.gate)
+        made_of = (self.x, self.table, self.index, self.features, self.add)
+        if self.y.requires_grad:
+            return ops.batch_norm_relu(self.y, *made_of, self.gate)
+        y, self.y = self.y, None
+        ops.apply_batch_norm_(y, *made_of, True)
+        return y
 
     def plus(self, other: Tensor) -> Deferred | None:
         """The sum with a tensor of the same size, deferred too; None where the values are written, or a sum."""
-        if self.written or self.fused or self.add is not None:
+        if self.y is None or self.written or self.fused or self.add is not None:
             return None
         self._use()
-        y = ops.deferred_sum(self.y, other)
+        if self.y.requires_grad or other.requires_grad:
+            y = ops.deferred_sum(self.y, other)
+        else:
+            y, self.y = self.y, None
         return Deferred(y, self.x, self.table, self.index, self.features, self.uses, add=other)
 
     def _use(self) -> None:
@@ -122,7 +133,7 @@ class Reader:
         self._deferred = weakref.ref(deferred)
 
     def __call__(self) -> None:
-        """Writes the values, if anybody still has them."""
+        """Has the values written, if anybody still has them."""
         deferred = self._deferred()
         if deferred is not None:
             deferred()

@@ -88,7 +88,9 @@ class LiveTensor(Tensor):
         """
         if self._before_use is not None:
             before, self._before_use = self._before_use, None
-            before()
+            values = before()
+            if values is not None:
+                self._compact = values
         if self._may_get_history and torch.is_grad_enabled():
             self._take_history()
         return self._compact
@@ -342,6 +344,7 @@ def wrap(compact: Tensor, live: LiveList, fill: float = 0.0) -> Tensor:
 
 def wrap_deferred(deferred: Deferred, live: LiveList) -> LiveTensor:
     """The live tensor of values that are not written yet. Something has to be dead."""
+    assert deferred.y is not None
     x = _hollow(deferred.y, live, 0.0)
     x._before_use = deferred
     return x

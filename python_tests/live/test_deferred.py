@@ -49,7 +49,7 @@ def calls(monkeypatch):
 
         def method(self, *args):
             before, result = self.written, original(self, *args)
-            if result is not None or (name == "__call__" and not before):
+            if not before if name == "__call__" else result is not None:
                 made.append(said)
             return result
 
@@ -274,3 +274,13 @@ def test_layers_are_saved_and_copied_as_before():
     other = copy.deepcopy(net)
     assert not any("uses" in name for name in net.state_dict())
     assert torch.equal(other.norm(between.detach()).to_dense(), net.norm(between.detach()).to_dense())
+
+
+def test_without_gradients_a_relu_takes_the_memory_of_the_norm():
+    with torch.no_grad():
+        net, between, y = first_half(training=False)
+        place = y.deferred.y.data_ptr()
+        assert F.relu(y).compact.data_ptr() == place
+        again = net.norm(between)
+        torch.testing.assert_close(y.to_dense(), again.to_dense(), rtol=0, atol=0)
+        assert y.compact.data_ptr() != place

@@ -53,6 +53,7 @@ def _deferred_sum(a: LiveTensor, b: LiveTensor, in_place: bool) -> LiveTensor | 
     total = norm.deferred.plus(addend) if norm.deferred is not None else None
     if total is None:
         return None
+    assert total.y is not None
     total.guard(other)
     if not in_place:
         return wrap_deferred(total, a.live)
