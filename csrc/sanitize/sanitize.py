@@ -22,7 +22,8 @@ sys.path.insert(0, str(ROOT / "csrc"))
 
 OPERATORS = (
     "amx", "batch_norm", "channels", "conv", "conv_edges", "conv_mask", "deferred_norm", "depthwise", "fuzz", "kernels",
-    "masked_copy", "parts_compacted", "pixels", "planes", "poison", "products", "sparse_pixels", "threads", "weight_dtypes",
+    "masked_copy", "parts_compacted", "pixels", "planes", "poison", "products", "sparse_pixels", "threads",
+    "weight_dtypes",
 )  # fmt: skip
 TESTS = (*(f"ops/test_{name}.py" for name in OPERATORS), "optim", "nn/test_fuzz_modes.py")
 CPU_TIME = "ops/test_threads.py::test_loops_share_torch_threads"  # tells threads by their times
