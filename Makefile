@@ -16,10 +16,11 @@ demo: $(VENV)/.ready build
 test: $(VENV)/.ready build
 	$(BIN)/python -m pytest python_tests -n auto --maxprocesses $(or $(WORKERS),2) --dist worksteal $(if $(FAST),--fast)
 
-# CASES random convolutions (5000), as a function, in masked and in live mode, against the reference. A failure prints
-# the command that repeats it.
+# CASES random convolutions (5000), as a function, in masked and in live mode, against the reference, and as many
+# networks in live mode against masked mode. A failure prints the command that repeats it.
 fuzz: $(VENV)/.ready build
-	$(BIN)/python -m pytest -q python_tests/nn/test_fuzz_modes.py --fuzz-cases $(or $(CASES),5000)
+	$(BIN)/python -m pytest -q python_tests/nn/test_fuzz_modes.py python_tests/nn/test_fuzz_blocks.py \
+	    --fuzz-cases $(or $(CASES),5000)
 
 # The CPU kernels and operators under AddressSanitizer with UndefinedBehaviorSanitizer, and under ThreadSanitizer: builds
 # the extension for both (g++), then runs a part of the suite (FAST=1: one case of each test). csrc/sanitize/sanitize.py
