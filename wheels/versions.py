@@ -1,7 +1,8 @@
 """make versions: builds and tests the last commit with other releases of PyTorch and other Pythons.
 
 Each pair gets an environment and a clone of its own, and the extension without CUDA kernels. pip may take CUDA builds
-of torch, of several gigabytes each. What came out goes into a results file, one row a pair; docs/versions.md shows it.
+of torch, of several gigabytes each. What came out goes into a results file, one row a pair, which docs/installing.md
+shows.
 """
 
 from __future__ import annotations
