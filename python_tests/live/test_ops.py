@@ -192,6 +192,7 @@ BAD = {
 }  # fmt: skip
 
 
+@pytest.mark.skipif(not pk.has_extension(), reason="pure torch trusts what the package itself gives to these operators")
 @pytest.mark.parametrize("text", BAD)
 def test_bad_arguments(text):
     call, *args = BAD[text]
