@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import prunekernels as pk
 from cases.without_extension import python
 
 OPS = torch.ops.prunekernels
