@@ -145,7 +145,7 @@ def record(row: Row, path: Path) -> None:
 def same(row: Row) -> tuple[Any, ...]:
     """What a row is of: release of torch, Python, extension or not, tests."""
     numbers = [[int(part) for part in re.findall(r"\d+", row[name].split("+")[0])] for name in ("torch", "python")]
-    return numbers[0][:2], numbers[1][:2], not row["extension"], row["cases"] != "all", row["tests"]
+    return numbers[0][:2], numbers[1][:2], not row["extension"], row["cases"] != "all", sorted(row["tests"])
 
 
 def arguments() -> argparse.Namespace:
