@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inc' 'csrc/*.cu' 'csrc/*.cuh')
 
-.PHONY: demo test fuzz sanitize soak lint format build bench wheel wheel-check integrations cuda-check cuda-model docs clean
+.PHONY: demo test fuzz sanitize soak lint format build bench wheel wheel-check versions integrations cuda-check cuda-model docs clean
 
 # Threads that spin while they wait are a fifth faster alone, and many times slower beside other processes.
 demo: $(VENV)/.ready build
@@ -58,6 +58,14 @@ wheel: $(VENV)/.ready
 # Each of them in an environment of its own, without a compiler: what pip takes, and a part of the suite.
 wheel-check: $(VENV)/.ready
 	$(BIN)/python wheels/check.py $(if $(PYTHONS),--only $(PYTHONS))
+
+# The last commit with other releases of PyTorch and other Pythons (PYTHONS="cp311 cp312"; that of .venv), built and
+# tested one after the other in environments of their own: make versions TORCHES="2.8.0 2.14.1". PLAIN=1: without the
+# extension; FAST=1: one case of each test function. Several gigabytes each where torch is a CUDA build. Then
+# `python docs/results.py` fills the table of docs/installing.md.
+versions: $(VENV)/.ready
+	$(BIN)/python wheels/versions.py $(TORCHES) $(if $(PYTHONS),--only $(PYTHONS)) $(if $(PLAIN),--plain) \
+	    $(if $(FAST),,--whole)
 
 # The training libraries and their examples, in an environment of their own: ultralytics needs a torchvision, which has
 # to be of torch's own release, and some indexes have it for few of them. Several gigabytes where torch is a CUDA build.

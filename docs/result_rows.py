@@ -22,6 +22,7 @@ NEW_SHAPES = "2026-11-28-epyc-2core-a646ebc-new-shapes"
 KERNELS = "2026-11-28-epyc-2core-a646ebc-kernels"
 BLOCKS = ("2026-11-28-epyc-2core-a646ebc-blocks-16x32", "2026-11-28-epyc-2core-a646ebc-blocks-4x4")
 MODELS = "2026-11-29-epyc-2core-1b72678-models"
+VERSIONS = "versions"  # `make versions` replaces its rows
 OPTIMIZERS = "2026-11-24-epyc-2core-f486e33-optim"
 METHODS = ("2026-11-24-epyc-2core-9f10d70-methods", "2026-11-24-epyc-2core-4b4d01a-methods-pgp")
 EVIDENCE = "2026-11-28-epyc-2core-7e132bd-methods-fashion"

@@ -34,6 +34,7 @@ from result_rows import (
     NEW_SHAPES,
     OPTIMIZERS,
     ROOT,
+    VERSIONS,
     WHOLE_RUN,
     WIRE,
     Row,
@@ -370,6 +371,17 @@ def _wire(head: Sequence[str], cells: Callable[[list[Row]], Iterable[Sequence[ob
     return markdown(head, cells(load(WIRE)["rows"]))
 
 
+def versions() -> str:
+    """Releases of torch and Python, and what the tests said."""
+    head = ("PyTorch", "Python", "extension", "tests", "passed", "failed", "skipped", "CPU", "commit")
+    cells = [
+        (r["torch"], r["python"], r["extension"] or "none", f"{', '.join(r['tests']).strip() or 'all'}, {r['cases']}",
+         *(r[name] for name in head[4:7]), r["cpu"], r["commit"])
+        for r in load(VERSIONS)["rows"]
+    ]  # fmt: skip
+    return markdown(head, cells)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     f.__name__: f
     for f in (
@@ -379,6 +391,7 @@ TABLES: dict[str, Callable[[], str]] = {
         layers_blocks, methods_short, methods_resnet20,
         methods_vgg_small, optimizers, pgp_detection, pgp_adaptation,
         methods_resnet20_evidence, methods_vgg_small_evidence, methods_goals, models, models_reasons,
+        versions,
     )
 } | {name: partial(_wire, *table) for name, table in wire_plan.TABLES.items()}  # fmt: skip
 

@@ -17,6 +17,8 @@ from .ops import extension, gpus
 from .train.optional_deps import EXTRAS
 
 OLDEST_TORCH = (2, 8)
+TESTED_TORCH = ("2.8", "2.11", "2.13", "2.14")  # benchmarks/results/versions.json, which `make versions` writes
+TESTED_PYTHON = ("3.10", "3.11", "3.12", "3.13")
 OLDEST_CAPABILITY = (8, 0)  # of a GPU, as in setup.py
 
 
@@ -63,7 +65,15 @@ def _torch() -> Finding:
         return Finding(
             "torch", "wrong", f"{found}; {oldest} is the oldest that works", f'pip install "torch>={oldest}"'
         )
-    return Finding("torch", "ok", found)
+    untested = [
+        f"{name} {version} was not tested, but {', '.join(tested)}"
+        for name, version, tested in (
+            ("torch", extension.release(running), TESTED_TORCH),
+            ("Python", extension.release(python), TESTED_PYTHON),
+        )
+        if version not in tested
+    ]
+    return Finding("torch", "note" if untested else "ok", "; ".join([found, *untested]))
 
 
 def _extension() -> Finding:

@@ -30,9 +30,7 @@ OF_NETWORKS = {
 def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, default=0, metavar="N", help="N more seeds for test_fuzz.py")
     parser.addoption("--fuzz-seed", type=int, metavar="S", help="only this seed")
-    parser.addoption(
-        "--fuzz-cases", type=int, metavar="N", help="N other random problems for test_fuzz_modes.py and _blocks.py"
-    )
+    parser.addoption("--fuzz-cases", type=int, metavar="N", help="N other random problems for nn/test_fuzz_*.py")
     parser.addoption("--fuzz-problem", metavar="LINE", help="only this problem, as a failure of that file prints it")
     parser.addoption("--soak-steps", type=int, metavar="N", help="train so many steps in test_soak.py")
     parser.addoption("--kills", type=int, metavar="N", help="kill training runs at N moments in test_killed.py")

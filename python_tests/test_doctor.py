@@ -3,13 +3,14 @@
 import importlib.metadata
 import json
 import pathlib
+import platform
 import shutil
 
 import pytest
 import torch
 
 import prunekernels as pk
-from cases.without_extension import python
+from cases.without_extension import ROOT, python
 from prunekernels import cli, doctor, plan_file
 from prunekernels.ops import extension
 
@@ -31,6 +32,8 @@ def test_a_sound_installation(capsys, monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     exists = pathlib.Path.exists
     monkeypatch.setattr(doctor.Path, "exists", lambda p: str(p) != "/proc/driver/nvidia" and exists(p))
+    monkeypatch.setattr(doctor, "TESTED_TORCH", (extension.release(torch.__version__),))
+    monkeypatch.setattr(doctor, "TESTED_PYTHON", (extension.release(platform.python_version()),))
     assert cli.main(["doctor"]) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"prunekernels {pk.__version__} in ") and said.endswith("nothing is wrong\n")
@@ -76,6 +79,23 @@ def test_torch_that_is_too_old(monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.7.1+cpu")
     found = finding("torch")
     assert found.state == "wrong" and found.mend == 'pip install "torch>=2.8"'
+
+
+@pytest.mark.parametrize(("torch_version", "python_version"), [("2.99.0+cpu", "3.11.7"), ("2.13.1", "3.99.0")])
+def test_versions_that_were_not_tested(monkeypatch, torch_version, python_version):
+    monkeypatch.setattr(torch, "__version__", torch_version)
+    monkeypatch.setattr(platform, "python_version", lambda: python_version)
+    found = finding("torch")
+    assert found.state == "note" and not found.mend
+    assert ("torch 2.99 was not tested, but 2.8, " in found.found) == (torch_version != "2.13.1")
+    assert ("Python 3.99 was not tested, but 3.10, " in found.found) == (python_version != "3.11.7")
+
+
+def test_versions_that_were_tested():
+    """Those of the results file, which the table in the documentation shows."""
+    rows = json.loads((ROOT / "benchmarks" / "results" / "versions.json").read_text())["rows"]
+    for name, tested in (("torch", doctor.TESTED_TORCH), ("python", doctor.TESTED_PYTHON)):
+        assert {extension.release(row[name]) for row in rows} == set(tested)
 
 
 def test_an_extension_that_is_missing(monkeypatch):

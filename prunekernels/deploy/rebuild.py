@@ -157,7 +157,8 @@ def _graph(root: nn.Module, described: Mapping[str, Any]) -> fx.Graph:
         args = tuple(decode(value, node_of, training) for value in entry.get("args", ()))
         kwargs = {_identifier(key): decode(value, node_of, training) for key, value in entry.get("kwargs", {}).items()}
         made[name] = graph.create_node(op, _target(root, op, entry["target"], args), args, kwargs, name)
-    if [node.op for node in graph.nodes].count("output") != 1 or next(reversed(graph.nodes)).op != "output":
+    ops = [node.op for node in graph.nodes]
+    if ops.count("output") != 1 or ops[-1] != "output":
         raise Unsupported("a graph without one output at its end")
     if "arguments" in described:
         graph.set_codegen(_PyTreeCodeGen(_structure(graph, described["arguments"])))

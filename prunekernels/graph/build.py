@@ -308,7 +308,10 @@ def _holds(root: nn.Module, name: str, tensors: set[str]) -> bool:
 def _is_plain(spec: Any) -> bool:
     """Whether an output consists of tuples, lists and dicts, which a graph can return without a pytree."""
     leaf = spec.is_leaf() if callable(getattr(spec, "is_leaf", None)) else False
-    return leaf or (spec.type in (tuple, list, dict) and all(_is_plain(child) for child in spec.children()))
+    if leaf or spec.type not in (tuple, list, dict):
+        return leaf
+    children = spec.children() if hasattr(spec, "children") else spec.children_specs  # torch 2.8 has only the latter
+    return all(map(_is_plain, children))
 
 
 def _attribute(module: Any, name: str, create: bool = False) -> Any:

@@ -113,7 +113,7 @@ class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
 
     def _mask_tensor(self) -> Tensor:
         """Bool [C], read from the buffer: what torch records or transforms then follows the mask."""
-        return self.channel_mask
+        return self._public_mask("channel_mask")
 
     def _recorded_forward(self, x: Tensor) -> Tensor:
         """The norm at full width, for compilers and transforms: neither sizes nor Python values depend on the mask."""
@@ -147,7 +147,7 @@ class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
 
     def _exported_forward(self, x: Tensor) -> Tensor:
         """The norm in torch's own operators; in eval mode one batch norm, with zeros for what is dead."""
-        live, mean, var = self.channel_mask, self.running_mean, self.running_var
+        live, mean, var = self._public_mask("channel_mask"), self.running_mean, self.running_var
         weight, bias = (None if p is None else zeroed(live, p) for p in (self.weight, self.bias))
         if not self.training and mean is not None:
             y = F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)

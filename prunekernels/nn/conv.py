@@ -122,9 +122,9 @@ class MaskedConv2d(MaskedFilters, nn.Conv2d):
 
     def _exported_conv(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer in torch's own operators: a convolution with zeros for what is dead, as pk.restore leaves it."""
-        filters = self.filter_mask & self.hard_mask
-        per_group = self.input_mask.view(self.groups, 1, -1).expand(-1, self.out_channels // self.groups, -1)
-        kernels = self.kernel_mask & filters[:, None] & per_group.reshape(self.kernel_mask.shape)
+        filters, kernels, inputs = self._exported_masks()
+        per_group = inputs.view(self.groups, 1, -1).expand(-1, self.out_channels // self.groups, -1)
+        kernels = kernels & filters[:, None] & per_group.reshape(kernels.shape)
         weight, bias = zeroed(kernels[:, :, None, None], weight), None if bias is None else zeroed(filters, bias)
         return nn.Conv2d._conv_forward(self, x, weight, bias)
 

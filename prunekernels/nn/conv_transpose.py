@@ -144,8 +144,8 @@ class MaskedConvTranspose2d(MaskedFilters, nn.ConvTranspose2d):
         weight, bias = self._computed_weight(), self.bias
         geometry = self._geometry(input, output_size)
         if is_exported():  # torch's own operators, as pk.restore leaves the layer
-            filters = self.filter_mask & self.hard_mask
-            weight = zeroed(self._like_weight(self._live_kernels(filters)), weight)
+            filters, kernels, inputs = self._exported_masks()
+            weight = zeroed(self._like_weight(self._live_kernels(filters, kernels, inputs)), weight)
             return F.conv_transpose2d(input, weight, None if bias is None else zeroed(filters, bias), *geometry)
         check_conv("MaskedConvTranspose2d", input, self.filters_first(weight), bias, self.groups)
         scale = self._grad_scale
@@ -157,10 +157,10 @@ class MaskedConvTranspose2d(MaskedFilters, nn.ConvTranspose2d):
         y = transposed.masked(x, weight, bias, filters, self._exchanged_table, grad_table, scale, geometry)
         return y if input.dim() == 4 else y.squeeze(0)
 
-    def _live_kernels(self, filters: Tensor) -> Tensor:
-        """bool [K, C / groups]: kernels that all masks leave, given those that are left of the filters."""
-        per_group = self.input_mask.view(self.groups, 1, -1).expand(-1, self.out_channels // self.groups, -1)
-        return self.kernel_mask & filters[:, None] & per_group.reshape(self.out_channels, -1)
+    def _live_kernels(self, filters: Tensor, kernels: Tensor, inputs: Tensor) -> Tensor:
+        """bool [K, C / groups]: kernels that all masks leave."""
+        per_group = inputs.view(self.groups, 1, -1).expand(-1, self.out_channels // self.groups, -1)
+        return kernels & filters[:, None] & per_group.reshape(self.out_channels, -1)
 
     def _geometry(self, x: Tensor, output_size: Sequence[int] | None) -> transposed.Geometry:
         about: Any = (self.stride, self.padding, self.kernel_size, 2, self.dilation)

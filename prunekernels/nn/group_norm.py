@@ -77,7 +77,7 @@ class MaskedGroupNorm(NormOverChannels, nn.GroupNorm):
     def _recorded_forward(self, x: Tensor) -> Tensor:
         self._check_channels(x)
         C, G = self.num_channels, self.num_groups
-        live = self.channel_mask.view(G, C // G)
+        live = self._public_mask("channel_mask").view(G, C // G)
         planes = x.reshape(x.shape[0], G, C // G, -1)
         return normalize_live(planes, live, (2, 3), self.weight, self.bias, self.eps).reshape(x.shape)
 

@@ -80,7 +80,7 @@ class MaskedLayerNorm(NormOverChannels, nn.LayerNorm):
             columns = x.reshape(x.shape[0], 1, x.shape[1], -1)
         else:
             columns = x.reshape(-1, 1, x.shape[-1], 1)
-        live = self.channel_mask.view(1, -1)
+        live = self._public_mask("channel_mask").view(1, -1)
         return normalize_live(columns, live, (2,), self.weight, self.bias, self.eps).reshape(x.shape)
 
     @classmethod

@@ -131,8 +131,8 @@ class MaskedLinear(MaskedFilters, nn.Linear):
     def _masked_forward(self, input: Tensor) -> Tensor:
         weight, bias = self._computed_weight(), self.bias
         if is_exported():  # torch's own operators, as pk.restore leaves the layer
-            filters = self.filter_mask & self.hard_mask
-            weight = zeroed(self.kernel_mask & filters[:, None] & self.input_mask, weight)
+            filters, kernels, inputs = self._exported_masks()
+            weight = zeroed(kernels & filters[:, None] & inputs, weight)
             return F.linear(input, weight, None if bias is None else zeroed(filters, bias))
         if input.dim() < 1 or input.shape[-1] != self.in_features:
             raise ValueError(f"MaskedLinear: input: expected [..., {self.in_features}], got {list(input.shape)}")

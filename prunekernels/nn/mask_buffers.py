@@ -68,13 +68,7 @@ def _decode(op: str, name: str, stored: Tensor) -> Tensor:
 def public_mask(name: str) -> Any:
     """The attribute of a mask: a bool tensor, the same one as long as the layer stays on its device."""
 
-    def get(self: MaskBuffers) -> Tensor:
-        if is_recorded_or_transformed():
-            return self._recorded_mask(name)
-        self._refresh_if_edited()
-        return self._masks[name]
-
-    return property(get)
+    return property(lambda self: self._public_mask(name))
 
 
 def _check_plain(about: str, layer: nn.Module, cls: type[nn.Module]) -> None:
@@ -130,6 +124,13 @@ class MaskBuffers(nn.Module):
             self._buffers[name] = mask.to(torch.float32)
         self._note_seen()
         self._derive_anew()
+
+    def _public_mask(self, name: str) -> Tensor:
+        """The attribute of this name, in whose place strict export of torch 2.8 takes the buffer."""
+        if is_recorded_or_transformed():
+            return self._recorded_mask(name)
+        self._refresh_if_edited()
+        return self._masks[name]
 
     def _recorded_mask(self, name: str) -> Tensor:
         """A mask by its buffer, in whose place functional_call may have put another, maybe batched."""

@@ -94,6 +94,11 @@ class MaskedFilters(MaskBuffers):
         self._all_live = self._live[2] == kernels.numel()
         self._lowered = {}
 
+    def _exported_masks(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Filters that neither of their masks drops, kernels, inputs."""
+        filters, kernels, inputs, hard = (self._public_mask(name) for name in self._mask_names)
+        return filters & hard, kernels, inputs
+
     def _live_tensors(self) -> ConvLive:
         """What is live, from masks that functional_call may have put in, maybe batched."""
         filters, sizes = self.filter_mask & self.hard_mask, (self.out_channels, self.in_channels, self.groups)

@@ -14,7 +14,8 @@ def is_exported() -> bool:
 
     What they write is read where this package is not, so it must be made of torch's own operators.
     """
-    return torch.compiler.is_exporting() or (not torch.compiler.is_compiling() and torch._C._is_tracing())
+    # The flag behind is_exporting(), which Dynamo of torch 2.8 folds to True under torch.compile, too.
+    return torch.compiler._is_exporting_flag or (not torch.compiler.is_compiling() and torch._C._is_tracing())
 
 
 def is_traced_by_fx(x: Any) -> bool:

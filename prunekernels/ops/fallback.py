@@ -64,6 +64,11 @@ def _expect(holds: bool, op: str, argument: str, expected: object, got: object) 
         raise ValueError(f"{op}: {argument}: expected {expected}, got {got}")
 
 
+def _check_images(op: str, x: Tensor) -> None:
+    _check_tensor(op, "x", x, x)
+    _expect(x.dim() == 4, op, "x", "a 4-D tensor", list(x.shape))
+
+
 def _check_tensor(op: str, argument: str, tensor: Tensor, like: Tensor) -> None:
     _expect(tensor.dtype in _DTYPES, op, argument, "float32, float64, bfloat16 or float16", tensor.dtype)
     _expect(tensor.dtype == like.dtype, op, argument, like.dtype, tensor.dtype)
@@ -201,11 +206,13 @@ def _check_index(op: str, index: Tensor, channels: int) -> Tensor:
 
 
 def gather_channels(x, index):
+    _check_images("gather_channels", x)
     index = _check_index("gather_channels", index, x.shape[1])
     return x.index_select(1, index).contiguous(memory_format=suggest_memory_format(x))
 
 
 def scatter_channels(x, index, channels):
+    _check_images("scatter_channels", x)
     index = _check_index("scatter_channels", index, channels)
     if x.shape[1] != index.numel():
         raise ValueError(f"scatter_channels: x: expected {index.numel()} channels, one per index, got {list(x.shape)}")

@@ -20,6 +20,11 @@ from prunekernels.graph.trace import trace
 from prunekernels.train import models
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+NEEDS_GUARDS = pytest.mark.skipif(
+    "_guards_code" not in torch.export.ExportedProgram.__annotations__,
+    reason="the exporter of this torch keeps no guards, so that a graph serves the image size of the example alone",
+)
+FORMS = ["module", pytest.param("graph", marks=NEEDS_GUARDS)]
 SHAPES = [(1, 3, 8, 8), (3, 3, 12, 10), (2, 3, 16, 24), (5, 3, 9, 13)]
 
 
@@ -27,7 +32,7 @@ def random_images(*shape):
     return torch.randn(*shape, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("form", ["module", "graph"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "biases"])  # a linear layer fixes its size
 def test_any_size(name, form):
     net = mask_at_random(trained(name), 2)
@@ -55,6 +60,7 @@ def test_reference_networks_any_size(name, capsys):
     assert wider == (name == "resnet20")  # the channels that its shortcuts pad with zeros
 
 
+@NEEDS_GUARDS
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet20", "vgg_small", "mobilenet_v2", "densenet40"])
 def test_compacted_reference_networks_in_the_graph_form_any_size(name):
@@ -137,7 +143,7 @@ SIZED = {
 }
 
 
-@pytest.mark.parametrize("form", ["module", "graph"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", SIZED)
 def test_sizes_in_the_forward_any_size(name, form):
     net = Sized(SIZED[name]).double().eval()
@@ -156,6 +162,7 @@ def test_sizes_in_the_forward_any_size(name, form):
         assert_same_function(net, small, random_images(*shape))
 
 
+@NEEDS_GUARDS
 @pytest.mark.parametrize("even", [True, False])
 def test_other_path_for_another_size(even):
     """The graph holds the path that the example took; a size with another path is an error, or right."""
@@ -176,6 +183,23 @@ def test_other_path_for_another_size(even):
     assert_same_function(net, small, random_images(1, 3, 12 if even else 13, 20))
     small = shrink(net, x)
     assert_same_function(net, small, other)
+
+
+def test_an_exporter_that_keeps_no_guards(monkeypatch):
+    """As that of torch 2.8: the graph serves any batch, and another image size is an error."""
+    export = torch.export.export
+
+    def without_guards(*args, **kwargs):
+        exported = export(*args, **kwargs)
+        vars(exported).pop("_guards_code", None)
+        return exported
+
+    monkeypatch.setattr(torch.export, "export", without_guards)
+    net = mask_at_random(trained("basic"), 2)
+    small = shrink(net, images(2), form="graph")
+    assert_same_function(net, small, random_images(5, *images(2).shape[1:]))
+    with pytest.raises(AssertionError, match="expected size .* in dimension 2, as in the example given to shrink"):
+        small(random_images(2, 3, 24, 20))
 
 
 GUARDS = ("H // 4 >= 1 and W // 4 >= 1", "H != 2 or W == 3", "not H == W", "1 < H <= W < 9", "not (H > 4 and W != 1)")

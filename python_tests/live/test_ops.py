@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import prunekernels as pk
 from cases.without_extension import python
 
 OPS = torch.ops.prunekernels
@@ -192,6 +193,7 @@ BAD = {
 }  # fmt: skip
 
 
+@pytest.mark.skipif(not pk.has_extension(), reason="pure torch trusts what the package itself gives to these operators")
 @pytest.mark.parametrize("text", BAD)
 def test_bad_arguments(text):
     call, *args = BAD[text]

@@ -273,3 +273,20 @@ def test_feature_extractor(live):
     assert list(features) == list(seen)
     for name, feature in features.items():
         torch.testing.assert_close(feature + 0, seen[name], msg=name)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (pk.MaskedConv2d(4, 6, 3, groups=2), (2, 4, 5, 5)),
+        (pk.MaskedConvTranspose2d(4, 6, 3), (2, 4, 5, 5)),
+        (pk.MaskedLinear(4, 6), (2, 4)),
+        (pk.MaskedBatchNorm2d(6), (2, 6, 5, 5)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_strict_export(layer, shape):
+    layer, x, live = copy.deepcopy(layer).eval(), torch.randn(shape), torch.arange(6) % 3 == 0
+    layer.set_mask(live) if isinstance(layer, pk.MaskedBatchNorm2d) else layer.set_masks(filter=live)
+    exported = torch.export.export(layer, (x,), strict=True).module()
+    torch.testing.assert_close(exported(x), layer(x))

@@ -157,6 +157,7 @@ SAMPLES |= STEP_SAMPLES | PARTS_SAMPLES
 COUNTS = {name: len(list(make())) for name, make in SAMPLES.items()}
 
 
+@pytest.mark.skipif(not pk.has_extension(), reason="some operators are the extension's alone")
 def test_every_registered_operator_is_sampled():
     registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("prunekernels::")}
     assert registered == {f"prunekernels::{name}" for name in SAMPLES}
