@@ -246,7 +246,7 @@ Three deferred_batch_norm(const at::Tensor& x, const OptionalTensor& weight, con
     rows[j] = mean[j], rows[count + j] = invstd[j];
     rows[2 * count + j] = all.gamma[j] * invstd[j], rows[3 * count + j] = all.beta[j];
   }
-  return {all.y, table, at::empty({1}, x.options().dtype(at::kByte)).zero_()};
+  return {all.y, table, at::empty({2}, x.options().dtype(at::kLong)).zero_()};
 }
 
 // The rows of a table, each [channels].

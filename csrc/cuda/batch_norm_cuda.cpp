@@ -151,7 +151,7 @@ Three deferred_batch_norm(const at::Tensor& x, const OptionalTensor& weight, con
   if (x.numel() == 0) table.zero_();
   const at::Tensor y = std::get<0>(
       normalize(op, x, weight, bias, running_mean, running_var, input, features, training, momentum, eps, table));
-  return {y, table, at::zeros({1}, at::TensorOptions(at::kCPU).dtype(at::kByte))};
+  return {y, table, at::zeros({2}, at::TensorOptions(at::kCPU).dtype(at::kLong))};
 }
 
 // Rows of a table that deferred_batch_norm made.

@@ -6,7 +6,10 @@
 #include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
+
+#include <atomic>
 
 namespace prunekernels {
 namespace {
@@ -214,28 +217,51 @@ struct Unseen {  // hides a tensor from Function, which would take it for a diff
   Tensor tensor;
 };
 
+// Whether anything but the engine sees what goes from the node that runs now to the next: hooks, or a gradient that is
+// asked for. Or the next does not run in this pass.
+bool is_observed() {
+  const auto node = torch::autograd::get_current_node();
+  if (!node || node->num_outputs() == 0 || !node->next_edge(0).function) return true;
+  auto& next = *node->next_edge(0).function;
+  if (!node->post_hooks().empty() || !next.pre_hooks().empty() || !next.tensor_pre_hooks().empty() ||
+      !next.retains_grad_hooks().empty())
+    return true;
+  const auto* asked = torch::autograd::get_current_graph_task_exec_info();
+  if (!asked) return true;
+  if (asked->empty()) return false;
+  const auto found = asked->find(&next);
+  return found == asked->end() || !found->second.needed_ || found->second.captures_;
+}
+
 // Who takes the gradient of a relu behind a deferred norm. The relu's backward pass, which comes first, leaves it to
-// the norm where nothing but this relu has read the norm's result; in Python, what else reads it closes the gate.
+// the norm where nothing but this relu has read the norm's result; in Python, what else reads it closes the gate, which
+// may be in the middle of a pass, by a hook. Threads may go through one graph at a time: one pass leaves a gradient.
 class Gate {
  public:
-  explicit Gate(const Tensor& state) : state_(state.mutable_data_ptr<uint8_t>()) {}
-  void open() { *state_ = kOpen; }
+  explicit Gate(const Tensor& state) {
+    int64_t* const values = state.mutable_data_ptr<int64_t>();
+    static_assert(sizeof(std::atomic<int64_t>) == sizeof(int64_t));
+    open_ = reinterpret_cast<std::atomic<int64_t>*>(values);
+    left_in_ = reinterpret_cast<std::atomic<int64_t>*>(values + 1);
+  }
+  void open() { open_->store(1); }
   // In the relu's backward pass: whether the norm takes its gradient. Not where the pass is to be differentiated.
   bool leave() {
-    const bool left = *state_ != kClosed && !at::GradMode::is_enabled();
-    if (left) *state_ = kLeft;
-    return left;
+    int64_t nowhere = 0;
+    return open_->load() && !at::GradMode::is_enabled() && !is_observed() &&
+           left_in_->compare_exchange_strong(nowhere, pass());
   }
   // In the norm's backward pass: whether the relu left it its gradient.
   bool take() {
-    const bool left = *state_ == kLeft;
-    if (left) *state_ = kOpen;
-    return left;
+    int64_t here = pass();
+    return left_in_->compare_exchange_strong(here, 0);
   }
 
  private:
-  enum : uint8_t { kClosed, kOpen, kLeft };
-  uint8_t* state_;
+  static int64_t pass() { return int64_t{torch::autograd::get_current_graph_task_id()} + 1; }
+
+  std::atomic<int64_t>* open_;
+  std::atomic<int64_t>* left_in_;  // the pass; 0: none
 };
 
 struct DeferredNorm : Function<DeferredNorm> {

@@ -88,7 +88,8 @@ TORCH_LIBRARY(prunekernels, m) {
 
   // A norm in two halves, so that what follows it needs no pass of its own. The first: statistics, a y that is not
   // written yet, what the second needs, which is the rows mean, 1 / sqrt(var + eps), scale and bias [4, channels of x],
-  // and a gate for batch_norm_relu. x has the channels of index alone.
+  // and a gate for batch_norm_relu, int64 [2]: whether it is open, and the backward pass in which the norm is to take
+  // the relu's gradient. x has the channels of index alone.
   m.def(
       "deferred_batch_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
       "Tensor? index, SymInt features, bool training, float momentum, float eps) -> (Tensor, Tensor, Tensor)",

@@ -86,20 +86,22 @@ class LiveTensor(Tensor):
             >>> torch.equal(y.compact, y.to_dense()[:, 4:])
             True
         """
-        if self._before_use is not None:
-            before, self._before_use = self._before_use, None
+        before = self._before_use
+        if before is not None:
             values = before()
-            if values is not None:
-                self._compact = values
+            if self._before_use is before:  # no other thread was faster
+                self._compact, self._before_use = self._compact if values is None else values, None
         if self._may_get_history and torch.is_grad_enabled():
             self._take_history()
         return self._compact
 
     @property
     def deferred(self) -> Deferred | None:
-        """What is still to be done for the values of this tensor, if anything is."""
+        """What is still to be done for the values of this tensor, if anything is and its history is that of them."""
         before = self._before_use
-        return before if type(before) is Deferred else None
+        if type(before) is not Deferred or (self._may_get_history and torch.is_grad_enabled()):
+            return None
+        return before
 
     def _take_history(self) -> None:
         self._may_get_history = False

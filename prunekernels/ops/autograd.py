@@ -102,7 +102,7 @@ if extension.has_extension():  # without it MaskedBatchNorm2d uses torch's batch
     @_register_fake("prunekernels::deferred_batch_norm")
     def _(x, weight, bias, running_mean, running_var, index, features, training, momentum, eps):
         table = x.new_empty((4, x.shape[1]), dtype=torch.float32)
-        return _empty(x, x.shape, _is_channels_last(x)), table, torch.empty(1, dtype=torch.uint8, device="cpu")
+        return _empty(x, x.shape, _is_channels_last(x)), table, torch.empty(2, dtype=torch.int64, device="cpu")
 
     @_register_fake("prunekernels::apply_batch_norm_")
     def _(y, x, table, index, features, add, relu):

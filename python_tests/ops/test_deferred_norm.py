@@ -133,8 +133,8 @@ def test_the_relu_takes_its_gradient_where_the_gate_is_closed():
     want = problem.one_after_the_other("relu")[3:]
     y, table, gate, _ = problem.halves()
     out = OPS.batch_norm_relu(y, *table, None, gate)
-    assert gate.item() == 1
-    gate.zero_()
+    assert gate[0].item() == 1
+    gate[0].zero_()
     seen = []
     y.register_hook(lambda grad: seen.append(grad.clone()))
     assert_same(problem.gradients(out), want)
@@ -148,7 +148,7 @@ def test_several_backward_passes():
     first = problem.gradients(out, retain_graph=True)
     assert_same(problem.gradients(out, retain_graph=True), first)
     assert_same(problem.gradients(out, create_graph=True), problem.gradients(out, retain_graph=True, create_graph=True))
-    gate.zero_()  # something else reads y from now on
+    gate[0].zero_()  # something else reads y from now on
     assert_same(problem.gradients(out), first)
 
 
