@@ -6,7 +6,7 @@ import io
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import prunekernels as pk
 from cases.judged import MODES, assert_same_network, batches, pair, pruned_by_a_method, take
@@ -176,3 +176,18 @@ def test_workers_of_a_loader(start, mode):
             want = net(features.images)
         loader = DataLoader(features, batch_size=4, num_workers=1, multiprocessing_context=start, timeout=60)
         torch.testing.assert_close(torch.cat(list(loader)), want)
+
+
+@modes
+@pytest.mark.filterwarnings("ignore:.*pin_memory")
+def test_pinned_batches_of_a_loader(mode):
+    """Images that a loader pins, where there is a device to pin them for."""
+    net, _, _ = trained(mode)
+    net.eval()
+    images = Features(net).images
+    for keep in (None, torch.arange(8) < 3):
+        if keep is not None:
+            net[0].set_masks(filter=keep, hard="all"), net[1].set_mask(keep)
+        with torch.no_grad():
+            parts = [net(x) for (x,) in DataLoader(TensorDataset(images), batch_size=3, pin_memory=True)]
+            torch.testing.assert_close(torch.cat(parts), net(images))
