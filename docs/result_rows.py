@@ -22,7 +22,6 @@ NEW_SHAPES = "2026-11-28-epyc-2core-a646ebc-new-shapes"
 KERNELS = "2026-11-28-epyc-2core-a646ebc-kernels"
 BLOCKS = ("2026-11-28-epyc-2core-a646ebc-blocks-16x32", "2026-11-28-epyc-2core-a646ebc-blocks-4x4")
 MODELS = "2026-11-29-epyc-2core-1b72678-models"
-VERSIONS = "versions"  # `make versions` replaces its rows
 OPTIMIZERS = "2026-11-24-epyc-2core-f486e33-optim"
 METHODS = ("2026-11-24-epyc-2core-9f10d70-methods", "2026-11-24-epyc-2core-4b4d01a-methods-pgp")
 EVIDENCE = "2026-11-28-epyc-2core-7e132bd-methods-fashion"
@@ -35,8 +34,8 @@ DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
 
 
 @cache
-def load(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text())
+def load(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+    return json.loads((folder / f"{name}.json").read_text())
 
 
 def fastest_dense(row: Row) -> float:

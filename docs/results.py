@@ -34,7 +34,6 @@ from result_rows import (
     NEW_SHAPES,
     OPTIMIZERS,
     ROOT,
-    VERSIONS,
     WHOLE_RUN,
     WIRE,
     Row,
@@ -377,7 +376,7 @@ def versions() -> str:
     cells = [
         (r["torch"], r["python"], r["extension"] or "none", f"{', '.join(r['tests']).strip() or 'all'}, {r['cases']}",
          *(r[name] for name in head[4:7]), r["cpu"], r["commit"])
-        for r in load(VERSIONS)["rows"]
+        for r in load("versions", ROOT / "wheels")["rows"]
     ]  # fmt: skip
     return markdown(head, cells)
 

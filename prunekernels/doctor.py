@@ -17,7 +17,7 @@ from .ops import extension, gpus
 from .train.optional_deps import EXTRAS
 
 OLDEST_TORCH = (2, 8)
-TESTED_TORCH = ("2.8", "2.11", "2.13", "2.14")  # benchmarks/results/versions.json, which `make versions` writes
+TESTED_TORCH = ("2.8", "2.11", "2.13", "2.14")  # wheels/versions.json, which `make versions` writes
 TESTED_PYTHON = ("3.10", "3.11", "3.12", "3.13")
 OLDEST_CAPABILITY = (8, 0)  # of a GPU, as in setup.py
 

@@ -93,7 +93,7 @@ def test_versions_that_were_not_tested(monkeypatch, torch_version, python_versio
 
 def test_versions_that_were_tested():
     """Those of the results file, which the table in the documentation shows."""
-    rows = json.loads((ROOT / "benchmarks" / "results" / "versions.json").read_text())["rows"]
+    rows = json.loads((ROOT / "wheels" / "versions.json").read_text())["rows"]
     for name, tested in (("torch", doctor.TESTED_TORCH), ("python", doctor.TESTED_PYTHON)):
         assert {extension.release(row[name]) for row in rows} == set(tested)
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import pythons
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "versions.json"
+RESULTS = ROOT / "wheels" / "versions.json"
 EXTRAS = ".[cli,demo,test]"
 TOOLS = ("numpy", "ninja", "pybind11", "setuptools>=64", "wheel")
 ABOUT = """import json, platform, torch
