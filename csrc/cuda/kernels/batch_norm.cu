@@ -261,7 +261,7 @@ __global__ void __launch_bounds__(kFinishThreads)
 
 // y = (x - mean) scale + offset, kAdd: + add, kRelu: relu of that.
 template <typename T, int kSpan, bool kAdd, bool kRelu>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)        // else ptxas spills for sm_100, to make room for a fourth
     batch_norm_apply_kernel(const T* __restrict__ x,  // [pixels, channels]
                             const int32_t* __restrict__ feature, const int32_t* __restrict__ place,
                             const float* __restrict__ mean, const float* __restrict__ scales,
