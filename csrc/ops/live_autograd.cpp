@@ -189,15 +189,15 @@ void save_norm(AutogradContext* ctx, const SymInt& features, bool training, cons
       if (*running && !(*running)->is_inference()) (*running)->unsafeGetTensorImpl()->bump_version();
 }
 
+using NormSignature = Three(const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                            const OptionalTensor&, const OptionalTensor&, SymInt, bool, double, double);
+
 struct BatchNorm : Function<BatchNorm> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& weight,
                                const OptionalTensor& bias, const OptionalTensor& running_mean,
                                const OptionalTensor& running_var, const OptionalTensor& index, const SymInt& features,
                                bool training, double momentum, double eps) {
-    static const auto op =
-        find<Three(const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                   const OptionalTensor&, const OptionalTensor&, SymInt, bool, double, double)>(
-            "prunekernels::masked_batch_norm");
+    static const auto op = find<NormSignature>("prunekernels::masked_batch_norm");
     at::AutoDispatchBelowADInplaceOrView below;
     auto [y, mean, invstd] =
         op.call(x, weight, bias, running_mean, running_var, index, features, training, momentum, eps);
@@ -269,10 +269,7 @@ struct DeferredNorm : Function<DeferredNorm> {
                                const OptionalTensor& bias, const OptionalTensor& running_mean,
                                const OptionalTensor& running_var, const OptionalTensor& index, const SymInt& features,
                                bool training, double momentum, double eps) {
-    static const auto op =
-        find<Three(const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                   const OptionalTensor&, const OptionalTensor&, SymInt, bool, double, double)>(
-            "prunekernels::deferred_batch_norm");
+    static const auto op = find<NormSignature>("prunekernels::deferred_batch_norm");
     at::AutoDispatchBelowADInplaceOrView below;
     auto [y, table, gate] =
         op.call(x, weight, bias, running_mean, running_var, index, features, training, momentum, eps);

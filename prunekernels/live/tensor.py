@@ -16,6 +16,7 @@ from . import fallbacks
 from .channel_list import LiveList
 from .channel_ops import to_dense
 from .deferred import Deferred, Reader
+from .frames import never_inline, skip_frames
 
 _without_rules = torch._C.DisableTorchFunctionSubclass
 _transforms_active = torch._C._are_functorch_transforms_active
@@ -433,29 +434,11 @@ def store_full_width(tree: Any) -> Any:
     return tree_map_only(LiveTensor, lambda x: x.to_dense_(), tree)
 
 
-def skip_frames(*functions: Any) -> None:
-    """Makes torch.compile leave alone what these functions run, unless it inlines them into another function.
-
-    torch.compiler.disable does the same, but imports the compiler and costs a microsecond a call.
-    """
-    frames: Any = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
-    if all(hasattr(frames, n) for n in ("set_code_exec_strategy", "_FrameExecStrategy", "_FrameAction")):
-        skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
-        for function in functions:
-            frames.set_code_exec_strategy(function.__code__, skip)
-
-
-def _never_inline(*functions: Any) -> None:
-    """Makes torch.compile break the graph at these functions: it cannot trace through this tensor subclass."""
-    for function in functions:
-        function._torchdynamo_disable = True
-        function._torchdynamo_disable_msg = (
-            "compiled code got a live tensor; call pk.flow(model) again, after torch.compile of parts of the model: "
-            "they then get full-width tensors"
-        )
-
-
 _methods: list[Any] = [LiveTensor.__torch_function__, LiveTensor.__torch_dispatch__]
 _functions = [*(method.__func__ for method in _methods), LiveTensor.to_dense]
 skip_frames(*_functions)
-_never_inline(*_functions)
+never_inline(
+    "compiled code got a live tensor; call pk.flow(model) again, after torch.compile of parts of the model: they then "
+    "get full-width tensors",
+    *_functions,
+)

@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from ..live import fallbacks
-from ..live.tensor import LiveTensor, full_width, skip_frames, store_full_width
+from ..live.frames import skip_frames
+from ..live.tensor import LiveTensor, full_width, store_full_width
 from .lost_masks import check_no_mask_lost
 from .mask_buffers import MaskBuffers
 

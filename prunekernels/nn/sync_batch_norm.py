@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..live import LiveList, LiveTensor
 from ..live.deferred import Deferred
-from ..live.tensor import skip_frames
+from ..live.frames import never_inline, skip_frames
 from ..ops.transforms import is_transformed
 from .batch_norm import MaskedBatchNorm2d, live_factor, put_statistic
 from .process_groups import HeldGroup, world_size
@@ -176,7 +176,5 @@ def _eagerly(layer: MaskedSyncBatchNorm, x: Tensor) -> Tensor:
     return MaskedSyncBatchNorm.forward(layer, x)
 
 
-_frame: Any = _eagerly
-_frame._torchdynamo_disable = True
-_frame._torchdynamo_disable_msg = "MaskedSyncBatchNorm exchanges statistics with other processes"
+never_inline("MaskedSyncBatchNorm exchanges statistics with other processes", _eagerly)
 skip_frames(_eagerly)
