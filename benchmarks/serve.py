@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Images per second of one network that several Python threads call in inference: dense, masked and live mode.
+"""Images per second of one network that several Python threads call in inference: dense, in masked and live mode, and
+the small network that pk.shrink makes.
 
     python benchmarks/serve.py --networks resnet56 --kept 0.5 --clients 1 4 16 --json s.json --md s.md
 
@@ -30,7 +31,7 @@ from harness.report import Report, text_table
 from harness.timing import interleaved
 from networks.models import NETWORKS, apply, draw, wires
 
-MODES = ("dense", "masked", "live")
+MODES = ("dense", "masked", "live", "small")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ def networks(name: str, keep_ratio: float) -> dict[str, nn.Module]:
     found = wires(masked)
     pk.convert(masked)
     apply(masked, found, draw(found, "joint", keep_ratio, seed=0), "cpu")
-    return {"dense": dense, "masked": masked, "live": pk.flow(copy.deepcopy(masked))}
+    size = NETWORKS[name].image
+    small = pk.shrink(copy.deepcopy(masked), torch.randn(1, 3, size, size))
+    return {"dense": dense, "masked": masked, "live": pk.flow(copy.deepcopy(masked)), "small": small}
 
 
 def answer(net: nn.Module, x: Tensor, calls: int = 1) -> Tensor:

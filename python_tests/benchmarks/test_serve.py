@@ -31,8 +31,8 @@ def test_writes_rows(script, tmp_path, capsys):
         ("tiny_vgg", 3, 12),
     ]
     for row in body["rows"]:
-        assert min(row[f"{mode}_images_per_s"] for mode in ("dense", "masked", "live")) > 0
-        assert row["quartiles"].keys() == {"dense", "masked", "live"}
+        assert min(row[f"{mode}_images_per_s"] for mode in script.MODES) > 0
+        assert tuple(row["quartiles"]) == script.MODES == ("dense", "masked", "live", "small")
     assert (tmp_path / "s.md").read_text().startswith("# Serving benchmark\n")
     assert "rows lost to dense" in capsys.readouterr().out
 
