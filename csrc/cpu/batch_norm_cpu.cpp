@@ -9,6 +9,7 @@
 
 #include "check.h"
 #include "cpu/caching_allocator.h"
+#include "cpu/norm_apply.h"
 #include "cpu/norm_passes.h"
 #include "cpu/tensor_access.h"
 
@@ -125,66 +126,56 @@ struct Statistics {
   }
 };
 
-// y: null where statistics are all that is asked for.
+using Positions = AtPositions<float>;
+
+// Statistics of the batch, and what they make of each channel while it is in L2. y: null where statistics are all that
+// is asked for.
 template <typename T>
-void forward_by_planes(const NormShape& s, const LiveChannels& live, const T* x, T* y, const float* gamma,
-                       const float* beta, const Statistics& stats, bool training) {
+void train_by_planes(const NormShape& s, const LiveChannels& live, const T* x, T* y, const float* gamma,
+                     const float* beta, const Statistics& stats) {
   const NormKernels<T>& kernels = norm_kernels<T>();
   each_channel(s, [&](int64_t c) {
     const int64_t j = live.place(c);
-    if (j < 0) return zero_planes(s, y, c);
-    if (training) {
-      NormSums sums{0, 0};
-      const float shift = static_cast<float>(x[s.plane(0, c)]);
-      for (int64_t n = 0; n < s.images; ++n) kernels.sums_segment(x + s.plane(n, c), s.pixels, shift, sums);
-      stats.of_batch(j, sums, shift, s.count());
-    } else {
-      stats.as_learned(j);
-    }
+    if (j < 0) return y ? zero_planes(s, y, c) : void();
+    NormSums sums{0, 0};
+    const float shift = static_cast<float>(x[s.plane(0, c)]);
+    for (int64_t n = 0; n < s.images; ++n) kernels.sums_segment(x + s.plane(n, c), s.pixels, shift, sums);
+    stats.of_batch(j, sums, shift, s.count());
     for (int64_t n = 0; y && n < s.images; ++n)
       kernels.apply_segment(x + s.plane(n, c), y + s.plane(n, c), s.pixels, stats.mean[j], gamma[j] * stats.invstd[j],
                             beta[j], {});
   });
 }
 
-// Scales by channel of x.
 template <typename T>
-void apply_by_runs(const NormShape& s, const T* x, T* y, const std::vector<float>& mean,
-                   const std::vector<float>& scale, const std::vector<float>& bias, const std::vector<uint32_t>& keep,
-                   const NormEnd<T>& end) {
+void statistics_by_runs(const NormShape& s, const LiveChannels& live, const T* x, const Statistics& stats) {
   const NormKernels<T>& kernels = norm_kernels<T>();
   const Runs runs(s);
-  const auto means = runs.repeated(mean), scales = runs.repeated(scale), biases = runs.repeated(bias);
-  const auto keeps = runs.repeated(keep);
-  in_runs(runs, [&](int64_t offset, const NormRows& rows, int64_t at) {
-    kernels.apply_rows(x + offset, y + offset, rows,
-                       {means.data() + at, scales.data() + at, biases.data() + at, keeps.data() + at},
-                       {end.add ? end.add + offset : nullptr, end.relu});
-  });
+  std::vector<float> shift(s.channels);
+  for (int64_t c = 0; c < s.channels; ++c) shift[c] = static_cast<float>(x[runs.first_of(c)]);
+  const Positions shifts(runs, shift);
+  const auto sums =
+      sums_by_runs(s, runs, [&](int64_t offset, const NormRows& rows, int64_t at, float* first, float* second) {
+        Positions::Block block;
+        kernels.sums_rows(x + offset, rows, shifts.in(block, at, rows.length), first, second);
+      });
+  for (int64_t j = 0; j < live.count(); ++j)
+    stats.of_batch(j, sums[live.channel(j)], shift[live.channel(j)], s.count());
 }
 
 template <typename T>
-void forward_by_runs(const NormShape& s, const LiveChannels& live, const T* x, T* y, const float* gamma,
-                     const float* beta, const Statistics& stats, bool training) {
-  const NormKernels<T>& kernels = norm_kernels<T>();
-  const Runs runs(s);
+void normalize(const NormShape& s, const LiveChannels& live, const T* x, T* y, const float* gamma, const float* beta,
+               const Statistics& stats, bool training) {
+  if (training && s.by_planes()) return train_by_planes(s, live, x, y, gamma, beta, stats);
   if (training) {
-    std::vector<float> shift(s.channels);
-    for (int64_t c = 0; c < s.channels; ++c) shift[c] = static_cast<float>(x[runs.first_of(c)]);
-    const std::vector<float> shifts = runs.repeated(shift);
-    const auto sums =
-        sums_by_runs(s, runs, [&](int64_t offset, const NormRows& rows, int64_t at, float* first, float* second) {
-          kernels.sums_rows(x + offset, rows, shifts.data() + at, first, second);
-        });
-    for (int64_t j = 0; j < live.count(); ++j)
-      stats.of_batch(j, sums[live.channel(j)], shift[live.channel(j)], s.count());
+    statistics_by_runs(s, live, x, stats);
   } else {
     for (int64_t j = 0; j < live.count(); ++j) stats.as_learned(j);
   }
   if (!y) return;
   std::vector<float> scale(live.count());
   for (int64_t j = 0; j < live.count(); ++j) scale[j] = gamma[j] * stats.invstd[j];
-  apply_by_runs<T>(s, x, y, live.spread(stats.mean), live.spread(scale.data()), live.spread(beta), live.keep(), {});
+  apply<T>(s, x, y, {live.spread(stats.mean), live.spread(scale.data()), live.spread(beta), live.keep()}, {});
 }
 
 struct Forward {
@@ -192,10 +183,10 @@ struct Forward {
   std::vector<float> gamma, beta;  // [live]
 };
 
-// apply: whether y is written.
+// applies: whether y is written.
 Forward forward(const char* op, const at::Tensor& x_in, const OptionalTensor& weight, const OptionalTensor& bias,
                 const OptionalTensor& running_mean, const OptionalTensor& running_var, const LiveChannels& live,
-                int64_t features, bool training, double momentum, double eps, bool apply) {
+                int64_t features, bool training, double momentum, double eps, bool applies) {
   check_parameter(op, "weight", weight, features);
   check_parameter(op, "bias", bias, features);
   check_parameter(op, "running_mean", running_mean, features);
@@ -214,8 +205,8 @@ Forward forward(const char* op, const at::Tensor& x_in, const OptionalTensor& we
       mean.mutable_data_ptr<float>(), invstd.mutable_data_ptr<float>(), live, running_mean, running_var, momentum, eps};
   with_norm_element(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const auto run = s.by_planes() ? forward_by_planes<T> : forward_by_runs<T>;
-    run(s, live, const_elements<T>(x), apply ? elements<T>(y) : nullptr, gamma.data(), beta.data(), stats, training);
+    T* const to = applies ? elements<T>(y) : nullptr;
+    normalize(s, live, const_elements<T>(x), to, gamma.data(), beta.data(), stats, training);
   });
   return {y, mean, invstd, gamma, beta};
 }
@@ -281,22 +272,9 @@ void apply_batch_norm_(const at::Tensor& y, const at::Tensor& x_in, const at::Te
   with_norm_element(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const NormEnd<T> end{add.defined() ? const_elements<T>(add) : nullptr, relu};
-    const T* from = const_elements<T>(x);
-    T* to = elements<T>(y);
-    if (!s.by_planes()) {
-      const auto listed = [&](const float* row) { return std::vector<float>(row, row + channels); };
-      const std::vector<uint32_t> keep(channels, ~0u);
-      return apply_by_runs<T>(s, from, to, listed(rows.mean), listed(rows.scale), listed(rows.bias), keep, end);
-    }
-    at::parallel_for(0, s.images * channels, std::max<int64_t>(1, kNormGrain / s.pixels),
-                     [&](int64_t begin, int64_t stop) {
-                       const FlushDenormals flush;
-                       for (int64_t plane = begin; plane < stop; ++plane) {
-                         const int64_t c = plane % channels, at = plane * s.pixels;
-                         norm_kernels<T>().apply_segment(from + at, to + at, s.pixels, rows.mean[c], rows.scale[c],
-                                                         rows.bias[c], {end.add ? end.add + at : nullptr, relu});
-                       }
-                     });
+    const auto listed = [&](const float* row) { return std::vector<float>(row, row + channels); };
+    const Scales by{listed(rows.mean), listed(rows.scale), listed(rows.bias), std::vector<uint32_t>(channels, ~0u)};
+    apply<T>(s, const_elements<T>(x), elements<T>(y), by, end);
   });
 }
 
@@ -379,24 +357,31 @@ void backward_by_runs(const NormShape& s, const LiveChannels& live, const T* gra
                       Slopes& slopes) {
   const NormKernels<T>& kernels = norm_kernels<T>();
   const Runs runs(s);
-  const auto repeated = [&](const float* values) { return runs.repeated(live.spread(values)); };
-  const auto mean = repeated(slopes.mean), scale = repeated(slopes.scale.data());
-  const auto bias = slopes.bias ? repeated(slopes.bias) : std::vector<float>();
-  const auto behind = [&](const std::vector<float>& values, int64_t at) {  // null without a relu
-    return slopes.bias ? values.data() + at : nullptr;
-  };
+  const auto positions = [&](const float* values) { return Positions(runs, live.spread(values)); };
+  const Positions mean = positions(slopes.mean), scale = positions(slopes.scale.data());
+  const std::optional<Positions> bias = slopes.bias ? std::optional(positions(slopes.bias)) : std::nullopt;
   const auto sums =
       sums_by_runs(s, runs, [&](int64_t offset, const NormRows& rows, int64_t at, float* first, float* second) {
-        kernels.grad_sums_rows(grad + offset, x + offset, rows, mean.data() + at, {behind(scale, at), behind(bias, at)},
-                               first, second);
+        Positions::Block block[3];
+        NormGates gates{};
+        if (bias) gates = {scale.in(block[1], at, rows.length), bias->in(block[2], at, rows.length)};
+        kernels.grad_sums_rows(grad + offset, x + offset, rows, mean.in(block[0], at, rows.length), gates, first,
+                               second);
       });
   for (int64_t j = 0; j < live.count(); ++j) slopes.set(j, sums[live.channel(j)]);
-  const auto factor = repeated(slopes.factor.data()), offsets = repeated(slopes.offset.data());
-  const auto keep = runs.repeated(live.keep());
+  const Positions factor = positions(slopes.factor.data()), offsets = positions(slopes.offset.data());
+  const AtPositions<uint32_t> keep(runs, live.keep());
   in_runs(runs, [&](int64_t offset, const NormRows& rows, int64_t at) {
-    kernels.grad_apply_rows(grad + offset, x + offset, grad_x + offset, rows,
-                            {mean.data() + at, scale.data() + at, factor.data() + at, offsets.data() + at,
-                             behind(bias, at), keep.data() + at});
+    Positions::Block block[5];
+    AtPositions<uint32_t>::Block kept;
+    const auto in = [&](const Positions& values, int i) { return values.in(block[i], at, rows.length); };
+    const NormSlopes by{in(mean, 0),
+                        in(scale, 1),
+                        in(factor, 2),
+                        in(offsets, 3),
+                        bias ? in(*bias, 4) : nullptr,
+                        keep.in(kept, at, rows.length)};
+    kernels.grad_apply_rows(grad + offset, x + offset, grad_x + offset, rows, by);
   });
 }
 

@@ -16,7 +16,8 @@ namespace prunekernels {
 constexpr int64_t kNormGrain = 16 << 10;  // elements; less per thread is not worth waking it
 
 struct NormShape {
-  static constexpr int64_t kPlane = 512;  // shorter planes of NCHW are worked on many at a time
+  // Shorter planes of NCHW are worked on many at a time: what is summed, and what is applied alone.
+  static constexpr int64_t kPlane = 512, kAppliedPlane = 32, kFewImages = 2;
 
   int64_t images, channels, pixels;
   at::MemoryFormat format;
@@ -25,8 +26,10 @@ struct NormShape {
       : images(x.size(0)), channels(x.size(1)), pixels(x.size(2) * x.size(3)), format(format) {}
   int64_t count() const { return images * pixels; }  // of values per channel
   int64_t total() const { return count() * channels; }
-  // NCHW, of planes long enough to be worked on one by one.
-  bool by_planes() const { return format == at::MemoryFormat::Contiguous && pixels >= kPlane; }
+  // NCHW, of planes long enough to be worked on one by one. What is set up for many at a time does not pay for few
+  // images.
+  bool by_planes() const { return applies_by_planes() && (pixels >= kPlane || images <= kFewImages); }
+  bool applies_by_planes() const { return format == at::MemoryFormat::Contiguous && pixels >= kAppliedPlane; }
   int64_t plane(int64_t image, int64_t channel) const { return (image * channels + channel) * pixels; }
 };
 
@@ -39,20 +42,20 @@ class Runs {
     inner_ = s.format == at::MemoryFormat::Contiguous ? s.pixels : 1;
     const int64_t unit = inner_ * s.channels, whole = kVector / std::gcd(kVector, unit);
     length_ = unit * (unit >= kLeast ? 1 : (kLeast / (whole * unit) + 1) * whole);
-    channel_.resize(length_);
-    for (int64_t i = 0; i < length_; ++i) channel_[i] = static_cast<int32_t>(i / inner_ % s.channels);
   }
   int64_t count() const { return (shape_.total() + length_ - 1) / length_; }
   int64_t length() const { return length_; }
-  int32_t channel(int64_t position) const { return channel_[position]; }
   int64_t first_of(int64_t channel) const { return channel * inner_; }  // where its first value lies
 
-  // A value of every channel, at each of its positions.
-  template <typename V>
-  std::vector<V> repeated(const std::vector<V>& by_channel) const {
-    std::vector<V> run(length_);
-    for (int64_t i = 0; i < length_; ++i) run[i] = by_channel[channel_[i]];
-    return run;
+  // visit(channel, begin, end): positions begin..end, counted from `at` on, of the `length` from there, are of a
+  // channel.
+  template <typename Visit>
+  void by_channel(int64_t at, int64_t length, Visit visit) const {
+    int64_t channel = at / inner_ % shape_.channels, begin = 0, end = inner_ - at % inner_;
+    for (; begin < length; begin = end, end += inner_) {
+      visit(channel, begin, std::min(end, length));
+      if (++channel == shape_.channels) channel = 0;
+    }
   }
 
   // visit(offset, rows, position): runs begin..end in blocks of at most kNormRows rows and kNormPositions positions;
@@ -72,7 +75,42 @@ class Runs {
  private:
   const NormShape& shape_;
   int64_t inner_, length_;
-  std::vector<int32_t> channel_;
+};
+
+// A value of every channel, at each position of a run. Of a long run (all of an image) only at those of a block: it
+// takes a pass over an image to write them all, and as much memory.
+template <typename V>
+class AtPositions {
+ public:
+  struct Block {
+    alignas(64) V values[kNormPositions];
+  };
+
+  AtPositions(const Runs& runs, const std::vector<V>& by_channel)
+      : runs_(runs), values_(by_channel), is_long_(runs.length() > kLong) {
+    if (is_long_) return;
+    values_.resize(runs.length());
+    write(by_channel, 0, runs.length(), values_.data());
+  }
+  // At `length` positions from `at` on, maybe in the block.
+  const V* in(Block& block, int64_t at, int64_t length) const {
+    if (!is_long_) return values_.data() + at;
+    write(values_, at, length, block.values);
+    return block.values;
+  }
+
+ private:
+  static constexpr int64_t kLong = 4096;
+
+  void write(const std::vector<V>& by_channel, int64_t at, int64_t length, V* to) const {
+    runs_.by_channel(at, length, [&](int64_t channel, int64_t begin, int64_t end) {
+      std::fill(to + begin, to + end, by_channel[channel]);
+    });
+  }
+
+  const Runs& runs_;
+  std::vector<V> values_;  // of a run, or of the channels where it is long
+  bool is_long_;
 };
 
 // Sums per channel: block(offset, rows, position, first, second) adds a block's values to float sums by position,
@@ -90,10 +128,10 @@ std::vector<NormSums> sums_by_runs(const NormShape& s, const Runs& runs, Block b
                 [&](int64_t offset, const NormRows& rows, int64_t at) {
                   std::fill_n(first.data(), rows.length, 0.f), std::fill_n(second.data(), rows.length, 0.f);
                   block(offset, rows, at, first.data(), second.data());
-                  for (int64_t i = 0; i < rows.length; ++i) {
-                    NormSums& sum = sums[runs.channel(at + i)];
-                    sum.first += first[i], sum.second += second[i];
-                  }
+                  runs.by_channel(at, rows.length, [&](int64_t channel, int64_t from, int64_t to) {
+                    for (int64_t i = from; i < to; ++i)
+                      sums[channel].first += first[i], sums[channel].second += second[i];
+                  });
                 });
     }
   });

@@ -9,12 +9,12 @@ from cases.conv import assert_zero, capped, isas
 
 pytestmark = pytest.mark.skipif(not pk.has_extension(), reason="an operator of the extension")
 OPS = torch.ops.prunekernels
-# N, C, H, W: planes around the length that decides how NCHW is worked on, runs around a vector and around the blocks
-# that sums are drained in, one value a channel and image, one channel.
+# N, C, H, W: planes and images around the numbers that decide how NCHW is worked on, runs around a vector, around the
+# blocks that sums are drained in and longer than what is set up once, one value a channel and image, one channel.
 SIZES = [
     (2, 3, 16, 32), (2, 3, 7, 73), (3, 5, 19, 27), (2, 2, 128, 129), (4, 5, 6, 7), (3, 64, 1, 1), (2, 130, 4, 4),
     (2, 511, 3, 3), (2, 512, 2, 1), (2, 600, 3, 3), (16, 1, 5, 5), (1, 20, 2, 2), (5, 33, 16, 1), (300, 16, 2, 4),
-    (514, 128, 1, 1), (2, 1, 1, 1),
+    (514, 128, 1, 1), (2, 1, 1, 1), (3, 130, 6, 6), (2, 130, 4, 8), (3, 1100, 1, 31), (2, 4100, 1, 2),
 ]  # fmt: skip
 
 
