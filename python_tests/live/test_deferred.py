@@ -8,30 +8,19 @@ import torch.nn.functional as F
 from torch import nn
 
 import prunekernels as pk
+from cases.deferred import LIVE, WIDTH, TwoNorms
 from prunekernels.live import LiveTensor, deferred
 from prunekernels.live.deferred import Deferred
 
 pytestmark = pytest.mark.skipif(not pk.has_extension(), reason="norms are deferred by the extension")
-WIDTH = 8
-LIVE = torch.arange(WIDTH) % 3 != 1
 
 
-class Net(nn.Module):
+class Net(TwoNorms):
     """tail(norm(x), x, y) behind a convolution, y being the result of another norm."""
 
-    def __init__(self, tail, live=LIVE):
+    def __init__(self, tail):
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, WIDTH, 3, bias=False), nn.BatchNorm2d(WIDTH)
-        self.other, self.other_norm = nn.Conv2d(3, WIDTH, 3, bias=False), nn.BatchNorm2d(WIDTH)
-        self.head = nn.Conv2d(WIDTH, 2, 1)
         self.tail = tail
-        pk.convert(self)
-        for layer in (self.conv, self.other):
-            layer.set_masks(filter=live)
-        for norm in (self.norm, self.other_norm):
-            norm.set_mask(live)
-            nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
-        self.head.set_masks(input=live)
         self.other_norm._channels = self.norm._channels  # as those of one group, made of one mask, may be
 
     def forward(self, x):

@@ -6,32 +6,13 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import prunekernels as pk
+from cases.deferred import TwoNorms
 from prunekernels.live import LiveTensor
 
 pytestmark = pytest.mark.skipif(not pk.has_extension(), reason="norms are deferred by the extension")
-WIDTH = 8
-LIVE = torch.arange(WIDTH) % 3 != 1
-
-
-class Net(nn.Module):
-    """Layers for programs."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, WIDTH, 3, bias=False), nn.BatchNorm2d(WIDTH)
-        self.other, self.other_norm = nn.Conv2d(3, WIDTH, 3, bias=False), nn.BatchNorm2d(WIDTH)
-        self.head = nn.Conv2d(WIDTH, 2, 1)
-        pk.convert(self)
-        for layer in (self.conv, self.other):
-            layer.set_masks(filter=LIVE)
-        for norm in (self.norm, self.other_norm):
-            norm.set_mask(LIVE)
-            nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
-        self.head.set_masks(input=LIVE)
 
 
 def backward(net, y):
@@ -246,7 +227,7 @@ def run(program, net, flows):
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
 def test_the_same_as_in_masked_mode(program):
     torch.manual_seed(0)
-    net = Net()
+    net = TwoNorms()
     got, want = (run(program, net, flows) for flows in (True, False))
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a.to_dense() if isinstance(a, LiveTensor) else a, b, rtol=1e-4, atol=1e-4)
@@ -256,7 +237,7 @@ def test_the_same_as_in_masked_mode(program):
                          ids=lambda program: program.__name__)  # fmt: skip
 def test_inference_mode_has_no_versions_to_check(program):
     torch.manual_seed(0)
-    net = Net()
+    net = TwoNorms()
     with torch.inference_mode():
         got, want = (run(program, net, flows)[0] for flows in (True, False))
     torch.testing.assert_close(got.to_dense(), want, rtol=1e-4, atol=1e-4)
@@ -265,7 +246,7 @@ def test_inference_mode_has_no_versions_to_check(program):
 def test_an_error_is_not_forgotten():
     """The memory is not handed out by the next use."""
     with torch.no_grad():
-        net = pk.flow(Net())
+        net = pk.flow(TwoNorms())
         between = net.conv(torch.randn(4, 3, 9, 9))
         stored = between.compact
         y = net.norm(between)
@@ -278,7 +259,7 @@ def test_an_error_is_not_forgotten():
 
 def test_threads_that_read_one_result():
     with torch.no_grad():
-        net = pk.flow(Net()).eval()
+        net = pk.flow(TwoNorms()).eval()
         between = net.conv(torch.randn(4, 3, 130, 130))
         want = net.norm(between).to_dense()
         for _ in range(20):
