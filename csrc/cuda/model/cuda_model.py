@@ -36,6 +36,7 @@ MODELLED = (
     "join",
     "pack_weights",
     "batch_norm",
+    "batch_norm_backward",
 )
 TILES = ("BlockTile<128, 128, 2, 4, 2>", "BlockTile<128, 64, 2, 2, 4>", "BlockTile<64, 32, 2, 2, 4>")
 GRAD_TILES = ("BlockTile<128, 128, 2, 4, 2>", "BlockTile<64, 64, 2, 2, 4>")
