@@ -335,18 +335,19 @@ void apply_batch_norm_(const Tensor& y, const Tensor& x, const Tensor& table, co
   op.call(y, x, table, index, std::move(features), add, relu);
 }
 
-// The gradient of the compact values is the gradient of the full-width tensor, gathered.
+// The gradient of the compact values is the gradient of the full-width tensor, gathered. The index is kept past hooks
+// that save tensors: a checkpoint counts what it saves, and a tensor may be live when it first runs and wide later.
 struct Live : Function<Live> {
   static Tensor forward(AutogradContext* ctx, const Tensor& compact, const Tensor& index, const Unseen& full) {
-    ctx->save_for_backward({index});
+    ctx->saved_data["index"] = index;
     ctx->saved_data["size"] = compact.sym_sizes().vec();
     return full.tensor;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     static const auto gather = find<Tensor(const Tensor&, const Tensor&)>("prunekernels::gather_channels");
     const Tensor& grad = grads[0];
-    const Tensor index = ctx->get_saved_variables()[0];
     if (!grad.defined()) return {Tensor(), Tensor(), Tensor()};
+    const Tensor index = ctx->saved_data["index"].toTensor();
     const Tensor planes = grad.dim() == 4 ? grad : grad.reshape_symint({grad.sym_size(0), grad.sym_size(1), -1, 1});
     return {gather.call(planes, index).reshape_symint(ctx->saved_data["size"].toSymIntVector()), Tensor(), Tensor()};
   }

@@ -55,8 +55,10 @@ KINDS = {
     "thread": Kind(
         ("libtsan.so",),
         {
-            # torch locks mutexes where that is not seen and unlocks some of them in headers, where it is
-            "TSAN_OPTIONS": f"exitcode=66:report_mutex_bugs=0:suppressions={Path(__file__).with_name('thread.supp')}",
+            # torch locks mutexes where that is not seen and unlocks some of them in headers, where it is, or the other
+            # way round: then a thread seems to hold ever more, and the detector of deadlocks has room for 64
+            "TSAN_OPTIONS": "exitcode=66:report_mutex_bugs=0:detect_deadlocks=0:"
+            f"suppressions={Path(__file__).with_name('thread.supp')}",
             "OMP_NUM_THREADS": "3",
         },
         (*TESTS, "ops/test_caching_allocator.py", "nn/test_serving.py"),

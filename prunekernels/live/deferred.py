@@ -9,18 +9,15 @@ from __future__ import annotations
 import dataclasses
 import threading
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..ops import autograd
+from .saving import is_hooked
 
 ops = autograd.ops
-_top_hooks: Callable[[bool], Any] = getattr(
-    torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore_tracing: None
-)
 
 
 class Uses:
@@ -37,7 +34,7 @@ class Uses:
 
         Always where hooks save tensors: a checkpoint expects those of its recomputation to be the same.
         """
-        return self.in_vain < self.PATIENCE or (self.PATIENCE > 0 and _top_hooks(False) is not None)
+        return self.in_vain < self.PATIENCE or (self.PATIENCE > 0 and is_hooked())
 
 
 @dataclasses.dataclass(eq=False)

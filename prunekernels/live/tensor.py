@@ -17,6 +17,7 @@ from .channel_list import LiveList
 from .channel_ops import to_dense
 from .deferred import Deferred, Reader
 from .frames import never_inline, skip_frames
+from .saving import unhooked
 
 _without_rules = torch._C.DisableTorchFunctionSubclass
 _transforms_active = torch._C._are_functorch_transforms_active
@@ -166,7 +167,7 @@ class LiveTensor(Tensor):
         # The result is cached, so it is made with grad enabled: a later caller may need its history. It is made outside
         # of inference mode, so that writes to it change its version, and not as a tensor of a torch.func transform.
         mode = torch.inference_mode(False) if torch.is_inference_mode_enabled() else torch.enable_grad()
-        with _without_rules(), mode, torch._C._DisableFuncTorch():
+        with _without_rules(), mode, torch._C._DisableFuncTorch(), unhooked():
             dense = to_dense(compact, self.live, self.fill)
         if dense.requires_grad == compact.requires_grad and not compact.is_inference():
             self._dense, self._dense_version = dense, compact._version

@@ -270,15 +270,14 @@ class _Attach(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, wrapper, compact, index):
-        ctx.save_for_backward(index)
-        ctx.size = compact.shape
+        ctx.index, ctx.size = index, compact.shape  # past hooks that save tensors, as in C++
         ctx.mark_dirty(wrapper)
         return wrapper
 
     @staticmethod
     def backward(ctx, grad):
         planes = grad if grad.dim() == 4 else grad.reshape(*grad.shape[:2], -1, 1)
-        return None, ops.gather_channels(planes, ctx.saved_tensors[0]).reshape(ctx.size), None
+        return None, ops.gather_channels(planes, ctx.index).reshape(ctx.size), None
 
 
 def live_wrapper(cls, compact: Tensor, index: Tensor, size, strides):

@@ -11,6 +11,13 @@ from torch import nn
 import prunekernels as pk
 
 WIDTH, SIZES = 12, ((2, 5, 6), (1, 16, 33), (6, 2, 3))
+
+
+def wide(x):
+    """Without a rule of live mode, of what is no longer zero where x is dead."""
+    return torch.flip(torch.sigmoid(x), (1,)) - 0.5
+
+
 TOLERANCE = {"float32": 1e-2, "float64": 1e-8}  # of the whole: where a rounded number has another sign, a slope differs
 UNARY = {
     "relu": F.relu,
@@ -25,6 +32,7 @@ UNARY = {
     "copied": lambda x: x.clone(),
     "other layout": lambda x: x.contiguous(memory_format=torch.channels_last),
     "checkpointed": lambda x: torch.utils.checkpoint.checkpoint(F.relu, x, use_reentrant=False),
+    "checkpointed wide": lambda x: torch.utils.checkpoint.checkpoint(wide, x, use_reentrant=False),
 }
 BINARY = {
     "sum": torch.add,

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ...op_facts import keeps_constant, keeps_zero, operators
 from ..channel_ops import FLOATS
 from ..moved import MOVED_RULES
+from ..saving import unhooked
 from ..tensor import ABOUT, FILLED_RULES, RULES, LiveTensor, _without_rules, wrap
 
 Rule = Callable[[Any, Any, Any], Any]
@@ -110,12 +111,18 @@ def value_of(
 def _value(
     func: Any, fills: tuple[float, ...], dtype: torch.dtype, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]
 ) -> float | None:
-    with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad(), torch._C._DisableFuncTorch():
+    with (
+        _disable_current_modes(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch._C._DisableFuncTorch(),
+        unhooked(),
+    ):
         leaves = [torch.tensor([fill], dtype=dtype, device="cpu", requires_grad=True) for fill in fills]
         first, *others = leaves
         y = func(first.clone() if writes(func) else first, *others, *args, **dict(kwargs))
         slopes = torch.autograd.grad(y, leaves) if y.requires_grad else ()
-    finite = y.dtype in FLOATS and all(bool(t.isfinite()) for t in (y, *slopes))
+    finite = y.dtype in FLOATS and all(bool(t.detach().isfinite()) for t in (y, *slopes))
     return y.item() if finite else None
 
 
