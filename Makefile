@@ -61,11 +61,11 @@ wheel-check: $(VENV)/.ready
 
 # The last commit with other releases of PyTorch and other Pythons (PYTHONS="cp311 cp312"; that of .venv), built and
 # tested one after the other in environments of their own: make versions TORCHES="2.8.0 2.14.1". PLAIN=1: without the
-# extension; FAST=1: one case of each test function. Several gigabytes each where torch is a CUDA build. Then
-# `python docs/results.py` fills the table of docs/installing.md.
+# extension; FAST=1: one case of each test function; WITHOUT="cuda integrations": not these of python_tests. Several
+# gigabytes each where torch is a CUDA build. Then `python docs/results.py` fills the table of docs/installing.md.
 versions: $(VENV)/.ready
 	$(BIN)/python wheels/versions.py $(TORCHES) $(if $(PYTHONS),--only $(PYTHONS)) $(if $(PLAIN),--plain) \
-	    $(if $(FAST),,--whole)
+	    $(if $(FAST),,--whole) $(if $(WITHOUT),--without $(WITHOUT))
 
 # The training libraries and their examples, in an environment of their own: ultralytics needs a torchvision, which has
 # to be of torch's own release, and some indexes have it for few of them. Several gigabytes where torch is a CUDA build.

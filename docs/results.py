@@ -374,11 +374,17 @@ def versions() -> str:
     """Releases of torch and Python, and what the tests said."""
     head = ("PyTorch", "Python", "extension", "tests", "passed", "failed", "skipped", "CPU", "commit")
     cells = [
-        (r["torch"], r["python"], r["extension"] or "none", f"{', '.join(r['tests']).strip() or 'all'}, {r['cases']}",
+        (r["torch"], r["python"], r["extension"] or "none", f"{_tests(r)}; {r['cases']}",
          *(r[name] for name in head[4:7]), r["cpu"], r["commit"])
         for r in load("versions", ROOT / "wheels")["rows"]
     ]  # fmt: skip
     return markdown(head, cells)
+
+
+def _tests(row: Row) -> str:
+    """Which of them were run, in words."""
+    left_out = f" but {', '.join(row['without'])}" if row["without"] else ""
+    return (", ".join(row["tests"]) or "all") + left_out
 
 
 TABLES: dict[str, Callable[[], str]] = {

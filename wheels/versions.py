@@ -114,7 +114,14 @@ def counts(report: Path) -> Row:
     return {"passed": len(cases) - len(failed) - skipped, "failed": len(failed), "skipped": skipped, "failures": names}
 
 
-def check(pair: Pair, folder: Path, tests: Sequence[str], whole: bool) -> Row:
+def pytest_words(tests: Sequence[str], without: Sequence[str], whole: bool, report: Path) -> list[str]:
+    """What python is called with, in a clone."""
+    options = [*([] if whole else ["--fast"]), "-v", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    options += [f"--ignore=python_tests/{name}" for name in without]
+    return ["-m", "pytest", *options, *(f"python_tests/{name}" for name in tests)]
+
+
+def check(pair: Pair, folder: Path, tests: Sequence[str], without: Sequence[str], whole: bool) -> Row:
     """Builds, asks the doctor, runs the tests."""
     checkout = Checkout(pair, folder)
     checkout.build()
@@ -124,13 +131,12 @@ def check(pair: Pair, folder: Path, tests: Sequence[str], whole: bool) -> Row:
         raise Failed(f"expected {'no' if pair.plain else 'the'} extension, got {build}")
     checkout.run("-m", "prunekernels", "doctor", accepted=(0, 1))
     report = checkout.folder / "tests.xml"
-    options = [*([] if whole else ["--fast"]), "-v", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    checkout.run("-m", "pytest", *options, *(f"python_tests/{name}" for name in tests), accepted=(0, 1))
+    checkout.run(*pytest_words(tests, without, whole, report), accepted=(0, 1))
     return {
         "torch": torch, "python": python, "extension": build.get("isa", ""), "compiler": build.get("compiler", ""),
-        "doctor": wrong, "tests": list(tests), "cases": "all" if whole else "one of each test", **counts(report),
-        "system": f"{platform.system()} {platform.machine()}", "cpu": cpu(), "commit": checkout.commit(),
-        "date": datetime.date.today().isoformat(),
+        "doctor": wrong, "tests": list(tests), "without": list(without),
+        "cases": "all" if whole else "one of each test", **counts(report), "commit": checkout.commit(),
+        "system": f"{platform.system()} {platform.machine()}", "cpu": cpu(), "date": datetime.date.today().isoformat(),
     }  # fmt: skip
 
 
@@ -143,9 +149,10 @@ def record(row: Row, path: Path) -> None:
 
 
 def same(row: Row) -> tuple[Any, ...]:
-    """What a row is of: release of torch, Python, extension or not, tests."""
+    """What a row is of: release of torch, Python, extension or not, tests, and which of them were left out."""
     numbers = [[int(part) for part in re.findall(r"\d+", row[name].split("+")[0])] for name in ("torch", "python")]
-    return numbers[0][:2], numbers[1][:2], not row["extension"], row["cases"] != "all", sorted(row["tests"])
+    tests = sorted(row["tests"]), sorted(row["without"])
+    return numbers[0][:2], numbers[1][:2], not row["extension"], row["cases"] != "all", *tests
 
 
 def arguments() -> argparse.Namespace:
@@ -155,6 +162,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--plain", action="store_true", help="without the extension")
     parser.add_argument("--whole", action="store_true", help="all cases of the tests, not one of each test function")
     parser.add_argument("--tests", nargs="*", default=[""], metavar="PATH", help="in python_tests (all)")
+    parser.add_argument("--without", nargs="*", default=[], metavar="PATH", help="in python_tests, left out (none)")
     parser.add_argument("--json", type=Path, default=RESULTS, help=f"results file ({RESULTS.relative_to(ROOT)})")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "versions", help="of environments and clones")
     parser.add_argument("--keep", action="store_true", help="do not remove an environment, of gigabytes, after its use")
@@ -172,7 +180,7 @@ def main() -> int:
     for pair in given.pairs:
         folder = given.folder.resolve() / pair.name
         try:
-            row = check(pair, folder, given.tests, given.whole)
+            row = check(pair, folder, given.tests, given.without, given.whole)
         except Failed as error:
             failed += 1
             print(f"{pair.name}: {error}", flush=True)

@@ -42,4 +42,4 @@ class ByMode(nn.Module):
         self._share()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._graphs[bool(self.training)](*args, **kwargs)
+        return self._graphs[1 if self.training else 0](*args, **kwargs)  # torch.compile of 2.11 takes no bool here

@@ -78,7 +78,8 @@ class MaskedBatchNorm2d(MaskedNorm, nn.BatchNorm2d):
         if is_exported():
             return self._exported_forward(input)
         if is_recorded_or_transformed():
-            return self._recorded_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
+            input = input.to_dense() if isinstance(input, LiveTensor) else input  # alone, as in MaskedConv2d
+            return self._recorded_forward(input)
         self._bring_up_to_date()
         if isinstance(input, FilledTensor):
             input = input.unfilled("batch_norm")

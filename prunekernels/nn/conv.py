@@ -97,7 +97,10 @@ class MaskedConv2d(MaskedFilters, nn.Conv2d):
         if is_exported():  # whether anything is dead may be unknown
             return self._masked_forward(input)
         if is_recorded_or_transformed():
-            return self._masked_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
+            # In a statement of its own, since a compiled graph breaks here: behind a break torch 2.8 compiles again for
+            # each bound method that was about to be called.
+            input = input.to_dense() if isinstance(input, LiveTensor) else input
+            return self._masked_forward(input)
         self._bring_up_to_date()
         if isinstance(input, FilledTensor):
             input = input.unfilled("conv2d")

@@ -132,7 +132,8 @@ class MaskedConvTranspose2d(MaskedFilters, nn.ConvTranspose2d):
         if is_exported():
             return self._masked_forward(input, output_size)
         if is_recorded_or_transformed():
-            return self._masked_forward(input.to_dense() if isinstance(input, LiveTensor) else input, output_size)
+            input = input.to_dense() if isinstance(input, LiveTensor) else input  # alone, as in MaskedConv2d
+            return self._masked_forward(input, output_size)
         self._bring_up_to_date()
         if isinstance(input, FilledTensor):
             input = input.unfilled("conv_transpose2d")

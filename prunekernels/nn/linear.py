@@ -119,7 +119,8 @@ class MaskedLinear(MaskedFilters, nn.Linear):
         if is_exported():
             return self._masked_forward(input)
         if is_recorded_or_transformed():
-            return self._masked_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
+            input = input.to_dense() if isinstance(input, LiveTensor) else input  # alone, as in MaskedConv2d
+            return self._masked_forward(input)
         self._bring_up_to_date()
         last = channels_last_of(input)
         if last is None and isinstance(input, FilledTensor):

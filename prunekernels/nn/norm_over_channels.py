@@ -69,7 +69,8 @@ class NormOverChannels(MaskedNorm):
         if is_exported():
             return self._plain_forward(input) if self._is_full_for_good() else self._recorded_forward(input)
         if is_recorded_or_transformed():
-            return self._recorded_forward(input.to_dense() if isinstance(input, LiveTensor) else input)
+            input = input.to_dense() if isinstance(input, LiveTensor) else input  # alone, as in MaskedConv2d
+            return self._recorded_forward(input)
         self._bring_up_to_date()
         last = self._channel_axis(input) != 1
         if last and isinstance(input, LiveTensor):

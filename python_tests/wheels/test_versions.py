@@ -28,9 +28,9 @@ def pair(plain=False):
     return versions.Pair("2.13.0", pythons.Python(Path(sys.executable), (3, 11, 7), "cp311"), plain)
 
 
-def row(torch="2.13.0+cpu", python="3.11.7", extension="avx2", passed=1, tests=("",)):
+def row(torch="2.13.0+cpu", python="3.11.7", extension="avx2", passed=1, tests=("",), without=()):
     return {"torch": torch, "python": python, "extension": extension, "cases": "all", "passed": passed,
-            "tests": list(tests)}  # fmt: skip
+            "tests": list(tests), "without": list(without)}  # fmt: skip
 
 
 def test_counts(tmp_path):
@@ -41,12 +41,23 @@ def test_counts(tmp_path):
 
 def test_a_row_takes_the_place_of_the_same(tmp_path):
     path = tmp_path / "versions.json"
-    other = row("2.8.0+cu128"), row(extension=""), row(python="3.12.1"), row(tests=("ops", "nn"))
+    other = [row("2.8.0+cu128"), row(extension=""), row(python="3.12.1")]
+    other += row(tests=("ops", "nn")), row(without=("cuda",))
     for each in (row(), *other, row("2.13.1", python="3.11.9", passed=2)):
         versions.record(each, path)
     found = json.loads(path.read_text())["rows"]
-    assert len(found) == 5 and all(each in found for each in other)
+    assert len(found) == 6 and all(each in found for each in other)
     assert found[0] == other[0] and [each["passed"] for each in found if each["torch"] == "2.13.1"] == [2]
+
+
+def test_tests_that_are_left_out_do_not_run(tmp_path):
+    for name in ("ops", "cuda", "nn"):
+        (tmp_path / "python_tests" / name).mkdir(parents=True)
+        (tmp_path / "python_tests" / name / f"test_{name}.py").write_text(f"def test_{name}(): assert {name != 'cuda'}")
+    report = tmp_path / "tests.xml"
+    words = versions.pytest_words([""], ["cuda", "optim"], True, report)
+    subprocess.run([sys.executable, *words], cwd=tmp_path, check=True)
+    assert versions.counts(report) == {"passed": 2, "failed": 0, "skipped": 0, "failures": []}
 
 
 @pytest.fixture
