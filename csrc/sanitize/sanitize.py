@@ -118,7 +118,8 @@ def run_tests(kind: str, library: Path, fast: bool) -> int:
     command = [sys.executable, "-m", "pytest", "-q", "-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}"]
     command += ["--deselect", f"python_tests/{CPU_TIME}", "-p", "no:cacheprovider"]
     command += ["--capture=sys", *(["--fast"] if fast else []), *tests]  # reports go past sys.stderr to the terminal
-    return subprocess.run(command, cwd=library, env=environment(kind)).returncode
+    path = os.pathsep.join(map(str, (library, ROOT)))  # the tests' own processes find their functions below ROOT
+    return subprocess.run(command, cwd=library, env=environment(kind) | {"PYTHONPATH": path}).returncode
 
 
 def main(argv: Sequence[str] | None = None) -> int:
