@@ -36,6 +36,7 @@ class Kind(NamedTuple):
     environment: dict[str, str]
     tests: tuple[str, ...]
     planted: dict[str, tuple[int, str]]  # function: its argument, and what the report says
+    left_out: tuple[str, ...] = ()  # files of the tests
 
 
 KINDS = {
@@ -63,6 +64,7 @@ KINDS = {
         },
         (*TESTS, "ops/test_caching_allocator.py", "nn/test_serving.py"),
         {"planted_race": (1000, "data race")},
+        ("optim/test_live_gradients_ranks.py",),  # threads of torch's process groups, which are not seen to wait
     ),
 }
 
@@ -117,6 +119,7 @@ def run_tests(kind: str, library: Path, fast: bool) -> int:
     tests = [str(ROOT / "python_tests" / test) for test in KINDS[kind].tests]
     command = [sys.executable, "-m", "pytest", "-q", "-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}"]
     command += ["--deselect", f"python_tests/{CPU_TIME}", "-p", "no:cacheprovider"]
+    command += [f"--ignore={ROOT / 'python_tests' / name}" for name in KINDS[kind].left_out]
     command += ["--capture=sys", *(["--fast"] if fast else []), *tests]  # reports go past sys.stderr to the terminal
     path = os.pathsep.join(map(str, (library, ROOT)))  # the tests' own processes find their functions below ROOT
     return subprocess.run(command, cwd=library, env=environment(kind) | {"PYTHONPATH": path}).returncode
