@@ -1,5 +1,7 @@
 """regroup_channels, join_channels, pack_weight, unpack_grad_weight against plain torch."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -208,7 +210,7 @@ def test_without_the_extension():
     chosen += " or products_are or geometry"
     select = f"({chosen}) and not bad_arguments and not without_the_extension"
     files = ["test_ops.py", "test_tensor.py", "test_rules.py", "test_filled.py", "test_groups.py"]
-    paths = [f"python_tests/live/{file}" for file in files]
+    paths = [str(Path(__file__).with_name(file)) for file in files]
     flags = ["-q", "--no-header", "-p", "no:cacheprovider", *paths, "-k", select]
     done = python(f"import sys, pytest; sys.exit(pytest.main({flags!r}))")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
