@@ -12,7 +12,7 @@ OPS = torch.ops.prunekernels
 # Planes and runs; whole groups of vectors, single vectors and what is left.
 SIZES = [
     (2, 3, 16, 33), (2, 2, 128, 129), (4, 5, 6, 7), (3, 90, 2, 3), (3, 42, 1, 3), (3, 64, 1, 1), (2, 600, 3, 3),
-    (16, 1, 5, 5), (5, 33, 16, 1),
+    (16, 1, 5, 5), (5, 33, 16, 1), (2, 5, 4, 8), (3, 5, 4, 8), (3, 5, 1, 31), (3, 1100, 2, 2),
 ]  # fmt: skip
 LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 TRAINING = pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
